@@ -1,0 +1,47 @@
+//! Where the fields lie that the probe reads from kernel structs.
+//!
+//! rustc emits no CO-RE relocations. The agent resolves these offsets from the running kernel's BTF at start and
+//! writes them into the probe's read-only data before it loads; frozen there, they are constants to the verifier.
+
+/// Byte offsets, each from the start of the struct named in its comment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// 1 when the offsets below were resolved; 0 on a kernel without BTF, where the classic door reads nothing
+    /// from the socket and says so in each record.
+    pub resolved: u32,
+    /// `struct sock`, `u16` (address family).
+    pub skc_family: u32,
+    /// `struct sock`, `__be32`.
+    pub skc_daddr: u32,
+    /// `struct sock`, `__be32`.
+    pub skc_rcv_saddr: u32,
+    /// `struct sock`, `__be16`.
+    pub skc_dport: u32,
+    /// `struct sock`, `struct in6_addr`.
+    pub skc_v6_daddr: u32,
+    /// `struct sock`, `struct in6_addr`.
+    pub skc_v6_rcv_saddr: u32,
+    /// `struct sock`, `struct net *`.
+    pub skc_net: u32,
+    /// `struct sock`, `u16` since 5.6.
+    pub sk_protocol: u32,
+    /// `struct sock`, `unsigned long`.
+    pub sk_flags: u32,
+    /// `struct sock`, `int`.
+    pub sk_err: u32,
+    /// `struct sock`, `int`.
+    pub sk_err_soft: u32,
+    /// `struct sock`, `u32`.
+    pub sk_max_ack_backlog: u32,
+    /// `struct sock`, `u8`.
+    pub sk_shutdown: u32,
+    /// `struct sock`, `int` (`sk_lock.owned`).
+    pub sk_lock_owned: u32,
+    /// `struct net`, `unsigned int` (`ns.inum`).
+    pub net_inum: u32,
+    /// `struct tcp_sock`, `__be16` (`inet_conn.icsk_inet.inet_sport`).
+    pub inet_sport: u32,
+    /// `struct tcp_sock`, `int`.
+    pub linger2: u32,
+}

@@ -1,0 +1,13 @@
+//! What crosses the boundary between the eBPF probe and the agent, and nothing else.
+//!
+//! * [`state`]: the kernel's TCP states, and which transitions belong to the close phase.
+//! * [`event`]: the ring-buffer records.
+//! * [`layout`]: field offsets of kernel structs, resolved by the agent, read-only to the probe.
+//! * [`control`]: the words that the agent and the probe share while both run.
+
+#![no_std]
+
+pub mod control;
+pub mod event;
+pub mod layout;
+pub mod state;

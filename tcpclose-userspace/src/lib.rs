@@ -1,0 +1,5 @@
+//! tcpclose, in the order that data flows.
+//!
+//! * [`terms`]: the words of the field: phase, side, role, outcome, flow, age, diagnosis.
+
+pub mod terms;
