@@ -25,6 +25,8 @@ pub mod flags {
     pub const RCV_SHUTDOWN: u16 = 1 << 7;
     /// `linger2` < 0: FIN-WAIT-2 is skipped when the socket is closed.
     pub const LINGER2_NEGATIVE: u16 = 1 << 8;
+    /// `snd_una` = `write_seq`: all that this side sent is acknowledged, its FIN too if it sent one.
+    pub const FIN_ACKED: u16 = 1 << 9;
 }
 
 /// The start of every record.

@@ -44,4 +44,8 @@ pub struct Layout {
     pub inet_sport: u32,
     /// `struct tcp_sock`, `int`.
     pub linger2: u32,
+    /// `struct tcp_sock`, `u32`.
+    pub snd_una: u32,
+    /// `struct tcp_sock`, `u32`.
+    pub write_seq: u32,
 }

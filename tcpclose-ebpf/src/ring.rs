@@ -1,0 +1,51 @@
+//! The ring buffer to the agent: reserve, submit, wake, and count what was lost.
+
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use tcpclose_common::control::{Control, Counters};
+
+/// Records on their way to the agent. The agent sets the size (`--ring-size`).
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+#[map]
+static CONTROL: Array<Control> = Array::with_max_entries(1, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Puts `record` into the ring, or counts it as lost. `false` when it was lost.
+#[inline(always)]
+pub fn send<T: 'static>(record: T) -> bool {
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return false };
+    let Some(mut entry) = EVENTS.reserve::<T>(0) else {
+        // SAFETY: the pointer is to this CPU's element of a map that lives as long as the program. A program that
+        // interrupts this one on the same CPU could make it miss one increment; since 6.1 the kernel refuses to
+        // nest it (kernel/trace/bpf_trace.c, __bpf_trace_run) and counts that itself.
+        unsafe { (*counters).lost += 1 };
+        return false;
+    };
+    entry.write(record);
+    entry.submit(wakeup());
+    // SAFETY: as above.
+    unsafe { (*counters).made += 1 };
+    true
+}
+
+/// Whether this record must wake the agent: only when the agent sleeps and the ring has filled past the mark.
+#[inline(always)]
+fn wakeup() -> u64 {
+    let Some(control) = CONTROL.get_ptr_mut(0) else { return BPF_RB_NO_WAKEUP.into() };
+    // SAFETY: the element lives as long as the program; both words are read and written whole. Two CPUs that see
+    // the flag raised at once wake the agent twice, which harms nobody.
+    unsafe {
+        if (&raw const (*control).need_wakeup).read_volatile() == 0
+            || EVENTS.query(BPF_RB_AVAIL_DATA.into()) < (&raw const (*control).wakeup_mark).read_volatile()
+        {
+            return BPF_RB_NO_WAKEUP.into();
+        }
+        (&raw mut (*control).need_wakeup).write_volatile(0);
+    }
+    BPF_RB_FORCE_WAKEUP.into()
+}

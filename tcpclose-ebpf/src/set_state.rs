@@ -1,0 +1,150 @@
+//! `inet_sock_set_state`: one body behind two front doors.
+//!
+//! Both filter first (TCP, a real transition, the close phase), because most of what fires here is the opening of
+//! connections; then one record is made, with addresses when it opens a life, without when it goes on with one.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
+use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
+use aya_log_ebpf::{trace, warn};
+use tcpclose_common::event::{Head, Open, Step, flags, flow_hash};
+use tcpclose_common::state::{is_close_step, opens_life};
+
+use crate::ring;
+use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Typed};
+
+/// The tp_btf door: direct loads, keyed by socket cookie.
+#[inline(always)]
+pub fn by_btf(ctx: &BtfTracePointContext) {
+    let sk: *const u8 = ctx.arg(0);
+    let old: i32 = ctx.arg(1);
+    let new: i32 = ctx.arg(2);
+    let (old, new) = (old as u32, new as u32);
+    // SAFETY: the tracepoint's first argument is a live struct sock.
+    if !is_close_step(old, new) || unsafe { sock::protocol::<Typed>(sk) } != IPPROTO_TCP {
+        return;
+    }
+    // SAFETY: a helper call; NULL when this is no TCP socket (an MPTCP one has protocol 262 and was dropped above).
+    let tcp: *const u8 = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) }.cast();
+    if tcp.is_null() {
+        return;
+    }
+    // SAFETY: both point to the tracepoint's own socket; this door loads only where the offsets are resolved.
+    let (facts, (local_port, remote_port), cookie) = unsafe {
+        (
+            sock::facts::<Typed>(sk, tcp),
+            sock::ports::<Typed>(sk, tcp),
+            bpf_get_socket_cookie(sk.cast_mut().cast()),
+        )
+    };
+    let head = head(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
+    let sent = if opens_life(old) {
+        // SAFETY: as above.
+        let (local, remote) = unsafe { sock::addresses::<Typed>(sk) };
+        open(head, 0, local, remote)
+    } else {
+        ring::send(Step { head, flow: 0 })
+    };
+    log(ctx, sent, old, new, local_port, remote_port);
+}
+
+/// The fields of the classic tracepoint after the common header, from
+/// `/sys/kernel/tracing/events/sock/inet_sock_set_state/format` (include/trace/events/sock.h; `protocol` is a u16
+/// since 5.6, the rest is older).
+mod format {
+    pub const SKADDR: usize = 8;
+    pub const OLDSTATE: usize = 16;
+    pub const NEWSTATE: usize = 20;
+    pub const SPORT: usize = 24;
+    pub const DPORT: usize = 26;
+    pub const FAMILY: usize = 28;
+    pub const PROTOCOL: usize = 30;
+    pub const SADDR: usize = 32;
+    pub const DADDR: usize = 36;
+    pub const SADDR_V6: usize = 40;
+    pub const DADDR_V6: usize = 56;
+}
+
+const AF_INET: u16 = 2;
+
+/// The classic door: the tracepoint's own fields, and what BTF tells of the rest.
+#[inline(always)]
+pub fn by_tracepoint(ctx: &TracePointContext) {
+    let old: u32 = field(ctx, format::OLDSTATE);
+    let new: u32 = field(ctx, format::NEWSTATE);
+    let protocol: u16 = field(ctx, format::PROTOCOL);
+    if !is_close_step(old, new) || protocol != IPPROTO_TCP {
+        return;
+    }
+    let sk: u64 = field(ctx, format::SKADDR);
+    let local_port: u16 = field(ctx, format::SPORT);
+    let remote_port: u16 = field(ctx, format::DPORT);
+    let family: u16 = field(ctx, format::FAMILY);
+    let (local, remote): ([u8; 16], [u8; 16]) = if family == AF_INET {
+        (sock::mapped(field(ctx, format::SADDR)), sock::mapped(field(ctx, format::DADDR)))
+    } else {
+        (v6_field(ctx, format::SADDR_V6), v6_field(ctx, format::DADDR_V6))
+    };
+    let facts = if sock::resolved() {
+        let sk = sk as *const u8;
+        // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
+        unsafe { sock::facts::<Copied>(sk, sk) }
+    } else {
+        Facts::NONE
+    };
+    let flow = flow_hash(&local, &remote, local_port, remote_port);
+    let head = head(sk, (local_port, remote_port), old, new, facts, 0);
+    let sent =
+        if opens_life(old) { open(head, flow, local, remote) } else { ring::send(Step { head, flow }) };
+    log(ctx, sent, old, new, local_port, remote_port);
+}
+
+/// A field of the classic tracepoint's record.
+#[inline(always)]
+fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
+    // SAFETY: the context of a tracepoint program is its record; the verifier holds the offset and the size against
+    // the record's (kernel/trace/bpf_trace.c, tp_prog_is_valid_access).
+    unsafe { ctx.as_ptr().cast::<u8>().add(offset).cast::<T>().read_volatile() }
+}
+
+/// An IPv6 address of the classic tracepoint's record, which holds it at a multiple of four bytes.
+#[inline(always)]
+fn v6_field(ctx: &TracePointContext, offset: usize) -> [u8; 16] {
+    let words: [u32; 4] =
+        [field(ctx, offset), field(ctx, offset + 4), field(ctx, offset + 8), field(ctx, offset + 12)];
+    // SAFETY: both are 16 bytes of plain integers.
+    unsafe { core::mem::transmute(words) }
+}
+
+#[inline(always)]
+fn head(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16) -> Head {
+    Head {
+        key,
+        // SAFETY: a helper without arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        local_port: ports.0,
+        remote_port: ports.1,
+        old: old as u8,
+        new: new as u8,
+        flags: facts.flags | door,
+        netns: facts.netns,
+        err: facts.err,
+        err_soft: facts.err_soft,
+    }
+}
+
+#[inline(always)]
+fn open(mut head: Head, flow: u64, local: [u8; 16], remote: [u8; 16]) -> bool {
+    head.flags |= flags::OPEN;
+    ring::send(Open { head, flow, local, remote })
+}
+
+/// What `--log-level` shows of the probe. At level off, the default, the verifier removes these branches: the level
+/// is a constant to it.
+#[inline(always)]
+fn log(ctx: &impl EbpfContext, sent: bool, old: u32, new: u32, local_port: u16, remote_port: u16) {
+    if !sent {
+        warn!(ctx, "ring full: lost {} -> {} of {} -> {}", old, new, local_port, remote_port);
+    }
+    trace!(ctx, "{} -> {} of {} -> {}", old, new, local_port, remote_port);
+}

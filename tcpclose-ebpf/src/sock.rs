@@ -1,0 +1,194 @@
+//! The only place that reads kernel structs.
+//!
+//! Offsets come from [`LAYOUT`]. How a load is made differs by door: behind tp_btf the verifier knows the type of the
+//! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use tcpclose_common::event::flags;
+use tcpclose_common::layout::Layout;
+
+/// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
+#[unsafe(no_mangle)]
+static LAYOUT: Layout = Layout {
+    resolved: 0,
+    skc_family: 0,
+    skc_daddr: 0,
+    skc_rcv_saddr: 0,
+    skc_dport: 0,
+    skc_v6_daddr: 0,
+    skc_v6_rcv_saddr: 0,
+    skc_net: 0,
+    sk_protocol: 0,
+    sk_flags: 0,
+    sk_err: 0,
+    sk_err_soft: 0,
+    sk_max_ack_backlog: 0,
+    sk_shutdown: 0,
+    sk_lock_owned: 0,
+    net_inum: 0,
+    inet_sport: 0,
+    linger2: 0,
+    snd_una: 0,
+    write_seq: 0,
+};
+
+/// An offset, read so that the compiler cannot fold the zero above into the code.
+#[inline(always)]
+fn offset(field: &'static u32) -> usize {
+    // SAFETY: a plain integer; the agent writes it before the program exists, and nobody after.
+    unsafe { core::ptr::from_ref(field).read_volatile() as usize }
+}
+
+/// Whether the offsets are known.
+#[inline(always)]
+pub fn resolved() -> bool {
+    offset(&LAYOUT.resolved) != 0
+}
+
+const AF_INET6: u16 = 10;
+pub const IPPROTO_TCP: u16 = 6;
+
+/// `enum sock_flags` (include/net/sock.h, 5.8 to 6.18).
+const SOCK_DEAD: u64 = 1 << 0;
+const SOCK_DONE: u64 = 1 << 1;
+/// include/net/sock.h.
+const RCV_SHUTDOWN: u8 = 1;
+
+/// How this door loads from kernel memory.
+pub trait Load {
+    /// # Safety
+    /// `base` points to a kernel struct that has a `T` at `offset`.
+    unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T;
+}
+
+/// Plain loads through a pointer whose type the verifier knows.
+pub struct Typed;
+
+impl Load for Typed {
+    #[inline(always)]
+    unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
+        // SAFETY: the caller's promise, and the verifier's own check of type, offset and size. Volatile, so that the
+        // compiler neither merges nor widens the load into one that the type does not have.
+        unsafe { base.add(offset).cast::<T>().read_volatile() }
+    }
+}
+
+/// Loads by helper, for an address that is a number to the verifier.
+pub struct Copied;
+
+impl Load for Copied {
+    #[inline(always)]
+    unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
+        // SAFETY: the helper checks the address itself. All types loaded here are integers, for which zero is a value.
+        unsafe { bpf_probe_read_kernel(base.add(offset).cast::<T>()).unwrap_or(core::mem::zeroed()) }
+    }
+}
+
+/// What the kernel knows of a socket at one step. See [`tcpclose_common::event::Head`] for the fields.
+pub struct Facts {
+    pub flags: u16,
+    pub netns: u32,
+    pub err: u16,
+    pub err_soft: u16,
+}
+
+impl Facts {
+    /// Nothing is known: a kernel without BTF.
+    pub const NONE: Self = Self { flags: 0, netns: 0, err: 0, err_soft: 0 };
+}
+
+/// `sk->sk_protocol`, a u16 since 5.6.
+#[inline(always)]
+pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
+    // SAFETY: `sk` is a struct sock.
+    unsafe { L::load(sk, offset(&LAYOUT.sk_protocol)) }
+}
+
+/// Reads what tells role, side and outcome apart. `tcp` is the same socket as a `struct tcp_sock`.
+///
+/// # Safety
+/// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.
+#[inline(always)]
+pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8) -> Facts {
+    // SAFETY: the offsets are of struct sock, struct net and struct tcp_sock in this kernel's own BTF.
+    unsafe {
+        let sk_flags: u64 = L::load(sk, offset(&LAYOUT.sk_flags));
+        let backlog: u32 = L::load(sk, offset(&LAYOUT.sk_max_ack_backlog));
+        let shutdown: u8 = L::load(sk, offset(&LAYOUT.sk_shutdown));
+        let owned: i32 = L::load(sk, offset(&LAYOUT.sk_lock_owned));
+        let linger2: i32 = L::load(tcp, offset(&LAYOUT.linger2));
+        let snd_una: u32 = L::load(tcp, offset(&LAYOUT.snd_una));
+        let write_seq: u32 = L::load(tcp, offset(&LAYOUT.write_seq));
+        let err: i32 = L::load(sk, offset(&LAYOUT.sk_err));
+        let err_soft: i32 = L::load(sk, offset(&LAYOUT.sk_err_soft));
+        let net: *const u8 = L::load(sk, offset(&LAYOUT.skc_net));
+        let netns: u32 = if net.is_null() { 0 } else { L::load(net, offset(&LAYOUT.net_inum)) };
+        let when = |fact: bool, flag: u16| if fact { flag } else { 0 };
+        Facts {
+            flags: flags::FACTS
+                | when(backlog != 0, flags::ACCEPTED)
+                | when(owned != 0, flags::OWNED)
+                | when(sk_flags & SOCK_DONE != 0, flags::DONE)
+                | when(sk_flags & SOCK_DEAD != 0, flags::DEAD)
+                | when(shutdown & RCV_SHUTDOWN != 0, flags::RCV_SHUTDOWN)
+                | when(linger2 < 0, flags::LINGER2_NEGATIVE)
+                | when(snd_una == write_seq, flags::FIN_ACKED),
+            netns,
+            err: err as u16,
+            err_soft: err_soft as u16,
+        }
+    }
+}
+
+/// Local and remote port, host order. `inet_sport` rather than `skc_num`, which is 0 at →CLOSE: the port was given
+/// back before (net/ipv4/tcp.c, tcp_set_state: inet_put_port comes before inet_sk_state_store).
+///
+/// # Safety
+/// As [`facts`].
+#[inline(always)]
+pub unsafe fn ports<L: Load>(sk: *const u8, tcp: *const u8) -> (u16, u16) {
+    // SAFETY: as in `facts`.
+    unsafe {
+        let local: u16 = L::load(tcp, offset(&LAYOUT.inet_sport));
+        let remote: u16 = L::load(sk, offset(&LAYOUT.skc_dport));
+        (u16::from_be(local), u16::from_be(remote))
+    }
+}
+
+/// Local and remote address in network order, IPv4 as v4-mapped IPv6.
+///
+/// # Safety
+/// As [`facts`].
+#[inline(always)]
+pub unsafe fn addresses<L: Load>(sk: *const u8) -> ([u8; 16], [u8; 16]) {
+    // SAFETY: as in `facts`. The IPv6 addresses are read word by word: in6_addr's own type is an array of u32.
+    unsafe {
+        let family: u16 = L::load(sk, offset(&LAYOUT.skc_family));
+        if family == AF_INET6 {
+            (v6::<L>(sk, offset(&LAYOUT.skc_v6_rcv_saddr)), v6::<L>(sk, offset(&LAYOUT.skc_v6_daddr)))
+        } else {
+            let local: u32 = L::load(sk, offset(&LAYOUT.skc_rcv_saddr));
+            let remote: u32 = L::load(sk, offset(&LAYOUT.skc_daddr));
+            (mapped(local), mapped(remote))
+        }
+    }
+}
+
+/// # Safety
+/// `sk` has an in6_addr at `at`.
+#[inline(always)]
+unsafe fn v6<L: Load>(sk: *const u8, at: usize) -> [u8; 16] {
+    // SAFETY: the caller's promise.
+    let words: [u32; 4] =
+        unsafe { [L::load(sk, at), L::load(sk, at + 4), L::load(sk, at + 8), L::load(sk, at + 12)] };
+    // SAFETY: both are 16 bytes of plain integers.
+    unsafe { core::mem::transmute(words) }
+}
+
+/// `::ffff:a.b.c.d` from the four bytes of a `__be32`.
+#[inline(always)]
+pub fn mapped(address: u32) -> [u8; 16] {
+    let words: [u32; 4] = [0, 0, 0x0000_ffff_u32.to_be(), address];
+    // SAFETY: both are 16 bytes of plain integers.
+    unsafe { core::mem::transmute(words) }
+}

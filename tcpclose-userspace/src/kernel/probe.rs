@@ -1,0 +1,229 @@
+//! Load and attach the eBPF programs: the ladder of state hooks, best door first.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use aya::maps::MapType;
+use aya::programs::{BtfTracePoint, TracePoint};
+use aya::sys::is_map_supported;
+use aya::{Btf, Ebpf, EbpfLoader, GlobalData, Pod};
+use log::LevelFilter;
+use tcpclose_common::layout::Layout;
+
+use super::ring::Ring;
+use super::{host, layout, tracefs};
+use crate::failure::Failure;
+
+/// The probe, built by build.rs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpclose-ebpf"));
+
+const TRACEPOINT: &str = "inet_sock_set_state";
+
+/// The rungs of the `state` hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateHook {
+    /// tp_btf: cookies and direct reads.
+    Btf,
+    /// The classic tracepoint.
+    Tracepoint,
+}
+
+impl StateHook {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Btf => "btf",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// The probe at work. Dropped, it detaches.
+pub struct Probe {
+    /// The rung in use.
+    pub hook: StateHook,
+    /// Whether field offsets are known, and with them namespace, side, outcome.
+    pub facts: bool,
+    /// What a better rung lacks, in words; empty on the best one.
+    pub declined: Vec<String>,
+    pub ring: Ring,
+    program: OwnedFd,
+    /// Holds the programs and their links.
+    ebpf: Ebpf,
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct LayoutGlobal(Layout);
+
+// SAFETY: repr(transparent) over a repr(C) struct of u32 without padding; every bit pattern is a value.
+unsafe impl Pod for LayoutGlobal {}
+
+impl Probe {
+    /// Loads the probe and attaches it at the rung `only`, or at the best that loads.
+    ///
+    /// `ring_size` is in bytes: a power of two, a page or more. `level` is the log level of the whole agent; the
+    /// probe itself speaks at debug (a lost record) and trace (each step).
+    ///
+    /// # Errors
+    /// A missing capability, a kernel without ring buffer or tracepoint, or no rung that loads.
+    pub fn attach(only: Option<StateHook>, ring_size: u32, level: LevelFilter) -> Result<Self, Failure> {
+        require_capabilities()?;
+        require_ring_buffer()?;
+        let mut declined = Vec::new();
+        let layout = layout::resolve().unwrap_or_else(|why| {
+            declined.push(format!("no facts read from sockets: {why:#}"));
+            Layout::default()
+        });
+        let facts = layout.resolved != 0;
+        let btf = if facts { Btf::from_sys_fs().ok() } else { None };
+        require_tracepoint(only, btf.is_some())?;
+
+        raise_memlock();
+        let what = "cannot load the probe";
+        let mut ebpf = load(btf.as_ref(), &layout, ring_size, level)
+            .map_err(|why| Failure::new(what, format!("{why:#}"), "see --log-level debug, or ask --no-agent"))?;
+
+        let mut attached = None;
+        if only != Some(StateHook::Tracepoint) {
+            match attach_btf(&mut ebpf, btf.as_ref()) {
+                Ok(program) => attached = Some((StateHook::Btf, program)),
+                Err(why) => declined.push(format!("state hook btf: {why:#}")),
+            }
+        }
+        if attached.is_none() && only != Some(StateHook::Btf) {
+            match tracefs::visible(|| attach_tracepoint(&mut ebpf)).and_then(|done| done) {
+                Ok(program) => attached = Some((StateHook::Tracepoint, program)),
+                Err(why) => declined.push(format!("state hook tracepoint: {why:#}")),
+            }
+        }
+        let Some((hook, program)) = attached else {
+            let todo = match only {
+                Some(_) => "try --state-hook auto, or `tcpclose stuck --no-agent` for a snapshot",
+                None => "try `tcpclose stuck --no-agent` for a snapshot",
+            };
+            return Err(Failure::new(
+                "no state hook can be attached",
+                declined.join("; "),
+                todo,
+            ));
+        };
+        let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| Failure::new(what, why, "report this"))?;
+        Ok(Self { hook, facts, declined, ring, program, ebpf })
+    }
+
+    /// The programs' log, to be read by [`aya_log::EbpfLogger`].
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// How often the kernel left the program out because it was already running on that CPU: each is a lost event.
+    /// Counted since 5.12 (kernel/bpf/syscall.c, bpf_prog_show_fdinfo); 0 on kernels that do not count.
+    pub fn recursion_misses(&self) -> u64 {
+        let path = format!("/proc/self/fdinfo/{}", self.program.as_raw_fd());
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("recursion_misses:"))
+            .and_then(|n| n.trim().parse().ok())
+            .unwrap_or(0)
+    }
+}
+
+fn load(btf: Option<&Btf>, layout: &Layout, ring_size: u32, level: LevelFilter) -> Result<Ebpf> {
+    let layout = LayoutGlobal(*layout);
+    let level = probe_level(level);
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(btf)
+        .override_global("LAYOUT", GlobalData::from(&layout), true)
+        .override_global(aya_log::LEVEL, GlobalData::from(&level), false)
+        .map_max_entries("EVENTS", ring_size);
+    Ok(loader.load(OBJECT)?)
+}
+
+/// The probe's level for the agent's: off unless the agent is to say more than warnings, since a record that is
+/// logged costs many times one that is sent.
+const fn probe_level(level: LevelFilter) -> u8 {
+    match level {
+        LevelFilter::Trace => aya_log::Level::Trace as u8,
+        LevelFilter::Debug => aya_log::Level::Debug as u8,
+        _ => 0,
+    }
+}
+
+fn attach_btf(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<OwnedFd> {
+    let btf = btf.context("this kernel has no BTF")?;
+    let program: &mut BtfTracePoint = ebpf.program_mut("set_state_btf").context("no such program")?.try_into()?;
+    program.load(TRACEPOINT, btf).context("the kernel refuses it (tp_btf with socket cookies needs 5.12)")?;
+    program.attach()?;
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+fn attach_tracepoint(ebpf: &mut Ebpf) -> Result<OwnedFd> {
+    let program: &mut TracePoint =
+        ebpf.program_mut("set_state_tracepoint").context("no such program")?.try_into()?;
+    program.load()?;
+    program.attach("sock", TRACEPOINT)?;
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// CAP_BPF to load, CAP_PERFMON to attach to a tracepoint and read kernel memory; since 5.8 both are parts of
+/// CAP_SYS_ADMIN (include/linux/capability.h, bpf_capable, perfmon_capable).
+fn require_capabilities() -> Result<(), Failure> {
+    let missing: Vec<&str> = [(host::CAP_BPF, "CAP_BPF"), (host::CAP_PERFMON, "CAP_PERFMON")]
+        .into_iter()
+        .filter(|&(cap, _)| !host::has_cap(cap) && !host::has_cap(host::CAP_SYS_ADMIN))
+        .map(|(_, name)| name)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "cannot load the probe",
+        format!("this process lacks {}", missing.join(" and ")),
+        "run it as root or grant them; `tcpclose stuck --no-agent` lists sockets without any",
+    ))
+}
+
+fn require_ring_buffer() -> Result<(), Failure> {
+    match is_map_supported(MapType::RingBuf) {
+        Ok(false) => Err(Failure::new(
+            "cannot load the probe",
+            "this kernel has no BPF ring buffer",
+            "it came with Linux 5.8; `tcpclose stuck --no-agent` works without",
+        )),
+        // What cannot be probed is tried: the load says why.
+        Ok(true) | Err(_) => Ok(()),
+    }
+}
+
+fn require_tracepoint(only: Option<StateHook>, btf: bool) -> Result<(), Failure> {
+    let tracepoint = tracefs::visible(tracefs::has_tracepoint).unwrap_or(false);
+    let usable = match only {
+        Some(StateHook::Btf) => btf,
+        Some(StateHook::Tracepoint) => tracepoint,
+        None => btf || tracepoint,
+    };
+    if usable {
+        return Ok(());
+    }
+    let why = match only {
+        Some(StateHook::Btf) => format!("this kernel has no BTF ({} is missing)", layout::VMLINUX),
+        _ => format!("this kernel shows no tracepoint sock:{TRACEPOINT}"),
+    };
+    Err(Failure::new(
+        "cannot watch TCP states",
+        why,
+        "it needs Linux 5.8 with tracefs (CONFIG_FTRACE) or BTF; `tcpclose stuck --no-agent` works without",
+    ))
+}
+
+/// Below 5.11 the kernel charges maps to RLIMIT_MEMLOCK. A refusal is no error: a newer kernel does not ask.
+fn raise_memlock() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    if let Err(why) = setrlimit(Resource::Memlock, unlimited) {
+        log::debug!("RLIMIT_MEMLOCK stays as it is: {}", io::Error::from(why));
+    }
+}

@@ -1,0 +1,101 @@
+//! The consuming end of the ring buffer.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use aya::{Ebpf, Pod};
+use tcpclose_common::control::{Control, Counters};
+use tcpclose_common::event::Record;
+
+/// Records that one [`Ring::drain`] takes at most, so that a flood cannot keep the agent from everything else.
+const AT_ONCE: u64 = 1 << 18;
+
+/// What [`Ring::drain`] took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Records, sound or not.
+    pub records: u64,
+    /// Records that could not be decoded: skipped.
+    pub malformed: u64,
+    /// The ring may hold more.
+    pub more: bool,
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ControlWord(Control);
+
+// SAFETY: repr(transparent) over repr(C) integers without padding; every bit pattern is a value.
+unsafe impl Pod for ControlWord {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct CpuCounters(Counters);
+
+// SAFETY: as for ControlWord.
+unsafe impl Pod for CpuCounters {}
+
+/// The ring, and the two maps that go with it.
+pub struct Ring {
+    events: RingBuf<MapData>,
+    control: Array<MapData, ControlWord>,
+    counters: PerCpuArray<MapData, CpuCounters>,
+    wakeup_mark: u64,
+}
+
+impl Ring {
+    /// Takes the ring's maps out of the loaded object. `size` is the ring's in bytes; the probe wakes a sleeping
+    /// agent when a quarter of it is filled, which leaves three quarters for the time until it runs.
+    pub fn take(ebpf: &mut Ebpf, size: u32) -> Result<Self> {
+        let mut map = |name: &'static str| ebpf.take_map(name).with_context(|| format!("no map {name}"));
+        let mut ring = Self {
+            events: RingBuf::try_from(map("EVENTS")?)?,
+            control: Array::try_from(map("CONTROL")?)?,
+            counters: PerCpuArray::try_from(map("COUNTERS")?)?,
+            wakeup_mark: u64::from(size / 4),
+        };
+        ring.sleep()?;
+        Ok(ring)
+    }
+
+    /// Hands every record there is to `each`, in the order of their reservation, up to a bound.
+    pub fn drain(&mut self, mut each: impl FnMut(&Record)) -> Taken {
+        let mut taken = Taken::default();
+        while let Some(bytes) = self.events.next() {
+            taken.records += 1;
+            match Record::decode(&bytes) {
+                Some(record) => each(&record),
+                None => taken.malformed += 1,
+            }
+            if taken.records == AT_ONCE {
+                taken.more = true;
+                break;
+            }
+        }
+        taken
+    }
+
+    /// Says that the agent is about to sleep: from here on the probe wakes it, once, when the ring fills.
+    pub fn sleep(&mut self) -> Result<()> {
+        self.control.set(0, ControlWord(Control::new(true, self.wakeup_mark)), 0)?;
+        Ok(())
+    }
+
+    /// What the probe has counted on all CPUs.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut sum = Counters::default();
+        for CpuCounters(cpu) in self.counters.get(&0, 0)?.iter() {
+            sum.made += cpu.made;
+            sum.lost += cpu.lost;
+        }
+        Ok(sum)
+    }
+}
+
+impl AsRawFd for Ring {
+    /// Readable when the probe has called.
+    fn as_raw_fd(&self) -> RawFd {
+        self.events.as_raw_fd()
+    }
+}

@@ -1,0 +1,57 @@
+//! tracefs, for the classic door: looked at where it is mounted, or for a moment in a mount namespace of our own.
+
+use std::io;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::statfs;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+const MOUNTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+/// include/uapi/linux/magic.h
+const SYSFS_MAGIC: i64 = 0x6265_6572;
+
+/// Whether the tracepoint is there, seen from a thread that [`visible`] runs.
+pub fn has_tracepoint() -> bool {
+    MOUNTS.iter().any(|mount| Path::new(mount).join("events/sock/inet_sock_set_state").is_dir())
+}
+
+/// Runs `f` where tracefs can be seen.
+///
+/// Where nobody has mounted it, `f` runs on a thread in a mount namespace of its own, where we mount it: attaching
+/// needs tracefs only to read an id, and an agent has no business in the host's mount table. A directory on which
+/// somebody mounted something else was masked on purpose, and stays masked.
+///
+/// # Errors
+/// When that namespace or mount is refused (CAP_SYS_ADMIN), or tracefs is masked.
+pub fn visible<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
+    if has_tracepoint() {
+        return Ok(f());
+    }
+    let [tracing, _] = MOUNTS;
+    let fs = statfs(tracing).with_context(|| format!("{tracing} is not there"))?;
+    #[allow(clippy::unnecessary_cast, reason = "f_type is not an i64 on every architecture")]
+    if fs.f_type as i64 != SYSFS_MAGIC {
+        bail!("{tracing} shows no events");
+    }
+    thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                mount_here(tracing).map_err(io::Error::from).context("tracefs cannot be mounted")?;
+                Ok(f())
+            })
+            .join()
+            .unwrap_or_else(|_| bail!("the thread that looked at tracefs died"))
+    })
+}
+
+fn mount_here(tracing: &str) -> rustix::io::Result<()> {
+    // SAFETY: unsharing the mount namespace concerns this thread alone (and unshares its fs_struct, which a thread
+    // that only reads absolute paths does not notice).
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount("tracefs", tracing, "tracefs", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, None)
+}

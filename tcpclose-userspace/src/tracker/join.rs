@@ -1,0 +1,306 @@
+//! What a dump of the kernel's sockets adds: the minisockets, which no record reports, the sockets that were there
+//! first, and what lost records left wrong.
+//!
+//! A dump is no snapshot: it resumes by position in a hash bucket, so that it can skip or repeat, and what it saw may
+//! have changed since. So the ring is drained between the dump and [`Tracker::dump`]; a life with a record after the
+//! dump's start (less a margin) is left to the next one; and an absence is only a suspicion until an exact lookup
+//! confirms it, but for a minisocket whose timer was due.
+
+use std::collections::HashSet;
+
+use tcpclose_common::state::TcpState;
+
+use crate::terms::{Age, Flow, Outcome, Phase, Side};
+
+use super::fact::{Fact, Mended, Sink, Why};
+use super::life::{Body, Life, Since};
+use super::{Tracker, role_proven_by};
+
+/// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
+const MARGIN_NS: u64 = 100_000_000;
+
+/// A measured length of TIME-WAIT is taken for a new one when it differs by more than this: jiffies and the time
+/// between a step and its timer make up some 10 ms.
+const LENGTH_TOLERANCE_NS: u64 = 50_000_000;
+
+/// One socket or minisocket, as a dump saw it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    pub state: TcpState,
+    pub body: Body,
+    pub flow: Flow,
+    pub cookie: u64,
+    /// CLOCK_MONOTONIC of the sighting.
+    pub seen_ns: u64,
+    /// What is left on the timer of a minisocket.
+    pub expires_ns: u64,
+    /// What the kernel proves of the time a full socket has spent in its state.
+    pub age: Age,
+    /// When the program last wrote to it, where the dump told.
+    pub sent_ns: Option<u64>,
+}
+
+/// One dump of the host's network namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// What it saw; listeners too, if it asked for them.
+    pub seen: &'a [Seen],
+    /// The states it asked for, a mask of `1 << state`.
+    pub states: u32,
+    /// CLOCK_MONOTONIC before its first request.
+    pub started_ns: u64,
+    /// It is the first: what it finds was there before the agent.
+    pub first: bool,
+}
+
+/// A tracked socket that a dump should have seen and did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Suspect {
+    pub flow: Flow,
+    pub cookie: u64,
+    slot: usize,
+    event_ns: u64,
+    seen_ns: u64,
+}
+
+impl Tracker {
+    /// Says that a dump begins. What ends before [`Self::dump`] takes it stays ended.
+    pub fn dump_started(&mut self) {
+        self.ended_meanwhile = Some(HashSet::new());
+    }
+
+    /// Says that the dump failed.
+    pub fn dump_failed(&mut self) {
+        self.ended_meanwhile = None;
+    }
+
+    /// Takes a dump, after every record that was in the ring when it finished. Returns the absent lives, at most
+    /// `most`: those that an exact lookup does not find either go to [`Self::gone`].
+    pub fn dump(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
+        let ended = self.ended_meanwhile.take().unwrap_or_default();
+        if view.states & TcpState::Listen.bit() != 0 {
+            self.listening.clear();
+        }
+        for seen in view.seen.iter().filter(|seen| seen.state == TcpState::Listen) {
+            self.listening.insert(seen.flow.local_port);
+        }
+        self.measure_time_wait(view);
+        for seen in view.seen {
+            let Some(phase) = Phase::of(seen.state) else { continue };
+            match self.slot_of(seen.cookie, &seen.flow) {
+                Some(at) => self.sighting(at, seen, phase, view, out),
+                None if ended.contains(&self.identity(seen.cookie, &seen.flow)) => {}
+                // A minisocket whose timer is due was ended by an earlier dump that missed it.
+                None if !view.first && seen.body == Body::Minisocket && seen.expires_ns == 0 => {}
+                None => self.adopt(seen, phase, view, out),
+            }
+        }
+        self.absent(view, most, out)
+    }
+
+    /// An exact lookup has confirmed, at `now_ns`, that `suspect` is no longer in the kernel.
+    pub fn gone(&mut self, suspect: &Suspect, now_ns: u64, out: &mut impl Sink) {
+        let Some(life) = self.lives.get(suspect.slot) else { return };
+        let same = life.flow == suspect.flow
+            && life.cookie == suspect.cookie
+            && life.event_ns == suspect.event_ns
+            && life.seen_ns == suspect.seen_ns;
+        if !same {
+            return;
+        }
+        match life.body {
+            Body::Minisocket => self.end_minisocket(suspect.slot, now_ns, out),
+            Body::Socket => {
+                out.fact(now_ns, Fact::Mended { what: Mended::Vanished });
+                self.vanish(suspect.slot, now_ns, out);
+            }
+        }
+    }
+
+    /// A known life in a dump.
+    fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
+        let life = &mut self.lives[at];
+        if life.cookie == 0 {
+            life.cookie = seen.cookie;
+        }
+        if life.netns == 0 && life.sk == 0 {
+            // Found in this namespace: it is of it. (A full socket of the classic door keeps its key.)
+            life.netns = self.host.netns;
+            let hash = life.flow.hash64();
+            self.by_flow.remove(&(0, hash));
+            self.by_flow.insert((self.host.netns, hash), at);
+        }
+        let life = &mut self.lives[at];
+        match (life.body, seen.body) {
+            (Body::Minisocket, Body::Minisocket) => self.minisocket(at, seen, phase, out),
+            _ if life.event_ns + MARGIN_NS > view.started_ns => {}
+            (Body::Socket, Body::Socket) if life.phase == phase => {
+                life.seen_ns = seen.seen_ns;
+                life.sent_ns = seen.sent_ns.unwrap_or(life.sent_ns);
+                if !life.has_addresses() {
+                    life.flow = seen.flow;
+                }
+            }
+            // Records were lost on the way from what we knew to what is.
+            _ => {
+                out.fact(seen.seen_ns, Fact::Mended { what: Mended::State });
+                out.fact(seen.seen_ns, Fact::Unseen { phase: life.phase, why: Why::Lost });
+                let (counted, role, pair) = (life.counted, life.role, (life.side, life.port));
+                self.remove(at);
+                let at = self.place(seen, phase, view);
+                let life = &mut self.lives[at];
+                (life.side, life.port) = pair;
+                (life.counted, life.role) = (counted, role);
+                if life.phase == Phase::TimeWait {
+                    self.count(at, seen.seen_ns, Outcome::Graceful, out);
+                }
+            }
+        }
+    }
+
+    /// A known minisocket in a dump: in the phase it was in, or flipped from FIN-WAIT-2 to TIME-WAIT since.
+    fn minisocket(&mut self, at: usize, seen: &Seen, phase: Phase, out: &mut impl Sink) {
+        let life = self.lives[at];
+        if life.phase == Phase::FinWait2 && phase == Phase::TimeWait {
+            // Not before the last sighting in FIN-WAIT-2, nor before the hand-over, nor after this sighting.
+            let floor = life.event_ns.max(life.seen_ns).max(life.since.latest_ns);
+            let since = match self.time_wait_entry(seen) {
+                Some(entry) => Since::exact(entry.clamp(floor, floor.max(seen.seen_ns))),
+                None => Since { earliest_ns: floor, latest_ns: seen.seen_ns },
+            };
+            if since.earliest_ns == since.latest_ns {
+                self.leave(at, Phase::FinWait2, since.latest_ns, out);
+            } else {
+                out.fact(since.latest_ns, Fact::Unseen { phase: Phase::FinWait2, why: Why::BetweenDumps });
+            }
+            self.enter_time_wait(at, Phase::FinWait2, since, out);
+        } else if life.phase == Phase::TimeWait && !life.counted {
+            // Presumed since CLOSING→CLOSE, and here it is.
+            self.enter_time_wait(at, Phase::Closing, life.since, out);
+        }
+        let life = &mut self.lives[at];
+        life.seen_ns = seen.seen_ns;
+        // An expired timer that has not fired yet keeps the instant it was due at.
+        if seen.expires_ns != 0 || life.expires_ns == 0 {
+            life.expires_ns = seen.seen_ns + seen.expires_ns;
+        }
+    }
+
+    /// When a minisocket now in TIME-WAIT entered it, by its timer: re-armed at entry to run TIME-WAIT's length
+    /// (inet_twsk_schedule in tcp_time_wait, inet_twsk_reschedule in tcp_timewait_state_process; 5.8 to 6.18).
+    fn time_wait_entry(&self, seen: &Seen) -> Option<u64> {
+        let length = self.time_wait_ns?;
+        (seen.expires_ns != 0)
+            .then(|| (seen.seen_ns + seen.expires_ns).saturating_sub(length).min(seen.seen_ns))
+    }
+
+    /// Measures TIME-WAIT's length on minisockets whose entry a record told: what was on their timer then. A
+    /// retransmitted FIN re-arms the timer and so can only lengthen it: the shortest is the truth.
+    fn measure_time_wait(&mut self, view: &View<'_>) {
+        let mut shortest: Option<u64> = None;
+        let mut samples = 0;
+        for seen in view.seen {
+            if seen.state != TcpState::TimeWait || seen.expires_ns == 0 {
+                continue;
+            }
+            let Some(life) = self.slot_of(seen.cookie, &seen.flow).map(|at| &self.lives[at]) else {
+                continue;
+            };
+            let told = life.phase == Phase::TimeWait
+                && life.counted
+                && life.seen_ns == 0
+                && life.event_ns == life.since.latest_ns;
+            if told {
+                let length = (seen.seen_ns + seen.expires_ns).saturating_sub(life.since.latest_ns);
+                shortest = Some(shortest.map_or(length, |s| s.min(length)));
+                samples += 1;
+            }
+        }
+        let Some(length) = shortest else { return };
+        match self.time_wait_ns {
+            Some(known) if length.abs_diff(known) <= LENGTH_TOLERANCE_NS => {}
+            // Longer, but only one: perhaps re-armed.
+            Some(known) if length > known && samples < 3 => {}
+            _ => self.time_wait_ns = Some(length),
+        }
+    }
+
+    /// A socket that nobody knew.
+    fn adopt(&mut self, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
+        if !view.first {
+            out.fact(seen.seen_ns, Fact::Mended { what: Mended::Missing });
+        }
+        let at = self.place(seen, phase, view);
+        // A TIME-WAIT that was there at the start never counts: its close was before the agent.
+        if phase == Phase::TimeWait {
+            if view.first {
+                self.lives[at].counted = true;
+            } else {
+                self.count(at, seen.seen_ns, Outcome::Graceful, out);
+            }
+        }
+    }
+
+    /// Puts a life in place for what a dump saw.
+    fn place(&mut self, seen: &Seen, phase: Phase, view: &View<'_>) -> usize {
+        let server = self.listening.contains(&seen.flow.local_port);
+        let side = if server { Side::Server } else { Side::Unknown };
+        let since = match (seen.body, phase) {
+            (Body::Minisocket, Phase::TimeWait) => match self.time_wait_entry(seen) {
+                Some(entry) => Since::exact(entry),
+                None => Since { earliest_ns: 0, latest_ns: seen.seen_ns },
+            },
+            // TCP_LINGER2 can shorten its timer, so that the timer proves nothing.
+            (Body::Minisocket, _) => Since { earliest_ns: 0, latest_ns: seen.seen_ns },
+            (Body::Socket, _) => Since::of_age(seen.age, seen.seen_ns),
+        };
+        self.insert(Life {
+            cookie: seen.cookie,
+            sk: 0,
+            flow: seen.flow,
+            netns: self.host.netns,
+            port: self.port(side, seen.flow.local_port, seen.flow.remote_port),
+            side,
+            role: role_proven_by(phase),
+            phase,
+            body: seen.body,
+            counted: false,
+            since,
+            event_ns: 0,
+            seen_ns: if view.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
+            expires_ns: if seen.body == Body::Minisocket { seen.seen_ns + seen.expires_ns } else { 0 },
+            sent_ns: seen.sent_ns.unwrap_or(0),
+        })
+    }
+
+    /// Lives that this dump should have seen. A minisocket whose timer was due ends; the others are suspects.
+    fn absent(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
+        let mut due = Vec::new();
+        let mut suspects = Vec::new();
+        for (at, life) in &self.lives {
+            let dumped = life.netns == self.host.netns || (life.netns == 0 && life.body == Body::Minisocket);
+            if !dumped
+                || view.states & life.phase.state().bit() == 0
+                || life.seen_ns >= view.started_ns
+                || life.event_ns + MARGIN_NS > view.started_ns
+            {
+                continue;
+            }
+            if life.body == Body::Minisocket && life.expires_ns != 0 && life.expires_ns <= view.started_ns {
+                due.push(at);
+            } else if suspects.len() < most {
+                suspects.push(Suspect {
+                    flow: life.flow,
+                    cookie: life.cookie,
+                    slot: at,
+                    event_ns: life.event_ns,
+                    seen_ns: life.seen_ns,
+                });
+            }
+        }
+        for at in due {
+            self.end_minisocket(at, view.started_ns, out);
+        }
+        suspects
+    }
+}

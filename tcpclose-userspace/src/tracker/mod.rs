@@ -1,0 +1,493 @@
+//! One socket's life from its first close-phase step to its last trace: a pure state machine.
+//!
+//! Records of the probe ([`Tracker::record`]) and dumps of the kernel's sockets ([`Tracker::dump`], in [`join`]) go in,
+//! [`Fact`]s come out. No fd, no clock, no async: every instant is an argument.
+//!
+//! * [`life`]: what is known of one socket.
+//! * [`ending`]: what a →CLOSE of the tracepoint means.
+//! * [`join`]: what a dump adds: the minisockets, and what the records missed.
+//! * [`fact`]: what comes out.
+
+pub mod ending;
+pub mod fact;
+pub mod join;
+pub mod life;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv6Addr;
+use std::ops::RangeInclusive;
+
+use rustc_hash::FxHashMap;
+use slab::Slab;
+use tcpclose_common::event::{Head, Open, Record, flags};
+use tcpclose_common::state::TcpState;
+
+use crate::terms::{Flow, Outcome, Phase, Role, Side};
+use ending::Ending;
+use fact::{Ended, Fact, Pair, Sink, Why};
+use life::{Body, Life, Since};
+
+/// What the tracker must know of the host.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// `ns.inum` of the network namespace that is dumped.
+    pub netns: u32,
+    /// `ip_local_port_range`.
+    pub ephemeral: RangeInclusive<u16>,
+}
+
+/// All lives.
+pub struct Tracker {
+    host: Host,
+    lives: Slab<Life>,
+    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent.
+    by_key: FxHashMap<u64, usize>,
+    /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
+    /// choose half of this key, so it is hashed with a secret.
+    by_flow: HashMap<(u32, u64), usize>,
+    /// Local ports with a listener in the dumped namespace, as of the last dump that looked.
+    listening: HashSet<u16>,
+    /// Lives that ended while a dump is under way: what it says of them is no news.
+    ended_meanwhile: Option<HashSet<Identity>>,
+    /// How long TIME-WAIT lasts here, nanoseconds: measured.
+    time_wait_ns: Option<u64>,
+    /// Whether lives are keyed by cookie (tp_btf) or by socket address and flow (classic door).
+    by_cookie: bool,
+    /// Records were lost.
+    lossy: bool,
+}
+
+/// What tells one life from another across records and dumps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Identity {
+    Cookie(u64),
+    Flow(u64),
+}
+
+impl Tracker {
+    /// `by_cookie`: whether the records carry cookies (the tp_btf door).
+    pub fn new(host: Host, by_cookie: bool) -> Self {
+        Self {
+            host,
+            lives: Slab::new(),
+            by_key: FxHashMap::default(),
+            by_flow: HashMap::new(),
+            listening: HashSet::new(),
+            ended_meanwhile: None,
+            time_wait_ns: None,
+            by_cookie,
+            lossy: false,
+        }
+    }
+
+    /// Every life, in no order.
+    pub fn lives(&self) -> impl Iterator<Item = &Life> {
+        self.lives.iter().map(|(_, life)| life)
+    }
+
+    /// How many sockets and minisockets are tracked.
+    pub fn len(&self) -> usize {
+        self.lives.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lives.is_empty()
+    }
+
+    /// The life with this cookie, or else the one of this flow in the dumped namespace.
+    pub fn find(&self, cookie: u64, flow: &Flow) -> Option<&Life> {
+        let at = self.slot_of(cookie, flow)?;
+        self.lives.get(at)
+    }
+
+    /// TIME-WAIT's measured length, nanoseconds; `None` before the first measurement.
+    pub fn time_wait_ns(&self) -> Option<u64> {
+        self.time_wait_ns
+    }
+
+    pub fn set_time_wait_ns(&mut self, ns: u64) {
+        self.time_wait_ns = Some(ns);
+    }
+
+    /// Takes one record of the probe.
+    pub fn record(&mut self, record: &Record, out: &mut impl Sink) {
+        let head = record.head();
+        let (Some(old), Some(new)) = (TcpState::from_raw(head.old), TcpState::from_raw(head.new)) else {
+            return;
+        };
+        match record {
+            Record::Open(open) => self.open(open, old, new, out),
+            Record::Step(step) => {
+                let Some(left) = Phase::of(old) else { return };
+                let at = self.slot_of_step(head, step.flow).unwrap_or_else(|| self.stranger(head, left));
+                self.step(at, head, left, new, out);
+            }
+        }
+    }
+
+    /// Says that records were lost: from here on a phase without an entry may be one of theirs.
+    pub fn records_lost(&mut self) {
+        self.lossy = true;
+    }
+
+    /// A socket's first step.
+    fn open(&mut self, open: &Open, old: TcpState, new: TcpState, out: &mut impl Sink) {
+        let head = &open.head;
+        let flow = Flow {
+            local: Ipv6Addr::from(open.local),
+            remote: Ipv6Addr::from(open.remote),
+            local_port: head.local_port,
+            remote_port: head.remote_port,
+        };
+        self.make_room(head, open.flow, &flow, out);
+        let side = self.side_of(head);
+        let port = self.port(side, head.local_port, head.remote_port);
+        out.fact(head.time_ns, Fact::Transition { from: old, to: new });
+        let Some(phase) = Phase::of(new) else {
+            // Straight to CLOSE: no FIN was sent or taken, and no phase was entered.
+            let outcome = match ending::read(old, head) {
+                Ending::Over(outcome) => outcome,
+                Ending::TimeWait | Ending::FinWait2 | Ending::Unclear => Outcome::Unknown,
+            };
+            let pair = Pair { side, port };
+            out.fact(head.time_ns, Fact::Closed { pair, role: Role::None, outcome });
+            return;
+        };
+        let role = match phase {
+            Phase::FinWait1 => Role::Active,
+            Phase::CloseWait => Role::Passive,
+            _ => Role::Unknown,
+        };
+        let life = Life { flow, side, port, role, phase, ..self.blank(head, phase) };
+        self.insert(Life { since: Since::exact(head.time_ns), ..life });
+    }
+
+    /// Clears what stands under the identity of a socket that takes its first step.
+    fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
+        if let Some(&at) = self.by_key.get(&head.key) {
+            if self.by_cookie || self.lives[at].flow == *flow {
+                // A dump that ran between this step and its drain was faster: the record knows better.
+                self.remove(at);
+            } else {
+                // The slab gave the address to a new socket; the end of the old one was lost.
+                self.vanish(at, head.time_ns, out);
+            }
+        }
+        if self.by_cookie {
+            return;
+        }
+        if let Some(&at) = self.by_flow.get(&(head.netns, flow_hash)) {
+            match self.lives[at].body {
+                // One flow, one socket: the earlier connection's minisocket is gone.
+                Body::Minisocket => self.end_minisocket(at, head.time_ns, out),
+                Body::Socket => {
+                    self.remove(at);
+                }
+            }
+        }
+    }
+
+    /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows.
+    fn stranger(&mut self, head: &Head, left: Phase) -> usize {
+        let side = self.side_of(head);
+        let port = self.port(side, head.local_port, head.remote_port);
+        let life = Life { side, port, ..self.blank(head, left) };
+        self.insert(life)
+    }
+
+    /// A life in `phase` of which only the record is known.
+    fn blank(&self, head: &Head, phase: Phase) -> Life {
+        Life {
+            cookie: if self.by_cookie { head.key } else { 0 },
+            sk: if self.by_cookie { 0 } else { head.key },
+            flow: Flow {
+                local: Ipv6Addr::UNSPECIFIED,
+                remote: Ipv6Addr::UNSPECIFIED,
+                local_port: head.local_port,
+                remote_port: head.remote_port,
+            },
+            netns: head.netns,
+            port: 0,
+            side: Side::Unknown,
+            role: role_proven_by(phase),
+            phase,
+            body: Body::Socket,
+            counted: false,
+            since: Since { earliest_ns: 0, latest_ns: head.time_ns },
+            event_ns: head.time_ns,
+            seen_ns: 0,
+            expires_ns: 0,
+            sent_ns: 0,
+        }
+    }
+
+    /// A step of a known life out of `left`.
+    fn step(&mut self, at: usize, head: &Head, left: Phase, new: TcpState, out: &mut impl Sink) {
+        let now = head.time_ns;
+        self.refine(at, head);
+        let ending = match Phase::of(new) {
+            Some(next) => {
+                self.leave(at, left, now, out);
+                out.fact(now, Fact::Transition { from: left.state(), to: new });
+                self.enter(at, next, Since::exact(now));
+                if next == Phase::Closing {
+                    self.lives[at].role = Role::Simultaneous;
+                }
+                return;
+            }
+            None => ending::read(left.state(), head),
+        };
+        match ending {
+            Ending::Over(outcome) => {
+                self.leave(at, left, now, out);
+                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
+                self.count(at, now, outcome, out);
+                self.remove(at);
+                return;
+            }
+            Ending::TimeWait => {
+                self.leave(at, left, now, out);
+                self.enter_time_wait(at, left, Since::exact(now), out);
+            }
+            // The life goes on in FIN-WAIT-2. If a record was lost on the way there, it says so now.
+            Ending::FinWait2 | Ending::Unclear if left == Phase::FinWait2 => {
+                if self.lives[at].phase != left {
+                    self.leave(at, self.lives[at].phase, now, out);
+                    self.enter(at, left, Since { earliest_ns: 0, latest_ns: now });
+                }
+            }
+            // Without BTF, CLOSING→CLOSE: most likely TIME-WAIT. It is counted when a dump has seen it.
+            Ending::FinWait2 | Ending::Unclear => {
+                self.leave(at, left, now, out);
+                self.enter(at, Phase::TimeWait, Since::exact(now));
+            }
+        }
+        self.hand_over(at, now, out);
+    }
+
+    /// The full socket is gone; a minisocket goes on.
+    fn hand_over(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        let life = &mut self.lives[at];
+        let sk = std::mem::take(&mut life.sk);
+        life.body = Body::Minisocket;
+        life.seen_ns = 0;
+        let dumped = life.netns == self.host.netns || life.netns == 0;
+        let phase = life.phase;
+        if sk != 0 {
+            self.by_key.remove(&sk);
+        }
+        if !dumped {
+            // Nothing more will be heard of it.
+            out.fact(now, Fact::Unseen { phase, why: Why::Namespace });
+            self.count(at, now, Outcome::Unknown, out);
+            self.remove(at);
+        }
+    }
+
+    /// Closes the account of the phase `left`.
+    fn leave(&mut self, at: usize, left: Phase, now: u64, out: &mut impl Sink) {
+        let life = &self.lives[at];
+        let known = if life.phase == left { life.since.until(now) } else { None };
+        out.fact(
+            now,
+            match known {
+                Some(ns) => Fact::Dwelt { phase: left, pair: life.pair(), ns },
+                None => Fact::Unseen { phase: left, why: self.why() },
+            },
+        );
+    }
+
+    fn enter(&mut self, at: usize, phase: Phase, since: Since) {
+        let life = &mut self.lives[at];
+        life.phase = phase;
+        life.since = since;
+        life.expires_ns = 0;
+        life.sent_ns = 0;
+    }
+
+    /// TIME-WAIT is where a close is over for both programs.
+    fn enter_time_wait(&mut self, at: usize, left: Phase, since: Since, out: &mut impl Sink) {
+        self.enter(at, Phase::TimeWait, since);
+        out.fact(since.latest_ns, Fact::Transition { from: left.state(), to: TcpState::TimeWait });
+        self.count(at, since.latest_ns, Outcome::Graceful, out);
+    }
+
+    /// Counts the connection as closed, once.
+    fn count(&mut self, at: usize, now: u64, outcome: Outcome, out: &mut impl Sink) {
+        let life = &mut self.lives[at];
+        if !std::mem::replace(&mut life.counted, true) {
+            out.fact(now, Fact::Closed { pair: life.pair(), role: life.role, outcome });
+        }
+    }
+
+    /// The full socket is gone, and no record said how.
+    fn vanish(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        let phase = self.lives[at].phase;
+        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
+        self.count(at, now, Outcome::Unknown, out);
+        self.remove(at);
+    }
+
+    /// The minisocket is gone, found out at `now`. Its last sighting is taken for its end.
+    fn end_minisocket(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        let life = self.lives[at];
+        let seen = life.seen_ns != 0;
+        let expired = life.expires_ns != 0 && life.expires_ns <= now;
+        let presumed = life.phase == Phase::TimeWait && !life.counted;
+        let end = if seen { life.seen_ns } else { now };
+        if !presumed {
+            let known = if seen { life.since.until(end) } else { None };
+            out.fact(
+                end,
+                match known {
+                    Some(ns) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
+                    None if seen => Fact::Unseen { phase: life.phase, why: self.why() },
+                    None => Fact::Unseen { phase: life.phase, why: Why::BetweenDumps },
+                },
+            );
+        }
+        // What was taken for TIME-WAIT and never found there went from CLOSING straight to CLOSE.
+        let from = if presumed { TcpState::Closing } else { life.phase.state() };
+        out.fact(end, Fact::Transition { from, to: TcpState::Close });
+        if life.phase == Phase::TimeWait && !presumed {
+            let how = match (seen, expired) {
+                (false, _) => Ended::Unknown,
+                (true, true) => Ended::Expired,
+                (true, false) => Ended::Early,
+            };
+            out.fact(end, Fact::TimeWaitEnded { how });
+        }
+        // FIN-WAIT-2 ran out of its timer: the peer's FIN never came.
+        let outcome = if expired { Outcome::Timeout } else { Outcome::Unknown };
+        self.count(at, end, outcome, out);
+        self.remove(at);
+    }
+
+    /// Why a phase has no entry.
+    fn why(&self) -> Why {
+        if self.lossy { Why::Lost } else { Why::BeforeAgent }
+    }
+
+    /// Learns from a record what an adopted life did not know yet.
+    fn refine(&mut self, at: usize, head: &Head) {
+        let side = self.side_of(head);
+        let port = self.port(side, head.local_port, head.remote_port);
+        let by_cookie = self.by_cookie;
+        let life = &mut self.lives[at];
+        life.event_ns = head.time_ns;
+        if life.side == Side::Unknown && side != Side::Unknown {
+            (life.side, life.port) = (side, port);
+        }
+        if life.netns == 0 {
+            life.netns = head.netns;
+        }
+        if !by_cookie && life.sk != head.key {
+            life.sk = head.key;
+            self.by_key.insert(head.key, at);
+        }
+    }
+
+    /// Which end a record's socket is. A child inherits its listener's `sk_max_ack_backlog` (sk_clone_lock); a socket
+    /// that connected has 0; only `listen(0)` makes children with 0, and there the listener itself is the proof.
+    fn side_of(&self, head: &Head) -> Side {
+        let here = head.netns == 0 || head.netns == self.host.netns;
+        if head.flags & flags::ACCEPTED != 0 || (here && self.listening.contains(&head.local_port)) {
+            Side::Server
+        } else if head.flags & flags::FACTS != 0 {
+            Side::Client
+        } else {
+            Side::Unknown
+        }
+    }
+
+    /// The service port.
+    fn port(&self, side: Side, local: u16, remote: u16) -> u16 {
+        match side {
+            Side::Server => local,
+            Side::Client => remote,
+            Side::Unknown if self.host.ephemeral.contains(&local) => remote,
+            Side::Unknown => local,
+        }
+    }
+
+    /// The life that a step belongs to.
+    fn slot_of_step(&self, head: &Head, flow_hash: u64) -> Option<usize> {
+        if let Some(&at) = self.by_key.get(&head.key) {
+            return Some(at);
+        }
+        if self.by_cookie {
+            return None;
+        }
+        let flow = |netns| self.by_flow.get(&(netns, flow_hash)).copied();
+        let at = flow(head.netns).or_else(|| if head.netns == 0 { flow(self.host.netns) } else { None })?;
+        // The flow's minisocket does not step; this is a later socket of which the first record was lost.
+        (self.lives[at].body == Body::Socket).then_some(at)
+    }
+
+    /// The life that a dump speaks of.
+    fn slot_of(&self, cookie: u64, flow: &Flow) -> Option<usize> {
+        if self.by_cookie {
+            return self.by_key.get(&cookie).copied();
+        }
+        let hash = flow.hash64();
+        self.by_flow.get(&(self.host.netns, hash)).or_else(|| self.by_flow.get(&(0, hash))).copied()
+    }
+
+    fn insert(&mut self, life: Life) -> usize {
+        let at = self.lives.insert(life);
+        let key = if self.by_cookie { life.cookie } else { life.sk };
+        if key != 0 {
+            self.by_key.insert(key, at);
+        }
+        if !self.by_cookie && life.has_addresses() {
+            self.by_flow.insert((life.netns, life.flow.hash64()), at);
+        }
+        at
+    }
+
+    fn remove(&mut self, at: usize) -> Life {
+        let life = self.lives.remove(at);
+        let key = if self.by_cookie { life.cookie } else { life.sk };
+        if self.by_key.get(&key) == Some(&at) {
+            self.by_key.remove(&key);
+        }
+        if !self.by_cookie {
+            let flow = (life.netns, life.flow.hash64());
+            if self.by_flow.get(&flow) == Some(&at) {
+                self.by_flow.remove(&flow);
+            }
+        }
+        let identity = self.identity(life.cookie, &life.flow);
+        if let Some(ended) = &mut self.ended_meanwhile {
+            ended.insert(identity);
+        }
+        if self.lives.is_empty() {
+            self.give_back();
+        }
+        life
+    }
+
+    /// Gives the memory of a past flood back.
+    fn give_back(&mut self) {
+        self.lives.shrink_to_fit();
+        self.by_key.shrink_to_fit();
+        self.by_flow.shrink_to_fit();
+    }
+
+    fn identity(&self, cookie: u64, flow: &Flow) -> Identity {
+        if self.by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(flow.hash64()) }
+    }
+}
+
+/// Who sent the first FIN, where the state alone proves it.
+fn role_proven_by(phase: Phase) -> Role {
+    match phase {
+        Phase::FinWait1 | Phase::FinWait2 => Role::Active,
+        Phase::CloseWait | Phase::LastAck => Role::Passive,
+        Phase::Closing => Role::Simultaneous,
+        // By way of FIN-WAIT-2 or of CLOSING.
+        Phase::TimeWait => Role::Unknown,
+    }
+}
