@@ -1,7 +1,13 @@
 //! tcpclose, in the order that data flows.
 //!
 //! * [`terms`]: the words of the field: phase, side, role, outcome, flow, age, diagnosis.
+//! * [`kernel`]: everything that needs a kernel: the probe, the ring, dumps, owners.
+//! * [`tracker`]: one socket's life, from records and dumps to facts. Pure.
+//! * [`ledger`]: bounded counters and histograms of those facts. Pure.
+//! * [`agent`]: the run loop, `/metrics`, the query API.
+//! * [`failure`]: the one line that a person reads when something cannot be done.
 
+pub mod agent;
 pub mod failure;
 pub mod kernel;
 pub mod ledger;
