@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use anyhow::{Context, Result};
 use aya::maps::MapType;
@@ -12,8 +12,9 @@ use aya::{Btf, Ebpf, EbpfLoader, GlobalData, Pod};
 use log::LevelFilter;
 use tcpclose_common::layout::Layout;
 
+use super::host::{self, Capability};
 use super::ring::Ring;
-use super::{host, layout, tracefs};
+use super::{layout, tracefs};
 use crate::failure::Failure;
 
 /// The probe, built by build.rs.
@@ -82,8 +83,9 @@ impl Probe {
 
         raise_memlock();
         let what = "cannot load the probe";
-        let mut ebpf = load(btf.as_ref(), &layout, ring_size, level)
-            .map_err(|why| Failure::new(what, format!("{why:#}"), "see --log-level debug, or ask --no-agent"))?;
+        let mut ebpf = load(btf.as_ref(), &layout, ring_size, level).map_err(|why| {
+            Failure::new(what, format!("{why:#}"), "see --log-level debug, or ask --no-agent")
+        })?;
 
         let mut attached = None;
         if only != Some(StateHook::Tracepoint) {
@@ -103,11 +105,7 @@ impl Probe {
                 Some(_) => "try --state-hook auto, or `tcpclose stuck --no-agent` for a snapshot",
                 None => "try `tcpclose stuck --no-agent` for a snapshot",
             };
-            return Err(Failure::new(
-                "no state hook can be attached",
-                declined.join("; "),
-                todo,
-            ));
+            return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
         let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| Failure::new(what, why, "report this"))?;
         Ok(Self { hook, facts, declined, ring, program, ebpf })
@@ -154,7 +152,8 @@ const fn probe_level(level: LevelFilter) -> u8 {
 
 fn attach_btf(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<OwnedFd> {
     let btf = btf.context("this kernel has no BTF")?;
-    let program: &mut BtfTracePoint = ebpf.program_mut("set_state_btf").context("no such program")?.try_into()?;
+    let program: &mut BtfTracePoint =
+        ebpf.program_mut("set_state_btf").context("no such program")?.try_into()?;
     program.load(TRACEPOINT, btf).context("the kernel refuses it (tp_btf with socket cookies needs 5.12)")?;
     program.attach()?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
@@ -171,10 +170,10 @@ fn attach_tracepoint(ebpf: &mut Ebpf) -> Result<OwnedFd> {
 /// CAP_BPF to load, CAP_PERFMON to attach to a tracepoint and read kernel memory; since 5.8 both are parts of
 /// CAP_SYS_ADMIN (include/linux/capability.h, bpf_capable, perfmon_capable).
 fn require_capabilities() -> Result<(), Failure> {
-    let missing: Vec<&str> = [(host::CAP_BPF, "CAP_BPF"), (host::CAP_PERFMON, "CAP_PERFMON")]
+    let missing: Vec<&str> = [Capability::Bpf, Capability::Perfmon]
         .into_iter()
-        .filter(|&(cap, _)| !host::has_cap(cap) && !host::has_cap(host::CAP_SYS_ADMIN))
-        .map(|(_, name)| name)
+        .filter(|&cap| !host::has_cap(cap) && !host::has_cap(Capability::SysAdmin))
+        .map(Capability::name)
         .collect();
     if missing.is_empty() {
         return Ok(());

@@ -1,0 +1,36 @@
+//! What the agent is told to do, checked.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use crate::kernel::probe::StateHook;
+use crate::ledger::census::StuckAfter;
+
+/// Made from the command line once; nothing reads arguments after that.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where metrics are served.
+    pub listen: Vec<SocketAddr>,
+    /// Where the command line asks.
+    pub socket: PathBuf,
+    /// How long to wait for another agent to leave the socket.
+    pub wait: Duration,
+    /// From when a CLOSE-WAIT is stuck.
+    pub stuck_after: StuckAfter,
+    /// Pairs of side and port with a series of their own.
+    pub max_ports: usize,
+    /// Ports that always have one.
+    pub name_ports: Vec<u16>,
+    /// The one rung of the state hook to try; `None` for the best that loads.
+    pub state_hook: Option<StateHook>,
+    /// Between dumps of all close-phase sockets.
+    pub reconcile_interval: Duration,
+    /// Between dumps of minisockets, at the least.
+    pub dump_interval: Duration,
+    /// Bytes, a power of two.
+    pub ring_size: u32,
+    pub log_level: LevelFilter,
+}

@@ -1,0 +1,115 @@
+//! How long TIME-WAIT lasts on this host: measured, not assumed.
+//!
+//! 60 s is a constant of mainline Linux (TCP_TIMEWAIT_LEN, include/net/tcp.h), but some vendors' kernels have a
+//! sysctl for it. What is on a minisocket's timer right after it entered TIME-WAIT is the length in force here.
+
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tcpclose_common::state::TcpState;
+
+use super::host::monotonic_ns;
+use super::sock_diag;
+use crate::terms::Flow;
+
+/// Every step of the measurement is a loopback round trip; one that takes longer than this is given up.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Closes a loopback connection of our own and reads the minisocket's timer: TIME-WAIT's length in nanoseconds, to
+/// some 10 ms (a jiffy and the time between the step and the look).
+///
+/// The minisocket does not stay: a new connection from the same port takes its place, and a RST ends that one. Run it
+/// before the probe is attached, or it will be counted.
+///
+/// # Errors
+/// When loopback is down, or the kernel refuses `sock_diag`.
+pub fn measure() -> io::Result<u64> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let server = listener.local_addr()?;
+    let client = connect(None, server)?;
+    let client_addr = client.local_addr()?;
+    let (accepted, _) = listener.accept()?;
+
+    // The accepted end closes first, and so is the one that waits.
+    drop(accepted);
+    wait_for_fin(&client)?;
+    let closing_ns = monotonic_ns();
+    drop(client);
+
+    let flow = Flow::new(server, client_addr);
+    let seen = loop {
+        match sock_diag::lookup(&flow, 0, NO_COOKIE)? {
+            Some(seen) if seen.state == TcpState::TimeWait => break seen,
+            _ if monotonic_ns() - closing_ns > PATIENCE.as_nanos() as u64 => {
+                return Err(io::Error::other("no TIME-WAIT came of a closed connection"));
+            }
+            _ => std::thread::yield_now(),
+        }
+    };
+    let left = seen.expires_ns.ok_or_else(|| io::Error::other("a TIME-WAIT without a timer"))?;
+    displace(&listener, client_addr, server);
+    // The step came between `closing_ns` and the look; half of that is the best estimate.
+    Ok(left + (seen.seen_ns - closing_ns) / 2)
+}
+
+/// INET_DIAG_NOCOOKIE in both words: any socket of that flow (include/uapi/linux/inet_diag.h).
+const NO_COOKIE: u64 = u64::MAX;
+
+/// Connects to `to`, from the port of `from` if there is one.
+fn connect(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    if let Some(from) = from {
+        socket.set_reuse_address(true)?;
+        socket.bind(&SockAddr::from(from))?;
+    }
+    socket.connect_timeout(&SockAddr::from(to), PATIENCE)?;
+    Ok(socket.into())
+}
+
+/// Returns when the peer's FIN is here.
+fn wait_for_fin(mut stream: &TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    match stream.read(&mut [0])? {
+        0 => Ok(()),
+        _ => Err(io::Error::other("data on a connection of our own")),
+    }
+}
+
+/// Takes the minisocket's place with a new connection (a SYN with a later sequence number does: tcp_timewait_state_process,
+/// TCP_TW_SYN) and resets it. If that does not work the minisocket stays its 60 s, and the first dump finds it.
+fn displace(listener: &TcpListener, client: SocketAddr, server: SocketAddr) {
+    let Ok(second) = connect(Some(client), server) else { return };
+    if listener.accept().is_ok() {
+        // Best effort, as all of this function.
+        let _ = SockRef::from(&second).set_linger(Some(Duration::ZERO));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_length_is_mainlines_or_the_sysctls() {
+        let sysctl = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_tw_timeout").ok();
+        let want = sysctl.and_then(|text| text.trim().parse().ok()).unwrap_or(60.0);
+        let got = measure().unwrap() as f64 / 1e9;
+        assert!((got - want).abs() < 0.25, "{got} s measured, {want} s expected");
+    }
+
+    #[test]
+    fn nothing_stays_behind() {
+        let before = time_waits();
+        for _ in 0..20 {
+            measure().unwrap();
+        }
+        // Other tests of this process close connections of their own, but not twenty.
+        assert!(time_waits() < before + 10);
+    }
+
+    fn time_waits() -> usize {
+        sock_diag::dump(TcpState::TimeWait.bit(), false).unwrap().sockets.len()
+    }
+}
