@@ -1,1 +1,49 @@
-fn main() {}
+//! `cargo xtask`: everything that is done with this workspace, one file a command.
+//!
+//! It builds without the eBPF toolchain, since it is what installs it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod run;
+mod setup;
+mod sh;
+mod test;
+#[allow(dead_code, reason = "shared with tcpclose-userspace/build.rs, which uses the rest")]
+mod toolchain;
+
+/// Set up, build, run and test tcpclose
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Arguments),
+    /// Build the release binary, target/release/tcpclose, with the eBPF object in it
+    Build,
+    Run(run::Arguments),
+    Test(test::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Setup(arguments) => setup::setup(&arguments),
+        Command::Build => build::command(),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Test(arguments) => test::test(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // Not through Debug: that prints a backtrace where RUST_BACKTRACE is set.
+            eprintln!("error: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! `cargo xtask build`: the release binary.
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Purpose};
+use crate::sh;
+
+/// Runs the command.
+pub fn command() -> Result<()> {
+    let binary = release()?;
+    let size = fs::metadata(&binary).with_context(|| format!("no {}", binary.display()))?.len();
+    println!("{} ({:.1} MB)", binary.display(), size as f64 / 1e6);
+    Ok(())
+}
+
+/// Builds the release binary, after the setup that it needs, and tells where it is.
+pub fn release() -> Result<PathBuf> {
+    setup::ready(Purpose::Build, false)?;
+    sh::run(sh::cargo().args(["build", "--release", "--package", "tcpclose-userspace"]))?;
+    binary()
+}
+
+/// The binary lies where xtask itself does, in the other profile's folder: true wherever CARGO_TARGET_DIR or cargo's
+/// configuration have put the target folder.
+fn binary() -> Result<PathBuf> {
+    let xtask = env::current_exe().context("cannot tell where xtask itself is")?;
+    let profiles = xtask.ancestors().nth(2).context("xtask was not started by cargo")?;
+    Ok(profiles.join("release/tcpclose"))
+}

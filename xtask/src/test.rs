@@ -1,0 +1,167 @@
+//! `cargo xtask test`: what CI runs.
+
+use std::env;
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Purpose};
+use crate::sh;
+
+/// Set up, then fmt, clippy, unit tests and live tests
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Also what takes long
+    #[arg(long)]
+    all: bool,
+}
+
+/// How a step ended that did not fail.
+enum Outcome {
+    Passed,
+    /// Why it was not run.
+    Skipped(&'static str),
+}
+
+type Step = fn(&Arguments) -> Result<Outcome>;
+
+/// In the order of what fails fastest.
+const STEPS: &[(&str, Step)] =
+    &[("setup", setup), ("fmt", fmt), ("clippy", clippy), ("unit tests", unit), ("live tests", live)];
+
+/// Runs the command: stops at the first step that fails.
+pub fn test(arguments: &Arguments) -> Result<()> {
+    let mut summary = Vec::new();
+    let mut failure = Ok(());
+    for (name, step) in STEPS {
+        let start = Instant::now();
+        let result = step(arguments);
+        let word = match &result {
+            Ok(Outcome::Passed) => "ok".to_owned(),
+            Ok(Outcome::Skipped(why)) => format!("SKIPPED: {why}"),
+            Err(_) => "FAILED".to_owned(),
+        };
+        summary.push(summary_line(name, start.elapsed(), &word));
+        if let Err(why) = result {
+            failure = Err(why.context(format!("{name} failed")));
+            break;
+        }
+    }
+    eprintln!("\n{}", summary.join("\n"));
+    failure
+}
+
+fn summary_line(name: &str, took: Duration, word: &str) -> String {
+    format!("{name:<10} {:>6.1} s  {word}", took.as_secs_f64())
+}
+
+fn setup(_: &Arguments) -> Result<Outcome> {
+    // Who cannot run the live tests needs none of their tools, and could not install them either.
+    let purpose = if sh::is_root() || can_sudo() { Purpose::Test } else { Purpose::Build };
+    setup::ready(purpose, false)?;
+    Ok(Outcome::Passed)
+}
+
+fn fmt(_: &Arguments) -> Result<Outcome> {
+    passed(sh::cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn clippy(_: &Arguments) -> Result<Outcome> {
+    let deny = ["--", "--deny", "warnings"];
+    sh::run(
+        sh::cargo().args(["clippy", "--workspace", "--exclude", "tcpclose-ebpf", "--all-targets"]).args(deny),
+    )?;
+    // The probe is linted for the host, since the rustc that builds it for BPF need not have a clippy. As a program
+    // without std it cannot unwind, which the host does unless told otherwise.
+    passed(
+        sh::cargo()
+            .env("CARGO_PROFILE_DEV_PANIC", "abort")
+            .args(["clippy", "--package", "tcpclose-ebpf"])
+            .args(deny),
+    )
+}
+
+fn unit(arguments: &Arguments) -> Result<Outcome> {
+    let mut command = sh::cargo();
+    command.args(["test", "--workspace", "--exclude", "tcpclose-ebpf", "--lib", "--bins"]);
+    passed(with_long(&mut command, arguments))
+}
+
+/// The integration tests: real sockets, the kernel's own tracepoint. All of it needs root.
+fn live(arguments: &Arguments) -> Result<Outcome> {
+    let folder = sh::workspace().join("tcpclose-userspace/tests");
+    if fs::read_dir(folder).map_or(0, Iterator::count) == 0 {
+        // Cargo takes a pattern that fits no test for an error.
+        return Ok(skipped("there are none"));
+    }
+    let mut command = sh::cargo();
+    if !sh::is_root() {
+        if !can_sudo() {
+            return Ok(skipped("need root"));
+        }
+        // Built by the user, run by root: cargo starts each test through its runner.
+        command.env(runner_variable()?, "sudo -E");
+    }
+    command.args(["test", "--release", "--package", "tcpclose-userspace", "--test", "*"]);
+    passed(with_long(&mut command, arguments))
+}
+
+/// With `--all`: the tests marked `#[ignore]` as well, and a word to those that can do more.
+fn with_long<'a>(command: &'a mut Command, arguments: &Arguments) -> &'a mut Command {
+    if arguments.all {
+        command.env("TCPCLOSE_TEST_LONG", "1").args(["--", "--include-ignored"]);
+    }
+    command
+}
+
+fn passed(command: &mut Command) -> Result<Outcome> {
+    sh::run(command)?;
+    Ok(Outcome::Passed)
+}
+
+fn skipped(why: &'static str) -> Outcome {
+    eprintln!("\nSKIPPED: live tests: {why}\n");
+    Outcome::Skipped(why)
+}
+
+/// True if sudo asks no password, or there is somebody to ask.
+fn can_sudo() -> bool {
+    let quiet = sh::ask(Command::new("sudo").args(["-n", "true"])).is_some();
+    quiet
+        || (io::stdin().is_terminal()
+            && env::var_os("CI").is_none()
+            && sh::run(Command::new("sudo").arg("-v")).is_ok())
+}
+
+/// The variable by which cargo is told how to start what it builds for the host.
+fn runner_variable() -> Result<String> {
+    let version = sh::ask(sh::cargo().arg("-vV")).context("cargo -vV failed")?;
+    let host = host(&version).context("cargo -vV names no host")?;
+    Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_")))
+}
+
+fn host(version: &str) -> Option<&str> {
+    version.lines().find_map(|line| line.strip_prefix("host:")).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_names_its_host() {
+        let text = "cargo 1.95.0\nrelease: 1.95.0\nhost: x86_64-unknown-linux-gnu\nos: Debian\n";
+        assert_eq!(host(text), Some("x86_64-unknown-linux-gnu"));
+        assert_eq!(host("cargo 1.95.0\n"), None);
+    }
+
+    #[test]
+    fn the_summary_lines_up() {
+        let line = |name, seconds| summary_line(name, Duration::from_millis(seconds), "ok");
+        assert_eq!(line("fmt", 900), "fmt           0.9 s  ok");
+        assert_eq!(line("live tests", 123_400), "live tests  123.4 s  ok");
+    }
+}
