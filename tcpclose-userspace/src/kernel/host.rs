@@ -1,0 +1,142 @@
+//! Small facts about this host and this process: names, clocks, limits.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// CLOCK_MONOTONIC, nanoseconds: the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
+    nanoseconds(ClockId::Monotonic)
+}
+
+/// CPU time of the calling thread, nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    nanoseconds(ClockId::ThreadCPUTime)
+}
+
+/// Time since boot, suspends included, nanoseconds. Never less than what the kernel's tick counter has counted.
+pub fn uptime_ns() -> u64 {
+    nanoseconds(ClockId::Boottime)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    // None of these clocks is ever negative.
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The wall clock as RFC 3339 in UTC with nanoseconds.
+pub fn wall_clock() -> String {
+    humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
+}
+
+/// The host's name as `uname -n` prints it.
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The random id of this boot; empty where /proc does not tell.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// The inode of the caller's network namespace (`ns.inum`), as in `net:[4026531840]`.
+pub fn netns() -> io::Result<u32> {
+    // ns.inum is an unsigned int (include/linux/ns_common.h, 5.8 to 6.18).
+    fs::metadata("/proc/thread-self/ns/net").map(|meta| meta.ino() as u32)
+}
+
+/// How many network namespaces besides the caller's hold a process that the caller may look at.
+pub fn other_network_namespaces() -> usize {
+    let (Ok(own), Ok(processes)) = (netns(), fs::read_dir("/proc")) else { return 0 };
+    let mut seen = HashSet::new();
+    for entry in processes.flatten() {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit)
+            && let Ok(meta) = fs::metadata(entry.path().join("ns/net"))
+        {
+            seen.insert(meta.ino() as u32);
+        }
+    }
+    seen.remove(&own);
+    seen.len()
+}
+
+/// The ports that the kernel gives to connecting sockets, in the caller's network namespace.
+pub fn ip_local_port_range() -> RangeInclusive<u16> {
+    // The kernel's own default (net/ipv4/af_inet.c, inet_init_net(), 5.8 to 6.18).
+    const DEFAULT: RangeInclusive<u16> = 32768..=60999;
+    let Ok(text) = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range") else { return DEFAULT };
+    let mut ports = text.split_ascii_whitespace().map(str::parse);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
+        _ => DEFAULT,
+    }
+}
+
+/// A capability, by its number in include/uapi/linux/capability.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Capability {
+    DacReadSearch = 2,
+    NetAdmin = 12,
+    SysPtrace = 19,
+    SysAdmin = 21,
+    Perfmon = 38,
+    Bpf = 39,
+}
+
+impl Capability {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::DacReadSearch => "CAP_DAC_READ_SEARCH",
+            Self::NetAdmin => "CAP_NET_ADMIN",
+            Self::SysPtrace => "CAP_SYS_PTRACE",
+            Self::SysAdmin => "CAP_SYS_ADMIN",
+            Self::Perfmon => "CAP_PERFMON",
+            Self::Bpf => "CAP_BPF",
+        }
+    }
+}
+
+/// Whether `capability` is in this thread's effective set; `false` where /proc does not tell.
+pub fn has_cap(capability: Capability) -> bool {
+    fs::read_to_string("/proc/thread-self/status")
+        .ok()
+        .and_then(|status| effective(&status))
+        .is_some_and(|set| set >> capability as u8 & 1 != 0)
+}
+
+/// The set in the `CapEff:` line of a `/proc/PID/status`.
+fn effective(status: &str) -> Option<u64> {
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_run_and_ids_are_there() {
+        let before = monotonic_ns();
+        assert!(monotonic_ns() >= before && uptime_ns() >= before);
+        assert_eq!(boot_id().len(), 36);
+        assert!(!hostname().is_empty());
+        assert!(netns().unwrap() > 0);
+        assert!(wall_clock().ends_with('Z') && wall_clock().len() == "2026-11-22T11:00:00.123456789Z".len());
+        assert!(ip_local_port_range().start() < ip_local_port_range().end());
+    }
+
+    #[test]
+    fn the_effective_set_is_read_from_its_line() {
+        let status = "Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t0000000000080004\n";
+        assert_eq!(effective(status), Some(1 << 19 | 1 << 2));
+        assert_eq!(effective("Name:\tx\n"), None);
+    }
+}
