@@ -1,45 +1,94 @@
-//! What a person reads when something cannot be done: one line that says what failed, why, and what to do.
+//! What every failure of the command line looks like: one line, exit status 2.
 
+use std::borrow::Cow;
 use std::fmt;
 
-/// A failure that ends the command: printed on one line, exit status 2.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// `tcpclose: what: why; todo` on one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What could not be done.
+    /// What was tried.
     pub what: String,
-    /// Why: the cause as the system told it.
+    /// Why it failed.
     pub why: String,
-    /// What to do about it.
+    /// What to do about it; may be empty.
     pub todo: String,
 }
 
 impl Failure {
+    /// The exit status of every failure.
+    pub const EXIT: u8 = 2;
+
     pub fn new(what: impl Into<String>, why: impl fmt::Display, todo: impl Into<String>) -> Self {
         Self { what: what.into(), why: why.to_string(), todo: todo.into() }
+    }
+
+    /// The one line for what clap found wrong with the arguments.
+    pub fn of_arguments(error: &clap::Error) -> Self {
+        use clap::error::{ContextKind, ContextValue};
+        let text = |kind| match error.get(kind) {
+            Some(ContextValue::String(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        let source = std::error::Error::source(error);
+        if let (Some(argument), Some(value), Some(source)) =
+            (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue), source)
+        {
+            // clap names it `--older-than <DURATION>`.
+            let argument = argument.split(' ').next().unwrap_or(argument);
+            return Self::new(format!("{argument} {value:?}"), source, "");
+        }
+        let rendered = error.to_string();
+        let first = rendered.split("\n\n").next().unwrap_or_default();
+        let first = first.strip_prefix("error: ").unwrap_or(first);
+        let words: Vec<&str> = first.split_whitespace().collect();
+        Self::new("arguments", words.join(" "), "see tcpclose --help")
     }
 }
 
 impl fmt::Display for Failure {
-    /// `what: why; todo`, whatever line breaks the parts had.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = format!("{}: {}; {}", self.what, self.why, self.todo);
-        let mut words = line.split_whitespace();
-        if let Some(first) = words.next() {
-            f.write_str(first)?;
-        }
-        words.try_for_each(|word| write!(f, " {word}"))
+        write!(f, "tcpclose: {}: {}", printable(&self.what), printable(&self.why))?;
+        if self.todo.is_empty() { Ok(()) } else { write!(f, "; {}", printable(&self.todo)) }
     }
 }
 
 impl std::error::Error for Failure {}
+
+/// `text` with control characters escaped: a program's name, or what a stranger answered, must not reach the
+/// terminal as commands or as lines of its own.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    // The bidirectional marks reorder what stands around them.
+    let hostile = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.chars().any(hostile) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if hostile(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
+    }
+    Cow::Owned(escaped)
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_one_line() {
-        let failure = Failure::new("cannot load", "line one\n  line two", "try again");
-        assert_eq!(failure.to_string(), "cannot load: line one line two; try again");
+    fn a_failure_is_one_line_whatever_it_quotes() {
+        let failure = Failure::new("agent at /x", "it said \"a\nb\x1b[2J\"", "try\r\n--no-agent");
+        assert_eq!(
+            failure.to_string(),
+            r#"tcpclose: agent at /x: it said "a\nb\u{1b}[2J"; try\r\n--no-agent"#
+        );
+        assert_eq!(Failure::new("a", "b", "").to_string(), "tcpclose: a: b");
+    }
+
+    #[test]
+    fn only_what_could_harm_a_terminal_is_escaped() {
+        assert!(matches!(printable("naïve-ñ 日本"), Cow::Borrowed(_)));
+        assert_eq!(printable("a\tb\u{7f}\u{9b}\u{202e}"), r"a\tb\u{7f}\u{9b}\u{202e}");
     }
 }

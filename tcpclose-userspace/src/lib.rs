@@ -4,12 +4,16 @@
 //! * [`kernel`]: everything that needs a kernel: the probe, the ring, dumps, owners.
 //! * [`tracker`]: one socket's life, from records and dumps to facts. Pure.
 //! * [`ledger`]: bounded counters and histograms of those facts. Pure.
+//! * [`query`]: which sockets are stuck, since when, whose they are, and why.
 //! * [`agent`]: the run loop, `/metrics`, the query API.
+//! * [`cli`]: the command line.
 //! * [`failure`]: the one line that a person reads when something cannot be done.
 
 pub mod agent;
+pub mod cli;
 pub mod failure;
 pub mod kernel;
 pub mod ledger;
+pub mod query;
 pub mod terms;
 pub mod tracker;

@@ -159,12 +159,8 @@ impl Engine {
         self.drain_all();
         let uptime_ns = host::uptime_ns();
         let seen: Vec<Seen> = dump.sockets.iter().map(|socket| seen(socket, uptime_ns)).collect();
-        let view = View {
-            seen: &seen,
-            states: wanted.states,
-            started_ns: dump.started_ns,
-            first: !self.ready,
-        };
+        let view =
+            View { seen: &seen, states: wanted.states, started_ns: dump.started_ns, first: !self.ready };
         let suspects = self.tracker.dump(&view, MOST_SUSPECTS, &mut self.ledger);
         self.dumps.malformed += dump.malformed;
         self.ready = true;
@@ -182,13 +178,7 @@ impl Engine {
 
     /// The gauges of this moment.
     pub fn census(&mut self, now_ns: u64) -> Census {
-        Census::count(
-            self.tracker.lives(),
-            self.ledger.names_mut(),
-            &self.stuck_after,
-            self.netns,
-            now_ns,
-        )
+        Census::count(self.tracker.lives(), self.ledger.names_mut(), &self.stuck_after, self.netns, now_ns)
     }
 
     /// What is known of a dumped socket.

@@ -47,15 +47,18 @@ fn stuck_labels(bounds_ns: &[u64]) -> Vec<String> {
 fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
     let mut sockets = Family::gauge("tcpclose_sockets", "Sockets in the state now, minisockets included.");
     for (&(label, phase), &n) in &census.sockets {
-        sockets.add(&[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))], n as f64);
+        sockets
+            .add(&[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))], n as f64);
     }
     let mut oldest = Family::gauge(
         "tcpclose_oldest_socket_age_seconds",
         "Proven minimum age of the oldest socket that is still in the state.",
     );
     for (&(label, phase), &ns) in &census.oldest_ns {
-        oldest
-            .add(&[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))], ns as f64 / 1e9);
+        oldest.add(
+            &[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))],
+            ns as f64 / 1e9,
+        );
     }
     let mut stuck = Family::gauge(
         "tcpclose_stuck_sockets",
@@ -94,11 +97,8 @@ fn ledger(families: &mut Vec<MetricFamily>, engine: &Engine) {
         proto.set_bucket(buckets.collect());
         proto.set_sample_count(histogram.count());
         proto.set_sample_sum(histogram.sum_seconds());
-        let mut metric = labelled(&[
-            ("state", phase.name()),
-            ("side", label.side.name()),
-            ("port", &port(label)),
-        ]);
+        let mut metric =
+            labelled(&[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))]);
         metric.set_histogram(proto);
         durations.metrics.push(metric);
     }
@@ -119,7 +119,8 @@ fn ledger(families: &mut Vec<MetricFamily>, engine: &Engine) {
         ];
         closes.add(&labels, n as f64);
     }
-    let mut ended = Family::counter("tcpclose_time_wait_ended_total", "TIME-WAITs that ended, by what ended them.");
+    let mut ended =
+        Family::counter("tcpclose_time_wait_ended_total", "TIME-WAITs that ended, by what ended them.");
     for (how, n) in ledger.time_wait_ended() {
         ended.add(&[("reason", how.name())], n as f64);
     }
@@ -270,8 +271,9 @@ mod tests {
     #[test]
     fn age_labels_are_written_as_the_flag_writes_them() {
         let s = 1_000_000_000;
-        assert_eq!(stuck_labels(&[60 * s, 600 * s, 3600 * s, 5400 * s, 2 * s, s / 2]), [
-            "1m", "10m", "1h", "1h30m", "2s", "500ms"
-        ]);
+        assert_eq!(
+            stuck_labels(&[60 * s, 600 * s, 3600 * s, 5400 * s, 2 * s, s / 2]),
+            ["1m", "10m", "1h", "1h30m", "2s", "500ms"]
+        );
     }
 }

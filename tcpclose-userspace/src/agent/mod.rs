@@ -1,1 +1,155 @@
+//! The agent: everything that runs, on one thread.
+//!
+//! * [`config`]: what it is told to do.
+//! * [`engine`]: the one owner of probe, tracker and ledger.
+//! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
+//! * [`dumps`]: the first dump, those that follow minisockets, and the reconcile.
+//! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
+//! * [`sockets`]: where they are served.
+//!
+//! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
+pub mod config;
+pub mod drain;
+pub mod dumps;
+pub mod engine;
+pub mod exposition;
+pub mod http;
+pub mod queries;
+pub mod sockets;
+
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::time::Duration;
+
+use log::LevelFilter;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::failure::Failure;
+use crate::kernel::probe::{Probe, StateHook};
+use crate::kernel::{host, time_wait};
+use config::Config;
+use engine::{EVERYTHING, Engine};
+use sockets::QuerySocket;
+
+/// A dump that is under way when the agent is told to end is given this long.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When something that the agent needs is not to be had: an address, the socket, a capability, a state hook.
+pub fn run(config: &Config) -> Result<(), Failure> {
+    env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
+    let listeners =
+        config.listen.iter().map(|&address| sockets::listen(address)).collect::<Result<Vec<_>, _>>()?;
+    let queries = sockets::listen_for_queries(&config.socket, config.wait)?;
+
+    // Before the probe is attached, which would count the connections that this makes.
+    let time_wait_ns = time_wait::measure()
+        .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
+        .ok();
+    let probe = Probe::attach(config.state_hook, config.ring_size, config.log_level)?;
+    let engine = Engine::new(probe, config, time_wait_ns);
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // A dump, its lookups, a walk over /proc for a query.
+        .max_blocking_threads(4)
+        .build()
+        .map_err(|why| Failure::new("cannot start", why, "report this"))?;
+    let done = LocalSet::new().block_on(&runtime, serve(config, engine, listeners, queries));
+    runtime.shutdown_timeout(LAST_WAIT);
+    done
+}
+
+/// Serves until told to end.
+async fn serve(
+    config: &Config,
+    mut engine: Engine,
+    listeners: Vec<TcpListener>,
+    queries: QuerySocket,
+) -> Result<(), Failure> {
+    let cannot = |why: io::Error| Failure::new("cannot start", why, "report this");
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+
+    let addresses: Vec<String> = listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok())
+        .map(|address| format!("http://{address}"))
+        .collect();
+    if config.log_level >= LevelFilter::Debug {
+        drain::forward_the_probes_log(&mut engine.probe);
+    }
+    let engine = Rc::new(RefCell::new(engine));
+    for listener in listeners {
+        spawn_local(http::serve_scrapes(listener, Rc::clone(&engine)));
+    }
+    let unix = queries.listener.try_clone().map_err(cannot)?;
+    spawn_local(http::serve_queries(unix, Rc::clone(&engine)));
+    spawn_local(drain::run(Rc::clone(&engine)));
+
+    // Attached before, drained after: what the dump does not know, the records do, and the other way round.
+    if let Err(why) = dumps::dump(&engine, EVERYTHING).await {
+        let why = format!("the first dump of the kernel's sockets failed: {why:#}");
+        return Err(Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag"));
+    }
+    eprint!("{}", summary(&engine.borrow(), config, &addresses));
+    spawn_local(dumps::run(Rc::clone(&engine), config.dump_interval, config.reconcile_interval));
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    // Returning ends every task of this thread; dropping `queries` removes the socket.
+    Ok(())
+}
+
+/// What is printed when the agent is ready.
+fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
+    let mut text = format!(
+        "tcpclose {} watches how TCP connections end on {}\n",
+        env!("CARGO_PKG_VERSION"),
+        host::hostname()
+    );
+    let hook = match engine.probe.hook {
+        StateHook::Btf => "btf (tp_btf, keyed by socket cookie)",
+        StateHook::Tracepoint if engine.probe.facts => "tracepoint (classic, facts by BTF offsets)",
+        StateHook::Tracepoint => {
+            "tracepoint (classic, no BTF: namespace, outcome and most sides are unknown)"
+        }
+    };
+    let interval = humantime::format_duration(config.dump_interval);
+    let length = match engine.tracker.time_wait_ns() {
+        Some(ns) => format!("TIME-WAIT lasts {:.1} s here", ns as f64 / 1e9),
+        None => "TIME-WAIT's length is not known yet".to_owned(),
+    };
+    let mut line = |name: &str, value: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<11} {value}");
+    };
+    line("state hook", hook);
+    for declined in &engine.probe.declined {
+        line("", &format!("not in use: {}", crate::failure::printable(declined)));
+    }
+    line("time wait", &format!("diag (sock_diag dump each {interval}; {length})"));
+    line("", "this network namespace only; of others, what the state hook tells");
+    for address in addresses {
+        line("metrics", &format!("{address}/metrics"));
+    }
+    line("queries", &config.socket.display().to_string());
+    let socket = match config.socket.to_str() {
+        Some(crate::cli::DEFAULT_SOCKET) | None => String::new(),
+        Some(path) => format!(" --socket {path}"),
+    };
+    line("try", &format!("tcpclose stuck{socket}"));
+    if let Some(address) = addresses.first() {
+        line("", &format!("curl -s {address}/metrics | grep tcpclose_sockets"));
+    }
+    text
+}

@@ -56,7 +56,8 @@ pub fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySocket, Fa
         && !folder.is_dir()
     {
         if path == Path::new(DEFAULT_SOCKET) {
-            fs::create_dir_all(folder).map_err(|why| Failure::new(what(), why, "choose another path with --socket"))?;
+            fs::create_dir_all(folder)
+                .map_err(|why| Failure::new(what(), why, "choose another path with --socket"))?;
         } else {
             let why = format!("the directory {} does not exist", folder.display());
             return Err(Failure::new(what(), why, "make it, or choose another path with --socket"));
@@ -67,7 +68,8 @@ pub fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySocket, Fa
         match occupant(path).map_err(|why| Failure::new(what(), why, "choose another path with --socket"))? {
             Occupant::Nobody => break,
             Occupant::Dead => {
-                fs::remove_file(path).map_err(|why| Failure::new(what(), why, "remove it, or choose another path"))?;
+                fs::remove_file(path)
+                    .map_err(|why| Failure::new(what(), why, "remove it, or choose another path"))?;
                 break;
             }
             Occupant::Live if Instant::now() < until => sleep(Duration::from_millis(100)),

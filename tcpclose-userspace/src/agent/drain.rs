@@ -1,0 +1,104 @@
+//! Takes records from the ring on a timer.
+//!
+//! A wakeup for each burst costs a host most of its connection rate, so nobody is woken: the ring is drained each
+//! 20 ms while records come, and the pause doubles up to 1 s while none do. Between drains the probe wakes us only if
+//! the ring fills past its mark. Whoever asks (a scrape, a query, a dump) drains first, so no answer is old.
+
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use aya_log::EbpfLogger;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::{spawn_local, yield_now};
+use tokio::time::sleep;
+
+use crate::kernel::probe::Probe;
+
+use super::engine::Engine;
+
+const BUSY: Duration = Duration::from_millis(20);
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The pause before the next drain, after one that took `records`.
+fn pause_after(records: u64, pause: Duration) -> Duration {
+    if records > 0 { BUSY } else { (pause * 2).min(IDLE) }
+}
+
+/// The ring's descriptor, which the engine owns for as long as the tasks of this thread run.
+struct RingFd(RawFd);
+
+impl AsRawFd for RingFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+/// Drains for as long as the agent runs.
+pub async fn run(engine: Rc<RefCell<Engine>>) {
+    let fd = RingFd(engine.borrow().probe.ring.as_raw_fd());
+    // SAFETY: the descriptor belongs to the ring in `engine`, of which this task holds a reference until it ends, and
+    // the AsyncFd ends before that.
+    let called = match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
+        Ok(called) => called,
+        Err(why) => return log::error!("the ring cannot be polled: {why}"),
+    };
+    let mut pause = BUSY;
+    loop {
+        let (records, more) = engine.borrow_mut().drain();
+        if more {
+            yield_now().await;
+            continue;
+        }
+        pause = pause_after(records, pause);
+        if let Err(why) = engine.borrow_mut().probe.ring.sleep() {
+            log::warn!("the probe cannot call: {why:#}");
+        }
+        tokio::select! {
+            () = sleep(pause) => {}
+            ready = called.readable() => {
+                if let Ok(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
+        }
+    }
+}
+
+/// Writes what the probe logs to our own log.
+pub fn forward_the_probes_log(probe: &mut Probe) {
+    let logger = match EbpfLogger::init(probe.ebpf_mut()) {
+        Ok(logger) => logger,
+        Err(why) => return log::warn!("the probe's log cannot be read: {why}"),
+    };
+    // SAFETY: the logger owns its descriptor and goes with the AsyncFd.
+    let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
+        Ok(logger) => logger,
+        Err(why) => return log::warn!("the probe's log cannot be polled: {why}"),
+    };
+    spawn_local(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_backs_off_to_a_second_and_comes_back_at_once() {
+        let mut pause = BUSY;
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            pause = pause_after(0, pause);
+            pauses.push(pause.as_millis());
+        }
+        assert_eq!(pauses, [40, 80, 160, 320, 640, 1000, 1000, 1000]);
+        assert_eq!(pause_after(1, pause), BUSY);
+    }
+}

@@ -1,0 +1,170 @@
+//! What is served to whom: aggregates on TCP, sockets on the unix socket.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_local;
+use tokio::time::{sleep, timeout};
+
+use super::engine::Engine;
+use super::{exposition, queries};
+
+/// Connections that are served at a time on each listener; further ones wait in its backlog.
+const MOST_CONNECTIONS: usize = 64;
+
+/// A client has this long to send its request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection is closed after this long, whatever its client does: one that stops reading holds its answer no
+/// longer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// prometheus::TEXT_FORMAT with the charset that it is in.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const TEXT: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
+
+type Answer = Response<Full<Bytes>>;
+
+/// Which of the two faces a request came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Face {
+    Aggregates,
+    Sockets,
+}
+
+/// Serves scrapes for as long as the agent runs.
+pub async fn serve_scrapes(listener: TcpListener, engine: Rc<RefCell<Engine>>) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(why) => return log::error!("no scrapes: {why}"),
+    };
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => serve(stream, Face::Aggregates, &engine, place),
+            Err(why) => not_accepted(&why).await,
+        }
+    }
+}
+
+/// Serves the command line for as long as the agent runs.
+pub async fn serve_queries(listener: UnixListener, engine: Rc<RefCell<Engine>>) {
+    let listener = match tokio::net::UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(why) => return log::error!("no queries: {why}"),
+    };
+    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => serve(stream, Face::Sockets, &engine, place),
+            Err(why) => not_accepted(&why).await,
+        }
+    }
+}
+
+/// A failed accept is the client's (it hung up) or the host's (no descriptors): a pause, so that the second does not
+/// become a busy loop.
+async fn not_accepted(why: &std::io::Error) {
+    log::warn!("a connection was not accepted: {why}");
+    sleep(Duration::from_millis(100)).await;
+}
+
+fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>, place: OwnedSemaphorePermit)
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let engine = Rc::clone(engine);
+    spawn_local(async move {
+        let service = service_fn(move |request| {
+            let engine = Rc::clone(&engine);
+            async move { Ok::<_, Infallible>(answer(&request, face, &engine).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service);
+        match timeout(CONNECTION_TIMEOUT, connection).await {
+            Ok(Ok(())) | Err(_) => {}
+            // Whoever hangs up mid-answer has gone, and nothing else has happened.
+            Ok(Err(why)) => log::debug!("a connection ended: {why}"),
+        }
+        drop(place);
+    });
+}
+
+async fn answer(request: &Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
+    let path = request.uri().path();
+    let known = matches!(path, "/" | "/metrics" | "/healthz" | "/readyz")
+        || (face == Face::Sockets && path == queries::PATH);
+    if !known {
+        return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refusal;
+    }
+    match path {
+        "/metrics" => match exposition::render(&mut engine.borrow_mut()) {
+            Ok(text) => with_type(StatusCode::OK, METRICS, text),
+            Err(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+        },
+        "/healthz" => plain(StatusCode::OK, "ok\n"),
+        "/readyz" if engine.borrow().ready => plain(StatusCode::OK, "ready\n"),
+        "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first dump is not in yet\n"),
+        "/" => with_type(StatusCode::OK, HTML, LANDING_PAGE),
+        _ => match queries::sockets(request.uri().query().unwrap_or_default(), engine).await {
+            Ok(reply) => {
+                let mut answer = with_type(StatusCode::OK, JSON, reply.json);
+                if let Ok(bound) = HeaderValue::from_str(&reply.stuck_after) {
+                    answer
+                        .headers_mut()
+                        .insert(HeaderName::from_static(crate::cli::client::STUCK_AFTER), bound);
+                }
+                answer
+            }
+            Err(queries::Refused::Request(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+            Err(queries::Refused::Failed(why)) => {
+                plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n"))
+            }
+        },
+    }
+}
+
+/// `/`: where to go from here.
+const LANDING_PAGE: &str = concat!(
+    "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>tcpclose</title>",
+    "<h1>tcpclose ",
+    env!("CARGO_PKG_VERSION"),
+    "</h1><p>How TCP connections end on this host.</p>",
+    "<ul><li><a href=\"/metrics\">/metrics</a> for Prometheus</li>",
+    "<li><a href=\"/healthz\">/healthz</a> and <a href=\"/readyz\">/readyz</a></li></ul>",
+    "<p>Which sockets are stuck, and whose: <code>tcpclose stuck</code> on the host.</p></html>\n"
+);
+
+fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+    with_type(status, TEXT, text)
+}
+
+fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}

@@ -1,0 +1,233 @@
+//! `GET /v1/sockets?state=close_wait[&older_than=60s]`: every socket in a state, with what the tracker knows of its
+//! age and what a fresh dump and /proc know of the rest.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tcpclose_common::state::TcpState;
+use tokio::task::spawn_blocking;
+
+use crate::kernel::age::proven_age;
+use crate::kernel::sock_diag::{self, Dump, Socket};
+use crate::kernel::{host, owners};
+use crate::query::document::{Cookie, Document, SCHEMA, Source, StuckSocket};
+use crate::query::{self, Facts, Scene};
+use crate::terms::{Age, Diagnosis, Phase, Side};
+use crate::tracker::life::{Body, Life};
+
+use super::engine::Engine;
+
+/// Where the command line asks.
+pub const PATH: &str = "/v1/sockets";
+
+/// What a query is answered with.
+pub struct Reply {
+    /// A [`Document`].
+    pub json: Vec<u8>,
+    /// The bound that the diagnosis took, as humantime writes it.
+    pub stuck_after: String,
+}
+
+/// Why a query is not answered.
+pub enum Refused {
+    /// It makes no sense: what is wrong with it.
+    Request(String),
+    /// Something failed on the way.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(why: anyhow::Error) -> Self {
+        Self::Failed(why)
+    }
+}
+
+/// Answers the query `query` (what stands after the `?`).
+pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Refused> {
+    let Asked { phase, older_than } = parse(query).map_err(Refused::Request)?;
+    let bound = older_than.unwrap_or_else(|| Duration::from_nanos(engine.borrow().stuck_after.first_ns()));
+    let states = phase.state().bit() | TcpState::Listen.bit();
+    let dump = spawn_blocking(move || sock_diag::dump(states, true)).await.context("the dump died")?;
+    let dump = dump.context("no dump of the kernel's sockets")?;
+    let known = Known::gather(phase, &dump, &mut engine.borrow_mut());
+    let document =
+        spawn_blocking(move || known.document(dump, bound)).await.context("the look for owners died")??;
+    let json = serde_json::to_vec(&document).context("the answer cannot be written")?;
+    Ok(Reply { json, stuck_after: humantime::format_duration(bound).to_string() })
+}
+
+struct Asked {
+    phase: Phase,
+    older_than: Option<Duration>,
+}
+
+/// Reads the query's fields; keys that it does not know are a newer client's and change nothing that it asks here.
+fn parse(query: &str) -> Result<Asked, String> {
+    let mut asked = Asked { phase: Phase::CloseWait, older_than: None };
+    for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
+        match key {
+            "state" => {
+                let phase = Phase::ALL.into_iter().find(|phase| phase.name() == value);
+                asked.phase = phase.ok_or_else(|| format!("state={value}: not a close-phase state"))?;
+            }
+            "older_than" => {
+                let bound = humantime::parse_duration(value);
+                asked.older_than = Some(bound.map_err(|why| format!("older_than={value}: {why}"))?);
+            }
+            _ => {}
+        }
+    }
+    Ok(asked)
+}
+
+/// What the tracker knows that the answer needs, taken out of it at one instant.
+struct Known {
+    facts: HashMap<u64, Facts>,
+    /// Sockets in network namespaces that are not dumped: only their records are known.
+    elsewhere: Vec<StuckSocket>,
+    at: String,
+    now_ns: u64,
+    netns: u32,
+    ephemeral: std::ops::RangeInclusive<u16>,
+}
+
+impl Known {
+    fn gather(phase: Phase, dump: &Dump, engine: &mut Engine) -> Self {
+        engine.drain_all();
+        let now_ns = host::monotonic_ns();
+        let facts = dump.sockets.iter().filter_map(|socket| {
+            let life = engine.life_of(socket.cookie, &socket.flow)?;
+            let body = if socket.minisocket { Body::Minisocket } else { Body::Socket };
+            let same = life.phase == phase && life.body == body;
+            same.then(|| {
+                let age = tighter(life.since.age(now_ns), proven_age_at(socket, now_ns));
+                (socket.cookie, Facts { side: life.side, port: life.port, age })
+            })
+        });
+        Self {
+            facts: facts.collect(),
+            elsewhere: engine
+                .tracker
+                .lives()
+                .filter(|life| life.phase == phase && life.netns != 0 && life.netns != engine.netns)
+                .map(|life| elsewhere(life, now_ns))
+                .collect(),
+            at: host::wall_clock(),
+            now_ns,
+            netns: engine.netns,
+            ephemeral: engine.ephemeral.clone(),
+        }
+    }
+
+    /// Reads owners and puts everything together. Blocks for as long as a walk over /proc takes.
+    fn document(self, mut dump: Dump, bound: Duration) -> Result<Document> {
+        let sockets = std::mem::take(&mut dump.sockets);
+        let (listeners, sockets): (Vec<Socket>, Vec<Socket>) =
+            sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
+        let owners =
+            owners::find(&query::wanted_inodes(&sockets, &listeners)).context("/proc cannot be read")?;
+        let scene = Scene {
+            sockets: &sockets,
+            listeners: &listeners,
+            owners: &owners,
+            netns: self.netns,
+            bound_ns: bound.as_nanos() as u64,
+        };
+        let mut described = query::assemble(&scene, |socket| {
+            self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
+                let side = match query::listeners_of(&socket.flow, &listeners).next() {
+                    Some(_) => Side::Server,
+                    None => Side::Unknown,
+                };
+                let port = query::service_port(side, &socket.flow, &self.ephemeral);
+                Facts { side, port, age: proven_age_at(socket, self.now_ns) }
+            })
+        });
+        let mut incomplete = query::incomplete(&dump, &owners, &described);
+        if !self.elsewhere.is_empty() {
+            incomplete.push(format!(
+                "{} sockets are in other network namespaces: their owners, queues and diagnosis are unknown, and \
+                 those that are older than the agent are missing",
+                self.elsewhere.len()
+            ));
+        }
+        described.extend(self.elsewhere);
+        Ok(Document {
+            schema: SCHEMA,
+            host: host::hostname(),
+            boot_id: host::boot_id(),
+            at: self.at,
+            source: Source::Agent,
+            incomplete,
+            sockets: described,
+        })
+    }
+}
+
+/// The age that the dump alone proves, at `now_ns`.
+fn proven_age_at(socket: &Socket, now_ns: u64) -> Age {
+    let since_ns = now_ns.saturating_sub(socket.seen_ns);
+    let age = proven_age(socket, host::uptime_ns());
+    Age {
+        min_ns: age.min_ns.saturating_add(since_ns),
+        max_ns: age.max_ns.map(|max| max.saturating_add(since_ns)),
+    }
+}
+
+/// Two proofs of one age: the tracker's holds unless a fresh dump proves more of an interval.
+fn tighter(tracked: Age, dumped: Age) -> Age {
+    if tracked.is_exact() {
+        return tracked;
+    }
+    let max_ns = match (tracked.max_ns, dumped.max_ns) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    let min_ns = tracked.min_ns.max(dumped.min_ns);
+    Age { min_ns: max_ns.map_or(min_ns, |max| min_ns.min(max)), max_ns }
+}
+
+/// A socket of which only records are known.
+fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
+    StuckSocket {
+        state: life.phase,
+        side: life.side,
+        port: life.port,
+        local: life.flow.local(),
+        peer: life.flow.remote(),
+        cookie: Cookie(life.cookie),
+        inode: 0,
+        uid: 0,
+        netns: life.netns,
+        age: life.since.age(now_ns).into(),
+        unread_bytes: 0,
+        unsent_bytes: 0,
+        last_sent_seconds: None,
+        diagnosis: (life.phase == Phase::CloseWait).then_some(Diagnosis::Unknown),
+        owners: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_or_refused() {
+        let asked = parse("state=last_ack&older_than=90s&later=1").ok().unwrap();
+        assert_eq!((asked.phase, asked.older_than), (Phase::LastAck, Some(Duration::from_secs(90))));
+        assert_eq!(parse("").ok().unwrap().phase, Phase::CloseWait);
+        assert!(parse("state=banana").is_err_and(|why| why.contains("banana")));
+        assert!(parse("older_than=soon").is_err_and(|why| why.contains("soon")));
+    }
+
+    #[test]
+    fn two_proofs_make_the_narrower_interval() {
+        let tracked = Age { min_ns: 10, max_ns: None };
+        let dumped = Age { min_ns: 5, max_ns: Some(30) };
+        assert_eq!(tighter(tracked, dumped), Age { min_ns: 10, max_ns: Some(30) });
+        assert_eq!(tighter(Age::exact(7), dumped), Age::exact(7));
+    }
+}

@@ -1,0 +1,178 @@
+//! `tcpclose agent`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use log::LevelFilter;
+
+use crate::agent::{self, config::Config};
+use crate::failure::Failure;
+use crate::kernel::probe::StateHook;
+use crate::ledger::census::StuckAfter;
+
+use super::DEFAULT_SOCKET;
+
+/// Watch how connections end, and serve it to Prometheus and to the command line.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: tcpclose agent --listen 0.0.0.0:9923 --stuck-after 1m,10m,1h --name-port 8080"
+)]
+pub struct Agent {
+    /// Serve metrics here; may be given more than once.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address)]
+    listen: Vec<SocketAddr>,
+
+    /// Answer the command line at this unix socket (mode 0600).
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+
+    /// How long to wait for another agent to leave the socket.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = super::duration)]
+    wait: Duration,
+
+    /// From when a socket in CLOSE-WAIT is stuck: ascending bounds, each a class of tcpclose_stuck_sockets.
+    #[arg(long, value_name = "DURATIONS", default_value = "1m,10m,1h", value_parser = stuck_after)]
+    stuck_after: StuckAfter,
+
+    /// How many pairs of side and port have series of their own; the others share port="other".
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    max_ports: u16,
+
+    /// A port that always has series of its own; may be given more than once.
+    #[arg(long, value_name = "PORT", value_parser = super::port)]
+    name_port: Vec<u16>,
+
+    /// How to watch TCP states.
+    #[arg(long, value_enum, default_value = "auto")]
+    state_hook: StateHookChoice,
+
+    /// How to watch TIME-WAIT and orphaned FIN-WAIT-2.
+    #[arg(long, value_enum, default_value = "auto")]
+    time_wait: TimeWaitChoice,
+
+    /// Between comparisons of what is tracked with all of the kernel's sockets.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval)]
+    reconcile_interval: Duration,
+
+    /// Between dumps of minisockets; stretched so that all dumps take 1 % of a core at most.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    dump_interval: Duration,
+
+    /// The ring buffer between probe and agent: bytes, or with K or M; a power of two. 8M hold 150,000 steps, more than
+    /// one core can make in a second.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size)]
+    ring_size: u32,
+
+    /// What to say on standard error. From debug on, the probe in the kernel speaks too.
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level)]
+    log_level: LevelFilter,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StateHookChoice {
+    /// The best that this kernel loads.
+    Auto,
+    /// tp_btf inet_sock_set_state (Linux 5.12 with BTF).
+    Btf,
+    /// The classic tracepoint sock:inet_sock_set_state (Linux 5.8).
+    Tracepoint,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TimeWaitChoice {
+    /// The best that this kernel loads.
+    Auto,
+    /// A dump by sock_diag at an interval.
+    Diag,
+}
+
+impl Agent {
+    pub fn run(self) -> Result<(), Failure> {
+        // One rung so far: both choices are the same.
+        let (TimeWaitChoice::Auto | TimeWaitChoice::Diag) = self.time_wait;
+        agent::run(&Config {
+            listen: self.listen,
+            socket: self.socket,
+            wait: self.wait,
+            stuck_after: self.stuck_after,
+            max_ports: self.max_ports.into(),
+            name_ports: self.name_port,
+            state_hook: match self.state_hook {
+                StateHookChoice::Auto => None,
+                StateHookChoice::Btf => Some(StateHook::Btf),
+                StateHookChoice::Tracepoint => Some(StateHook::Tracepoint),
+            },
+            reconcile_interval: self.reconcile_interval,
+            dump_interval: self.dump_interval,
+            ring_size: self.ring_size,
+            log_level: self.log_level,
+        })
+    }
+}
+
+fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| "not an address; write for example 127.0.0.1:9923 or [::]:9923")
+}
+
+fn stuck_after(text: &str) -> Result<StuckAfter, String> {
+    let bounds = text.split(',').map(|part| {
+        super::duration(part.trim()).map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
+    });
+    let bounds = bounds
+        .collect::<Result<Vec<u64>, _>>()
+        .map_err(|_| "not a list of durations; write for example 1m,10m,1h")?;
+    StuckAfter::new(bounds).map_err(|why| format!("{why}; write for example 1m,10m,1h"))
+}
+
+/// An interval short enough to be useful and long enough not to spin.
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = super::duration(text)?;
+    let range = Duration::from_millis(10)..=Duration::from_secs(86_400);
+    if range.contains(&interval) { Ok(interval) } else { Err("must lie between 10ms and 1day".to_owned()) }
+}
+
+fn ring_size(text: &str) -> Result<u32, &'static str> {
+    const WHY: &str = "not a ring size; write a power of two from 4K to 1024M, for example 8M";
+    let (digits, unit) = match text.strip_suffix(['K', 'M']) {
+        Some(digits) if text.ends_with('K') => (digits, 1 << 10),
+        Some(digits) => (digits, 1 << 20),
+        None => (text, 1),
+    };
+    let bytes = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit)).ok_or(WHY)?;
+    if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) { Ok(bytes) } else { Err(WHY) }
+}
+
+fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
+    text.parse().map_err(|_| "not a level; write off, error, warn, info, debug or trace")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ring_sizes_are_powers_of_two_of_pages() {
+        assert_eq!(ring_size("8M"), Ok(8 << 20));
+        assert_eq!(ring_size("64K"), Ok(64 << 10));
+        assert_eq!(ring_size("4096"), Ok(4096));
+        for bad in ["", "0", "3M", "2048", "8G", "8m", "-8M", "4096M", "banana", "M"] {
+            assert!(ring_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn stuck_bounds_ascend() {
+        assert_eq!(stuck_after("1m, 10m").unwrap().bounds_ns(), [60_000_000_000, 600_000_000_000]);
+        for bad in ["", "banana", "10m,1m", "1m,1m", "0s", "1m,,2m"] {
+            assert!(stuck_after(bad).unwrap_err().contains("1m,10m,1h"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn intervals_neither_spin_nor_sleep_for_ever() {
+        assert!(interval("1s").is_ok());
+        assert!(interval("1ms").is_err() && interval("2days").is_err() && interval("banana").is_err());
+    }
+}

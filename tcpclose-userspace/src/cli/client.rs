@@ -1,0 +1,275 @@
+//! Asks the agent on its unix socket: HTTP/1.1, `GET /v1/sockets?state=close_wait[&older_than=60s]`.
+//!
+//! The agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
+//! that the diagnosis takes; left out, the agent takes its first `--stuck-after`. The bound it took is in the header
+//! [`STUCK_AFTER`].
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::UnixStream;
+
+use crate::failure::Failure;
+use crate::query::document::{Document, SCHEMA};
+use crate::terms::Phase;
+
+/// The header that names the bound which the agent's diagnosis took, as a humantime duration.
+pub const STUCK_AFTER: &str = "tcpclose-stuck-after";
+
+/// How long an agent may take to answer, in whole.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// More than a million sockets make.
+const LONGEST_ANSWER: usize = 1 << 30;
+const WITHOUT: &str = "restart the agent, or add --no-agent for a snapshot";
+
+/// What came of asking.
+#[derive(Debug)]
+pub enum Reply {
+    Answer {
+        document: Document,
+        /// The bound of the diagnosis.
+        stuck_after: Duration,
+    },
+    /// Nobody listens at the path.
+    NoAgent,
+    /// The path exists, and this user may not connect to it.
+    Denied,
+}
+
+/// Asks the agent at `path` for the sockets in `state`.
+pub fn sockets(path: &Path, state: Phase, older_than: Option<Duration>) -> Result<Reply, Failure> {
+    sockets_within(PATIENCE, path, state, older_than)
+}
+
+fn sockets_within(
+    patience: Duration,
+    path: &Path,
+    state: Phase,
+    older_than: Option<Duration>,
+) -> Result<Reply, Failure> {
+    let failure = |why: String| Failure::new(format!("agent at {}", path.display()), why, WITHOUT);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failure(error.to_string()))?;
+    let asked = runtime.block_on(async {
+        let ask = ask(path, target(state, older_than));
+        tokio::time::timeout(patience, ask)
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {}", humantime::format_duration(patience))))
+    });
+    let asked = asked.map_err(failure)?;
+    let (stuck_after, body) = match asked {
+        Asked::Body { stuck_after, body } => (stuck_after, body),
+        Asked::NoAgent => return Ok(Reply::NoAgent),
+        Asked::Denied => return Ok(Reply::Denied),
+    };
+    let document = understand(&body).map_err(failure)?;
+    let stuck_after = stuck_after
+        .and_then(|text| humantime::parse_duration(&text).ok())
+        .or(older_than)
+        .ok_or_else(|| failure(format!("its answer lacks the header {STUCK_AFTER}")))?;
+    Ok(Reply::Answer { document, stuck_after })
+}
+
+/// The path and query of the request.
+fn target(state: Phase, older_than: Option<Duration>) -> String {
+    let mut target = format!("/v1/sockets?state={}", state.name());
+    if let Some(bound) = older_than {
+        // humantime puts spaces between units, which a query has to escape: one unit, none.
+        match bound.subsec_nanos() {
+            0 => target.push_str(&format!("&older_than={}s", bound.as_secs())),
+            _ => target.push_str(&format!("&older_than={}ns", bound.as_nanos())),
+        }
+    }
+    target
+}
+
+enum Asked {
+    Body { stuck_after: Option<String>, body: Bytes },
+    NoAgent,
+    Denied,
+}
+
+async fn ask(path: &Path, target: String) -> Result<Asked, String> {
+    let stream = match UnixStream::connect(path).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            return match error.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
+                    Ok(Asked::NoAgent)
+                }
+                ErrorKind::PermissionDenied => Ok(Asked::Denied),
+                _ => Err(error.to_string()),
+            };
+        }
+    };
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| said(&error))?;
+    // Drives the connection; ends with it, or with the runtime. Its failure shows in the answer.
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    let request = Request::get(target)
+        .header(hyper::header::HOST, "tcpclose")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(|error| said(&error))?;
+    let status = response.status();
+    let stuck_after =
+        response.headers().get(STUCK_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER)
+        .collect()
+        .await
+        .map_err(|error| match error.downcast_ref::<hyper::Error>() {
+            Some(error) => said(error),
+            None => error.to_string(),
+        })?
+        .to_bytes();
+    match status {
+        StatusCode::OK => Ok(Asked::Body { stuck_after, body }),
+        StatusCode::NOT_FOUND => {
+            Err("it does not know /v1/sockets: no tcpclose agent, or another version".to_owned())
+        }
+        status => {
+            let text = String::from_utf8_lossy(&body);
+            let line: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
+            Err(format!("it answered {status}: {line}"))
+        }
+    }
+}
+
+/// hyper's error in the words of someone who asked an agent.
+fn said(error: &hyper::Error) -> String {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    if error.is_incomplete_message()
+        || error.is_canceled()
+        || error.is_closed()
+        || io.is_some_and(|io| {
+            matches!(io.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
+        })
+    {
+        "it hung up in the middle of its answer".to_owned()
+    } else if error.is_parse() {
+        "what answers there does not speak HTTP: no tcpclose agent".to_owned()
+    } else {
+        match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        }
+    }
+}
+
+/// The document in `body`, if it is one of a version that this build reads.
+fn understand(body: &[u8]) -> Result<Document, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        schema: u32,
+    }
+    let no_document = |error: serde_json::Error| format!("its answer is no document of tcpclose ({error})");
+    match serde_json::from_slice(body) {
+        Ok(Version { schema: SCHEMA }) => serde_json::from_slice(body).map_err(no_document),
+        Ok(Version { schema }) => Err(format!(
+            "it speaks schema {schema}, and this tcpclose {} reads schema {SCHEMA}: use the two of one version",
+            env!("CARGO_PKG_VERSION")
+        )),
+        Err(error) => Err(no_document(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    const DOCUMENT: &str =
+        r#"{"schema":1,"host":"h","boot_id":"b","at":"t","source":"agent","incomplete":[],"sockets":[]}"#;
+
+    /// Asks someone who reads the request, answers with `answer` and hangs up.
+    fn ask_one_who_says(answer: Vec<u8>) -> (Result<Reply, Failure>, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let agent = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if stream.read(&mut byte).unwrap() == 0 {
+                    break;
+                }
+                request.push(byte[0]);
+            }
+            let _ = stream.write_all(&answer);
+            String::from_utf8(request).unwrap()
+        });
+        let reply = sockets(&path, Phase::CloseWait, None);
+        (reply, agent.join().unwrap())
+    }
+
+    fn http(headers: &str, body: &str) -> Vec<u8> {
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len()).into_bytes()
+    }
+
+    #[test]
+    fn an_answer_comes_with_the_agents_bound() {
+        let (reply, request) = ask_one_who_says(http("tcpclose-stuck-after: 1m 30s\r\n", DOCUMENT));
+        let Ok(Reply::Answer { document, stuck_after }) = reply else { panic!("{reply:?}") };
+        assert_eq!((document.host.as_str(), stuck_after), ("h", Duration::from_secs(90)));
+        assert!(request.starts_with("GET /v1/sockets?state=close_wait HTTP/1.1\r\n"), "{request}");
+        assert_eq!(
+            target(Phase::LastAck, Some(Duration::from_secs(90))),
+            "/v1/sockets?state=last_ack&older_than=90s"
+        );
+        assert!(
+            target(Phase::LastAck, Some(Duration::from_millis(1500))).ends_with("older_than=1500000000ns")
+        );
+    }
+
+    #[test]
+    fn whatever_else_answers_is_one_clear_line() {
+        let cut = http("", DOCUMENT);
+        let cases: &[(Vec<u8>, &str)] = &[
+            (cut[..cut.len() - 10].to_vec(), "hung up in the middle"),
+            (cut[..20].to_vec(), "hung up in the middle"),
+            (Vec::new(), "hung up in the middle"),
+            (b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(), "does not speak HTTP"),
+            (vec![0xff; 5000], "does not speak HTTP"),
+            (http("", "\x00\x01garbage"), "no document of tcpclose"),
+            (http("", "{}"), "no document of tcpclose"),
+            (http("", r#"{"schema":1}"#), "no document of tcpclose"),
+            (http("", r#"{"schema":2,"x":1}"#), "speaks schema 2"),
+            (http("", DOCUMENT), "lacks the header"),
+            (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(), "does not know /v1/sockets"),
+            (b"HTTP/1.1 500 No\r\ncontent-length: 8\r\n\r\na\x1b[2J\nb\n".to_vec(), "it answered 500"),
+        ];
+        for (answer, expected) in cases {
+            let (reply, _) = ask_one_who_says(answer.clone());
+            let line = reply.unwrap_err().to_string();
+            assert!(line.contains(expected) && !line.contains(char::is_control), "{expected}: {line}");
+            assert!(line.starts_with("tcpclose: agent at /") && line.ends_with(WITHOUT), "{line}");
+        }
+    }
+
+    #[test]
+    fn nobody_there_is_no_failure_and_silence_is_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let silent = UnixListener::bind(&path).unwrap();
+        let line = sockets_within(Duration::from_millis(50), &path, Phase::CloseWait, None).unwrap_err();
+        assert!(line.to_string().contains("no answer within 50ms"), "{line}");
+        drop(silent);
+        std::fs::remove_file(&path).unwrap();
+        let ask = || sockets(&path, Phase::CloseWait, None);
+        assert!(matches!(ask(), Ok(Reply::NoAgent)));
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(matches!(ask(), Ok(Reply::NoAgent)));
+    }
+}

@@ -1,0 +1,271 @@
+//! Sockets put together by owner, port or peer, so that one leak is one line.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use clap::ValueEnum;
+
+use super::table;
+use crate::failure::printable;
+use crate::query::document::{AgeSeconds, Owner, StuckSocket};
+use crate::terms::{Diagnosis, Side};
+
+/// What sockets are grouped by, besides side, port and diagnosis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum By {
+    /// The processes that hold the socket.
+    Owner,
+    /// The service port alone.
+    Port,
+    /// The peer's address.
+    Peer,
+}
+
+/// A socket that is listed, and whether its age is proven to be past the bound.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    pub socket: &'a StuckSocket,
+    pub possibly: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Who {
+    /// In order of pid; one entry a process.
+    Owners(Vec<u32>),
+    /// The user that opened it, where the kernel still knows.
+    Unknown(Option<u32>),
+    Peer(IpAddr),
+    Anyone,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Key {
+    possibly: bool,
+    who: Who,
+    side: Side,
+    port: u16,
+    diagnosis: Option<Diagnosis>,
+}
+
+/// One line of the table.
+#[derive(Clone, Debug)]
+pub struct Group<'a> {
+    key: Key,
+    sockets: Vec<&'a StuckSocket>,
+}
+
+/// Groups `listed`: proven ones before possible ones, then the largest first.
+pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
+    let mut groups: HashMap<Key, Vec<&StuckSocket>> = HashMap::new();
+    for Listed { socket, possibly } in listed {
+        let who = match by {
+            By::Owner if socket.owners.is_empty() => Who::Unknown((socket.inode != 0).then_some(socket.uid)),
+            By::Owner => {
+                let mut pids: Vec<u32> = socket.owners.iter().map(|owner| owner.pid).collect();
+                pids.sort_unstable();
+                pids.dedup();
+                Who::Owners(pids)
+            }
+            By::Port => Who::Anyone,
+            By::Peer => Who::Peer(socket.peer.ip()),
+        };
+        let key = Key {
+            possibly: *possibly,
+            who,
+            side: socket.side,
+            port: socket.port,
+            diagnosis: socket.diagnosis,
+        };
+        groups.entry(key).or_default().push(socket);
+    }
+    let mut groups: Vec<_> = groups.into_iter().map(|(key, sockets)| Group { key, sockets }).collect();
+    groups.sort_by(|a, b| {
+        let size = |group: &Group<'_>| std::cmp::Reverse(group.sockets.len());
+        (a.key.possibly, size(a)).cmp(&(b.key.possibly, size(b))).then_with(|| a.key.cmp(&b.key))
+    });
+    groups
+}
+
+/// The table of `groups`, the first `limit` of them, and how many more there are.
+pub fn text(groups: &[Group<'_>], by: By, limit: usize, width: Option<u16>) -> String {
+    let header: &[&str] = match by {
+        By::Owner => &["OWNER", "SIDE", ">PORT", "WHY", ">COUNT", ">OLDEST", ">FDS", ">FULL IN"],
+        By::Port => &[">PORT", "SIDE", "WHY", ">COUNT", ">OLDEST"],
+        By::Peer => &["PEER", "SIDE", ">PORT", "WHY", ">COUNT", ">OLDEST"],
+    };
+    let rows: Vec<Vec<String>> = groups.iter().take(limit).map(|group| group.row(by)).collect();
+    let mut text = table::render(header, &rows, width);
+    text.push('\n');
+    if groups.len() > limit {
+        text.push_str(&format!("… {} more\n", groups.len() - limit));
+    }
+    text
+}
+
+impl Group<'_> {
+    fn row(&self, by: By) -> Vec<String> {
+        let (side, port) = (self.key.side.name().to_owned(), self.key.port.to_string());
+        let why = why(self.key.diagnosis, self.key.possibly);
+        let count = self.sockets.len().to_string();
+        let oldest = self.oldest().map(table::at_least).unwrap_or_default();
+        match by {
+            By::Owner => vec![self.who(), side, port, why, count, oldest, self.fds(), self.full_in()],
+            By::Port => vec![port, side, why, count, oldest],
+            By::Peer => vec![self.who(), side, port, why, count, oldest],
+        }
+    }
+
+    fn who(&self) -> String {
+        match &self.key.who {
+            Who::Owners(pids) => {
+                let first = self.sockets.first().and_then(|socket| socket.owners.first());
+                let name = first.map(process).unwrap_or_default();
+                match pids.len() {
+                    0 | 1 => name,
+                    n => format!("{name} +{}", n - 1),
+                }
+            }
+            Who::Unknown(Some(uid)) => format!("unknown, uid {uid}"),
+            Who::Unknown(None) => "unknown".to_owned(),
+            Who::Peer(address) => address.to_string(),
+            Who::Anyone => String::new(),
+        }
+    }
+
+    fn oldest(&self) -> Option<&AgeSeconds> {
+        self.sockets.iter().map(|socket| &socket.age).max_by(|a, b| a.min_seconds.total_cmp(&b.min_seconds))
+    }
+
+    /// Of the holders the one that is nearest to its limit of open files.
+    fn tightest(&self) -> Option<(u64, Option<u64>)> {
+        let owners = self.sockets.first()?.owners.iter();
+        let room = |owner: &Owner| Some(owner.fds_limit?.saturating_sub(owner.fds_used?));
+        let owner = owners.min_by_key(|owner| room(owner).unwrap_or(u64::MAX))?;
+        Some((owner.fds_used?, owner.fds_limit))
+    }
+
+    fn fds(&self) -> String {
+        match self.tightest() {
+            Some((used, Some(limit))) => format!("{used}/{limit}"),
+            Some((used, None)) => used.to_string(),
+            None => "-".to_owned(),
+        }
+    }
+
+    /// When the holder has no file descriptor left, if sockets go on to get stuck as they did from the oldest to the
+    /// youngest of this group.
+    fn full_in(&self) -> String {
+        const UNKNOWN: &str = "-";
+        // In the accept queue a socket takes no file descriptor yet; what is not proven makes no rate.
+        if self.key.possibly || self.key.diagnosis == Some(Diagnosis::NotAccepted) {
+            return UNKNOWN.to_owned();
+        }
+        let Some((used, Some(limit))) = self.tightest() else { return UNKNOWN.to_owned() };
+        if used >= limit {
+            return "now".to_owned();
+        }
+        let ages = || self.sockets.iter().map(|socket| socket.age.min_seconds);
+        let (oldest, youngest) = (ages().fold(0.0, f64::max), ages().fold(f64::INFINITY, f64::min));
+        let (span, steps) = (oldest - youngest, self.sockets.len() - 1);
+        // Two sockets, or a single burst, are no rate.
+        if steps < 2 || span < 1.0 {
+            return UNKNOWN.to_owned();
+        }
+        table::span((limit - used) as f64 * span / steps as f64)
+    }
+}
+
+/// A diagnosis as the tables show it.
+pub fn why(diagnosis: Option<Diagnosis>, possibly: bool) -> String {
+    let name = diagnosis.map_or("-", Diagnosis::name);
+    if possibly { format!("possibly {name}") } else { name.to_owned() }
+}
+
+/// `api[4242]`.
+pub fn process(owner: &Owner) -> String {
+    format!("{}[{}]", printable(&owner.comm), owner.pid)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::query::document::Cookie;
+    use crate::terms::{Age, Phase};
+
+    pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
+        Owner { pid, comm: comm.into(), fd: 5, fds_used: Some(fds.0), fds_limit: Some(fds.1) }
+    }
+
+    pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
+        StuckSocket {
+            state: Phase::CloseWait,
+            side: Side::Server,
+            port: 8080,
+            local: "10.0.0.5:8080".parse().unwrap(),
+            peer: "10.0.0.9:41234".parse().unwrap(),
+            cookie: Cookie(1),
+            inode: 7,
+            uid: 1000,
+            netns: 1,
+            age: Age::exact(age_seconds * 1_000_000_000).into(),
+            unread_bytes: 0,
+            unsent_bytes: 0,
+            last_sent_seconds: None,
+            diagnosis: Some(Diagnosis::NotClosed),
+            owners: owners.to_vec(),
+        }
+    }
+
+    fn proven(sockets: &[StuckSocket]) -> Vec<Listed<'_>> {
+        sockets.iter().map(|socket| Listed { socket, possibly: false }).collect()
+    }
+
+    #[test]
+    fn one_leak_is_one_line_with_its_rate_and_the_room_left() {
+        let api = owner(4242, "api\x1b[31m", (924, 1024));
+        let worker = owner(4250, "api", (24, 1024));
+        let mut sockets: Vec<StuckSocket> =
+            (1..=5).map(|i| socket(i * 60, &[api.clone(), worker.clone()])).collect();
+        sockets.push(socket(70, &[]));
+        let groups = group(&proven(&sockets), By::Owner);
+        let text = text(&groups, By::Owner, 20, Some(90));
+        let lines: Vec<&str> = text.lines().collect();
+        // 100 descriptors are left, one goes every 60 s.
+        assert_eq!(lines.len(), 3, "{text}");
+        for word in [r"api\u{1b}[31m[4242] +1", "not_closed", " 5 ", "5m", "924/1024", "1h 40m"] {
+            assert!(lines[1].contains(word), "{word}: {text}");
+        }
+        assert!(lines[2].starts_with("unknown, uid 1000"), "{text}");
+    }
+
+    #[test]
+    fn groups_beyond_the_limit_are_counted() {
+        let sockets: Vec<StuckSocket> = (1..=30).map(|pid| socket(60, &[owner(pid, "a", (1, 2))])).collect();
+        let groups = group(&proven(&sockets), By::Owner);
+        let text = text(&groups, By::Owner, 20, None);
+        assert_eq!(text.lines().count(), 22);
+        assert!(text.ends_with("… 10 more\n"), "{text}");
+    }
+
+    #[test]
+    fn no_rate_is_made_up() {
+        let last = |sockets: &[StuckSocket]| group(&proven(sockets), By::Owner)[0].full_in();
+        let one = owner(1, "a", (10, 1024));
+        assert_eq!(last(&[socket(60, &[one.clone()])]), "-");
+        assert_eq!(last(&[socket(60, &[one.clone()]), socket(90, &[one.clone()])]), "-");
+        assert_eq!(last(&vec![socket(60, &[one.clone()]); 9]), "-");
+        assert_eq!(last(&[socket(60, &[owner(1, "a", (1024, 1024))])]), "now");
+        let queued = StuckSocket { diagnosis: Some(Diagnosis::NotAccepted), ..socket(60, &[one]) };
+        assert_eq!(last(&[queued]), "-");
+    }
+
+    #[test]
+    fn by_port_and_by_peer_owners_do_not_matter() {
+        let sockets = [socket(60, &[owner(1, "a", (1, 2))]), socket(70, &[owner(2, "b", (1, 2))])];
+        for by in [By::Port, By::Peer] {
+            assert_eq!(group(&proven(&sockets), by).len(), 1);
+        }
+        assert_eq!(group(&proven(&sockets), By::Owner).len(), 2);
+        assert!(text(&group(&proven(&sockets), By::Peer), By::Peer, 20, None).contains("10.0.0.9"));
+    }
+}

@@ -1,0 +1,123 @@
+//! The command line: arguments in, text or JSON out, an exit status.
+//!
+//! * [`agent`]: `tcpclose agent`.
+//! * [`stuck`]: `tcpclose stuck`.
+//! * [`client`]: asks the agent on its unix socket.
+//! * [`groups`]: sockets put together by owner, port or peer.
+//! * [`table`]: columns and short words for people.
+
+pub mod agent;
+pub mod client;
+
+pub mod groups;
+pub mod stuck;
+pub mod table;
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::failure::Failure;
+
+/// Where the agent listens for the command line, unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
+
+/// A live monitor of how TCP connections end on a Linux host.
+#[derive(Debug, Parser)]
+#[command(name = "tcpclose", version, about, infer_long_args = false)]
+#[command(after_help = "Example: tcpclose stuck --older-than 10m")]
+pub enum Cli {
+    Agent(agent::Agent),
+    Stuck(stuck::Stuck),
+}
+
+/// Runs the command line `arguments` (the program's name first) and says how it went: 0, 1 for a check that found
+/// something, 2 for a failure.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let done = match Cli::try_parse_from(arguments) {
+        Ok(Cli::Agent(agent)) => agent.run().map(|()| ExitCode::SUCCESS),
+        Ok(Cli::Stuck(stuck)) => stuck.run(),
+        Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
+        Err(error) => Err(Failure::of_arguments(&error)),
+    };
+    done.unwrap_or_else(|failure| {
+        let _ = writeln!(io::stderr(), "{failure}");
+        ExitCode::from(Failure::EXIT)
+    })
+}
+
+/// Writes `text` to standard output. A reader that has gone away (`| head`) is no failure.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new("writing to standard output", error, ""))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A duration as people write it, for clap.
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(text).map_err(|_| "not a duration; write for example 60s, 10m or 1h30m")
+}
+
+/// A port that a connection can have, for clap.
+pub fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().ok().filter(|port| *port != 0).ok_or("not a port; write a number from 1 to 65535")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn complaint(arguments: &[&str]) -> String {
+        let words = ["tcpclose"].iter().chain(arguments);
+        Failure::of_arguments(&Cli::try_parse_from(words).unwrap_err()).to_string()
+    }
+
+    #[test]
+    fn the_arguments_are_consistent_and_every_help_shows_an_example() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        assert!(command.render_long_help().to_string().contains("Example"));
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            assert!(sub.render_long_help().to_string().contains("Example"), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_arguments_is_said_in_one_line() {
+        assert_eq!(
+            complaint(&["stuck", "--older-than", "banana"]),
+            r#"tcpclose: --older-than "banana": not a duration; write for example 60s, 10m or 1h30m"#
+        );
+        assert_eq!(
+            complaint(&["stuck", "--port", "0"]),
+            r#"tcpclose: --port "0": not a port; write a number from 1 to 65535"#
+        );
+        let rest: &[&[&str]] = &[
+            &["stuck", "--state", "limbo"],
+            &["stuck", "--by", "unit"],
+            &["stuck", "--max", "3"],
+            &["stuck", "--pid", "-1"],
+            &["stuck", "--limit", "many"],
+            &["stuck", "--older-than"],
+            &["stuck", "--older-than", ""],
+            &["stuck", "--banana"],
+            &["stuck", "banana"],
+            &["banana"],
+            &["a\nb"],
+            &[],
+        ];
+        for arguments in rest {
+            let line = complaint(arguments);
+            assert!(line.starts_with("tcpclose: ") && !line.contains('\n'), "{arguments:?}: {line}");
+            println!("{line}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The JSON document that `GET /v1/sockets` answers with and `tcpclose stuck --json` prints.
+//!
+//! A reader ignores keys that it does not know, so that keys can be added; [`SCHEMA`] changes only when a key changes
+//! its meaning or goes.
+
+use std::net::SocketAddr;
+
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::terms::{Age, Diagnosis, Phase, Side};
+
+/// The version of the document that this build writes and reads.
+pub const SCHEMA: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// As `uname -n`.
+    pub host: String,
+    /// The kernel's random id of this boot.
+    pub boot_id: String,
+    /// The wall clock when the sockets were looked at, RFC 3339, UTC, nanoseconds.
+    pub at: String,
+    pub source: Source,
+    /// What could not be seen, one sentence each.
+    pub incomplete: Vec<String>,
+    pub sockets: Vec<StuckSocket>,
+}
+
+/// Who looked at the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The running agent, which saw the steps.
+    Agent,
+    /// One dump: ages are what it proves.
+    Snapshot,
+}
+
+/// A socket in a close-phase state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StuckSocket {
+    #[serde(with = "named")]
+    pub state: Phase,
+    #[serde(with = "named")]
+    pub side: Side,
+    /// The service port: the local one on the server side, the remote one on the client side.
+    pub port: u16,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    /// The socket cookie, as `ss -e` writes `sk:`.
+    pub cookie: Cookie,
+    /// 0 for a socket that no program holds.
+    pub inode: u32,
+    pub uid: u32,
+    /// The inode of the socket's network namespace.
+    pub netns: u32,
+    pub age: AgeSeconds,
+    /// Bytes of data that wait for the program; the FIN is not counted.
+    pub unread_bytes: u32,
+    /// Bytes that the peer has not acknowledged yet.
+    pub unsent_bytes: u32,
+    /// Since data was sent last, or since the handshake; `null` where no dump tells.
+    pub last_sent_seconds: Option<f64>,
+    /// `null` in states other than CLOSE-WAIT.
+    #[serde(with = "named_or_null")]
+    pub diagnosis: Option<Diagnosis>,
+    /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
+    /// when unknown.
+    pub owners: Vec<Owner>,
+}
+
+/// A process that holds a socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub pid: u32,
+    /// May hold control characters: escape it for a terminal.
+    pub comm: String,
+    pub fd: u32,
+    /// File descriptors that the process has in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fds_used: Option<u64>,
+    /// The process's soft limit of open files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fds_limit: Option<u64>,
+}
+
+/// [`Age`] in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgeSeconds {
+    /// The entry was seen: both bounds are the age.
+    pub exact: bool,
+    pub min_seconds: f64,
+    /// `null` where no bound is proven.
+    pub max_seconds: Option<f64>,
+}
+
+impl From<Age> for AgeSeconds {
+    fn from(age: Age) -> Self {
+        Self { exact: age.is_exact(), min_seconds: seconds(age.min_ns), max_seconds: age.max_ns.map(seconds) }
+    }
+}
+
+impl AgeSeconds {
+    /// Proven to be `bound` seconds or longer.
+    pub fn is_past(&self, bound: f64) -> bool {
+        self.min_seconds >= bound
+    }
+
+    /// May be `bound` seconds or longer, but that is not proven.
+    pub fn may_be_past(&self, bound: f64) -> bool {
+        !self.is_past(bound) && self.max_seconds.is_none_or(|max| max >= bound)
+    }
+}
+
+/// Nanoseconds as seconds.
+pub fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// A socket cookie, in hexadecimal without leading zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cookie(pub u64);
+
+impl Serialize for Cookie {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{:x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Cookie {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        u64::from_str_radix(&text, 16).map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// A word of [`crate::terms`] that is written by its name.
+trait Named: Copy + Sized {
+    fn name(self) -> &'static str;
+    fn from_name(name: &str) -> Option<Self>;
+}
+
+impl Named for Phase {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| phase.name() == name)
+    }
+}
+
+impl Named for Side {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|side| side.name() == name)
+    }
+}
+
+impl Named for Diagnosis {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    /// A diagnosis that a newer agent knows is [`Self::Unknown`] here.
+    fn from_name(name: &str) -> Option<Self> {
+        let known = [Self::NotAccepted, Self::StillSending, Self::NotRead, Self::NotClosed];
+        Some(known.into_iter().find(|diagnosis| diagnosis.name() == name).unwrap_or(Self::Unknown))
+    }
+}
+
+mod named {
+    use super::*;
+
+    pub fn serialize<T: Named, S: Serializer>(word: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(word.name())
+    }
+
+    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+        let name = String::deserialize(from)?;
+        T::from_name(&name).ok_or_else(|| D::Error::custom(format_args!("unknown word {name:?}")))
+    }
+}
+
+mod named_or_null {
+    use super::*;
+
+    pub fn serialize<T: Named, S: Serializer>(word: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+        word.map(T::name).serialize(to)
+    }
+
+    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+        Ok(Option::<String>::deserialize(from)?.and_then(|name| T::from_name(&name)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sample of the design, key by key and in its order, without the keys of later issues.
+    const SAMPLE: &str = concat!(
+        r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","#,
+        r#""incomplete":[],"sockets":[{"state":"close_wait","side":"server","port":8080,"local":"10.0.0.5:8080","#,
+        r#""peer":"10.0.0.9:41234","cookie":"4fe4d","inode":12345,"uid":1000,"netns":4026531840,"#,
+        r#""age":{"exact":true,"min_seconds":93.2,"max_seconds":93.2},"unread_bytes":0,"unsent_bytes":0,"#,
+        r#""last_sent_seconds":93.4,"diagnosis":"not_closed","owners":[{"pid":4242,"comm":"api","fd":17}]}]}"#,
+    );
+
+    #[test]
+    fn reads_and_writes_the_document_as_promised() {
+        let document: Document = serde_json::from_str(SAMPLE).unwrap();
+        let socket = &document.sockets[0];
+        assert_eq!((socket.cookie, socket.diagnosis), (Cookie(0x4fe4d), Some(Diagnosis::NotClosed)));
+        assert_eq!(serde_json::to_string(&document).unwrap(), SAMPLE);
+    }
+
+    #[test]
+    fn understands_what_a_newer_agent_adds() {
+        let newer = SAMPLE
+            .replace(r#""fd":17"#, r#""fd":17,"unit":"api.service""#)
+            .replace("not_closed", "not_anything")
+            .replace(r#""max_seconds":93.2"#, r#""max_seconds":null"#);
+        let document: Document = serde_json::from_str(&newer).unwrap();
+        assert_eq!(document.sockets[0].diagnosis, Some(Diagnosis::Unknown));
+        assert_eq!(document.sockets[0].age.max_seconds, None);
+        assert!(serde_json::from_str::<Document>(&SAMPLE.replace("close_wait", "limbo")).is_err());
+        let null = SAMPLE.replace(r#""not_closed""#, "null");
+        assert_eq!(serde_json::from_str::<Document>(&null).unwrap().sockets[0].diagnosis, None);
+    }
+
+    #[test]
+    fn an_age_is_past_a_bound_by_its_minimum_only() {
+        let age = AgeSeconds::from(Age { min_ns: 59_000_000_000, max_ns: None });
+        assert!(!age.is_past(60.0) && age.may_be_past(60.0) && age.is_past(59.0) && !age.may_be_past(59.0));
+        let age = AgeSeconds::from(Age::exact(60_000_000_000));
+        assert!(age.exact && age.is_past(60.0) && !age.may_be_past(61.0));
+    }
+}
