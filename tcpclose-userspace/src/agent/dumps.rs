@@ -56,12 +56,10 @@ pub async fn dump(engine: &RefCell<Engine>, wanted: Wanted) -> Result<Duration> 
 /// Those of `suspects` that the kernel does not find, and the CPU time that asking took. What cannot be looked up is
 /// left alone.
 fn absent(mut suspects: Vec<Suspect>) -> (Vec<Suspect>, u64) {
-    /// INET_DIAG_NOCOOKIE in both words (include/uapi/linux/inet_diag.h).
-    const ANY_COOKIE: u64 = u64::MAX;
     let before = host::thread_cpu_ns();
     suspects.retain(|suspect| {
-        let cookie = if suspect.cookie == 0 { ANY_COOKIE } else { suspect.cookie };
-        matches!(sock_diag::lookup(&suspect.flow, 0, cookie), Ok(None))
+        let cookie = (suspect.cookie != 0).then_some(suspect.cookie);
+        matches!(sock_diag::lookup(&suspect.flow, suspect.interface, cookie), Ok(None))
     });
     (suspects, host::thread_cpu_ns().saturating_sub(before))
 }

@@ -194,6 +194,7 @@ fn seen(socket: &Socket, uptime_ns: u64) -> Seen {
         body: if socket.minisocket { Body::Minisocket } else { Body::Socket },
         flow: socket.flow,
         cookie: socket.cookie,
+        interface: socket.interface,
         seen_ns: socket.seen_ns,
         expires_ns: socket.expires_ns.unwrap_or(0),
         age: proven_age(socket, uptime_ns),

@@ -113,9 +113,9 @@ pub fn dump(states: u32, with_info: bool) -> io::Result<Dump> {
     Ok(dump)
 }
 
-/// The socket with these addresses and this cookie, in any state; `None` when it is gone. A socket that is bound to
-/// an interface is found only with that interface's index.
-pub fn lookup(flow: &Flow, interface: u32, cookie: u64) -> io::Result<Option<Socket>> {
+/// The socket with these addresses and this cookie (any cookie, for `None`), in any state; `None` when it is gone. A
+/// socket that is bound to an interface is found only with that interface's index.
+pub fn lookup(flow: &Flow, interface: u32, cookie: Option<u64>) -> io::Result<Option<Socket>> {
     // Both ends v4-mapped are looked up as IPv4, whatever family the socket has (net/ipv4/inet_diag.c,
     // inet_diag_find_one_icsk(), 5.8 to 6.18); a kernel without IPv6 knows AF_INET alone.
     let v4 = flow.local.to_ipv4_mapped().zip(flow.remote.to_ipv4_mapped());
@@ -134,7 +134,7 @@ fn lookup_in(
     remote: IpAddr,
     flow: &Flow,
     interface: u32,
-    cookie: u64,
+    cookie: Option<u64>,
 ) -> io::Result<Option<Socket>> {
     let request = InetRequest {
         family: family as u8,
@@ -147,7 +147,8 @@ fn lookup_in(
             source_address: local,
             destination_address: remote,
             interface_id: interface,
-            cookie: cookie_words(cookie),
+            // INET_DIAG_NOCOOKIE in both words (include/uapi/linux/inet_diag.h).
+            cookie: cookie_words(cookie.unwrap_or(u64::MAX)),
         },
     };
     let mut header = NetlinkHeader::default();
@@ -169,7 +170,8 @@ fn lookup_in(
     });
     match result {
         // The same addresses lead to a listener, or to a later connection.
-        Ok(()) => Ok(found.filter(|socket| socket.cookie == cookie)),
+        Ok(()) => Ok(found
+            .filter(|socket| socket.flow == *flow && cookie.is_none_or(|cookie| socket.cookie == cookie))),
         Err(error)
             if matches!(
                 error.raw_os_error(),

@@ -162,12 +162,12 @@ fn one_dump_brings_both_families_and_a_lookup_finds_each() {
             |socket: &&Socket| socket.state == TcpState::Listen && socket.flow.local_port == port;
         assert_eq!(dump.sockets.iter().filter(is_listener).count(), 1);
 
-        let again = lookup(&socket.flow, 0, socket.cookie).unwrap().unwrap();
+        let again = lookup(&socket.flow, 0, Some(socket.cookie)).unwrap().unwrap();
         assert_eq!((again.cookie, again.inode, again.state), (socket.cookie, socket.inode, socket.state));
         assert!(again.times.is_some() && again.seen_ns >= socket.seen_ns);
-        assert_eq!(lookup(&socket.flow, 0, socket.cookie + 1).unwrap(), None);
+        assert_eq!(lookup(&socket.flow, 0, Some(socket.cookie + 1)).unwrap(), None);
         let nobody = Flow { remote_port: 1, ..socket.flow };
-        assert_eq!(lookup(&nobody, 0, socket.cookie).unwrap(), None);
+        assert_eq!(lookup(&nobody, 0, Some(socket.cookie)).unwrap(), None);
     }
 }
 
@@ -193,6 +193,6 @@ fn a_minisocket_is_told_by_its_timer() {
         drop(client);
         let later = find(TcpState::TimeWait);
         assert_eq!((later.state, later.minisocket, later.cookie), (TcpState::TimeWait, true, socket.cookie));
-        assert_eq!(lookup(&orphan, 0, socket.cookie).unwrap().unwrap().state, TcpState::TimeWait);
+        assert_eq!(lookup(&orphan, 0, Some(socket.cookie)).unwrap().unwrap().state, TcpState::TimeWait);
     }
 }

@@ -40,7 +40,7 @@ pub fn measure() -> io::Result<u64> {
 
     let flow = Flow::new(server, client_addr);
     let seen = loop {
-        match sock_diag::lookup(&flow, 0, NO_COOKIE)? {
+        match sock_diag::lookup(&flow, 0, None)? {
             Some(seen) if seen.state == TcpState::TimeWait => break seen,
             _ if monotonic_ns() - closing_ns > PATIENCE.as_nanos() as u64 => {
                 return Err(io::Error::other("no TIME-WAIT came of a closed connection"));
@@ -53,9 +53,6 @@ pub fn measure() -> io::Result<u64> {
     // The step came between `closing_ns` and the look; half of that is the best estimate.
     Ok(left + (seen.seen_ns - closing_ns) / 2)
 }
-
-/// INET_DIAG_NOCOOKIE in both words: any socket of that flow (include/uapi/linux/inet_diag.h).
-const NO_COOKIE: u64 = u64::MAX;
 
 /// Connects to `to`, from the port of `from` if there is one.
 fn connect(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {

@@ -147,6 +147,7 @@ mod tests {
             sk: 0,
             flow,
             netns: NETNS,
+            interface: 0,
             port: 80,
             side: Side::Server,
             role: Role::Passive,

@@ -200,7 +200,7 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
         sockets.retain(|socket| {
             socket.inode == 0
                 || !owners.of(socket.inode).is_empty()
-                || sock_diag::lookup(&socket.flow, socket.interface, socket.cookie)
+                || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
                     .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
         });
     }

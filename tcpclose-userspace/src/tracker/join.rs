@@ -30,6 +30,8 @@ pub struct Seen {
     pub body: Body,
     pub flow: Flow,
     pub cookie: u64,
+    /// The interface that it is bound to; 0 for none.
+    pub interface: u32,
     /// CLOCK_MONOTONIC of the sighting.
     pub seen_ns: u64,
     /// What is left on the timer of a minisocket.
@@ -58,6 +60,7 @@ pub struct View<'a> {
 pub struct Suspect {
     pub flow: Flow,
     pub cookie: u64,
+    pub interface: u32,
     slot: usize,
     event_ns: u64,
     seen_ns: u64,
@@ -120,9 +123,8 @@ impl Tracker {
     /// A known life in a dump.
     fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
         let life = &mut self.lives[at];
-        if life.cookie == 0 {
-            life.cookie = seen.cookie;
-        }
+        life.cookie = seen.cookie;
+        life.interface = seen.interface;
         if life.netns == 0 && life.sk == 0 {
             // Found in this namespace: it is of it. (A full socket of the classic door keeps its key.)
             life.netns = self.host.netns;
@@ -259,6 +261,7 @@ impl Tracker {
             sk: 0,
             flow: seen.flow,
             netns: self.host.netns,
+            interface: seen.interface,
             port: self.port(side, seen.flow.local_port, seen.flow.remote_port),
             side,
             role: role_proven_by(phase),
@@ -292,6 +295,7 @@ impl Tracker {
                 suspects.push(Suspect {
                     flow: life.flow,
                     cookie: life.cookie,
+                    interface: life.interface,
                     slot: at,
                     event_ns: life.event_ns,
                     seen_ns: life.seen_ns,

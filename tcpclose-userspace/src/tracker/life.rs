@@ -62,6 +62,8 @@ pub struct Life {
     pub flow: Flow,
     /// `ns.inum` of its network namespace; 0 while unknown.
     pub netns: u32,
+    /// The interface that it is bound to, as the last dump had it: a look-up needs it. 0 for none.
+    pub interface: u32,
     /// The service port.
     pub port: u16,
     pub side: Side,

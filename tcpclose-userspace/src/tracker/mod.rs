@@ -209,6 +209,7 @@ impl Tracker {
                 remote_port: head.remote_port,
             },
             netns: head.netns,
+            interface: 0,
             port: 0,
             side: Side::Unknown,
             role: role_proven_by(phase),
