@@ -251,9 +251,12 @@ pub mod tests {
     fn no_rate_is_made_up() {
         let last = |sockets: &[StuckSocket]| group(&proven(sockets), By::Owner)[0].full_in();
         let one = owner(1, "a", (10, 1024));
-        assert_eq!(last(&[socket(60, &[one.clone()])]), "-");
-        assert_eq!(last(&[socket(60, &[one.clone()]), socket(90, &[one.clone()])]), "-");
-        assert_eq!(last(&vec![socket(60, &[one.clone()]); 9]), "-");
+        assert_eq!(last(&[socket(60, std::slice::from_ref(&one))]), "-");
+        assert_eq!(
+            last(&[socket(60, std::slice::from_ref(&one)), socket(90, std::slice::from_ref(&one))]),
+            "-"
+        );
+        assert_eq!(last(&vec![socket(60, std::slice::from_ref(&one)); 9]), "-");
         assert_eq!(last(&[socket(60, &[owner(1, "a", (1024, 1024))])]), "now");
         let queued = StuckSocket { diagnosis: Some(Diagnosis::NotAccepted), ..socket(60, &[one]) };
         assert_eq!(last(&[queued]), "-");

@@ -36,7 +36,7 @@ fn zoo() -> Vec<StuckSocket> {
     };
     vec![
         far,
-        socket(61, &[leaking.clone()]),
+        socket(61, std::slice::from_ref(&leaking)),
         StuckSocket {
             age: AgeSeconds { exact: false, min_seconds: 3.0, max_seconds: None },
             diagnosis: Some(Diagnosis::NotAccepted),
