@@ -4,6 +4,11 @@
 //! Each test asks about the port of its own listener, so they may run side by side. Ages are asserted only inside
 //! the brackets that the test's own clock takes.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
