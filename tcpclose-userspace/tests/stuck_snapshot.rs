@@ -234,7 +234,8 @@ fn a_leak_of_hundreds_agrees_with_ss() {
     assert_eq!(String::from_utf8(ss.stdout).unwrap().lines().count(), pairs.len());
     let mut fds: Vec<u32> = document.sockets.iter().flat_map(own_fds).collect();
     let mut expected: Vec<u32> = pairs.iter().map(|(_, stream)| fd(stream)).collect();
-    (fds.sort_unstable(), expected.sort_unstable());
+    fds.sort_unstable();
+    expected.sort_unstable();
     assert_eq!(fds, expected);
     assert!(document.sockets.is_sorted_by(|a, b| a.age.min_seconds >= b.age.min_seconds));
 }
