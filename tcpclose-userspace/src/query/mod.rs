@@ -231,7 +231,7 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
     let elsewhere = host::other_network_namespaces();
     if elsewhere > 0 {
         incomplete.push(format!(
-            "a snapshot sees its own network namespace only, and {elsewhere} others are in use: run it there with \
+            "a snapshot sees its own network namespace only; processes run in {elsewhere} more: look there with \
              nsenter --net"
         ));
     }
