@@ -37,6 +37,9 @@ impl Failure {
             let argument = argument.split(' ').next().unwrap_or(argument);
             return Self::new(format!("{argument} {value:?}"), source, "");
         }
+        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            return Self::new("arguments", "no command", "see tcpclose --help");
+        }
         let rendered = error.to_string();
         let first = rendered.split("\n\n").next().unwrap_or_default();
         let first = first.strip_prefix("error: ").unwrap_or(first);

@@ -39,7 +39,7 @@ pub struct Stuck {
     #[arg(long = "port", value_name = "PORT", value_parser = port)]
     ports: Vec<u16>,
     /// Only sockets that this process holds
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", value_parser = pid)]
     pid: Option<u32>,
     /// The state: close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait
     #[arg(long, default_value = "close_wait", value_parser = state)]
@@ -51,7 +51,7 @@ pub struct Stuck {
     #[arg(long)]
     sockets: bool,
     /// At most this many lines [default: 20 groups, all sockets]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = number)]
     limit: Option<usize>,
     /// One JSON document, with every socket that matches, whatever the --limit
     #[arg(long)]
@@ -60,7 +60,7 @@ pub struct Stuck {
     #[arg(long)]
     check: bool,
     /// How many --check lets pass
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "check")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = number, requires = "check")]
     max: usize,
     /// Take a snapshot even where an agent runs
     #[arg(long)]
@@ -68,6 +68,14 @@ pub struct Stuck {
     /// The agent's unix socket
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
+}
+
+fn number(text: &str) -> Result<usize, &'static str> {
+    text.parse().map_err(|_| "not a number; write for example 20")
+}
+
+fn pid(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "not a process id; write a number as ps shows it")
 }
 
 fn state(text: &str) -> Result<Phase, &'static str> {
@@ -231,44 +239,38 @@ impl Sorted {
     }
 }
 
-/// The table of sockets: one line each where they fit, else the two ends one above the other.
+/// The table of sockets: one line each where they fit, else the ends and the owners in words below.
 fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
+    const HEADER: [&str; 7] = [">AGE", "WHY", ">UNREAD", ">UNSENT", "LOCAL", "PEER", "OWNER[PID]:FD"];
+    const NARROW: usize = 4;
     let shown = &listed[..limit.min(listed.len())];
-    let cells = |stacked: bool| -> Vec<Vec<String>> {
-        shown
+    let rows: Vec<Vec<String>> = shown
+        .iter()
+        .map(|Listed { socket, possibly }| {
+            vec![
+                table::age(&socket.age),
+                groups::why(socket.diagnosis, *possibly),
+                socket.unread_bytes.to_string(),
+                socket.unsent_bytes.to_string(),
+                socket.local.to_string(),
+                socket.peer.to_string(),
+                owners(socket),
+            ]
+        })
+        .collect();
+    let mut text = table::render(&HEADER, &rows, None);
+    if table::overflows(&text, width) {
+        let narrow: Vec<Vec<String>> = rows.iter().map(|row| row[..NARROW].to_vec()).collect();
+        let narrow = table::render(&HEADER[..NARROW], &narrow, None);
+        let below = rows
             .iter()
-            .map(|Listed { socket, possibly }| {
-                let (local, peer) = (socket.local.to_string(), socket.peer.to_string());
-                let owners = owners(socket, if stacked { "\n" } else { ", " });
-                let mut row = vec![
-                    table::age(&socket.age),
-                    groups::why(socket.diagnosis, *possibly),
-                    socket.unread_bytes.to_string(),
-                    socket.unsent_bytes.to_string(),
-                ];
-                if stacked {
-                    row.push(format!("{local}\n{peer}"));
-                } else {
-                    row.extend([local, peer]);
-                }
-                row.push(owners);
-                row
-            })
-            .collect()
-    };
-    let flat = table::render(
-        &[">AGE", "WHY", ">UNREAD", ">UNSENT", "LOCAL", "PEER", "OWNER[PID]:FD"],
-        &cells(false),
-        None,
-    );
-    let mut text = match table::overflows(&flat, width) {
-        false => flat,
-        true => table::render(
-            &[">AGE", "WHY", ">UNREAD", ">UNSENT", "LOCAL\nPEER", "OWNER[PID]:FD"],
-            &cells(true),
-            width,
-        ),
-    };
+            .map(|row| table::wrap(&format!("    local {} peer {} owner {}", row[4], row[5], row[6]), width));
+        let mut lines = narrow.lines();
+        text = lines.next().unwrap_or_default().to_owned();
+        for (line, below) in lines.zip(below) {
+            text.push_str(&format!("\n{line}\n{below}"));
+        }
+    }
     text.push('\n');
     if listed.len() > shown.len() {
         text.push_str(&format!("… {} more\n", listed.len() - shown.len()));
@@ -276,12 +278,12 @@ fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
     text
 }
 
-fn owners(socket: &StuckSocket, between: &str) -> String {
+fn owners(socket: &StuckSocket) -> String {
     if socket.owners.is_empty() {
         return "unknown".to_owned();
     }
     let owners = socket.owners.iter().map(|owner| format!("{}:{}", groups::process(owner), owner.fd));
-    owners.collect::<Vec<_>>().join(between)
+    owners.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

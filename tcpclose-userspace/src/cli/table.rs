@@ -45,17 +45,20 @@ pub fn overflows(text: &str, width: Option<u16>) -> bool {
     width.is_some_and(|width| text.lines().any(|line| line.chars().count() > usize::from(width)))
 }
 
-/// Breaks `text` between words at `width`; the lines after the first are indented by two.
+/// Breaks `text` between words at `width`; the lines after the first are indented by two more than it is.
 pub fn wrap(text: &str, width: Option<u16>) -> String {
     let Some(width) = width.map(usize::from) else { return text.to_owned() };
-    let mut wrapped = String::with_capacity(text.len() + 16);
-    let mut column = 0;
-    for word in text.split(' ') {
+    let words = text.trim_start();
+    let indent = text.len() - words.len();
+    let mut wrapped = " ".repeat(indent);
+    let mut column = indent;
+    for (index, word) in words.split(' ').enumerate() {
         let length = word.chars().count();
-        if column > 0 && column + 1 + length > width {
-            wrapped.push_str("\n  ");
-            column = 2;
-        } else if column > 0 {
+        if index > 0 && column + 1 + length > width {
+            wrapped.push('\n');
+            wrapped.push_str(&" ".repeat(indent + 2));
+            column = indent + 2;
+        } else if index > 0 {
             wrapped.push(' ');
             column += 1;
         }
@@ -144,6 +147,7 @@ mod tests {
     fn long_lines_break_between_words() {
         assert_eq!(wrap("one two three", Some(8)), "one two\n  three");
         assert_eq!(wrap("one two three", None), "one two three");
+        assert_eq!(wrap("  one two three", Some(9)), "  one two\n    three");
         assert_eq!(wrap("unbreakable-and-long x", Some(8)), "unbreakable-and-long\n  x");
     }
 

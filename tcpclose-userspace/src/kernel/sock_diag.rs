@@ -196,7 +196,8 @@ const BATCH: usize = 64 << 10;
 
 /// `struct inet_diag_req`, the request of `TCPDIAG_GETSOCK`: with it one walk brings both families
 /// (net/ipv4/inet_diag.c, `inet_diag_dump_compat()` asks for `AF_UNSPEC`, 5.8 to 6.18), as `ss` does it. The newer
-/// `SOCK_DIAG_BY_FAMILY` walks the host's whole table once per family.
+/// `SOCK_DIAG_BY_FAMILY` walks the host's whole table once per family: 9.0 ms against 9.4 + 2.8 ms of CPU with 14,000
+/// TIME-WAITs, 2.4 against 2.7 + 1.8 with 900 CLOSE-WAITs (6.18).
 fn dump_request(states: u32, with_info: bool) -> [u8; HEADER + 60] {
     const INFO: u8 = 1 << (INET_DIAG_INFO - 1);
     let mut bytes = [0; HEADER + 60];

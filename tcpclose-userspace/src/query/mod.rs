@@ -163,14 +163,15 @@ pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<
     let mut incomplete = Vec::new();
     let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
     let unknown = sockets.iter().filter(held).filter(|socket| socket.owners.is_empty()).count();
+    let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
     if unknown > 0 && owners.denied > 0 {
         incomplete.push(format!(
-            "owners of {unknown} sockets are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed to read \
+            "owners of {sockets} are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed to read \
              other users' /proc/PID/fd"
         ));
     } else if unknown > 0 {
         incomplete.push(format!(
-            "owners of {unknown} sockets are unknown: no process in this /proc holds them (another PID namespace, \
+            "owners of {sockets} are unknown: no process in this /proc holds them (another PID namespace, \
              a descriptor on its way over a unix socket, or the kernel itself)"
         ));
     }
@@ -230,7 +231,7 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
     let elsewhere = host::other_network_namespaces();
     if elsewhere > 0 {
         incomplete.push(format!(
-            "a snapshot sees its own network namespace only, and {elsewhere} others are in use: run it there with \
+            "a snapshot sees its own network namespace only; processes run in {elsewhere} more: look there with \
              nsenter --net"
         ));
     }
@@ -357,7 +358,7 @@ mod tests {
         assert!(described[1].owners.is_empty());
         let said = incomplete(&Dump::default(), &owners, &described);
         assert!(
-            said.len() == 1 && said[0].starts_with("owners of 1 sockets are unknown: no process"),
+            said.len() == 1 && said[0].starts_with("owners of 1 socket are unknown: no process"),
             "{said:?}"
         );
         let denied = Owners { denied: 3, ..owners };
