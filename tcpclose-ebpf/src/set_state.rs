@@ -7,7 +7,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
-use tcpclose_common::event::{Head, Open, Step, flags, flow_hash};
+use tcpclose_common::event::{Head, Open, Step, Words, flags, flow_hash};
 use tcpclose_common::state::{is_close_step, opens_life};
 
 use crate::ring;
@@ -57,15 +57,10 @@ mod format {
     pub const NEWSTATE: usize = 20;
     pub const SPORT: usize = 24;
     pub const DPORT: usize = 26;
-    pub const FAMILY: usize = 28;
     pub const PROTOCOL: usize = 30;
-    pub const SADDR: usize = 32;
-    pub const DADDR: usize = 36;
     pub const SADDR_V6: usize = 40;
     pub const DADDR_V6: usize = 56;
 }
-
-const AF_INET: u16 = 2;
 
 /// The classic door: the tracepoint's own fields, and what BTF tells of the rest.
 #[inline(always)]
@@ -79,12 +74,7 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
     let sk: u64 = field(ctx, format::SKADDR);
     let local_port: u16 = field(ctx, format::SPORT);
     let remote_port: u16 = field(ctx, format::DPORT);
-    let family: u16 = field(ctx, format::FAMILY);
-    let (local, remote): ([u8; 16], [u8; 16]) = if family == AF_INET {
-        (sock::mapped(field(ctx, format::SADDR)), sock::mapped(field(ctx, format::DADDR)))
-    } else {
-        (v6_field(ctx, format::SADDR_V6), v6_field(ctx, format::DADDR_V6))
-    };
+    let (local, remote) = (address(ctx, format::SADDR_V6), address(ctx, format::DADDR_V6));
     let facts = if sock::resolved() {
         let sk = sk as *const u8;
         // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
@@ -107,13 +97,11 @@ fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
     unsafe { ctx.as_ptr().cast::<u8>().add(offset).cast::<T>().read_volatile() }
 }
 
-/// An IPv6 address of the classic tracepoint's record, which holds it at a multiple of four bytes.
+/// An address of the classic tracepoint's record. Its IPv6 fields hold IPv4 addresses too, v4-mapped
+/// (include/trace/events/sock.h, TP_STORE_ADDRS, 5.8 to 6.18).
 #[inline(always)]
-fn v6_field(ctx: &TracePointContext, offset: usize) -> [u8; 16] {
-    let words: [u32; 4] =
-        [field(ctx, offset), field(ctx, offset + 4), field(ctx, offset + 8), field(ctx, offset + 12)];
-    // SAFETY: both are 16 bytes of plain integers.
-    unsafe { core::mem::transmute(words) }
+fn address(ctx: &TracePointContext, offset: usize) -> Words {
+    [field(ctx, offset), field(ctx, offset + 4), field(ctx, offset + 8), field(ctx, offset + 12)]
 }
 
 #[inline(always)]
@@ -134,7 +122,7 @@ fn head(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16
 }
 
 #[inline(always)]
-fn open(mut head: Head, flow: u64, local: [u8; 16], remote: [u8; 16]) -> bool {
+fn open(mut head: Head, flow: u64, local: Words, remote: Words) -> bool {
     head.flags |= flags::OPEN;
     ring::send(Open { head, flow, local, remote })
 }

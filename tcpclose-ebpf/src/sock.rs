@@ -4,7 +4,7 @@
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use tcpclose_common::event::flags;
+use tcpclose_common::event::{Words, flags};
 use tcpclose_common::layout::Layout;
 
 /// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
@@ -155,13 +155,13 @@ pub unsafe fn ports<L: Load>(sk: *const u8, tcp: *const u8) -> (u16, u16) {
     }
 }
 
-/// Local and remote address in network order, IPv4 as v4-mapped IPv6.
+/// Local and remote address, IPv4 as v4-mapped IPv6.
 ///
 /// # Safety
 /// As [`facts`].
 #[inline(always)]
-pub unsafe fn addresses<L: Load>(sk: *const u8) -> ([u8; 16], [u8; 16]) {
-    // SAFETY: as in `facts`. The IPv6 addresses are read word by word: in6_addr's own type is an array of u32.
+pub unsafe fn addresses<L: Load>(sk: *const u8) -> (Words, Words) {
+    // SAFETY: as in `facts`.
     unsafe {
         let family: u16 = L::load(sk, offset(&LAYOUT.skc_family));
         if family == AF_INET6 {
@@ -169,6 +169,8 @@ pub unsafe fn addresses<L: Load>(sk: *const u8) -> ([u8; 16], [u8; 16]) {
         } else {
             let local: u32 = L::load(sk, offset(&LAYOUT.skc_rcv_saddr));
             let remote: u32 = L::load(sk, offset(&LAYOUT.skc_daddr));
+            // ::ffff:a.b.c.d
+            let mapped = |address| [0, 0, 0x0000_ffff_u32.to_be(), address];
             (mapped(local), mapped(remote))
         }
     }
@@ -177,18 +179,7 @@ pub unsafe fn addresses<L: Load>(sk: *const u8) -> ([u8; 16], [u8; 16]) {
 /// # Safety
 /// `sk` has an in6_addr at `at`.
 #[inline(always)]
-unsafe fn v6<L: Load>(sk: *const u8, at: usize) -> [u8; 16] {
-    // SAFETY: the caller's promise.
-    let words: [u32; 4] =
-        unsafe { [L::load(sk, at), L::load(sk, at + 4), L::load(sk, at + 8), L::load(sk, at + 12)] };
-    // SAFETY: both are 16 bytes of plain integers.
-    unsafe { core::mem::transmute(words) }
-}
-
-/// `::ffff:a.b.c.d` from the four bytes of a `__be32`.
-#[inline(always)]
-pub fn mapped(address: u32) -> [u8; 16] {
-    let words: [u32; 4] = [0, 0, 0x0000_ffff_u32.to_be(), address];
-    // SAFETY: both are 16 bytes of plain integers.
-    unsafe { core::mem::transmute(words) }
+unsafe fn v6<L: Load>(sk: *const u8, at: usize) -> Words {
+    // SAFETY: the caller's promise; in6_addr is an array of four u32 to the verifier too.
+    unsafe { [L::load(sk, at), L::load(sk, at + 4), L::load(sk, at + 8), L::load(sk, at + 12)] }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use tcpclose_common::event::Words;
 use tcpclose_common::state::TcpState;
 
 /// A state of the close phase that a connection can dwell in. TIME-WAIT and the later part of FIN-WAIT-2 belong to
@@ -177,12 +178,29 @@ impl Flow {
     /// The probe's hash of this flow, see [`tcpclose_common::event::flow_hash`].
     pub fn hash64(&self) -> u64 {
         tcpclose_common::event::flow_hash(
-            &self.local.octets(),
-            &self.remote.octets(),
+            &words_of(self.local),
+            &words_of(self.remote),
             self.local_port,
             self.remote_port,
         )
     }
+}
+
+/// An address as the probe writes it.
+pub fn words_of(address: Ipv6Addr) -> Words {
+    let bytes = address.octets();
+    std::array::from_fn(|i| {
+        u32::from_ne_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]])
+    })
+}
+
+/// An address that the probe wrote.
+pub fn address_of(words: Words) -> Ipv6Addr {
+    let mut bytes = [0; 16];
+    for (four, word) in bytes.chunks_exact_mut(4).zip(words) {
+        four.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(bytes)
 }
 
 impl fmt::Debug for Flow {

@@ -4,9 +4,9 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use aya::maps::MapType;
-use aya::programs::{BtfTracePoint, TracePoint};
+use aya::programs::{BtfTracePoint, ProgramError, TracePoint};
 use aya::sys::is_map_supported;
 use aya::{Btf, Ebpf, EbpfLoader, GlobalData, Pod};
 use log::LevelFilter;
@@ -154,7 +154,7 @@ fn attach_btf(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<OwnedFd> {
     let btf = btf.context("this kernel has no BTF")?;
     let program: &mut BtfTracePoint =
         ebpf.program_mut("set_state_btf").context("no such program")?.try_into()?;
-    program.load(TRACEPOINT, btf).context("the kernel refuses it (tp_btf with socket cookies needs 5.12)")?;
+    program.load(TRACEPOINT, btf).map_err(refused)?;
     program.attach()?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
@@ -162,9 +162,25 @@ fn attach_btf(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<OwnedFd> {
 fn attach_tracepoint(ebpf: &mut Ebpf) -> Result<OwnedFd> {
     let program: &mut TracePoint =
         ebpf.program_mut("set_state_tracepoint").context("no such program")?.try_into()?;
-    program.load()?;
+    program.load().map_err(refused)?;
     program.attach("sock", TRACEPOINT)?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// Why the kernel did not load a program, in a line: of the verifier's log, which can be thousands of lines long, the
+/// one before its closing statistics says what was wrong.
+fn refused(error: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else { return error.into() };
+    let log = verifier_log.to_string();
+    log::debug!("verifier: {log}");
+    let statistics = |line: &&str| {
+        !line.is_empty()
+            && !["verification time", "stack depth", "processed"].iter().any(|start| line.starts_with(start))
+    };
+    match log.lines().map(str::trim).rfind(statistics) {
+        Some(line) => anyhow!("{io_error}: {line}"),
+        None => anyhow!("{io_error}"),
+    }
 }
 
 /// CAP_BPF to load, CAP_PERFMON to attach to a tracepoint and read kernel memory; since 5.8 both are parts of

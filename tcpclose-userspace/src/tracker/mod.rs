@@ -24,7 +24,7 @@ use slab::Slab;
 use tcpclose_common::event::{Head, Open, Record, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::terms::{Flow, Outcome, Phase, Role, Side};
+use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
 use life::{Body, Life, Since};
@@ -136,8 +136,8 @@ impl Tracker {
     fn open(&mut self, open: &Open, old: TcpState, new: TcpState, out: &mut impl Sink) {
         let head = &open.head;
         let flow = Flow {
-            local: Ipv6Addr::from(open.local),
-            remote: Ipv6Addr::from(open.remote),
+            local: address_of(open.local),
+            remote: address_of(open.remote),
             local_port: head.local_port,
             remote_port: head.remote_port,
         };
