@@ -1,0 +1,250 @@
+//! A real agent on this host's kernel, and what a test asks of it.
+//!
+//! Agents run side by side: each has a socket in a folder of its own and a TCP port that the kernel chose. A test reads
+//! `/metrics` on the agent's unix socket, so that reading makes no TCP connections to be counted.
+
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "each test program uses its part; clippy's leave for tests does not reach helpers of one"
+)]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_tcpclose");
+
+/// The state hooks that every live test runs on: their `--state-hook`.
+pub const HOOKS: [&str; 2] = ["btf", "tracepoint"];
+
+/// Whether this process may load eBPF programs. Where it may not, says loudly that the test is skipped; on CI, where
+/// none may be, fails instead.
+pub fn can_attach() -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "live tests need root");
+    eprintln!("SKIPPED: live tests need root");
+    false
+}
+
+/// A running agent; told to end, and waited for, when dropped.
+pub struct Agent {
+    child: Child,
+    folder: TempDir,
+    /// What it has written to standard error so far.
+    said: Arc<Mutex<String>>,
+}
+
+impl Agent {
+    /// Starts an agent with `arguments` (besides `--listen` and `--socket`) and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        Self::start_by(Command::new(BINARY), arguments)
+    }
+
+    /// Starts an agent through `command`, to which `agent` and its arguments are added.
+    pub fn start_by(mut command: Command, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("tcpclose.sock");
+        command
+            .arg("agent")
+            .args(["--listen", "127.0.0.1:0", "--socket"])
+            .arg(&socket)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let said = Arc::new(Mutex::new(String::new()));
+        let (stderr, heard) = (child.stderr.take().unwrap(), Arc::clone(&said));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                eprintln!("agent: {line}");
+                heard.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        let mut agent = Self { child, folder, said };
+        let until = Instant::now() + Duration::from_secs(20);
+        while !agent.is_ready() {
+            if let Some(status) = agent.child.try_wait().unwrap() {
+                panic!("the agent ended, {status}: {}", agent.said());
+            }
+            assert!(Instant::now() < until, "the agent is not ready: {}", agent.said());
+            sleep(Duration::from_millis(20));
+        }
+        agent
+    }
+
+    /// One agent a state hook, all watching the same traffic.
+    pub fn on_each_hook(arguments: &[&str]) -> Vec<(&'static str, Self)> {
+        HOOKS
+            .into_iter()
+            .map(|hook| (hook, Self::start(&[arguments, &["--state-hook", hook]].concat())))
+            .collect()
+    }
+
+    fn is_ready(&self) -> bool {
+        UnixStream::connect(self.socket()).is_ok() && self.get("/readyz").0 == 200
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("tcpclose.sock")
+    }
+
+    /// What it has written to standard error.
+    pub fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// The address of its metrics, as its summary prints it: `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            let said = self.said();
+            if let Some((_, rest)) = said.split_once("http://") {
+                return rest.split('/').next().unwrap().to_owned();
+            }
+            assert!(Instant::now() < until, "no address in {said}");
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// `GET path` on its unix socket: status and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get_unix(&self.socket(), path)
+    }
+
+    /// All samples of `/metrics`.
+    pub fn metrics(&self) -> Metrics {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200);
+        Metrics::parse(&text)
+    }
+
+    /// Asks again until `done` holds, and returns those metrics; fails after `patience`.
+    pub fn metrics_when(&self, patience: Duration, what: &str, done: impl Fn(&Metrics) -> bool) -> Metrics {
+        let until = Instant::now() + patience;
+        loop {
+            let metrics = self.metrics();
+            if done(&metrics) {
+                return metrics;
+            }
+            assert!(Instant::now() < until, "not within {patience:?}: {what}\n{}", metrics.text);
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// `tcpclose stuck` with `arguments`, asking this agent.
+    pub fn stuck(&self, arguments: &[&str]) -> Output {
+        Command::new(BINARY).arg("stuck").arg("--socket").arg(self.socket()).args(arguments).output().unwrap()
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+
+    /// Sends `signal` and waits for the end.
+    pub fn end(&mut self, signal: rustix::process::Signal) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.end(rustix::process::Signal::TERM);
+        }
+    }
+}
+
+/// `GET path` over the unix socket at `socket`: status and body.
+pub fn get_unix(socket: &Path, path: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+/// The samples of one scrape.
+pub struct Metrics {
+    pub text: String,
+    samples: Vec<(String, BTreeMap<String, String>, f64)>,
+}
+
+impl Metrics {
+    pub fn parse(text: &str) -> Self {
+        let samples = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).map(|line| {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            let labels =
+                labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()).map(|label| {
+                    let (key, value) = label.split_once('=').unwrap();
+                    (key.to_owned(), value.trim_matches('"').to_owned())
+                });
+            (name.to_owned(), labels.collect(), value.parse().unwrap())
+        });
+        Self { text: text.to_owned(), samples: samples.collect() }
+    }
+
+    /// The samples of `name` that have all of `labels`: their labels and values.
+    pub fn select<'a>(
+        &'a self,
+        name: &'a str,
+        labels: &'a [(&'a str, &'a str)],
+    ) -> impl Iterator<Item = (&'a BTreeMap<String, String>, f64)> {
+        self.samples
+            .iter()
+            .filter(move |(n, l, _)| {
+                n == name && labels.iter().all(|(key, value)| l.get(*key).is_some_and(|v| v == value))
+            })
+            .map(|(_, labels, value)| (labels, *value))
+    }
+
+    /// The sum of the samples of `name` that have all of `labels`; 0 where there is none.
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.select(name, labels).map(|(_, value)| value).sum()
+    }
+
+    /// Whether there is a sample of `name` that has all of `labels`.
+    pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        self.select(name, labels).next().is_some()
+    }
+}
+
+/// A TCP port outside the local port range (a pair of such a port has a name at once) on which nobody listens, and
+/// that no other test of this process was given.
+pub fn free_port() -> u16 {
+    static NEXT: Mutex<Option<u16>> = Mutex::new(None);
+    let mut next = NEXT.lock().unwrap();
+    // Test programs that run at the same time start at different places.
+    let mut port = next.unwrap_or(20_000 + (std::process::id() % 100) as u16 * 100);
+    loop {
+        port = if port >= 32_000 { 20_000 } else { port + 1 };
+        let free = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+            && TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)).is_ok();
+        if free {
+            *next = Some(port);
+            return port;
+        }
+    }
+}
