@@ -61,6 +61,7 @@ pub struct Suspect {
     pub flow: Flow,
     pub cookie: u64,
     pub interface: u32,
+    /// May be stale when it comes back: [`Tracker::gone`] compares the rest.
     slot: usize,
     event_ns: u64,
     seen_ns: u64,
@@ -98,7 +99,9 @@ impl Tracker {
                 None => self.adopt(seen, phase, view, out),
             }
         }
-        self.absent(view, most, out)
+        let suspects = self.absent(view, most, out);
+        self.give_back();
+        suspects
     }
 
     /// An exact lookup has confirmed, at `now_ns`, that `suspect` is no longer in the kernel.
@@ -122,26 +125,22 @@ impl Tracker {
 
     /// A known life in a dump.
     fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
-        let life = &mut self.lives[at];
-        life.cookie = seen.cookie;
-        life.interface = seen.interface;
-        if life.netns == 0 && life.sk == 0 {
-            // Found in this namespace: it is of it. (A full socket of the classic door keeps its key.)
-            life.netns = self.host.netns;
-            let hash = life.flow.hash64();
-            self.by_flow.remove(&(0, hash));
-            self.by_flow.insert((self.host.netns, hash), at);
+        let here = self.host.netns;
+        let life = &self.lives[at];
+        // Found in this namespace, it is of it; a full socket of the classic door learns that from its records.
+        let netns = if life.netns == 0 && life.sk == 0 { here } else { life.netns };
+        let flow = if life.has_addresses() { life.flow } else { seen.flow };
+        if (life.netns, life.flow, life.cookie) != (netns, flow, seen.cookie) {
+            self.change(at, |life| (life.netns, life.flow, life.cookie) = (netns, flow, seen.cookie));
         }
         let life = &mut self.lives[at];
+        life.interface = seen.interface;
         match (life.body, seen.body) {
             (Body::Minisocket, Body::Minisocket) => self.minisocket(at, seen, phase, out),
             _ if life.event_ns + MARGIN_NS > view.started_ns => {}
             (Body::Socket, Body::Socket) if life.phase == phase => {
                 life.seen_ns = seen.seen_ns;
                 life.sent_ns = seen.sent_ns.unwrap_or(life.sent_ns);
-                if !life.has_addresses() {
-                    life.flow = seen.flow;
-                }
             }
             // Records were lost on the way from what we knew to what is.
             _ => {

@@ -270,16 +270,13 @@ impl Tracker {
 
     /// The full socket is gone; a minisocket goes on.
     fn hand_over(&mut self, at: usize, now: u64, out: &mut impl Sink) {
-        let life = &mut self.lives[at];
-        let sk = std::mem::take(&mut life.sk);
-        life.body = Body::Minisocket;
-        life.seen_ns = 0;
-        let dumped = life.netns == self.host.netns || life.netns == 0;
-        let phase = life.phase;
-        if sk != 0 {
-            self.by_key.remove(&sk);
-        }
-        if !dumped {
+        self.change(at, |life| {
+            life.sk = 0;
+            life.body = Body::Minisocket;
+            life.seen_ns = 0;
+        });
+        let Life { netns, phase, .. } = self.lives[at];
+        if netns != self.host.netns && netns != 0 {
             // Nothing more will be heard of it.
             out.fact(now, Fact::Unseen { phase, why: Why::Namespace });
             self.count(at, now, Outcome::Unknown, out);
@@ -375,18 +372,19 @@ impl Tracker {
     fn refine(&mut self, at: usize, head: &Head) {
         let side = self.side_of(head);
         let port = self.port(side, head.local_port, head.remote_port);
-        let by_cookie = self.by_cookie;
+        let sk = if self.by_cookie { 0 } else { head.key };
         let life = &mut self.lives[at];
         life.event_ns = head.time_ns;
         if life.side == Side::Unknown && side != Side::Unknown {
             (life.side, life.port) = (side, port);
         }
-        if life.netns == 0 {
-            life.netns = head.netns;
-        }
-        if !by_cookie && life.sk != head.key {
-            life.sk = head.key;
-            self.by_key.insert(head.key, at);
+        if life.sk != sk || life.netns == 0 && head.netns != 0 {
+            self.change(at, |life| {
+                life.sk = sk;
+                if life.netns == 0 {
+                    life.netns = head.netns;
+                }
+            });
         }
     }
 
@@ -438,6 +436,21 @@ impl Tracker {
 
     fn insert(&mut self, life: Life) -> usize {
         let at = self.lives.insert(life);
+        self.index(at, &life);
+        at
+    }
+
+    /// Changes what a life is found by.
+    fn change(&mut self, at: usize, change: impl FnOnce(&mut Life)) {
+        let mut life = self.lives[at];
+        self.unindex(at, &life);
+        change(&mut life);
+        self.lives[at] = life;
+        self.index(at, &life);
+    }
+
+    /// Makes `life`, at `at`, the one that its key and its flow lead to.
+    fn index(&mut self, at: usize, life: &Life) {
         let key = if self.by_cookie { life.cookie } else { life.sk };
         if key != 0 {
             self.by_key.insert(key, at);
@@ -445,11 +458,10 @@ impl Tracker {
         if !self.by_cookie && life.has_addresses() {
             self.by_flow.insert((life.netns, life.flow.hash64()), at);
         }
-        at
     }
 
-    fn remove(&mut self, at: usize) -> Life {
-        let life = self.lives.remove(at);
+    /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
+    fn unindex(&mut self, at: usize, life: &Life) {
         let key = if self.by_cookie { life.cookie } else { life.sk };
         if self.by_key.get(&key) == Some(&at) {
             self.by_key.remove(&key);
@@ -460,21 +472,39 @@ impl Tracker {
                 self.by_flow.remove(&flow);
             }
         }
+    }
+
+    fn remove(&mut self, at: usize) -> Life {
+        let life = self.lives.remove(at);
+        self.unindex(at, &life);
         let identity = self.identity(life.cookie, &life.flow);
         if let Some(ended) = &mut self.ended_meanwhile {
             ended.insert(identity);
         }
-        if self.lives.is_empty() {
-            self.give_back();
-        }
         life
     }
 
-    /// Gives the memory of a past flood back.
+    /// Gives the memory of a past flood back, once three quarters of it lie idle.
     fn give_back(&mut self) {
-        self.lives.shrink_to_fit();
-        self.by_key.shrink_to_fit();
-        self.by_flow.shrink_to_fit();
+        /// Not worth the trouble below this many lives.
+        const SMALL: usize = 1024;
+        if self.lives.capacity() <= SMALL || self.lives.len() * 4 > self.lives.capacity() {
+            return;
+        }
+        let Self { lives, by_key, by_flow, by_cookie, .. } = self;
+        lives.compact(|life, from, to| {
+            let key = if *by_cookie { life.cookie } else { life.sk };
+            if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
+                *at = to;
+            }
+            if let Some(at) = by_flow.get_mut(&(life.netns, life.flow.hash64())).filter(|at| **at == from) {
+                *at = to;
+            }
+            true
+        });
+        lives.shrink_to_fit();
+        by_key.shrink_to_fit();
+        by_flow.shrink_to_fit();
     }
 
     fn identity(&self, cookie: u64, flow: &Flow) -> Identity {
