@@ -30,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::failure::Failure;
-use crate::kernel::probe::{Probe, StateHook};
+use crate::kernel::probe::{Probe, StateHook, TimeWaitHook};
 use crate::kernel::{host, time_wait};
 use config::Config;
 use engine::{EVERYTHING, Engine};
@@ -53,7 +53,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     let time_wait_ns = time_wait::measure()
         .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
         .ok();
-    let probe = Probe::attach(config.state_hook, config.ring_size, config.log_level)?;
+    let probe = Probe::attach(config.state_hook, config.time_wait, config.ring_size, config.log_level)?;
     let engine = Engine::new(probe, config, time_wait_ns);
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -137,8 +137,19 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
     for declined in &engine.probe.declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
-    line("time wait", &format!("diag (sock_diag dump each {interval}; {length})"));
-    line("", "this network namespace only; of others, what the state hook tells");
+    let dumps = format!("sock_diag dump each {interval}");
+    let seen = match (engine.probe.time_wait, engine.probe.told.lives) {
+        (TimeWaitHook::Hooks, true) => format!("hooks (fentry and fexit on the minisocket; {length})"),
+        (TimeWaitHook::Hooks, false) => format!("hooks (some; {dumps} for the rest; {length})"),
+        (TimeWaitHook::Diag, _) => format!("diag ({dumps}; {length})"),
+    };
+    line("time wait", &seen);
+    for declined in &engine.probe.time_wait_declined {
+        line("", &format!("not in use: {}", crate::failure::printable(declined)));
+    }
+    if !engine.probe.told.lives {
+        line("", "this network namespace only; of others, what the state hook tells");
+    }
     for address in addresses {
         line("metrics", &format!("{address}/metrics"));
     }

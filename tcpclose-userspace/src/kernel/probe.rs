@@ -14,8 +14,9 @@ use tcpclose_common::layout::Layout;
 
 use super::host::{self, Capability};
 use super::ring::Ring;
-use super::{layout, tracefs};
+use super::{hooks, layout, tracefs};
 use crate::failure::Failure;
+use crate::tracker::Told;
 
 /// The probe, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpclose-ebpf"));
@@ -40,6 +41,24 @@ impl StateHook {
     }
 }
 
+/// The rungs of the `time_wait` hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeWaitHook {
+    /// fentry and fexit on the minisocket's functions.
+    Hooks,
+    /// Dumps by sock_diag.
+    Diag,
+}
+
+impl TimeWaitHook {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hooks => "hooks",
+            Self::Diag => "diag",
+        }
+    }
+}
+
 /// The probe at work. Dropped, it detaches.
 pub struct Probe {
     /// The rung in use.
@@ -48,6 +67,12 @@ pub struct Probe {
     pub facts: bool,
     /// What a better rung lacks, in words; empty on the best one.
     pub declined: Vec<String>,
+    /// The rung in use for TIME-WAIT.
+    pub time_wait: TimeWaitHook,
+    /// The same for it: what is not in use, and what that costs.
+    pub time_wait_declined: Vec<String>,
+    /// What hooks tell.
+    pub told: Told,
     pub ring: Ring,
     program: OwnedFd,
     /// Holds the programs and their links.
@@ -62,14 +87,19 @@ struct LayoutGlobal(Layout);
 unsafe impl Pod for LayoutGlobal {}
 
 impl Probe {
-    /// Loads the probe and attaches it at the rung `only`, or at the best that loads.
+    /// Loads the probe and attaches it at the rungs `only` and `time_wait`, or at the best that load.
     ///
     /// `ring_size` is in bytes: a power of two, a page or more. `level` is the log level of the whole agent; the
     /// probe itself speaks at debug (a lost record) and trace (each step).
     ///
     /// # Errors
     /// A missing capability, a kernel without ring buffer or tracepoint, or no rung that loads.
-    pub fn attach(only: Option<StateHook>, ring_size: u32, level: LevelFilter) -> Result<Self, Failure> {
+    pub fn attach(
+        only: Option<StateHook>,
+        time_wait: Option<TimeWaitHook>,
+        ring_size: u32,
+        level: LevelFilter,
+    ) -> Result<Self, Failure> {
         require_capabilities()?;
         require_ring_buffer()?;
         let mut declined = Vec::new();
@@ -108,7 +138,38 @@ impl Probe {
             return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
         let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| Failure::new(what, why, "report this"))?;
-        Ok(Self { hook, facts, declined, ring, program, ebpf })
+        let mut minisockets = hooks::Attached::default();
+        let mut resets = false;
+        if let Some(btf) = btf.as_ref().filter(|_| facts) {
+            match hooks::attach_resets(&mut ebpf, btf) {
+                Ok(()) => resets = true,
+                Err(why) => declined
+                    .push(format!("tcp_send_reset: {why:#}: a RST sent is not told from one received")),
+            }
+            if time_wait != Some(TimeWaitHook::Diag) {
+                minisockets = hooks::attach(&mut ebpf, btf, hook == StateHook::Btf);
+            }
+        } else if time_wait != Some(TimeWaitHook::Diag) {
+            minisockets.missing.push("hooks need BTF".to_owned());
+        }
+        if time_wait == Some(TimeWaitHook::Hooks) && !minisockets.any {
+            return Err(Failure::new(
+                "no TIME-WAIT hook can be attached",
+                minisockets.missing.first().map_or("none loads", String::as_str),
+                "try --time-wait auto or diag",
+            ));
+        }
+        Ok(Self {
+            hook,
+            facts,
+            declined,
+            time_wait: if minisockets.any { TimeWaitHook::Hooks } else { TimeWaitHook::Diag },
+            told: Told { resets, ..minisockets.told },
+            time_wait_declined: minisockets.missing,
+            ring,
+            program,
+            ebpf,
+        })
     }
 
     /// The programs' log, to be read by [`aya_log::EbpfLogger`].
@@ -169,7 +230,7 @@ fn attach_tracepoint(ebpf: &mut Ebpf) -> Result<OwnedFd> {
 
 /// Why the kernel did not load a program, in a line: of the verifier's log, which can be thousands of lines long, the
 /// one before its closing statistics says what was wrong.
-fn refused(error: ProgramError) -> anyhow::Error {
+pub(super) fn refused(error: ProgramError) -> anyhow::Error {
     let ProgramError::LoadError { io_error, verifier_log } = error else { return error.into() };
     let log = verifier_log.to_string();
     log::debug!("verifier: {log}");

@@ -15,13 +15,13 @@ pub mod life;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use tcpclose_common::event::{Head, Open, Record, flags};
+use tcpclose_common::event::{Head, News, Notice, Open, Record, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
@@ -57,7 +57,34 @@ pub struct Tracker {
     by_cookie: bool,
     /// Records were lost.
     lossy: bool,
+    told: Told,
+    /// In the order of their closes.
+    settling: VecDeque<Settling>,
 }
+
+/// What hooks on the minisocket's functions tell, so that dumps need not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// That a minisocket was made, or could not be.
+    pub births: bool,
+    /// Its flip to TIME-WAIT and its end, in every network namespace.
+    pub lives: bool,
+    /// That a RST was sent for a socket that has just closed.
+    pub resets: bool,
+}
+
+/// A close by ECONNRESET that waits for a moment: had the kernel sent the RST, the notice of that follows.
+#[derive(Clone, Copy, Debug)]
+struct Settling {
+    key: u64,
+    closed_ns: u64,
+    pair: Pair,
+    role: Role,
+}
+
+/// How long after →CLOSE the RST goes out at the latest: it follows in the same run of the softirq, some 26 µs later
+/// on Linux 6.18 (tcp_v4_do_rcv, label reset).
+const SETTLED_NS: u64 = 50_000_000;
 
 /// What tells one life from another across records and dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,7 +106,14 @@ impl Tracker {
             time_wait_ns: None,
             by_cookie,
             lossy: false,
+            told: Told::default(),
+            settling: VecDeque::new(),
         }
+    }
+
+    /// Says which hooks are in use.
+    pub fn set_told(&mut self, told: Told) {
+        self.told = told;
     }
 
     /// Every life, in no order.
@@ -124,7 +158,101 @@ impl Tracker {
                 let at = self.slot_of_step(head, step.flow).unwrap_or_else(|| self.stranger(head, left));
                 self.step(at, head, left, new, out);
             }
+            Record::Notice(notice, news) => self.notice(notice, *news, out),
         }
+    }
+
+    /// Says that every record made until `now_ns` has been taken: what waited for one that did not come is settled.
+    pub fn settle(&mut self, now_ns: u64, out: &mut impl Sink) {
+        while let Some(first) = self.settling.front() {
+            if first.closed_ns + SETTLED_NS > now_ns {
+                return;
+            }
+            let Settling { closed_ns, pair, role, .. } = *first;
+            out.fact(closed_ns, Fact::Closed { pair, role, outcome: Outcome::ResetReceived });
+            self.settling.pop_front();
+        }
+    }
+
+    /// What a hook has to say.
+    fn notice(&mut self, notice: &Notice, news: News, out: &mut impl Sink) {
+        let head = &notice.head;
+        let now = head.time_ns;
+        let (key, door) =
+            if self.by_cookie || notice.sk == 0 { (head.key, u16::MAX) } else { (notice.sk, !flags::COOKIE) };
+        if news == News::ResetSent {
+            if let Some(at) = self.settling.iter().position(|waiting| waiting.key == key)
+                && let Some(Settling { closed_ns, pair, role, .. }) = self.settling.remove(at)
+            {
+                out.fact(closed_ns, Fact::Closed { pair, role, outcome: Outcome::ResetSent });
+            }
+            return;
+        }
+        if news == News::Unborn && head.new == TcpState::TimeWait.raw() {
+            out.fact(now, Fact::TimeWaitOverflow);
+        }
+        let Some(phase) = TcpState::from_raw(head.old).and_then(Phase::of) else { return };
+        let known = self.by_key.get(&key).copied();
+        let how = match news {
+            News::Unborn | News::ResetSent => return,
+            News::Born if !self.by_cookie && notice.sk == 0 => return,
+            News::Born => {
+                // Of a stranger the →CLOSE that follows must know it too.
+                let at = known.unwrap_or_else(|| {
+                    self.stranger(&Head { key, flags: head.flags & door, ..*head }, phase)
+                });
+                let born = TcpState::from_raw(head.new).and_then(Phase::of);
+                self.change(at, |life| (life.born, life.cookie) = (born, head.key));
+                return;
+            }
+            News::Flipped => None,
+            News::Expired => Some((Ended::Expired, Outcome::Timeout)),
+            News::Reused => Some((Ended::Reused, Outcome::Unknown)),
+            News::Recycled => Some((Ended::Recycled, Outcome::Unknown)),
+            News::Reset => Some((Ended::Reset, Outcome::ResetReceived)),
+            News::DataAfterClose => Some((Ended::Reset, Outcome::ResetSent)),
+            News::Destroyed => Some((Ended::Destroyed, Outcome::Destroyed)),
+            News::Purged => Some((Ended::Purged, Outcome::Unknown)),
+            News::Early => Some((Ended::Early, Outcome::Unknown)),
+        };
+        let at = known.unwrap_or_else(|| {
+            // Older than the agent: a TIME-WAIT's close was before it.
+            let at = self.stranger(head, phase);
+            self.change(at, |life| {
+                (life.body, life.counted) = (Body::Minisocket, phase == Phase::TimeWait);
+            });
+            at
+        });
+        self.lives[at].event_ns = now;
+        match how {
+            None if self.lives[at].phase == Phase::FinWait2 => {
+                self.leave(at, Phase::FinWait2, now, out);
+                self.enter_time_wait(at, Phase::FinWait2, Since::exact(now), out);
+            }
+            None => {}
+            Some((ended, outcome)) => self.ended(at, phase, now, ended, outcome, out),
+        }
+    }
+
+    /// A hook saw the end of the minisocket, which was in `phase`.
+    fn ended(
+        &mut self,
+        at: usize,
+        phase: Phase,
+        now: u64,
+        how: Ended,
+        outcome: Outcome,
+        out: &mut impl Sink,
+    ) {
+        self.leave(at, phase, now, out);
+        out.fact(now, Fact::Transition { from: phase.state(), to: TcpState::Close });
+        if phase == Phase::TimeWait {
+            out.fact(now, Fact::TimeWaitEnded { how });
+            // Counted at its entry, unless that was lost.
+            self.count(at, now, Outcome::Graceful, out);
+        }
+        self.count(at, now, outcome, out);
+        self.remove(at);
     }
 
     /// Says that records were lost: from here on a phase without an entry may be one of theirs.
@@ -149,7 +277,7 @@ impl Tracker {
             // Straight to CLOSE: no FIN was sent or taken, and no phase was entered.
             let outcome = match ending::read(old, head) {
                 Ending::Over(outcome) => outcome,
-                Ending::TimeWait | Ending::FinWait2 | Ending::Unclear => Outcome::Unknown,
+                Ending::TimeWait | Ending::FinWait2 | Ending::Reset | Ending::Unclear => Outcome::Unknown,
             };
             let pair = Pair { side, port };
             out.fact(head.time_ns, Fact::Closed { pair, role: Role::None, outcome });
@@ -160,7 +288,7 @@ impl Tracker {
             Phase::CloseWait => Role::Passive,
             _ => Role::Unknown,
         };
-        let life = Life { flow, side, port, role, phase, ..self.blank(head, phase) };
+        let life = Life { flow, side, port, role, phase, ..Self::blank(head, phase) };
         self.insert(Life { since: Since::exact(head.time_ns), ..life });
     }
 
@@ -193,15 +321,16 @@ impl Tracker {
     fn stranger(&mut self, head: &Head, left: Phase) -> usize {
         let side = self.side_of(head);
         let port = self.port(side, head.local_port, head.remote_port);
-        let life = Life { side, port, ..self.blank(head, left) };
+        let life = Life { side, port, ..Self::blank(head, left) };
         self.insert(life)
     }
 
     /// A life in `phase` of which only the record is known.
-    fn blank(&self, head: &Head, phase: Phase) -> Life {
+    fn blank(head: &Head, phase: Phase) -> Life {
+        let cookie = head.flags & flags::COOKIE != 0;
         Life {
-            cookie: if self.by_cookie { head.key } else { 0 },
-            sk: if self.by_cookie { 0 } else { head.key },
+            cookie: if cookie { head.key } else { 0 },
+            sk: if cookie { 0 } else { head.key },
             flow: Flow {
                 local: Ipv6Addr::UNSPECIFIED,
                 remote: Ipv6Addr::UNSPECIFIED,
@@ -215,6 +344,7 @@ impl Tracker {
             role: role_proven_by(phase),
             phase,
             body: Body::Socket,
+            born: None,
             counted: false,
             since: Since { earliest_ns: 0, latest_ns: head.time_ns },
             event_ns: head.time_ns,
@@ -248,6 +378,29 @@ impl Tracker {
                 self.remove(at);
                 return;
             }
+            Ending::Reset => {
+                self.leave(at, left, now, out);
+                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
+                if self.told.resets {
+                    let life = &mut self.lives[at];
+                    life.counted = true;
+                    let (pair, role) = (life.pair(), life.role);
+                    self.settling.push_back(Settling { key: head.key, closed_ns: now, pair, role });
+                } else {
+                    self.count(at, now, Outcome::Unknown, out);
+                }
+                self.remove(at);
+                return;
+            }
+            // No minisocket was made: the table is full (TIME-WAIT is skipped), or there was no memory.
+            Ending::TimeWait | Ending::FinWait2 if self.told.births && self.lives[at].born.is_none() => {
+                self.leave(at, left, now, out);
+                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
+                let graceful = ending == Ending::TimeWait;
+                self.count(at, now, if graceful { Outcome::Graceful } else { Outcome::Unknown }, out);
+                self.remove(at);
+                return;
+            }
             Ending::TimeWait => {
                 self.leave(at, left, now, out);
                 self.enter_time_wait(at, left, Since::exact(now), out);
@@ -276,7 +429,7 @@ impl Tracker {
             life.seen_ns = 0;
         });
         let Life { netns, phase, .. } = self.lives[at];
-        if netns != self.host.netns && netns != 0 {
+        if netns != self.host.netns && netns != 0 && !self.told.lives {
             // Nothing more will be heard of it.
             out.fact(now, Fact::Unseen { phase, why: Why::Namespace });
             self.count(at, now, Outcome::Unknown, out);
@@ -455,6 +608,10 @@ impl Tracker {
         if key != 0 {
             self.by_key.insert(key, at);
         }
+        // Hooks know a minisocket by its cookie at either door. A cookie is no kernel address: they share the map.
+        if life.body == Body::Minisocket && life.cookie != 0 {
+            self.by_key.insert(life.cookie, at);
+        }
         if !self.by_cookie && life.has_addresses() {
             self.by_flow.insert((life.netns, life.flow.hash64()), at);
         }
@@ -462,9 +619,10 @@ impl Tracker {
 
     /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
     fn unindex(&mut self, at: usize, life: &Life) {
-        let key = if self.by_cookie { life.cookie } else { life.sk };
-        if self.by_key.get(&key) == Some(&at) {
-            self.by_key.remove(&key);
+        for key in [life.cookie, life.sk] {
+            if self.by_key.get(&key) == Some(&at) {
+                self.by_key.remove(&key);
+            }
         }
         if !self.by_cookie {
             let flow = (life.netns, life.flow.hash64());
@@ -491,11 +649,12 @@ impl Tracker {
         if self.lives.capacity() <= SMALL || self.lives.len() * 4 > self.lives.capacity() {
             return;
         }
-        let Self { lives, by_key, by_flow, by_cookie, .. } = self;
+        let Self { lives, by_key, by_flow, .. } = self;
         lives.compact(|life, from, to| {
-            let key = if *by_cookie { life.cookie } else { life.sk };
-            if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
-                *at = to;
+            for key in [life.cookie, life.sk] {
+                if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
+                    *at = to;
+                }
             }
             if let Some(at) = by_flow.get_mut(&(life.netns, life.flow.hash64())).filter(|at| **at == from) {
                 *at = to;
