@@ -383,6 +383,19 @@ fn a_minisocket_that_no_dump_saw_is_unseen() {
 }
 
 #[test]
+fn a_reset_that_looks_like_a_hand_over_ends_a_long_phase_at_its_record() {
+    let mut bench = Bench::new(false, false);
+    bench.step(7, &client(), T0, (Established, FinWait1), 0);
+    bench.step(7, &client(), T0, (FinWait1, FinWait2), 0);
+    bench.step(7, &client(), T0 + 3 * S, (FinWait2, Close), 0);
+    bench.told();
+    let suspects = bench.dump(T0 + 4 * S, false, &[]);
+    bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.facts);
+    let told = bench.told();
+    assert!(matches!(told[0], Fact::Dwelt { phase: Phase::FinWait2, ns, .. } if ns == 3 * S), "{told:?}");
+}
+
+#[test]
 fn fin_wait_2_that_runs_out_is_a_timeout() {
     let mut bench = Bench::btf();
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
