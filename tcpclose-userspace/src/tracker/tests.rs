@@ -560,6 +560,28 @@ fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
 }
 
 #[test]
+fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_lookup() {
+    let mut bench = Bench::btf();
+    bench.dump(T0 - S, true, &[]);
+    for cookie in 1..=300 {
+        bench.step(cookie, &client(), T0, (Established, FinWait1), OWNED);
+        bench.step(cookie, &client(), T0, (FinWait1, FinWait2), DEAD);
+        bench.step(cookie, &client(), T0, (FinWait2, Close), DONE | DEAD);
+    }
+    let at = T0 + 2 * S;
+    // Bound to an interface, the same addresses are another flow.
+    let elsewhere = Seen { interface: 3, ..seen(TimeWait, Body::Minisocket, client(), 1000, at, 59 * S) };
+    assert_eq!(bench.dump(at, false, &[elsewhere]).len(), 100);
+    assert_eq!(bench.tracker.len(), 301);
+    bench.told();
+    let last = seen(TimeWait, Body::Minisocket, client(), 300, at, 58 * S);
+    assert_eq!(bench.dump(at, false, &[last, elsewhere]), []);
+    assert_eq!(bench.tracker.len(), 2);
+    let unknown = Fact::TimeWaitEnded { how: Ended::Unknown };
+    assert_eq!(bench.told().iter().filter(|fact| **fact == unknown).count(), 299);
+}
+
+#[test]
 fn time_waits_length_is_measured_and_a_rearmed_timer_does_not_stretch_it() {
     let mut bench = Bench::btf();
     let enter = |bench: &mut Bench, key: u64, at: u64| {
