@@ -24,10 +24,14 @@ pub fn release() -> Result<PathBuf> {
     binary()
 }
 
-/// The binary lies where xtask itself does, in the other profile's folder: true wherever CARGO_TARGET_DIR or cargo's
-/// configuration have put the target folder.
 fn binary() -> Result<PathBuf> {
+    Ok(target_folder()?.join("release/tcpclose"))
+}
+
+/// Cargo's target folder, in which xtask itself lies below a profile: true wherever CARGO_TARGET_DIR or cargo's
+/// configuration have put it.
+pub fn target_folder() -> Result<PathBuf> {
     let xtask = env::current_exe().context("cannot tell where xtask itself is")?;
-    let profiles = xtask.ancestors().nth(2).context("xtask was not started by cargo")?;
-    Ok(profiles.join("release/tcpclose"))
+    let target = xtask.ancestors().nth(2).context("xtask was not started by cargo")?;
+    Ok(target.to_path_buf())
 }

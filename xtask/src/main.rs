@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod apt;
 mod build;
 mod run;
 mod setup;
@@ -13,6 +14,7 @@ mod sh;
 mod test;
 #[allow(dead_code, reason = "shared with tcpclose-userspace/build.rs, which uses the rest")]
 mod toolchain;
+mod vm;
 
 /// Set up, build, run and test tcpclose
 #[derive(Parser)]
@@ -29,6 +31,7 @@ enum Command {
     Build,
     Run(run::Arguments),
     Test(test::Arguments),
+    Vm(vm::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Build => build::command(),
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::test(&arguments),
+        Command::Vm(arguments) => vm::command(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

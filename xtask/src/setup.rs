@@ -1,14 +1,14 @@
 //! `cargo xtask setup`: finds what building and testing need, and installs what is missing.
 
-use std::io::IsTerminal;
-use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 
+use crate::apt::{self, Apt};
 use crate::sh;
 use crate::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
+use crate::vm::{self, kit::Part};
 
 /// Find or install what building and testing need
 #[derive(clap::Args)]
@@ -26,9 +26,11 @@ pub struct Arguments {
 pub enum Purpose {
     /// Building the agent and the probe
     Build,
-    /// Running the tests, live ones included
+    /// Running the agent in guests with other kernels
+    Vm,
+    /// Running the tests, live ones and guests included
     Test,
-    /// Both
+    /// All of these
     All,
 }
 
@@ -41,11 +43,11 @@ const DEBIAN_TOOLCHAIN: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", "l
 /// The linker that was tried with the packages above.
 const LINKER_VERSION: &str = "0.13.0";
 
-/// What the live tests run besides the agent.
+/// What the live tests and the guests run besides the agent.
 struct Tool {
     program: &'static str,
     package: &'static str,
-    /// What the tests do with it.
+    /// What is done with it.
     why: &'static str,
 }
 
@@ -58,6 +60,11 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "wrk", package: "wrk", why: "makes the load" },
 ];
 
+const VM_TOOLS: &[Tool] = &[
+    Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
+    Tool { program: "setpriv", package: "util-linux", why: "ends a guest with its xtask" },
+];
+
 /// Runs the command.
 pub fn setup(arguments: &Arguments) -> Result<()> {
     let Arguments { purpose, rustup } = *arguments;
@@ -68,7 +75,11 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
     let Toolchain { compiler, linker } = toolchain::find()?;
     let (rustc, release, linker) =
         (compiler.rustc.display(), compiler.version.release, linker.path.display());
-    let tests = if purpose == Purpose::Build { "" } else { " and the tests' tools" };
+    let tests = match purpose {
+        Purpose::Build => "",
+        Purpose::Vm => " and what guests take",
+        Purpose::Test | Purpose::All => ", the tests' tools and what guests take",
+    };
     println!("{done}: found {rustc} ({release}), {linker}{tests}");
     Ok(())
 }
@@ -83,12 +94,18 @@ pub enum Work {
 /// Makes the machine ready for a purpose, quietly where it is. Runs rustup only if told to.
 pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
     let toolchain = toolchain::find().err();
-    let mut tools = Vec::new();
-    if purpose != Purpose::Build {
+    let mut tools: Vec<&Tool> = Vec::new();
+    let mut parts = Vec::new();
+    if matches!(purpose, Purpose::Test | Purpose::All) {
         check_components()?;
-        tools.extend(TEST_TOOLS.iter().filter(|tool| sh::find(tool.program).is_none()));
+        tools.extend(TEST_TOOLS);
     }
-    if toolchain.is_none() && tools.is_empty() {
+    if purpose != Purpose::Build && vm::POSSIBLE {
+        tools.extend(VM_TOOLS);
+        parts = Part::missing()?;
+    }
+    tools.retain(|tool| sh::find(tool.program).is_none());
+    if toolchain.is_none() && tools.is_empty() && parts.is_empty() {
         return Ok(Work::Nothing);
     }
 
@@ -98,6 +115,9 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
     for tool in &tools {
         eprintln!("missing: {}, which {}", tool.program, tool.why);
     }
+    for part in &parts {
+        eprintln!("missing: {}", part.describe());
+    }
     let apt = Apt::updated()?;
     if let Some(missing) = toolchain {
         install_toolchain(apt.as_ref(), &missing, rustup)?;
@@ -106,14 +126,27 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
     if !tools.is_empty() {
         install_tools(apt.as_ref(), &tools)?;
     }
+    for part in parts {
+        let fetched = match &apt {
+            Some(apt) => part.fetch(apt),
+            None => Err(anyhow!("it comes from Debian's packages, and there is no apt-get here")),
+        };
+        let fetched = fetched.with_context(|| format!("cannot fetch {}", part.describe()));
+        match fetched {
+            // Every other test runs on systems that have none of Debian's kernels.
+            Err(why) if purpose != Purpose::Vm => eprintln!("note: guests will not run here: {why:#}"),
+            fetched => fetched?,
+        }
+    }
     Ok(Work::Installed)
 }
 
 fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Result<()> {
     if let Some(apt) = apt
-        && apt.has_toolchain()
+        && offers_toolchain(apt)
     {
-        let absent: Vec<&str> = DEBIAN_TOOLCHAIN.iter().copied().filter(|name| !is_installed(name)).collect();
+        let absent: Vec<&str> =
+            DEBIAN_TOOLCHAIN.iter().copied().filter(|name| !apt::is_installed(name)).collect();
         if !absent.is_empty() {
             apt.install(&absent)?;
         }
@@ -134,6 +167,16 @@ fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Resu
         "`cargo install bpf-linker` needs LLVM's development files; `cargo binstall bpf-linker` needs none."
     );
     bail!("nothing was installed; `cargo xtask setup --rustup` runs these commands")
+}
+
+/// True if all the toolchain's packages can be had, with a rustc that is new enough.
+fn offers_toolchain(apt: &Apt) -> bool {
+    let offered = apt.offered(DEBIAN_TOOLCHAIN);
+    // Debian knows nothing of a package it does not list; asked for four, it may answer for three.
+    let version = |package| offered.iter().find(|(name, _)| name == package).map(|(_, version)| version);
+    let rustc = version("rustc-web").and_then(|version| Release::parse(version));
+    rustc.is_some_and(|release| release >= MIN_RUSTC)
+        && DEBIAN_TOOLCHAIN.iter().all(|package| version(package).is_some())
 }
 
 /// Bpf-linker with Debian's LLVM, whose llvm-config is not on PATH. Forced: cargo would otherwise take its own list
@@ -178,79 +221,6 @@ fn install_tools(apt: Option<&Apt>, missing: &[&Tool]) -> Result<()> {
     }
 }
 
-/// Debian's package tools, with lists of today: a fresh machine has none, and old ones name packages that are gone.
-struct Apt;
-
-impl Apt {
-    /// None where the system has no apt.
-    fn updated() -> Result<Option<Self>> {
-        if sh::find("apt-get").is_none() {
-            return Ok(None);
-        }
-        sh::run(apt_get().arg("update"))?;
-        Ok(Some(Self))
-    }
-
-    /// True if all the toolchain's packages can be had, with a rustc that is new enough.
-    fn has_toolchain(&self) -> bool {
-        let policy =
-            sh::ask(Command::new("apt-cache").arg("policy").args(DEBIAN_TOOLCHAIN).env("LC_ALL", "C"));
-        let offered = candidates(&policy.unwrap_or_default());
-        // Debian knows nothing of a package it does not list; asked for four, it may answer for three.
-        let version = |package| offered.iter().find(|(name, _)| name == package).map(|(_, version)| version);
-        let rustc = version("rustc-web").and_then(|version| Release::parse(version));
-        rustc.is_some_and(|release| release >= MIN_RUSTC)
-            && DEBIAN_TOOLCHAIN.iter().all(|package| version(package).is_some())
-    }
-
-    fn install(&self, packages: &[&str]) -> Result<()> {
-        let mut command = apt_get();
-        // --no-remove: a package that is in the way is its user's to remove.
-        command.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
-        sh::run(&mut command)?;
-        if Path::new("/run/systemd/system").exists() {
-            eprintln!(
-                "note: services among these were not started now; systemd will start them at the next boot"
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Apt-get, asking nothing and starting no services: the tests start their own nginx and Prometheus, on ports of
-/// their own. systemctl ignores `start` where SYSTEMD_OFFLINE is set, invoke-rc.d starts nothing in runlevel 1, and
-/// neither leaves anything behind to undo.
-fn apt_get() -> Command {
-    let environment = [("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1"), ("SYSTEMD_OFFLINE", "1")];
-    let mut command = sh::as_root("apt-get", &environment);
-    if !std::io::stderr().is_terminal() {
-        // Without a terminal of its own dpkg does not count the files of its database either.
-        command.args(["--quiet", "--option", "Dpkg::Use-Pty=0"]);
-    }
-    command
-}
-
-/// The packages that `apt-cache policy` can install, with their versions.
-fn candidates(policy: &str) -> Vec<(String, String)> {
-    let mut package = "";
-    let mut found = Vec::new();
-    for line in policy.lines() {
-        if !line.starts_with(' ') {
-            package = line.trim_end_matches(':');
-        } else if let Some(version) = line.trim().strip_prefix("Candidate: ")
-            && version != "(none)"
-        {
-            found.push((package.to_owned(), version.to_owned()));
-        }
-    }
-    found
-}
-
-fn is_installed(package: &str) -> bool {
-    sh::ask(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
-        .is_some_and(|status| status == "installed")
-}
-
 /// Rustfmt and clippy belong to the toolchain that builds the workspace.
 fn check_components() -> Result<()> {
     let missing: Vec<&str> = [("rustfmt", "fmt"), ("clippy", "clippy")]
@@ -268,18 +238,6 @@ fn check_components() -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn apt_offers_what_has_a_candidate() {
-        let policy = "rustc-web:\n  Installed: (none)\n  Candidate: 1.96.0+dfsg1-1~deb12u2\n  Version table:\n     \
-            1.96.0+dfsg1-1~deb12u2 500\nllvm-22-dev:\n  Installed: 1:22.1.8-1\n  Candidate: 1:22.1.8-1\n\
-            virtual:\n  Installed: (none)\n  Candidate: (none)\n";
-        let offered = candidates(policy);
-        let names: Vec<&str> = offered.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["rustc-web", "llvm-22-dev"]);
-        assert_eq!(Release::parse(&offered[0].1), Release::parse("1.96.0"));
-        assert!(candidates("").is_empty());
-    }
 
     #[test]
     fn a_linker_with_an_old_llvm_is_replaced_and_the_compiler_kept() {

@@ -110,7 +110,8 @@ fn name(program: &OsStr) -> String {
     }
 }
 
-fn quote(word: &str) -> String {
+/// The word as a shell reads it.
+pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+:,./@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

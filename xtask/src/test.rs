@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::sh;
+use crate::{sh, vm};
 
-/// Set up, then fmt, clippy, unit tests and live tests
+/// Set up, then fmt, clippy, unit tests, live tests and guests with other kernels
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Also what takes long
@@ -29,8 +29,14 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// In the order of what fails fastest.
-const STEPS: &[(&str, Step)] =
-    &[("setup", setup), ("fmt", fmt), ("clippy", clippy), ("unit tests", unit), ("live tests", live)];
+const STEPS: &[(&str, Step)] = &[
+    ("setup", setup),
+    ("fmt", fmt),
+    ("clippy", clippy),
+    ("unit tests", unit),
+    ("live tests", live),
+    ("guests", guests),
+];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
@@ -95,12 +101,12 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
     let folder = sh::workspace().join("tcpclose-userspace/tests");
     if fs::read_dir(folder).map_or(0, Iterator::count) == 0 {
         // Cargo takes a pattern that fits no test for an error.
-        return Ok(skipped("there are none"));
+        return Ok(skipped("live tests", "there are none"));
     }
     let mut command = sh::cargo();
     if !sh::is_root() {
         if !can_sudo() {
-            return Ok(skipped("need root"));
+            return Ok(skipped("live tests", "need root"));
         }
         // Built by the user, run by root: cargo starts each test through its runner.
         command.env(runner_variable()?, "sudo -E");
@@ -109,10 +115,23 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
     passed(with_long(&mut command, arguments))
 }
 
+/// The live tests that tell kernels apart, on other kernels than this machine's. That takes no root.
+fn guests(arguments: &Arguments) -> Result<Outcome> {
+    match vm::test(arguments.all)? {
+        Ok(()) => Ok(Outcome::Passed),
+        Err(why) => Ok(skipped("guests", why)),
+    }
+}
+
+/// Tells tests that they may take long.
+pub const LONG: &str = "TCPCLOSE_TEST_LONG";
+/// What runs the tests that are marked as taking long.
+pub const LONG_ARGUMENTS: &[&str] = &["--include-ignored"];
+
 /// With `--all`: the tests marked `#[ignore]` as well, and a word to those that can do more.
 fn with_long<'a>(command: &'a mut Command, arguments: &Arguments) -> &'a mut Command {
     if arguments.all {
-        command.env("TCPCLOSE_TEST_LONG", "1").args(["--", "--include-ignored"]);
+        command.env(LONG, "1").arg("--").args(LONG_ARGUMENTS);
     }
     command
 }
@@ -122,8 +141,8 @@ fn passed(command: &mut Command) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-fn skipped(why: &'static str) -> Outcome {
-    eprintln!("\nSKIPPED: live tests: {why}\n");
+fn skipped(what: &str, why: &'static str) -> Outcome {
+    eprintln!("\nSKIPPED: {what}: {why}\n");
     Outcome::Skipped(why)
 }
 

@@ -1,0 +1,260 @@
+//! `cargo xtask vm`: the agent and its tests on other kernels, each in a virtual machine of its own.
+//!
+//! A guest is a Debian kernel and one archive that is its whole filesystem: busybox, the release agent, the test
+//! programs and vm/init.sh, which runs them and says how they ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::{self, Purpose};
+use crate::{sh, test};
+use guest::{Guest, Report};
+use initramfs::Initramfs;
+use kit::{Kernel, Part};
+use programs::{Job, Program};
+
+mod guest;
+mod initramfs;
+pub mod kit;
+mod modules;
+mod programs;
+
+/// The emulator.
+pub const QEMU: &str = "qemu-system-x86_64";
+/// Guests are machines of this kind, and are emulated on it only: programs for them are built by its own compiler.
+pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
+
+/// The test programs that run in the guests, those of them that are there. What they need must be in the guest: no
+/// other programs but busybox's.
+const GUEST_PROGRAMS: &[&str] = &["closes", "cases"];
+
+/// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
+const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "dummy", "sch_netem"];
+
+const DEFAULT_PATIENCE: u64 = 900;
+
+/// Run tests of the agent on other kernels, in virtual machines
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Kernels to boot
+    #[arg(long = "kernel", value_name = "KERNEL", value_enum, default_values_t = Kernel::ALL)]
+    kernels: Vec<Kernel>,
+    /// Seconds after which a guest is ended
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_PATIENCE)]
+    patience: u64,
+    /// What to run instead of the tests: `tcpclose`, a test program by its name, the path of a static program, or a
+    /// command of busybox
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs the command.
+pub fn command(arguments: &Arguments) -> Result<()> {
+    if !POSSIBLE {
+        bail!("guests are x86-64 machines, and this is another");
+    }
+    let jobs = match arguments.command.split_first() {
+        None => tests(false),
+        Some((program, words)) => {
+            let name =
+                Path::new(program).file_name().unwrap_or(program.as_ref()).to_string_lossy().into_owned();
+            let words = [std::slice::from_ref(&name), words].concat();
+            vec![Job { name, words }]
+        }
+    };
+    if jobs.is_empty() {
+        bail!("none of the guests' tests is here ({}); give a command after --", GUEST_PROGRAMS.join(", "));
+    }
+    setup::ready(Purpose::Vm, false)?;
+    // A path is a program of this machine; a mere name is looked up.
+    let given = arguments.command.first().filter(|program| program.contains('/'));
+    let given = given.map(|program| programs::given(program.as_ref())).transpose()?;
+    boot_all(&arguments.kernels, &jobs, given, Duration::from_secs(arguments.patience))
+}
+
+/// The step of `cargo xtask test`. The inner error says why it was not run.
+pub fn test(long: bool) -> Result<Result<(), &'static str>> {
+    if !POSSIBLE {
+        return Ok(Err("guests are x86-64 machines"));
+    }
+    let jobs = tests(long);
+    if jobs.is_empty() {
+        return Ok(Err("there are none"));
+    }
+    if sh::find(QEMU).is_none() || !Part::missing()?.is_empty() {
+        return Ok(Err("QEMU or Debian's kernels are not here (`cargo xtask setup` fetches them)"));
+    }
+    boot_all(&Kernel::ALL, &jobs, None, Duration::from_secs(DEFAULT_PATIENCE)).map(Ok)
+}
+
+/// The guests' tests that are in the tree.
+fn tests(long: bool) -> Vec<Job> {
+    let there = GUEST_PROGRAMS.iter().filter(|name| programs::is_test(name));
+    let long = if long { test::LONG_ARGUMENTS } else { &[] };
+    there
+        .map(|name| Job {
+            name: (*name).to_owned(),
+            words: [name].into_iter().chain(long).map(|word| (*word).to_owned()).collect(),
+        })
+        .collect()
+}
+
+/// Builds what the jobs run, boots the kernels one after the other, and fails if anything in any of them did.
+fn boot_all(kernels: &[Kernel], jobs: &[Job], given: Option<Program>, patience: Duration) -> Result<()> {
+    let wanted: Vec<&str> = match &given {
+        Some(_) => Vec::new(),
+        None => jobs.iter().map(|job| job.name.as_str()).filter(|name| programs::is_test(name)).collect(),
+    };
+    let mut programs = programs::build(&wanted)?;
+    programs.extend(given);
+
+    let mut summary = Vec::new();
+    let mut failed = Vec::new();
+    for kernel in kernels {
+        let guest = prepare(*kernel, jobs, &programs, patience)?;
+        let report = guest.run()?;
+        let (line, ok) = summarize(kernel.name(), jobs, &report);
+        summary.push(line);
+        if !ok {
+            summary.push(format!("     see {} and {}", guest.log.display(), guest.console.display()));
+            failed.push(kernel.name());
+        }
+    }
+    eprintln!("\n{}", summary.join("\n"));
+    if !failed.is_empty() {
+        bail!("failed under Linux {}", failed.join(" and "));
+    }
+    Ok(())
+}
+
+/// Makes the guest's filesystem.
+fn prepare(kernel: Kernel, jobs: &[Job], programs: &[Program], patience: Duration) -> Result<Guest> {
+    let busybox = kit::busybox()?;
+    let mut root = Initramfs::new();
+    root.file("/init", include_bytes!("vm/init.sh"));
+    root.file("/bin/busybox", &read(&busybox)?);
+    root.link("/bin/sh", "busybox");
+    let modules = modules::resolve(&kit::modules(kernel)?, MODULES, &busybox)?;
+    for (name, content) in &modules {
+        root.file(&format!("/modules/{name}.ko"), content);
+    }
+    let order: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
+    root.file("/modules/order", order.join("\n").as_bytes());
+    for program in programs {
+        root.file(&format!("/programs/{}", program.name), &read(&program.file)?);
+        // A test knows the agent by the path that cargo told it when it was compiled.
+        root.link(&program.file.to_string_lossy(), &format!("/programs/{}", program.name));
+    }
+    root.file("/commands", commands(jobs, environment()).as_bytes());
+
+    let folder = kit::folder()?;
+    let file = |kind: &str| folder.join(format!("{}.{kind}", kernel.name()));
+    let initramfs = file("cpio");
+    fs::write(&initramfs, root.finish()).with_context(|| format!("cannot write {}", initramfs.display()))?;
+    Ok(Guest {
+        name: kernel.name(),
+        kernel: kit::image(kernel)?,
+        initramfs,
+        log: file("log"),
+        console: file("console.log"),
+        patience,
+    })
+}
+
+fn read(file: &PathBuf) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+/// This process's environment, as far as a script can say it.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// What init.sh runs, as a shell script. The project's own variables are passed on, and `CI`: a test that cannot run
+/// in a guest has failed, not been skipped.
+fn commands(jobs: &[Job], environment: impl Iterator<Item = (String, String)>) -> String {
+    let mut script = "export CI=1\n".to_owned();
+    for (name, value) in environment.filter(|(name, _)| name.starts_with("TCPCLOSE_")) {
+        script.push_str(&format!("export {name}={}\n", sh::quote(&value)));
+    }
+    for job in jobs {
+        let words: Vec<String> = job.words.iter().map(|word| sh::quote(word)).collect();
+        script.push_str(&format!("run {} {}\n", sh::quote(&job.name), words.join(" ")));
+    }
+    script
+}
+
+/// One line on a guest, and whether all went well: everything that was to run has run and succeeded.
+fn summarize(name: &str, jobs: &[Job], report: &Report) -> (String, bool) {
+    let mut ok = report.trouble.is_none();
+    let mut words = Vec::new();
+    if let Some((release, took)) = &report.up {
+        words.push(format!("{release} up in {:.1} s", took.as_secs_f64()));
+    }
+    for job in jobs {
+        let (word, took) = match report.ran.iter().find(|(ran, _, _)| *ran == job.name) {
+            Some((_, 0, took)) => ("ok".to_owned(), Some(took)),
+            Some((_, status, took)) => (format!("exit status {status}"), Some(took)),
+            None => ("no end".to_owned(), None),
+        };
+        ok &= word == "ok";
+        let took = took.map_or_else(String::new, |took| format!(" after {:.1} s", took.as_secs_f64()));
+        words.push(format!("{} {word}{took}", job.name));
+    }
+    words.extend(report.trouble.clone());
+    let verdict = if ok { "ok" } else { "FAILED" };
+    (format!("{name:<4} {verdict}: {} ({:.1} s)", words.join("; "), report.took.as_secs_f64()), ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        Job { name: "closes".to_owned(), words: vec!["closes".to_owned(), "it's".to_owned()] }
+    }
+
+    fn report(ran: &[(&str, u8)], trouble: Option<&str>) -> Report {
+        Report {
+            up: Some(("6.1.0-56".to_owned(), Duration::from_millis(5210))),
+            ran: ran
+                .iter()
+                .map(|(name, status)| ((*name).to_owned(), *status, Duration::from_secs(9)))
+                .collect(),
+            trouble: trouble.map(str::to_owned),
+            took: Duration::from_secs(15),
+        }
+    }
+
+    #[test]
+    fn commands_survive_the_guests_shell() {
+        let environment = [("TCPCLOSE_TEST_LONG", "1"), ("HOME", "/home/me")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(
+            commands(&[job()], environment.into_iter()),
+            "export CI=1\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
+        );
+    }
+
+    #[test]
+    fn a_guest_succeeds_when_all_its_jobs_did() {
+        let (line, ok) = summarize("6.1", &[job()], &report(&[("closes", 0)], None));
+        assert_eq!(line, "6.1  ok: 6.1.0-56 up in 5.2 s; closes ok after 9.0 s (15.0 s)");
+        assert!(ok);
+    }
+
+    #[test]
+    fn a_guest_fails_with_a_job_that_failed_or_never_ended_or_with_its_kernel() {
+        let (line, ok) = summarize("6.1", &[job()], &report(&[("closes", 101)], None));
+        assert!(line.contains("FAILED") && line.contains("closes exit status 101"), "{line}");
+        assert!(!ok);
+        let (line, ok) = summarize("6.1", &[job()], &report(&[], Some("not done after 900 s")));
+        assert!(line.contains("closes no end; not done after 900 s"), "{line}");
+        assert!(!ok);
+        assert!(!summarize("6.1", &[job()], &report(&[("closes", 0)], Some("panic"))).1);
+    }
+}

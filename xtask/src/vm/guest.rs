@@ -1,0 +1,215 @@
+//! One run of one guest: QEMU without KVM, what the guest says, and how it ends.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::QEMU;
+use crate::sh;
+
+/// What init.sh's words to xtask come after, be it within a line.
+const MARK: char = '\x1e';
+
+/// What xtask hears from init.sh.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    /// It is ready, with this kernel.
+    Up(String),
+    /// A job ended, with this status.
+    Ran(String, u8),
+    /// It cannot be made ready.
+    Broken(String),
+    /// Nothing more will come.
+    Down,
+}
+
+impl Word {
+    fn parse(text: &str) -> Option<Self> {
+        let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+        match word {
+            "up" => Some(Self::Up(rest.to_owned())),
+            "ran" => {
+                let (name, status) = rest.rsplit_once(' ')?;
+                Some(Self::Ran(name.to_owned(), status.parse().ok()?))
+            }
+            "broken" => Some(Self::Broken(rest.to_owned())),
+            "down" => Some(Self::Down),
+            _ => None,
+        }
+    }
+}
+
+/// A guest to be run.
+pub struct Guest {
+    /// What its lines are prefixed with.
+    pub name: &'static str,
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    /// What its programs write goes here as well.
+    pub log: PathBuf,
+    /// What its kernel says goes here.
+    pub console: PathBuf,
+    /// How long it may take.
+    pub patience: Duration,
+}
+
+/// How a run went.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The kernel's release, and how long it took to be ready.
+    pub up: Option<(String, Duration)>,
+    /// The jobs that ended: name, status, how long it took.
+    pub ran: Vec<(String, u8, Duration)>,
+    /// Why it ended otherwise than by having done everything.
+    pub trouble: Option<String>,
+    pub took: Duration,
+}
+
+impl Guest {
+    /// Boots it and waits until it is down, out of patience or dead. The calling thread must live as long as the guest:
+    /// the guest is killed when that thread ends.
+    pub fn run(&self) -> Result<Report> {
+        let start = Instant::now();
+        let mut log =
+            File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut command = self.qemu();
+        sh::show(&command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut machine = Machine(command.spawn().context("setpriv cannot be started")?);
+        let lines = machine.lines();
+
+        let mut report = Report::default();
+        let mut since = start;
+        loop {
+            let left = self.patience.saturating_sub(start.elapsed());
+            let line = match lines.recv_timeout(left) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => {
+                    report.trouble = Some(format!("not done after {} s", self.patience.as_secs()));
+                    break;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    report.trouble = Some("the machine ended before its programs did".to_owned());
+                    break;
+                }
+            };
+            // The log is the record, the terminal a courtesy: one that is gone stops nothing.
+            writeln!(log, "{line}").with_context(|| format!("cannot write {}", self.log.display()))?;
+            let (output, word) = match line.split_once(MARK) {
+                Some((output, word)) => (output, Word::parse(word)),
+                None => (line.as_str(), None),
+            };
+            if word.is_none() || !output.is_empty() {
+                println!("{:<4} | {output}", self.name);
+            }
+            match word {
+                None => continue,
+                Some(Word::Up(release)) => report.up = Some((release, since.elapsed())),
+                Some(Word::Ran(name, status)) => report.ran.push((name, status, since.elapsed())),
+                Some(Word::Broken(why)) => report.trouble = Some(why),
+                Some(Word::Down) => break,
+            }
+            since = Instant::now();
+        }
+        drop(machine);
+        report.took = start.elapsed();
+        // What the kernel itself has to say explains all the rest.
+        let console = fs::read(&self.console).unwrap_or_default();
+        report.trouble = complaint(&String::from_utf8_lossy(&console)).or(report.trouble);
+        Ok(report)
+    }
+
+    /// In emulation, which every machine can do: nested, /dev/kvm may be there and not work. setpriv has the machine
+    /// killed with xtask, however xtask ends.
+    fn qemu(&self) -> Command {
+        let console = |file: &Path| format!("file:{}", file.display());
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", QEMU]);
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+        // Two serial lines, ttyS0 and ttyS1, and nothing else: no screen, no disk, no network.
+        command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+        command.args(["-serial", &console(&self.console), "-serial", "stdio"]);
+        command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
+        // A kernel in trouble ends at once, and -no-reboot the machine with it. A busy host makes a guest's processors
+        // stand still, which is no lockup. QEMU's counter is one for all processors, which not every kernel believes;
+        // the clock that it would take instead is many times slower.
+        command.args(["-append", "console=ttyS0 quiet panic=-1 oops=panic nosoftlockup tsc=reliable"]);
+        command
+    }
+}
+
+/// QEMU, killed and waited for when dropped: it has no disk to be left in disorder.
+struct Machine(Child);
+
+impl Machine {
+    /// Its lines, from the second serial line; what QEMU itself complains about comes among them.
+    fn lines(&mut self) -> mpsc::Receiver<String> {
+        let (sender, lines) = mpsc::channel();
+        let complaints = sender.clone();
+        if let Some(output) = self.0.stdout.take() {
+            std::thread::spawn(move || pass_on(output, &sender));
+        }
+        if let Some(output) = self.0.stderr.take() {
+            std::thread::spawn(move || pass_on(output, &complaints));
+        }
+        lines
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn pass_on(output: impl std::io::Read, lines: &mpsc::Sender<String>) {
+    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        if lines.send(line.trim_end_matches('\r').to_owned()).is_err() {
+            break;
+        }
+    }
+}
+
+/// The first line in which a kernel says that something is wrong with it. `quiet` leaves little else.
+fn complaint(console: &str) -> Option<String> {
+    const SIGNS: &[&str] =
+        &["Kernel panic", "BUG: ", "WARNING: ", "Oops: ", "Out of memory", "invoked oom-killer"];
+    let line = console.lines().find(|line| SIGNS.iter().any(|sign| line.contains(sign)))?;
+    Some(format!("its kernel says: {}", line.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_words_are_understood() {
+        assert_eq!(Word::parse("up 6.1.0-56"), Some(Word::Up("6.1.0-56".to_owned())));
+        assert_eq!(Word::parse("ran closes 101"), Some(Word::Ran("closes".to_owned(), 101)));
+        assert_eq!(Word::parse("broken no veth"), Some(Word::Broken("no veth".to_owned())));
+        assert_eq!(Word::parse("down"), Some(Word::Down));
+    }
+
+    #[test]
+    fn garbage_is_no_word() {
+        for text in ["", "Down", "ran closes", "ran closes x", "ran closes 256"] {
+            assert_eq!(Word::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_in_trouble_is_heard() {
+        let console =
+            "[    0.1] tsc: Fast TSC calibration failed\r\n[    1.0] Kernel panic - not syncing: x\r\n";
+        assert_eq!(complaint(console).unwrap(), "its kernel says: [    1.0] Kernel panic - not syncing: x");
+        assert_eq!(complaint("[    0.1] all is well\n"), None);
+    }
+}
