@@ -69,24 +69,35 @@ pub struct Attached {
 /// Attaches every hook that loads. `by_cookie`: the tp_btf door, where sockets have cookies already.
 pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool) -> Attached {
     let mut attached = Attached::default();
-    let mut failed = Vec::new();
+    let mut failed: Vec<(&Hook, String)> = Vec::new();
     for hook in HOOKS {
         if by_cookie && hook.tells == Tells::Cookie {
             continue;
         }
         match attach_one(ebpf, hook, btf) {
             Ok(()) => attached.any = true,
-            Err(why) => {
-                failed.push(hook.tells);
-                attached.missing.push(format!("hook on {}: {why:#}: {}", hook.function, hook.tells.lost()));
-            }
+            Err(why) => failed.push((hook, format!("{why:#}"))),
         }
     }
-    let works = |tells: Tells| !failed.contains(&tells);
+    let works = |tells: Tells| failed.iter().all(|(hook, _)| hook.tells != tells);
     attached.told.births = works(Tells::Birth);
     // At the classic door the birth is what joins cookie and socket.
     attached.told.lives = works(Tells::Life) && (by_cookie || works(Tells::Cookie) && works(Tells::Birth));
+    attached.missing = missing(&failed, attached.any);
     attached
+}
+
+/// What is not in use, why, and what that costs: a sentence a hook, or one for all where none loads.
+fn missing(failed: &[(&Hook, String)], any: bool) -> Vec<String> {
+    match failed {
+        [(first, why), ..] if !any => {
+            vec![format!("hooks: the kernel refuses fentry (on {}: {why})", first.function)]
+        }
+        _ => failed
+            .iter()
+            .map(|(hook, why)| format!("hook on {}: {why}; {}", hook.function, hook.tells.lost()))
+            .collect(),
+    }
 }
 
 fn attach_one(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<()> {
@@ -119,4 +130,21 @@ pub fn attach_resets(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
     program.load("tcp_send_reset", btf).map_err(refused)?;
     program.attach()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_rung_is_one_sentence_and_a_refused_hook_says_what_it_costs() {
+        let all: Vec<(&Hook, String)> = HOOKS.iter().map(|hook| (hook, "EPERM".to_owned())).collect();
+        assert_eq!(missing(&all, false), ["hooks: the kernel refuses fentry (on tcp_time_wait: EPERM)"]);
+        let unique = HOOKS.iter().find(|hook| hook.tells == Tells::Reuse).unwrap();
+        assert_eq!(
+            missing(&[(unique, "no such function".to_owned())], true),
+            ["hook on tcp_twsk_unique: no such function; a TIME-WAIT that connect() reuses ends as `early`"]
+        );
+        assert!(missing(&[], true).is_empty());
+    }
 }
