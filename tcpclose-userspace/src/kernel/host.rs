@@ -118,6 +118,16 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(set.trim(), 16).ok()
 }
 
+/// Whether this process is in a user namespace besides the first, whose map is the whole of it onto itself
+/// (kernel/user.c, init_user_ns); `false` where /proc does not tell.
+pub fn in_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everyone(&map))
+}
+
+fn maps_everyone(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +141,12 @@ mod tests {
         assert!(netns().unwrap() > 0);
         assert!(wall_clock().ends_with('Z') && wall_clock().len() == "2026-11-22T11:00:00.123456789Z".len());
         assert!(ip_local_port_range().start() < ip_local_port_range().end());
+    }
+
+    #[test]
+    fn the_first_user_namespace_maps_everyone_onto_themselves() {
+        assert!(maps_everyone("         0          0 4294967295\n"));
+        assert!(!maps_everyone("         0       1000          1\n") && !maps_everyone(""));
     }
 
     #[test]
