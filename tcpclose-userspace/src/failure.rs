@@ -24,28 +24,60 @@ impl Failure {
 
     /// The one line for what clap found wrong with the arguments.
     pub fn of_arguments(error: &clap::Error) -> Self {
-        use clap::error::{ContextKind, ContextValue};
+        use clap::error::{ContextKind, ContextValue, ErrorKind};
         let text = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => Some(text.as_str()),
+            Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
             _ => None,
         };
-        let source = std::error::Error::source(error);
-        if let (Some(argument), Some(value), Some(source)) =
-            (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue), source)
+        let help = help_of(error);
+        if let (Some(argument), Some(value)) =
+            (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue).filter(|value| !value.is_empty()))
         {
             // clap names it `--older-than <DURATION>`.
             let argument = argument.split(' ').next().unwrap_or(argument);
-            return Self::new(format!("{argument} {value:?}"), source, "");
+            let what = format!("{argument} {value:?}");
+            if let Some(source) = std::error::Error::source(error) {
+                return Self::new(what, source, "");
+            }
+            if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
+                return Self::new(what, "no such choice", format!("write one of {}", values.join(", ")));
+            }
         }
-        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            return Self::new("arguments", "no command", "see tcpclose --help");
+        match error.kind() {
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                return Self::new("arguments", "no command", help);
+            }
+            ErrorKind::InvalidUtf8 => {
+                let todo = "only paths may have such bytes, write the rest in UTF-8";
+                return Self::new("arguments", "one of them is not UTF-8", todo);
+            }
+            _ => {}
         }
         let rendered = error.to_string();
         let first = rendered.split("\n\n").next().unwrap_or_default();
         let first = first.strip_prefix("error: ").unwrap_or(first);
         let words: Vec<&str> = first.split_whitespace().collect();
-        Self::new("arguments", words.join(" "), "see tcpclose --help")
+        let todo = match text(ContextKind::SuggestedSubcommand).or(text(ContextKind::SuggestedArg)) {
+            Some(meant) => format!("did you mean {meant}? else {help}"),
+            None => help,
+        };
+        Self::new("arguments", words.join(" "), todo)
     }
+}
+
+/// `see tcpclose stuck --help`: the help of the command that `error` is about.
+fn help_of(error: &clap::Error) -> String {
+    use clap::error::{ContextKind, ContextValue};
+    let usage = match error.get(ContextKind::Usage) {
+        Some(ContextValue::StyledStr(usage)) => usage.to_string(),
+        _ => String::new(),
+    };
+    // `Usage: tcpclose stuck [OPTIONS]`: the words up to the first that stands for something.
+    let command = usage.split_whitespace().skip(1).take_while(|word| !word.starts_with(['[', '<', '-']));
+    let command: Vec<&str> = command.collect();
+    let command = if command.is_empty() { "tcpclose".to_owned() } else { command.join(" ") };
+    format!("see {command} --help")
 }
 
 impl fmt::Display for Failure {

@@ -145,13 +145,14 @@ impl Engine {
         (states != 0).then_some(Wanted { states, info: close_waits })
     }
 
-    /// Whether a CLOSE-WAIT that may be stuck has not been looked at since it passed the bound, or not for half of it.
+    /// Whether a CLOSE-WAIT that may be stuck has not been looked at since it, or its program's last known write, passed
+    /// the bound, or not for half of it.
     fn needs_look(&self, life: &Life, now_ns: u64, first: u64) -> bool {
         let age = life.since.age(now_ns);
+        let due_ns = life.since.latest_ns.max(life.sent_ns).saturating_add(first);
         life.netns == self.netns
             && (age.is_past(first) || age.may_be_past(first))
-            && (life.seen_ns < life.since.latest_ns.saturating_add(first)
-                || now_ns.saturating_sub(life.seen_ns) > first / 2)
+            && (life.seen_ns < due_ns && due_ns <= now_ns || now_ns.saturating_sub(life.seen_ns) > first / 2)
     }
 
     /// Takes a dump in. Returns those tracked sockets that it should have seen and did not.

@@ -17,18 +17,18 @@ use super::DEFAULT_SOCKET;
 /// Watch how connections end, and serve it to Prometheus and to the command line.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: tcpclose agent --listen 0.0.0.0:9923 --stuck-after 1m,10m,1h --name-port 8080"
+    after_help = "Examples:\n  tcpclose agent\n  tcpclose agent --listen 0.0.0.0:9923 --stuck-after 30s,10m --name-port 8080"
 )]
 pub struct Agent {
-    /// Serve metrics here; may be given more than once.
+    /// Serve metrics at this address and port; may be repeated.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address)]
     listen: Vec<SocketAddr>,
 
     /// Answer the command line at this unix socket (mode 0600).
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = super::socket_path())]
     socket: PathBuf,
 
-    /// How long to wait for another agent to leave the socket.
+    /// How long to wait for another agent to leave the socket; 0s: not at all.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = super::duration)]
     wait: Duration,
 
@@ -37,26 +37,26 @@ pub struct Agent {
     stuck_after: StuckAfter,
 
     /// How many pairs of side and port have series of their own; the others share port="other".
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value = "32", value_parser = max_ports, allow_negative_numbers = true)]
     max_ports: u16,
 
-    /// A port that always has series of its own; may be given more than once.
-    #[arg(long, value_name = "PORT", value_parser = super::port)]
+    /// A port that always has series of its own; may be repeated.
+    #[arg(long, value_name = "PORT", value_parser = super::port, allow_negative_numbers = true)]
     name_port: Vec<u16>,
 
     /// How to watch TCP states.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_name = "RUNG", value_enum, default_value = "auto")]
     state_hook: StateHookChoice,
 
     /// How to watch TIME-WAIT and orphaned FIN-WAIT-2.
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_name = "RUNG", value_enum, default_value = "auto")]
     time_wait: TimeWaitChoice,
 
-    /// Between comparisons of what is tracked with all of the kernel's sockets.
+    /// How often what is tracked is compared with all of the kernel's sockets.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval)]
     reconcile_interval: Duration,
 
-    /// Between dumps of minisockets; stretched so that all dumps take 1 % of a core at most.
+    /// How often minisockets are dumped; stretched so that all dumps take 1 % of a core at most.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     dump_interval: Duration,
 
@@ -65,7 +65,8 @@ pub struct Agent {
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size)]
     ring_size: u32,
 
-    /// What to say on standard error. From debug on, the probe in the kernel speaks too.
+    /// What to say on standard error: off, error, warn, info, debug or trace. From debug on, the probe in the kernel
+    /// speaks too.
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level)]
     log_level: LevelFilter,
 }
@@ -130,7 +131,15 @@ fn stuck_after(text: &str) -> Result<StuckAfter, String> {
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = super::duration(text)?;
     let range = Duration::from_millis(10)..=Duration::from_secs(86_400);
-    if range.contains(&interval) { Ok(interval) } else { Err("must lie between 10ms and 1day".to_owned()) }
+    if range.contains(&interval) {
+        Ok(interval)
+    } else {
+        Err("it must lie between 10ms and 1day; write for example 1s".to_owned())
+    }
+}
+
+fn max_ports(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_| "not a number of ports; write one from 0 to 65535, for example 32")
 }
 
 fn ring_size(text: &str) -> Result<u32, &'static str> {

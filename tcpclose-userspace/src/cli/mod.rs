@@ -15,10 +15,12 @@ pub mod table;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use crate::failure::Failure;
 
@@ -54,7 +56,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new("writing to standard output", error, ""))
+            Err(Failure::new("writing to standard output", error, "make room there, or write elsewhere"))
         }
         _ => Ok(()),
     }
@@ -63,6 +65,15 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// A duration as people write it, for clap.
 pub fn duration(text: &str) -> Result<Duration, &'static str> {
     humantime::parse_duration(text).map_err(|_| "not a duration; write for example 60s, 10m or 1h30m")
+}
+
+/// A path that a unix socket can have, for clap.
+pub fn socket_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        // sun_path holds 108 bytes, the last of them 0 (include/uapi/linux/un.h).
+        let fits = path.as_os_str().len() < 108;
+        fits.then_some(path).ok_or("the path of a unix socket has 107 bytes at most; choose a shorter one")
+    })
 }
 
 /// A port that a connection can have, for clap.
@@ -100,23 +111,48 @@ mod tests {
             complaint(&["stuck", "--port", "0"]),
             r#"tcpclose: --port "0": not a port; write a number from 1 to 65535"#
         );
+        assert_eq!(
+            complaint(&["agent", "--state-hook", "banana"]),
+            r#"tcpclose: --state-hook "banana": no such choice; write one of auto, btf, tracepoint"#
+        );
+        assert_eq!(
+            complaint(&["stuck", "--sokets"]),
+            "tcpclose: arguments: unexpected argument '--sokets' found; did you mean --sockets? \
+             else see tcpclose stuck --help"
+        );
+        assert_eq!(
+            complaint(&["agnet"]),
+            "tcpclose: arguments: unrecognized subcommand 'agnet'; did you mean agent? else see tcpclose --help"
+        );
+        assert_eq!(
+            complaint(&["agent", "--socket", &"x".repeat(108)]).split_once(r#"": "#).unwrap().1,
+            "the path of a unix socket has 107 bytes at most; choose a shorter one"
+        );
+        assert!(Cli::try_parse_from(["tcpclose", "agent", "--socket", &"x".repeat(107)]).is_ok());
         let rest: &[&[&str]] = &[
             &["stuck", "--state", "limbo"],
             &["stuck", "--by", "unit"],
             &["stuck", "--max", "3"],
             &["stuck", "--pid", "-1"],
             &["stuck", "--limit", "many"],
+            &["stuck", "--limit", "-3"],
             &["stuck", "--older-than"],
             &["stuck", "--older-than", ""],
+            &["stuck", "--by", ""],
             &["stuck", "--banana"],
             &["stuck", "banana"],
+            &["agent", "--max-ports", "-1"],
+            &["agent", "--wait", "-1s"],
+            &["agent", "--wait", "1s", "--wait", "2s"],
             &["banana"],
+            &["help", "banana"],
             &["a\nb"],
             &[],
         ];
         for arguments in rest {
             let line = complaint(arguments);
             assert!(line.starts_with("tcpclose: ") && !line.contains('\n'), "{arguments:?}: {line}");
+            assert!(line.contains("; "), "nothing to do: {line}");
             println!("{line}");
         }
     }

@@ -36,13 +36,13 @@ pub struct Stuck {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     older_than: Option<Duration>,
     /// Only sockets of this service port (the local one on a server, the remote one on a client); may be repeated
-    #[arg(long = "port", value_name = "PORT", value_parser = port)]
+    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true)]
     ports: Vec<u16>,
     /// Only sockets that this process holds
-    #[arg(long, value_name = "PID", value_parser = pid)]
+    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
     pid: Option<u32>,
     /// The state: close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait
-    #[arg(long, default_value = "close_wait", value_parser = state)]
+    #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state)]
     state: Phase,
     /// What the groups are by, besides side, port and diagnosis
     #[arg(long, value_enum, default_value = "owner")]
@@ -51,7 +51,7 @@ pub struct Stuck {
     #[arg(long)]
     sockets: bool,
     /// At most this many lines [default: 20 groups, all sockets]
-    #[arg(long, value_name = "N", value_parser = number)]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     limit: Option<usize>,
     /// One JSON document, with every socket that matches, whatever the --limit
     #[arg(long)]
@@ -66,7 +66,7 @@ pub struct Stuck {
     #[arg(long)]
     no_agent: bool,
     /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = super::socket_path())]
     socket: PathBuf,
 }
 
@@ -136,8 +136,9 @@ impl Stuck {
     fn snapshot(&self, source: String, denied: bool) -> Result<Findings, Failure> {
         let bound = self.older_than.unwrap_or(STUCK_AFTER);
         let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
-        let mut document = snapshot(self.state.state().bit(), bound_ns)
-            .map_err(|error| Failure::new("snapshot of the TCP sockets", error, ""))?;
+        let mut document = snapshot(self.state.state().bit(), bound_ns).map_err(|error| {
+            Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
+        })?;
         if denied {
             document.incomplete.push(format!(
                 "the agent at {} was not asked: this user may not connect to it",

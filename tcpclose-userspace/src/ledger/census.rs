@@ -23,7 +23,7 @@ pub enum Stuckness {
     Stuck(usize),
     /// Perhaps longer than the first bound.
     Unproven,
-    /// Younger, or still written to, or not looked at since it passed the bound.
+    /// Younger, or written to within the bound at the last look, or not looked at since it passed the bound.
     Not,
 }
 
@@ -55,8 +55,9 @@ impl StuckAfter {
         }
         let first = self.first_ns();
         let age = life.since.age(now_ns);
-        // A program that wrote within the bound is at work on a half-close.
-        if life.sent_ns != 0 && now_ns.saturating_sub(life.sent_ns) < first {
+        // A program that at the last look had written within the bound was at work on a half-close. That it has been
+        // silent since, only the next look can tell.
+        if life.sent_ns != 0 && life.seen_ns.saturating_sub(life.sent_ns) < first {
             return Stuckness::Not;
         }
         if age.may_be_past(first) {
@@ -183,8 +184,14 @@ mod tests {
         let sure = life(Phase::CloseWait, Since::exact(now - 100 * S));
         assert_eq!(judge(&sure), Stuckness::Stuck(0));
         assert_eq!(judge(&Life { phase: Phase::LastAck, ..sure }), Stuckness::Not);
-        assert_eq!(judge(&Life { sent_ns: now - 59 * S, ..sure }), Stuckness::Not, "still sending");
-        assert_eq!(judge(&Life { sent_ns: now - 90 * S, ..sure }), Stuckness::Stuck(0), "sent long ago");
+        let looked = Life { seen_ns: now - 10 * S, ..sure };
+        assert_eq!(judge(&Life { sent_ns: now - 11 * S, ..looked }), Stuckness::Not, "still sending");
+        assert_eq!(
+            judge(&Life { sent_ns: now - 69 * S, ..looked }),
+            Stuckness::Not,
+            "not known to have stopped"
+        );
+        assert_eq!(judge(&Life { sent_ns: now - 70 * S, ..looked }), Stuckness::Stuck(0), "sent long ago");
         assert_eq!(judge(&Life { seen_ns: now - 50 * S, ..sure }), Stuckness::Not, "not looked at since");
         assert_eq!(judge(&Life { seen_ns: 0, netns: 8, ..sure }), Stuckness::Stuck(0), "cannot be looked at");
         let interval = Since { earliest_ns: now - 100 * S, latest_ns: now - 10 * S };

@@ -275,10 +275,18 @@ impl Tracker {
         })
     }
 
-    /// Lives that this dump should have seen. A minisocket whose timer was due ends; the others are suspects.
+    /// Lives that this dump should have seen. A minisocket whose timer was due ends, and one whose flow has another
+    /// socket now; the others are suspects.
     fn absent(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
-        let mut due = Vec::new();
+        let mut over = Vec::new();
         let mut suspects = Vec::new();
+        // One flow, one socket. Where flows are reused fast, more minisockets end this way between two dumps than can
+        // be looked up one by one. (At the classic door the later socket's first record has ended them.)
+        let mut taken: Option<HashSet<(Flow, u32)>> = None;
+        let mut is_taken = |life: &Life| {
+            let flows = || view.seen.iter().map(|seen| (seen.flow, seen.interface)).collect();
+            self.by_cookie && taken.get_or_insert_with(flows).contains(&(life.flow, life.interface))
+        };
         for (at, life) in &self.lives {
             let dumped = life.netns == self.host.netns || (life.netns == 0 && life.body == Body::Minisocket);
             if !dumped
@@ -288,8 +296,9 @@ impl Tracker {
             {
                 continue;
             }
-            if life.body == Body::Minisocket && life.expires_ns != 0 && life.expires_ns <= view.started_ns {
-                due.push(at);
+            let due = life.expires_ns != 0 && life.expires_ns <= view.started_ns;
+            if life.body == Body::Minisocket && (due || is_taken(life)) {
+                over.push(at);
             } else if suspects.len() < most {
                 suspects.push(Suspect {
                     flow: life.flow,
@@ -301,7 +310,7 @@ impl Tracker {
                 });
             }
         }
-        for at in due {
+        for at in over {
             self.end_minisocket(at, view.started_ns, out);
         }
         suspects

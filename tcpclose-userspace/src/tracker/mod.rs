@@ -328,20 +328,27 @@ impl Tracker {
         self.remove(at);
     }
 
-    /// The minisocket is gone, found out at `now`. Its last sighting is taken for its end.
+    /// The minisocket is gone, found out at `now`. The last that is known of it is taken for its end: a dump's look,
+    /// or, if none saw it, the record of the hand-over, where the phase was longer before that than what is unknown
+    /// after. (Without BTF a RST in FIN-WAIT-2 looks like a hand-over too.)
     fn end_minisocket(&mut self, at: usize, now: u64, out: &mut impl Sink) {
         let life = self.lives[at];
         let seen = life.seen_ns != 0;
         let expired = life.expires_ns != 0 && life.expires_ns <= now;
         let presumed = life.phase == Phase::TimeWait && !life.counted;
-        let end = if seen { life.seen_ns } else { now };
+        let before = life.event_ns.saturating_sub(life.since.latest_ns);
+        let last = match life.seen_ns {
+            0 if before > now.saturating_sub(life.event_ns) => Some(life.event_ns),
+            0 => None,
+            seen_ns => Some(seen_ns),
+        };
+        let end = last.unwrap_or(now);
         if !presumed {
-            let known = if seen { life.since.until(end) } else { None };
             out.fact(
                 end,
-                match known {
-                    Some(ns) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
-                    None if seen => Fact::Unseen { phase: life.phase, why: self.why() },
+                match last.map(|last| life.since.until(last)) {
+                    Some(Some(ns)) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
+                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why() },
                     None => Fact::Unseen { phase: life.phase, why: Why::BetweenDumps },
                 },
             );

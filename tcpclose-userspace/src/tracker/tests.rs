@@ -383,6 +383,19 @@ fn a_minisocket_that_no_dump_saw_is_unseen() {
 }
 
 #[test]
+fn a_reset_that_looks_like_a_hand_over_ends_a_long_phase_at_its_record() {
+    let mut bench = Bench::new(false, false);
+    bench.step(7, &client(), T0, (Established, FinWait1), 0);
+    bench.step(7, &client(), T0, (FinWait1, FinWait2), 0);
+    bench.step(7, &client(), T0 + 3 * S, (FinWait2, Close), 0);
+    bench.told();
+    let suspects = bench.dump(T0 + 4 * S, false, &[]);
+    bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.facts);
+    let told = bench.told();
+    assert!(matches!(told[0], Fact::Dwelt { phase: Phase::FinWait2, ns, .. } if ns == 3 * S), "{told:?}");
+}
+
+#[test]
 fn fin_wait_2_that_runs_out_is_a_timeout() {
     let mut bench = Bench::btf();
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
@@ -544,6 +557,28 @@ fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
         ]
     );
     assert_eq!(bench.tracker.len(), 1);
+}
+
+#[test]
+fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_lookup() {
+    let mut bench = Bench::btf();
+    bench.dump(T0 - S, true, &[]);
+    for cookie in 1..=300 {
+        bench.step(cookie, &client(), T0, (Established, FinWait1), OWNED);
+        bench.step(cookie, &client(), T0, (FinWait1, FinWait2), DEAD);
+        bench.step(cookie, &client(), T0, (FinWait2, Close), DONE | DEAD);
+    }
+    let at = T0 + 2 * S;
+    // Bound to an interface, the same addresses are another flow.
+    let elsewhere = Seen { interface: 3, ..seen(TimeWait, Body::Minisocket, client(), 1000, at, 59 * S) };
+    assert_eq!(bench.dump(at, false, &[elsewhere]).len(), 100);
+    assert_eq!(bench.tracker.len(), 301);
+    bench.told();
+    let last = seen(TimeWait, Body::Minisocket, client(), 300, at, 58 * S);
+    assert_eq!(bench.dump(at, false, &[last, elsewhere]), []);
+    assert_eq!(bench.tracker.len(), 2);
+    let unknown = Fact::TimeWaitEnded { how: Ended::Unknown };
+    assert_eq!(bench.told().iter().filter(|fact| **fact == unknown).count(), 299);
 }
 
 #[test]

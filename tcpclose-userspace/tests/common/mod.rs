@@ -225,6 +225,19 @@ impl Metrics {
         self.select(name, labels).map(|(_, value)| value).sum()
     }
 
+    /// Every sample that has all of `labels`: name, labels, value.
+    pub fn with<'a>(
+        &'a self,
+        labels: &'a [(&'a str, &'a str)],
+    ) -> impl Iterator<Item = (&'a str, &'a BTreeMap<String, String>, f64)> {
+        self.samples
+            .iter()
+            .filter(move |(_, l, _)| {
+                labels.iter().all(|(key, value)| l.get(*key).is_some_and(|v| v == value))
+            })
+            .map(|(name, labels, value)| (name.as_str(), labels, *value))
+    }
+
     /// Whether there is a sample of `name` that has all of `labels`.
     pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.select(name, labels).next().is_some()

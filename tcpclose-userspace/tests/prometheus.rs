@@ -1,0 +1,175 @@
+//! A real Prometheus scrapes the agent and answers `histogram_quantile` over a port's durations.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{Agent, can_attach, free_port};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The upper bounds of CLOSE-WAIT's buckets, as DESIGN.md has them.
+const BUCKETS: [f64; 12] = [0.001, 0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
+
+/// Debian's Prometheus; ended when dropped.
+struct Prometheus {
+    process: Child,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl Prometheus {
+    /// Scrapes each of `targets` (a name and an address) once a second.
+    fn start(targets: &[(&str, String)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let mut config = "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n".to_owned();
+        for (name, address) in targets {
+            config += &format!("  - job_name: {name}\n    static_configs:\n      - targets: ['{address}']\n");
+        }
+        std::fs::write(folder.path().join("prometheus.yml"), config).unwrap();
+        let process = Command::new("prometheus")
+            .current_dir(folder.path())
+            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=error"])
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut prometheus = Self { process, port, _folder: folder };
+        let until = Instant::now() + PATIENCE;
+        while prometheus.get("/-/ready").is_none_or(|(status, _)| status != 200) {
+            let ended = prometheus.process.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < until, "Prometheus is not ready: {ended:?}");
+            sleep(Duration::from_millis(50));
+        }
+        prometheus
+    }
+
+    /// `GET path`: status and body; `None` while nobody listens.
+    fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\nhost: 127.0.0.1:{}\r\n\r\n", self.port).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        Some((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
+    }
+
+    /// The value of an instant query for each job.
+    fn query(&self, expression: &str) -> Vec<(String, f64)> {
+        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let (status, body) = self.get(&format!("/api/v1/query?query={encoded}")).unwrap();
+        assert_eq!(status, 200, "{body}");
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(answer["status"], "success");
+        let series = answer["data"]["result"].as_array().unwrap().iter().map(|series| {
+            let value = series["value"][1].as_str().unwrap().parse().unwrap();
+            (series["metric"]["job"].as_str().unwrap().to_owned(), value)
+        });
+        series.collect()
+    }
+
+    /// Asks again until every job of `jobs` is answered with a value for which `done` holds.
+    fn query_when(&self, jobs: &[&str], expression: &str, done: impl Fn(f64) -> bool) -> Vec<(String, f64)> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let values = self.query(expression);
+            let all = jobs.iter().all(|job| values.iter().any(|(j, value)| j == job && done(*value)));
+            if all && values.len() == jobs.len() {
+                println!("{expression}: {values:?}");
+                return values;
+            }
+            assert!(Instant::now() < until, "{expression}: {values:?}");
+            sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A server that keeps `n` sockets in CLOSE-WAIT for about `hold`, all at once: the least and the most that the test's
+/// clock allows for any of them.
+fn close_waits(listener: &TcpListener, n: usize, hold: Duration) -> (f64, f64) {
+    let address = listener.local_addr().unwrap();
+    let mut pairs: Vec<(TcpStream, TcpStream)> =
+        (0..n).map(|_| (TcpStream::connect(address).unwrap(), listener.accept().unwrap().0)).collect();
+    let first = Instant::now();
+    for (client, _) in &pairs {
+        client.shutdown(Shutdown::Write).unwrap();
+    }
+    for (_, server) in &mut pairs {
+        assert_eq!(server.read(&mut [0]).unwrap(), 0);
+    }
+    let last = Instant::now();
+    sleep(hold);
+    let least = last.elapsed().as_secs_f64();
+    pairs.retain(|_| false);
+    (least, first.elapsed().as_secs_f64())
+}
+
+/// The bounds of the buckets that hold what is between `least` and `most`.
+fn buckets((least, most): (f64, f64)) -> (f64, f64) {
+    let above = BUCKETS.iter().position(|&bound| most <= bound).unwrap();
+    let below = BUCKETS.iter().position(|&bound| least <= bound).unwrap();
+    (if below == 0 { 0.0 } else { BUCKETS[below - 1] }, BUCKETS[above])
+}
+
+#[test]
+fn a_real_prometheus_answers_quantiles_for_a_port() {
+    if !can_attach() {
+        return;
+    }
+    let agents = Agent::on_each_hook(&[]);
+    let targets: Vec<(&str, String)> = agents.iter().map(|(hook, agent)| (*hook, agent.address())).collect();
+    let jobs: Vec<&str> = targets.iter().map(|(hook, _)| *hook).collect();
+    let prometheus = Prometheus::start(&targets);
+    prometheus.query_when(&jobs, "up", |up| up == 1.0);
+
+    let port = free_port();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let labels = format!("{{state=\"close_wait\",side=\"server\",port=\"{port}\"}}");
+    let count = format!("tcpclose_state_duration_seconds_count{labels}");
+    // A series begins with its first sample, and increase() tells what came after: so one before those that count.
+    let first = close_waits(&listener, 1, Duration::ZERO);
+    prometheus.query_when(&jobs, &count, |n| n == 1.0);
+    let short = close_waits(&listener, 30, Duration::from_millis(400));
+    let long = close_waits(&listener, 10, Duration::from_secs(2));
+    prometheus.query_when(&jobs, &count, |n| n == 41.0);
+
+    let quantile = |quantile: f64, over: &str| {
+        format!(
+            "histogram_quantile({quantile}, sum by (job, le) ({over}(tcpclose_state_duration_seconds_bucket{labels}[1m])))"
+        )
+    };
+    for (at, bracket) in [(0.5, short), (0.95, long)] {
+        let (lower, upper) = buckets(bracket);
+        println!("{at}: {bracket:?}, in the bucket {lower} to {upper}");
+        for over in ["rate", "increase"] {
+            prometheus.query_when(&jobs, &quantile(at, over), |value| lower < value && value <= upper);
+        }
+    }
+    // The sums hold the mean exactly, not by buckets.
+    let sum = format!("tcpclose_state_duration_seconds_sum{labels}");
+    let all = |first: f64, short: f64, long: f64| first + 30.0 * short + 10.0 * long;
+    let (least, most) = (all(first.0, short.0, long.0), all(first.1, short.1, long.1));
+    for (job, sum) in prometheus.query(&sum) {
+        println!("{job}: {sum} s in all, {least} to {most} expected");
+        assert!(least <= sum && sum <= most);
+    }
+    prometheus.query_when(&jobs, "up", |up| up == 1.0);
+}
