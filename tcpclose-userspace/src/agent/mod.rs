@@ -44,6 +44,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// # Errors
 /// When something that the agent needs is not to be had: an address, the socket, a capability, a state hook.
 pub fn run(config: &Config) -> Result<(), Failure> {
+    give_large_blocks_back();
     env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
     let listeners =
         config.listen.iter().map(|&address| sockets::listen(address)).collect::<Result<Vec<_>, _>>()?;
@@ -65,6 +66,19 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     let done = LocalSet::new().block_on(&runtime, serve(config, engine, listeners, queries));
     runtime.shutdown_timeout(LAST_WAIT);
     done
+}
+
+/// Keeps glibc from keeping what was freed: by default it raises the size from which a block is mapped on its own, and
+/// unmapped when freed, up to 32 MB as large blocks come and go. What a flood of connections took would stay.
+fn give_large_blocks_back() {
+    /// glibc's own default, which is constant once it is set.
+    #[cfg(target_env = "gnu")]
+    const MAPPED_FROM: libc::c_int = 128 << 10;
+    // SAFETY: it sets a number of malloc's own, under malloc's lock.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
+    }
 }
 
 /// Serves until told to end.
