@@ -46,6 +46,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// # Errors
 /// When something that the agent needs is not to be had: a capability, a state hook, an address, the socket.
 pub fn run(config: &Config) -> Result<(), Failure> {
+    give_large_blocks_back();
     env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
@@ -63,6 +64,19 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     runtime.shutdown_timeout(LAST_WAIT);
     drop(queries);
     done
+}
+
+/// Keeps glibc from keeping what was freed: by default it raises the size from which a block is mapped on its own, and
+/// unmapped when freed, up to 32 MB as large blocks come and go. What a flood of connections took would stay.
+fn give_large_blocks_back() {
+    /// glibc's own default, which is constant once it is set.
+    #[cfg(target_env = "gnu")]
+    const MAPPED_FROM: libc::c_int = 128 << 10;
+    // SAFETY: it sets a number of malloc's own, under malloc's lock.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
+    }
 }
 
 fn cannot_start(why: io::Error) -> Failure {
