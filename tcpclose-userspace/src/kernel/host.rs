@@ -147,6 +147,16 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(set.trim(), 16).ok()
 }
 
+/// Whether this process is in a user namespace besides the first, whose map is the whole of it onto itself
+/// (kernel/user.c, init_user_ns); `false` where /proc does not tell.
+pub fn in_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everyone(&map))
+}
+
+fn maps_everyone(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +181,12 @@ mod tests {
         assert_eq!(minisockets("sockets: used 9\nTCP: inuse 5 orphan 0 tw 17 alloc 7 mem 1\n"), Some(17));
         assert_eq!(minisockets("TCP: inuse 5 orphan 0\n"), None);
         assert!(time_wait_overflows().is_some() && time_wait_limit_used().is_some());
+    }
+
+    #[test]
+    fn the_first_user_namespace_maps_everyone_onto_themselves() {
+        assert!(maps_everyone("         0          0 4294967295\n"));
+        assert!(!maps_everyone("         0       1000          1\n") && !maps_everyone(""));
     }
 
     #[test]

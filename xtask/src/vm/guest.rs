@@ -1,7 +1,7 @@
 //! One run of one guest: QEMU without KVM, what the guest says, and how it ends.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -105,7 +105,8 @@ impl Guest {
                 None => (line.as_str(), None),
             };
             if word.is_none() || !output.is_empty() {
-                println!("{:<4} | {output}", self.name);
+                // Not println!, which panics when nobody reads.
+                let _ = writeln!(io::stdout(), "{:<4} | {output}", self.name);
             }
             match word {
                 None => continue,
@@ -137,8 +138,8 @@ impl Guest {
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
         // A kernel in trouble ends at once, and -no-reboot the machine with it. A busy host makes a guest's processors
         // stand still, which is no lockup. QEMU's counter is one for all processors, which not every kernel believes;
-        // the clock that it would take instead is many times slower.
-        command.args(["-append", "console=ttyS0 quiet panic=-1 oops=panic nosoftlockup tsc=reliable"]);
+        // the clock that it would take instead is many times slower. Level 5 is all from warnings up.
+        command.args(["-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic nosoftlockup tsc=reliable"]);
         command
     }
 }
@@ -169,7 +170,7 @@ impl Drop for Machine {
     }
 }
 
-fn pass_on(output: impl std::io::Read, lines: &mpsc::Sender<String>) {
+fn pass_on(output: impl Read, lines: &mpsc::Sender<String>) {
     for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
         if lines.send(line.trim_end_matches('\r').to_owned()).is_err() {
@@ -178,7 +179,7 @@ fn pass_on(output: impl std::io::Read, lines: &mpsc::Sender<String>) {
     }
 }
 
-/// The first line in which a kernel says that something is wrong with it. `quiet` leaves little else.
+/// The first line in which a kernel says that something is wrong with it.
 fn complaint(console: &str) -> Option<String> {
     const SIGNS: &[&str] =
         &["Kernel panic", "BUG: ", "WARNING: ", "Oops: ", "Out of memory", "invoked oom-killer"];
