@@ -216,7 +216,7 @@ fn every_close_is_counted_as_it_was() {
     });
 
     for (watcher, before) in watchers.iter().zip(&before) {
-        let after = once_none_is_left(watcher, &runs);
+        let after = watcher.once_none_is_left(&ports);
         let mut wrong = wrong.lock().unwrap();
         wrong.extend(runs.iter().flat_map(|run| run.judge(watcher, &after)));
         wrong.extend(judge_totals(watcher, &runs, before, &after));
@@ -244,7 +244,7 @@ fn note_gaps(watchers: &[Watcher], done: &AtomicBool) {
         // As late as this thread woke up, an agent may wake up too.
         let late = seconds(now() - before) - PAUSE.as_secs_f64();
         for watcher in watchers {
-            watcher.note_gap(late);
+            watcher.note_gap(&watcher.metrics(), late);
         }
     }
 }
@@ -300,15 +300,6 @@ fn watch_the_ends(runs: &mut [Run], wrong: &Mutex<Vec<String>>) {
             looked.swap_remove(i);
         }
     }
-}
-
-/// The metrics, once no socket of these runs is left.
-fn once_none_is_left(watcher: &Watcher, runs: &[Run]) -> common::Metrics {
-    let patience = Duration::from_secs_f64(5.0 + 3.0 * watcher.gap());
-    let ports: Vec<String> = runs.iter().map(|run| run.port.to_string()).collect();
-    watcher.agent.metrics_when(patience, "every socket gone", |metrics| {
-        !metrics.select("tcpclose_sockets", &[]).any(|(labels, _)| ports.contains(&labels["port"]))
-    })
 }
 
 /// A server's end that is in its phase before the agents are there.
@@ -431,11 +422,8 @@ fn what_was_there_before_the_agent_has_its_true_age() {
     }
 
     for watcher in &watchers {
-        let patience = Duration::from_secs_f64(5.0 + 3.0 * watcher.gap());
-        let ports: Vec<String> = waiting.iter().map(|(_, older)| older.port.to_string()).collect();
-        let metrics = watcher.agent.metrics_when(patience, "no TIME-WAIT left", |metrics| {
-            !metrics.select("tcpclose_sockets", &[]).any(|(labels, _)| ports.contains(&labels["port"]))
-        });
+        let ports: Vec<u16> = waiting.iter().map(|(_, older)| older.port).collect();
+        let metrics = watcher.once_none_is_left(&ports);
         let sample = |port: u16, phase: Phase| {
             let port = port.to_string();
             let labels = [("state", phase.name()), ("side", "server"), ("port", &*port)];
