@@ -82,10 +82,20 @@ fn wait_for_fin(mut stream: &TcpStream) -> io::Result<()> {
 /// Takes the minisocket's place with a new connection (a SYN with a later sequence number does: tcp_timewait_state_process,
 /// TCP_TW_SYN) and resets it. If that does not work the minisocket stays its 60 s, and the first dump finds it.
 fn displace(listener: &TcpListener, client: SocketAddr, server: SocketAddr) {
-    let Ok(second) = connect(Some(client), server) else { return };
-    if listener.accept().is_ok() {
-        // Best effort, as all of this function.
-        let _ = SockRef::from(&second).set_linger(Some(Duration::ZERO));
+    /// A client's own socket may be on its way out still, and its port with it.
+    const TRIES: u32 = 50;
+    for _ in 0..TRIES {
+        match connect(Some(client), server) {
+            Ok(second) => {
+                if let Ok((accepted, _)) = listener.accept() {
+                    // Best effort, as all of this function. Closed so, it sends a RST and leaves nothing at once.
+                    let _ = SockRef::from(&accepted).set_linger(Some(Duration::ZERO));
+                }
+                drop(second);
+                return;
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
     }
 }
 
