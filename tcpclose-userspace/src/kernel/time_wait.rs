@@ -33,7 +33,7 @@ pub fn measure() -> io::Result<u64> {
 fn measure_one() -> io::Result<(u64, Flow)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let server = listener.local_addr()?;
-    let client = connect(None, server)?;
+    let client = connect(SocketAddr::from((own_address(), 0)), server)?;
     let client_addr = client.local_addr()?;
     let (accepted, _) = listener.accept()?;
 
@@ -59,13 +59,18 @@ fn measure_one() -> io::Result<(u64, Flow)> {
     Ok((left + (seen.seen_ns - closing_ns) / 2, flow))
 }
 
-/// Connects to `to`, from the port of `from` if there is one.
-fn connect(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+/// A loopback address that hardly anybody else uses. On 127.0.0.1 a port that this process has just given back can
+/// belong to other connections too, and cannot be bound again.
+fn own_address() -> Ipv4Addr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 100 + a % 100, b, c.max(1))
+}
+
+/// Connects to `to` from `from`.
+fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    if let Some(from) = from {
-        socket.set_reuse_address(true)?;
-        socket.bind(&SockAddr::from(from))?;
-    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(from))?;
     socket.connect_timeout(&SockAddr::from(to), PATIENCE)?;
     Ok(socket.into())
 }
@@ -85,7 +90,7 @@ fn displace(listener: &TcpListener, client: SocketAddr, server: SocketAddr) {
     /// A client's own socket may be on its way out still, and its port with it.
     const TRIES: u32 = 50;
     for _ in 0..TRIES {
-        match connect(Some(client), server) {
+        match connect(client, server) {
             Ok(second) => {
                 if let Ok((accepted, _)) = listener.accept() {
                     // Best effort, as all of this function. Closed so, it sends a RST and leaves nothing at once.
