@@ -42,7 +42,9 @@ pub struct Host {
 pub struct Tracker {
     host: Host,
     lives: Slab<Life>,
-    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent.
+    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent. A
+    /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
+    /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18).
     by_key: FxHashMap<u64, usize>,
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
@@ -166,6 +168,11 @@ impl Tracker {
 
     /// Clears what stands under the identity of a socket that takes its first step.
     fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
+        let former = if self.by_cookie { self.by_key.get(&!head.key).copied() } else { None };
+        if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
+            // One flow, one socket: the same one has reused its own TIME-WAIT.
+            self.end_minisocket(at, head.time_ns, out);
+        }
         if let Some(&at) = self.by_key.get(&head.key) {
             if self.by_cookie || self.lives[at].flow == *flow {
                 // A dump that ran between this step and its drain was faster: the record knows better.
@@ -424,7 +431,10 @@ impl Tracker {
             return Some(at);
         }
         if self.by_cookie {
-            return None;
+            // A dump that ran between the hash of the minisocket and the →CLOSE of the socket was faster.
+            let at = self.by_key.get(&!head.key).copied()?;
+            let Flow { local_port, remote_port, .. } = self.lives[at].flow;
+            return ((local_port, remote_port) == (head.local_port, head.remote_port)).then_some(at);
         }
         let flow = |netns| self.by_flow.get(&(netns, flow_hash)).copied();
         let at = flow(head.netns).or_else(|| if head.netns == 0 { flow(self.host.netns) } else { None })?;
@@ -435,7 +445,9 @@ impl Tracker {
     /// The life that a dump speaks of.
     fn slot_of(&self, cookie: u64, flow: &Flow) -> Option<usize> {
         if self.by_cookie {
-            return self.by_key.get(&cookie).copied();
+            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.by_key.get(&key).copied());
+            let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].has_addresses();
+            return slots.find(same);
         }
         let hash = flow.hash64();
         self.by_flow.get(&(self.host.netns, hash)).or_else(|| self.by_flow.get(&(0, hash))).copied()
@@ -458,8 +470,7 @@ impl Tracker {
 
     /// Makes `life`, at `at`, the one that its key and its flow lead to.
     fn index(&mut self, at: usize, life: &Life) {
-        let key = if self.by_cookie { life.cookie } else { life.sk };
-        if key != 0 {
+        if let Some(key) = key_of(self.by_cookie, life) {
             self.by_key.insert(key, at);
         }
         if !self.by_cookie && life.has_addresses() {
@@ -469,8 +480,7 @@ impl Tracker {
 
     /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
     fn unindex(&mut self, at: usize, life: &Life) {
-        let key = if self.by_cookie { life.cookie } else { life.sk };
-        if self.by_key.get(&key) == Some(&at) {
+        if let Some(key) = key_of(self.by_cookie, life).filter(|key| self.by_key.get(key) == Some(&at)) {
             self.by_key.remove(&key);
         }
         if !self.by_cookie {
@@ -500,8 +510,8 @@ impl Tracker {
         }
         let Self { lives, by_key, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {
-            let key = if *by_cookie { life.cookie } else { life.sk };
-            if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
+            let key = key_of(*by_cookie, life);
+            if let Some(at) = key.and_then(|key| by_key.get_mut(&key)).filter(|at| **at == from) {
                 *at = to;
             }
             if let Some(at) = by_flow.get_mut(&(life.netns, life.flow.hash64())).filter(|at| **at == from) {
@@ -516,6 +526,16 @@ impl Tracker {
 
     fn identity(&self, cookie: u64, flow: &Flow) -> Identity {
         if self.by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(flow.hash64()) }
+    }
+}
+
+/// What a life is kept under in `by_key`.
+fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
+    let known = |key| if key == 0 { None } else { Some(key) };
+    match life.body {
+        _ if !by_cookie => known(life.sk),
+        Body::Socket => known(life.cookie),
+        Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
     }
 }
 
