@@ -1,7 +1,7 @@
 //! The local program, or the host's operator, ends the connection without a FIN.
 
 use super::active::half_closed;
-use super::scene::{Scene, dwell};
+use super::scene::{Scene, dwell, long};
 use super::stay::*;
 use super::wire::{ACK, FIN, RST};
 
@@ -53,7 +53,7 @@ pub fn disconnect_in_close_wait(s: &mut Scene) {
 pub fn disconnect_in_fin_wait_2(s: &mut Scene) {
     half_closed(s);
     s.enter(FIN_WAIT_2_CUT, |s| s.peer.ack());
-    dwell();
+    long();
     s.end(|s| s.disconnect());
     s.peer.expect(RST);
 }
@@ -98,14 +98,14 @@ pub fn linger2_negative(s: &mut Scene) {
     s.enter(FIN_WAIT_1, |s| s.close());
     s.peer.expect(FIN | ACK);
     dwell();
-    s.pass(&[FIN_WAIT_2_CUT], |s| s.peer.ack());
+    s.pass(&[FIN_WAIT_2_BRIEF], |s| s.peer.ack());
 }
 
 pub fn linger2_negative_in_fin_wait_2(s: &mut Scene) {
     half_closed(s);
     s.tcp_option(libc::TCP_LINGER2, -1);
     s.enter(FIN_WAIT_2_CUT, |s| s.peer.ack());
-    dwell();
+    long();
     s.end(|s| s.close());
     s.peer.expect(RST);
 }
@@ -123,7 +123,7 @@ pub fn destroy_in_fin_wait_1(s: &mut Scene) {
 pub fn destroy_in_fin_wait_2(s: &mut Scene) {
     half_closed(s);
     s.enter(FIN_WAIT_2_CUT, |s| s.peer.ack());
-    dwell();
+    long();
     s.end(|s| s.destroy());
 }
 

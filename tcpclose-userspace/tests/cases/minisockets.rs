@@ -85,7 +85,7 @@ pub fn reused(s: &mut Scene) {
 /// tcp_max_tw_buckets is 0 here.
 pub fn no_room(s: &mut Scene) {
     closed(s);
-    s.pass(&[FIN_WAIT_2_CUT], |s| s.peer.fin_and_ack());
+    s.pass(&[FIN_WAIT_2_BRIEF], |s| s.peer.fin_and_ack());
 }
 
 pub fn no_room_for_fin_wait_2(s: &mut Scene) {
@@ -99,6 +99,6 @@ pub fn purged(s: &mut Scene) {
     s.enter(FIN_WAIT_1, |s| s.close());
     s.peer.expect(FIN | ACK);
     dwell();
-    s.enter_all(&[FIN_WAIT_2_CUT, TIME_WAIT_ELSEWHERE], |s| s.peer.fin_and_ack());
+    s.enter_all(&[FIN_WAIT_2_BRIEF, TIME_WAIT_ELSEWHERE], |s| s.peer.fin_and_ack());
     long();
 }

@@ -28,7 +28,7 @@ pub fn fin_wait_1_closed(s: &mut Scene) {
 pub fn fin_wait_2(s: &mut Scene) {
     half_closed(s);
     s.enter(FIN_WAIT_2_CUT, |s| s.peer.ack());
-    dwell();
+    long();
     s.end(|s| s.peer.rst());
     s.close();
 }
@@ -79,7 +79,7 @@ pub fn data_in_fin_wait_2(s: &mut Scene) {
     s.peer.expect(FIN | ACK);
     dwell();
     s.enter(FIN_WAIT_2_CUT, |s| s.peer.ack());
-    dwell();
+    long();
     s.end(|s| s.peer.data(b"late"));
     s.peer.expect(RST);
     s.close();

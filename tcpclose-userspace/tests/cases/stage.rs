@@ -6,7 +6,6 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::thread::{self, sleep};
@@ -196,14 +195,13 @@ fn start(rung: Rung) -> Result<Agent, String> {
     if rung == Rung::BlindDiag {
         hide_btf().map_err(|why| format!("BTF cannot be hidden: {why}"))?;
     }
-    let binary = std::env::var_os("TCPCLOSE_BINARY").unwrap_or_else(|| OsString::from(BINARY));
     let arguments = [
         ["--state-hook", rung.state_hook()],
         ["--time-wait", rung.time_wait()],
         ["--max-ports", "500"],
         ["--dump-interval", "250ms"],
     ];
-    let agent = Agent::try_start_by(Command::new(binary), &arguments.concat())?;
+    let agent = Agent::try_start_by(Command::new(BINARY), &arguments.concat())?;
     let metrics = agent.metrics();
     for (hook, name) in [("state", rung.state_hook()), ("time_wait", rung.time_wait())] {
         if metrics.sum("tcpclose_hook_info", &[("hook", hook), ("rung", name)]) != 1.0 {

@@ -22,6 +22,8 @@ pub const LAST_ACK: Stay = Stay { state: "last_ack", time: Truth::Socket };
 pub const FIN_WAIT_2: Stay = Stay { state: "fin_wait_2", time: Truth::FinWait2ByFin };
 /// FIN-WAIT-2 of a full socket, which something else ends.
 pub const FIN_WAIT_2_CUT: Stay = Stay { state: "fin_wait_2", time: Truth::FinWait2Cut };
+/// FIN-WAIT-2 of a full socket that is over at once, without the peer's FIN or a minisocket.
+pub const FIN_WAIT_2_BRIEF: Stay = Stay { state: "fin_wait_2", time: Truth::FinWait2Brief };
 /// FIN-WAIT-2 that ends as a minisocket's, with the peer's FIN.
 pub const ORPHAN: Stay = Stay { state: "fin_wait_2", time: Truth::MinisocketByFin };
 /// FIN-WAIT-2 that ends as a minisocket's, with something else.

@@ -80,11 +80,12 @@ const LATER: &[Stay] = &[FIN_WAIT_1, ORPHAN, TIME_WAIT];
 const CROSSED: &[Stay] = &[FIN_WAIT_1, CLOSING, TIME_WAIT];
 const FW1: &[Stay] = &[FIN_WAIT_1];
 const FW2: &[Stay] = &[FIN_WAIT_1, FIN_WAIT_2_CUT];
+const BRIEF: &[Stay] = &[FIN_WAIT_1, FIN_WAIT_2_BRIEF];
 const MINI: &[Stay] = &[FIN_WAIT_1, ORPHAN_CUT];
 const NO_ROOM: &[Stay] = &[FIN_WAIT_1, ORPHAN_SKIPPED];
 const CROSSING: &[Stay] = &[FIN_WAIT_1, CLOSING];
 const CW: &[Stay] = &[CLOSE_WAIT];
-const ELSEWHERE: &[Stay] = &[FIN_WAIT_1, FIN_WAIT_2_CUT, TIME_WAIT_ELSEWHERE];
+const ELSEWHERE: &[Stay] = &[FIN_WAIT_1, FIN_WAIT_2_BRIEF, TIME_WAIT_ELSEWHERE];
 
 const PASSIVE_LIFE: &[Life] = &[server("passive", PASSIVE, Graceful)];
 const LATER_LIFE: &[Life] = &[server("active", LATER, GracefulWaited).waited(Expired)];
@@ -155,7 +156,7 @@ pub static CASES: &[Case] = &[
     case("disconnect, connect again", Plain, V4, local::disconnect_and_again, &[client("passive", CW, Aborted), client("passive", PASSIVE, Graceful)]),
     case("listener closed", Plain, V4, local::listener_closed, &[server("none", &[], Aborted)]),
     case("listener closed, FIN there", Plain, V6, local::listener_closed_in_close_wait, &[server("passive", CW, Aborted)]),
-    case("TCP_LINGER2 < 0", Plain, V4, local::linger2_negative, &[server("active", FW2, Aborted)]),
+    case("TCP_LINGER2 < 0", Plain, V4, local::linger2_negative, &[server("active", BRIEF, Aborted)]),
     case("TCP_LINGER2 < 0, close in FIN-WAIT-2", Plain, V4, local::linger2_negative_in_fin_wait_2, &[server("active", FW2, Aborted)]),
     case("SOCK_DESTROY in ESTABLISHED", Plain, V4, local::destroy, &[server("none", &[], Destroyed)]),
     case("SOCK_DESTROY in FIN-WAIT-1", Plain, V6, local::destroy_in_fin_wait_1, &[server("active", FW1, Destroyed)]),
@@ -186,7 +187,7 @@ pub static CASES: &[Case] = &[
     case("connect() reuses TIME-WAIT, IPv6", Plain, V6, minisockets::reused, &[client("active", AT_ONCE, GracefulWaited).waited(Reused), client("none", &[], ResetReceived)]),
     case("SOCK_DESTROY on TIME-WAIT", Plain, V4, minisockets::destroyed, &[server("active", AT_ONCE, GracefulWaited).waited(DestroyedTimeWait)]),
     case("SOCK_DESTROY on FIN-WAIT-2 minisocket", Plain, V6, minisockets::destroyed_in_fin_wait_2, &[server("active", MINI, DestroyedMinisocket)]),
-    case("no room for TIME-WAIT", Full, V4, minisockets::no_room, &[server("active", FW2, GracefulOverflow).waited(Overflow)]),
+    case("no room for TIME-WAIT", Full, V4, minisockets::no_room, &[server("active", BRIEF, GracefulOverflow).waited(Overflow)]),
     case("no room for FIN-WAIT-2 minisocket", Full, V6, minisockets::no_room_for_fin_wait_2, &[server("active", NO_ROOM, FinWait2Overflow)]),
     case("namespace goes with TIME-WAIT", Doomed, V4, minisockets::purged, &[client("active", ELSEWHERE, GracefulElsewhere).waited(Purged)]),
 ];

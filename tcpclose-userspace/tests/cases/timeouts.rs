@@ -44,30 +44,30 @@ pub fn user_timeout_in_fin_wait_1(s: &mut Scene) {
     s.ends_by_itself(PATIENCE);
 }
 
-/// The first probe after a second, the only other one a second later.
-fn keep_alive(s: &mut Scene) {
+/// The first probe after `idle` seconds, the only other one a second later.
+fn keep_alive(s: &mut Scene, idle: i32) {
     s.option(libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
-    s.tcp_option(libc::TCP_KEEPIDLE, 1);
+    s.tcp_option(libc::TCP_KEEPIDLE, idle);
     s.tcp_option(libc::TCP_KEEPINTVL, 1);
     s.tcp_option(libc::TCP_KEEPCNT, 1);
 }
 
 pub fn keepalive(s: &mut Scene) {
     s.accepted();
-    keep_alive(s);
+    keep_alive(s, 1);
     s.ends_by_itself(PATIENCE);
 }
 
 pub fn keepalive_in_close_wait(s: &mut Scene) {
     s.accepted();
-    keep_alive(s);
+    keep_alive(s, 1);
     s.enter(CLOSE_WAIT, |s| s.peer.fin());
     s.ends_by_itself(PATIENCE);
 }
 
 pub fn keepalive_in_fin_wait_2(s: &mut Scene) {
     s.accepted();
-    keep_alive(s);
+    keep_alive(s, 4);
     s.enter(FIN_WAIT_1, |s| s.shutdown_write());
     s.peer.expect(FIN | ACK);
     s.enter(FIN_WAIT_2_CUT, |s| s.peer.ack());

@@ -1,7 +1,6 @@
 //! What an agent told of a case, held against what it should have told.
 
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 
 use super::common::Metrics;
 use super::rungs::Rung;
@@ -21,13 +20,13 @@ pub struct Played {
     pub lives: Result<Vec<Vec<Stayed>>, String>,
 }
 
-/// One sample against its bracket.
+/// One sample against the truth.
 pub struct Error {
     pub state: &'static str,
     pub told: &'static str,
-    /// Seconds from the middle of the bracket.
+    /// Seconds from the middle of what the script knows.
     pub seconds: f64,
-    /// Half the bracket: the script knows no better.
+    /// Half of that: the script knows no better.
     pub known_to: f64,
 }
 
@@ -64,14 +63,15 @@ fn samples(
     interval: f64,
     errors: &mut Vec<Error>,
 ) -> Vec<String> {
-    // By state and side: least, most, and how it is told.
-    let mut wanted: BTreeMap<_, Vec<(f64, f64, &'static str)>> = BTreeMap::new();
+    // By state and side.
+    let mut wanted: BTreeMap<_, Vec<Wanted>> = BTreeMap::new();
     for (life, stays) in played.case.lives.iter().zip(lives) {
         for stayed in stays {
             let told = stayed.stay.time.told(rung);
-            if let Some(bracket) = bracket(stayed, told, rung, interval) {
+            let truth = truth(stayed);
+            if let Some(bracket) = bracket(truth, told, interval) {
                 let key = (stayed.stay.state, life.side.told(rung));
-                wanted.entry(key).or_default().push((*bracket.start(), *bracket.end(), told));
+                wanted.entry(key).or_default().push(Wanted { truth, bracket, told });
             }
         }
     }
@@ -87,13 +87,13 @@ fn samples(
                 differences.push(format!("{state} ({side}): {count} samples, not {}", want.len()));
                 continue;
             }
-            let low: f64 = want.iter().map(|&(low, ..)| low).sum();
-            let high: f64 = want.iter().map(|&(_, high, _)| high).sum();
+            let low: f64 = want.iter().map(|want| want.bracket.0).sum();
+            let high: f64 = want.iter().map(|want| want.bracket.1).sum();
             // A microsecond for the sum's own arithmetic.
             if !(low - 1e-6..=high + 1e-6).contains(&sum) {
                 differences.push(format!("{state} ({side}): {sum:.6} s, not {low:.6} to {high:.6}"));
             }
-            if let [(low, high, told)] = want[..] {
+            if let [Wanted { truth: (low, high), told, .. }] = want[..] {
                 let (middle, known_to) = ((low + high) / 2.0, (high - low) / 2.0);
                 errors.push(Error { state, told, seconds: (sum - middle).abs(), known_to });
             }
@@ -102,19 +102,32 @@ fn samples(
     differences
 }
 
-/// Where the duration of `stayed` must lie, in seconds, when it is `told`; `None` when it must not be there.
-fn bracket(stayed: &Stayed, told: &str, rung: Rung, interval: f64) -> Option<RangeInclusive<f64>> {
+/// One sample that must be there.
+struct Wanted {
+    /// Least and most seconds that the script knows of.
+    truth: (f64, f64),
+    /// Least and most that the rung may tell.
+    bracket: (f64, f64),
+    told: &'static str,
+}
+
+/// Least and most seconds that a state lasted, by the script's own clock.
+fn truth(stayed: &Stayed) -> (f64, f64) {
     let left = stayed.left.expect("every state of a played script was left");
     let seconds = |ns: u64| ns as f64 / 1e9;
-    let low = seconds(left.before_ns.saturating_sub(stayed.entered.after_ns));
-    let high = seconds(left.after_ns - stayed.entered.before_ns);
+    let least = left.before_ns.saturating_sub(stayed.entered.after_ns);
+    (seconds(least), seconds(left.after_ns - stayed.entered.before_ns))
+}
+
+/// Least and most that may be told of a state that lasted between `low` and `high`; `None` when nothing may be.
+fn bracket((low, high): (f64, f64), told: &str, interval: f64) -> Option<(f64, f64)> {
     match told {
-        "exact" => Some(low..=high),
-        "timer" => Some((low - TIMER_SLACK).max(0.0)..=high + TIMER_SLACK),
+        "exact" => Some((low, high)),
+        "timer" => Some(((low - TIMER_SLACK).max(0.0), high + TIMER_SLACK)),
         // The entry may be read off a timer, the end is the last sighting.
-        "dump" => Some((low - interval - TIMER_SLACK).max(0.0)..=high + TIMER_SLACK),
+        "dump" => Some(((low - interval - TIMER_SLACK).max(0.0), high + TIMER_SLACK)),
         "unseen" => None,
-        other => panic!("the README's table says `{other}` for {:?} on {rung}", stayed.stay),
+        other => panic!("`{other}` in the README's table is no way to tell a time"),
     }
 }
 
