@@ -6,7 +6,7 @@ use aya::programs::{BtfTracePoint, FEntry, FExit, Program};
 use aya::{Btf, Ebpf};
 
 use super::probe::refused;
-use crate::tracker::Told;
+use crate::tracker::notice::Told;
 
 /// One hook.
 struct Hook {

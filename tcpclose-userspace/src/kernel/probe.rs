@@ -17,7 +17,7 @@ use super::host::{self, Capability};
 use super::ring::Ring;
 use super::{hooks, layout, tracefs};
 use crate::failure::Failure;
-use crate::tracker::Told;
+use crate::tracker::notice::Told;
 
 /// The probe, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpclose-ebpf"));

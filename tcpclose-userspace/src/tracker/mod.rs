@@ -6,12 +6,14 @@
 //! * [`life`]: what is known of one socket.
 //! * [`ending`]: what a →CLOSE of the tracepoint means.
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
+//! * [`notice`]: what hooks tell of minisockets and resets.
 //! * [`fact`]: what comes out.
 
 pub mod ending;
 pub mod fact;
 pub mod join;
 pub mod life;
+pub mod notice;
 #[cfg(test)]
 mod tests;
 
@@ -21,13 +23,14 @@ use std::ops::RangeInclusive;
 
 use rustc_hash::FxHashMap;
 use slab::Slab;
-use tcpclose_common::event::{Head, News, Notice, Open, Record, flags};
+use tcpclose_common::event::{Head, Open, Record, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
 use life::{Body, Life, Since};
+use notice::{Settling, Told};
 
 /// What the tracker must know of the host.
 #[derive(Clone, Debug)]
@@ -42,7 +45,9 @@ pub struct Host {
 pub struct Tracker {
     host: Host,
     lives: Slab<Life>,
-    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent.
+    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent. A
+    /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
+    /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18).
     by_key: FxHashMap<u64, usize>,
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
@@ -61,30 +66,6 @@ pub struct Tracker {
     /// In the order of their closes.
     settling: VecDeque<Settling>,
 }
-
-/// What hooks on the minisocket's functions tell, so that dumps need not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Told {
-    /// That a minisocket was made, or could not be.
-    pub births: bool,
-    /// Its flip to TIME-WAIT and its end, in every network namespace.
-    pub lives: bool,
-    /// That a RST was sent for a socket that has just closed.
-    pub resets: bool,
-}
-
-/// A close by ECONNRESET that waits for a moment: had the kernel sent the RST, the notice of that follows.
-#[derive(Clone, Copy, Debug)]
-struct Settling {
-    key: u64,
-    closed_ns: u64,
-    pair: Pair,
-    role: Role,
-}
-
-/// How long after →CLOSE the RST goes out at the latest: it follows in the same run of the softirq, some 26 µs later
-/// on Linux 6.18 (tcp_v4_do_rcv, label reset).
-const SETTLED_NS: u64 = 50_000_000;
 
 /// What tells one life from another across records and dumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -162,99 +143,6 @@ impl Tracker {
         }
     }
 
-    /// Says that every record made until `now_ns` has been taken: what waited for one that did not come is settled.
-    pub fn settle(&mut self, now_ns: u64, out: &mut impl Sink) {
-        while let Some(first) = self.settling.front() {
-            if first.closed_ns + SETTLED_NS > now_ns {
-                return;
-            }
-            let Settling { closed_ns, pair, role, .. } = *first;
-            out.fact(closed_ns, Fact::Closed { pair, role, outcome: Outcome::ResetReceived });
-            self.settling.pop_front();
-        }
-    }
-
-    /// What a hook has to say.
-    fn notice(&mut self, notice: &Notice, news: News, out: &mut impl Sink) {
-        let head = &notice.head;
-        let now = head.time_ns;
-        let (key, door) =
-            if self.by_cookie || notice.sk == 0 { (head.key, u16::MAX) } else { (notice.sk, !flags::COOKIE) };
-        if news == News::ResetSent {
-            if let Some(at) = self.settling.iter().position(|waiting| waiting.key == key)
-                && let Some(Settling { closed_ns, pair, role, .. }) = self.settling.remove(at)
-            {
-                out.fact(closed_ns, Fact::Closed { pair, role, outcome: Outcome::ResetSent });
-            }
-            return;
-        }
-        if news == News::Unborn && head.new == TcpState::TimeWait.raw() {
-            out.fact(now, Fact::TimeWaitOverflow);
-        }
-        let Some(phase) = TcpState::from_raw(head.old).and_then(Phase::of) else { return };
-        let known = self.by_key.get(&key).copied();
-        let how = match news {
-            News::Unborn | News::ResetSent => return,
-            News::Born if !self.by_cookie && notice.sk == 0 => return,
-            News::Born => {
-                // Of a stranger the →CLOSE that follows must know it too.
-                let at = known.unwrap_or_else(|| {
-                    self.stranger(&Head { key, flags: head.flags & door, ..*head }, phase)
-                });
-                let born = TcpState::from_raw(head.new).and_then(Phase::of);
-                self.change(at, |life| (life.born, life.cookie) = (born, head.key));
-                return;
-            }
-            News::Flipped => None,
-            News::Expired => Some((Ended::Expired, Outcome::Timeout)),
-            News::Reused => Some((Ended::Reused, Outcome::Unknown)),
-            News::Recycled => Some((Ended::Recycled, Outcome::Unknown)),
-            News::Reset => Some((Ended::Reset, Outcome::ResetReceived)),
-            News::DataAfterClose => Some((Ended::Reset, Outcome::ResetSent)),
-            News::Destroyed => Some((Ended::Destroyed, Outcome::Destroyed)),
-            News::Purged => Some((Ended::Purged, Outcome::Unknown)),
-            News::Early => Some((Ended::Early, Outcome::Unknown)),
-        };
-        let at = known.unwrap_or_else(|| {
-            // Older than the agent: a TIME-WAIT's close was before it.
-            let at = self.stranger(head, phase);
-            self.change(at, |life| {
-                (life.body, life.counted) = (Body::Minisocket, phase == Phase::TimeWait);
-            });
-            at
-        });
-        self.lives[at].event_ns = now;
-        match how {
-            None if self.lives[at].phase == Phase::FinWait2 => {
-                self.leave(at, Phase::FinWait2, now, out);
-                self.enter_time_wait(at, Phase::FinWait2, Since::exact(now), out);
-            }
-            None => {}
-            Some((ended, outcome)) => self.ended(at, phase, now, ended, outcome, out),
-        }
-    }
-
-    /// A hook saw the end of the minisocket, which was in `phase`.
-    fn ended(
-        &mut self,
-        at: usize,
-        phase: Phase,
-        now: u64,
-        how: Ended,
-        outcome: Outcome,
-        out: &mut impl Sink,
-    ) {
-        self.leave(at, phase, now, out);
-        out.fact(now, Fact::Transition { from: phase.state(), to: TcpState::Close });
-        if phase == Phase::TimeWait {
-            out.fact(now, Fact::TimeWaitEnded { how });
-            // Counted at its entry, unless that was lost.
-            self.count(at, now, Outcome::Graceful, out);
-        }
-        self.count(at, now, outcome, out);
-        self.remove(at);
-    }
-
     /// Says that records were lost: from here on a phase without an entry may be one of theirs.
     pub fn records_lost(&mut self) {
         self.lossy = true;
@@ -294,6 +182,11 @@ impl Tracker {
 
     /// Clears what stands under the identity of a socket that takes its first step.
     fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
+        let former = if self.by_cookie { self.by_key.get(&!head.key).copied() } else { None };
+        if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
+            // One flow, one socket: the same one has reused its own TIME-WAIT.
+            self.end_minisocket(at, head.time_ns, out);
+        }
         if let Some(&at) = self.by_key.get(&head.key) {
             if self.by_cookie || self.lives[at].flow == *flow {
                 // A dump that ran between this step and its drain was faster: the record knows better.
@@ -577,7 +470,10 @@ impl Tracker {
             return Some(at);
         }
         if self.by_cookie {
-            return None;
+            // A dump that ran between the hash of the minisocket and the →CLOSE of the socket was faster.
+            let at = self.by_key.get(&!head.key).copied()?;
+            let Flow { local_port, remote_port, .. } = self.lives[at].flow;
+            return ((local_port, remote_port) == (head.local_port, head.remote_port)).then_some(at);
         }
         let flow = |netns| self.by_flow.get(&(netns, flow_hash)).copied();
         let at = flow(head.netns).or_else(|| if head.netns == 0 { flow(self.host.netns) } else { None })?;
@@ -588,7 +484,9 @@ impl Tracker {
     /// The life that a dump speaks of.
     fn slot_of(&self, cookie: u64, flow: &Flow) -> Option<usize> {
         if self.by_cookie {
-            return self.by_key.get(&cookie).copied();
+            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.by_key.get(&key).copied());
+            let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].has_addresses();
+            return slots.find(same);
         }
         let hash = flow.hash64();
         self.by_flow.get(&(self.host.netns, hash)).or_else(|| self.by_flow.get(&(0, hash))).copied()
@@ -611,13 +509,8 @@ impl Tracker {
 
     /// Makes `life`, at `at`, the one that its key and its flow lead to.
     fn index(&mut self, at: usize, life: &Life) {
-        let key = if self.by_cookie { life.cookie } else { life.sk };
-        if key != 0 {
+        if let Some(key) = key_of(self.by_cookie, life) {
             self.by_key.insert(key, at);
-        }
-        // Hooks know a minisocket by its cookie at either door. A cookie is no kernel address: they share the map.
-        if life.body == Body::Minisocket && life.cookie != 0 {
-            self.by_key.insert(life.cookie, at);
         }
         if !self.by_cookie && life.has_addresses() {
             self.by_flow.insert((life.netns, life.flow.hash64()), at);
@@ -626,10 +519,8 @@ impl Tracker {
 
     /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
     fn unindex(&mut self, at: usize, life: &Life) {
-        for key in [life.cookie, life.sk] {
-            if self.by_key.get(&key) == Some(&at) {
-                self.by_key.remove(&key);
-            }
+        if let Some(key) = key_of(self.by_cookie, life).filter(|key| self.by_key.get(key) == Some(&at)) {
+            self.by_key.remove(&key);
         }
         if !self.by_cookie {
             let flow = (life.netns, life.flow.hash64());
@@ -656,12 +547,11 @@ impl Tracker {
         if self.lives.capacity() <= SMALL || self.lives.len() * 4 > self.lives.capacity() {
             return;
         }
-        let Self { lives, by_key, by_flow, .. } = self;
+        let Self { lives, by_key, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {
-            for key in [life.cookie, life.sk] {
-                if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
-                    *at = to;
-                }
+            let key = key_of(*by_cookie, life);
+            if let Some(at) = key.and_then(|key| by_key.get_mut(&key)).filter(|at| **at == from) {
+                *at = to;
             }
             if let Some(at) = by_flow.get_mut(&(life.netns, life.flow.hash64())).filter(|at| **at == from) {
                 *at = to;
@@ -675,6 +565,16 @@ impl Tracker {
 
     fn identity(&self, cookie: u64, flow: &Flow) -> Identity {
         if self.by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(flow.hash64()) }
+    }
+}
+
+/// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too; a cookie's
+/// complement is no address of a slab's.
+fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
+    let known = |key: u64| (key != 0).then_some(key);
+    match life.body {
+        Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
+        Body::Socket => known(if by_cookie { life.cookie } else { life.sk }),
     }
 }
 

@@ -8,7 +8,8 @@ use tcpclose_common::state::TcpState::{self, *};
 use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
 use super::join::{Seen, View};
 use super::life::Body;
-use super::{Host, Told, Tracker};
+use super::notice::Told;
+use super::{Host, Tracker};
 use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, words_of};
 
 const MS: u64 = 1_000_000;
@@ -569,6 +570,33 @@ fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
         ]
     );
     assert_eq!(bench.tracker.len(), 1);
+}
+
+/// connect(AF_UNSPEC), then connect(): the socket keeps its cookie, which the TIME-WAIT of its first connection has too.
+#[test]
+fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
+    let mut bench = Bench::btf();
+    bench.dump(T0 - S, true, &[]);
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), 0);
+    bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DONE);
+    let again = Flow { local_port: client().local_port + 1, ..client() };
+    bench.step(7, &again, T0 + S, (Established, CloseWait), 0);
+    bench.told();
+    let at = T0 + 3 * S;
+    let waits = seen(TimeWait, Body::Minisocket, client(), 7, at, 57 * S);
+    let open = seen(CloseWait, Body::Socket, again, 7, at, 0);
+    assert_eq!(bench.dump(at, false, &[waits, open]), []);
+    assert_eq!(bench.told(), []);
+    assert_eq!(bench.tracker.find(7, &client()).unwrap().phase, Phase::TimeWait);
+    assert_eq!(bench.tracker.find(7, &again).unwrap().phase, Phase::CloseWait);
+
+    bench.step(7, &again, T0 + 4 * S, (CloseWait, LastAck), OWNED);
+    bench.step(7, &again, T0 + 5 * S, (LastAck, Close), FIN_ACKED);
+    assert_eq!(bench.tracker.len(), 1);
+    assert_eq!(bench.dump(T0 + 63 * S, false, &[]), []);
+    assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
+    assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
 }
 
 #[test]
