@@ -1,11 +1,11 @@
 //! What is served to whom: aggregates on TCP, sockets on the unix socket.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,14 +16,13 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
 use super::{exposition, queries};
 
-/// Connections that are served at a time on each listener; further ones wait in its backlog.
+/// Connections that are served at a time on each listener; one more sends the oldest away.
 const MOST_CONNECTIONS: usize = 64;
 
 /// A client has this long to send its request's head.
@@ -54,10 +53,10 @@ pub async fn serve_scrapes(listener: TcpListener, engine: Rc<RefCell<Engine>>) {
         Ok(listener) => listener,
         Err(why) => return log::error!("no scrapes: {why}"),
     };
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+    let mut room = Room::new(MOST_CONNECTIONS);
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve(stream, Face::Aggregates, &engine, place),
+            Ok((stream, _)) => room.admit(|| serve(stream, Face::Aggregates, &engine)),
             Err(why) => not_accepted(&why).await,
         }
     }
@@ -69,12 +68,39 @@ pub async fn serve_queries(listener: UnixListener, engine: Rc<RefCell<Engine>>) 
         Ok(listener) => listener,
         Err(why) => return log::error!("no queries: {why}"),
     };
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+    let mut room = Room::new(MOST_CONNECTIONS);
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve(stream, Face::Sockets, &engine, place),
+            Ok((stream, _)) => room.admit(|| serve(stream, Face::Sockets, &engine)),
             Err(why) => not_accepted(&why).await,
         }
+    }
+}
+
+/// Who is being served, the oldest first. Whoever comes is let in: if newcomers waited for a place, clients who ask
+/// nothing or stop reading would keep Prometheus out until their time is up.
+struct Room {
+    most: usize,
+    served: VecDeque<AbortHandle>,
+}
+
+impl Room {
+    const fn new(most: usize) -> Self {
+        Self { most, served: VecDeque::new() }
+    }
+
+    /// Lets a connection in, whose service `begin` begins. When the room is full the oldest one is closed first.
+    fn admit(&mut self, begin: impl FnOnce() -> AbortHandle) {
+        if self.served.len() >= self.most {
+            self.served.retain(|connection| !connection.is_finished());
+        }
+        if self.served.len() >= self.most
+            && let Some(oldest) = self.served.pop_front()
+        {
+            log::info!("{} connections: the oldest is closed for a new one", self.most);
+            oldest.abort();
+        }
+        self.served.push_back(begin());
     }
 }
 
@@ -85,12 +111,12 @@ async fn not_accepted(why: &std::io::Error) {
     sleep(Duration::from_millis(100)).await;
 }
 
-fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>, place: OwnedSemaphorePermit)
+fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>) -> AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let engine = Rc::clone(engine);
-    spawn_local(async move {
+    let served = spawn_local(async move {
         let service = service_fn(move |request| {
             let engine = Rc::clone(&engine);
             async move { Ok::<_, Infallible>(answer(&request, face, &engine).await) }
@@ -104,8 +130,8 @@ where
             // Whoever hangs up mid-answer has gone, and nothing else has happened.
             Ok(Err(why)) => log::debug!("a connection ended: {why}"),
         }
-        drop(place);
     });
+    served.abort_handle()
 }
 
 async fn answer(request: &Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
