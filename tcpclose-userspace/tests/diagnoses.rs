@@ -81,8 +81,8 @@ fn every_kind_of_neglect() {
     if !can_attach() {
         return;
     }
-    let agents = Agent::on_each_hook(&["--stuck-after", "1s,1h"]);
     let (listener, port) = listen();
+    let agents = Agent::on_each_hook(&["--stuck-after", "1s,1h", "--name-port", &port.to_string()]);
     let accept = || listener.accept().unwrap().0;
     let never_read = (half_closed_client(port, b"hello"), accept());
     let eof_waits = (half_closed_client(port, b""), accept());
@@ -169,7 +169,7 @@ fn a_server_that_streams_on_is_not_stuck_until_it_stops() {
     let agents: Vec<_> = bounds
         .into_iter()
         .flat_map(|(text, bound)| {
-            Agent::on_each_hook(&["--stuck-after", text])
+            Agent::on_each_hook(&["--stuck-after", text, "--name-port", &port.to_string()])
                 .into_iter()
                 .map(move |(hook, agent)| (hook, bound, agent))
         })

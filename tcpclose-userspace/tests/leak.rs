@@ -205,7 +205,7 @@ fn a_thousand_leaked_sockets_half_of_them_from_before_the_agent() {
     server.until_done();
     assert!(connected.elapsed() >= BOUND);
 
-    let agents = Agent::on_each_hook(&["--stuck-after", "5s,1h"]);
+    let agents = Agent::on_each_hook(&["--stuck-after", "5s,1h", "--name-port", &server.port.to_string()]);
     for (hook, agent) in &agents {
         let gauges = Gauges::of(&agent.metrics(), server.port);
         let after = Instant::now();

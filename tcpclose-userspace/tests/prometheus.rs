@@ -134,13 +134,13 @@ fn a_real_prometheus_answers_quantiles_for_a_port() {
     if !can_attach() {
         return;
     }
-    let agents = Agent::on_each_hook(&[]);
+    let port = free_port();
+    let agents = Agent::on_each_hook(&["--name-port", &port.to_string()]);
     let targets: Vec<(&str, String)> = agents.iter().map(|(hook, agent)| (*hook, agent.address())).collect();
     let jobs: Vec<&str> = targets.iter().map(|(hook, _)| *hook).collect();
     let prometheus = Prometheus::start(&targets);
     prometheus.query_when(&jobs, "up", |up| up == 1.0);
 
-    let port = free_port();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let labels = format!("{{state=\"close_wait\",side=\"server\",port=\"{port}\"}}");
     let count = format!("tcpclose_state_duration_seconds_count{labels}");

@@ -1,11 +1,11 @@
 //! What is served to whom: aggregates on TCP, sockets on the unix socket.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,8 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::spawn_local;
+use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
@@ -45,31 +44,59 @@ enum Face {
     Sockets,
 }
 
-/// Serves scrapes for as long as the agent runs, as many at a time as there is `room` for.
-pub async fn serve_scrapes(listener: TcpListener, room: Arc<Semaphore>, engine: Rc<RefCell<Engine>>) {
+/// Serves scrapes for as long as the agent runs.
+pub async fn serve_scrapes(listener: TcpListener, room: Rc<RefCell<Room>>, engine: Rc<RefCell<Engine>>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(why) => return log::error!("no scrapes: {why}"),
     };
-    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve(stream, Face::Aggregates, &engine, place),
+            Ok((stream, _)) => room.borrow_mut().admit(|| serve(stream, Face::Aggregates, &engine)),
             Err(why) => not_accepted(&why).await,
         }
     }
 }
 
-/// Serves the command line for as long as the agent runs, as many at a time as there is `room` for.
-pub async fn serve_queries(listener: UnixListener, room: Arc<Semaphore>, engine: Rc<RefCell<Engine>>) {
+/// Serves the command line for as long as the agent runs.
+pub async fn serve_queries(listener: UnixListener, mut room: Room, engine: Rc<RefCell<Engine>>) {
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(why) => return log::error!("no queries: {why}"),
     };
-    while let Ok(place) = Arc::clone(&room).acquire_owned().await {
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => serve(stream, Face::Sockets, &engine, place),
+            Ok((stream, _)) => room.admit(|| serve(stream, Face::Sockets, &engine)),
             Err(why) => not_accepted(&why).await,
         }
+    }
+}
+
+/// Who is being served, the oldest first. Whoever comes is let in: if newcomers waited for a place, clients who ask
+/// nothing or stop reading would keep Prometheus out until their time is up.
+pub struct Room {
+    /// One more sends the oldest away.
+    most: usize,
+    served: VecDeque<AbortHandle>,
+}
+
+impl Room {
+    pub const fn new(most: usize) -> Self {
+        Self { most, served: VecDeque::new() }
+    }
+
+    /// Lets a connection in, whose service `begin` begins. When the room is full the oldest one is closed first.
+    fn admit(&mut self, begin: impl FnOnce() -> AbortHandle) {
+        if self.served.len() >= self.most {
+            self.served.retain(|connection| !connection.is_finished());
+        }
+        if self.served.len() >= self.most
+            && let Some(oldest) = self.served.pop_front()
+        {
+            log::info!("{} connections: the oldest is closed for a new one", self.most);
+            oldest.abort();
+        }
+        self.served.push_back(begin());
     }
 }
 
@@ -80,12 +107,12 @@ async fn not_accepted(why: &std::io::Error) {
     sleep(Duration::from_millis(100)).await;
 }
 
-fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>, place: OwnedSemaphorePermit)
+fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>) -> AbortHandle
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let engine = Rc::clone(engine);
-    spawn_local(async move {
+    let served = spawn_local(async move {
         let service = service_fn(move |request| {
             let engine = Rc::clone(&engine);
             async move { Ok::<_, Infallible>(answer(&request, face, &engine).await) }
@@ -99,8 +126,8 @@ where
             // Whoever hangs up mid-answer has gone, and nothing else has happened.
             Ok(Err(why)) => log::debug!("a connection ended: {why}"),
         }
-        drop(place);
     });
+    served.abort_handle()
 }
 
 async fn answer(request: &Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {

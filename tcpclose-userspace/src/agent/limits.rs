@@ -6,8 +6,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::failure::Failure;
 
-/// Connections that are served at a time, on the addresses together and on the socket; further ones wait in the
-/// listener's backlog.
+/// Connections that are served at a time, on the addresses together and on the socket; one more sends the oldest
+/// away.
 const MOST_CONNECTIONS: usize = 64;
 
 /// Served at a time, or the agent does not start.

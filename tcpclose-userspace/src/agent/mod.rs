@@ -23,12 +23,10 @@ use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use log::LevelFilter;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 
 use crate::failure::Failure;
@@ -138,12 +136,12 @@ async fn start(
         drain::forward_the_probes_log(&mut engine.probe);
     }
     let engine = Rc::new(RefCell::new(engine));
-    let room = Arc::new(Semaphore::new(connections));
+    let room = Rc::new(RefCell::new(http::Room::new(connections)));
     for listener in listeners {
-        spawn_local(http::serve_scrapes(listener, Arc::clone(&room), Rc::clone(&engine)));
+        spawn_local(http::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&engine)));
     }
     let unix = socket.listener.try_clone().map_err(cannot_start)?;
-    spawn_local(http::serve_queries(unix, Arc::new(Semaphore::new(connections)), Rc::clone(&engine)));
+    spawn_local(http::serve_queries(unix, http::Room::new(connections), Rc::clone(&engine)));
     spawn_local(drain::run(Rc::clone(&engine)));
 
     // Attached before, drained after: what the dump does not know, the records do, and the other way round.

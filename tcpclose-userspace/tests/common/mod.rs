@@ -250,6 +250,21 @@ impl Metrics {
             .map(|(name, labels, value)| (name.as_str(), labels, *value))
     }
 
+    /// Events that the kernel did not run the probe for, since an interrupt's fell into another's run on that CPU: no
+    /// fault of the agent's, which must count them. Everything that can be lost on its own way must not be.
+    pub fn missed_by_the_kernel(&self) -> usize {
+        for stage in ["ring", "decode"] {
+            assert!(self.has("tcpclose_events_lost_total", &[("stage", stage)]));
+            assert_eq!(self.sum("tcpclose_events_lost_total", &[("stage", stage)]), 0.0, "{stage}");
+        }
+        assert!(self.has("tcpclose_events_lost_total", &[("stage", "recursion")]));
+        let missed = self.sum("tcpclose_events_lost_total", &[("stage", "recursion")]) as usize;
+        if missed > 0 {
+            println!("THE KERNEL LEFT THE PROBE OUT {missed} TIMES: counts can be short by as many");
+        }
+        missed
+    }
+
     /// Whether there is a sample of `name` that has all of `labels`.
     pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.select(name, labels).next().is_some()
