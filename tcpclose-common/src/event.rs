@@ -3,6 +3,8 @@
 //! A socket's first close-phase step opens a life and carries its addresses ([`Open`], 72 bytes); the steps that
 //! follow carry only what changed ([`Step`], 40 bytes). Both start with the same [`Head`]. The kind of a record is
 //! its length and its [`flags::OPEN`] bit, which must agree.
+//!
+//! What no state change tells comes as a [`Notice`], 40 bytes: the life of a minisocket, and a RST that was sent.
 
 /// Bits of [`Head::flags`].
 pub mod flags {
@@ -27,6 +29,8 @@ pub mod flags {
     pub const LINGER2_NEGATIVE: u16 = 1 << 8;
     /// `snd_una` = `write_seq`: all that this side sent is acknowledged, its FIN too if it sent one.
     pub const FIN_ACKED: u16 = 1 << 9;
+    /// The record is a [`Notice`](super::Notice).
+    pub const NOTICE: u16 = 1 << 10;
 }
 
 /// The start of every record.
@@ -81,6 +85,69 @@ pub struct Open {
     pub remote: Words,
 }
 
+/// What a [`Notice`] says, in [`Head::err`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum News {
+    /// A minisocket was made for this socket, in the state [`Head::new`].
+    Born = 1,
+    /// None could be made: the table is full, or there is no memory.
+    Unborn,
+    /// A minisocket went from FIN-WAIT-2 to TIME-WAIT.
+    Flipped,
+    /// The kernel answered a segment for this socket with a RST.
+    ResetSent,
+    /// A minisocket ended: its timer ran out.
+    Expired,
+    /// … connect() took its pair of addresses and ports.
+    Reused,
+    /// … a SYN from the peer began a new connection.
+    Recycled,
+    /// … by the peer's RST.
+    Reset,
+    /// … by data after close, which the kernel answers with a RST.
+    DataAfterClose,
+    /// … by SOCK_DESTROY.
+    Destroyed,
+    /// … with its network namespace.
+    Purged,
+    /// … before its timer, by none of these that a hook could see.
+    Early,
+}
+
+impl News {
+    pub const ALL: [Self; 12] = [
+        Self::Born,
+        Self::Unborn,
+        Self::Flipped,
+        Self::ResetSent,
+        Self::Expired,
+        Self::Reused,
+        Self::Recycled,
+        Self::Reset,
+        Self::DataAfterClose,
+        Self::Destroyed,
+        Self::Purged,
+        Self::Early,
+    ];
+
+    fn from_raw(raw: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|news| *news as u16 == raw)
+    }
+}
+
+/// Something about a socket or minisocket that is no state change of a socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notice {
+    /// `key` is the cookie, 0 where the socket has none. `old` and `new` are states: of the socket or minisocket before
+    /// and after, 0 where there is none. `err` is the [`News`].
+    pub head: Head,
+    /// The address of the `struct sock` in [`News::Born`], [`News::Unborn`] and [`News::ResetSent`]; else 0.
+    pub sk: u64,
+}
+
+const _: () = assert!(size_of::<Notice>() == size_of::<Step>());
 const _: () = assert!(size_of::<Head>() == 32 && size_of::<Step>() == 40 && size_of::<Open>() == 72);
 
 /// A record of either kind, decoded.
@@ -88,6 +155,7 @@ const _: () = assert!(size_of::<Head>() == 32 && size_of::<Step>() == 40 && size
 pub enum Record {
     Open(Open),
     Step(Step),
+    Notice(Notice, News),
 }
 
 impl Record {
@@ -96,7 +164,13 @@ impl Record {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let record = match bytes.len() {
             n if n == size_of::<Open>() => Self::Open(Open::decode(bytes)?),
-            n if n == size_of::<Step>() => Self::Step(Step::decode(bytes)?),
+            n if n == size_of::<Step>() => {
+                let Step { head, flow } = Step::decode(bytes)?;
+                if head.flags & flags::NOTICE != 0 {
+                    return Some(Self::Notice(Notice { head, sk: flow }, News::from_raw(head.err)?));
+                }
+                Self::Step(Step { head, flow })
+            }
             _ => return None,
         };
         let head = record.head();
@@ -113,6 +187,7 @@ impl Record {
         match self {
             Self::Open(open) => &open.head,
             Self::Step(step) => &step.head,
+            Self::Notice(notice, _) => &notice.head,
         }
     }
 }
@@ -219,6 +294,17 @@ mod tests {
             flow: 0x0123_4567_89ab_cdef,
         };
         assert_eq!(Record::decode(&bytes(&step)), Some(Record::Step(step)));
+    }
+
+    #[test]
+    fn a_notice_is_told_from_a_step() {
+        for news in News::ALL {
+            let head = Head { err: news as u16, old: 6, new: 7, flags: flags::NOTICE, ..open().head };
+            let notice = Notice { head, sk: 9 };
+            assert_eq!(Record::decode(&bytes(&notice)), Some(Record::Notice(notice, news)));
+        }
+        let head = Head { err: 99, flags: flags::NOTICE, ..open().head };
+        assert_eq!(Record::decode(&bytes(&Notice { head, sk: 9 })), None);
     }
 
     #[test]

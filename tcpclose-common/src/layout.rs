@@ -48,4 +48,14 @@ pub struct Layout {
     pub snd_una: u32,
     /// `struct tcp_sock`, `u32`.
     pub write_seq: u32,
+    /// `struct sock_common`, `atomic64_t`; a minisocket begins with a sock_common too.
+    pub skc_cookie: u32,
+    /// `struct sock_common`, `u16`, host order.
+    pub skc_num: u32,
+    /// `struct sock_common`, `unsigned char`.
+    pub skc_state: u32,
+    /// `struct inet_timewait_sock`, `unsigned char`.
+    pub tw_substate: u32,
+    /// `struct inet_timewait_sock`, `struct timer_list`.
+    pub tw_timer: u32,
 }

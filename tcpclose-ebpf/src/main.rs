@@ -1,18 +1,22 @@
 //! The probe: the programs of tcpclose, each a front door to a body of its own.
 //!
 //! * [`set_state`]: `inet_sock_set_state`, by tp_btf or by the classic tracepoint.
+//! * [`time_wait`]: the minisocket's birth, flip and end, by fentry and fexit.
+//! * [`reset`]: `tcp_send_reset`, which settles what data after close was.
 //! * [`sock`]: the only place that reads kernel structs.
 //! * [`ring`]: reserve, submit, wake, count what was lost.
 
 #![no_std]
 #![no_main]
 
+mod reset;
 mod ring;
 mod set_state;
 mod sock;
+mod time_wait;
 
-use aya_ebpf::macros::{btf_tracepoint, tracepoint};
-use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, FExitContext, TracePointContext};
 
 /// `TP_PROTO(const struct sock *sk, const int oldstate, const int newstate)`; Linux ≥ 5.12 with BTF.
 #[btf_tracepoint(function = "inet_sock_set_state")]
@@ -25,6 +29,72 @@ pub fn set_state_btf(ctx: BtfTracePointContext) -> i32 {
 #[tracepoint(category = "sock", name = "inet_sock_set_state")]
 pub fn set_state_tracepoint(ctx: TracePointContext) -> u32 {
     set_state::by_tracepoint(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn send_reset(ctx: BtfTracePointContext) -> i32 {
+    reset::sent(&ctx);
+    0
+}
+
+#[fentry(function = "tcp_time_wait")]
+pub fn tw_cookie(ctx: FEntryContext) -> i32 {
+    time_wait::enter_time_wait(&ctx);
+    0
+}
+
+#[fexit(function = "inet_twsk_alloc")]
+pub fn tw_born(ctx: FExitContext) -> i32 {
+    time_wait::born(&ctx);
+    0
+}
+
+#[fentry(function = "tcp_timewait_state_process")]
+pub fn tw_segment(ctx: FEntryContext) -> i32 {
+    time_wait::segment(&ctx);
+    0
+}
+
+#[fexit(function = "tcp_timewait_state_process")]
+pub fn tw_segment_done(ctx: FExitContext) -> i32 {
+    time_wait::segment_done(&ctx);
+    0
+}
+
+#[fexit(function = "tcp_twsk_unique")]
+pub fn tw_unique(ctx: FExitContext) -> i32 {
+    time_wait::unique(&ctx);
+    0
+}
+
+#[fentry(function = "tcp_abort")]
+pub fn tw_abort(ctx: FEntryContext) -> i32 {
+    time_wait::abort(&ctx);
+    0
+}
+
+#[fentry(function = "inet_twsk_purge")]
+pub fn tw_purge(_: FEntryContext) -> i32 {
+    time_wait::purge(true);
+    0
+}
+
+#[fexit(function = "inet_twsk_purge")]
+pub fn tw_purge_done(_: FExitContext) -> i32 {
+    time_wait::purge(false);
+    0
+}
+
+#[fentry(function = "tw_timer_handler")]
+pub fn tw_expired(ctx: FEntryContext) -> i32 {
+    time_wait::expired(&ctx);
+    0
+}
+
+#[fentry(function = "inet_twsk_deschedule_put")]
+pub fn tw_early(ctx: FEntryContext) -> i32 {
+    time_wait::early(&ctx);
     0
 }
 

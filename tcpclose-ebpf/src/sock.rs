@@ -30,6 +30,11 @@ static LAYOUT: Layout = Layout {
     linger2: 0,
     snd_una: 0,
     write_seq: 0,
+    skc_cookie: 0,
+    skc_num: 0,
+    skc_state: 0,
+    tw_substate: 0,
+    tw_timer: 0,
 };
 
 /// An offset, read so that the compiler cannot fold the zero above into the code.
@@ -97,6 +102,60 @@ impl Facts {
     pub const NONE: Self = Self { flags: 0, netns: 0, err: 0, err_soft: 0 };
 }
 
+/// Where `skc_state` is in a sock_common.
+#[inline(always)]
+pub fn state_offset() -> usize {
+    offset(&LAYOUT.skc_state)
+}
+
+/// Where `tw_substate` is in a minisocket.
+#[inline(always)]
+pub fn substate_offset() -> usize {
+    offset(&LAYOUT.tw_substate)
+}
+
+/// Where `tw_timer` is in a minisocket.
+#[inline(always)]
+pub fn timer_offset() -> usize {
+    offset(&LAYOUT.tw_timer)
+}
+
+/// The cookie that a socket or minisocket has; 0 if nobody has asked for one.
+///
+/// # Safety
+/// `common` begins with a sock_common.
+#[inline(always)]
+pub unsafe fn cookie<L: Load>(common: *const u8) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe { L::load(common, offset(&LAYOUT.skc_cookie)) }
+}
+
+/// `ns.inum` of the network namespace.
+///
+/// # Safety
+/// `common` begins with a sock_common.
+#[inline(always)]
+pub unsafe fn netns<L: Load>(common: *const u8) -> u32 {
+    // SAFETY: the caller's promise; skc_net points to a struct net for as long as the socket lives.
+    unsafe {
+        let net: *const u8 = L::load(common, offset(&LAYOUT.skc_net));
+        if net.is_null() { 0 } else { L::load(net, offset(&LAYOUT.net_inum)) }
+    }
+}
+
+/// Local and remote port, host order, of a minisocket or a socket that still has its port.
+///
+/// # Safety
+/// `common` begins with a sock_common.
+#[inline(always)]
+pub unsafe fn common_ports<L: Load>(common: *const u8) -> (u16, u16) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let remote: u16 = L::load(common, offset(&LAYOUT.skc_dport));
+        (L::load(common, offset(&LAYOUT.skc_num)), u16::from_be(remote))
+    }
+}
+
 /// `sk->sk_protocol`, a u16 since 5.6.
 #[inline(always)]
 pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
@@ -121,8 +180,6 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8) -> Facts {
         let write_seq: u32 = L::load(tcp, offset(&LAYOUT.write_seq));
         let err: i32 = L::load(sk, offset(&LAYOUT.sk_err));
         let err_soft: i32 = L::load(sk, offset(&LAYOUT.sk_err_soft));
-        let net: *const u8 = L::load(sk, offset(&LAYOUT.skc_net));
-        let netns: u32 = if net.is_null() { 0 } else { L::load(net, offset(&LAYOUT.net_inum)) };
         let when = |fact: bool, flag: u16| if fact { flag } else { 0 };
         Facts {
             flags: flags::FACTS
@@ -133,7 +190,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8) -> Facts {
                 | when(shutdown & RCV_SHUTDOWN != 0, flags::RCV_SHUTDOWN)
                 | when(linger2 < 0, flags::LINGER2_NEGATIVE)
                 | when(snd_una == write_seq, flags::FIN_ACKED),
-            netns,
+            netns: netns::<L>(sk),
             err: err as u16,
             err_soft: err_soft as u16,
         }

@@ -32,7 +32,7 @@ impl Failure {
         };
         let help = help_of(error);
         if let (Some(argument), Some(value)) =
-            (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue).filter(|value| !value.is_empty()))
+            (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue))
         {
             // clap names it `--older-than <DURATION>`.
             let argument = argument.split(' ').next().unwrap_or(argument);
@@ -40,7 +40,10 @@ impl Failure {
             if let Some(source) = std::error::Error::source(error) {
                 return Self::new(what, source, "");
             }
-            if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
+            // An option without its value comes as an empty one.
+            if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue)
+                && !value.is_empty()
+            {
                 return Self::new(what, "no such choice", format!("write one of {}", values.join(", ")));
             }
         }

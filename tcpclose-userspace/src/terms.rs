@@ -115,6 +115,8 @@ pub enum Outcome {
     Graceful,
     /// The peer's RST ended it.
     ResetReceived,
+    /// The kernel answered the peer with a RST, as to data after close.
+    ResetSent,
     /// The local program ended it without a FIN: linger 0, close with unread data, disconnect.
     Aborted,
     /// Retries, keepalive or the user timeout ran out, or FIN-WAIT-2 expired.
@@ -126,13 +128,21 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Self; 6] =
-        [Self::Graceful, Self::ResetReceived, Self::Aborted, Self::Timeout, Self::Destroyed, Self::Unknown];
+    pub const ALL: [Self; 7] = [
+        Self::Graceful,
+        Self::ResetReceived,
+        Self::ResetSent,
+        Self::Aborted,
+        Self::Timeout,
+        Self::Destroyed,
+        Self::Unknown,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Graceful => "graceful",
             Self::ResetReceived => "reset_received",
+            Self::ResetSent => "reset_sent",
             Self::Aborted => "aborted",
             Self::Timeout => "timeout",
             Self::Destroyed => "destroyed",

@@ -35,10 +35,11 @@ use verdict::{Door, ENTRY, End, Run, Watcher, judge_standing, judge_totals};
 
 const AT_ONCE: Duration = Duration::ZERO;
 const HALF: Duration = Duration::from_millis(500);
-const THREE: Duration = Duration::from_secs(3);
 const FIVE: Duration = Duration::from_secs(5);
+/// Several dumps long, so that the phase cannot come and go between two.
+const LONG: Duration = Duration::from_secs(6);
 
-/// TCP_TIMEWAIT_LEN, and how late its timer can be at CONFIG_HZ=100, the worst (KERNEL: 2.05 s at 250, 4.1 s at 1000).
+/// TCP_TIMEWAIT_LEN, and how late its timer can be at CONFIG_HZ=100, the worst (2.05 s at 250, 4.1 s at 1000).
 const LENGTH: f64 = 60.0;
 const LATENESS: f64 = 5.1;
 
@@ -126,7 +127,7 @@ const CASES: &[Case] = &[
     ),
     case(
         "the client half-closes, the server resets out of CLOSE-WAIT",
-        |s| stage::reset_in_close_wait(&s, Client, THREE),
+        |s| stage::reset_in_close_wait(&s, Client, LONG),
         &[
             end(Client, &[FinWait1, FinWait2], Active, ResetReceived),
             end(Server, &[CloseWait], Passive, Aborted),
@@ -134,7 +135,7 @@ const CASES: &[Case] = &[
     ),
     case(
         "the server half-closes, the client resets out of CLOSE-WAIT",
-        |s| stage::reset_in_close_wait(&s, Server, THREE),
+        |s| stage::reset_in_close_wait(&s, Server, LONG),
         &[
             end(Server, &[FinWait1, FinWait2], Active, ResetReceived),
             end(Client, &[CloseWait], Passive, Aborted),
@@ -157,7 +158,7 @@ const CASES: &[Case] = &[
     ),
     case(
         "the client closes before it is accepted, then the listener closes",
-        |s| stage::client_closes_in_the_queue(s, THREE),
+        |s| stage::client_closes_in_the_queue(s, LONG),
         // The RST meets the client's minisocket, and dumps cannot tell what ended that.
         &[
             orphan(Client, &[FinWait1, FinWait2], Active, Unknown),
@@ -177,9 +178,9 @@ fn every_close_is_counted_as_it_was() {
     // These prove sides by the sockets themselves: their dumps have not seen the listeners that come now. The third
     // knows sides by its first dump alone.
     let ports: Vec<u16> = CASES.iter().flat_map(|_| Family::ALL).map(|_| free_port()).collect();
-    let late = Mutex::new(&[][..]);
+    let looking = Mutex::new(&[][..]);
     let look: Look<'_> = &|port, standing| {
-        let watchers: &[Watcher] = *late.lock().unwrap();
+        let watchers: &[Watcher] = *looking.lock().unwrap();
         let found = watchers.iter().flat_map(|watcher| judge_standing(watcher, port, standing));
         wrong.lock().unwrap().extend(found);
     };
@@ -196,7 +197,7 @@ fn every_close_is_counted_as_it_was() {
     let runs = scope(|threads| {
         threads.spawn(|| note_gaps(&watchers, &done));
         let _done = Done(&done);
-        *late.lock().unwrap() = &watchers;
+        *looking.lock().unwrap() = &watchers;
         let playing: Vec<_> = stages
             .into_iter()
             .map(|(case, stage)| {
@@ -215,7 +216,7 @@ fn every_close_is_counted_as_it_was() {
     });
 
     for (watcher, before) in watchers.iter().zip(&before) {
-        let after = once_none_is_left(watcher, &runs);
+        let after = watcher.once_none_is_left(&ports);
         let mut wrong = wrong.lock().unwrap();
         wrong.extend(runs.iter().flat_map(|run| run.judge(watcher, &after)));
         wrong.extend(judge_totals(watcher, &runs, before, &after));
@@ -243,7 +244,7 @@ fn note_gaps(watchers: &[Watcher], done: &AtomicBool) {
         // As late as this thread woke up, an agent may wake up too.
         let late = seconds(now() - before) - PAUSE.as_secs_f64();
         for watcher in watchers {
-            watcher.note_gap(late);
+            watcher.note_gap(&watcher.metrics(), late);
         }
     }
 }
@@ -301,19 +302,9 @@ fn watch_the_ends(runs: &mut [Run], wrong: &Mutex<Vec<String>>) {
     }
 }
 
-/// The metrics, once no socket of these runs is left.
-fn once_none_is_left(watcher: &Watcher, runs: &[Run]) -> common::Metrics {
-    let patience = Duration::from_secs_f64(5.0 + 3.0 * watcher.gap());
-    let ports: Vec<String> = runs.iter().map(|run| run.port.to_string()).collect();
-    watcher.agent.metrics_when(patience, "every socket gone", |metrics| {
-        !metrics.select("tcpclose_sockets", &[]).any(|(labels, _)| ports.contains(&labels["port"]))
-    })
-}
-
-/// What is there before the agents.
+/// A server's end that is in its phase before the agents are there.
 struct Older {
     port: u16,
-    /// Which side is in TIME-WAIT or CLOSE-WAIT, and the flow it has.
     flow: Flow,
     entered: Bracket,
 }
@@ -339,6 +330,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
         .collect();
     // CLOSE-WAITs of servers: the client half-closes a while after the handshake, which is the other bound.
     let apart = Duration::from_millis(300);
+    // The last: how long before the half-close that can have been.
     let mut standing: Vec<(Stage<'_>, Older, TcpStream, TcpStream, f64)> = Vec::new();
     for family in Family::ALL {
         let stage = stage(family);
@@ -353,7 +345,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
         let older = Older { port: stage.port, flow, entered };
         standing.push((stage, older, client, server, seconds(entered.to - opening)));
     }
-    // They are to be older than nothing.
+    // An age to be wrong about.
     sleep(Duration::from_secs(1));
 
     let watchers = [Door::Btf, Door::Tracepoint, Door::Blind].map(Watcher::new);
@@ -422,8 +414,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
         ended = seen;
     });
     let mut closed: Vec<Bracket> = Vec::new();
-    for (_, older, client, server, _) in &mut standing {
-        let _ = client;
+    for (_, older, _client, server, _) in &standing {
         let from = now();
         server.shutdown(Shutdown::Write).unwrap();
         until_state(&older.flow, |state| state.is_none());
@@ -431,11 +422,8 @@ fn what_was_there_before_the_agent_has_its_true_age() {
     }
 
     for watcher in &watchers {
-        let patience = Duration::from_secs_f64(5.0 + 3.0 * watcher.gap());
-        let ports: Vec<String> = waiting.iter().map(|(_, older)| older.port.to_string()).collect();
-        let metrics = watcher.agent.metrics_when(patience, "no TIME-WAIT left", |metrics| {
-            !metrics.select("tcpclose_sockets", &[]).any(|(labels, _)| ports.contains(&labels["port"]))
-        });
+        let ports: Vec<u16> = waiting.iter().map(|(_, older)| older.port).collect();
+        let metrics = watcher.once_none_is_left(&ports);
         let sample = |port: u16, phase: Phase| {
             let port = port.to_string();
             let labels = [("state", phase.name()), ("side", "server"), ("port", &*port)];

@@ -32,7 +32,7 @@ pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 const GUEST_PROGRAMS: &[&str] = &["closes", "cases"];
 
 /// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
-const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "dummy", "sch_netem"];
+const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
 
 const DEFAULT_PATIENCE: u64 = 900;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::kernel::probe::StateHook;
+use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::ledger::census::StuckAfter;
 
 /// Made from the command line once; nothing reads arguments after that.
@@ -26,6 +26,8 @@ pub struct Config {
     pub name_ports: Vec<u16>,
     /// The one rung of the state hook to try; `None` for the best that loads.
     pub state_hook: Option<StateHook>,
+    /// The same for TIME-WAIT.
+    pub time_wait: Option<TimeWaitHook>,
     /// Between dumps of all close-phase sockets.
     pub reconcile_interval: Duration,
     /// Between dumps of minisockets, at the least.

@@ -63,6 +63,8 @@ pub struct Engine {
     /// The network namespace that dumps see.
     pub netns: u32,
     pub ephemeral: RangeInclusive<u16>,
+    /// The kernel's TCPTimeWaitOverflow when the agent began.
+    overflows_before: u64,
     /// The first dump has been taken in.
     pub ready: bool,
 }
@@ -77,6 +79,7 @@ impl Engine {
         if let Some(ns) = time_wait_ns {
             tracker.set_time_wait_ns(ns);
         }
+        tracker.set_told(probe.told);
         Self {
             probe,
             tracker,
@@ -88,14 +91,20 @@ impl Engine {
             lost: 0,
             netns,
             ephemeral,
+            overflows_before: host::time_wait_overflows().unwrap_or(0),
             ready: false,
         }
     }
 
     /// Takes what is in the ring. Returns how many records that were, and whether there may be more.
     pub fn drain(&mut self) -> (u64, bool) {
+        let before_ns = host::monotonic_ns();
         let Self { probe, tracker, ledger, .. } = self;
         let taken = probe.ring.drain(|record| tracker.record(record, ledger));
+        // What is taken now was made before; what waits for a record that has not come by then waits no longer.
+        if !taken.more {
+            tracker.settle(before_ns, ledger);
+        }
         self.received += taken.records;
         self.malformed += taken.malformed;
         (taken.records, taken.more)
@@ -104,6 +113,15 @@ impl Engine {
     /// Takes all that is in the ring now.
     pub fn drain_all(&mut self) {
         while self.drain().1 {}
+    }
+
+    /// TIME-WAITs that the kernel skipped since the agent began: in every network namespace where hooks tell, else by
+    /// the kernel's own counter, in this one.
+    pub fn overflows(&self) -> u64 {
+        if self.probe.told.births {
+            return self.ledger.overflows();
+        }
+        host::time_wait_overflows().unwrap_or(0).saturating_sub(self.overflows_before)
     }
 
     /// Records made and lost by the probe; nothing known when the map cannot be read.
@@ -123,13 +141,13 @@ impl Engine {
         more
     }
 
-    /// What a dump is worth now, besides the reconcile: minisockets, whose ends nothing else shows, and CLOSE-WAITs
+    /// What a dump is worth now, besides the reconcile: minisockets, where no hooks show their ends, and CLOSE-WAITs
     /// that are to be called stuck, since only a dump tells whether their programs still write to them.
     pub fn wanted(&self, now_ns: u64) -> Option<Wanted> {
         let first = self.stuck_after.first_ns();
         let (mut minisockets, mut close_waits) = (false, false);
         for life in self.tracker.lives() {
-            minisockets |= life.body == Body::Minisocket;
+            minisockets |= life.body == Body::Minisocket && !self.probe.told.lives;
             close_waits |= life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first);
             if minisockets && close_waits {
                 break;

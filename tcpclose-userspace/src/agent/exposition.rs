@@ -24,6 +24,7 @@ pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
         let census = engine.census(host::monotonic_ns());
         gauges(&mut families, &census, &stuck_labels(engine.stuck_after.bounds_ns()));
     }
+    limit(&mut families);
     ledger(&mut families, engine);
     agent(&mut families, engine);
     families.extend(ProcessCollector::for_self().collect());
@@ -77,6 +78,18 @@ fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
         unproven.add(&[("side", label.side.name()), ("port", &port(*label))], n as f64);
     }
     families.extend([sockets, oldest, stuck, unproven].map(Family::done));
+}
+
+/// How full the kernel's table of TIME-WAITs is; nothing where /proc does not tell.
+fn limit(families: &mut Vec<MetricFamily>) {
+    let mut used = Family::gauge(
+        "tcpclose_time_wait_limit_used_ratio",
+        "TIME-WAITs of this network namespace divided by tcp_max_tw_buckets.",
+    );
+    if let Some(ratio) = host::time_wait_limit_used() {
+        used.add(&[], ratio);
+    }
+    families.push(used.done());
 }
 
 fn ledger(families: &mut Vec<MetricFamily>, engine: &Engine) {
@@ -138,12 +151,18 @@ fn ledger(families: &mut Vec<MetricFamily>, engine: &Engine) {
     for (what, n) in ledger.mended() {
         mended.add(&[("kind", what.name())], n as f64);
     }
+    let mut overflows = Family::counter(
+        "tcpclose_time_wait_overflows_total",
+        "TIME-WAITs skipped because the kernel's table was full.",
+    );
+    overflows.add(&[], engine.overflows() as f64);
     let folded = Family::counter(
         "tcpclose_ports_folded_total",
         "Closes counted under port=\"other\" for want of a name.",
     )
     .with(&[], ledger.folded() as f64);
-    families.extend([durations, transitions, closes, ended, unseen, mended, folded].map(Family::done));
+    families
+        .extend([durations, transitions, closes, ended, unseen, mended, overflows, folded].map(Family::done));
 }
 
 fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
@@ -177,13 +196,13 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
             .with(&[], engine.stuck_after.first_ns() as f64 / 1e9);
     let mut info = Family::gauge("tcpclose_hook_info", "The rung in use of each ladder.");
     info.add(&[("hook", "state"), ("rung", engine.probe.hook.name())], 1.0);
-    info.add(&[("hook", "time_wait"), ("rung", "diag")], 1.0);
+    info.add(&[("hook", "time_wait"), ("rung", engine.probe.time_wait.name())], 1.0);
     let mut degraded = Family::gauge(
         "tcpclose_hook_degraded",
         "1 where a better rung than the one in use was refused by this kernel.",
     );
     degraded.add(&[("hook", "state")], f64::from(u8::from(!engine.probe.declined.is_empty())));
-    degraded.add(&[("hook", "time_wait")], 0.0);
+    degraded.add(&[("hook", "time_wait")], f64::from(u8::from(!engine.probe.time_wait_declined.is_empty())));
     let build = Family::gauge("tcpclose_build_info", "The version of this agent.")
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     families

@@ -23,9 +23,6 @@ use tokio::time::{sleep, timeout};
 use super::engine::Engine;
 use super::{exposition, queries};
 
-/// Connections that are served at a time on each listener; further ones wait in its backlog.
-const MOST_CONNECTIONS: usize = 64;
-
 /// A client has this long to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,13 +45,12 @@ enum Face {
     Sockets,
 }
 
-/// Serves scrapes for as long as the agent runs.
-pub async fn serve_scrapes(listener: TcpListener, engine: Rc<RefCell<Engine>>) {
+/// Serves scrapes for as long as the agent runs, as many at a time as there is `room` for.
+pub async fn serve_scrapes(listener: TcpListener, room: Arc<Semaphore>, engine: Rc<RefCell<Engine>>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(why) => return log::error!("no scrapes: {why}"),
     };
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     while let Ok(place) = Arc::clone(&room).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => serve(stream, Face::Aggregates, &engine, place),
@@ -63,13 +59,12 @@ pub async fn serve_scrapes(listener: TcpListener, engine: Rc<RefCell<Engine>>) {
     }
 }
 
-/// Serves the command line for as long as the agent runs.
-pub async fn serve_queries(listener: UnixListener, engine: Rc<RefCell<Engine>>) {
+/// Serves the command line for as long as the agent runs, as many at a time as there is `room` for.
+pub async fn serve_queries(listener: UnixListener, room: Arc<Semaphore>, engine: Rc<RefCell<Engine>>) {
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(why) => return log::error!("no queries: {why}"),
     };
-    let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     while let Ok(place) = Arc::clone(&room).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => serve(stream, Face::Sockets, &engine, place),

@@ -5,7 +5,7 @@
 //! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
 //! * [`dumps`]: the first dump, those that follow minisockets, and the reconcile.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
-//! * [`sockets`]: where they are served.
+//! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
@@ -15,22 +15,24 @@ pub mod dumps;
 pub mod engine;
 pub mod exposition;
 pub mod http;
+pub mod limits;
 pub mod queries;
 pub mod sockets;
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::io;
-use std::net::TcpListener;
+use std::io::{self, Write as _};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use log::LevelFilter;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::Semaphore;
+use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 
 use crate::failure::Failure;
-use crate::kernel::probe::{Probe, StateHook};
+use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
 use crate::kernel::{host, time_wait};
 use config::Config;
 use engine::{EVERYTHING, Engine};
@@ -42,41 +44,90 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When something that the agent needs is not to be had: an address, the socket, a capability, a state hook.
+/// When something that the agent needs is not to be had: a capability, a state hook, an address, the socket.
 pub fn run(config: &Config) -> Result<(), Failure> {
+    give_large_blocks_back();
     env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
-    let listeners =
-        config.listen.iter().map(|&address| sockets::listen(address)).collect::<Result<Vec<_>, _>>()?;
-    let queries = sockets::listen_for_queries(&config.socket, config.wait)?;
-
-    // Before the probe is attached, which would count the connections that this makes.
-    let time_wait_ns = time_wait::measure()
-        .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
-        .ok();
-    let probe = Probe::attach(config.state_hook, config.ring_size, config.log_level)?;
-    let engine = Engine::new(probe, config, time_wait_ns);
+    // What no waiting mends comes first.
+    probe::require(config.state_hook)?;
+    let connections = limits::connections(config.listen.len())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // A dump, its lookups, a walk over /proc for a query.
         .max_blocking_threads(4)
         .build()
-        .map_err(|why| Failure::new("cannot start", why, "report this"))?;
-    let done = LocalSet::new().block_on(&runtime, serve(config, engine, listeners, queries));
+        .map_err(cannot_start)?;
+    // The socket goes last: an agent that waits for it finds the addresses free.
+    let mut queries = None;
+    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, connections, &mut queries));
     runtime.shutdown_timeout(LAST_WAIT);
+    drop(queries);
     done
 }
 
-/// Serves until told to end.
-async fn serve(
+/// Keeps glibc from keeping what was freed: by default it raises the size from which a block is mapped on its own, and
+/// unmapped when freed, up to 32 MB as large blocks come and go. What a flood of connections took would stay.
+fn give_large_blocks_back() {
+    /// glibc's own default, which is constant once it is set.
+    #[cfg(target_env = "gnu")]
+    const MAPPED_FROM: libc::c_int = 128 << 10;
+    // SAFETY: it sets a number of malloc's own, under malloc's lock.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
+    }
+}
+
+fn cannot_start(why: io::Error) -> Failure {
+    Failure::new("cannot start", why, "report this")
+}
+
+/// Starts and serves. Signals are heard from the first moment on, so that one that comes early ends the agent as
+/// cleanly as any.
+async fn until_told_to_end(
     config: &Config,
-    mut engine: Engine,
-    listeners: Vec<TcpListener>,
-    queries: QuerySocket,
+    connections: usize,
+    queries: &mut Option<QuerySocket>,
 ) -> Result<(), Failure> {
-    let cannot = |why: io::Error| Failure::new("cannot start", why, "report this");
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot_start)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_start)?;
+    tokio::select! {
+        biased;
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        done = start(config, connections, queries) => done,
+    }
+    // Returning ends every task of this thread.
+}
+
+/// Gets the agent everything that it needs, has it serve, and never returns but for a failure.
+async fn start(
+    config: &Config,
+    connections: usize,
+    queries: &mut Option<QuerySocket>,
+) -> Result<(), Failure> {
+    // An address that is in use may be that of the agent whose socket is waited for.
+    let early = match sockets::listen(&config.listen) {
+        Err(refused) if !refused.in_use() => return Err(refused.into()),
+        early => early.ok(),
+    };
+    let socket = queries.insert(sockets::listen_for_queries(&config.socket, config.wait).await?);
+    let listeners = match early {
+        Some(listeners) => listeners,
+        None => sockets::listen(&config.listen)?,
+    };
+
+    // Before the probe is attached, which would count the connections that this makes.
+    let time_wait_ns = spawn_blocking(time_wait::measure)
+        .await
+        .unwrap_or_else(|died| Err(died.into()))
+        .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
+        .ok();
+    let probe = Probe::attach(config.state_hook, config.time_wait, config.ring_size, config.log_level)?;
+    // Who was told to end while that took its time does so now.
+    yield_now().await;
+    let mut engine = Engine::new(probe, config, time_wait_ns);
 
     let addresses: Vec<String> = listeners
         .iter()
@@ -87,11 +138,12 @@ async fn serve(
         drain::forward_the_probes_log(&mut engine.probe);
     }
     let engine = Rc::new(RefCell::new(engine));
+    let room = Arc::new(Semaphore::new(connections));
     for listener in listeners {
-        spawn_local(http::serve_scrapes(listener, Rc::clone(&engine)));
+        spawn_local(http::serve_scrapes(listener, Arc::clone(&room), Rc::clone(&engine)));
     }
-    let unix = queries.listener.try_clone().map_err(cannot)?;
-    spawn_local(http::serve_queries(unix, Rc::clone(&engine)));
+    let unix = socket.listener.try_clone().map_err(cannot_start)?;
+    spawn_local(http::serve_queries(unix, Arc::new(Semaphore::new(connections)), Rc::clone(&engine)));
     spawn_local(drain::run(Rc::clone(&engine)));
 
     // Attached before, drained after: what the dump does not know, the records do, and the other way round.
@@ -99,14 +151,9 @@ async fn serve(
         let why = format!("the first dump of the kernel's sockets failed: {why:#}");
         return Err(Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag"));
     }
-    eprint!("{}", summary(&engine.borrow(), config, &addresses));
-    spawn_local(dumps::run(Rc::clone(&engine), config.dump_interval, config.reconcile_interval));
-
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    // Returning ends every task of this thread; dropping `queries` removes the socket.
+    // Nobody may be there to read it, which is no reason to end.
+    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses).as_bytes());
+    dumps::run(engine, config.dump_interval, config.reconcile_interval).await;
     Ok(())
 }
 
@@ -137,8 +184,19 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
     for declined in &engine.probe.declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
-    line("time wait", &format!("diag (sock_diag dump each {interval}; {length})"));
-    line("", "this network namespace only; of others, what the state hook tells");
+    let dumps = format!("sock_diag dump each {interval}");
+    let seen = match (engine.probe.time_wait, engine.probe.told.lives) {
+        (TimeWaitHook::Hooks, true) => format!("hooks (fentry and fexit on the minisocket; {length})"),
+        (TimeWaitHook::Hooks, false) => format!("hooks (some; {dumps} for the rest; {length})"),
+        (TimeWaitHook::Diag, _) => format!("diag ({dumps}; {length})"),
+    };
+    line("time wait", &seen);
+    for declined in &engine.probe.time_wait_declined {
+        line("", &format!("not in use: {}", crate::failure::printable(declined)));
+    }
+    if !engine.probe.told.lives {
+        line("", "this network namespace only; of others, what the state hook tells");
+    }
     for address in addresses {
         line("metrics", &format!("{address}/metrics"));
     }

@@ -1,91 +1,146 @@
 //! The sockets that the agent serves on.
 
+use std::fmt::Display;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
+use tokio::net::UnixStream;
+use tokio::time::sleep;
 
 use crate::cli::DEFAULT_SOCKET;
 use crate::failure::Failure;
 
-/// Listens for scrapes on `address`.
-pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
-    let what = || format!("cannot listen on {address}");
-    let listener = TcpListener::bind(address).map_err(|why| match why.kind() {
-        ErrorKind::AddrInUse => Failure::new(
-            what(),
-            "the address is in use",
-            "stop the program that has it (ss -ltnp shows which), or choose another with --listen",
-        ),
-        ErrorKind::PermissionDenied => {
-            Failure::new(what(), why, "choose a port above 1023 with --listen, or grant CAP_NET_BIND_SERVICE")
+/// Listens for scrapes on all of `addresses`.
+pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Refused> {
+    let listen = |address: &SocketAddr| {
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    addresses
+        .iter()
+        .map(|address| listen(address).map_err(|why| Refused { address: *address, why }))
+        .collect()
+}
+
+/// An address on which we cannot listen.
+#[derive(Debug)]
+pub struct Refused {
+    address: SocketAddr,
+    why: io::Error,
+}
+
+impl Refused {
+    pub fn in_use(&self) -> bool {
+        self.why.kind() == ErrorKind::AddrInUse
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(Refused { address, why }: Refused) -> Self {
+        let what = format!("cannot listen on {address}");
+        match why.kind() {
+            ErrorKind::AddrInUse => Self::new(
+                what,
+                "the address is in use",
+                "stop the program that has it (ss -ltnp shows which), or choose another with --listen",
+            ),
+            ErrorKind::AddrNotAvailable => Self::new(
+                what,
+                "this host has no such address",
+                "choose one that it has (ip address shows them) with --listen",
+            ),
+            ErrorKind::PermissionDenied => {
+                Self::new(what, why, "choose a port above 1023 with --listen, or grant CAP_NET_BIND_SERVICE")
+            }
+            _ => Self::new(what, why, "choose another address with --listen"),
         }
-        _ => Failure::new(what(), why, "choose another address with --listen"),
-    })?;
-    listener.set_nonblocking(true).map_err(|why| Failure::new(what(), why, "report this"))?;
-    Ok(listener)
+    }
 }
 
 /// The query socket, removed when the agent is done with it.
 pub struct QuerySocket {
     pub listener: UnixListener,
     path: PathBuf,
+    /// Device and inode of the file that we made.
+    made: Option<(u64, u64)>,
 }
 
 impl Drop for QuerySocket {
     fn drop(&mut self) {
+        // Somebody may have removed our file and put another agent's in its place.
+        if self.made.is_some() && identity(&self.path) != self.made {
+            return;
+        }
         if let Err(why) = fs::remove_file(&self.path) {
             log::warn!("{} stays behind: {why}", self.path.display());
         }
     }
 }
 
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+}
+
+const ANOTHER: &str = "choose another path with --socket";
+
 /// Listens for queries at `path`, mode 0600. A socket that a dead agent left there is replaced; for a live one to
 /// leave, waits up to `wait`.
-pub fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySocket, Failure> {
-    let what = || format!("cannot listen at {}", path.display());
+pub async fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySocket, Failure> {
+    let failure = |why: &dyn Display, todo: &str| {
+        Failure::new(format!("cannot listen at {}", path.display()), why, todo)
+    };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder
         && !folder.is_dir()
     {
-        if path == Path::new(DEFAULT_SOCKET) {
-            fs::create_dir_all(folder)
-                .map_err(|why| Failure::new(what(), why, "choose another path with --socket"))?;
-        } else {
-            let why = format!("the directory {} does not exist", folder.display());
-            return Err(Failure::new(what(), why, "make it, or choose another path with --socket"));
+        let name = folder.display();
+        match fs::metadata(folder) {
+            Ok(_) => return Err(failure(&format!("{name} is no directory"), ANOTHER)),
+            Err(why) if why.kind() != ErrorKind::NotFound => return Err(failure(&why, ANOTHER)),
+            Err(_) if path == Path::new(DEFAULT_SOCKET) => {
+                fs::create_dir_all(folder)
+                    .map_err(|why| failure(&format!("{name} cannot be made: {why}"), ANOTHER))?;
+            }
+            Err(_) => {
+                let why = format!("the directory {name} does not exist");
+                return Err(failure(&why, "make it, or choose another path with --socket"));
+            }
         }
     }
-    let until = Instant::now() + wait;
+    let start = Instant::now();
     loop {
-        match occupant(path).map_err(|why| Failure::new(what(), why, "choose another path with --socket"))? {
+        match occupant(path).await.map_err(|why| failure(&why, ANOTHER))? {
             Occupant::Nobody => break,
             Occupant::Dead => {
-                fs::remove_file(path)
-                    .map_err(|why| Failure::new(what(), why, "remove it, or choose another path"))?;
+                fs::remove_file(path).map_err(|why| {
+                    failure(
+                        &format!("a dead agent's socket cannot be removed: {why}"),
+                        "remove it, or choose another path with --socket",
+                    )
+                })?;
                 break;
             }
-            Occupant::Live if Instant::now() < until => sleep(Duration::from_millis(100)),
+            Occupant::Live if start.elapsed() < wait => sleep(Duration::from_millis(100)).await,
             Occupant::Live => {
-                return Err(Failure::new(
-                    what(),
-                    "another agent is serving there",
+                return Err(failure(
+                    &"another agent is serving there",
                     "stop it, or give this one a path of its own with --socket",
                 ));
             }
+            Occupant::Directory => {
+                return Err(failure(&"it is a directory", "name a file in it with --socket"));
+            }
             Occupant::NoSocket => {
-                return Err(Failure::new(
-                    what(),
-                    "there is a file that is no socket",
-                    "remove it, or choose another path with --socket",
-                ));
+                let todo = "choose another path with --socket, or remove the file if nobody needs it";
+                return Err(failure(&"a file that is no socket is there", todo));
             }
         }
     }
@@ -93,9 +148,9 @@ pub fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySocket, Fa
     let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let bound = UnixListener::bind(path);
     umask(before);
-    let listener = bound.map_err(|why| Failure::new(what(), why, "choose another path with --socket"))?;
-    let socket = QuerySocket { listener, path: path.to_owned() };
-    socket.listener.set_nonblocking(true).map_err(|why| Failure::new(what(), why, "report this"))?;
+    let listener = bound.map_err(|why| failure(&why, ANOTHER))?;
+    let socket = QuerySocket { listener, path: path.to_owned(), made: identity(path) };
+    socket.listener.set_nonblocking(true).map_err(|why| failure(&why, "report this"))?;
     Ok(socket)
 }
 
@@ -105,17 +160,20 @@ enum Occupant {
     /// A socket that nobody listens at.
     Dead,
     Live,
+    Directory,
     NoSocket,
 }
 
-fn occupant(path: &Path) -> std::io::Result<Occupant> {
+async fn occupant(path: &Path) -> io::Result<Occupant> {
     match fs::symlink_metadata(path) {
         Err(why) if why.kind() == ErrorKind::NotFound => return Ok(Occupant::Nobody),
         Err(why) => return Err(why),
+        Ok(meta) if meta.is_dir() => return Ok(Occupant::Directory),
         Ok(meta) if !meta.file_type().is_socket() => return Ok(Occupant::NoSocket),
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
+    // Never waits: at a full backlog, a plain connect would wait for as long as its agent is stopped.
+    match UnixStream::connect(path).await {
         Ok(_) => Ok(Occupant::Live),
         Err(why) if why.kind() == ErrorKind::ConnectionRefused => Ok(Occupant::Dead),
         Err(why) if why.kind() == ErrorKind::NotFound => Ok(Occupant::Nobody),

@@ -9,7 +9,7 @@ use log::LevelFilter;
 
 use crate::agent::{self, config::Config};
 use crate::failure::Failure;
-use crate::kernel::probe::StateHook;
+use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::ledger::census::StuckAfter;
 
 use super::DEFAULT_SOCKET;
@@ -85,14 +85,14 @@ enum StateHookChoice {
 enum TimeWaitChoice {
     /// The best that this kernel loads.
     Auto,
+    /// fentry and fexit on the minisocket's functions (Linux 5.17 with BTF, where the kernel allows them).
+    Hooks,
     /// A dump by sock_diag at an interval.
     Diag,
 }
 
 impl Agent {
     pub fn run(self) -> Result<(), Failure> {
-        // One rung so far: both choices are the same.
-        let (TimeWaitChoice::Auto | TimeWaitChoice::Diag) = self.time_wait;
         agent::run(&Config {
             listen: self.listen,
             socket: self.socket,
@@ -104,6 +104,11 @@ impl Agent {
                 StateHookChoice::Auto => None,
                 StateHookChoice::Btf => Some(StateHook::Btf),
                 StateHookChoice::Tracepoint => Some(StateHook::Tracepoint),
+            },
+            time_wait: match self.time_wait {
+                TimeWaitChoice::Auto => None,
+                TimeWaitChoice::Hooks => Some(TimeWaitHook::Hooks),
+                TimeWaitChoice::Diag => Some(TimeWaitHook::Diag),
             },
             reconcile_interval: self.reconcile_interval,
             dump_interval: self.dump_interval,

@@ -106,6 +106,8 @@ async fn ask(path: &Path, target: String) -> Result<Asked, String> {
                     Ok(Asked::NoAgent)
                 }
                 ErrorKind::PermissionDenied => Ok(Asked::Denied),
+                // A full backlog: it is stopped, or hangs.
+                ErrorKind::WouldBlock => Err("it takes no more calls: it may be stopped".to_owned()),
                 _ => Err(error.to_string()),
             };
         }
@@ -147,8 +149,16 @@ async fn ask(path: &Path, target: String) -> Result<Asked, String> {
 
 /// hyper's error in the words of someone who asked an agent.
 fn said(error: &hyper::Error) -> String {
-    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    if error.is_incomplete_message()
+    let source = std::error::Error::source(error);
+    let io = source.and_then(|source| source.downcast_ref::<io::Error>());
+    // Cancelled for what came before our request was sent: a greeting, as of a mail server.
+    let greeted = error.is_canceled()
+        && source.and_then(|source| source.downcast_ref::<hyper::Error>()).is_some_and(|cause| {
+            !cause.is_closed() && !cause.is_incomplete_message() && std::error::Error::source(cause).is_none()
+        });
+    if error.is_parse() || greeted {
+        "what answers there does not speak HTTP: no tcpclose agent".to_owned()
+    } else if error.is_incomplete_message()
         || error.is_canceled()
         || error.is_closed()
         || io.is_some_and(|io| {
@@ -156,10 +166,8 @@ fn said(error: &hyper::Error) -> String {
         })
     {
         "it hung up in the middle of its answer".to_owned()
-    } else if error.is_parse() {
-        "what answers there does not speak HTTP: no tcpclose agent".to_owned()
     } else {
-        match std::error::Error::source(error) {
+        match source {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
         }

@@ -112,6 +112,10 @@ mod tests {
             r#"tcpclose: --port "0": not a port; write a number from 1 to 65535"#
         );
         assert_eq!(
+            complaint(&["agent", "--listen", ""]),
+            r#"tcpclose: --listen "": not an address; write for example 127.0.0.1:9923 or [::]:9923"#
+        );
+        assert_eq!(
             complaint(&["agent", "--state-hook", "banana"]),
             r#"tcpclose: --state-hook "banana": no such choice; write one of auto, btf, tracepoint"#
         );

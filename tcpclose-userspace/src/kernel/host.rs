@@ -79,6 +79,35 @@ pub fn ip_local_port_range() -> RangeInclusive<u16> {
     }
 }
 
+/// TIME-WAITs that the kernel skipped in the caller's network namespace since it exists (TCPTimeWaitOverflow).
+pub fn time_wait_overflows() -> Option<u64> {
+    counter(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPTimeWaitOverflow")
+}
+
+/// A counter of /proc/net/netstat, where a line of names stands above a line of values.
+fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let at = names.split_ascii_whitespace().position(|n| n == name)?;
+    values.split_ascii_whitespace().nth(at)?.parse().ok()
+}
+
+/// Minisockets of the caller's network namespace (of the host before 6.1) divided by `tcp_max_tw_buckets`. FIN-WAIT-2
+/// minisockets are among them, as they are in what the kernel compares with the limit (inet_twsk_alloc).
+pub fn time_wait_limit_used() -> Option<f64> {
+    let most: f64 = fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets").ok()?.trim().parse().ok()?;
+    let sockets = fs::read_to_string("/proc/net/sockstat").ok()?;
+    let used = minisockets(&sockets)?;
+    (most > 0.0).then(|| used as f64 / most)
+}
+
+/// `tw` of /proc/net/sockstat.
+fn minisockets(text: &str) -> Option<u64> {
+    let mut words = text.lines().find_map(|line| line.strip_prefix("TCP:"))?.split_ascii_whitespace();
+    words.find(|word| *word == "tw")?;
+    words.next()?.parse().ok()
+}
+
 /// A capability, by its number in include/uapi/linux/capability.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -118,6 +147,16 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(set.trim(), 16).ok()
 }
 
+/// Whether this process is in a user namespace besides the first, whose map is the whole of it onto itself
+/// (kernel/user.c, init_user_ns); `false` where /proc does not tell.
+pub fn in_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everyone(&map))
+}
+
+fn maps_everyone(map: &str) -> bool {
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +170,23 @@ mod tests {
         assert!(netns().unwrap() > 0);
         assert!(wall_clock().ends_with('Z') && wall_clock().len() == "2026-11-22T11:00:00.123456789Z".len());
         assert!(ip_local_port_range().start() < ip_local_port_range().end());
+    }
+
+    #[test]
+    fn counters_are_read_by_name() {
+        let text =
+            "TcpExt: SyncookiesSent TW TCPTimeWaitOverflow\nTcpExt: 1 22 333\nIpExt: InNoRoutes\nIpExt: 0\n";
+        assert_eq!(counter(text, "TcpExt:", "TCPTimeWaitOverflow"), Some(333));
+        assert_eq!(counter(text, "TcpExt:", "Banana"), None);
+        assert_eq!(minisockets("sockets: used 9\nTCP: inuse 5 orphan 0 tw 17 alloc 7 mem 1\n"), Some(17));
+        assert_eq!(minisockets("TCP: inuse 5 orphan 0\n"), None);
+        assert!(time_wait_overflows().is_some() && time_wait_limit_used().is_some());
+    }
+
+    #[test]
+    fn the_first_user_namespace_maps_everyone_onto_themselves() {
+        assert!(maps_everyone("         0          0 4294967295\n"));
+        assert!(!maps_everyone("         0       1000          1\n") && !maps_everyone(""));
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub fn resolve() -> Result<Layout> {
 
 fn from_btf(btf: &Btf) -> Result<Layout> {
     let sock = |path| offset(btf, "sock", path);
+    let common = |path| offset(btf, "sock_common", path);
     let tcp = |path| offset(btf, "tcp_sock", path);
     Ok(Layout {
         resolved: 1,
@@ -51,6 +52,11 @@ fn from_btf(btf: &Btf) -> Result<Layout> {
         linger2: tcp("linger2")?,
         snd_una: tcp("snd_una")?,
         write_seq: tcp("write_seq")?,
+        skc_cookie: common("skc_cookie")?,
+        skc_num: common("skc_num")?,
+        skc_state: common("skc_state")?,
+        tw_substate: offset(btf, "inet_timewait_sock", "tw_substate")?,
+        tw_timer: offset(btf, "inet_timewait_sock", "tw_timer")?,
     })
 }
 

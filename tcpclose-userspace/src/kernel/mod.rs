@@ -3,6 +3,7 @@
 //! * [`layout`]: field offsets from BTF.
 //! * [`tracefs`]: tracefs, for the classic door.
 //! * [`probe`]: load and attach the eBPF programs, best door first.
+//! * [`hooks`]: fentry and fexit on the minisocket's functions.
 //! * [`ring`]: drain the ring buffer.
 //! * [`sock_diag`]: dump and look up TCP sockets; [`age`]: what their fields prove of their age.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
@@ -10,6 +11,7 @@
 //! * [`host`]: names, clocks, limits.
 
 pub mod age;
+pub mod hooks;
 pub mod host;
 pub mod layout;
 pub mod owners;

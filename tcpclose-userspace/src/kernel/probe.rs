@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::MapType;
@@ -14,8 +15,9 @@ use tcpclose_common::layout::Layout;
 
 use super::host::{self, Capability};
 use super::ring::Ring;
-use super::{layout, tracefs};
+use super::{hooks, layout, tracefs};
 use crate::failure::Failure;
+use crate::tracker::notice::Told;
 
 /// The probe, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpclose-ebpf"));
@@ -40,6 +42,24 @@ impl StateHook {
     }
 }
 
+/// The rungs of the `time_wait` hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeWaitHook {
+    /// fentry and fexit on the minisocket's functions.
+    Hooks,
+    /// Dumps by sock_diag.
+    Diag,
+}
+
+impl TimeWaitHook {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hooks => "hooks",
+            Self::Diag => "diag",
+        }
+    }
+}
+
 /// The probe at work. Dropped, it detaches.
 pub struct Probe {
     /// The rung in use.
@@ -48,6 +68,12 @@ pub struct Probe {
     pub facts: bool,
     /// What a better rung lacks, in words; empty on the best one.
     pub declined: Vec<String>,
+    /// The rung in use for TIME-WAIT.
+    pub time_wait: TimeWaitHook,
+    /// The same for it: what is not in use, and what that costs.
+    pub time_wait_declined: Vec<String>,
+    /// What hooks tell.
+    pub told: Told,
     pub ring: Ring,
     program: OwnedFd,
     /// Holds the programs and their links.
@@ -62,16 +88,20 @@ struct LayoutGlobal(Layout);
 unsafe impl Pod for LayoutGlobal {}
 
 impl Probe {
-    /// Loads the probe and attaches it at the rung `only`, or at the best that loads.
+    /// Loads the probe and attaches it at the rungs `only` and `time_wait`, or at the best that load. What this process
+    /// and kernel must have for that, [`require`] has seen to.
     ///
     /// `ring_size` is in bytes: a power of two, a page or more. `level` is the log level of the whole agent; the
     /// probe itself speaks at debug (a lost record) and trace (each step).
     ///
     /// # Errors
-    /// A missing capability, a kernel without ring buffer or tracepoint, or no rung that loads.
-    pub fn attach(only: Option<StateHook>, ring_size: u32, level: LevelFilter) -> Result<Self, Failure> {
-        require_capabilities()?;
-        require_ring_buffer()?;
+    /// When the kernel refuses the probe, or no rung loads.
+    pub fn attach(
+        only: Option<StateHook>,
+        time_wait: Option<TimeWaitHook>,
+        ring_size: u32,
+        level: LevelFilter,
+    ) -> Result<Self, Failure> {
         let mut declined = Vec::new();
         let layout = layout::resolve().unwrap_or_else(|why| {
             declined.push(format!("no facts read from sockets: {why:#}"));
@@ -79,25 +109,21 @@ impl Probe {
         });
         let facts = layout.resolved != 0;
         let btf = if facts { Btf::from_sys_fs().ok() } else { None };
-        require_tracepoint(only, btf.is_some())?;
 
         raise_memlock();
-        let what = "cannot load the probe";
-        let mut ebpf = load(btf.as_ref(), &layout, ring_size, level).map_err(|why| {
-            Failure::new(what, format!("{why:#}"), "see --log-level debug, or ask --no-agent")
-        })?;
+        let mut ebpf = load(btf.as_ref(), &layout, ring_size, level).map_err(|why| cannot_load(&why))?;
 
         let mut attached = None;
         if only != Some(StateHook::Tracepoint) {
             match attach_btf(&mut ebpf, btf.as_ref()) {
                 Ok(program) => attached = Some((StateHook::Btf, program)),
-                Err(why) => declined.push(format!("state hook btf: {why:#}")),
+                Err(why) => declined.push(format!("state hook btf: {}", reason(&why))),
             }
         }
         if attached.is_none() && only != Some(StateHook::Btf) {
             match tracefs::visible(|| attach_tracepoint(&mut ebpf)).and_then(|done| done) {
                 Ok(program) => attached = Some((StateHook::Tracepoint, program)),
-                Err(why) => declined.push(format!("state hook tracepoint: {why:#}")),
+                Err(why) => declined.push(format!("state hook tracepoint: {}", reason(&why))),
             }
         }
         let Some((hook, program)) = attached else {
@@ -107,8 +133,39 @@ impl Probe {
             };
             return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
-        let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| Failure::new(what, why, "report this"))?;
-        Ok(Self { hook, facts, declined, ring, program, ebpf })
+        let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| cannot_load(&why))?;
+        let mut minisockets = hooks::Attached::default();
+        let mut resets = false;
+        if let Some(btf) = btf.as_ref().filter(|_| facts) {
+            match hooks::attach_resets(&mut ebpf, btf) {
+                Ok(()) => resets = true,
+                Err(why) => declined
+                    .push(format!("tcp_send_reset: {why:#}: a RST sent is not told from one received")),
+            }
+            if time_wait != Some(TimeWaitHook::Diag) {
+                minisockets = hooks::attach(&mut ebpf, btf, hook == StateHook::Btf);
+            }
+        } else if time_wait != Some(TimeWaitHook::Diag) {
+            minisockets.missing.push("hooks need BTF".to_owned());
+        }
+        if time_wait == Some(TimeWaitHook::Hooks) && !minisockets.any {
+            return Err(Failure::new(
+                "no TIME-WAIT hook can be attached",
+                minisockets.missing.first().map_or("none loads", String::as_str),
+                "try --time-wait auto or diag",
+            ));
+        }
+        Ok(Self {
+            hook,
+            facts,
+            declined,
+            time_wait: if minisockets.any { TimeWaitHook::Hooks } else { TimeWaitHook::Diag },
+            told: Told { resets, ..minisockets.told },
+            time_wait_declined: minisockets.missing,
+            ring,
+            program,
+            ebpf,
+        })
     }
 
     /// The programs' log, to be read by [`aya_log::EbpfLogger`].
@@ -169,7 +226,7 @@ fn attach_tracepoint(ebpf: &mut Ebpf) -> Result<OwnedFd> {
 
 /// Why the kernel did not load a program, in a line: of the verifier's log, which can be thousands of lines long, the
 /// one before its closing statistics says what was wrong.
-fn refused(error: ProgramError) -> anyhow::Error {
+pub(super) fn refused(error: ProgramError) -> anyhow::Error {
     let ProgramError::LoadError { io_error, verifier_log } = error else { return error.into() };
     let log = verifier_log.to_string();
     log::debug!("verifier: {log}");
@@ -183,55 +240,112 @@ fn refused(error: ProgramError) -> anyhow::Error {
     }
 }
 
+/// Checks, before anything is loaded, that this process may load the probe and that this kernel has what it needs at
+/// the rung `only`, or at any.
+///
+/// # Errors
+/// Names the first thing that is missing: a capability, the ring buffer, the tracepoint.
+pub fn require(only: Option<StateHook>) -> Result<(), Failure> {
+    require_capabilities()?;
+    require_ring_buffer()?;
+    require_tracepoint(only)
+}
+
+const CANNOT_LOAD: &str = "cannot load the probe";
+
 /// CAP_BPF to load, CAP_PERFMON to attach to a tracepoint and read kernel memory; since 5.8 both are parts of
-/// CAP_SYS_ADMIN (include/linux/capability.h, bpf_capable, perfmon_capable).
+/// CAP_SYS_ADMIN (include/linux/capability.h, bpf_capable, perfmon_capable). Only those of the first user namespace
+/// count.
 fn require_capabilities() -> Result<(), Failure> {
     let missing: Vec<&str> = [Capability::Bpf, Capability::Perfmon]
         .into_iter()
         .filter(|&cap| !host::has_cap(cap) && !host::has_cap(Capability::SysAdmin))
         .map(Capability::name)
         .collect();
-    if missing.is_empty() {
-        return Ok(());
+    if !missing.is_empty() {
+        let (missing, them) = (missing.join(" and "), if missing.len() > 1 { "them" } else { "it" });
+        return Err(Failure::new(
+            CANNOT_LOAD,
+            format!("this process lacks {missing}"),
+            format!("run it as root or grant {them}; `tcpclose stuck --no-agent` needs none to list sockets"),
+        ));
     }
-    Err(Failure::new(
-        "cannot load the probe",
-        format!("this process lacks {}", missing.join(" and ")),
-        "run it as root or grant them; `tcpclose stuck --no-agent` lists sockets without any",
-    ))
+    if host::in_user_namespace() {
+        return Err(Failure::new(
+            CANNOT_LOAD,
+            "CAP_BPF and CAP_PERFMON of a user namespace do not count",
+            "run it outside, as the host's root; `tcpclose stuck --no-agent` needs none to list sockets",
+        ));
+    }
+    Ok(())
 }
 
 fn require_ring_buffer() -> Result<(), Failure> {
     match is_map_supported(MapType::RingBuf) {
         Ok(false) => Err(Failure::new(
-            "cannot load the probe",
+            CANNOT_LOAD,
             "this kernel has no BPF ring buffer",
-            "it came with Linux 5.8; `tcpclose stuck --no-agent` works without",
+            "use Linux 5.8 or later; `tcpclose stuck --no-agent` works without",
         )),
         // What cannot be probed is tried: the load says why.
         Ok(true) | Err(_) => Ok(()),
     }
 }
 
-fn require_tracepoint(only: Option<StateHook>, btf: bool) -> Result<(), Failure> {
-    let tracepoint = tracefs::visible(tracefs::has_tracepoint).unwrap_or(false);
-    let usable = match only {
-        Some(StateHook::Btf) => btf,
-        Some(StateHook::Tracepoint) => tracepoint,
-        None => btf || tracepoint,
+fn require_tracepoint(only: Option<StateHook>) -> Result<(), Failure> {
+    let btf = match Path::new(layout::VMLINUX).exists() {
+        true => Ok(()),
+        false => Err(format!("no BTF ({} is missing)", layout::VMLINUX)),
     };
-    if usable {
-        return Ok(());
+    let tracepoint = match tracefs::visible(tracefs::has_tracepoint) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("no such event in tracefs".to_owned()),
+        Err(why) => Err(reason(&why)),
     }
-    let why = match only {
-        Some(StateHook::Btf) => format!("this kernel has no BTF ({} is missing)", layout::VMLINUX),
-        _ => format!("this kernel shows no tracepoint sock:{TRACEPOINT}"),
+    .map_err(|why| format!("no tracepoint sock:{TRACEPOINT} ({why})"));
+
+    let (why, other) = match (only, btf, tracepoint) {
+        (None | Some(StateHook::Btf), Ok(()), _) | (None | Some(StateHook::Tracepoint), _, Ok(())) => {
+            return Ok(());
+        }
+        (None, Err(btf), Err(tracepoint)) => (format!("{tracepoint}, and {btf}"), false),
+        (Some(StateHook::Btf), Err(btf), other) => (btf, other.is_ok()),
+        (Some(StateHook::Tracepoint), other, Err(tracepoint)) => (tracepoint, other.is_ok()),
     };
-    Err(Failure::new(
-        "cannot watch TCP states",
-        why,
-        "it needs Linux 5.8 with tracefs (CONFIG_FTRACE) or BTF; `tcpclose stuck --no-agent` works without",
-    ))
+    let todo = match other {
+        true => "try --state-hook auto",
+        false => {
+            "mount tracefs at /sys/kernel/tracing, or use Linux 5.8 or later with CONFIG_FTRACE or BTF; \
+             `tcpclose stuck --no-agent` works without"
+        }
+    };
+    Err(Failure::new("cannot watch TCP states", format!("this kernel shows {why}"), todo))
+}
+
+/// What the kernel had against the programs or their maps.
+fn cannot_load(why: &anyhow::Error) -> Failure {
+    let os = why.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    let todo = match os {
+        Some(libc::ENOMEM) => "choose a smaller --ring-size, or give it more memory",
+        Some(libc::EPERM | libc::EACCES) => {
+            "see whether a seccomp filter, lockdown or a security module forbids bpf(2); \
+             `tcpclose stuck --no-agent` works without"
+        }
+        _ => "see --log-level debug; `tcpclose stuck --no-agent` works without",
+    };
+    Failure::new(CANNOT_LOAD, reason(why), todo)
+}
+
+/// An error and its causes in one line. Those of aya quote their causes, which are then not said twice.
+fn reason(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            let colon = if text.is_empty() { "" } else { ": " };
+            text = text + colon + &cause;
+        }
+    }
+    text
 }
 
 /// Below 5.11 the kernel charges maps to RLIMIT_MEMLOCK. A refusal is no error: a newer kernel does not ask.
@@ -240,5 +354,24 @@ fn raise_memlock() {
     let unlimited = Rlimit { current: None, maximum: None };
     if let Err(why) = setrlimit(Resource::Memlock, unlimited) {
         log::debug!("RLIMIT_MEMLOCK stays as it is: {}", io::Error::from(why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let error = anyhow::Error::from(io::Error::from_raw_os_error(libc::ENOMEM))
+            .context("failed to create map `EVENTS`")
+            .context("map error: failed to create map `EVENTS`");
+        assert_eq!(
+            cannot_load(&error).to_string(),
+            "tcpclose: cannot load the probe: map error: failed to create map `EVENTS`: Cannot allocate memory \
+             (os error 12); choose a smaller --ring-size, or give it more memory"
+        );
+        let error = anyhow::Error::from(io::Error::from_raw_os_error(libc::EPERM));
+        assert!(cannot_load(&error).todo.contains("seccomp"));
     }
 }

@@ -1,5 +1,6 @@
 //! tracefs, for the classic door: looked at where it is mounted, or for a moment in a mount namespace of our own.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::thread;
@@ -13,6 +14,7 @@ const MOUNTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// include/uapi/linux/magic.h
 const SYSFS_MAGIC: i64 = 0x6265_6572;
+const TRACEFS_MAGIC: i64 = 0x7472_6163;
 
 /// Whether the tracepoint is there, seen from a thread that [`visible`] runs.
 pub fn has_tracepoint() -> bool {
@@ -32,15 +34,22 @@ pub fn visible<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
         return Ok(f());
     }
     let [tracing, _] = MOUNTS;
-    let fs = statfs(tracing).with_context(|| format!("{tracing} is not there"))?;
+    let mounted = statfs(tracing).with_context(|| format!("{tracing} is not there"))?;
     #[allow(clippy::unnecessary_cast, reason = "f_type is not an i64 on every architecture")]
-    if fs.f_type as i64 != SYSFS_MAGIC {
+    let magic = mounted.f_type as i64;
+    if magic == TRACEFS_MAGIC {
+        // Mounted with mode 0700 unless told otherwise.
+        fs::read_dir(tracing).with_context(|| format!("{tracing} cannot be read"))?;
+    }
+    if magic != SYSFS_MAGIC {
         bail!("{tracing} shows no events");
     }
     thread::scope(|scope| {
         scope
             .spawn(|| {
-                mount_here(tracing).map_err(io::Error::from).context("tracefs cannot be mounted")?;
+                mount_here(tracing)
+                    .map_err(io::Error::from)
+                    .with_context(|| format!("tracefs is not mounted at {tracing}, and cannot be"))?;
                 Ok(f())
             })
             .join()

@@ -154,6 +154,7 @@ mod tests {
             role: Role::Passive,
             phase,
             body: Body::Socket,
+            born: None,
             counted: false,
             since,
             event_ns: 0,

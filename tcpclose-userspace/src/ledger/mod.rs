@@ -30,6 +30,7 @@ pub struct Ledger {
     time_wait_ended: BTreeMap<Ended, u64>,
     unseen: BTreeMap<(Phase, Why), u64>,
     mended: BTreeMap<Mended, u64>,
+    overflows: u64,
     folded: u64,
 }
 
@@ -43,6 +44,7 @@ impl Ledger {
             time_wait_ended: BTreeMap::new(),
             unseen: BTreeMap::new(),
             mended: BTreeMap::new(),
+            overflows: 0,
             folded: 0,
         }
     }
@@ -72,6 +74,11 @@ impl Ledger {
     /// Every kind, 0 where nothing was mended.
     pub fn mended(&self) -> impl Iterator<Item = (Mended, u64)> {
         Mended::ALL.into_iter().map(|what| (what, self.mended.get(&what).copied().unwrap_or(0)))
+    }
+
+    /// TIME-WAITs that were skipped, as hooks told.
+    pub fn overflows(&self) -> u64 {
+        self.overflows
     }
 
     /// Closes that went to `other` for want of a name.
@@ -123,6 +130,7 @@ impl Sink for Ledger {
                 *self.closes.entry(kind).or_default() += 1;
             }
             Fact::TimeWaitEnded { how } => *self.time_wait_ended.entry(how).or_default() += 1,
+            Fact::TimeWaitOverflow => self.overflows += 1,
             Fact::Mended { what } => *self.mended.entry(what).or_default() += 1,
         }
     }
@@ -196,6 +204,6 @@ mod tests {
         }
         // One (unknown, unknown) more for each of the four labels at the most.
         assert!(ledger.closes().count() <= 4 * CLOSE_KINDS_PER_LABEL + 4);
-        assert_eq!(ledger.closes().map(|(.., n)| n).sum::<u64>(), 3 * 2 * 5 * 6);
+        assert_eq!(ledger.closes().map(|(.., n)| n).sum::<u64>(), 3 * 2 * 5 * 7);
     }
 }

@@ -14,6 +14,8 @@ pub enum Ending {
     TimeWait,
     /// A minisocket in FIN-WAIT-2, which goes on waiting for the peer's FIN.
     FinWait2,
+    /// Nothing, and whether a RST came or went out is told by what follows, if anything.
+    Reset,
     /// One of these; without BTF only a dump can tell.
     Unclear,
 }
@@ -41,9 +43,7 @@ pub fn read(old: TcpState, head: &Head) -> Ending {
         // tcp_reset: EPIPE in CLOSE-WAIT, ECONNRESET elsewhere. The same function runs for data that arrives after
         // close (tcp_rcv_state_process, TCPABORTONDATA), where no RST came.
         ECONNRESET | EPIPE => match old {
-            TcpState::FinWait1 | TcpState::FinWait2 if is(flags::RCV_SHUTDOWN) => {
-                Ending::Over(Outcome::Unknown)
-            }
+            TcpState::FinWait1 | TcpState::FinWait2 if is(flags::RCV_SHUTDOWN) => Ending::Reset,
             _ => Ending::Over(Outcome::ResetReceived),
         },
         err if err == head.err_soft && !is(flags::OWNED) && !is(flags::FIN_ACKED) => {
@@ -106,7 +106,7 @@ mod tests {
             (Established, 0, ECONNRESET, Ending::Over(ResetReceived)),
             (Established, 0, ETIMEDOUT, Ending::Over(Timeout)),
             (Established, 0, ECONNABORTED, Ending::Over(Destroyed)),
-            (FinWait1, DEAD | RCV_SHUTDOWN, ECONNRESET, Ending::Over(Unknown)),
+            (FinWait1, DEAD | RCV_SHUTDOWN, ECONNRESET, Ending::Reset),
             (FinWait2, 0, ECONNRESET, Ending::Over(ResetReceived)),
             (FinWait1, DEAD, 0, Ending::Over(Unknown)),
         ] {

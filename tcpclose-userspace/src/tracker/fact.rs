@@ -43,6 +43,16 @@ impl Why {
 pub enum Ended {
     /// Its timer ran out.
     Expired,
+    /// connect() took its pair of addresses and ports.
+    Reused,
+    /// A SYN from the peer began a new connection.
+    Recycled,
+    /// The peer's RST.
+    Reset,
+    /// SOCK_DESTROY.
+    Destroyed,
+    /// Its network namespace went.
+    Purged,
     /// Before its timer, and the rung cannot tell by what.
     Early,
     /// No dump has seen it: not even whether it ended early is known.
@@ -50,11 +60,25 @@ pub enum Ended {
 }
 
 impl Ended {
-    pub const ALL: [Self; 3] = [Self::Expired, Self::Early, Self::Unknown];
+    pub const ALL: [Self; 8] = [
+        Self::Expired,
+        Self::Reused,
+        Self::Recycled,
+        Self::Reset,
+        Self::Destroyed,
+        Self::Purged,
+        Self::Early,
+        Self::Unknown,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Expired => "expired",
+            Self::Reused => "reused",
+            Self::Recycled => "recycled",
+            Self::Reset => "reset",
+            Self::Destroyed => "destroyed",
+            Self::Purged => "purged",
             Self::Early => "early",
             Self::Unknown => "unknown",
         }
@@ -97,6 +121,8 @@ pub enum Fact {
     Closed { pair: Pair, role: Role, outcome: Outcome },
     /// A TIME-WAIT is gone.
     TimeWaitEnded { how: Ended },
+    /// A TIME-WAIT was skipped: the kernel's table was full, or it had no memory.
+    TimeWaitOverflow,
     /// A reconcile mended something.
     Mended { what: Mended },
 }

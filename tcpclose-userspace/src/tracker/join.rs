@@ -128,7 +128,12 @@ impl Tracker {
             return;
         }
         match life.body {
-            Body::Minisocket => self.end_minisocket(suspect.slot, now_ns, out),
+            Body::Minisocket => {
+                if self.told.lives {
+                    out.fact(now_ns, Fact::Mended { what: Mended::Vanished });
+                }
+                self.end_minisocket(suspect.slot, now_ns, out);
+            }
             Body::Socket => {
                 out.fact(now_ns, Fact::Mended { what: Mended::Vanished });
                 self.vanish(suspect.slot, now_ns, out);
@@ -175,7 +180,12 @@ impl Tracker {
     /// A known minisocket in a dump: in the phase it was in, or flipped from FIN-WAIT-2 to TIME-WAIT since.
     fn minisocket(&mut self, at: usize, seen: &Seen, phase: Phase, out: &mut impl Sink) {
         let life = self.lives[at];
-        if life.phase == Phase::FinWait2 && phase == Phase::TimeWait {
+        let flipped = life.phase == Phase::FinWait2 && phase == Phase::TimeWait;
+        if flipped && self.told.lives {
+            // A hook told of it, unless its record was lost.
+            out.fact(seen.seen_ns, Fact::Mended { what: Mended::State });
+        }
+        if flipped {
             // Not before the last sighting in FIN-WAIT-2, nor before the hand-over, nor after this sighting.
             let floor = life.event_ns.max(life.seen_ns).max(life.since.latest_ns);
             let since = match self.time_wait_entry(seen) {
@@ -279,6 +289,7 @@ impl Tracker {
             role: role_proven_by(phase),
             phase,
             body: seen.body,
+            born: None,
             counted: false,
             since,
             event_ns: 0,
@@ -310,7 +321,7 @@ impl Tracker {
                 continue;
             }
             let due = life.expires_ns != 0 && life.expires_ns <= view.started_ns;
-            if life.body == Body::Minisocket && (due || is_taken(life)) {
+            if life.body == Body::Minisocket && (due && !self.told.lives || is_taken(life)) {
                 over.push(at);
             } else if suspects.len() < most {
                 suspects.push(Suspect {

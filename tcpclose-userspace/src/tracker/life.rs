@@ -70,6 +70,8 @@ pub struct Life {
     pub role: Role,
     pub phase: Phase,
     pub body: Body,
+    /// The state in which a minisocket was made for it, where births are told and one was.
+    pub born: Option<Phase>,
     /// The connection is counted in `tcpclose_closes_total`, or never will be.
     pub counted: bool,
     /// When the present phase was entered.

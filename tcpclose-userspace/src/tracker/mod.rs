@@ -6,16 +6,18 @@
 //! * [`life`]: what is known of one socket.
 //! * [`ending`]: what a →CLOSE of the tracepoint means.
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
+//! * [`notice`]: what hooks tell of minisockets and resets.
 //! * [`fact`]: what comes out.
 
 pub mod ending;
 pub mod fact;
 pub mod join;
 pub mod life;
+pub mod notice;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
 
@@ -28,6 +30,7 @@ use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
 use life::{Body, Life, Since};
+use notice::{Settling, Told};
 
 /// What the tracker must know of the host.
 #[derive(Clone, Debug)]
@@ -42,7 +45,9 @@ pub struct Host {
 pub struct Tracker {
     host: Host,
     lives: Slab<Life>,
-    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent.
+    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent. A
+    /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
+    /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18).
     by_key: FxHashMap<u64, usize>,
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
@@ -57,6 +62,9 @@ pub struct Tracker {
     by_cookie: bool,
     /// Records were lost.
     lossy: bool,
+    told: Told,
+    /// In the order of their closes.
+    settling: VecDeque<Settling>,
 }
 
 /// What tells one life from another across records and dumps.
@@ -79,7 +87,14 @@ impl Tracker {
             time_wait_ns: None,
             by_cookie,
             lossy: false,
+            told: Told::default(),
+            settling: VecDeque::new(),
         }
+    }
+
+    /// Says which hooks are in use.
+    pub fn set_told(&mut self, told: Told) {
+        self.told = told;
     }
 
     /// Every life, in no order.
@@ -124,6 +139,7 @@ impl Tracker {
                 let at = self.slot_of_step(head, step.flow).unwrap_or_else(|| self.stranger(head, left));
                 self.step(at, head, left, new, out);
             }
+            Record::Notice(notice, news) => self.notice(notice, *news, out),
         }
     }
 
@@ -149,7 +165,7 @@ impl Tracker {
             // Straight to CLOSE: no FIN was sent or taken, and no phase was entered.
             let outcome = match ending::read(old, head) {
                 Ending::Over(outcome) => outcome,
-                Ending::TimeWait | Ending::FinWait2 | Ending::Unclear => Outcome::Unknown,
+                Ending::TimeWait | Ending::FinWait2 | Ending::Reset | Ending::Unclear => Outcome::Unknown,
             };
             let pair = Pair { side, port };
             out.fact(head.time_ns, Fact::Closed { pair, role: Role::None, outcome });
@@ -160,12 +176,17 @@ impl Tracker {
             Phase::CloseWait => Role::Passive,
             _ => Role::Unknown,
         };
-        let life = Life { flow, side, port, role, phase, ..self.blank(head, phase) };
+        let life = Life { flow, side, port, role, phase, ..Self::blank(head, phase) };
         self.insert(Life { since: Since::exact(head.time_ns), ..life });
     }
 
     /// Clears what stands under the identity of a socket that takes its first step.
     fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
+        let former = if self.by_cookie { self.by_key.get(&!head.key).copied() } else { None };
+        if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
+            // One flow, one socket: the same one has reused its own TIME-WAIT.
+            self.end_minisocket(at, head.time_ns, out);
+        }
         if let Some(&at) = self.by_key.get(&head.key) {
             if self.by_cookie || self.lives[at].flow == *flow {
                 // A dump that ran between this step and its drain was faster: the record knows better.
@@ -193,15 +214,16 @@ impl Tracker {
     fn stranger(&mut self, head: &Head, left: Phase) -> usize {
         let side = self.side_of(head);
         let port = self.port(side, head.local_port, head.remote_port);
-        let life = Life { side, port, ..self.blank(head, left) };
+        let life = Life { side, port, ..Self::blank(head, left) };
         self.insert(life)
     }
 
     /// A life in `phase` of which only the record is known.
-    fn blank(&self, head: &Head, phase: Phase) -> Life {
+    fn blank(head: &Head, phase: Phase) -> Life {
+        let cookie = head.flags & flags::COOKIE != 0;
         Life {
-            cookie: if self.by_cookie { head.key } else { 0 },
-            sk: if self.by_cookie { 0 } else { head.key },
+            cookie: if cookie { head.key } else { 0 },
+            sk: if cookie { 0 } else { head.key },
             flow: Flow {
                 local: Ipv6Addr::UNSPECIFIED,
                 remote: Ipv6Addr::UNSPECIFIED,
@@ -215,6 +237,7 @@ impl Tracker {
             role: role_proven_by(phase),
             phase,
             body: Body::Socket,
+            born: None,
             counted: false,
             since: Since { earliest_ns: 0, latest_ns: head.time_ns },
             event_ns: head.time_ns,
@@ -248,6 +271,29 @@ impl Tracker {
                 self.remove(at);
                 return;
             }
+            Ending::Reset => {
+                self.leave(at, left, now, out);
+                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
+                if self.told.resets {
+                    let life = &mut self.lives[at];
+                    life.counted = true;
+                    let (pair, role) = (life.pair(), life.role);
+                    self.settling.push_back(Settling { key: head.key, closed_ns: now, pair, role });
+                } else {
+                    self.count(at, now, Outcome::Unknown, out);
+                }
+                self.remove(at);
+                return;
+            }
+            // No minisocket was made: the table is full (TIME-WAIT is skipped), or there was no memory.
+            Ending::TimeWait | Ending::FinWait2 if self.told.births && self.lives[at].born.is_none() => {
+                self.leave(at, left, now, out);
+                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
+                let graceful = ending == Ending::TimeWait;
+                self.count(at, now, if graceful { Outcome::Graceful } else { Outcome::Unknown }, out);
+                self.remove(at);
+                return;
+            }
             Ending::TimeWait => {
                 self.leave(at, left, now, out);
                 self.enter_time_wait(at, left, Since::exact(now), out);
@@ -276,7 +322,7 @@ impl Tracker {
             life.seen_ns = 0;
         });
         let Life { netns, phase, .. } = self.lives[at];
-        if netns != self.host.netns && netns != 0 {
+        if netns != self.host.netns && netns != 0 && !self.told.lives {
             // Nothing more will be heard of it.
             out.fact(now, Fact::Unseen { phase, why: Why::Namespace });
             self.count(at, now, Outcome::Unknown, out);
@@ -424,7 +470,10 @@ impl Tracker {
             return Some(at);
         }
         if self.by_cookie {
-            return None;
+            // A dump that ran between the hash of the minisocket and the →CLOSE of the socket was faster.
+            let at = self.by_key.get(&!head.key).copied()?;
+            let Flow { local_port, remote_port, .. } = self.lives[at].flow;
+            return ((local_port, remote_port) == (head.local_port, head.remote_port)).then_some(at);
         }
         let flow = |netns| self.by_flow.get(&(netns, flow_hash)).copied();
         let at = flow(head.netns).or_else(|| if head.netns == 0 { flow(self.host.netns) } else { None })?;
@@ -435,7 +484,9 @@ impl Tracker {
     /// The life that a dump speaks of.
     fn slot_of(&self, cookie: u64, flow: &Flow) -> Option<usize> {
         if self.by_cookie {
-            return self.by_key.get(&cookie).copied();
+            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.by_key.get(&key).copied());
+            let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].has_addresses();
+            return slots.find(same);
         }
         let hash = flow.hash64();
         self.by_flow.get(&(self.host.netns, hash)).or_else(|| self.by_flow.get(&(0, hash))).copied()
@@ -458,8 +509,7 @@ impl Tracker {
 
     /// Makes `life`, at `at`, the one that its key and its flow lead to.
     fn index(&mut self, at: usize, life: &Life) {
-        let key = if self.by_cookie { life.cookie } else { life.sk };
-        if key != 0 {
+        if let Some(key) = key_of(self.by_cookie, life) {
             self.by_key.insert(key, at);
         }
         if !self.by_cookie && life.has_addresses() {
@@ -469,8 +519,7 @@ impl Tracker {
 
     /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
     fn unindex(&mut self, at: usize, life: &Life) {
-        let key = if self.by_cookie { life.cookie } else { life.sk };
-        if self.by_key.get(&key) == Some(&at) {
+        if let Some(key) = key_of(self.by_cookie, life).filter(|key| self.by_key.get(key) == Some(&at)) {
             self.by_key.remove(&key);
         }
         if !self.by_cookie {
@@ -500,8 +549,8 @@ impl Tracker {
         }
         let Self { lives, by_key, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {
-            let key = if *by_cookie { life.cookie } else { life.sk };
-            if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
+            let key = key_of(*by_cookie, life);
+            if let Some(at) = key.and_then(|key| by_key.get_mut(&key)).filter(|at| **at == from) {
                 *at = to;
             }
             if let Some(at) = by_flow.get_mut(&(life.netns, life.flow.hash64())).filter(|at| **at == from) {
@@ -516,6 +565,16 @@ impl Tracker {
 
     fn identity(&self, cookie: u64, flow: &Flow) -> Identity {
         if self.by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(flow.hash64()) }
+    }
+}
+
+/// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too; a cookie's
+/// complement is no address of a slab's.
+fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
+    let known = |key: u64| (key != 0).then_some(key);
+    match life.body {
+        Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
+        Body::Socket => known(if by_cookie { life.cookie } else { life.sk }),
     }
 }
 

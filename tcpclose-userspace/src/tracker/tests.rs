@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use tcpclose_common::event::{Head, Open, Record, Step, flags::*};
+use tcpclose_common::event::{Head, News, Notice, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
 use super::join::{Seen, View};
 use super::life::Body;
+use super::notice::Told;
 use super::{Host, Tracker};
 use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, words_of};
 
@@ -94,6 +95,18 @@ impl Bench {
         let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
         let view = View { seen, states, started_ns: at, first };
         self.tracker.dump(&view, 100, &mut self.facts)
+    }
+
+    /// The key of this bench's one socket: its cookie, 7, or the address that the classic door knows it by.
+    fn key(&self) -> u64 {
+        if self.by_cookie { 7 } else { 0xffff_8880_0000_0007 }
+    }
+
+    /// A hook speaks of the socket with the cookie 7.
+    fn notice(&mut self, news: News, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
+        let head =
+            Head { flags: NOTICE | COOKIE, err: news as u16, ..self.head(7, &client(), at, (old, new), 0) };
+        self.tracker.record(&Record::Notice(Notice { head, sk }, news), &mut self.facts);
     }
 
     fn told(&mut self) -> Vec<Fact> {
@@ -559,6 +572,33 @@ fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
     assert_eq!(bench.tracker.len(), 1);
 }
 
+/// connect(AF_UNSPEC), then connect(): the socket keeps its cookie, which the TIME-WAIT of its first connection has too.
+#[test]
+fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
+    let mut bench = Bench::btf();
+    bench.dump(T0 - S, true, &[]);
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), 0);
+    bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DONE);
+    let again = Flow { local_port: client().local_port + 1, ..client() };
+    bench.step(7, &again, T0 + S, (Established, CloseWait), 0);
+    bench.told();
+    let at = T0 + 3 * S;
+    let waits = seen(TimeWait, Body::Minisocket, client(), 7, at, 57 * S);
+    let open = seen(CloseWait, Body::Socket, again, 7, at, 0);
+    assert_eq!(bench.dump(at, false, &[waits, open]), []);
+    assert_eq!(bench.told(), []);
+    assert_eq!(bench.tracker.find(7, &client()).unwrap().phase, Phase::TimeWait);
+    assert_eq!(bench.tracker.find(7, &again).unwrap().phase, Phase::CloseWait);
+
+    bench.step(7, &again, T0 + 4 * S, (CloseWait, LastAck), OWNED);
+    bench.step(7, &again, T0 + 5 * S, (LastAck, Close), FIN_ACKED);
+    assert_eq!(bench.tracker.len(), 1);
+    assert_eq!(bench.dump(T0 + 63 * S, false, &[]), []);
+    assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
+    assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
+}
+
 #[test]
 fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_lookup() {
     let mut bench = Bench::btf();
@@ -655,6 +695,123 @@ fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
     }
 }
 
+/// What the hooks tell of a minisocket, at both doors: birth, flip, end and its cause, to the nanosecond.
+#[test]
+fn hooks_tell_a_minisockets_life() {
+    for (news, how) in [
+        (News::Expired, Ended::Expired),
+        (News::Reused, Ended::Reused),
+        (News::Recycled, Ended::Recycled),
+        (News::Reset, Ended::Reset),
+        (News::Destroyed, Ended::Destroyed),
+        (News::Purged, Ended::Purged),
+        (News::Early, Ended::Early),
+    ] {
+        for by_cookie in [true, false] {
+            let mut bench = hooked(by_cookie);
+            let key = fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Flipped, T0 + 5 * S, (FinWait2, TimeWait), 0);
+            bench.notice(news, T0 + 65 * S, (TimeWait, Close), 0);
+            assert_eq!(
+                bench.told(),
+                [
+                    transition(Established, FinWait1),
+                    Fact::Dwelt { phase: Phase::FinWait1, pair: CLIENT, ns: MS },
+                    transition(FinWait1, FinWait2),
+                    Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 5 * S - MS },
+                    transition(FinWait2, TimeWait),
+                    closed(CLIENT, Role::Active, Outcome::Graceful),
+                    Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S },
+                    transition(TimeWait, Close),
+                    Fact::TimeWaitEnded { how },
+                ],
+                "{news:?} {key}"
+            );
+            assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
+        }
+    }
+}
+
+#[test]
+fn hooks_tell_how_fin_wait_2_ended() {
+    for (news, outcome) in [
+        (News::Expired, Outcome::Timeout),
+        (News::Reset, Outcome::ResetReceived),
+        (News::DataAfterClose, Outcome::ResetSent),
+        (News::Destroyed, Outcome::Destroyed),
+        (News::Purged, Outcome::Unknown),
+    ] {
+        let mut bench = hooked(true);
+        fin_wait_2_orphan(&mut bench);
+        bench.told();
+        bench.notice(news, T0 + 2 * S, (FinWait2, Close), 0);
+        assert_eq!(
+            bench.told(),
+            [
+                Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 2 * S - MS },
+                transition(FinWait2, Close),
+                closed(CLIENT, Role::Active, outcome),
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_time_wait_that_was_not_born_is_an_overflow_and_a_graceful_close() {
+    let mut bench = hooked(true);
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    bench.notice(News::Unborn, T0 + 2 * MS, (FinWait2, TimeWait), 0);
+    bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DEAD | DONE);
+    assert_eq!(
+        bench.told()[3..],
+        [
+            Fact::TimeWaitOverflow,
+            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
+            transition(FinWait2, Close),
+            closed(CLIENT, Role::Active, Outcome::Graceful),
+        ]
+    );
+    assert!(bench.tracker.is_empty());
+}
+
+/// Data after close calls tcp_reset() as a RST does; the RST that goes out a moment later tells.
+#[test]
+fn the_outcome_of_a_reset_settles_a_moment_later() {
+    for (by_cookie, sent) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut bench = hooked(by_cookie);
+        let key = bench.key();
+        bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
+        let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
+        bench.take(Head { err: 104, ..head }, &client());
+        bench.told();
+        bench.tracker.settle(T0 + 2 * MS, &mut bench.facts);
+        assert_eq!(bench.told(), [], "too early to tell");
+        if sent {
+            bench.notice(News::ResetSent, T0 + MS + 26_000, (Close, Close), key);
+        }
+        bench.tracker.settle(T0 + S, &mut bench.facts);
+        let outcome = if sent { Outcome::ResetSent } else { Outcome::ResetReceived };
+        assert_eq!(bench.told(), [closed(CLIENT, Role::Active, outcome)]);
+    }
+}
+
+fn hooked(by_cookie: bool) -> Bench {
+    let mut bench = Bench::new(by_cookie, true);
+    bench.tracker.set_told(Told { births: true, lives: true, resets: true });
+    bench
+}
+
+/// Takes a socket with the cookie 7 to its minisocket in FIN-WAIT-2, entered at T0 + 1 ms.
+fn fin_wait_2_orphan(bench: &mut Bench) -> u64 {
+    let key = bench.key();
+    bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(key, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    bench.notice(News::Born, T0 + MS, (FinWait2, FinWait2), key);
+    bench.step(key, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
+    key
+}
+
 /// Any order of records and dumps, legal or not: no panic, no negative duration, every opened life is told of when it
 /// ends, and a whole dump of nothing leaves nothing.
 #[test]
@@ -677,7 +834,12 @@ fn no_order_of_events_breaks_it() {
         random ^= random << 17;
         random % n
     };
-    for mut bench in Bench::doors() {
+    let everything = Told { births: true, lives: true, resets: true };
+    let with_hooks = Bench::doors().map(|mut bench| {
+        bench.tracker.set_told(everything);
+        bench
+    });
+    for mut bench in Bench::doors().into_iter().chain(with_hooks) {
         let mut now = T0;
         for _ in 0..60_000 {
             now += next(200) * MS;
@@ -700,6 +862,20 @@ fn no_order_of_events_breaks_it() {
                 }
                 continue;
             }
+            // The address of a socket is no number that a cookie can be.
+            let sk = if bench.by_cookie { 0 } else { 0xffff_8880_0000_0000 | key };
+            if next(6) == 0 {
+                let news = News::ALL[next(News::ALL.len() as u64) as usize];
+                let head = Head {
+                    flags: NOTICE | COOKIE,
+                    err: news as u16,
+                    ..bench.head(key, &flow, now, (pick(next(10)), pick(next(10))), 0)
+                };
+                bench.tracker.record(&Record::Notice(Notice { head, sk: sk * next(2) }, news), &mut Check);
+                bench.tracker.settle(now, &mut Check);
+                continue;
+            }
+            let key = if bench.by_cookie { key } else { sk };
             let (old, new) = (pick(next(10)), pick(next(10)));
             if !tcpclose_common::state::is_close_step(old as u32, new as u32) {
                 continue;

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::Duration;
 
 use tcpclose_common::state::TcpState;
 use tcpclose_userspace::query::document::Document;
 use tcpclose_userspace::terms::{Outcome, Phase, Role, Side};
 
 use crate::common::{Agent, BINARY, Metrics};
-use crate::stage::{Bracket, Timeline, now};
+use crate::stage::{Bracket, Timeline, now, seconds};
 
 /// TIME-WAIT's entry, where it is read off the minisocket's timer, is known to this.
 pub const ENTRY: f64 = 0.05;
@@ -76,13 +78,30 @@ impl Watcher {
         self.agent.metrics()
     }
 
-    /// Notes how far apart its dumps are now; `late` is what this machine adds to a pause at present.
-    pub fn note_gap(&self, late: f64) {
-        let metrics = self.metrics();
+    /// Notes how far apart its dumps are in `metrics`; `late` is what this machine adds to a pause at present.
+    pub fn note_gap(&self, metrics: &Metrics, late: f64) {
         let interval = metrics.sum("tcpclose_reconcile_interval_seconds", &[]);
         let gap = interval + metrics.sum("tcpclose_dump_seconds", &[]) + late;
         let mut longest = self.gap.lock().unwrap();
         *longest = longest.max(gap);
+    }
+
+    /// The metrics, once no socket of `ports` is left; fails when that takes more than three dumps.
+    pub fn once_none_is_left(&self, ports: &[u16]) -> Metrics {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let begun = now();
+        loop {
+            let metrics = self.metrics();
+            self.note_gap(&metrics, 0.0);
+            let left = metrics.select("tcpclose_sockets", &[]);
+            let left: Vec<_> = left.filter(|(labels, _)| ports.contains(&labels["port"])).collect();
+            if left.is_empty() {
+                return metrics;
+            }
+            let patience = 5.0 + 3.0 * self.gap();
+            assert!(seconds(now() - begun) < patience, "{:?}: {left:?} stay for {patience} s", self.door);
+            sleep(Duration::from_millis(100));
+        }
     }
 
     /// The longest from one dump's look at a socket to the next one's, seconds.

@@ -53,7 +53,12 @@ impl Agent {
     }
 
     /// Starts an agent through `command`, to which `agent` and its arguments are added.
-    pub fn start_by(mut command: Command, arguments: &[&str]) -> Self {
+    pub fn start_by(command: Command, arguments: &[&str]) -> Self {
+        Self::try_start_by(command, arguments).unwrap_or_else(|said| panic!("the agent ended: {said}"))
+    }
+
+    /// As [`Self::start_by`]; an agent that ends instead of getting ready is an error: what it said.
+    pub fn try_start_by(mut command: Command, arguments: &[&str]) -> Result<Self, String> {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("tcpclose.sock");
         command
@@ -76,12 +81,14 @@ impl Agent {
         let until = Instant::now() + Duration::from_secs(20);
         while !agent.is_ready() {
             if let Some(status) = agent.child.try_wait().unwrap() {
-                panic!("the agent ended, {status}: {}", agent.said());
+                // Its last words may still be on their way.
+                sleep(Duration::from_millis(100));
+                return Err(format!("{status}: {}", agent.said()));
             }
             assert!(Instant::now() < until, "the agent is not ready: {}", agent.said());
             sleep(Duration::from_millis(20));
         }
-        agent
+        Ok(agent)
     }
 
     /// One agent a state hook, all watching the same traffic.

@@ -1,0 +1,234 @@
+//! The minisocket's life at the functions where it happens: birth, flip from FIN-WAIT-2 to TIME-WAIT, end and its cause.
+//!
+//! Every early end goes through `inet_twsk_deschedule_put(tw)`; who called it is told by what happened on this CPU just
+//! before, for all callers run with softirqs disabled from the one to the other ([`Scratch`]). Function names and their
+//! callers are those of net/ipv4 in Linux 6.1 to 6.18.
+
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, PerCpuArray};
+use aya_ebpf::programs::{FEntryContext, FExitContext};
+use tcpclose_common::event::{Head, News, Notice, flags};
+use tcpclose_common::state::TcpState;
+
+use crate::ring;
+use crate::sock::{self, Copied, IPPROTO_TCP, Load, Typed};
+
+/// What this CPU is doing to which minisocket.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Scratch {
+    /// Its address; 0 for none. Forgotten at its end: the slab uses an address again within microseconds.
+    tw: u64,
+    doing: Doing,
+}
+
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Doing {
+    /// In `tcp_timewait_state_process`, which began in FIN-WAIT-2. It ends a minisocket itself only for a RST.
+    SegmentInFinWait2 = 0,
+    /// The same, begun in TIME-WAIT.
+    SegmentInTimeWait,
+    /// It returned TCP_TW_SYN: `tcp_v4_rcv` ends the minisocket and hands the SYN to the listener.
+    Recycling,
+    /// It returned TCP_TW_RST: `tcp_v4_rcv` sends a RST and ends the minisocket.
+    Resetting,
+    /// `tcp_twsk_unique` said yes: `__inet_hash_connect` or `__inet_check_established` ends it.
+    Reusing,
+    /// In `tcp_abort`.
+    Destroying,
+}
+
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Tasks in `inet_twsk_purge`, which sleeps and so is no matter of a CPU: pid and tgid.
+#[map]
+static PURGING: HashMap<u64, u8> = HashMap::with_max_entries(64, 0);
+
+/// `enum tcp_tw_status` (include/net/tcp.h).
+const TCP_TW_RST: i32 = 1;
+const TCP_TW_SYN: i32 = 3;
+
+/// `tcp_time_wait(struct sock *sk, int state, int timeo)`, entered: gives the socket a cookie if it has none, so that
+/// the minisocket inherits one. Only the classic door needs that.
+#[inline(always)]
+pub fn enter_time_wait(ctx: &FEntryContext) {
+    let sk: *const u8 = ctx.arg(0);
+    // SAFETY: a helper call on the function's own socket.
+    unsafe { bpf_get_socket_cookie(sk.cast_mut().cast()) };
+}
+
+/// `inet_twsk_alloc(const struct sock *sk, struct inet_timewait_death_row *dr, const int state)`, left.
+#[inline(always)]
+pub fn born(ctx: &FExitContext) {
+    let sk: *const u8 = ctx.arg(0);
+    let state: u64 = ctx.arg(2);
+    // DCCP allocates here too.
+    // SAFETY: the function's own socket.
+    if unsafe { sock::protocol::<Typed>(sk) } != IPPROTO_TCP {
+        return;
+    }
+    let Ok(tw) = ctx.ret::<u64>() else { return };
+    // SAFETY: the function's own socket; its cookie is what the minisocket got.
+    let (old, mut head) = unsafe { (Typed::load::<u8>(sk, sock::state_offset()), head::<Typed>(sk)) };
+    head.old = old;
+    head.new = state as u8;
+    let news = if tw == 0 { News::Unborn } else { News::Born };
+    send(head, news, sk as u64);
+}
+
+/// `tcp_timewait_state_process(struct inet_timewait_sock *tw, …)`, entered.
+#[inline(always)]
+pub fn segment(ctx: &FEntryContext) {
+    let tw: *const u8 = ctx.arg(0);
+    // SAFETY: the function's own minisocket.
+    let substate: u8 = unsafe { Typed::load(tw, sock::substate_offset()) };
+    let doing = if substate == TcpState::FinWait2.raw() {
+        Doing::SegmentInFinWait2
+    } else {
+        Doing::SegmentInTimeWait
+    };
+    remember(tw as u64, doing);
+}
+
+/// `tcp_timewait_state_process`, left. The minisocket may be gone by now, but for the returns that are looked at here.
+#[inline(always)]
+pub fn segment_done(ctx: &FExitContext) {
+    let tw: *const u8 = ctx.arg(0);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's element; nothing else of this file runs on this CPU between the function's entry and here.
+    let Scratch { tw: entered, doing } = unsafe { scratch.read() };
+    // It was ended inside, and told of then.
+    if entered != tw as u64 {
+        return;
+    }
+    let status = ctx.ret::<i32>().unwrap_or(0);
+    match status {
+        TCP_TW_SYN => remember(entered, Doing::Recycling),
+        TCP_TW_RST => remember(entered, Doing::Resetting),
+        _ => {
+            remember(0, Doing::SegmentInTimeWait);
+            // SAFETY: the function's own minisocket, alive: it was not ended inside.
+            let substate: u8 = unsafe { Typed::load(tw, sock::substate_offset()) };
+            if doing == Doing::SegmentInFinWait2 && substate == TcpState::TimeWait.raw() {
+                // SAFETY: as above.
+                let mut head = unsafe { head::<Typed>(tw) };
+                head.old = TcpState::FinWait2.raw();
+                head.new = substate;
+                send(head, News::Flipped, 0);
+            }
+        }
+    }
+}
+
+/// `tcp_twsk_unique(struct sock *sk, struct sock *sktw, void *twp)`, left.
+#[inline(always)]
+pub fn unique(ctx: &FExitContext) {
+    let tw: u64 = ctx.arg(1);
+    if ctx.ret::<i32>().unwrap_or(0) == 1 {
+        remember(tw, Doing::Reusing);
+    }
+}
+
+/// `tcp_abort(struct sock *sk, int err)`, entered.
+#[inline(always)]
+pub fn abort(ctx: &FEntryContext) {
+    let sk: *const u8 = ctx.arg(0);
+    // SAFETY: a sock or a minisocket: both begin with a sock_common.
+    if unsafe { Typed::load::<u8>(sk, sock::state_offset()) } == TcpState::TimeWait.raw() {
+        remember(sk as u64, Doing::Destroying);
+    }
+}
+
+/// `inet_twsk_purge(…)`, entered and left.
+#[inline(always)]
+pub fn purge(enter: bool) {
+    // SAFETY: a helper without arguments.
+    let task = unsafe { bpf_get_current_pid_tgid() };
+    // A full map only means that these ends are told as early.
+    let _ = if enter { PURGING.insert(&task, &1, 0) } else { PURGING.remove(&task) };
+}
+
+/// `tw_timer_handler(struct timer_list *t)`, entered.
+#[inline(always)]
+pub fn expired(ctx: &FEntryContext) {
+    let timer: *const u8 = ctx.arg(0);
+    // The timer lies inside the minisocket: a pointer that the verifier does not know, so the loads are copies.
+    let tw = timer.wrapping_sub(sock::timer_offset());
+    end::<Copied>(tw, News::Expired);
+}
+
+/// `inet_twsk_deschedule_put(struct inet_timewait_sock *tw)`, entered.
+#[inline(always)]
+pub fn early(ctx: &FEntryContext) {
+    let tw: *const u8 = ctx.arg(0);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
+    // SAFETY: this CPU's element.
+    let Scratch { tw: ours, doing } = unsafe { scratch.read() };
+    let news = if ours == tw as u64 {
+        match doing {
+            Doing::SegmentInFinWait2 | Doing::SegmentInTimeWait => News::Reset,
+            Doing::Recycling => News::Recycled,
+            Doing::Resetting => News::DataAfterClose,
+            Doing::Reusing => News::Reused,
+            Doing::Destroying => News::Destroyed,
+        }
+    } else {
+        // SAFETY: a helper without arguments.
+        let task = unsafe { bpf_get_current_pid_tgid() };
+        // SAFETY: the value is not kept.
+        if unsafe { PURGING.get(&task) }.is_some() { News::Purged } else { News::Early }
+    };
+    remember(0, Doing::SegmentInTimeWait);
+    end::<Typed>(tw, news);
+}
+
+/// Tells of a minisocket's end.
+#[inline(always)]
+fn end<L: Load>(tw: *const u8, news: News) {
+    // SAFETY: a live minisocket: its end has only begun.
+    let (substate, mut head) = unsafe { (L::load::<u8>(tw, sock::substate_offset()), head::<L>(tw)) };
+    head.old = substate;
+    head.new = TcpState::Close.raw();
+    send(head, news, 0);
+}
+
+#[inline(always)]
+fn remember(tw: u64, doing: Doing) {
+    if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+        // SAFETY: this CPU's element, of a map that lives as long as the program.
+        unsafe { scratch.write(Scratch { tw, doing }) };
+    }
+}
+
+#[inline(always)]
+pub fn send(mut head: Head, news: News, sk: u64) {
+    head.err = news as u16;
+    ring::send(Notice { head, sk });
+}
+
+/// Who a socket or minisocket is, and when this is.
+///
+/// # Safety
+/// `common` is a live sock or inet_timewait_sock.
+#[inline(always)]
+pub unsafe fn head<L: Load>(common: *const u8) -> Head {
+    // SAFETY: both begin with a sock_common.
+    unsafe {
+        let (local_port, remote_port) = sock::common_ports::<L>(common);
+        Head {
+            key: sock::cookie::<L>(common),
+            time_ns: bpf_ktime_get_ns(),
+            local_port,
+            remote_port,
+            old: 0,
+            new: 0,
+            flags: flags::NOTICE | flags::COOKIE,
+            netns: sock::netns::<L>(common),
+            err: 0,
+            err_soft: 0,
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! All cases at once, and agents on every rung beside them.
+//!
+//! The `diag` rungs see minisockets of their own network namespace only, so each namespace has agents of its own on
+//! these; the hooks see every namespace, and have agents in one. All listeners are there before the agents, so that
+//! each rung knows from its first dump who is a server.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use super::common::{Agent, BINARY, Metrics};
+use super::place::{Netns, hide_btf, set_sysctl};
+use super::report;
+use super::rungs::Rung;
+use super::scene::{Moment, Scene, now_ns};
+use super::table::{CASES, Case, Place};
+use super::verdict::{Played, ends};
+
+/// Ports of the cases: outside the local port range, and away from what other tests use.
+const FIRST_PORT: u16 = 11_000;
+
+/// TIME-WAIT, its coarse timer, and the dump that finds it gone.
+const LAST_WAIT: Duration = Duration::from_secs(90);
+
+/// A namespace that nobody is in any more is taken down in the background (net/core/net_namespace.c, cleanup_net).
+const PURGE_NS: u64 = 10_000_000_000;
+
+/// An agent that watches.
+pub struct Watcher {
+    pub rung: Rung,
+    pub place: Place,
+    pub agent: Agent,
+    /// What it had counted before the first case.
+    before: Metrics,
+    /// The longest time between two dumps so far, seconds.
+    pub interval: f64,
+}
+
+impl Watcher {
+    /// Whether it can tell how a case at `place` went.
+    pub fn sees(&self, place: Place) -> bool {
+        self.rung.hooks() || self.place == place || (self.place == Place::Plain && place == Place::Doomed)
+    }
+
+    /// How much a counter has grown since the first case.
+    pub fn grown(&self, metrics: &Metrics, name: &str, labels: &[(&str, &str)]) -> f64 {
+        metrics.sum(name, labels) - self.before.sum(name, labels)
+    }
+}
+
+/// Plays every case, and fails when an agent told something else than the table.
+pub fn play() {
+    let places = make_places();
+    let mut scenes = set_scenes(&places);
+    let mut watchers = start_agents(&places);
+    let full = &places[&Place::Full];
+    inside(full, || set_sysctl("tcp_max_tw_buckets", "0").unwrap());
+    settle(&mut watchers);
+
+    let played: Vec<Played> = thread::scope(|scope| {
+        let playing: Vec<_> = CASES
+            .iter()
+            .zip(&mut scenes)
+            .enumerate()
+            .map(|(number, (case, scene))| {
+                let places = &places;
+                let run = move || Played {
+                    case,
+                    port: port(number),
+                    lives: match scene {
+                        Some(scene) => play_in(&places[&case.place], case, scene),
+                        None => play_doomed(&places[&Place::Plain], case, number),
+                    },
+                };
+                thread::Builder::new().name(case.name.to_owned()).spawn_scoped(scope, run).unwrap()
+            })
+            .collect();
+        while playing.iter().any(|playing| !playing.is_finished()) {
+            look(&mut watchers);
+        }
+        playing.into_iter().map(|playing| playing.join().unwrap()).collect()
+    });
+
+    let until = Instant::now() + LAST_WAIT;
+    while look(&mut watchers) > 0.0 && Instant::now() < until {}
+    report::judge(&watchers, &played);
+}
+
+fn port(number: usize) -> u16 {
+    FIRST_PORT + number as u16
+}
+
+fn make_places() -> BTreeMap<Place, Netns> {
+    let sysctls: [(Place, &[(&str, &str)]); 3] = [
+        (Place::Plain, &[("tcp_tw_reuse", "1")]),
+        (Place::Odd, &[("tcp_orphan_retries", "1"), ("tcp_fin_timeout", "5"), ("tcp_rfc1337", "1")]),
+        // Full once the agents have measured TIME-WAIT in it.
+        (Place::Full, &[]),
+    ];
+    sysctls.into_iter().map(|(place, sysctls)| (place, Netns::new(sysctls).unwrap())).collect()
+}
+
+/// Runs `what` in `netns`, on a thread of its own.
+fn inside<T: Send>(netns: &Netns, what: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        netns.enter().unwrap();
+        what()
+    };
+    let done = thread::scope(|scope| scope.spawn(run).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// One scene a case; none for a case whose namespace is to go.
+fn set_scenes(places: &BTreeMap<Place, Netns>) -> Vec<Option<Scene>> {
+    let set = |(number, case): (usize, &'static Case)| {
+        let netns = places.get(&case.place)?;
+        Some(inside(netns, || set_scene(case, number)))
+    };
+    CASES.iter().enumerate().map(set).collect()
+}
+
+fn set_scene(case: &Case, number: usize) -> Scene {
+    let at = u8::try_from(number + 1).expect("an address a case");
+    Scene::set(at, port(number), case.family, case.listens())
+}
+
+fn play_in(netns: &Netns, case: &Case, scene: &mut Scene) -> Result<Vec<Vec<super::scene::Stayed>>, String> {
+    netns.enter().map_err(|why| why.to_string())?;
+    catch_unwind(AssertUnwindSafe(|| {
+        (case.script)(scene);
+        let did: Vec<Vec<_>> =
+            scene.lives.iter().map(|stays| stays.iter().map(|stayed| stayed.stay).collect()).collect();
+        let table: Vec<Vec<_>> = case.lives.iter().map(|life| life.stays.to_vec()).collect();
+        assert_eq!(did, table, "the script and the table");
+        scene.lives.clone()
+    }))
+    .map_err(|panic| said(&*panic))
+}
+
+/// Plays a case in a namespace that has gone when this returns, or soon after. `home` is where to go from there.
+fn play_doomed(home: &Netns, case: &Case, number: usize) -> Result<Vec<Vec<super::scene::Stayed>>, String> {
+    let netns = Netns::enter_new().map_err(|why| why.to_string())?;
+    let mut scene = set_scene(case, number);
+    let mut lives = play_in(&netns, case, &mut scene)?;
+    let before_ns = now_ns();
+    home.enter().map_err(|why| why.to_string())?;
+    drop((scene, netns));
+    for stayed in lives.iter_mut().filter_map(|stays| stays.last_mut()) {
+        stayed.left.get_or_insert(Moment { before_ns, after_ns: before_ns + PURGE_NS });
+    }
+    Ok(lives)
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
+}
+
+/// Agents on every rung that this kernel has. One that it has not is named, once, and why.
+fn start_agents(places: &BTreeMap<Place, Netns>) -> Vec<Watcher> {
+    let mut watchers = Vec::new();
+    for rung in Rung::ALL {
+        for (&place, netns) in places {
+            if rung.hooks() && place != Place::Plain {
+                continue;
+            }
+            match inside(netns, || start(rung)) {
+                Ok(agent) => {
+                    let before = agent.metrics();
+                    watchers.push(Watcher { rung, place, agent, before, interval: 0.0 });
+                }
+                Err(why) => {
+                    assert!(may_lack(rung), "{rung} does not start: {why}");
+                    eprintln!("\nSKIPPED: {rung}: {}\n", why.trim());
+                    break;
+                }
+            }
+        }
+    }
+    watchers
+}
+
+/// Whether a kernel may be without `rung`. `TCPCLOSE_NO_SKIP` says that this one is not.
+fn may_lack(rung: Rung) -> bool {
+    let has_btf = std::fs::exists("/sys/kernel/btf/vmlinux").unwrap_or(false);
+    let optional = rung.hooks() || (rung.state_hook() == "btf" && !has_btf);
+    optional && std::env::var_os("TCPCLOSE_NO_SKIP").is_none()
+}
+
+fn start(rung: Rung) -> Result<Agent, String> {
+    if rung == Rung::BlindDiag {
+        hide_btf().map_err(|why| format!("BTF cannot be hidden: {why}"))?;
+    }
+    let arguments = [
+        ["--state-hook", rung.state_hook()],
+        ["--time-wait", rung.time_wait()],
+        ["--max-ports", "500"],
+        ["--dump-interval", "250ms"],
+    ];
+    let agent = Agent::try_start_by(Command::new(BINARY), &arguments.concat())?;
+    let metrics = agent.metrics();
+    for (hook, name) in [("state", rung.state_hook()), ("time_wait", rung.time_wait())] {
+        if metrics.sum("tcpclose_hook_info", &[("hook", hook), ("rung", name)]) != 1.0 {
+            return Err(format!("the agent is on another rung than {hook} {name}"));
+        }
+    }
+    Ok(agent)
+}
+
+/// Waits until the agents have done with what they did to each other: each closes a connection of its own when it
+/// starts, to measure TIME-WAIT. What they have counted then is no case's.
+fn settle(watchers: &mut [Watcher]) {
+    loop {
+        sleep(Duration::from_secs(2));
+        let mut quiet = true;
+        for watcher in &mut *watchers {
+            let now = watcher.agent.metrics();
+            quiet &= watcher.grown(&now, "tcpclose_time_wait_ended_total", &[]) == 0.0;
+            watcher.before = now;
+        }
+        if quiet {
+            return;
+        }
+    }
+}
+
+/// Waits a second, then looks at all agents: how many sockets of cases are left, and how far apart their dumps are.
+fn look(watchers: &mut [Watcher]) -> f64 {
+    sleep(Duration::from_secs(1));
+    let mut left = 0.0;
+    for watcher in watchers {
+        let metrics = watcher.agent.metrics();
+        for (number, case) in CASES.iter().enumerate() {
+            if watcher.sees(case.place) {
+                left += metrics.sum("tcpclose_sockets", &[("port", &port(number).to_string())]);
+            }
+        }
+        let interval = metrics.sum("tcpclose_reconcile_interval_seconds", &[]);
+        let took = metrics.sum("tcpclose_dump_seconds", &[]);
+        watcher.interval = watcher.interval.max(interval + took);
+    }
+    left
+}
+
+/// How many TIME-WAITs of the cases that `watcher` sees ended how.
+pub fn expected_ends(watcher: &Watcher, played: &[Played]) -> BTreeMap<&'static str, f64> {
+    let seen = played.iter().filter(|played| {
+        // Another namespace's are nothing that a dump could end.
+        watcher.sees(played.case.place) && (watcher.rung.hooks() || played.case.place != Place::Doomed)
+    });
+    ends(seen, watcher.rung)
+}

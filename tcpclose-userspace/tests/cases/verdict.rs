@@ -1,0 +1,159 @@
+//! What an agent told of a case, held against what it should have told.
+
+use std::collections::BTreeMap;
+
+use super::common::Metrics;
+use super::rungs::Rung;
+use super::scene::Stayed;
+use super::stay::STATES;
+use super::table::Case;
+
+/// A duration read off a minisocket's timer may be wrong by this: jiffies, milliseconds of idiag_expires, and the
+/// error of the measured length of TIME-WAIT.
+const TIMER_SLACK: f64 = 0.05;
+
+/// A case that was played.
+pub struct Played {
+    pub case: &'static Case,
+    pub port: u16,
+    /// Per life what the script did; or why the script could not be played to its end.
+    pub lives: Result<Vec<Vec<Stayed>>, String>,
+}
+
+/// One sample against the truth.
+pub struct Error {
+    pub state: &'static str,
+    pub told: &'static str,
+    /// Seconds from the middle of what the script knows.
+    pub seconds: f64,
+    /// Half of that: the script knows no better.
+    pub known_to: f64,
+}
+
+/// The ways in which `metrics` of an agent on `rung` differ from what the rung tells of `played`. `interval` is the
+/// longest time between two of its dumps, seconds. What could be measured goes to `errors`.
+pub fn differences(
+    played: &Played,
+    rung: Rung,
+    metrics: &Metrics,
+    interval: f64,
+    errors: &mut Vec<Error>,
+) -> Vec<String> {
+    let lives = match &played.lives {
+        Ok(lives) => lives,
+        Err(why) => return vec![format!("the script failed: {why}")],
+    };
+    let mut differences = samples(played, lives, rung, metrics, interval, errors);
+    differences.extend(closes(played, rung, metrics));
+    let port = played.port.to_string();
+    for (labels, left) in metrics.select("tcpclose_sockets", &[("port", &port)]) {
+        if left != 0.0 {
+            differences.push(format!("{left} still in {}", labels["state"]));
+        }
+    }
+    differences
+}
+
+/// Holds the duration histograms of the case's port against the brackets.
+fn samples(
+    played: &Played,
+    lives: &[Vec<Stayed>],
+    rung: Rung,
+    metrics: &Metrics,
+    interval: f64,
+    errors: &mut Vec<Error>,
+) -> Vec<String> {
+    // By state and side.
+    let mut wanted: BTreeMap<_, Vec<Wanted>> = BTreeMap::new();
+    for (life, stays) in played.case.lives.iter().zip(lives) {
+        for stayed in stays {
+            let told = stayed.stay.time.told(rung);
+            let truth = truth(stayed);
+            if let Some(bracket) = bracket(truth, told, interval) {
+                let key = (stayed.stay.state, life.side.told(rung));
+                wanted.entry(key).or_default().push(Wanted { truth, bracket, told });
+            }
+        }
+    }
+    let mut differences = Vec::new();
+    let port = played.port.to_string();
+    for state in STATES {
+        for side in ["server", "client", "unknown"] {
+            let want = wanted.remove(&(state, side)).unwrap_or_default();
+            let labels = [("state", state), ("side", side), ("port", port.as_str())];
+            let count = metrics.sum("tcpclose_state_duration_seconds_count", &labels);
+            let sum = metrics.sum("tcpclose_state_duration_seconds_sum", &labels);
+            if count != want.len() as f64 {
+                differences.push(format!("{state} ({side}): {count} samples, not {}", want.len()));
+                continue;
+            }
+            let low: f64 = want.iter().map(|want| want.bracket.0).sum();
+            let high: f64 = want.iter().map(|want| want.bracket.1).sum();
+            // A microsecond for the sum's own arithmetic.
+            if !(low - 1e-6..=high + 1e-6).contains(&sum) {
+                differences.push(format!("{state} ({side}): {sum:.6} s, not {low:.6} to {high:.6}"));
+            }
+            if let [Wanted { truth: (low, high), told, .. }] = want[..] {
+                let (middle, known_to) = ((low + high) / 2.0, (high - low) / 2.0);
+                errors.push(Error { state, told, seconds: (sum - middle).abs(), known_to });
+            }
+        }
+    }
+    differences
+}
+
+/// One sample that must be there.
+struct Wanted {
+    /// Least and most seconds that the script knows of.
+    truth: (f64, f64),
+    /// Least and most that the rung may tell.
+    bracket: (f64, f64),
+    told: &'static str,
+}
+
+/// Least and most seconds that a state lasted, by the script's own clock.
+fn truth(stayed: &Stayed) -> (f64, f64) {
+    let left = stayed.left.expect("every state of a played script was left");
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let least = left.before_ns.saturating_sub(stayed.entered.after_ns);
+    (seconds(least), seconds(left.after_ns - stayed.entered.before_ns))
+}
+
+/// Least and most that may be told of a state that lasted between `low` and `high`; `None` when nothing may be.
+fn bracket((low, high): (f64, f64), told: &str, interval: f64) -> Option<(f64, f64)> {
+    match told {
+        "exact" => Some((low, high)),
+        "timer" => Some(((low - TIMER_SLACK).max(0.0), high + TIMER_SLACK)),
+        // The entry may be read off a timer, the end is the last sighting.
+        "dump" => Some(((low - interval - TIMER_SLACK).max(0.0), high + TIMER_SLACK)),
+        "unseen" => None,
+        other => panic!("`{other}` in the README's table is no way to tell a time"),
+    }
+}
+
+/// Holds tcpclose_closes_total of the case's port against the table.
+fn closes(played: &Played, rung: Rung, metrics: &Metrics) -> Vec<String> {
+    let mut wanted: BTreeMap<(String, String, String), f64> = BTreeMap::new();
+    for life in played.case.lives {
+        let key = (life.side.told(rung), life.role, life.outcome.told(rung));
+        *wanted.entry((key.0.to_owned(), key.1.to_owned(), key.2.to_owned())).or_default() += 1.0;
+    }
+    let port = played.port.to_string();
+    let got: BTreeMap<(String, String, String), f64> = metrics
+        .select("tcpclose_closes_total", &[("port", &port)])
+        .map(|(labels, n)| ((labels["side"].clone(), labels["role"].clone(), labels["outcome"].clone()), n))
+        .collect();
+    if got == wanted { Vec::new() } else { vec![format!("closes {got:?}, not {wanted:?}")] }
+}
+
+/// How many TIME-WAITs of `played` ended in each way, as `rung` tells.
+pub fn ends<'a>(played: impl Iterator<Item = &'a Played>, rung: Rung) -> BTreeMap<&'static str, f64> {
+    let mut ends = BTreeMap::new();
+    for life in played.flat_map(|played| played.case.lives) {
+        match life.waited.map(|how| how.told(rung)) {
+            None | Some("none") => {}
+            Some(reason) => *ends.entry(reason).or_default() += 1.0,
+        }
+    }
+    ends
+}
