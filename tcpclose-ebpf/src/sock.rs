@@ -157,6 +157,9 @@ pub unsafe fn common_ports<L: Load>(common: *const u8) -> (u16, u16) {
 }
 
 /// `sk->sk_protocol`, a u16 since 5.6.
+///
+/// # Safety
+/// `sk` is a full struct sock.
 #[inline(always)]
 pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
     // SAFETY: `sk` is a struct sock.

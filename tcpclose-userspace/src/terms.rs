@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 use tcpclose_common::event::Words;
 use tcpclose_common::state::TcpState;
@@ -74,6 +75,17 @@ impl Side {
             Self::Server => "server",
             Self::Client => "client",
             Self::Unknown => "unknown",
+        }
+    }
+
+    /// The service port of a connection with these ports, on a host whose connecting ends use `ephemeral`
+    /// (`ip_local_port_range`): the local one on the server side, the remote one on the client side.
+    pub fn service_port(self, local: u16, remote: u16, ephemeral: &RangeInclusive<u16>) -> u16 {
+        match self {
+            Self::Server => local,
+            Self::Client => remote,
+            Self::Unknown if ephemeral.contains(&local) => remote,
+            Self::Unknown => local,
         }
     }
 }
@@ -238,6 +250,11 @@ impl Age {
         self.max_ns == Some(self.min_ns)
     }
 
+    /// The same age `ns` later.
+    pub fn later(self, ns: u64) -> Self {
+        Self { min_ns: self.min_ns.saturating_add(ns), max_ns: self.max_ns.map(|max| max.saturating_add(ns)) }
+    }
+
     /// Proven to be `bound_ns` or longer.
     pub const fn is_past(&self, bound_ns: u64) -> bool {
         self.min_ns >= bound_ns
@@ -273,5 +290,19 @@ impl Diagnosis {
             Self::NotClosed => "not_closed",
             Self::Unknown => "unknown",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_service_port_is_local_on_the_server_and_remote_on_the_client() {
+        let ephemeral = 32768..=60999;
+        assert_eq!(Side::Server.service_port(40000, 80, &ephemeral), 40000);
+        assert_eq!(Side::Client.service_port(40000, 80, &ephemeral), 80);
+        assert_eq!(Side::Unknown.service_port(8080, 50000, &ephemeral), 8080);
+        assert_eq!(Side::Unknown.service_port(50000, 8080, &ephemeral), 8080);
     }
 }

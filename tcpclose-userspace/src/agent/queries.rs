@@ -14,7 +14,7 @@ use crate::kernel::sock_diag::{self, Dump, Socket};
 use crate::kernel::{host, owners};
 use crate::query::document::{Cookie, Document, SCHEMA, Source, StuckSocket};
 use crate::query::{self, Facts, Scene};
-use crate::terms::{Age, Diagnosis, Phase, Side};
+use crate::terms::{Age, Diagnosis, Phase};
 use crate::tracker::life::{Body, Life};
 
 use super::engine::Engine;
@@ -89,6 +89,7 @@ struct Known {
     elsewhere: Vec<StuckSocket>,
     at: String,
     now_ns: u64,
+    uptime_ns: u64,
     netns: u32,
     ephemeral: std::ops::RangeInclusive<u16>,
 }
@@ -96,13 +97,16 @@ struct Known {
 impl Known {
     fn gather(phase: Phase, dump: &Dump, engine: &mut Engine) -> Self {
         engine.drain_all();
-        let now_ns = host::monotonic_ns();
+        let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
         let facts = dump.sockets.iter().filter_map(|socket| {
             let life = engine.life_of(socket.cookie, &socket.flow)?;
             let body = if socket.minisocket { Body::Minisocket } else { Body::Socket };
             let same = life.phase == phase && life.body == body;
             same.then(|| {
-                let age = tighter(life.since.age(now_ns), proven_age_at(socket, now_ns));
+                let age = tighter(
+                    life.since.age(now_ns),
+                    proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns)),
+                );
                 (socket.cookie, Facts { side: life.side, port: life.port, age })
             })
         });
@@ -116,6 +120,7 @@ impl Known {
                 .collect(),
             at: host::wall_clock(),
             now_ns,
+            uptime_ns,
             netns: engine.netns,
             ephemeral: engine.ephemeral.clone(),
         }
@@ -137,12 +142,7 @@ impl Known {
         };
         let mut described = query::assemble(&scene, |socket| {
             self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
-                let side = match query::listeners_of(&socket.flow, &listeners).next() {
-                    Some(_) => Side::Server,
-                    None => Side::Unknown,
-                };
-                let port = query::service_port(side, &socket.flow, &self.ephemeral);
-                Facts { side, port, age: proven_age_at(socket, self.now_ns) }
+                query::dumped_facts(socket, &listeners, &self.ephemeral, self.now_ns, self.uptime_ns)
             })
         });
         let mut incomplete = query::incomplete(&dump, &owners, &described);
@@ -163,16 +163,6 @@ impl Known {
             incomplete,
             sockets: described,
         })
-    }
-}
-
-/// The age that the dump alone proves, at `now_ns`.
-fn proven_age_at(socket: &Socket, now_ns: u64) -> Age {
-    let since_ns = now_ns.saturating_sub(socket.seen_ns);
-    let age = proven_age(socket, host::uptime_ns());
-    Age {
-        min_ns: age.min_ns.saturating_add(since_ns),
-        max_ns: age.max_ns.map(|max| max.saturating_add(since_ns)),
     }
 }
 

@@ -137,14 +137,21 @@ pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<I
     listeners.iter().filter(move |listener| best > 0 && rank(listener) == best)
 }
 
-/// The service port of a connection on a host whose connecting ends use `ephemeral`.
-pub fn service_port(side: Side, flow: &Flow, ephemeral: &RangeInclusive<u16>) -> u16 {
-    match side {
-        Side::Server => flow.local_port,
-        Side::Client => flow.remote_port,
-        Side::Unknown if !ephemeral.contains(&flow.local_port) => flow.local_port,
-        Side::Unknown => flow.remote_port,
-    }
+/// What a dump alone proves of one of its sockets at `now_ns`: an age, and a side where it has the listener too.
+pub fn dumped_facts(
+    socket: &Socket,
+    listeners: &[Socket],
+    ephemeral: &RangeInclusive<u16>,
+    now_ns: u64,
+    uptime_ns: u64,
+) -> Facts {
+    let side = match listeners_of(&socket.flow, listeners).next() {
+        Some(_) => Side::Server,
+        None => Side::Unknown,
+    };
+    let Flow { local_port, remote_port, .. } = socket.flow;
+    let age = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
+    Facts { side, port: side.service_port(local_port, remote_port, ephemeral), age }
 }
 
 /// The inodes whose owners [`assemble`] asks for.
@@ -214,19 +221,7 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
         netns: host::netns().unwrap_or_default(),
         bound_ns,
     };
-    let sockets = assemble(&scene, |socket| {
-        let side = match listeners_of(&socket.flow, &listeners).next() {
-            Some(_) => Side::Server,
-            None => Side::Unknown,
-        };
-        let since_ns = now_ns.saturating_sub(socket.seen_ns);
-        let age = proven_age(socket, uptime_ns);
-        let age = Age {
-            min_ns: age.min_ns.saturating_add(since_ns),
-            max_ns: age.max_ns.map(|max| max.saturating_add(since_ns)),
-        };
-        Facts { side, port: service_port(side, &socket.flow, &ephemeral), age }
-    });
+    let sockets = assemble(&scene, |socket| dumped_facts(socket, &listeners, &ephemeral, now_ns, uptime_ns));
     let mut incomplete = incomplete(&dump, &owners, &sockets);
     let elsewhere = host::other_network_namespaces();
     if elsewhere > 0 {
@@ -324,20 +319,6 @@ mod tests {
         assert_eq!(found("[2001:db8::1]:8080", &listeners), [1]);
         assert_eq!(found("10.0.0.7:8080", &listeners[..1]), [1]);
         assert!(found("10.0.0.5:9090", &listeners).is_empty());
-    }
-
-    #[test]
-    fn the_service_port_is_local_on_the_server_and_remote_on_the_client() {
-        let flow = |local: u16, remote: u16| Flow {
-            local_port: local,
-            remote_port: remote,
-            ..close_wait(0, 0).flow
-        };
-        let ephemeral = 32768..=60999;
-        assert_eq!(service_port(Side::Server, &flow(40000, 80), &ephemeral), 40000);
-        assert_eq!(service_port(Side::Client, &flow(40000, 80), &ephemeral), 80);
-        assert_eq!(service_port(Side::Unknown, &flow(8080, 50000), &ephemeral), 8080);
-        assert_eq!(service_port(Side::Unknown, &flow(50000, 8080), &ephemeral), 8080);
     }
 
     #[test]

@@ -454,14 +454,8 @@ impl Tracker {
         }
     }
 
-    /// The service port.
     fn port(&self, side: Side, local: u16, remote: u16) -> u16 {
-        match side {
-            Side::Server => local,
-            Side::Client => remote,
-            Side::Unknown if self.host.ephemeral.contains(&local) => remote,
-            Side::Unknown => local,
-        }
+        side.service_port(local, remote, &self.host.ephemeral)
     }
 
     /// The life that a step belongs to.

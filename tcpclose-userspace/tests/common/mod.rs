@@ -11,7 +11,7 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -99,8 +99,9 @@ impl Agent {
             .collect()
     }
 
+    /// An agent that is starting may end in the middle of this.
     fn is_ready(&self) -> bool {
-        UnixStream::connect(self.socket()).is_ok() && self.get("/readyz").0 == 200
+        try_get_unix(&self.socket(), "/readyz").is_ok_and(|(status, _)| status == 200)
     }
 
     pub fn pid(&self) -> u32 {
@@ -184,12 +185,16 @@ impl Drop for Agent {
 
 /// `GET path` over the unix socket at `socket`: status and body.
 pub fn get_unix(socket: &Path, path: &str) -> (u16, String) {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    try_get_unix(socket, path).unwrap()
+}
+
+fn try_get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = UnixStream::connect(socket)?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
 }
 
 /// The samples of one scrape.
