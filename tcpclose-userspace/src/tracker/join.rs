@@ -23,6 +23,19 @@ const MARGIN_NS: u64 = 100_000_000;
 /// between a step and its timer make up some 10 ms.
 const LENGTH_TOLERANCE_NS: u64 = 50_000_000;
 
+/// A measurement this close to a whole number of seconds means that number.
+const WHOLE_TOLERANCE_NS: u64 = 250_000_000;
+
+/// The length of TIME-WAIT that a measurement means. It is a whole number of seconds wherever it is known
+/// (TCP_TIMEWAIT_LEN is 60 * HZ; tcp_tw_timeout, the sysctl of some vendors, counts seconds). What a measurement has
+/// besides is how long a busy machine let it wait, and how late a busy machine's jiffies were: on two emulated CPUs with
+/// other work 90 ms, by which every age would be wrong that is told from a timer.
+pub(super) fn meant_length(measured_ns: u64) -> u64 {
+    const SECOND_NS: u64 = 1_000_000_000;
+    let whole = (measured_ns + SECOND_NS / 2) / SECOND_NS * SECOND_NS;
+    if whole != 0 && whole.abs_diff(measured_ns) <= WHOLE_TOLERANCE_NS { whole } else { measured_ns }
+}
+
 /// One socket or minisocket, as a dump saw it.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
@@ -227,7 +240,7 @@ impl Tracker {
                 samples += 1;
             }
         }
-        let Some(length) = shortest else { return };
+        let Some(length) = shortest.map(meant_length) else { return };
         match self.time_wait_ns {
             Some(known) if length.abs_diff(known) <= LENGTH_TOLERANCE_NS => {}
             // Longer, but only one: perhaps re-armed.

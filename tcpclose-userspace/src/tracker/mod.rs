@@ -123,7 +123,7 @@ impl Tracker {
     }
 
     pub fn set_time_wait_ns(&mut self, ns: u64) {
-        self.time_wait_ns = Some(ns);
+        self.time_wait_ns = Some(join::meant_length(ns));
     }
 
     /// Takes one record of the probe.

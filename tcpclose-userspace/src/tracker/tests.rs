@@ -622,6 +622,17 @@ fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_looku
 }
 
 #[test]
+fn a_length_measured_on_a_busy_machine_means_whole_seconds() {
+    let lengths = [(59_910 * MS, 60 * S), (60_120 * MS, 60 * S), (20 * S, 20 * S), (1_100 * MS, S)];
+    for (measured, meant) in lengths {
+        assert_eq!(super::join::meant_length(measured), meant);
+    }
+    for unusual in [500 * MS, 100 * MS, 2_400 * MS] {
+        assert_eq!(super::join::meant_length(unusual), unusual);
+    }
+}
+
+#[test]
 fn time_waits_length_is_measured_and_a_rearmed_timer_does_not_stretch_it() {
     let mut bench = Bench::btf();
     let enter = |bench: &mut Bench, key: u64, at: u64| {

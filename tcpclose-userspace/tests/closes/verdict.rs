@@ -59,7 +59,8 @@ impl Watcher {
     /// Starts one at `door`, so that every port has series of its own.
     pub fn new(door: Door) -> Self {
         let hook = if door == Door::Btf { "btf" } else { "tracepoint" };
-        let arguments = ["--max-ports", "500", "--state-hook", hook];
+        // What is judged here are the state hook and the dumps, and how far each knows; where hooks load they know more.
+        let arguments = ["--max-ports", "500", "--state-hook", hook, "--time-wait", "diag"];
         let agent = match door {
             Door::Btf | Door::Tracepoint => Agent::start(&arguments),
             Door::Blind => {

@@ -21,7 +21,6 @@ mount -t tracefs tracefs /sys/kernel/tracing
 mount -t bpf bpf /sys/fs/bpf
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -sf /proc/self/fd /dev/fd
-ln -sf /proc/mounts /etc/mtab
 chmod 1777 /tmp
 # /tmp and /run are not mounted: the root is memory as it is, and the programs may lie below either of them.
 
