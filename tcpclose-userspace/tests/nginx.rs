@@ -132,8 +132,9 @@ fn closes_are_the_connections_that_nginx_handled() {
             println!("{hook}: {} {} {}: {n}", labels["side"], labels["role"], labels["outcome"]);
         }
         let counted = metrics.sum("tcpclose_closes_total", &of_nginx) as u64;
-        let missed = metrics.missed_by_the_kernel() as u64;
-        assert!(counted.abs_diff(handled) <= missed, "{hook}: {counted} counted of {handled}");
+        // A step that the kernel left the probe out of is one of several of its connection, which counts all the same.
+        metrics.missed_by_the_kernel();
+        assert_eq!(counted, handled, "{hook}");
         println!("{hook}: {} records", metrics.sum("tcpclose_events_received_total", &[]));
     }
 }
