@@ -230,6 +230,7 @@ fn a_hundred_thousand_connections() {
     {
         let metrics = last.unwrap();
         let missed = metrics.missed_by_the_kernel();
+        // Of the whole host, other tests' connections in other namespaces included; what is ours is counted below.
         for name in [
             "tcpclose_events_lost_total",
             "tcpclose_unseen_phases_total",
@@ -254,9 +255,6 @@ fn a_hundred_thousand_connections() {
         println!("{hook}: {waited} TIME-WAITs measured");
         let corrections = metrics.sum("tcpclose_reconcile_corrections_total", &[]) as usize;
         assert!(corrections <= missed, "{corrections} corrections");
-        if missed == 0 {
-            assert_eq!(metrics.sum("tcpclose_unseen_phases_total", &[("why", "lost")]), 0.0);
-        }
         assert!(metrics.sum("tcpclose_events_received_total", &[]) as usize >= 6 * ALL);
 
         let after = agent.resident();
