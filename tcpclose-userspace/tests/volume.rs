@@ -29,8 +29,9 @@ const HELD: usize = 250;
 const HOLD: Duration = Duration::from_millis(10);
 /// How well the entry to TIME-WAIT is known that only the minisocket's timer tells.
 const ENTRY: f64 = 0.05;
-/// Until the last TIME-WAIT has ended: 60 s, what the coarse timer adds, and one interval between dumps.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a TIME-WAIT lasts at the most, with what the coarse timer adds. That it has ended, one of the next two dumps
+/// tells, and how far those are apart the agent says.
+const LAST: f64 = 66.0;
 /// What may remain of the memory of the flood, which takes some 27 MB: the free top of malloc's heap (its trim threshold
 /// is 128 KiB), a thread's stack, and code that was not in use before.
 const REMAINS: u64 = 2 << 20;
@@ -215,13 +216,17 @@ fn a_hundred_thousand_connections() {
     let took = begun.elapsed();
     println!("{ALL} connections in {took:?}, {:.0} a second", ALL as f64 / took.as_secs_f64());
     let mut watched: Vec<Watched> = agents.iter().map(|_| Watched::default()).collect();
-    let until = Instant::now() + PATIENCE;
+    let all_made = Instant::now();
     while watched.iter().any(|watched| watched.last.is_none()) {
-        assert!(Instant::now() < until, "not all have ended");
         std::thread::sleep(Duration::from_millis(100));
         for ((_, agent), watched) in agents.iter().zip(&mut watched) {
             if watched.last.is_none() {
                 watched.look(agent, none);
+                let patience = LAST + 2.0 * watched.interval;
+                assert!(
+                    all_made.elapsed().as_secs_f64() < patience,
+                    "not all have ended after {patience:.0} s"
+                );
             }
         }
     }
@@ -230,6 +235,7 @@ fn a_hundred_thousand_connections() {
     {
         let metrics = last.unwrap();
         let missed = metrics.missed_by_the_kernel();
+        // Of the whole host, other tests' connections in other namespaces included; what is ours is counted below.
         for name in [
             "tcpclose_events_lost_total",
             "tcpclose_unseen_phases_total",
@@ -254,9 +260,6 @@ fn a_hundred_thousand_connections() {
         println!("{hook}: {waited} TIME-WAITs measured");
         let corrections = metrics.sum("tcpclose_reconcile_corrections_total", &[]) as usize;
         assert!(corrections <= missed, "{corrections} corrections");
-        if missed == 0 {
-            assert_eq!(metrics.sum("tcpclose_unseen_phases_total", &[("why", "lost")]), 0.0);
-        }
         assert!(metrics.sum("tcpclose_events_received_total", &[]) as usize >= 6 * ALL);
 
         let after = agent.resident();
