@@ -96,7 +96,7 @@ fn port(number: usize) -> u16 {
 fn make_places() -> BTreeMap<Place, Netns> {
     let sysctls: [(Place, &[(&str, &str)]); 3] = [
         (Place::Plain, &[("tcp_tw_reuse", "1")]),
-        (Place::Odd, &[("tcp_orphan_retries", "1"), ("tcp_fin_timeout", "5"), ("tcp_rfc1337", "1")]),
+        (Place::Odd, &[("tcp_orphan_retries", "3"), ("tcp_fin_timeout", "5"), ("tcp_rfc1337", "1")]),
         // Full once the agents have measured TIME-WAIT in it.
         (Place::Full, &[]),
     ];
