@@ -42,6 +42,7 @@ fn measure_one() -> io::Result<(u64, Flow)> {
     wait_for_fin(&client)?;
     let closing_ns = monotonic_ns();
     drop(client);
+    let closed_ns = monotonic_ns();
 
     let flow = Flow::new(server, client_addr);
     let seen = loop {
@@ -55,8 +56,11 @@ fn measure_one() -> io::Result<(u64, Flow)> {
     };
     let left = seen.expires_ns.ok_or_else(|| io::Error::other("a TIME-WAIT without a timer"))?;
     displace(&listener, client_addr, server);
-    // The step came between `closing_ns` and the look; half of that is the best estimate.
-    Ok((left + (seen.seen_ns - closing_ns) / 2, flow))
+    // Loopback has taken the FIN to the other end when close() returns, or soon after (net/core/dev.c, the softirq that
+    // __dev_queue_xmit leaves pending runs as it enables softirqs again). On a loaded host the look comes much later.
+    let entered_ns = closing_ns.midpoint(closed_ns);
+    let looked_ns = seen.seen_ns - seen.window_ns / 2;
+    Ok((left + looked_ns.saturating_sub(entered_ns), flow))
 }
 
 /// A loopback address that hardly anybody else uses. On 127.0.0.1 a port that this process has just given back can

@@ -136,7 +136,9 @@ impl Tracker {
             Record::Open(open) => self.open(open, old, new, out),
             Record::Step(step) => {
                 let Some(left) = Phase::of(old) else { return };
-                let at = self.slot_of_step(head, step.flow).unwrap_or_else(|| self.stranger(head, left));
+                let at = self
+                    .slot_of_step(head, step.flow)
+                    .unwrap_or_else(|| self.stranger(head, left, Body::Socket));
                 self.step(at, head, left, new, out);
             }
             Record::Notice(notice, news) => self.notice(notice, *news, out),
@@ -211,10 +213,10 @@ impl Tracker {
     }
 
     /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows.
-    fn stranger(&mut self, head: &Head, left: Phase) -> usize {
+    fn stranger(&mut self, head: &Head, left: Phase, body: Body) -> usize {
         let side = self.side_of(head);
         let port = self.port(side, head.local_port, head.remote_port);
-        let life = Life { side, port, ..Self::blank(head, left) };
+        let life = Life { side, port, body, ..Self::blank(head, left) };
         self.insert(life)
     }
 

@@ -93,7 +93,7 @@ impl Tracker {
             Some(&at) => at,
             None => {
                 let door = if self.by_cookie { flags::COOKIE } else { 0 };
-                self.stranger(&Head { key, flags: door, ..*head }, phase)
+                self.stranger(&Head { key, flags: door, ..*head }, phase, Body::Socket)
             }
         };
         self.change(at, |life| (life.born, life.cookie) = (phase_of(head.new), head.key));
@@ -106,11 +106,10 @@ impl Tracker {
         if let Some(&at) = self.by_key.get(&!head.key).filter(|_| head.key != 0) {
             return Some((at, phase));
         }
-        let at = self.stranger(head, phase);
-        self.change(at, |life| {
-            // A TIME-WAIT's close was before the agent.
-            (life.body, life.counted) = (Body::Minisocket, phase == Phase::TimeWait);
-        });
+        // As a socket it would for a moment stand under the key of one that has the same cookie, and take that away.
+        let at = self.stranger(head, phase, Body::Minisocket);
+        // A TIME-WAIT's close was before the agent.
+        self.lives[at].counted = phase == Phase::TimeWait;
         Some((at, phase))
     }
 

@@ -732,6 +732,25 @@ fn hooks_tell_a_minisockets_life() {
     }
 }
 
+/// As [`a_socket_that_connects_again_and_its_own_time_wait_are_two_lives`]: the end of the one is none of the other's,
+/// not even of a minisocket that is older than the agent.
+#[test]
+fn hooks_tell_the_end_of_a_time_wait_whose_socket_connected_again() {
+    let again = Flow { local_port: client().local_port + 1, ..client() };
+    for older in [false, true] {
+        let mut bench = hooked(true);
+        if !older {
+            fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+        }
+        bench.step(7, &again, T0 + 2 * S, (Established, CloseWait), 0);
+        bench.told();
+        bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
+        assert_eq!(bench.tracker.find(7, &again).map(|life| life.phase), Some(Phase::CloseWait), "{older}");
+    }
+}
+
 #[test]
 fn hooks_tell_how_fin_wait_2_ended() {
     for (news, outcome) in [

@@ -149,6 +149,7 @@ pub fn two_ended(s: &mut Scene) {
     client.connect(&to.into()).unwrap();
     let from = client.local_addr().unwrap().as_socket().unwrap();
     s.accept();
+    s.peer.here = from;
     dwell();
     let server_is = |state| {
         while diag::state(to, from) != Some(state) {

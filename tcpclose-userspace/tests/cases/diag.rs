@@ -1,59 +1,60 @@
-//! What the script asks the kernel itself: is this socket there, in which state; and SOCK_DESTROY. The two requests are
-//! written by hand (include/uapi/linux/inet_diag.h), so that the table does not lean on the product's own reader.
+//! What the script asks of the kernel itself, without the product's own readers: which state a socket is in, from
+//! /proc/net/tcp (a look over netlink would give the socket a cookie, and hide it if an agent forgot to); and
+//! SOCK_DESTROY, a request written by hand (include/uapi/linux/inet_diag.h).
 
+use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
-const NLMSG_ERROR: u16 = 2;
-const LISTEN: u8 = 10;
 
 /// The state of the socket or minisocket between `local` and `remote` in the calling thread's namespace; `None` if
-/// there is none. A minisocket's is its substate (net/ipv4/inet_diag.c, inet_twsk_diag_fill).
+/// there is none. A minisocket's is its substate (net/ipv4/tcp_ipv4.c, get_timewait4_sock).
 pub fn state(local: SocketAddr, remote: SocketAddr) -> Option<u8> {
-    match ask(SOCK_DIAG_BY_FAMILY, local, remote) {
-        // With no connection the look-up finds the listener (inet_diag_find_one_icsk).
-        Ok(LISTEN) => None,
-        Ok(state) => Some(state),
-        Err(why) if why.raw_os_error() == Some(libc::ENOENT) => None,
-        Err(why) => panic!("sock_diag: {why}"),
-    }
+    let file = if local.is_ipv4() { "tcp" } else { "tcp6" };
+    let table = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+    let ends = format!(" {} {} ", shown(local), shown(remote));
+    table.lines().find_map(|line| {
+        let (_, rest) = line.split_once(&ends)?;
+        u8::from_str_radix(rest.get(..2)?, 16).ok()
+    })
+}
+
+/// An end as /proc/net/tcp shows it: the address in words of the host's byte order.
+fn shown(end: SocketAddr) -> String {
+    let bytes = match end.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let words = bytes.chunks(4).filter_map(|word| word.try_into().ok()).map(u32::from_ne_bytes);
+    words.map(|word| format!("{word:08X}")).collect::<String>() + &format!(":{:04X}", end.port())
 }
 
 /// SOCK_DESTROY, which needs CONFIG_INET_DIAG_DESTROY.
 pub fn destroy(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
-    ask(SOCK_DESTROY, local, remote).map(drop)
-}
-
-/// One request, and the state in its answer; 0 for an answer without one.
-fn ask(kind: u16, local: SocketAddr, remote: SocketAddr) -> io::Result<u8> {
-    let request = request(kind, local, remote);
     let socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.send_to(&request, &NetlinkAddr::new(0, 0), 0)?;
+    socket.send_to(&request(local, remote), &NetlinkAddr::new(0, 0), 0)?;
     let (answer, _) = socket.recv_from_full()?;
-    let word =
-        |at: usize| answer.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
-    let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok()).map(u16::from_ne_bytes);
-    match (kind, word(16)) {
-        (Some(NLMSG_ERROR), Some(0)) => Ok(0),
-        (Some(NLMSG_ERROR), Some(errno)) => Err(io::Error::from_raw_os_error(-errno)),
-        (Some(SOCK_DIAG_BY_FAMILY), Some(_)) => Ok(answer[17]),
-        _ => Err(io::Error::other("sock_diag: an answer that is none")),
+    // The errno of an NLMSG_ERROR, behind its header.
+    let errno = answer.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+    match errno {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
+        None => Err(io::Error::other("sock_diag: an answer that is none")),
     }
 }
 
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn request(kind: u16, local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let mut request = Vec::with_capacity(72);
     request.extend(72u32.to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend((NLM_F_REQUEST | if kind == SOCK_DESTROY { NLM_F_ACK } else { 0 }).to_ne_bytes());
+    request.extend(SOCK_DESTROY.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
     request.extend([0; 8]);
     request.extend([family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
     request.extend(u32::MAX.to_ne_bytes());

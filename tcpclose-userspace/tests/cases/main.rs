@@ -7,7 +7,7 @@
 //!   README. [`verdict`]: what an agent told, against that.
 //! * [`stage`]: agents, namespaces, and all cases at once. [`report`]: what is printed.
 //!
-//! `TCPCLOSE_NO_SKIP` says that this kernel has every rung: one that does not start is then a failure.
+//! `TCPCLOSE_RUNGS=btf+diag,tracepoint+hooks` leaves the other rungs out. `TCPCLOSE_NO_SKIP` says that this kernel has every rung: one that does not start is then a failure.
 
 #![allow(
     clippy::unwrap_used,

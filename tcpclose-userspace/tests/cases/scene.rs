@@ -24,6 +24,9 @@ pub const LONG: Duration = Duration::from_secs(4);
 /// Between two looks at a socket of which the kernel decides when it goes.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// include/net/tcp_states.h.
+const ESTABLISHED: u8 = 1;
+
 /// TIME-WAIT lasts 60 s (TCP_TIMEWAIT_LEN); its timer is late by up to 5.1 s (the wheel's coarse level at HZ 100).
 const TIME_WAIT_NS: (u64, u64) = (60_000_000_000, 65_200_000_000);
 
@@ -231,10 +234,11 @@ impl Scene {
         self.enter_all(&[stay], act);
     }
 
-    /// Runs `act`, which brings the kernel's socket into each of `stays` in turn.
+    /// Runs `act`, which brings the kernel's socket into each of `stays` in turn. The kernel must show the last.
     pub fn enter_all(&mut self, stays: &[Stay], act: impl FnOnce(&mut Self)) {
         let moment = self.time(act);
         stays.iter().for_each(|&stay| self.entered(stay, moment));
+        assert_eq!(self.kernel_state(), stays.last().map(Stay::number), "after {stays:?}");
     }
 
     /// Says that the kernel's socket came into `stay` at `moment`.
@@ -243,10 +247,12 @@ impl Scene {
         self.lives[self.life].push(Stayed { stay, entered: moment, left: None });
     }
 
-    /// Runs `act`, which ends the kernel's socket.
+    /// Runs `act`, which ends the kernel's socket. The kernel must no longer show it as it was.
     pub fn end(&mut self, act: impl FnOnce(&mut Self)) {
         let moment = self.time(act);
         self.left(moment);
+        let was = self.lives[self.life].last().map_or(ESTABLISHED, |stayed| stayed.stay.number());
+        assert_ne!(self.kernel_state(), Some(was), "it goes on");
     }
 
     /// Runs `act`, which brings the kernel's socket through `stays` and to its end.

@@ -96,7 +96,7 @@ fn port(number: usize) -> u16 {
 fn make_places() -> BTreeMap<Place, Netns> {
     let sysctls: [(Place, &[(&str, &str)]); 3] = [
         (Place::Plain, &[("tcp_tw_reuse", "1")]),
-        (Place::Odd, &[("tcp_orphan_retries", "1"), ("tcp_fin_timeout", "5"), ("tcp_rfc1337", "1")]),
+        (Place::Odd, &[("tcp_orphan_retries", "3"), ("tcp_fin_timeout", "5"), ("tcp_rfc1337", "1")]),
         // Full once the agents have measured TIME-WAIT in it.
         (Place::Full, &[]),
     ];
@@ -163,7 +163,10 @@ fn said(panic: &(dyn Any + Send)) -> String {
 /// Agents on every rung that this kernel has. One that it has not is named, once, and why.
 fn start_agents(places: &BTreeMap<Place, Netns>) -> Vec<Watcher> {
     let mut watchers = Vec::new();
-    for rung in Rung::ALL {
+    let only = std::env::var("TCPCLOSE_RUNGS").ok();
+    let asked =
+        |rung: &Rung| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == rung.to_string()));
+    for rung in Rung::ALL.into_iter().filter(asked) {
         for (&place, netns) in places {
             if rung.hooks() && place != Place::Plain {
                 continue;

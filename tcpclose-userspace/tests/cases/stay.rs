@@ -35,8 +35,22 @@ pub const TIME_WAIT: Stay = Stay { state: "time_wait", time: Truth::TimeWait };
 /// TIME-WAIT in a network namespace that the agent is not in.
 pub const TIME_WAIT_ELSEWHERE: Stay = Stay { state: "time_wait", time: Truth::TimeWaitElsewhere };
 
-/// Every value of the label `state`.
-pub const STATES: [&str; 6] = ["fin_wait_1", "fin_wait_2", "closing", "time_wait", "close_wait", "last_ack"];
+/// Every value of the label `state`, and the kernel's number of it (include/net/tcp_states.h).
+pub const STATES: [(&str, u8); 6] = [
+    ("fin_wait_1", 4),
+    ("fin_wait_2", 5),
+    ("time_wait", 6),
+    ("close_wait", 8),
+    ("last_ack", 9),
+    ("closing", 11),
+];
+
+impl Stay {
+    /// The kernel's number of the state.
+    pub fn number(&self) -> u8 {
+        STATES.iter().find(|(name, _)| *name == self.state).expect("a state").1
+    }
+}
 
 impl fmt::Debug for Stay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

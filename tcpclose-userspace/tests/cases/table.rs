@@ -14,7 +14,7 @@ use super::{active, local, minisockets, passive, resets, timeouts};
 pub enum Place {
     /// What a new namespace has, and tcp_tw_reuse = 1.
     Plain,
-    /// tcp_orphan_retries = 1, tcp_fin_timeout = 5, tcp_rfc1337 = 1.
+    /// tcp_orphan_retries = 3, tcp_fin_timeout = 5, tcp_rfc1337 = 1.
     Odd,
     /// tcp_max_tw_buckets = 0.
     Full,

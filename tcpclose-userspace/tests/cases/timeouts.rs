@@ -10,7 +10,7 @@ use super::wire::{ACK, FIN};
 /// The kernel gives up within this.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// tcp_orphan_retries is 1 here: two retransmissions.
+/// tcp_orphan_retries is 3 here: it is over after some 3 s.
 pub fn orphan_in_fin_wait_1(s: &mut Scene) {
     closed(s);
     s.ends_by_itself(PATIENCE);

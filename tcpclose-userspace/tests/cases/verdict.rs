@@ -77,7 +77,7 @@ fn samples(
     }
     let mut differences = Vec::new();
     let port = played.port.to_string();
-    for state in STATES {
+    for (state, _) in STATES {
         for side in ["server", "client", "unknown"] {
             let want = wanted.remove(&(state, side)).unwrap_or_default();
             let labels = [("state", state), ("side", side), ("port", port.as_str())];
