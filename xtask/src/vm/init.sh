@@ -3,7 +3,7 @@
 # programs' output and this protocol to the second, which `cargo xtask vm` reads. Each word of it comes after a control
 # character that programs do not write, since the last line of a program may lack its end:
 #   up RELEASE         ready to run something
-#   ran NAME STATUS    a program ended
+#   ran NAME STATUS SECONDS    a program ended, after so many by the clock of here
 #   broken WHY         it will not be ready
 #   down               nothing more will come
 
@@ -44,8 +44,11 @@ down() {
 run() {
     name=$1
     shift
+    read -r begun rest </proc/uptime
     "$@"
-    say ran "$name" $?
+    status=$?
+    read -r ended rest </proc/uptime
+    say ran "$name" $status "$(echo "$ended $begun" | awk '{ print $1 - $2 }')"
 }
 
 hostname guest
