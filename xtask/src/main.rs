@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod accuracy;
 mod apt;
 mod build;
 mod run;
@@ -32,6 +33,7 @@ enum Command {
     Run(run::Arguments),
     Test(test::Arguments),
     Vm(vm::Arguments),
+    Accuracy(accuracy::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::test(&arguments),
         Command::Vm(arguments) => vm::command(&arguments),
+        Command::Accuracy(arguments) => accuracy::command(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -103,16 +103,22 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
         // Cargo takes a pattern that fits no test for an error.
         return Ok(skipped("live tests", "there are none"));
     }
+    let Some(mut command) = live_tests("*")? else { return Ok(skipped("live tests", "need root")) };
+    passed(with_long(&mut command, arguments))
+}
+
+/// Cargo, about to run these integration tests as root; `None` for a user who cannot.
+pub fn live_tests(pattern: &str) -> Result<Option<Command>> {
     let mut command = sh::cargo();
     if !sh::is_root() {
         if !can_sudo() {
-            return Ok(skipped("live tests", "need root"));
+            return Ok(None);
         }
         // Built by the user, run by root: cargo starts each test through its runner.
         command.env(runner_variable()?, "sudo -E");
     }
-    command.args(["test", "--release", "--package", "tcpclose-userspace", "--test", "*"]);
-    passed(with_long(&mut command, arguments))
+    command.args(["test", "--release", "--package", "tcpclose-userspace", "--test", pattern]);
+    Ok(Some(command))
 }
 
 /// The live tests that tell kernels apart, on other kernels than this machine's. That takes no root.

@@ -90,6 +90,24 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     boot_all(&Kernel::ALL, &jobs, None, Duration::from_secs(DEFAULT_PATIENCE)).map(Ok)
 }
 
+/// Runs a test program with these arguments under `kernel`, and returns all that it wrote.
+pub fn output(kernel: Kernel, test: &str, arguments: &[&str]) -> Result<String> {
+    if !POSSIBLE {
+        bail!("guests are x86-64 machines, and this is another");
+    }
+    setup::ready(Purpose::Vm, false)?;
+    let words = [test].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+    let job = Job { name: test.to_owned(), words };
+    boot_all(&[kernel], &[job], None, Duration::from_secs(DEFAULT_PATIENCE))?;
+    let log = log(kernel)?;
+    fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))
+}
+
+/// Where what a guest's programs write is kept.
+fn log(kernel: Kernel) -> Result<PathBuf> {
+    Ok(kit::folder()?.join(format!("{}.log", kernel.name())))
+}
+
 /// The guests' tests that are in the tree.
 fn tests(long: bool) -> Vec<Job> {
     let there = GUEST_PROGRAMS.iter().filter(|name| programs::is_test(name));
@@ -162,7 +180,7 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
         name: kernel.name(),
         kernel: kit::image(kernel)?,
         initramfs,
-        log: file("log"),
+        log: log(kernel)?,
         console: file("console.log"),
         patience,
     })

@@ -75,9 +75,10 @@ pub fn now_ns() -> u64 {
 
 impl Scene {
     /// Sets case `number` up in the calling thread's namespace: the wire, and a listener for the case of a server.
-    pub fn set(number: u8, port: u16, family: Family, server: bool) -> Self {
-        let v4 = |end| Ipv4Addr::new(10, 77, number, end);
-        let v6 = |end| Ipv6Addr::new(0xfd77, 0, 0, number.into(), 0, 0, 0, end);
+    pub fn set(number: u16, port: u16, family: Family, server: bool) -> Self {
+        let [high, low] = number.to_be_bytes();
+        let v4 = |end| Ipv4Addr::new(10, 77 + high, low, end);
+        let v6 = |end| Ipv6Addr::new(0xfd77, 0, 0, number, 0, 0, 0, end);
         let wire = Tun::new(&format!("case{number}"), v4(1), v6(1)).unwrap();
         let (here, there): (IpAddr, IpAddr) =
             if family == Family::V6 { (v6(1).into(), v6(2).into()) } else { (v4(1).into(), v4(2).into()) };

@@ -123,7 +123,7 @@ fn set_scenes(places: &BTreeMap<Place, Netns>) -> Vec<Option<Scene>> {
 }
 
 fn set_scene(case: &Case, number: usize) -> Scene {
-    let at = u8::try_from(number + 1).expect("an address a case");
+    let at = u16::try_from(number + 1).expect("an address a case");
     Scene::set(at, port(number), case.family, case.listens())
 }
 

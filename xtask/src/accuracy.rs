@@ -1,0 +1,114 @@
+//! `cargo xtask accuracy`: how exact the durations are that the agent tells, measured and kept in docs/ACCURACY.md.
+
+use std::fs;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::{self, Purpose};
+use crate::vm::{self, kit::Kernel};
+use crate::{sh, test};
+
+/// Measure how exact durations are, on this kernel or in guests, and keep it in docs/ACCURACY.md
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Kernels to boot and measure on, instead of this machine's
+    #[arg(long = "kernel", value_name = "KERNEL", value_enum)]
+    kernels: Vec<Kernel>,
+}
+
+/// The test program that measures, and its arguments: the measurement is marked as ignored.
+const PROGRAM: &str = "accuracy";
+const WORDS: [&str; 3] = ["--ignored", "--nocapture", "durations_against_the_segments"];
+
+/// What the program prints its section between.
+const BEGIN: &str = "<!-- accuracy begins -->";
+const END: &str = "<!-- accuracy ends -->";
+
+const DOCUMENT: &str = "docs/ACCURACY.md";
+/// What the document says before its sections: the method.
+const METHOD: &str = include_str!("accuracy.md");
+
+/// Runs the command.
+pub fn command(arguments: &Arguments) -> Result<()> {
+    if arguments.kernels.is_empty() {
+        return keep("The host", &here()?);
+    }
+    for kernel in &arguments.kernels {
+        let output = vm::output(*kernel, PROGRAM, &WORDS)?;
+        keep(&format!("Emulated guest, Linux {}", kernel.name()), &output)?;
+    }
+    Ok(())
+}
+
+/// Measures on this machine.
+fn here() -> Result<String> {
+    setup::ready(Purpose::Build, false)?;
+    let Some(mut command) = test::live_tests(PROGRAM)? else { bail!("the measurement needs root") };
+    command.arg("--").args(WORDS).stderr(Stdio::inherit());
+    sh::show(&command);
+    let output = command.output().context("cargo cannot be started")?;
+    if !output.status.success() {
+        bail!("the measurement failed: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Prints the section in `output`, and makes it the document's section of this title.
+fn keep(title: &str, output: &str) -> Result<()> {
+    let body = body(output).context("the measurement printed no table: has this kernel no rung?")?;
+    println!("## {title}\n\n{body}");
+    let file = sh::workspace().join(DOCUMENT);
+    let old = fs::read_to_string(&file).unwrap_or_default();
+    if let Some(folder) = file.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    fs::write(&file, document(&old, title, body))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    eprintln!("{DOCUMENT} has it");
+    Ok(())
+}
+
+/// What lies between the two marks.
+fn body(output: &str) -> Option<&str> {
+    let (_, rest) = output.split_once(BEGIN)?;
+    Some(rest.split_once(END)?.0.trim())
+}
+
+/// The document with the section `title` replaced or added. The host comes first, then the
+/// guests.
+fn document(old: &str, title: &str, body: &str) -> String {
+    let sections = old.split("\n## ").skip(1).filter_map(|section| section.split_once('\n'));
+    let mut sections: Vec<(&str, &str)> = sections.filter(|(other, _)| *other != title).collect();
+    sections.push((title, body));
+    sections.sort_by_key(|(title, _)| (title.len(), *title));
+    let mut text = METHOD.trim_end().to_owned() + "\n";
+    for (title, body) in sections {
+        text.push_str(&format!("\n## {title}\n\n{}\n", body.trim()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_section_is_what_lies_between_the_marks() {
+        assert_eq!(body(&format!("test x ... {BEGIN}\n| a |\n{END}\nok")), Some("| a |"));
+        assert_eq!(body("| a |"), None);
+    }
+
+    #[test]
+    fn a_section_is_replaced_and_the_others_are_kept() {
+        let one = document("", "Emulated guest, Linux 6.12", "old");
+        let two = document(&one, "The host", "| h |");
+        let three = document(&two, "Emulated guest, Linux 6.1", "| g |");
+        let four = document(&three, "Emulated guest, Linux 6.12", "| new |");
+        assert!(four.starts_with(METHOD.trim_end()));
+        let sections = "\n\n## The host\n\n| h |\n\n## Emulated guest, Linux 6.1\n\n| g |\n\n\
+                        ## Emulated guest, Linux 6.12\n\n| new |\n";
+        assert!(four.ends_with(sections), "{four}");
+        assert_eq!(document(&four, "The host", "| h |"), four);
+    }
+}
