@@ -25,8 +25,6 @@ impl Control {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Records that went into the ring.
-    pub made: u64,
     /// Records that found no room in the ring.
     pub lost: u64,
 }

@@ -18,8 +18,8 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 /// Puts `record` into the ring, or counts it as lost. `false` when it was lost.
 #[inline(always)]
 pub fn send<T: 'static>(record: T) -> bool {
-    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return false };
     let Some(mut entry) = EVENTS.reserve::<T>(0) else {
+        let Some(counters) = COUNTERS.get_ptr_mut(0) else { return false };
         // SAFETY: the pointer is to this CPU's element of a map that lives as long as the program. A program that
         // interrupts this one on the same CPU could make it miss one increment; since 6.1 the kernel refuses to
         // nest it (kernel/trace/bpf_trace.c, __bpf_trace_run) and counts that itself.
@@ -28,8 +28,6 @@ pub fn send<T: 'static>(record: T) -> bool {
     };
     entry.write(record);
     entry.submit(wakeup());
-    // SAFETY: as above.
-    unsafe { (*counters).made += 1 };
     true
 }
 

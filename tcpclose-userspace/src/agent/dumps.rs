@@ -69,12 +69,14 @@ fn absent(mut suspects: Vec<Suspect>) -> (Vec<Suspect>, u64) {
 /// Dumps for as long as the agent runs.
 pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile_interval: Duration) {
     let mut reconciled = Instant::now();
+    // Records were lost since the last reconcile.
+    let mut lost = false;
     let mut pause = dump_interval;
     loop {
+        engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
         sleep(pause).await;
-        let lost = engine.borrow_mut().has_lost();
+        lost |= engine.borrow_mut().has_lost();
         let wanted = if lost || reconciled.elapsed() >= reconcile_interval {
-            reconciled = Instant::now();
             Some(EVERYTHING)
         } else {
             engine.borrow().wanted(host::monotonic_ns())
@@ -85,6 +87,10 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
         };
         match dump(&engine, wanted).await {
             Ok(cpu) => {
+                if wanted == EVERYTHING {
+                    reconciled = Instant::now();
+                    lost = false;
+                }
                 let stretched = cpu * SHARE;
                 if stretched > dump_interval && pause <= dump_interval {
                     log::info!("dumps are {stretched:?} apart: one takes {cpu:?} of CPU");
@@ -93,6 +99,5 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
             }
             Err(why) => log::warn!("no dump of the kernel's sockets: {why:#}"),
         }
-        engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
     }
 }

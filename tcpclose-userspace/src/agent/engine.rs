@@ -44,8 +44,6 @@ pub struct Dumps {
     pub interval_ns: u64,
     /// Wall clock of the last whole reconcile, seconds since 1970; 0 before the first.
     pub reconciled_at: f64,
-    /// Answers of the kernel that could not be decoded.
-    pub malformed: u64,
 }
 
 pub struct Engine {
@@ -181,7 +179,9 @@ impl Engine {
         let view =
             View { seen: &seen, states: wanted.states, started_ns: dump.started_ns, first: !self.ready };
         let suspects = self.tracker.dump(&view, MOST_SUSPECTS, &mut self.ledger);
-        self.dumps.malformed += dump.malformed;
+        if dump.malformed > 0 {
+            log::warn!("{} answers of sock_diag could not be decoded", dump.malformed);
+        }
         self.ready = true;
         suspects
     }
@@ -197,7 +197,7 @@ impl Engine {
 
     /// The gauges of this moment.
     pub fn census(&mut self, now_ns: u64) -> Census {
-        Census::count(self.tracker.lives(), self.ledger.names_mut(), &self.stuck_after, self.netns, now_ns)
+        self.ledger.census(self.tracker.lives(), &self.stuck_after, self.netns, now_ns)
     }
 
     /// What is known of a dumped socket.

@@ -22,12 +22,13 @@ use tokio::time::{sleep, timeout};
 use super::engine::Engine;
 use super::{exposition, queries};
 
-/// A client has this long to send its request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client has this long to send its request's head. Longer than a scrape interval is likely to be, for it also bounds
+/// how long a connection may idle between two scrapes.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A connection is closed after this long, whatever its client does: one that stops reading holds its answer no
 /// longer.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// prometheus::TEXT_FORMAT with the charset that it is in.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -129,16 +129,18 @@ impl Known {
     /// Reads owners and puts everything together. Blocks for as long as a walk over /proc takes.
     fn document(self, mut dump: Dump, bound: Duration) -> Result<Document> {
         let sockets = std::mem::take(&mut dump.sockets);
-        let (listeners, sockets): (Vec<Socket>, Vec<Socket>) =
+        let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
             sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
+        query::distinct(&mut sockets);
         let owners =
             owners::find(&query::wanted_inodes(&sockets, &listeners)).context("/proc cannot be read")?;
+        query::still_there(&mut sockets, &owners);
         let scene = Scene {
             sockets: &sockets,
             listeners: &listeners,
             owners: &owners,
             netns: self.netns,
-            bound_ns: bound.as_nanos() as u64,
+            bound_ns: u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX),
         };
         let mut described = query::assemble(&scene, |socket| {
             self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {

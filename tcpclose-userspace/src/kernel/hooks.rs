@@ -1,6 +1,8 @@
 //! The ladder of TIME-WAIT: fentry and fexit on the minisocket's functions, hook by hook. What a kernel lacks or refuses
 //! costs the one fact that it tells; when the flip and the ends are all told, dumps are needed to reconcile only.
 
+use std::os::fd::{AsFd as _, OwnedFd};
+
 use anyhow::{Context, Result};
 use aya::programs::{BtfTracePoint, FEntry, FExit, Program};
 use aya::{Btf, Ebpf};
@@ -66,8 +68,9 @@ pub struct Attached {
     pub missing: Vec<String>,
 }
 
-/// Attaches every hook that loads. `by_cookie`: the tp_btf door, where sockets have cookies already.
-pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool) -> Attached {
+/// Attaches every hook that loads, and adds its program to `programs`. `by_cookie`: the tp_btf door, where sockets have
+/// cookies already.
+pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<OwnedFd>) -> Attached {
     let mut attached = Attached::default();
     let mut failed: Vec<(&Hook, String)> = Vec::new();
     for hook in HOOKS {
@@ -75,7 +78,10 @@ pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool) -> Attached {
             continue;
         }
         match attach_one(ebpf, hook, btf) {
-            Ok(()) => attached.any = true,
+            Ok(program) => {
+                attached.any = true;
+                programs.push(program);
+            }
             Err(why) => failed.push((hook, format!("{why:#}"))),
         }
     }
@@ -100,7 +106,7 @@ fn missing(failed: &[(&Hook, String)], any: bool) -> Vec<String> {
     }
 }
 
-fn attach_one(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<()> {
+fn attach_one(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<OwnedFd> {
     match ebpf.program_mut(hook.program).context("no such program")? {
         Program::FEntry(program) => attach_entry(program, hook.function, btf),
         Program::FExit(program) => attach_exit(program, hook.function, btf),
@@ -108,28 +114,28 @@ fn attach_one(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<()> {
     }
 }
 
-fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<()> {
+fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<OwnedFd> {
     program.load(function, btf).map_err(refused)?;
     program.attach()?;
-    Ok(())
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-fn attach_exit(program: &mut FExit, function: &str, btf: &Btf) -> Result<()> {
+fn attach_exit(program: &mut FExit, function: &str, btf: &Btf) -> Result<OwnedFd> {
     program.load(function, btf).map_err(refused)?;
     program.attach()?;
-    Ok(())
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
 /// Attaches to `tcp_send_reset`, which tells data after close from a RST that came. Needs no fentry.
 ///
 /// # Errors
 /// When the kernel has no such tracepoint, or refuses the program.
-pub fn attach_resets(ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+pub fn attach_resets(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd> {
     let program: &mut BtfTracePoint =
         ebpf.program_mut("send_reset").context("no such program")?.try_into()?;
     program.load("tcp_send_reset", btf).map_err(refused)?;
     program.attach()?;
-    Ok(())
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -75,7 +75,8 @@ pub struct Probe {
     /// What hooks tell.
     pub told: Told,
     pub ring: Ring,
-    program: OwnedFd,
+    /// Every attached program.
+    programs: Vec<OwnedFd>,
     /// Holds the programs and their links.
     ebpf: Ebpf,
 }
@@ -113,9 +114,44 @@ impl Probe {
         raise_memlock();
         let mut ebpf = load(btf.as_ref(), &layout, ring_size, level).map_err(|why| cannot_load(&why))?;
 
-        let mut attached = None;
+        // The hooks are attached before the state hook, so that no minisocket is born unheard of to a socket whose
+        // →CLOSE is heard; which of them are wanted depends on the door, which loading it tells.
+        let mut by_btf = false;
         if only != Some(StateHook::Tracepoint) {
-            match attach_btf(&mut ebpf, btf.as_ref()) {
+            match load_btf(&mut ebpf, btf.as_ref()) {
+                Ok(()) => by_btf = true,
+                Err(why) => declined.push(format!("state hook btf: {}", reason(&why))),
+            }
+        }
+        let mut programs = Vec::new();
+        let mut minisockets = hooks::Attached::default();
+        let mut resets = false;
+        if let Some(btf) = btf.as_ref().filter(|_| facts) {
+            match hooks::attach_resets(&mut ebpf, btf) {
+                Ok(program) => {
+                    resets = true;
+                    programs.push(program);
+                }
+                Err(why) => declined
+                    .push(format!("tcp_send_reset: {why:#}: a RST sent is not told from one received")),
+            }
+            if time_wait != Some(TimeWaitHook::Diag) {
+                minisockets = hooks::attach(&mut ebpf, btf, by_btf, &mut programs);
+            }
+        } else if time_wait != Some(TimeWaitHook::Diag) {
+            minisockets.missing.push("hooks need BTF".to_owned());
+        }
+        if time_wait == Some(TimeWaitHook::Hooks) && !minisockets.any {
+            return Err(Failure::new(
+                "no TIME-WAIT hook can be attached",
+                minisockets.missing.first().map_or("none loads", String::as_str),
+                "try --time-wait auto or diag",
+            ));
+        }
+
+        let mut attached = None;
+        if by_btf {
+            match attach_btf(&mut ebpf) {
                 Ok(program) => attached = Some((StateHook::Btf, program)),
                 Err(why) => declined.push(format!("state hook btf: {}", reason(&why))),
             }
@@ -134,27 +170,7 @@ impl Probe {
             return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
         let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| cannot_load(&why))?;
-        let mut minisockets = hooks::Attached::default();
-        let mut resets = false;
-        if let Some(btf) = btf.as_ref().filter(|_| facts) {
-            match hooks::attach_resets(&mut ebpf, btf) {
-                Ok(()) => resets = true,
-                Err(why) => declined
-                    .push(format!("tcp_send_reset: {why:#}: a RST sent is not told from one received")),
-            }
-            if time_wait != Some(TimeWaitHook::Diag) {
-                minisockets = hooks::attach(&mut ebpf, btf, hook == StateHook::Btf);
-            }
-        } else if time_wait != Some(TimeWaitHook::Diag) {
-            minisockets.missing.push("hooks need BTF".to_owned());
-        }
-        if time_wait == Some(TimeWaitHook::Hooks) && !minisockets.any {
-            return Err(Failure::new(
-                "no TIME-WAIT hook can be attached",
-                minisockets.missing.first().map_or("none loads", String::as_str),
-                "try --time-wait auto or diag",
-            ));
-        }
+        programs.push(program);
         Ok(Self {
             hook,
             facts,
@@ -163,7 +179,7 @@ impl Probe {
             told: Told { resets, ..minisockets.told },
             time_wait_declined: minisockets.missing,
             ring,
-            program,
+            programs,
             ebpf,
         })
     }
@@ -173,15 +189,10 @@ impl Probe {
         &mut self.ebpf
     }
 
-    /// How often the kernel left the program out because it was already running on that CPU: each is a lost event.
-    /// Counted since 5.12 (kernel/bpf/syscall.c, bpf_prog_show_fdinfo); 0 on kernels that do not count.
+    /// How often the kernel left one of the programs out because it was already running on that CPU: each is a lost
+    /// event. Counted since 5.12 (kernel/bpf/syscall.c, bpf_prog_show_fdinfo); 0 on kernels that do not count.
     pub fn recursion_misses(&self) -> u64 {
-        let path = format!("/proc/self/fdinfo/{}", self.program.as_raw_fd());
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.lines()
-            .find_map(|line| line.strip_prefix("recursion_misses:"))
-            .and_then(|n| n.trim().parse().ok())
-            .unwrap_or(0)
+        self.programs.iter().map(|program| misses(program.as_raw_fd())).sum()
     }
 }
 
@@ -207,11 +218,26 @@ const fn probe_level(level: LevelFilter) -> u8 {
     }
 }
 
-fn attach_btf(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<OwnedFd> {
+/// `recursion_misses` of a program's fdinfo.
+fn misses(program: RawFd) -> u64 {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{program}")).unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:"))
+        .and_then(|n| n.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn by_btf(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint> {
+    Ok(ebpf.program_mut("set_state_btf").context("no such program")?.try_into()?)
+}
+
+fn load_btf(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<()> {
     let btf = btf.context("this kernel has no BTF")?;
-    let program: &mut BtfTracePoint =
-        ebpf.program_mut("set_state_btf").context("no such program")?.try_into()?;
-    program.load(TRACEPOINT, btf).map_err(refused)?;
+    by_btf(ebpf)?.load(TRACEPOINT, btf).map_err(refused)
+}
+
+fn attach_btf(ebpf: &mut Ebpf) -> Result<OwnedFd> {
+    let program = by_btf(ebpf)?;
     program.attach()?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }

@@ -86,7 +86,6 @@ impl Ring {
     pub fn counters(&self) -> Result<Counters> {
         let mut sum = Counters::default();
         for CpuCounters(cpu) in self.counters.get(&0, 0)?.iter() {
-            sum.made += cpu.made;
             sum.lost += cpu.lost;
         }
         Ok(sum)

@@ -8,13 +8,15 @@ pub mod buckets;
 pub mod census;
 pub mod names;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tcpclose_common::state::TcpState;
 
 use crate::terms::{Outcome, Phase, Role};
 use crate::tracker::fact::{Ended, Fact, Mended, Sink, Why};
+use crate::tracker::life::Life;
 use buckets::Histogram;
+use census::{Census, StuckAfter};
 use names::{Label, Names};
 
 /// Kinds of close (role and outcome) that all labels together may have, for each label that can exist. A host has a
@@ -24,6 +26,8 @@ const CLOSE_KINDS_PER_LABEL: usize = 20;
 /// The counters, in the order that the metrics list has them.
 pub struct Ledger {
     names: Names,
+    /// Combinations that `tcpclose_sockets` has shown.
+    shown: BTreeSet<(Label, Phase)>,
     durations: BTreeMap<(Label, Phase), Histogram>,
     transitions: BTreeMap<(TcpState, TcpState), u64>,
     closes: BTreeMap<(Label, Role, Outcome), u64>,
@@ -38,6 +42,7 @@ impl Ledger {
     pub fn new(names: Names) -> Self {
         Self {
             names,
+            shown: BTreeSet::new(),
             durations: BTreeMap::new(),
             transitions: BTreeMap::new(),
             closes: BTreeMap::new(),
@@ -86,17 +91,31 @@ impl Ledger {
         self.folded
     }
 
-    pub fn names_mut(&mut self) -> &mut Names {
-        &mut self.names
-    }
-
-    pub fn names(&self) -> &Names {
-        &self.names
+    /// Counts the gauges over `lives`, see [`Census::count`]. A combination that was shown once is shown as 0 from then on.
+    pub fn census<'a>(
+        &mut self,
+        lives: impl Iterator<Item = &'a Life>,
+        stuck_after: &StuckAfter,
+        dumped: u32,
+        now_ns: u64,
+    ) -> Census {
+        let mut census = Census::count(lives, &mut self.names, stuck_after, dumped, now_ns);
+        self.retire();
+        self.shown.extend(census.sockets.keys());
+        for &combination in &self.shown {
+            census.sockets.entry(combination).or_default();
+        }
+        for label in self.shown.iter().map(|&(label, _)| label) {
+            census.stuck.entry(label).or_insert_with(|| vec![0; stuck_after.bounds_ns().len()]);
+            census.unproven.entry(label).or_default();
+        }
+        census
     }
 
     /// Removes the series of pairs that lost their name since the last call.
     fn retire(&mut self) {
         for label in self.names.take_retired() {
+            self.shown.retain(|&(l, _)| l != label);
             self.durations.retain(|&(l, _), _| l != label);
             self.closes.retain(|&(l, ..), _| l != label);
         }

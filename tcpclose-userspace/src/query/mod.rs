@@ -191,6 +191,26 @@ pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<
     incomplete
 }
 
+/// Leaves each socket once: a dump resumes by its place in a bucket, and can meet a socket twice.
+pub fn distinct(sockets: &mut Vec<Socket>) {
+    sockets.sort_unstable_by_key(|socket| (socket.cookie, socket.seen_ns));
+    sockets.dedup_by_key(|socket| socket.cookie);
+}
+
+/// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
+/// likely just been closed, and a look tells.
+pub fn still_there(sockets: &mut Vec<Socket>, owners: &Owners) {
+    if owners.denied > 0 {
+        return;
+    }
+    sockets.retain(|socket| {
+        socket.inode == 0
+            || !owners.of(socket.inode).is_empty()
+            || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
+                .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
+    });
+}
+
 /// Every socket of the caller's network namespace in one of `states` (a mask of [`TcpState::bit`]s of the close
 /// phase), from one dump. `bound_ns`: the age from which one is called stuck, nanoseconds.
 pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
@@ -198,20 +218,9 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
     let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
     let (listeners, mut sockets): (Vec<_>, Vec<_>) =
         std::mem::take(&mut dump.sockets).into_iter().partition(|socket| socket.state == TcpState::Listen);
-    // A dump resumes by its place in a bucket, and can meet a socket twice.
-    sockets.sort_unstable_by_key(|socket| (socket.cookie, socket.seen_ns));
-    sockets.dedup_by_key(|socket| socket.cookie);
-
+    distinct(&mut sockets);
     let owners = owners::find(&wanted_inodes(&sockets, &listeners))?;
-    if owners.denied == 0 {
-        // Whose owner is not found although every process was readable has most likely just been closed.
-        sockets.retain(|socket| {
-            socket.inode == 0
-                || !owners.of(socket.inode).is_empty()
-                || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
-                    .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
-        });
-    }
+    still_there(&mut sockets, &owners);
 
     let ephemeral = host::ip_local_port_range();
     let scene = Scene {

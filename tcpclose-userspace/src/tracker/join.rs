@@ -99,7 +99,7 @@ impl Tracker {
             self.listening.clear();
         }
         for seen in view.seen.iter().filter(|seen| seen.state == TcpState::Listen) {
-            self.listening.insert(seen.flow.local_port);
+            self.listening.insert((seen.flow.local, seen.flow.local_port));
         }
         self.measure_time_wait(view);
         for seen in view.seen {
@@ -267,7 +267,7 @@ impl Tracker {
 
     /// Puts a life in place for what a dump saw.
     fn place(&mut self, seen: &Seen, phase: Phase, view: &View<'_>) -> usize {
-        let server = self.listening.contains(&seen.flow.local_port);
+        let server = self.is_listening(seen.flow.local, seen.flow.local_port);
         let side = if server { Side::Server } else { Side::Unknown };
         let since = match (seen.body, phase) {
             (Body::Minisocket, Phase::TimeWait) => match self.time_wait_entry(seen) {

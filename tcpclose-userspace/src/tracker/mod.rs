@@ -18,7 +18,7 @@ pub mod notice;
 mod tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use rustc_hash::FxHashMap;
@@ -52,8 +52,8 @@ pub struct Tracker {
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
     by_flow: HashMap<(u32, u64), usize>,
-    /// Local ports with a listener in the dumped namespace, as of the last dump that looked.
-    listening: HashSet<u16>,
+    /// Where somebody listens in the dumped namespace, as of the last dump that looked.
+    listening: HashSet<(Ipv6Addr, u16)>,
     /// Lives that ended while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
@@ -160,7 +160,7 @@ impl Tracker {
             remote_port: head.remote_port,
         };
         self.make_room(head, open.flow, &flow, out);
-        let side = self.side_of(head);
+        let side = self.side_of(head, Some(flow.local));
         let port = self.port(side, head.local_port, head.remote_port);
         out.fact(head.time_ns, Fact::Transition { from: old, to: new });
         let Some(phase) = Phase::of(new) else {
@@ -214,7 +214,7 @@ impl Tracker {
 
     /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows.
     fn stranger(&mut self, head: &Head, left: Phase, body: Body) -> usize {
-        let side = self.side_of(head);
+        let side = self.side_of(head, None);
         let port = self.port(side, head.local_port, head.remote_port);
         let life = Life { side, port, body, ..Self::blank(head, left) };
         self.insert(life)
@@ -288,7 +288,7 @@ impl Tracker {
                 return;
             }
             // No minisocket was made: the table is full (TIME-WAIT is skipped), or there was no memory.
-            Ending::TimeWait | Ending::FinWait2 if self.told.births && self.lives[at].born.is_none() => {
+            Ending::TimeWait | Ending::FinWait2 if self.was_not_born(at) => {
                 self.leave(at, left, now, out);
                 out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
                 let graceful = ending == Ending::TimeWait;
@@ -332,17 +332,21 @@ impl Tracker {
         }
     }
 
+    /// Whether hooks would have told of a minisocket's birth, and have not. Once records were lost nobody knows.
+    fn was_not_born(&self, at: usize) -> bool {
+        self.told.births && !self.lossy && self.lives[at].born.is_none()
+    }
+
     /// Closes the account of the phase `left`.
     fn leave(&mut self, at: usize, left: Phase, now: u64, out: &mut impl Sink) {
         let life = &self.lives[at];
-        let known = if life.phase == left { life.since.until(now) } else { None };
-        out.fact(
-            now,
-            match known {
-                Some(ns) => Fact::Dwelt { phase: left, pair: life.pair(), ns },
-                None => Fact::Unseen { phase: left, why: self.why() },
-            },
-        );
+        let fact = match life.since.until(now) {
+            // The step into the phase that is left was never heard of.
+            _ if life.phase != left => Fact::Unseen { phase: left, why: Why::Lost },
+            Some(ns) => Fact::Dwelt { phase: left, pair: life.pair(), ns },
+            None => Fact::Unseen { phase: left, why: self.why() },
+        };
+        out.fact(now, fact);
     }
 
     fn enter(&mut self, at: usize, phase: Phase, since: Since) {
@@ -425,7 +429,8 @@ impl Tracker {
 
     /// Learns from a record what an adopted life did not know yet.
     fn refine(&mut self, at: usize, head: &Head) {
-        let side = self.side_of(head);
+        let known = Some(self.lives[at]).filter(Life::has_addresses).map(|life| life.flow.local);
+        let side = self.side_of(head, known);
         let port = self.port(side, head.local_port, head.remote_port);
         let sk = if self.by_cookie { 0 } else { head.key };
         let life = &mut self.lives[at];
@@ -443,17 +448,27 @@ impl Tracker {
         }
     }
 
-    /// Which end a record's socket is. A child inherits its listener's `sk_max_ack_backlog` (sk_clone_lock); a socket
-    /// that connected has 0; only `listen(0)` makes children with 0, and there the listener itself is the proof.
-    fn side_of(&self, head: &Head) -> Side {
+    /// Which end a record's socket is, with this local address if it is known. A child inherits its listener's
+    /// `sk_max_ack_backlog` (sk_clone_lock); a socket that connected has 0; only `listen(0)` makes children with 0, and
+    /// there the listener itself is the proof.
+    fn side_of(&self, head: &Head, local: Option<Ipv6Addr>) -> Side {
         let here = head.netns == 0 || head.netns == self.host.netns;
-        if head.flags & flags::ACCEPTED != 0 || (here && self.listening.contains(&head.local_port)) {
+        let listener = || here && local.is_some_and(|local| self.is_listening(local, head.local_port));
+        if head.flags & flags::ACCEPTED != 0 || listener() {
             Side::Server
         } else if head.flags & flags::FACTS != 0 {
             Side::Client
         } else {
             Side::Unknown
         }
+    }
+
+    /// Whether somebody listens for connections to this end: on its address, or on every one of its family's. A port
+    /// alone proves nothing: a client can have it on another address.
+    fn is_listening(&self, local: Ipv6Addr, port: u16) -> bool {
+        const ANY_V4: Ipv6Addr = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
+        [local, Ipv6Addr::UNSPECIFIED].iter().any(|&address| self.listening.contains(&(address, port)))
+            || (local.to_ipv4_mapped().is_some() && self.listening.contains(&(ANY_V4, port)))
     }
 
     fn port(&self, side: Side, local: u16, remote: u16) -> u16 {

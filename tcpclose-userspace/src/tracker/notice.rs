@@ -76,7 +76,7 @@ impl Tracker {
 
     fn reset_sent(&mut self, notice: &Notice, out: &mut impl Sink) {
         let key = self.key_of_socket(notice);
-        if let Some(at) = self.settling.iter().position(|waiting| waiting.key == key)
+        if let Some(at) = self.settling.iter().rposition(|waiting| waiting.key == key)
             && let Some(Settling { closed_ns, pair, role, .. }) = self.settling.remove(at)
         {
             out.fact(closed_ns, Fact::Closed { pair, role, outcome: Outcome::ResetSent });
