@@ -184,8 +184,9 @@ fn a_hundred_thousand_connections() {
         listeners.iter().flatten().map(|l| l.local_addr().unwrap().port().to_string()).collect();
     let names: Vec<String> = ports.iter().map(|port| format!("--name-port={port}")).collect();
     let agents = Agent::on_each_hook(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let none =
-        |metrics: &Metrics| ports.iter().all(|port| !metrics.has("tcpclose_sockets", &[("port", port)]));
+    let none = |metrics: &Metrics| {
+        ports.iter().all(|port| metrics.sum("tcpclose_sockets", &[("port", port)]) == 0.0)
+    };
     let before: Vec<u64> = agents
         .iter()
         .map(|(_, agent)| {

@@ -95,7 +95,8 @@ impl Watcher {
             let metrics = self.metrics();
             self.note_gap(&metrics, 0.0);
             let left = metrics.select("tcpclose_sockets", &[]);
-            let left: Vec<_> = left.filter(|(labels, _)| ports.contains(&labels["port"])).collect();
+            let left: Vec<_> =
+                left.filter(|(labels, n)| ports.contains(&labels["port"]) && *n > 0.0).collect();
             if left.is_empty() {
                 return metrics;
             }
@@ -266,7 +267,7 @@ pub fn judge_standing(watcher: &Watcher, port: u16, standing: &[(Side, Phase, Br
     let port = port.to_string();
     let key = |side: Side, phase: Phase| (phase.name().to_owned(), watcher.side(side).name().to_owned());
     let gauges = |name| -> BTreeMap<(String, String), f64> {
-        let all = metrics.select(name, &[]).filter(|(labels, _)| labels["port"] == port);
+        let all = metrics.select(name, &[]).filter(|(labels, value)| labels["port"] == port && *value > 0.0);
         all.map(|(labels, value)| ((labels["state"].clone(), labels["side"].clone()), value)).collect()
     };
     let mut wrong = Vec::new();
