@@ -98,6 +98,12 @@ pub fn tw_early(ctx: FEntryContext) -> i32 {
     0
 }
 
+#[fentry(function = "tcp_twsk_destructor")]
+pub fn tw_gone(ctx: FEntryContext) -> i32 {
+    time_wait::gone(&ctx);
+    0
+}
+
 /// Some helpers are for GPL-compatible programs only (`bpf_probe_read_kernel`, `bpf_skc_to_tcp_sock`).
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -43,9 +43,10 @@ enum Doing {
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// Tasks in `inet_twsk_purge`, which sleeps and so is no matter of a CPU: pid and tgid.
+/// Tasks in `inet_twsk_purge`, which sleeps and so is no matter of a CPU: by pid and tgid, the address of the minisocket
+/// whose end was told last.
 #[map]
-static PURGING: HashMap<u64, u8> = HashMap::with_max_entries(64, 0);
+static PURGING: HashMap<u64, u64> = HashMap::with_max_entries(64, 0);
 
 /// `enum tcp_tw_status` (include/net/tcp.h).
 const TCP_TW_RST: i32 = 1;
@@ -127,7 +128,10 @@ pub fn segment_done(ctx: &FExitContext) {
 #[inline(always)]
 pub fn unique(ctx: &FExitContext) {
     let tw: u64 = ctx.arg(1);
-    if ctx.ret::<i32>().unwrap_or(0) == 1 {
+    // What the function returned stands behind its three arguments. Through bpf_get_func_ret the verifier of 6.1 takes
+    // it for the helper's own status, 0, and removes the branch (linked registers, mended in 6.8).
+    let unique: i32 = ctx.arg(3);
+    if unique == 1 {
         remember(tw, Doing::Reusing);
     }
 }
@@ -148,7 +152,7 @@ pub fn purge(enter: bool) {
     // SAFETY: a helper without arguments.
     let task = unsafe { bpf_get_current_pid_tgid() };
     // A full map only means that these ends are told as early.
-    let _ = if enter { PURGING.insert(&task, &1, 0) } else { PURGING.remove(&task) };
+    let _ = if enter { PURGING.insert(&task, &0, 0) } else { PURGING.remove(&task) };
 }
 
 /// `tw_timer_handler(struct timer_list *t)`, entered.
@@ -179,10 +183,31 @@ pub fn early(ctx: &FEntryContext) {
         // SAFETY: a helper without arguments.
         let task = unsafe { bpf_get_current_pid_tgid() };
         // SAFETY: the value is not kept.
-        if unsafe { PURGING.get(&task) }.is_some() { News::Purged } else { News::Early }
+        if unsafe { PURGING.get(&task) }.is_some() {
+            // The destructor, which follows, need not tell it again.
+            let _ = PURGING.insert(&task, &(tw as u64), 0);
+            News::Purged
+        } else {
+            News::Early
+        }
     };
     remember(0, Doing::SegmentInTimeWait);
     end::<Typed>(tw, news);
+}
+
+/// `tcp_twsk_destructor(struct sock *sk)`, entered: the last reference to the minisocket is gone. In Debian's 6.1
+/// `inet_twsk_purge` has a copy of `inet_twsk_deschedule_put` inlined (both in net/ipv4/inet_timewait_sock.c), so that
+/// this is the only sign of such an end; it comes in the same task.
+#[inline(always)]
+pub fn gone(ctx: &FEntryContext) {
+    let tw: *const u8 = ctx.arg(0);
+    // SAFETY: a helper without arguments.
+    let task = unsafe { bpf_get_current_pid_tgid() };
+    // SAFETY: the value is not kept.
+    if unsafe { PURGING.get(&task) }.is_some_and(|told| *told != tw as u64) {
+        // A struct sock to the verifier, which has no substate: the loads are copies.
+        end::<Copied>(tw, News::Purged);
+    }
 }
 
 /// Tells of a minisocket's end.

@@ -96,7 +96,7 @@ pub fn window_shut(s: &mut Scene) {
     s.peer.take_all();
     s.peer.window = 60_000;
     s.peer.ack();
-    s.peer.expect(FIN | ACK);
+    s.peer.expect_fin_after_data();
     s.enter_all(&[FIN_WAIT_2, TIME_WAIT], |s| s.peer.fin_and_ack());
     s.will_expire();
 }

@@ -161,6 +161,15 @@ impl Peer {
         }
     }
 
+    /// Waits for the kernel's FIN, and acknowledges what comes before it, but not the FIN: after a loss (no answer for
+    /// longer than the retransmission timer) the kernel sends one segment for each ACK.
+    pub fn expect_fin_after_data(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.receive(until).expect("the kernel's FIN").has(FIN) {
+            self.ack();
+        }
+    }
+
     /// The next segment of this connection, taken as received if it is next in order.
     fn receive(&mut self, until: Instant) -> Option<Segment> {
         loop {
