@@ -83,10 +83,6 @@ fn measure() {
     truths.extend(play::outwait(waiting));
     sleep(DUMPS);
     let told: Vec<_> = agents.iter().map(|(rung, agent)| (*rung, agent.metrics())).collect();
-    for (rung, metrics) in &told {
-        let lost = metrics.sum("tcpclose_events_lost_total", &[]);
-        assert_eq!(lost, 0.0, "{rung} lost events");
-    }
     report::print(&told, &truths, CLOSES);
 }
 

@@ -30,6 +30,14 @@ pub fn print(told: &[(Rung, Metrics)], truths: &[Truth], closes: usize) {
             println!("{}", row(*rung, phase, metrics, &truths));
         }
     }
+    for (rung, metrics) in told {
+        for (labels, lost) in
+            metrics.select("tcpclose_events_lost_total", &[]).filter(|(_, lost)| *lost > 0.0)
+        {
+            // An agent takes the events of every namespace: they need not be of these closes.
+            println!("\n{rung} lost {lost} events of the whole machine's ({}).", labels["stage"]);
+        }
+    }
     let mut lengths: Vec<f64> =
         truths.iter().filter(|t| t.phase == Phase::TimeWait).map(|t| ms(t.ns)).collect();
     lengths.sort_by(f64::total_cmp);
