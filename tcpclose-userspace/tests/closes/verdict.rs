@@ -202,6 +202,8 @@ impl Run {
                 "tcpclose_closes_total" => {
                     ended.insert((label("side"), label("role"), label("outcome")), value);
                 }
+                // Shown once, a gauge stays; where it has been, the durations tell.
+                "tcpclose_sockets" if value == 0.0 => {}
                 // There for every pair that has a name.
                 "tcpclose_stuck_sockets" | "tcpclose_stuck_sockets_unproven"
                     if value == 0.0 && closes.keys().any(|(side, ..)| *side == label("side")) => {}
