@@ -35,7 +35,7 @@ pub fn judge(watchers: &[Watcher], played: &[Played]) {
     for played in played {
         for (watcher, metrics) in told.iter().filter(|(watcher, _)| watcher.sees(played.case.place)) {
             let errors = errors.entry(watcher.rung).or_default();
-            let found = differences(played, watcher.rung, metrics, watcher.interval, errors);
+            let found = differences(played, watcher.rung, metrics, watcher.dumps, errors);
             line(played.case.name, watcher.rung, &found);
         }
     }

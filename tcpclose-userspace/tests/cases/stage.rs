@@ -17,7 +17,7 @@ use super::report;
 use super::rungs::Rung;
 use super::scene::{Moment, Scene, now_ns};
 use super::table::{CASES, Case, Place};
-use super::verdict::{Played, ends};
+use super::verdict::{Dumps, Played, ends};
 
 /// Ports of the cases: outside the local port range, and away from what other tests use.
 const FIRST_PORT: u16 = 11_000;
@@ -35,8 +35,8 @@ pub struct Watcher {
     pub agent: Agent,
     /// What it had counted before the first case.
     before: Metrics,
-    /// The longest time between two dumps so far, seconds.
-    pub interval: f64,
+    /// The longest time between two dumps so far, and the longest dump.
+    pub dumps: Dumps,
 }
 
 impl Watcher {
@@ -174,7 +174,7 @@ fn start_agents(places: &BTreeMap<Place, Netns>) -> Vec<Watcher> {
             match inside(netns, || start(rung)) {
                 Ok(agent) => {
                     let before = agent.metrics();
-                    watchers.push(Watcher { rung, place, agent, before, interval: 0.0 });
+                    watchers.push(Watcher { rung, place, agent, before, dumps: Dumps::default() });
                 }
                 Err(why) => {
                     assert!(may_lack(rung), "{rung} does not start: {why}");
@@ -244,7 +244,8 @@ fn look(watchers: &mut [Watcher]) -> f64 {
         }
         let interval = metrics.sum("tcpclose_reconcile_interval_seconds", &[]);
         let took = metrics.sum("tcpclose_dump_seconds", &[]);
-        watcher.interval = watcher.interval.max(interval + took);
+        watcher.dumps.apart = watcher.dumps.apart.max(interval + took);
+        watcher.dumps.took = watcher.dumps.took.max(took);
     }
     left
 }

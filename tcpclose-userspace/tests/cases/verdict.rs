@@ -12,6 +12,15 @@ use super::table::Case;
 /// error of the measured length of TIME-WAIT.
 const TIMER_SLACK: f64 = 0.05;
 
+/// How the dumps of an agent went, seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dumps {
+    /// The longest time between two.
+    pub apart: f64,
+    /// The longest one.
+    pub took: f64,
+}
+
 /// A case that was played.
 pub struct Played {
     pub case: &'static Case,
@@ -30,20 +39,20 @@ pub struct Error {
     pub known_to: f64,
 }
 
-/// The ways in which `metrics` of an agent on `rung` differ from what the rung tells of `played`. `interval` is the
-/// longest time between two of its dumps, seconds. What could be measured goes to `errors`.
+/// The ways in which `metrics` of an agent on `rung` differ from what the rung tells of `played`. What could be
+/// measured goes to `errors`.
 pub fn differences(
     played: &Played,
     rung: Rung,
     metrics: &Metrics,
-    interval: f64,
+    dumps: Dumps,
     errors: &mut Vec<Error>,
 ) -> Vec<String> {
     let lives = match &played.lives {
         Ok(lives) => lives,
         Err(why) => return vec![format!("the script failed: {why}")],
     };
-    let mut differences = samples(played, lives, rung, metrics, interval, errors);
+    let mut differences = samples(played, lives, rung, metrics, dumps, errors);
     differences.extend(closes(played, rung, metrics));
     let port = played.port.to_string();
     for (labels, left) in metrics.select("tcpclose_sockets", &[("port", &port)]) {
@@ -60,7 +69,7 @@ fn samples(
     lives: &[Vec<Stayed>],
     rung: Rung,
     metrics: &Metrics,
-    interval: f64,
+    dumps: Dumps,
     errors: &mut Vec<Error>,
 ) -> Vec<String> {
     // By state and side.
@@ -69,7 +78,7 @@ fn samples(
         for stayed in stays {
             let told = stayed.stay.time.told(rung);
             let truth = truth(stayed);
-            if let Some(bracket) = bracket(truth, told, interval) {
+            if let Some(bracket) = bracket(truth, told, dumps) {
                 let key = (stayed.stay.state, life.side.told(rung));
                 wanted.entry(key).or_default().push(Wanted { truth, bracket, told });
             }
@@ -120,12 +129,14 @@ fn truth(stayed: &Stayed) -> (f64, f64) {
 }
 
 /// Least and most that may be told of a state that lasted between `low` and `high`; `None` when nothing may be.
-fn bracket((low, high): (f64, f64), told: &str, interval: f64) -> Option<(f64, f64)> {
+fn bracket((low, high): (f64, f64), told: &str, dumps: Dumps) -> Option<(f64, f64)> {
+    // When in a dump the kernel wrote idiag_expires is not told.
+    let slack = TIMER_SLACK + dumps.took;
     match told {
         "exact" => Some((low, high)),
-        "timer" => Some(((low - TIMER_SLACK).max(0.0), high + TIMER_SLACK)),
+        "timer" => Some(((low - slack).max(0.0), high + slack)),
         // The entry may be read off a timer, the end is the last sighting.
-        "dump" => Some(((low - interval - TIMER_SLACK).max(0.0), high + TIMER_SLACK)),
+        "dump" => Some(((low - dumps.apart - slack).max(0.0), high + slack)),
         "unseen" => None,
         other => panic!("`{other}` in the README's table is no way to tell a time"),
     }
