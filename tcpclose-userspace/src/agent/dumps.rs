@@ -15,13 +15,21 @@ use crate::kernel::host;
 use crate::kernel::sock_diag;
 use crate::tracker::join::Suspect;
 
-use super::engine::{EVERYTHING, Engine, Wanted};
+use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS, Wanted};
 
 /// The pause after a dump is this many times its CPU time.
 const SHARE: u32 = 100;
 
-/// One dump, taken in, with every absence looked up. Returns the CPU time that it took.
-pub async fn dump(engine: &RefCell<Engine>, wanted: Wanted) -> Result<Duration> {
+/// What a dump has come to.
+pub struct Dumped {
+    /// The CPU time that it took.
+    pub cpu: Duration,
+    /// More sockets were absent than are looked up at a time: the next dump is to ask for the same.
+    pub more: bool,
+}
+
+/// One dump, taken in, with its absences looked up.
+pub async fn dump(engine: &RefCell<Engine>, wanted: Wanted) -> Result<Dumped> {
     engine.borrow_mut().tracker.dump_started();
     let dumped = spawn_blocking(move || sock_diag::dump(wanted.states, wanted.info)).await;
     let dump = match dumped.context("the dump died").and_then(|dump| Ok(dump?)) {
@@ -40,6 +48,7 @@ pub async fn dump(engine: &RefCell<Engine>, wanted: Wanted) -> Result<Duration> 
     let taken_ns = dump.finished_ns - dump.started_ns;
     drop(dump);
 
+    let more = suspects.len() >= MOST_SUSPECTS;
     if !suspects.is_empty() {
         let (gone, lookup_ns) = spawn_blocking(move || absent(suspects)).await.context("a lookup died")?;
         engine.borrow_mut().take_gone(&gone);
@@ -52,7 +61,7 @@ pub async fn dump(engine: &RefCell<Engine>, wanted: Wanted) -> Result<Duration> 
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         engine.dumps.reconciled_at = now.as_secs_f64();
     }
-    Ok(Duration::from_nanos(cpu_ns))
+    Ok(Dumped { cpu: Duration::from_nanos(cpu_ns), more })
 }
 
 /// Those of `suspects` that the kernel does not find, and the CPU time that asking took. What cannot be looked up is
@@ -72,6 +81,8 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
     // Records were lost since the last reconcile.
     let mut lost = false;
     let mut pause = dump_interval;
+    // What the last dump asked for, where it left absences unsettled.
+    let mut again: Option<Wanted> = None;
     loop {
         engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
         sleep(pause).await;
@@ -79,14 +90,15 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
         let wanted = if lost || reconciled.elapsed() >= reconcile_interval {
             Some(EVERYTHING)
         } else {
-            engine.borrow().wanted(host::monotonic_ns())
+            again.take().or_else(|| engine.borrow().wanted(host::monotonic_ns()))
         };
         let Some(wanted) = wanted else {
             pause = dump_interval;
             continue;
         };
         match dump(&engine, wanted).await {
-            Ok(cpu) => {
+            Ok(Dumped { cpu, more }) => {
+                again = more.then_some(wanted);
                 if wanted == EVERYTHING {
                     reconciled = Instant::now();
                     lost = false;

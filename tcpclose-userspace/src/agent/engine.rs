@@ -20,7 +20,7 @@ use crate::tracker::{Host, Tracker};
 use super::config::Config;
 
 /// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
-const MOST_SUSPECTS: usize = 1000;
+pub const MOST_SUSPECTS: usize = 1000;
 
 /// What a dump asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -159,6 +159,7 @@ mod tests {
             since,
             event_ns: 0,
             seen_ns: u64::MAX / 2,
+            missed: false,
             expires_ns: 0,
             sent_ns: 0,
         }

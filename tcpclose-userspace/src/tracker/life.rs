@@ -80,6 +80,8 @@ pub struct Life {
     pub event_ns: u64,
     /// The last dump that saw it; 0 if none.
     pub seen_ns: u64,
+    /// The last dump that should have seen it did not, and nothing was heard of it since.
+    pub missed: bool,
     /// When the minisocket's timer will run out, as the last dump had it; 0 if none has.
     pub expires_ns: u64,
     /// The last time the program is known to have written to it; 0 if no dump told.

@@ -195,7 +195,7 @@ impl Tracker {
                 self.remove(at);
             } else {
                 // The slab gave the address to a new socket; the end of the old one was lost.
-                self.vanish(at, head.time_ns, out);
+                self.displaced(at, head.time_ns, out);
             }
         }
         if self.by_cookie {
@@ -244,6 +244,7 @@ impl Tracker {
             since: Since { earliest_ns: 0, latest_ns: head.time_ns },
             event_ns: head.time_ns,
             seen_ns: 0,
+            missed: false,
             expires_ns: 0,
             sent_ns: 0,
         }
@@ -265,6 +266,15 @@ impl Tracker {
             }
             None => ending::read(left.state(), head),
         };
+        let waits = matches!(ending, Ending::TimeWait | Ending::FinWait2 | Ending::Unclear);
+        let life = &self.lives[at];
+        if waits && !self.by_cookie && !life.has_addresses() && life.born.is_none() {
+            // The classic door's first record of it was lost, and with it all that ties it to its minisocket: a dump
+            // will find that one, and count it.
+            self.leave(at, left, now, out);
+            self.remove(at);
+            return;
+        }
         match ending {
             Ending::Over(outcome) => {
                 self.leave(at, left, now, out);
@@ -380,6 +390,20 @@ impl Tracker {
         self.remove(at);
     }
 
+    /// The same at the classic door, where another socket has the address now: what closed first may go on as a
+    /// minisocket, which only a dump can tell; until then it is not over.
+    fn displaced(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        let phase = self.lives[at].phase;
+        let next = match phase {
+            Phase::FinWait1 | Phase::FinWait2 => Phase::FinWait2,
+            Phase::Closing => Phase::TimeWait,
+            Phase::CloseWait | Phase::LastAck | Phase::TimeWait => return self.vanish(at, now, out),
+        };
+        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
+        self.enter(at, next, Since { earliest_ns: 0, latest_ns: now });
+        self.hand_over(at, now, out);
+    }
+
     /// The minisocket is gone, found out at `now`. The last that is known of it is taken for its end: a dump's look,
     /// or, if none saw it, the record of the hand-over, where the phase was longer before that than what is unknown
     /// after. (Without BTF a RST in FIN-WAIT-2 looks like a hand-over too.)
@@ -434,7 +458,7 @@ impl Tracker {
         let port = self.port(side, head.local_port, head.remote_port);
         let sk = if self.by_cookie { 0 } else { head.key };
         let life = &mut self.lives[at];
-        life.event_ns = head.time_ns;
+        (life.event_ns, life.missed) = (head.time_ns, false);
         if life.side == Side::Unknown && side != Side::Unknown {
             (life.side, life.port) = (side, port);
         }

@@ -53,10 +53,9 @@ impl Tracker {
         match news {
             News::ResetSent => self.reset_sent(notice, out),
             News::Born => self.born(notice),
-            News::Unborn if head.new == TcpState::TimeWait.raw() => {
-                out.fact(head.time_ns, Fact::TimeWaitOverflow);
-            }
-            News::Unborn => {}
+            // In FIN-WAIT-2 too: then there is nothing that could enter TIME-WAIT. The kernel counts both the same way
+            // (net/ipv4/tcp_minisocks.c, tcp_time_wait: TCPTimeWaitOverflow, 5.8 to 6.18).
+            News::Unborn => out.fact(head.time_ns, Fact::TimeWaitOverflow),
             News::Flipped => self.flipped(head, out),
             News::Expired => self.ended(head, Ended::Expired, Outcome::Timeout, out),
             News::Reused => self.ended(head, Ended::Reused, Outcome::Unknown, out),
@@ -120,7 +119,7 @@ impl Tracker {
             return;
         }
         let Some((at, _)) = self.minisocket_of(head) else { return };
-        self.lives[at].event_ns = head.time_ns;
+        (self.lives[at].event_ns, self.lives[at].missed) = (head.time_ns, false);
         if self.lives[at].phase == Phase::FinWait2 {
             self.leave(at, Phase::FinWait2, head.time_ns, out);
             self.enter_time_wait(at, Phase::FinWait2, Since::exact(head.time_ns), out);

@@ -518,6 +518,56 @@ fn a_reconcile_mends_what_lost_records_left() {
 }
 
 #[test]
+fn more_absences_than_are_looked_up_are_over_when_a_second_dump_confirms_them() {
+    let mut bench = Bench::btf();
+    for n in 1..=250u16 {
+        let flow = flow(&format!("10.0.0.1:{}", 40_000 + n), "10.0.0.2:80");
+        bench.step(n.into(), &flow, T0, (Established, FinWait1), OWNED);
+        bench.step(n.into(), &flow, T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+        bench.step(n.into(), &flow, T0 + MS, (FinWait2, Close), DEAD | DONE);
+    }
+    bench.told();
+    assert_eq!(bench.dump(T0 + S, false, &[]).len(), 100, "to be looked up");
+    assert_eq!((bench.tracker.len(), bench.told().len()), (250, 0), "one dump proves nothing");
+    assert_eq!(bench.dump(T0 + 2 * S, false, &[]).len(), 100);
+    assert_eq!(bench.tracker.len(), 100);
+    assert!(!bench.told().iter().any(|fact| matches!(fact, Fact::Closed { .. })), "counted before");
+}
+
+/// At the classic door nothing but the addresses in the first record, or the record of the hand-over, tells which
+/// minisocket was a socket's.
+#[test]
+fn a_close_of_which_a_record_was_lost_counts_once() {
+    for lost in 0..3 {
+        let mut bench = Bench::new(false, true);
+        let key = bench.key();
+        bench.dump(T0 - S, true, &[]);
+        for (n, (step, flags)) in [
+            ((Established, FinWait1), OWNED),
+            ((FinWait1, FinWait2), DEAD | FIN_ACKED),
+            ((FinWait2, Close), DEAD | DONE | FIN_ACKED),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            if n != lost {
+                bench.step(key, &client(), T0 + n as u64 * MS, step, flags);
+            }
+        }
+        // Its address is another socket's now.
+        let next = flow("10.0.0.1:50000", "10.0.0.2:80");
+        bench.step(key, &next, T0 + 9 * MS, (Established, CloseWait), 0);
+        let minisocket = seen(TimeWait, Body::Minisocket, client(), 7, T0 + 2 * S, 58 * S);
+        let other = seen(CloseWait, Body::Socket, next, 8, T0 + 2 * S, 0);
+        bench.dump(T0 + 2 * S, false, &[minisocket, other]);
+        let facts = bench.told();
+        let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
+        assert_eq!(closes, 1, "without record {lost}: {facts:?}");
+        assert_eq!(bench.tracker.len(), 2, "without record {lost}");
+    }
+}
+
+#[test]
 fn a_life_with_a_later_record_is_left_to_the_next_dump() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
@@ -792,6 +842,15 @@ fn a_time_wait_that_was_not_born_is_an_overflow_and_a_graceful_close() {
         ]
     );
     assert!(bench.tracker.is_empty());
+}
+
+#[test]
+fn a_fin_wait_2_minisocket_that_was_not_born_is_an_overflow_too() {
+    let mut bench = hooked(true);
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    bench.notice(News::Unborn, T0 + 2 * MS, (FinWait2, FinWait2), 0);
+    assert_eq!(bench.told().last(), Some(&Fact::TimeWaitOverflow));
 }
 
 /// Data after close calls tcp_reset() as a RST does; the RST that goes out a moment later tells.

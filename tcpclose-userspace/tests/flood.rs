@@ -1,0 +1,160 @@
+//! Floods of TIME-WAITs: the gauges equal what the kernel itself says, at rest, while they sit, when they are gone, and
+//! when its table of them is full; and nothing of them stays in the agent.
+//!
+//! Each test has a network namespace of its own, so that neighbours do not disturb its counts.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
+mod common;
+#[path = "flood/home.rs"]
+mod home;
+#[path = "flood/load.rs"]
+#[allow(dead_code, reason = "the listeners alone are for others")]
+mod load;
+#[path = "cases/place.rs"]
+#[allow(dead_code, reason = "of the cases' place, this needs the namespaces")]
+mod place;
+#[path = "flood/truth.rs"]
+mod truth;
+#[path = "flood/watch.rs"]
+mod watch;
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{HOOKS, can_attach};
+use home::{first_port, in_a_namespace};
+use load::Load;
+use socket2::SockRef;
+use truth::{Kernel, overflows};
+use watch::{Watcher, start_agents, start_starved};
+
+/// TIME-WAIT and its late timer.
+const LAST_WAIT: Duration = Duration::from_secs(60 + 6);
+
+/// Waits until no minisocket is left in the kernel.
+fn until_over(watchers: &[Watcher]) {
+    let begun = Instant::now();
+    while Kernel::look().tw > 0 {
+        assert!(begun.elapsed() < LAST_WAIT, "minisockets do not end: {:?}", Kernel::look());
+        sleep(Duration::from_millis(250));
+    }
+    for watcher in watchers {
+        watcher.until_equal("after the end");
+    }
+}
+
+fn print_memory(watchers: &[Watcher], when: &str) {
+    for watcher in watchers {
+        eprintln!("{when}: {} has {:.1} MiB", watcher.name, mib(watcher.agent.resident()));
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[test]
+fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
+    /// Clients that have closed, each now a FIN-WAIT-2 minisocket.
+    const HALF_CLOSED: usize = 300;
+    if !can_attach() {
+        return;
+    }
+    in_a_namespace(&[("tcp_max_tw_buckets", "200000")], || {
+        let load = Load::listen(first_port(0), 8);
+        let mut watchers = start_agents(&load, &[]);
+        watchers.extend(HOOKS.map(|state| start_starved(&load, state, &[])));
+        for watcher in &watchers {
+            watcher.until_equal("before");
+        }
+        print_memory(&watchers, "before");
+
+        let (mut played, took) = load.play(50_000, Duration::from_secs(10), Duration::from_secs(30));
+        let servers = load.half_closed(HALF_CLOSED);
+        played[0].by_client += HALF_CLOSED;
+        let connections: usize = played.iter().map(|played| played.all()).sum();
+        eprintln!("{connections} connections in {took:.1?}");
+        for watcher in &watchers {
+            let kernel = watcher.until_equal("while they sit");
+            assert!(kernel.time_waits >= 10_000, "only {kernel:?}");
+            assert_eq!((kernel.fin_wait_2s, kernel.full_fin_wait_2s), (HALF_CLOSED, 0));
+        }
+        print_memory(&watchers, "while they sit");
+
+        // With a RST, which ends the minisockets at once.
+        for server in &servers {
+            SockRef::from(server).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(servers);
+        until_over(&watchers);
+        print_memory(&watchers, "after the end");
+        for watcher in &watchers {
+            watcher.judge_closes(&load, &played);
+        }
+    });
+}
+
+#[test]
+fn a_table_that_is_full_leaves_nothing_behind() {
+    const LIMIT: usize = 5_000;
+    /// How much more memory than before the flood an agent may have after it: what malloc keeps of 20,000 lives' worth
+    /// in its small blocks.
+    const TOLERANCE: u64 = 4 << 20;
+    if !can_attach() {
+        return;
+    }
+    in_a_namespace(&[("tcp_max_tw_buckets", &LIMIT.to_string())], || {
+        let load = Load::listen(first_port(8), 4);
+        let reconciling = ["--reconcile-interval", "5s"];
+        let mut watchers = start_agents(&load, &reconciling);
+        watchers.push(start_starved(&load, "btf", &reconciling));
+        let resident: Vec<u64> = watchers.iter().map(|watcher| watcher.agent.resident()).collect();
+        let before = overflows();
+
+        let (played, took) = load.play(20_000, Duration::from_secs(3), Duration::from_secs(30));
+        let connections: usize = played.iter().map(|played| played.all()).sum();
+        let overflowed = overflows() - before;
+        eprintln!("{connections} connections in {took:.1?}, {overflowed} without a minisocket");
+        assert!(overflowed > 1_000, "the table did not fill: {:?}", Kernel::look());
+        for watcher in &watchers {
+            // A socket that closes without a minisocket: one dump may come too soon after that to judge, of the next two
+            // neither sees it.
+            let kernel = watcher.until_equal_within(3.0, "while it is full");
+            let ratio = watcher.agent.metrics().sum("tcpclose_time_wait_limit_used_ratio", &[]);
+            assert_eq!(ratio, kernel.tw as f64 / LIMIT as f64, "{}", watcher.name);
+            assert!((0.999..1.001).contains(&ratio), "{}: {ratio}", watcher.name);
+        }
+        print_memory(&watchers, "while it is full");
+
+        until_over(&watchers);
+        for (watcher, before) in watchers.iter().zip(resident) {
+            // Two reconciles.
+            watcher.until_empty(Duration::from_secs(10));
+            let begun = Instant::now();
+            while watcher.agent.resident() > before + TOLERANCE {
+                assert!(
+                    begun.elapsed() < Duration::from_secs(10),
+                    "{}: {:.1} MiB stay of a flood, {:.1} MiB before",
+                    watcher.name,
+                    mib(watcher.agent.resident()),
+                    mib(before)
+                );
+                sleep(Duration::from_millis(250));
+            }
+            eprintln!(
+                "{}: {:.1} MiB before, {:.1} MiB after",
+                watcher.name,
+                mib(before),
+                mib(watcher.agent.resident())
+            );
+            watcher.judge_closes(&load, &played);
+            let counted = watcher.grown("tcpclose_time_wait_overflows_total", &[]);
+            assert_eq!(counted, overflowed as f64, "{}: TCPTimeWaitOverflow", watcher.name);
+        }
+    });
+}

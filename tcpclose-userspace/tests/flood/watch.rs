@@ -1,0 +1,186 @@
+//! Agents on every rung that this kernel has, side by side, and when they must agree with the kernel.
+
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::common::{Agent, BINARY, HOOKS, Metrics};
+use super::load::{Load, Played};
+use super::truth::Kernel;
+
+/// Two reads of the kernel and one of the agent, on a loaded machine.
+const LOOK: Duration = Duration::from_millis(50);
+
+pub struct Watcher {
+    pub name: String,
+    pub agent: Agent,
+    /// It sees the minisockets of all network namespaces.
+    pub hooks: bool,
+    ports: Vec<String>,
+    /// What it had counted before the load.
+    before: Metrics,
+}
+
+/// One agent a rung, in the calling thread's namespace, with a name for each of `load`'s ports.
+pub fn start_agents(load: &Load, arguments: &[&str]) -> Vec<Watcher> {
+    let mut watchers = Vec::new();
+    for state in HOOKS {
+        let auto = start(load, state, "auto", arguments);
+        let has_hooks = auto.hooks;
+        watchers.push(auto);
+        if has_hooks {
+            watchers.push(start(load, state, "diag", arguments));
+        } else {
+            assert!(std::env::var_os("TCPCLOSE_NO_SKIP").is_none(), "{state}: no hooks");
+            eprintln!("\nSKIPPED: {state}+hooks: this kernel refuses them\n");
+        }
+    }
+    watchers
+}
+
+/// One agent whose ring is as small as can be, which is bound to lose records.
+pub fn start_starved(load: &Load, state: &str, arguments: &[&str]) -> Watcher {
+    let mut starved = start(load, state, "auto", &[arguments, &["--ring-size", "4K"]].concat());
+    starved.name += " with a ring of one page";
+    starved
+}
+
+fn start(load: &Load, state: &str, time_wait: &str, arguments: &[&str]) -> Watcher {
+    let ports: Vec<String> = load.ports().map(|port| port.to_string()).collect();
+    let named = ports.iter().flat_map(|port| ["--name-port", port]);
+    let rung = ["--state-hook", state, "--time-wait", time_wait];
+    let arguments: Vec<&str> = rung.into_iter().chain(named).chain(arguments.iter().copied()).collect();
+    let agent = Agent::start_by(Command::new(BINARY), &arguments);
+    let before = agent.metrics();
+    let on = |rung| before.sum("tcpclose_hook_info", &[("hook", "time_wait"), ("rung", rung)]) == 1.0;
+    let hooks = on("hooks");
+    assert!(hooks || on("diag"));
+    let name = format!("{state}+{}", if hooks { "hooks" } else { "diag" });
+    Watcher { name, agent, hooks, ports, before }
+}
+
+impl Watcher {
+    /// Sockets in `state` of the load's ports.
+    fn of_ports(&self, metrics: &Metrics, labels: &[(&str, &str)]) -> f64 {
+        let each = self
+            .ports
+            .iter()
+            .map(|port| metrics.sum("tcpclose_sockets", &[labels, &[("port", port.as_str())]].concat()));
+        each.sum()
+    }
+
+    /// TIME-WAITs that are to equal the kernel's: of all ports, but for hooks, which tell of every namespace.
+    fn time_waits(&self, metrics: &Metrics) -> f64 {
+        match self.hooks {
+            true => self.of_ports(metrics, &[("state", "time_wait")]),
+            false => metrics.sum("tcpclose_sockets", &[("state", "time_wait")]),
+        }
+    }
+
+    /// Of the load's ports: the state hook tells of full sockets in every namespace.
+    fn fin_wait_2s(&self, metrics: &Metrics) -> f64 {
+        self.of_ports(metrics, &[("state", "fin_wait_2")])
+    }
+
+    fn equals(&self, metrics: &Metrics, kernel: &Kernel) -> bool {
+        self.time_waits(metrics) == kernel.time_waits as f64
+            && self.fin_wait_2s(metrics) == (kernel.fin_wait_2s + kernel.full_fin_wait_2s) as f64
+    }
+
+    /// How much a counter has grown since the agent began.
+    pub fn grown(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.agent.metrics().sum(name, labels) - self.before.sum(name, labels)
+    }
+
+    /// Waits until the agent's gauges equal the kernel's counts, all of which must agree with each other: two dump
+    /// intervals at most.
+    pub fn until_equal(&self, when: &str) -> Kernel {
+        self.until_equal_within(2.0, when)
+    }
+
+    /// The same with another number of `dumps`.
+    pub fn until_equal_within(&self, dumps: f64, when: &str) -> Kernel {
+        let begun = Instant::now();
+        let mut interval: f64 = 0.0;
+        loop {
+            let (before, metrics, after) = (Kernel::look(), self.agent.metrics(), Kernel::look());
+            if before == after && before.agrees() && self.equals(&metrics, &before) {
+                eprintln!(
+                    "{when}: {} equals the kernel after {:.1?}: {before:?}",
+                    self.name,
+                    begun.elapsed()
+                );
+                return before;
+            }
+            let times = ["tcpclose_reconcile_interval_seconds", "tcpclose_dump_seconds"];
+            interval = interval.max(times.iter().map(|name| metrics.sum(name, &[])).sum());
+            assert!(
+                begun.elapsed().as_secs_f64() < dumps * interval,
+                "{when}: {} differs from the kernel after {dumps} dump intervals of {interval} s: {after:?}, and not {} \
+                 TIME-WAITs and {} FIN-WAIT-2s\n{}",
+                self.name,
+                self.time_waits(&metrics),
+                self.fin_wait_2s(&metrics),
+                metrics.text
+            );
+            sleep(LOOK);
+        }
+    }
+
+    /// Records lost since the agent began, loudly.
+    pub fn lost(&self) -> f64 {
+        let lost = |stage| self.grown("tcpclose_events_lost_total", &[("stage", stage)]);
+        let [ring, recursion, decode] = ["ring", "recursion", "decode"].map(lost);
+        let received = self.grown("tcpclose_events_received_total", &[]);
+        let sum = ring + recursion + decode;
+        if sum > 0.0 {
+            eprintln!(
+                "\nLOST: {} took {received} records, of all namespaces, and lost {ring} in the ring, {recursion} by \
+                 recursion, {decode} undecoded\n",
+                self.name
+            );
+        } else {
+            eprintln!("{}: {received} records, none lost", self.name);
+        }
+        sum
+    }
+
+    /// Every connection of the load is counted as closed once at each end, on its port and side and in its role; where
+    /// records were lost, none is counted twice, and no more are missing than records.
+    pub fn judge_closes(&self, load: &Load, played: &[Played]) {
+        let lost = self.lost();
+        let metrics = self.agent.metrics();
+        let mut missing = 0.0;
+        for (port, played) in load.ports().zip(played) {
+            let port = port.to_string();
+            let closes = |labels: &[(&str, &str)]| {
+                metrics.sum("tcpclose_closes_total", &[&[("port", port.as_str())], labels].concat())
+            };
+            let (both, all) = ((2 * played.all()) as f64, closes(&[]));
+            assert!(all <= both, "{}: {all} closes of {both} at port {port}", self.name);
+            missing += both - all;
+            let sides = [
+                ("client", played.by_client, played.by_server),
+                ("server", played.by_server, played.by_client),
+            ];
+            for (side, active, passive) in sides.into_iter().filter(|_| lost == 0.0) {
+                let got = ["active", "passive"].map(|role| closes(&[("side", side), ("role", role)]));
+                assert_eq!(
+                    got,
+                    [active, passive].map(|n| n as f64),
+                    "{}: closes at {port}, {side}",
+                    self.name
+                );
+            }
+        }
+        assert!(missing <= lost, "{}: {missing} closes are not counted, {lost} records were lost", self.name);
+        eprintln!("{}: every close is counted once, but for {missing}", self.name);
+    }
+
+    /// Waits until no socket of the load is left.
+    pub fn until_empty(&self, patience: Duration) {
+        self.agent.metrics_when(patience, &format!("{} knows no socket any more", self.name), |metrics| {
+            self.of_ports(metrics, &[]) == 0.0
+        });
+    }
+}
