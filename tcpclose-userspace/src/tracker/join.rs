@@ -147,6 +147,14 @@ impl Tracker {
     fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
         let here = self.host.netns;
         let life = &self.lives[at];
+        if is_another(life, seen, phase) {
+            // The record that would have told of the later connection was lost.
+            if life.event_ns + MARGIN_NS <= view.started_ns {
+                self.end_minisocket(at, seen.seen_ns, out);
+                self.adopt(seen, phase, view, out);
+            }
+            return;
+        }
         // Found in this namespace, it is of it; a full socket of the classic door learns that from its records.
         let netns = if life.netns == 0 && life.sk == 0 { here } else { life.netns };
         let flow = if life.has_addresses() { life.flow } else { seen.flow };
@@ -353,4 +361,12 @@ impl Tracker {
         }
         suspects
     }
+}
+
+/// Whether a minisocket of a known life's flow is a later connection's: the cookie is another, or it is in FIN-WAIT-2,
+/// to which no TIME-WAIT goes back.
+fn is_another(life: &Life, seen: &Seen, phase: Phase) -> bool {
+    let both = life.body == Body::Minisocket && seen.body == Body::Minisocket;
+    let cookie = life.cookie != 0 && life.cookie != seen.cookie;
+    both && (cookie || (life.phase, phase) == (Phase::TimeWait, Phase::FinWait2))
 }

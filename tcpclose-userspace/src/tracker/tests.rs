@@ -568,6 +568,20 @@ fn a_close_of_which_a_record_was_lost_counts_once() {
 }
 
 #[test]
+fn a_later_connections_minisocket_on_the_same_flow_is_a_life_of_its_own() {
+    for (state, cookie) in [(FinWait2, 7), (TimeWait, 8)] {
+        let mut bench = Bench::new(false, true);
+        let minisocket = |state, cookie, at| seen(state, Body::Minisocket, client(), cookie, at, 50 * S);
+        bench.dump(T0, true, &[minisocket(TimeWait, 7, T0)]);
+        bench.told();
+        bench.dump(T0 + S, false, &[minisocket(state, cookie, T0 + S)]);
+        assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Early }));
+        let phases: Vec<Phase> = bench.tracker.lives().map(|life| life.phase).collect();
+        assert_eq!(phases, [Phase::of(state).unwrap()]);
+    }
+}
+
+#[test]
 fn a_life_with_a_later_record_is_left_to_the_next_dump() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
