@@ -152,7 +152,7 @@ pub fn purge(enter: bool) {
     // SAFETY: a helper without arguments.
     let task = unsafe { bpf_get_current_pid_tgid() };
     // A full map only means that these ends are told as early.
-    let _ = if enter { PURGING.insert(&task, &0, 0) } else { PURGING.remove(&task) };
+    let _ = if enter { PURGING.insert(task, 0, 0) } else { PURGING.remove(task) };
 }
 
 /// `tw_timer_handler(struct timer_list *t)`, entered.
@@ -183,9 +183,9 @@ pub fn early(ctx: &FEntryContext) {
         // SAFETY: a helper without arguments.
         let task = unsafe { bpf_get_current_pid_tgid() };
         // SAFETY: the value is not kept.
-        if unsafe { PURGING.get(&task) }.is_some() {
+        if unsafe { PURGING.get(task) }.is_some() {
             // The destructor, which follows, need not tell it again.
-            let _ = PURGING.insert(&task, &(tw as u64), 0);
+            let _ = PURGING.insert(task, (tw as u64), 0);
             News::Purged
         } else {
             News::Early
@@ -204,7 +204,7 @@ pub fn gone(ctx: &FEntryContext) {
     // SAFETY: a helper without arguments.
     let task = unsafe { bpf_get_current_pid_tgid() };
     // SAFETY: the value is not kept.
-    if unsafe { PURGING.get(&task) }.is_some_and(|told| *told != tw as u64) {
+    if unsafe { PURGING.get(task) }.is_some_and(|told| *told != tw as u64) {
         // A struct sock to the verifier, which has no substate: the loads are copies.
         end::<Copied>(tw, News::Purged);
     }

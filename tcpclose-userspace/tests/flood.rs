@@ -59,6 +59,7 @@ fn mib(bytes: u64) -> f64 {
 }
 
 #[test]
+#[ignore = "takes long, and takes a whole machine: cargo xtask test --all"]
 fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
     /// Clients that have closed, each now a FIN-WAIT-2 minisocket.
     const HALF_CLOSED: usize = 300;
@@ -100,6 +101,7 @@ fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
 }
 
 #[test]
+#[ignore = "takes long, and takes a whole machine: cargo xtask test --all"]
 fn a_table_that_is_full_leaves_nothing_behind() {
     const LIMIT: usize = 5_000;
     /// How much more memory than before the flood an agent may have after it: what malloc keeps of 20,000 lives' worth

@@ -331,6 +331,7 @@ fn try_once(offset: u16) -> Option<Vec<String>> {
 }
 
 #[test]
+#[ignore = "takes long, and takes a whole machine: cargo xtask test --all"]
 fn an_address_that_is_used_again_joins_no_two_lives() {
     /// The kernel leaves a program out where an interrupt of it would run it again: on a loaded machine, now and then.
     const TRIES: u16 = 4;
