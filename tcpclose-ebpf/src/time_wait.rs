@@ -185,7 +185,7 @@ pub fn early(ctx: &FEntryContext) {
         // SAFETY: the value is not kept.
         if unsafe { PURGING.get(task) }.is_some() {
             // The destructor, which follows, need not tell it again.
-            let _ = PURGING.insert(task, (tw as u64), 0);
+            let _ = PURGING.insert(task, tw as u64, 0);
             News::Purged
         } else {
             News::Early
