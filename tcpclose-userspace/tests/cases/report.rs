@@ -58,6 +58,13 @@ pub fn judge(watchers: &[Watcher], played: &[Played]) {
         line(&format!("{:?}: nothing lost, nothing mended", watcher.place), watcher.rung, &found);
     }
     println!("{lines}");
+    for (watcher, _) in &told {
+        let Watcher { rung, place, dumps, .. } = watcher;
+        println!(
+            "dumps of {rung:<28} {place:?}: {:.3} s at the longest, {:.3} s apart",
+            dumps.took, dumps.apart
+        );
+    }
     print_errors(&errors);
     println!("{} cases on {} rungs: {right} lines ok, {wrong} differ", played.len(), errors.len(),);
     assert_eq!(wrong, 0, "an agent told something else than the table");
