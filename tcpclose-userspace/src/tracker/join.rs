@@ -155,8 +155,8 @@ impl Tracker {
             }
             return;
         }
-        // Found in this namespace, it is of it; a full socket of the classic door learns that from its records.
-        let netns = if life.netns == 0 && life.sk == 0 { here } else { life.netns };
+        // Found in this namespace, it is of it.
+        let netns = if life.netns == 0 { here } else { life.netns };
         let flow = if life.has_addresses() { life.flow } else { seen.flow };
         if (life.netns, life.flow, life.cookie) != (netns, flow, seen.cookie) {
             self.change(at, |life| (life.netns, life.flow, life.cookie) = (netns, flow, seen.cookie));

@@ -201,7 +201,7 @@ impl Tracker {
         if self.by_cookie {
             return;
         }
-        if let Some(&at) = self.by_flow.get(&(head.netns, flow_hash)) {
+        if let Some(at) = self.slot_of_flow(head.netns, flow_hash) {
             match self.lives[at].body {
                 // One flow, one socket: the earlier connection's minisocket is gone.
                 Body::Minisocket => self.end_minisocket(at, head.time_ns, out),
@@ -510,10 +510,16 @@ impl Tracker {
             let Flow { local_port, remote_port, .. } = self.lives[at].flow;
             return ((local_port, remote_port) == (head.local_port, head.remote_port)).then_some(at);
         }
-        let flow = |netns| self.by_flow.get(&(netns, flow_hash)).copied();
-        let at = flow(head.netns).or_else(|| if head.netns == 0 { flow(self.host.netns) } else { None })?;
+        let at = self.slot_of_flow(head.netns, flow_hash)?;
         // The flow's minisocket does not step; this is a later socket of which the first record was lost.
         (self.lives[at].body == Body::Socket).then_some(at)
+    }
+
+    /// The life of a flow in `netns`; where a record tells none (0: without BTF), also in the namespace that is dumped,
+    /// which a dump may have told of it.
+    fn slot_of_flow(&self, netns: u32, flow_hash: u64) -> Option<usize> {
+        let flow = |netns| self.by_flow.get(&(netns, flow_hash)).copied();
+        flow(netns).or_else(|| if netns == 0 { flow(self.host.netns) } else { None })
     }
 
     /// The life that a dump speaks of.

@@ -581,6 +581,30 @@ fn a_later_connections_minisocket_on_the_same_flow_is_a_life_of_its_own() {
     }
 }
 
+/// Without BTF a record tells no namespace. A dump that saw the socket here has told it, and may speak for its end.
+#[test]
+fn what_a_dump_saw_here_it_may_miss_here() {
+    let mut bench = Bench::new(false, false);
+    bench.dump(T0 - S, true, &[listener()]);
+    bench.step(7, &server(), T0, (Established, CloseWait), 0);
+    let at = T0 + S;
+    bench.dump(at, false, &[listener(), seen(CloseWait, Body::Socket, server(), 0x55, at, 0)]);
+    bench.told();
+    // Its end was lost.
+    let suspects = bench.dump(T0 + 9 * S, false, &[listener()]);
+    assert_eq!(suspects.len(), 1);
+    bench.tracker.gone(&suspects[0], T0 + 9 * S, &mut bench.facts);
+    assert!(bench.told().contains(&Fact::Mended { what: Mended::Vanished }));
+    assert!(bench.tracker.is_empty());
+    // And one that lives on is still found by its records.
+    bench.step(8, &server(), T0 + 10 * S, (Established, CloseWait), 0);
+    let at = T0 + 11 * S;
+    bench.dump(at, false, &[listener(), seen(CloseWait, Body::Socket, server(), 0x56, at, 0)]);
+    bench.step(8, &server(), T0 + 12 * S, (CloseWait, LastAck), 0);
+    bench.step(8, &server(), T0 + 13 * S, (LastAck, Close), 0);
+    assert!(bench.tracker.is_empty() && bench.tracker.by_flow.is_empty());
+}
+
 #[test]
 fn a_life_with_a_later_record_is_left_to_the_next_dump() {
     let mut bench = Bench::btf();
