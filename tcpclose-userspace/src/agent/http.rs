@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
@@ -53,21 +53,22 @@ pub async fn serve_scrapes(listener: TcpListener, room: Rc<RefCell<Room>>, engin
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => room.borrow_mut().admit(|| serve(stream, Face::Aggregates, &engine)),
+            Ok((stream, _)) => admit(&room, || serve(stream, Face::Aggregates, &engine)).await,
             Err(why) => not_accepted(&why).await,
         }
     }
 }
 
 /// Serves the command line for as long as the agent runs.
-pub async fn serve_queries(listener: UnixListener, mut room: Room, engine: Rc<RefCell<Engine>>) {
+pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCell<Engine>>) {
+    let room = RefCell::new(room);
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(why) => return log::error!("no queries: {why}"),
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => room.admit(|| serve(stream, Face::Sockets, &engine)),
+            Ok((stream, _)) => admit(&room, || serve(stream, Face::Sockets, &engine)).await,
             Err(why) => not_accepted(&why).await,
         }
     }
@@ -78,7 +79,7 @@ pub async fn serve_queries(listener: UnixListener, mut room: Room, engine: Rc<Re
 pub struct Room {
     /// One more sends the oldest away.
     most: usize,
-    served: VecDeque<AbortHandle>,
+    served: VecDeque<JoinHandle<()>>,
 }
 
 impl Room {
@@ -86,19 +87,29 @@ impl Room {
         Self { most, served: VecDeque::new() }
     }
 
-    /// Lets a connection in, whose service `begin` begins. When the room is full the oldest one is closed first.
-    fn admit(&mut self, begin: impl FnOnce() -> AbortHandle) {
+    /// The connection that must go before another one is let in.
+    fn too_many(&mut self) -> Option<JoinHandle<()>> {
         if self.served.len() >= self.most {
             self.served.retain(|connection| !connection.is_finished());
         }
-        if self.served.len() >= self.most
-            && let Some(oldest) = self.served.pop_front()
-        {
-            log::info!("{} connections: the oldest is closed for a new one", self.most);
-            oldest.abort();
+        if self.served.len() < self.most {
+            return None;
         }
-        self.served.push_back(begin());
+        log::info!("{} connections: the oldest is closed for a new one", self.most);
+        self.served.pop_front()
     }
+}
+
+/// Lets a connection into `room`, whose service `begin` begins. When the room is full the oldest one is closed first,
+/// descriptor and all: there may be none to spare.
+async fn admit(room: &RefCell<Room>, begin: impl FnOnce() -> JoinHandle<()>) {
+    let oldest = room.borrow_mut().too_many();
+    if let Some(oldest) = oldest {
+        oldest.abort();
+        // It ends as told, which is no news.
+        let _ = oldest.await;
+    }
+    room.borrow_mut().served.push_back(begin());
 }
 
 /// A failed accept is the client's (it hung up) or the host's (no descriptors): a pause, so that the second does not
@@ -108,12 +119,12 @@ async fn not_accepted(why: &std::io::Error) {
     sleep(Duration::from_millis(100)).await;
 }
 
-fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>) -> AbortHandle
+fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>) -> JoinHandle<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let engine = Rc::clone(engine);
-    let served = spawn_local(async move {
+    spawn_local(async move {
         let service = service_fn(move |request| {
             let engine = Rc::clone(&engine);
             async move { Ok::<_, Infallible>(answer(&request, face, &engine).await) }
@@ -127,8 +138,7 @@ where
             // Whoever hangs up mid-answer has gone, and nothing else has happened.
             Ok(Err(why)) => log::debug!("a connection ended: {why}"),
         }
-    });
-    served.abort_handle()
+    })
 }
 
 async fn answer(request: &Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
