@@ -261,7 +261,8 @@ fn a_hundred_thousand_connections() {
         println!("{hook}: {waited} TIME-WAITs measured");
         let corrections = metrics.sum("tcpclose_reconcile_corrections_total", &[]) as usize;
         assert!(corrections <= missed, "{corrections} corrections");
-        assert!(metrics.sum("tcpclose_events_received_total", &[]) as usize >= 6 * ALL);
+        // A phase that is unseen for it lacks two steps at the most: the one into it and the one out of it.
+        assert!(metrics.sum("tcpclose_events_received_total", &[]) as usize + 2 * missed >= 6 * ALL);
 
         let after = agent.resident();
         println!(

@@ -147,6 +147,11 @@ impl Tracker {
     fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
         let here = self.host.netns;
         let life = &self.lives[at];
+        if !self.by_cookie && life.event_ns >= view.started_ns {
+            // Flows are used again within milliseconds: what was seen may be the connection before this one, and its
+            // cookie not this one's.
+            return;
+        }
         if is_another(life, seen, phase) {
             // The record that would have told of the later connection was lost.
             if life.event_ns + MARGIN_NS <= view.started_ns {

@@ -605,6 +605,29 @@ fn what_a_dump_saw_here_it_may_miss_here() {
     assert!(bench.tracker.is_empty() && bench.tracker.by_flow.is_empty());
 }
 
+/// Flows that are used again at once: the dump saw the first connection's minisocket, and by the time it is taken in the
+/// second one has closed too.
+#[test]
+fn a_dump_older_than_a_life_of_its_flow_lends_it_no_cookie() {
+    let mut bench = Bench::new(false, true);
+    let close = |bench: &mut Bench, sk: u64, at: u64| {
+        bench.step(sk, &client(), at, (Established, FinWait1), OWNED);
+        bench.step(sk, &client(), at, (FinWait1, FinWait2), DEAD);
+        bench.step(sk, &client(), at, (FinWait2, Close), DEAD | DONE);
+    };
+    close(&mut bench, 1, T0);
+    bench.tracker.dump_started();
+    close(&mut bench, 2, T0 + S + MS);
+    let first = [seen(TimeWait, Body::Minisocket, client(), 0x55, T0 + S, 59 * S)];
+    let view = View { seen: &first, states: TimeWait.bit(), started_ns: T0 + S, first: false };
+    bench.tracker.dump(&view, 100, &mut bench.facts);
+    bench.told();
+    let at = T0 + 3 * S;
+    bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), 0x66, at, 58 * S)]);
+    assert_eq!(bench.told(), [], "the second, and counted already");
+    assert_eq!(bench.tracker.len(), 1);
+}
+
 #[test]
 fn a_life_with_a_later_record_is_left_to_the_next_dump() {
     let mut bench = Bench::btf();
