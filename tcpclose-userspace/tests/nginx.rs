@@ -120,14 +120,15 @@ fn closes_are_the_connections_that_nginx_handled() {
     assert!(handled > 1000, "that is no load");
 
     for (hook, agent) in &agents {
-        // What became of a FIN-WAIT-2 without a socket, the next dump tells.
-        let none_goes_on = |metrics: &Metrics| {
-            metrics
-                .select("tcpclose_sockets", &[("port", &port)])
-                .all(|(labels, n)| labels["state"] == "time_wait" || n == 0.0)
-        };
-        let metrics = agent.metrics_when(PATIENCE, "every connection has ended", none_goes_on);
         let of_nginx = [("side", "server"), ("port", port.as_str())];
+        // What became of a FIN-WAIT-2 without a socket, the next dump tells; whether a RST was received or sent, a moment.
+        let all_have_ended = |metrics: &Metrics| {
+            let none_goes_on = metrics
+                .select("tcpclose_sockets", &[("port", &port)])
+                .all(|(labels, n)| labels["state"] == "time_wait" || n == 0.0);
+            none_goes_on && metrics.sum("tcpclose_closes_total", &of_nginx) as u64 >= handled
+        };
+        let metrics = agent.metrics_when(PATIENCE, "every connection has ended", all_have_ended);
         for (labels, n) in metrics.select("tcpclose_closes_total", &[("port", &port)]) {
             println!("{hook}: {} {} {}: {n}", labels["side"], labels["role"], labels["outcome"]);
         }
