@@ -187,18 +187,34 @@ impl Flow {
         }
     }
 
-    /// The local end as people write it: `10.0.0.5:8080`, `[::1]:8080`; v4-mapped as IPv4.
+    /// A flow of which only ports and [`Self::hash64`] are known (0 if not even that): what the classic door's steps
+    /// tell when the record with the addresses was lost. No connected socket has the local address `::`, so the remote
+    /// one has room for the hash.
+    pub fn of_hash(hash: u64, local_port: u16, remote_port: u16) -> Self {
+        let remote = Ipv6Addr::from_bits(u128::from(hash));
+        Self { local: Ipv6Addr::UNSPECIFIED, remote, local_port, remote_port }
+    }
+
+    pub const fn has_addresses(&self) -> bool {
+        !self.local.is_unspecified()
+    }
+
+    /// The local end as people write it: `10.0.0.5:8080`, `[::1]:8080`; v4-mapped as IPv4. `[::]` where it is not known.
     pub fn local(&self) -> SocketAddr {
         SocketAddr::new(self.local.to_canonical(), self.local_port)
     }
 
-    /// The remote end as people write it.
+    /// The remote end as people write it. `[::]` where it is not known.
     pub fn remote(&self) -> SocketAddr {
-        SocketAddr::new(self.remote.to_canonical(), self.remote_port)
+        let remote = if self.has_addresses() { self.remote } else { Ipv6Addr::UNSPECIFIED };
+        SocketAddr::new(remote.to_canonical(), self.remote_port)
     }
 
-    /// The probe's hash of this flow, see [`tcpclose_common::event::flow_hash`].
+    /// The probe's hash of this flow, see [`tcpclose_common::event::flow_hash`]; 0 where it is not known.
     pub fn hash64(&self) -> u64 {
+        if !self.has_addresses() {
+            return self.remote.to_bits() as u64;
+        }
         tcpclose_common::event::flow_hash(
             &words_of(self.local),
             &words_of(self.remote),

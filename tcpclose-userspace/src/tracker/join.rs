@@ -112,6 +112,8 @@ impl Tracker {
                 None => self.adopt(seen, phase, view, out),
             }
         }
+        let last_ns = view.seen.iter().map(|seen| seen.seen_ns).max().unwrap_or(view.started_ns);
+        self.complete_ns.get_or_insert(last_ns + MARGIN_NS);
         let suspects = self.absent(view, most, out);
         self.give_back();
         suspects
@@ -162,7 +164,7 @@ impl Tracker {
         }
         // Found in this namespace, it is of it.
         let netns = if life.netns == 0 { here } else { life.netns };
-        let flow = if life.has_addresses() { life.flow } else { seen.flow };
+        let flow = if life.flow.has_addresses() { life.flow } else { seen.flow };
         if (life.netns, life.flow, life.cookie) != (netns, flow, seen.cookie) {
             self.change(at, |life| (life.netns, life.flow, life.cookie) = (netns, flow, seen.cookie));
         }

@@ -58,7 +58,7 @@ pub struct Life {
     pub cookie: u64,
     /// The address of the `struct sock`, by which the classic door knows it; 0 at the tp_btf door and after →CLOSE.
     pub sk: u64,
-    /// Both ends. The addresses are unspecified when the opening record was never seen.
+    /// Both ends; without addresses when the opening record was never seen.
     pub flow: Flow,
     /// `ns.inum` of its network namespace; 0 while unknown.
     pub netns: u32,
@@ -91,11 +91,6 @@ pub struct Life {
 impl Life {
     pub const fn pair(&self) -> Pair {
         Pair { side: self.side, port: self.port }
-    }
-
-    /// Whether the opening record or a dump has told the addresses.
-    pub const fn has_addresses(&self) -> bool {
-        !(self.flow.local.is_unspecified() && self.flow.remote.is_unspecified())
     }
 }
 

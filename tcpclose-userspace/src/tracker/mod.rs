@@ -62,6 +62,9 @@ pub struct Tracker {
     by_cookie: bool,
     /// Records were lost.
     lossy: bool,
+    /// What was entered before this was there before the agent, unless its record was lost: when the first dump was
+    /// done. `None` until then.
+    complete_ns: Option<u64>,
     told: Told,
     /// In the order of their closes.
     settling: VecDeque<Settling>,
@@ -87,6 +90,7 @@ impl Tracker {
             time_wait_ns: None,
             by_cookie,
             lossy: false,
+            complete_ns: None,
             told: Told::default(),
             settling: VecDeque::new(),
         }
@@ -138,7 +142,7 @@ impl Tracker {
                 let Some(left) = Phase::of(old) else { return };
                 let at = self
                     .slot_of_step(head, step.flow)
-                    .unwrap_or_else(|| self.stranger(head, left, Body::Socket));
+                    .unwrap_or_else(|| self.stranger(head, step.flow, left, Body::Socket));
                 self.step(at, head, left, new, out);
             }
             Record::Notice(notice, news) => self.notice(notice, *news, out),
@@ -202,21 +206,27 @@ impl Tracker {
             return;
         }
         if let Some(at) = self.slot_of_flow(head.netns, flow_hash) {
-            match self.lives[at].body {
+            match self.lives[at] {
                 // One flow, one socket: the earlier connection's minisocket is gone.
-                Body::Minisocket => self.end_minisocket(at, head.time_ns, out),
-                Body::Socket => {
+                Life { body: Body::Minisocket, .. } => self.end_minisocket(at, head.time_ns, out),
+                // Known by a dump alone, which ran between this step and its drain: the record knows better.
+                Life { sk: 0, .. } => {
                     self.remove(at);
                 }
+                // The earlier connection's socket. Its →CLOSE is on its way from another CPU (tcp_time_wait has the
+                // minisocket hashed, where a SYN can take its place, before tcp_done), or lost.
+                life => self.forget_flow(at, &life),
             }
         }
     }
 
     /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows.
-    fn stranger(&mut self, head: &Head, left: Phase, body: Body) -> usize {
+    /// `flow_hash`: of its flow, at the classic door; else 0.
+    fn stranger(&mut self, head: &Head, flow_hash: u64, left: Phase, body: Body) -> usize {
         let side = self.side_of(head, None);
         let port = self.port(side, head.local_port, head.remote_port);
-        let life = Life { side, port, body, ..Self::blank(head, left) };
+        let flow = Flow::of_hash(flow_hash, head.local_port, head.remote_port);
+        let life = Life { side, port, flow, body, ..Self::blank(head, left) };
         self.insert(life)
     }
 
@@ -226,12 +236,7 @@ impl Tracker {
         Life {
             cookie: if cookie { head.key } else { 0 },
             sk: if cookie { 0 } else { head.key },
-            flow: Flow {
-                local: Ipv6Addr::UNSPECIFIED,
-                remote: Ipv6Addr::UNSPECIFIED,
-                local_port: head.local_port,
-                remote_port: head.remote_port,
-            },
+            flow: Flow::of_hash(0, head.local_port, head.remote_port),
             netns: head.netns,
             interface: 0,
             port: 0,
@@ -266,15 +271,6 @@ impl Tracker {
             }
             None => ending::read(left.state(), head),
         };
-        let waits = matches!(ending, Ending::TimeWait | Ending::FinWait2 | Ending::Unclear);
-        let life = &self.lives[at];
-        if waits && !self.by_cookie && !life.has_addresses() && life.born.is_none() {
-            // The classic door's first record of it was lost, and with it all that ties it to its minisocket: a dump
-            // will find that one, and count it.
-            self.leave(at, left, now, out);
-            self.remove(at);
-            return;
-        }
         match ending {
             Ending::Over(outcome) => {
                 self.leave(at, left, now, out);
@@ -328,6 +324,11 @@ impl Tracker {
 
     /// The full socket is gone; a minisocket goes on.
     fn hand_over(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        let flow = (self.lives[at].netns, self.lives[at].flow.hash64());
+        if self.by_flow.get(&flow).is_some_and(|&taker| taker != at) {
+            self.end_minisocket(at, now, out);
+            return;
+        }
         self.change(at, |life| {
             life.sk = 0;
             life.body = Body::Minisocket;
@@ -354,7 +355,7 @@ impl Tracker {
             // The step into the phase that is left was never heard of.
             _ if life.phase != left => Fact::Unseen { phase: left, why: Why::Lost },
             Some(ns) => Fact::Dwelt { phase: left, pair: life.pair(), ns },
-            None => Fact::Unseen { phase: left, why: self.why() },
+            None => Fact::Unseen { phase: left, why: self.why(life.since) },
         };
         out.fact(now, fact);
     }
@@ -424,7 +425,7 @@ impl Tracker {
                 end,
                 match last.map(|last| life.since.until(last)) {
                     Some(Some(ns)) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
-                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why() },
+                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why(life.since) },
                     None => Fact::Unseen { phase: life.phase, why: Why::BetweenDumps },
                 },
             );
@@ -446,14 +447,16 @@ impl Tracker {
         self.remove(at);
     }
 
-    /// Why a phase has no entry.
-    fn why(&self) -> Why {
-        if self.lossy { Why::Lost } else { Why::BeforeAgent }
+    /// Why the entry into a phase is known no better than `since`. What was in the close phase before the agent, the
+    /// first dump has met.
+    fn why(&self, since: Since) -> Why {
+        let later = self.complete_ns.is_some_and(|ns| since.latest_ns > ns);
+        if self.lossy || later { Why::Lost } else { Why::BeforeAgent }
     }
 
     /// Learns from a record what an adopted life did not know yet.
     fn refine(&mut self, at: usize, head: &Head) {
-        let known = Some(self.lives[at]).filter(Life::has_addresses).map(|life| life.flow.local);
+        let known = Some(self.lives[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
         let side = self.side_of(head, known);
         let port = self.port(side, head.local_port, head.remote_port);
         let sk = if self.by_cookie { 0 } else { head.key };
@@ -526,7 +529,7 @@ impl Tracker {
     fn slot_of(&self, cookie: u64, flow: &Flow) -> Option<usize> {
         if self.by_cookie {
             let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.by_key.get(&key).copied());
-            let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].has_addresses();
+            let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].flow.has_addresses();
             return slots.find(same);
         }
         let hash = flow.hash64();
@@ -553,8 +556,9 @@ impl Tracker {
         if let Some(key) = key_of(self.by_cookie, life) {
             self.by_key.insert(key, at);
         }
-        if !self.by_cookie && life.has_addresses() {
-            self.by_flow.insert((life.netns, life.flow.hash64()), at);
+        let hash = life.flow.hash64();
+        if !self.by_cookie && hash != 0 {
+            self.by_flow.insert((life.netns, hash), at);
         }
     }
 
@@ -563,11 +567,13 @@ impl Tracker {
         if let Some(key) = key_of(self.by_cookie, life).filter(|key| self.by_key.get(key) == Some(&at)) {
             self.by_key.remove(&key);
         }
-        if !self.by_cookie {
-            let flow = (life.netns, life.flow.hash64());
-            if self.by_flow.get(&flow) == Some(&at) {
-                self.by_flow.remove(&flow);
-            }
+        self.forget_flow(at, life);
+    }
+
+    fn forget_flow(&mut self, at: usize, life: &Life) {
+        let flow = (life.netns, life.flow.hash64());
+        if self.by_flow.get(&flow) == Some(&at) {
+            self.by_flow.remove(&flow);
         }
     }
 

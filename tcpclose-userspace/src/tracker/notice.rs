@@ -92,7 +92,7 @@ impl Tracker {
             Some(&at) => at,
             None => {
                 let door = if self.by_cookie { flags::COOKIE } else { 0 };
-                self.stranger(&Head { key, flags: door, ..*head }, phase, Body::Socket)
+                self.stranger(&Head { key, flags: door, ..*head }, 0, phase, Body::Socket)
             }
         };
         self.change(at, |life| (life.born, life.cookie) = (phase_of(head.new), head.key));
@@ -106,7 +106,7 @@ impl Tracker {
             return Some((at, phase));
         }
         // As a socket it would for a moment stand under the key of one that has the same cookie, and take that away.
-        let at = self.stranger(head, phase, Body::Minisocket);
+        let at = self.stranger(head, 0, phase, Body::Minisocket);
         // A TIME-WAIT's close was before the agent.
         self.lives[at].counted = phase == Phase::TimeWait;
         Some((at, phase))

@@ -567,6 +567,56 @@ fn a_close_of_which_a_record_was_lost_counts_once() {
     }
 }
 
+/// The steps of the classic door name the flow by its hash, which is enough to tell which minisocket ended.
+#[test]
+fn a_close_of_which_the_first_record_was_lost_counts_before_any_dump_sees_it() {
+    for by_cookie in [true, false] {
+        let mut bench = Bench::new(by_cookie, true);
+        bench.dump(T0 - S, true, &[]);
+        bench.step(1, &server(), T0, (FinWait1, FinWait2), ACCEPTED | DEAD | FIN_ACKED);
+        bench.step(1, &server(), T0 + MS, (FinWait2, Close), ACCEPTED | DEAD | DONE | FIN_ACKED);
+        assert_eq!(
+            bench.told(),
+            [
+                Fact::Unseen { phase: Phase::FinWait1, why: Why::Lost },
+                transition(FinWait1, FinWait2),
+                Fact::Dwelt { phase: Phase::FinWait2, pair: SERVER, ns: MS },
+                transition(FinWait2, TimeWait),
+                closed(SERVER, Role::Active, Outcome::Graceful),
+            ]
+        );
+        let minisocket = seen(TimeWait, Body::Minisocket, server(), 1, T0 + S, 59 * S);
+        bench.dump(T0 + S, false, &[minisocket]);
+        assert_eq!((bench.told(), bench.tracker.len()), (vec![], 1));
+        assert_eq!(bench.tracker.lives().next().unwrap().flow, server());
+        // The next connection of the flow.
+        bench.step(2, &server(), T0 + 2 * S, (Established, FinWait1), ACCEPTED | OWNED);
+        bench.dump(T0 + 3 * S, false, &[seen(FinWait1, Body::Socket, server(), 2, T0 + 3 * S, 0)]);
+        assert_eq!(bench.tracker.len(), 1);
+    }
+}
+
+/// The next connection of a flow can be accepted, served and closed on another CPU before the last →CLOSE of the
+/// connection before it is recorded.
+#[test]
+fn a_connection_that_closes_before_the_last_step_of_the_one_before_it_takes_nothing_from_that() {
+    for mut bench in Bench::doors() {
+        bench.dump(T0 - S, true, &[listener()]);
+        for (key, at) in [(1, T0), (2, T0 + 2 * MS)] {
+            bench.step(key, &server(), at, (Established, FinWait1), ACCEPTED | OWNED);
+            bench.step(key, &server(), at + MS, (FinWait1, FinWait2), ACCEPTED | DEAD | FIN_ACKED);
+        }
+        for (key, at) in [(1, T0 + 4 * MS), (2, T0 + 5 * MS)] {
+            bench.step(key, &server(), at, (FinWait2, Close), ACCEPTED | DEAD | DONE | FIN_ACKED);
+        }
+        bench.dump(T0 + S, false, &[seen(TimeWait, Body::Minisocket, server(), 2, T0 + S, 59 * S)]);
+        let facts = bench.told();
+        let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
+        // Without BTF the first one's →CLOSE may as well have been a RST's, and nothing of it is left to see.
+        assert_eq!(closes, 2, "{facts:?}");
+    }
+}
+
 #[test]
 fn a_later_connections_minisocket_on_the_same_flow_is_a_life_of_its_own() {
     for (state, cookie) in [(FinWait2, 7), (TimeWait, 8)] {
