@@ -2,13 +2,14 @@
 //!
 //! * [`agent`]: `tcpclose agent`.
 //! * [`stuck`]: `tcpclose stuck`.
+//! * [`filter`]: which sockets are meant, and where they are asked for.
 //! * [`client`]: asks the agent on its unix socket.
 //! * [`groups`]: sockets put together by owner, port or peer.
 //! * [`table`]: columns and short words for people.
 
 pub mod agent;
 pub mod client;
-
+pub mod filter;
 pub mod groups;
 pub mod stuck;
 pub mod table;

@@ -1,6 +1,8 @@
 use super::super::groups::tests::{owner, socket};
 use super::*;
-use crate::query::document::{AgeSeconds, SCHEMA, Source};
+use crate::query::document::{AgeSeconds, Document, SCHEMA, Source};
+use crate::terms::Diagnosis;
+use std::time::Duration;
 
 fn findings(bound: u64) -> Findings {
     let document = Document {
@@ -52,7 +54,7 @@ fn zoo() -> Vec<StuckSocket> {
 fn every_layout_fits_eighty_columns_and_keeps_to_its_lines() {
     for words in [&[][..], &["--sockets"], &["--by", "port"], &["--by", "peer"]] {
         let stuck = arguments(words);
-        let sorted = Sorted::new(stuck.select(zoo()), 60.0);
+        let sorted = Sorted::new(stuck.filter.select(zoo()), 60.0);
         let text = stuck.text(&findings(60), &sorted, Some(80));
         println!("{text}");
         assert!(!table::overflows(&text, Some(80)), "{text}");
@@ -71,7 +73,7 @@ fn every_layout_fits_eighty_columns_and_keeps_to_its_lines() {
 #[test]
 fn filters_narrow_down_and_the_oldest_comes_first() {
     let ages = |words: &[&str]| -> Vec<u64> {
-        arguments(words).select(zoo()).iter().map(|socket| socket.age.min_seconds as u64).collect()
+        arguments(words).filter.select(zoo()).iter().map(|socket| socket.age.min_seconds as u64).collect()
     };
     assert_eq!(ages(&[]), [90_061, 100, 61, 59, 3]);
     assert_eq!(ages(&["--pid", "7"]), [90_061]);
@@ -102,7 +104,7 @@ fn nothing_stuck_is_said_clearly() {
 #[test]
 fn a_long_list_is_cut_and_counted() {
     let stuck = arguments(&["--sockets", "--limit", "1"]);
-    let sorted = Sorted::new(stuck.select(zoo()), 60.0);
+    let sorted = Sorted::new(stuck.filter.select(zoo()), 60.0);
     let text = stuck.text(&findings(60), &sorted, None);
     assert!(text.contains("\n… 2 more\n"), "{text}");
 }
