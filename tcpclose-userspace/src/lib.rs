@@ -5,6 +5,7 @@
 //! * [`tracker`]: one socket's life, from records and dumps to facts. Pure.
 //! * [`ledger`]: bounded counters and histograms of those facts. Pure.
 //! * [`query`]: which sockets are stuck, since when, whose they are, and why.
+//! * [`kill`]: destroys stuck sockets, one at a time.
 //! * [`agent`]: the run loop, `/metrics`, the query API.
 //! * [`cli`]: the command line.
 //! * [`failure`]: the one line that a person reads when something cannot be done.
@@ -13,6 +14,7 @@ pub mod agent;
 pub mod cli;
 pub mod failure;
 pub mod kernel;
+pub mod kill;
 pub mod ledger;
 pub mod query;
 pub mod terms;

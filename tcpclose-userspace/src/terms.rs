@@ -210,6 +210,11 @@ impl Flow {
         SocketAddr::new(remote.to_canonical(), self.remote_port)
     }
 
+    /// Both ends are IPv4 addresses.
+    pub fn is_v4(&self) -> bool {
+        self.local.to_ipv4_mapped().is_some() && self.remote.to_ipv4_mapped().is_some()
+    }
+
     /// The probe's hash of this flow, see [`tcpclose_common::event::flow_hash`]; 0 where it is not known.
     pub fn hash64(&self) -> u64 {
         if !self.has_addresses() {

@@ -34,5 +34,7 @@ pub struct Config {
     pub dump_interval: Duration,
     /// Bytes, a power of two.
     pub ring_size: u32,
+    /// Whether `tcpclose kill` may destroy through this agent.
+    pub allow_kill: bool,
     pub log_level: LevelFilter,
 }

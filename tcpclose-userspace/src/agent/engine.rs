@@ -65,6 +65,8 @@ pub struct Engine {
     overflows_before: u64,
     /// The first dump has been taken in.
     pub ready: bool,
+    /// `tcpclose kill` may destroy through this agent.
+    pub allow_kill: bool,
 }
 
 impl Engine {
@@ -91,6 +93,7 @@ impl Engine {
             ephemeral,
             overflows_before: host::time_wait_overflows().unwrap_or(0),
             ready: false,
+            allow_kill: config.allow_kill,
         }
     }
 

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
@@ -20,7 +20,8 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
-use super::{exposition, queries};
+use super::kill::Caller;
+use super::{exposition, kill, queries};
 
 /// A client has this long to send its request's head. Longer than a scrape interval is likely to be, for it also bounds
 /// how long a connection may idle between two scrapes.
@@ -42,7 +43,7 @@ type Answer = Response<Full<Bytes>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Face {
     Aggregates,
-    Sockets,
+    Sockets(Caller),
 }
 
 /// Serves scrapes for as long as the agent runs.
@@ -68,7 +69,10 @@ pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCel
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => admit(&room, || serve(stream, Face::Sockets, &engine)).await,
+            Ok((stream, _)) => {
+                let face = Face::Sockets(Caller::of(&stream));
+                admit(&room, || serve(stream, face, &engine)).await;
+            }
             Err(why) => not_accepted(&why).await,
         }
     }
@@ -127,7 +131,7 @@ where
     spawn_local(async move {
         let service = service_fn(move |request| {
             let engine = Rc::clone(&engine);
-            async move { Ok::<_, Infallible>(answer(&request, face, &engine).await) }
+            async move { Ok::<_, Infallible>(answer(request, face, &engine).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -141,17 +145,23 @@ where
     })
 }
 
-async fn answer(request: &Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
+async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
     let path = request.uri().path();
-    let known = matches!(path, "/" | "/metrics" | "/healthz" | "/readyz")
-        || (face == Face::Sockets && path == queries::PATH);
+    let known = matches!(
+        (face, path),
+        (_, "/" | "/metrics" | "/healthz" | "/readyz") | (Face::Sockets(_), queries::PATH | kill::PATH)
+    );
     if !known {
         return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
     }
+    if let (Face::Sockets(caller), kill::PATH) = (face, path) {
+        if request.method() != Method::POST {
+            return not_allowed("POST only\n", "POST");
+        }
+        return kill_one(request, caller, engine).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut refusal = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
-        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return refusal;
+        return not_allowed("GET and HEAD only\n", "GET, HEAD");
     }
     match path {
         "/metrics" => match exposition::render(&mut engine.borrow_mut()) {
@@ -180,6 +190,22 @@ async fn answer(request: &Request<Incoming>, face: Face, engine: &RefCell<Engine
     }
 }
 
+/// `POST /v1/kill`.
+async fn kill_one(request: Request<Incoming>, caller: Caller, engine: &RefCell<Engine>) -> Answer {
+    if !engine.borrow().allow_kill {
+        return plain(StatusCode::FORBIDDEN, kill::NOT_ALLOWED);
+    }
+    let body = match Limited::new(request.into_body(), kill::LONGEST_ORDER).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(why) => return plain(StatusCode::BAD_REQUEST, format!("no order: {why}\n")),
+    };
+    match kill::kill(&body, caller).await {
+        Ok(json) => with_type(StatusCode::OK, JSON, json),
+        Err(queries::Refused::Request(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        Err(queries::Refused::Failed(why)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
+    }
+}
+
 /// `/`: where to go from here.
 const LANDING_PAGE: &str = concat!(
     "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>tcpclose</title>",
@@ -193,6 +219,12 @@ const LANDING_PAGE: &str = concat!(
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     with_type(status, TEXT, text)
+}
+
+fn not_allowed(text: &'static str, methods: &'static str) -> Answer {
+    let mut refusal = plain(StatusCode::METHOD_NOT_ALLOWED, text);
+    refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    refusal
 }
 
 fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {

@@ -5,6 +5,7 @@
 //! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
 //! * [`dumps`]: the first dump, those that follow minisockets, and the reconcile.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
+//! * [`kill`]: destroys a socket for the command line, where that was allowed.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
@@ -15,6 +16,7 @@ pub mod dumps;
 pub mod engine;
 pub mod exposition;
 pub mod http;
+pub mod kill;
 pub mod limits;
 pub mod queries;
 pub mod sockets;
@@ -48,6 +50,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
+    kill::require(config.allow_kill)?;
     let connections = limits::connections(config.listen.len())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -199,6 +202,9 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
         line("metrics", &format!("{address}/metrics"));
     }
     line("queries", &config.socket.display().to_string());
+    if config.allow_kill {
+        line("", "tcpclose kill may destroy sockets through it (--allow-kill)");
+    }
     let socket = match config.socket.to_str() {
         Some(crate::cli::DEFAULT_SOCKET) | None => String::new(),
         Some(path) => format!(" --socket {path}"),

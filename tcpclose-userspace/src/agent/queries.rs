@@ -190,6 +190,7 @@ fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
         local: life.flow.local(),
         peer: life.flow.remote(),
         cookie: Cookie(life.cookie),
+        interface: life.interface,
         inode: 0,
         uid: 0,
         netns: life.netns,

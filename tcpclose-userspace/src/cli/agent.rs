@@ -65,6 +65,11 @@ pub struct Agent {
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size)]
     ring_size: u32,
 
+    /// Let `tcpclose kill` destroy sockets through this agent. Whoever may connect to the --socket then may, and each one
+    /// is logged.
+    #[arg(long)]
+    allow_kill: bool,
+
     /// What to say on standard error: off, error, warn, info, debug or trace. From debug on, the probe in the kernel
     /// speaks too.
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level)]
@@ -113,6 +118,7 @@ impl Agent {
             reconcile_interval: self.reconcile_interval,
             dump_interval: self.dump_interval,
             ring_size: self.ring_size,
+            allow_kill: self.allow_kill,
             log_level: self.log_level,
         })
     }

@@ -1,19 +1,21 @@
-//! Asks the agent on its unix socket: HTTP/1.1, `GET /v1/sockets?state=close_wait[&older_than=60s]`.
+//! Asks the agent on its unix socket: HTTP/1.1.
 //!
-//! The agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
+//! To `GET /v1/sockets?state=close_wait[&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
 //! that the diagnosis takes; left out, the agent takes its first `--stuck-after`. The bound it took is in the header
 //! [`STUCK_AFTER`].
 
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
+use hyper::header::HeaderMap;
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
 use crate::query::document::{Document, SCHEMA};
@@ -23,7 +25,7 @@ use crate::terms::Phase;
 pub const STUCK_AFTER: &str = "tcpclose-stuck-after";
 
 /// How long an agent may take to answer, in whole.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// More than a million sockets make.
 const LONGEST_ANSWER: usize = 1 << 30;
 const WITHOUT: &str = "restart the agent, or add --no-agent for a snapshot";
@@ -53,29 +55,103 @@ fn sockets_within(
     state: Phase,
     older_than: Option<Duration>,
 ) -> Result<Reply, Failure> {
-    let failure = |why: String| Failure::new(format!("agent at {}", path.display()), why, WITHOUT);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| failure(error.to_string()))?;
-    let asked = runtime.block_on(async {
-        let ask = ask(path, target(state, older_than));
-        tokio::time::timeout(patience, ask)
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {}", humantime::format_duration(patience))))
-    });
-    let asked = asked.map_err(failure)?;
-    let (stuck_after, body) = match asked {
-        Asked::Body { stuck_after, body } => (stuck_after, body),
-        Asked::NoAgent => return Ok(Reply::NoAgent),
-        Asked::Denied => return Ok(Reply::Denied),
+    let client = Client::new(path, patience)?;
+    let Answer { headers, body, .. } = match client.get(&target(state, older_than))? {
+        Said::Answer(answer) => answer.expect_ok().map_err(|why| client.failure(why))?,
+        Said::NoAgent => return Ok(Reply::NoAgent),
+        Said::Denied => return Ok(Reply::Denied),
     };
-    let document = understand(&body).map_err(failure)?;
-    let stuck_after = stuck_after
-        .and_then(|text| humantime::parse_duration(&text).ok())
+    let document = understand(&body).map_err(|why| client.failure(why))?;
+    let stuck_after = headers
+        .get(STUCK_AFTER)
+        .and_then(|value| humantime::parse_duration(value.to_str().ok()?).ok())
         .or(older_than)
-        .ok_or_else(|| failure(format!("its answer lacks the header {STUCK_AFTER}")))?;
+        .ok_or_else(|| client.failure(format!("its answer lacks the header {STUCK_AFTER}")))?;
     Ok(Reply::Answer { document, stuck_after })
+}
+
+/// Asks the agent at one path, with a connection for each question.
+#[derive(Debug)]
+pub struct Client {
+    runtime: Runtime,
+    path: PathBuf,
+    patience: Duration,
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub enum Said {
+    Answer(Answer),
+    /// Nobody listens at the path.
+    NoAgent,
+    /// The path exists, and this user may not connect to it.
+    Denied,
+}
+
+/// An answer of any status.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// What was asked for.
+    pub asked: String,
+    /// The process that answered, in this PID namespace.
+    pub agent: Option<i32>,
+}
+
+impl Answer {
+    /// This answer if it is a good one; else why not, in words.
+    pub fn expect_ok(self) -> Result<Self, String> {
+        match self.status {
+            StatusCode::OK => Ok(self),
+            StatusCode::NOT_FOUND => {
+                let path = self.asked.split('?').next().unwrap_or_default();
+                Err(format!("it does not know {path}: no tcpclose agent, or another version"))
+            }
+            status => Err(format!("it answered {status}: {}", self.first_line())),
+        }
+    }
+
+    /// The first line of the body, cut where it is long.
+    pub fn first_line(&self) -> String {
+        let text = String::from_utf8_lossy(&self.body);
+        text.lines().next().unwrap_or_default().chars().take(200).collect()
+    }
+}
+
+impl Client {
+    /// For the agent at `path`, which has `patience` for each answer.
+    pub fn new(path: &Path, patience: Duration) -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new("cannot start", error, "report this"))?;
+        Ok(Self { runtime, path: path.to_owned(), patience })
+    }
+
+    pub fn get(&self, target: &str) -> Result<Said, Failure> {
+        self.ask(Method::GET, target, Vec::new())
+    }
+
+    pub fn post(&self, target: &str, body: Vec<u8>) -> Result<Said, Failure> {
+        self.ask(Method::POST, target, body)
+    }
+
+    fn ask(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Said, Failure> {
+        let asked = self.runtime.block_on(async {
+            let ask = ask(&self.path, method, target, body);
+            tokio::time::timeout(self.patience, ask).await.unwrap_or_else(|_| {
+                Err(format!("no answer within {}", humantime::format_duration(self.patience)))
+            })
+        });
+        asked.map_err(|why| self.failure(why))
+    }
+
+    /// The failure that `why` makes.
+    pub fn failure(&self, why: String) -> Failure {
+        Failure::new(format!("agent at {}", self.path.display()), why, WITHOUT)
+    }
 }
 
 /// The path and query of the request.
@@ -91,41 +167,36 @@ fn target(state: Phase, older_than: Option<Duration>) -> String {
     target
 }
 
-enum Asked {
-    Body { stuck_after: Option<String>, body: Bytes },
-    NoAgent,
-    Denied,
-}
-
-async fn ask(path: &Path, target: String) -> Result<Asked, String> {
+async fn ask(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result<Said, String> {
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
         Err(error) => {
             return match error.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
-                    Ok(Asked::NoAgent)
+                    Ok(Said::NoAgent)
                 }
-                ErrorKind::PermissionDenied => Ok(Asked::Denied),
+                ErrorKind::PermissionDenied => Ok(Said::Denied),
                 // A full backlog: it is stopped, or hangs.
                 ErrorKind::WouldBlock => Err("it takes no more calls: it may be stopped".to_owned()),
                 _ => Err(error.to_string()),
             };
         }
     };
+    let agent = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| said(&error))?;
     // Drives the connection; ends with it, or with the runtime. Its failure shows in the answer.
     tokio::spawn(async move {
         let _ = connection.await;
     });
-    let request = Request::get(target)
+    let request = Request::builder()
+        .method(method)
+        .uri(target)
         .header(hyper::header::HOST, "tcpclose")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(Bytes::from(body)))
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| said(&error))?;
-    let status = response.status();
-    let stuck_after =
-        response.headers().get(STUCK_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let (status, headers) = (response.status(), response.headers().clone());
     let body = Limited::new(response.into_body(), LONGEST_ANSWER)
         .collect()
         .await
@@ -134,17 +205,7 @@ async fn ask(path: &Path, target: String) -> Result<Asked, String> {
             None => error.to_string(),
         })?
         .to_bytes();
-    match status {
-        StatusCode::OK => Ok(Asked::Body { stuck_after, body }),
-        StatusCode::NOT_FOUND => {
-            Err("it does not know /v1/sockets: no tcpclose agent, or another version".to_owned())
-        }
-        status => {
-            let text = String::from_utf8_lossy(&body);
-            let line: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
-            Err(format!("it answered {status}: {line}"))
-        }
-    }
+    Ok(Said::Answer(Answer { status, headers, body, asked: target.to_owned(), agent }))
 }
 
 /// hyper's error in the words of someone who asked an agent.

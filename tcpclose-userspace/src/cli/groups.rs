@@ -187,7 +187,7 @@ pub fn process(owner: &Owner) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::query::document::Cookie;
     use crate::terms::{Age, Phase};
@@ -204,6 +204,7 @@ pub mod tests {
             local: "10.0.0.5:8080".parse().unwrap(),
             peer: "10.0.0.9:41234".parse().unwrap(),
             cookie: Cookie(1),
+            interface: 0,
             inode: 7,
             uid: 1000,
             netns: 1,

@@ -2,8 +2,10 @@
 //!
 //! * [`agent`]: `tcpclose agent`.
 //! * [`stuck`]: `tcpclose stuck`.
+//! * [`kill`]: `tcpclose kill`.
 //! * [`filter`]: which sockets are meant, and where they are asked for.
 //! * [`client`]: asks the agent on its unix socket.
+//! * [`interrupt`]: SIGINT and SIGTERM between two sockets.
 //! * [`groups`]: sockets put together by owner, port or peer.
 //! * [`table`]: columns and short words for people.
 
@@ -11,6 +13,8 @@ pub mod agent;
 pub mod client;
 pub mod filter;
 pub mod groups;
+pub mod interrupt;
+pub mod kill;
 pub mod stuck;
 pub mod table;
 
@@ -35,6 +39,7 @@ pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
 pub enum Cli {
     Agent(agent::Agent),
     Stuck(stuck::Stuck),
+    Kill(kill::Kill),
 }
 
 /// Runs the command line `arguments` (the program's name first) and says how it went: 0, 1 for a check that found
@@ -43,6 +48,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match Cli::try_parse_from(arguments) {
         Ok(Cli::Agent(agent)) => agent.run().map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),
+        Ok(Cli::Kill(kill)) => kill.run(),
         Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
         Err(error) => Err(Failure::of_arguments(&error)),
     };

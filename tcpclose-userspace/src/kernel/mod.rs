@@ -6,11 +6,13 @@
 //! * [`hooks`]: fentry and fexit on the minisocket's functions.
 //! * [`ring`]: drain the ring buffer.
 //! * [`sock_diag`]: dump and look up TCP sockets; [`age`]: what their fields prove of their age.
+//! * [`destroy`]: end one socket by SOCK_DESTROY.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: which processes hold a socket.
 //! * [`host`]: names, clocks, limits.
 
 pub mod age;
+pub mod destroy;
 pub mod hooks;
 pub mod host;
 pub mod layout;

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
@@ -118,50 +118,18 @@ pub fn dump(states: u32, with_info: bool) -> io::Result<Dump> {
 pub fn lookup(flow: &Flow, interface: u32, cookie: Option<u64>) -> io::Result<Option<Socket>> {
     // Both ends v4-mapped are looked up as IPv4, whatever family the socket has (net/ipv4/inet_diag.c,
     // inet_diag_find_one_icsk(), 5.8 to 6.18); a kernel without IPv6 knows AF_INET alone.
-    let v4 = flow.local.to_ipv4_mapped().zip(flow.remote.to_ipv4_mapped());
-    let found = lookup_in(libc::AF_INET6, flow.local.into(), flow.remote.into(), flow, interface, cookie)?;
-    match v4 {
-        Some((local, remote)) if found.is_none() => {
-            lookup_in(libc::AF_INET, local.into(), remote.into(), flow, interface, cookie)
-        }
-        _ => Ok(found),
+    let found = lookup_in(libc::AF_INET6, flow, interface, cookie)?;
+    if found.is_none() && flow.is_v4() {
+        return lookup_in(libc::AF_INET, flow, interface, cookie);
     }
+    Ok(found)
 }
 
-fn lookup_in(
-    family: i32,
-    local: IpAddr,
-    remote: IpAddr,
-    flow: &Flow,
-    interface: u32,
-    cookie: Option<u64>,
-) -> io::Result<Option<Socket>> {
-    let request = InetRequest {
-        family: family as u8,
-        protocol: libc::IPPROTO_TCP as u8,
-        extensions: ExtensionFlags::INFO,
-        states: StateFlags::all(),
-        socket_id: SocketId {
-            source_port: flow.local_port,
-            destination_port: flow.remote_port,
-            source_address: local,
-            destination_address: remote,
-            interface_id: interface,
-            // INET_DIAG_NOCOOKIE in both words (include/uapi/linux/inet_diag.h).
-            cookie: cookie_words(cookie.unwrap_or(u64::MAX)),
-        },
-    };
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    header.sequence_number = SEQUENCE;
-    let mut message =
-        NetlinkMessage::new(header, NetlinkPayload::from(SockDiagMessage::InetRequest(request)));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-
+fn lookup_in(family: i32, flow: &Flow, interface: u32, cookie: Option<u64>) -> io::Result<Option<Socket>> {
+    // INET_DIAG_NOCOOKIE in both words (include/uapi/linux/inet_diag.h).
+    let request = SockDiagMessage::InetRequest(exact(family, flow, interface, cookie.unwrap_or(u64::MAX)));
     let mut found = None;
-    let result = exchange(&bytes, |answer| {
+    let result = exchange(&message(NLM_F_REQUEST, request.into()), |answer| {
         found = decode(answer.payload).map(|socket| Socket {
             seen_ns: answer.seen_ns,
             window_ns: answer.window_ns,
@@ -183,6 +151,40 @@ fn lookup_in(
         }
         Err(error) => Err(error),
     }
+}
+
+/// The request for the one socket with these addresses and this cookie; `family` as in [`lookup`]'s two tries.
+pub(super) fn exact(family: i32, flow: &Flow, interface: u32, cookie: u64) -> InetRequest {
+    let address = |address: Ipv6Addr| match address.to_ipv4_mapped() {
+        Some(v4) if family == libc::AF_INET => IpAddr::V4(v4),
+        _ => IpAddr::V6(address),
+    };
+    InetRequest {
+        family: family as u8,
+        protocol: libc::IPPROTO_TCP as u8,
+        extensions: ExtensionFlags::INFO,
+        states: StateFlags::all(),
+        socket_id: SocketId {
+            source_port: flow.local_port,
+            destination_port: flow.remote_port,
+            source_address: address(flow.local),
+            destination_address: address(flow.remote),
+            interface_id: interface,
+            cookie: cookie_words(cookie),
+        },
+    }
+}
+
+/// `payload` as a netlink message.
+pub(super) fn message<T: NetlinkSerializable>(flags: u16, payload: NetlinkPayload<T>) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = SEQUENCE;
+    let mut message = NetlinkMessage::new(header, payload);
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
 
 /// Every exchange has a socket of its own, and so one request.
@@ -214,7 +216,7 @@ fn dump_request(states: u32, with_info: bool) -> [u8; HEADER + 60] {
 }
 
 /// One message of an answer, and when the kernel wrote it.
-struct Answer<'a> {
+pub(super) struct Answer<'a> {
     flags: u16,
     payload: &'a [u8],
     seen_ns: u64,
@@ -222,7 +224,7 @@ struct Answer<'a> {
 }
 
 /// Sends `request` and hands every message of the answer to `take`.
-fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::Result<()> {
+pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::Result<()> {
     let netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
     // Connected to the kernel: no other process can put words into its mouth (net/netlink/af_netlink.c,
     // netlink_getsockbyportid()).

@@ -52,6 +52,9 @@ pub struct StuckSocket {
     pub peer: SocketAddr,
     /// The socket cookie, as `ss -e` writes `sk:`.
     pub cookie: Cookie,
+    /// The interface that the socket is bound to; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interface: u32,
     /// 0 for a socket that no program holds.
     pub inode: u32,
     pub uid: u32,
@@ -70,6 +73,10 @@ pub struct StuckSocket {
     /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
     /// when unknown.
     pub owners: Vec<Owner>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// A process that holds a socket.
@@ -138,7 +145,7 @@ impl<'de> Deserialize<'de> for Cookie {
 }
 
 /// A word of [`crate::terms`] that is written by its name.
-trait Named: Copy + Sized {
+pub(crate) trait Named: Copy + Sized {
     fn name(self) -> &'static str;
     fn from_name(name: &str) -> Option<Self>;
 }
@@ -175,7 +182,7 @@ impl Named for Diagnosis {
     }
 }
 
-mod named {
+pub(crate) mod named {
     use super::*;
 
     pub fn serialize<T: Named, S: Serializer>(word: &T, to: S) -> Result<S::Ok, S::Error> {
@@ -185,6 +192,22 @@ mod named {
     pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         let name = String::deserialize(from)?;
         T::from_name(&name).ok_or_else(|| D::Error::custom(format_args!("unknown word {name:?}")))
+    }
+}
+
+pub(crate) mod named_list {
+    use super::*;
+
+    pub fn serialize<T: Named, S: Serializer>(words: &[T], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(words.iter().map(|word| word.name()))
+    }
+
+    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+        let names = Vec::<String>::deserialize(from)?;
+        let word = |name: String| {
+            T::from_name(&name).ok_or_else(|| D::Error::custom(format_args!("unknown word {name:?}")))
+        };
+        names.into_iter().map(word).collect()
     }
 }
 

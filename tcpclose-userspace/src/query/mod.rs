@@ -67,6 +67,7 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
                 local: socket.flow.local(),
                 peer: socket.flow.remote(),
                 cookie: Cookie(socket.cookie),
+                interface: socket.interface,
                 inode: socket.inode,
                 uid: socket.uid,
                 netns: scene.netns,

@@ -1,0 +1,433 @@
+//! `tcpclose kill`: destroys stuck sockets by SOCK_DESTROY.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+
+use super::client::{self, Client, Said};
+use super::filter::{Filter, Findings, Place};
+use super::groups::Listed;
+use super::interrupt::Interrupt;
+use super::{print, stuck, table};
+use crate::agent::kill::PATH;
+use crate::failure::{Failure, printable};
+use crate::kernel::host::{self, Capability, has_cap};
+use crate::kill::pace::Pace;
+use crate::kill::plan::{DIAGNOSES, Leave, Left, plan};
+use crate::kill::report::{Fate, Report, Tally};
+use crate::kill::{Order, Outcome, SCHEMA, execute};
+use crate::query::document::{Source, StuckSocket};
+use crate::terms::{Diagnosis, Phase};
+
+/// Destroy sockets that are stuck in CLOSE-WAIT: shows which, and does it with --yes
+///
+/// The peer gets a RST, and the program's next call on the socket fails with ECONNABORTED. The program keeps its file
+/// descriptor until it closes it: this ends connections, it mends no leak.
+///
+/// What goes: sockets whose age is proven and that the program neglects (not_read, not_closed). What does not, unless
+/// named: still_sending is at work; not_accepted would stay in its listener's queue all the same; other states.
+///
+/// Immediately before, the socket is looked up by addresses and cookie: one that has gone, or is in another state, or
+/// whose program writes again, is spared. A socket that its program closes in the microseconds after that is destroyed.
+///
+/// Goes through the agent where one runs with --allow-kill; else needs CAP_NET_ADMIN. Exits with 0 when all went, with 1 when
+/// some were spared or refused or a signal came first, with 2 when nothing could be done.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tcpclose kill --older-than 1h --port 8080\n  \
+    tcpclose kill --older-than 1h --port 8080 --yes --rate 10\n  \
+    tcpclose kill --older-than 1h --diagnosis still_sending --yes\n  \
+    tcpclose kill --older-than 1h --state last_ack --yes")]
+pub struct Kill {
+    #[command(flatten)]
+    filter: Filter,
+    /// Only sockets of this diagnosis; may be repeated [default: not_read and not_closed]
+    #[arg(long = "diagnosis", value_name = "DIAGNOSIS", value_enum)]
+    diagnoses: Vec<Named>,
+    /// Those too that are only possibly past the bound: their entry was not seen
+    #[arg(long)]
+    possibly: bool,
+    /// At most this many, the oldest first
+    #[arg(long, value_name = "N", value_parser = stuck::number, allow_negative_numbers = true)]
+    limit: Option<usize>,
+    /// At most this many a second
+    #[arg(long, value_name = "N", default_value = "100", value_parser = rate, allow_negative_numbers = true)]
+    rate: u32,
+    /// Do it; without, nothing is touched
+    #[arg(long)]
+    yes: bool,
+    /// One JSON document, when all is done
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// A diagnosis that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Named {
+    NotRead,
+    NotClosed,
+    StillSending,
+    NotAccepted,
+}
+
+impl From<Named> for Diagnosis {
+    fn from(named: Named) -> Self {
+        match named {
+            Named::NotRead => Self::NotRead,
+            Named::NotClosed => Self::NotClosed,
+            Named::StillSending => Self::StillSending,
+            Named::NotAccepted => Self::NotAccepted,
+        }
+    }
+}
+
+fn rate(text: &str) -> Result<u32, &'static str> {
+    text.parse().ok().filter(|rate| *rate > 0).ok_or("not a rate; write how many a second, for example 100")
+}
+
+/// Who destroys.
+enum Hand {
+    /// This process.
+    Own,
+    Agent(Client),
+}
+
+/// What has been done so far.
+struct Done {
+    fates: Vec<Fate>,
+    tally: Tally,
+    interrupted: bool,
+}
+
+impl Kill {
+    pub fn run(&self) -> Result<ExitCode, Failure> {
+        let mut findings = self.filter.find(&self.place)?;
+        let looked = Instant::now();
+        let sockets = std::mem::take(&mut findings.document.sockets);
+        let leave = Leave {
+            bound: findings.bound.as_secs_f64(),
+            diagnoses: self.diagnoses(),
+            possibly: self.possibly,
+            limit: self.limit.unwrap_or(usize::MAX),
+        };
+        let (going, left) = plan(self.filter.select(sockets), &leave);
+        if !self.yes {
+            return self.show(&findings, going, left, leave.bound);
+        }
+        let done = self.destroy(&findings, going, &leave, looked)?;
+        let all = !done.interrupted && done.tally.spared() + done.tally.refused() == 0;
+        let text = match self.json {
+            true => self.json(&findings, done, left)?,
+            false => self.closing_words(&findings, &done, left),
+        };
+        print(&text)?;
+        Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn diagnoses(&self) -> Vec<Diagnosis> {
+        match self.diagnoses.as_slice() {
+            [] => DIAGNOSES.to_vec(),
+            named => named.iter().copied().map(Diagnosis::from).collect(),
+        }
+    }
+
+    /// The dry run.
+    fn show(
+        &self,
+        findings: &Findings,
+        going: Vec<StuckSocket>,
+        left: Left,
+        bound: f64,
+    ) -> Result<ExitCode, Failure> {
+        if self.json {
+            let fates = going.into_iter().map(|socket| Fate { socket, result: None, tried_at: None });
+            let done = Done { fates: fates.collect(), tally: Tally::default(), interrupted: false };
+            return print(&self.json(findings, done, left)?).map(|()| ExitCode::SUCCESS);
+        }
+        let width = table::width();
+        let what = match going.len() {
+            0 => "Nothing to destroy".to_owned(),
+            n => format!("Would destroy {}", table::count(n, "socket", "sockets")),
+        };
+        let sure = if self.possibly { "possibly " } else { "" };
+        let line = format!(
+            "{what}: in {}, {sure}for {} or longer",
+            self.filter.state_in_words(),
+            humantime::format_duration(findings.bound)
+        );
+        let mut text = table::wrap(&line, width) + "\n";
+        if !going.is_empty() {
+            let listed: Vec<Listed<'_>> =
+                going.iter().map(|socket| Listed { socket, possibly: !socket.age.is_past(bound) }).collect();
+            text.push_str(&format!("\n{}\n", stuck::list(&listed, usize::MAX, width)));
+        }
+        text.push_str(&self.remarks(findings, left));
+        if !going.is_empty() {
+            text.push_str("dry run: nothing was touched; --yes destroys them\n");
+        }
+        print(&text).map(|()| ExitCode::SUCCESS)
+    }
+
+    /// Where it comes from, what was left, and what could not be seen.
+    fn remarks(&self, findings: &Findings, left: Left) -> String {
+        let left = match left.words().as_slice() {
+            [] => None,
+            words => Some(format!("left alone: {}", words.join("; "))),
+        };
+        let source = format!("source: {}", printable(&findings.source));
+        let incomplete =
+            findings.document.incomplete.iter().map(|remark| format!("incomplete: {}", printable(remark)));
+        let lines = left.into_iter().chain([source]).chain(incomplete);
+        lines.map(|line| table::wrap(&line, table::width()) + "\n").collect()
+    }
+
+    fn destroy(
+        &self,
+        findings: &Findings,
+        going: Vec<StuckSocket>,
+        leave: &Leave,
+        looked: Instant,
+    ) -> Result<Done, Failure> {
+        let mut done = Done { fates: Vec::new(), tally: Tally::default(), interrupted: false };
+        if going.is_empty() {
+            return Ok(done);
+        }
+        let hand = self.hand(findings)?;
+        let interrupt = Interrupt::hear()?;
+        let (mut pace, began, all) = (Pace::new(self.rate), Instant::now(), going.len());
+        let mut progress = Progress::new(self.json);
+        for (at, socket) in going.into_iter().enumerate() {
+            let pause = pace.wait(began.elapsed());
+            done.interrupted = done.interrupted || interrupt.within(pause);
+            if done.interrupted {
+                done.fates.push(Fate { socket, result: None, tried_at: None });
+                continue;
+            }
+            pace.take(began.elapsed());
+            let elapsed = looked.elapsed().as_secs_f64();
+            let order = Order::new(&socket, &leave.diagnoses, leave.bound, elapsed);
+            let tried_at = host::wall_clock();
+            let outcome = self.one(&hand, &order).map_err(|mut failure| {
+                if at > 0 {
+                    failure.why.push_str(&format!(", after {} of {all}", done.tally.words()));
+                }
+                failure
+            })?;
+            if let (Some(why), 0) = (hopeless(&outcome, order.state, &hand), done.tally.destroyed) {
+                return Err(why);
+            }
+            done.tally.add(&outcome);
+            if !self.json {
+                progress.clear();
+                print(&told(&socket, &outcome))?;
+            }
+            let left = pace.left(began.elapsed(), all - at - 1);
+            progress.show(at + 1, all, left);
+            done.fates.push(Fate { socket, result: Some(outcome), tried_at: Some(tried_at) });
+        }
+        progress.clear();
+        Ok(done)
+    }
+
+    fn hand(&self, findings: &Findings) -> Result<Hand, Failure> {
+        if findings.document.source == Source::Agent {
+            return Client::new(&self.place.socket, client::PATIENCE).map(Hand::Agent);
+        }
+        if !has_cap(Capability::NetAdmin) {
+            return Err(Failure::new(
+                "destroying sockets",
+                format!("this process lacks {}", Capability::NetAdmin.name()),
+                "run it as root, or through an agent that was started with --allow-kill",
+            ));
+        }
+        Ok(Hand::Own)
+    }
+
+    fn one(&self, hand: &Hand, order: &Order) -> Result<Outcome, Failure> {
+        let client = match hand {
+            Hand::Own => return Ok(execute(order)),
+            Hand::Agent(client) => client,
+        };
+        let gone = || client.failure("it has gone".to_owned());
+        let body = serde_json::to_vec(order).map_err(|why| client.failure(why.to_string()))?;
+        let answer = match client.post(PATH, body)? {
+            Said::Answer(answer) => answer,
+            Said::NoAgent | Said::Denied => return Err(gone()),
+        };
+        if answer.status == hyper::StatusCode::FORBIDDEN {
+            let what = format!("agent at {}", self.place.socket.display());
+            let todo = "restart it with that flag, or add --no-agent to destroy from here";
+            return Err(Failure::new(what, answer.first_line(), todo));
+        }
+        let answer = answer.expect_ok().map_err(|why| client.failure(why))?;
+        serde_json::from_slice(&answer.body)
+            .map_err(|why| client.failure(format!("its answer is none of tcpclose ({why})")))
+    }
+
+    fn json(&self, findings: &Findings, done: Done, left: Left) -> Result<String, Failure> {
+        let document = &findings.document;
+        let report = Report {
+            schema: SCHEMA,
+            host: document.host.clone(),
+            boot_id: document.boot_id.clone(),
+            at: document.at.clone(),
+            source: document.source,
+            dry_run: !self.yes,
+            interrupted: done.interrupted,
+            destroyed: done.tally.destroyed,
+            spared: done.tally.spared(),
+            refused: done.tally.refused(),
+            left,
+            incomplete: document.incomplete.clone(),
+            sockets: done.fates,
+        };
+        let json = serde_json::to_string(&report).map_err(|error| Failure::new("writing JSON", error, ""))?;
+        Ok(json + "\n")
+    }
+
+    fn closing_words(&self, findings: &Findings, done: &Done, left: Left) -> String {
+        let all = done.fates.len();
+        let stopped = match done.interrupted {
+            true => "stopped by a signal: ",
+            false => "",
+        };
+        let line = match all {
+            0 => format!(
+                "Nothing to destroy: in {} for {} or longer",
+                self.filter.state_in_words(),
+                humantime::format_duration(findings.bound)
+            ),
+            _ => format!("{stopped}{} of {all}", printable(&done.tally.words())),
+        };
+        table::wrap(&line, table::width()) + "\n" + &self.remarks(findings, left)
+    }
+}
+
+/// The failure that a refusal is which every other socket would meet too.
+fn hopeless(outcome: &Outcome, state: Phase, hand: &Hand) -> Option<Failure> {
+    let Outcome::Refused { errno: Some(errno), why } = outcome else { return None };
+    let minisockets = matches!(state, Phase::TimeWait | Phase::FinWait2);
+    match *errno {
+        libc::EPERM => {
+            let who = match hand {
+                Hand::Own => "this process",
+                Hand::Agent(_) => "the agent",
+            };
+            Some(Failure::new(
+                "destroying sockets",
+                format!("{who} lacks {} in this network namespace ({why})", Capability::NetAdmin.name()),
+                "run it as root of the namespace's user namespace",
+            ))
+        }
+        // Before 6.1, tcp_abort() knows no minisocket.
+        libc::EOPNOTSUPP if !minisockets => Some(Failure::new(
+            "destroying sockets",
+            "this kernel cannot (CONFIG_INET_DIAG_DESTROY is not set)",
+            "end the program that holds them instead: tcpclose stuck names it",
+        )),
+        _ => None,
+    }
+}
+
+/// The line about one socket.
+fn told(socket: &StuckSocket, outcome: &Outcome) -> String {
+    let (what, why) = match outcome {
+        Outcome::Destroyed => ("destroyed", None),
+        Outcome::Spared { why } => ("spared", Some(why)),
+        Outcome::Refused { why, .. } => ("refused", Some(why)),
+    };
+    let diagnosis = socket.diagnosis.map_or_else(|| socket.state.name(), Diagnosis::name);
+    let mut line = format!(
+        "{what:<9}  {}  {}  {}  {diagnosis}  {}",
+        socket.local,
+        socket.peer,
+        table::age(&socket.age),
+        stuck::owners(socket)
+    );
+    if let Some(why) = why {
+        line.push_str(&format!("  ({})", printable(why)));
+    }
+    line.push('\n');
+    line
+}
+
+/// How far it is, on a terminal only.
+struct Progress {
+    on: bool,
+    shown: bool,
+}
+
+impl Progress {
+    /// Nothing is said of what is over sooner.
+    const WORTH: Duration = Duration::from_secs(1);
+
+    fn new(alone: bool) -> Self {
+        // Where standard output is the same terminal, its lines are the progress; ours stands below them.
+        let on = io::stderr().is_terminal() && (alone || io::stdout().is_terminal());
+        Self { on, shown: false }
+    }
+
+    fn show(&mut self, done: usize, all: usize, left: Duration) {
+        if self.on && (self.shown || left >= Self::WORTH) {
+            let left = table::span(left.as_secs_f64());
+            // Nobody may be there to read it.
+            let _ = write!(io::stderr(), "\r\x1b[K{done} of {all}, {left} left");
+            self.shown = true;
+        }
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::groups::tests::{owner, socket};
+
+    fn arguments(words: &[&str]) -> Kill {
+        use clap::Parser;
+        match super::super::Cli::try_parse_from(["tcpclose", "kill"].iter().chain(words)).unwrap() {
+            super::super::Cli::Kill(kill) => kill,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn neglect_alone_goes_unless_another_diagnosis_is_named() {
+        let kill = arguments(&[]);
+        assert_eq!((kill.diagnoses(), kill.yes, kill.rate), (DIAGNOSES.to_vec(), false, 100));
+        assert_eq!(kill.filter.state, Phase::CloseWait);
+        let named = arguments(&["--diagnosis", "still_sending", "--diagnosis", "not_read"]);
+        assert_eq!(named.diagnoses(), [Diagnosis::StillSending, Diagnosis::NotRead]);
+        assert!(rate("0").is_err() && rate("-1").is_err() && rate("many").is_err());
+    }
+
+    #[test]
+    fn one_socket_is_one_line_whatever_its_owner_is_called() {
+        let socket = socket(3_720, &[owner(42, "a\nb\x1b[2J", (1, 2))]);
+        let line = told(&socket, &Outcome::Refused { errno: None, why: "x\ny".to_owned() });
+        assert_eq!(
+            line,
+            "refused    10.0.0.5:8080  10.0.0.9:41234  1h 2m  not_closed  a\\nb\\u{1b}[2J[42]:5  (x\\ny)\n"
+        );
+    }
+
+    #[test]
+    fn what_no_socket_can_escape_is_one_failure() {
+        let refused = |errno| Outcome::Refused { errno: Some(errno), why: "os says so".to_owned() };
+        let line = |errno, state| hopeless(&refused(errno), state, &Hand::Own).map(|f| f.to_string());
+        assert!(line(libc::EPERM, Phase::CloseWait).unwrap().contains("CAP_NET_ADMIN"));
+        assert!(line(libc::EOPNOTSUPP, Phase::CloseWait).unwrap().contains("CONFIG_INET_DIAG_DESTROY"));
+        assert_eq!(line(libc::EOPNOTSUPP, Phase::TimeWait), None);
+        assert_eq!(line(libc::ENOMEM, Phase::CloseWait), None);
+        assert_eq!(hopeless(&Outcome::Destroyed, Phase::CloseWait, &Hand::Own), None);
+    }
+}

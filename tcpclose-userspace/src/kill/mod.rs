@@ -1,0 +1,205 @@
+//! Destroys stuck sockets, one at a time.
+//!
+//! * [`plan`]: which of the sockets that a query found are to go, and why the others are left alone; pure.
+//! * [`pace`]: when the next one may go; pure.
+//! * [`report`]: what became of each, as `--json` prints it and people read it.
+//! * [`execute`]: one order, carried out by the command line or by the agent.
+
+pub mod pace;
+pub mod plan;
+pub mod report;
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::sock_diag::{self, Socket};
+use crate::kernel::{destroy, host};
+use crate::query::diagnose;
+use crate::query::document::{Cookie, StuckSocket, named, named_list};
+use crate::terms::{Age, Diagnosis, Flow, Phase};
+
+/// The version of [`Order`] and [`Outcome`] between command line and agent.
+pub const SCHEMA: u32 = 1;
+
+/// One socket that is to be destroyed, and what must still be true of it. The body of `POST /v1/kill`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    pub cookie: Cookie,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    #[serde(default)]
+    pub interface: u32,
+    /// The inode of the socket's network namespace.
+    pub netns: u32,
+    /// The state that it must still be in.
+    #[serde(with = "named")]
+    pub state: Phase,
+    /// In CLOSE-WAIT, the diagnoses that it may still have.
+    #[serde(with = "named_list")]
+    pub diagnoses: Vec<Diagnosis>,
+    /// The age from which it was called stuck, which the diagnosis takes.
+    pub stuck_after_seconds: f64,
+    /// The upper bound of its age when this order is given.
+    pub max_age_seconds: Option<f64>,
+}
+
+impl Order {
+    /// `elapsed`: seconds since `socket` was listed.
+    pub fn new(socket: &StuckSocket, diagnoses: &[Diagnosis], stuck_after: f64, elapsed: f64) -> Self {
+        Self {
+            schema: SCHEMA,
+            cookie: socket.cookie,
+            local: socket.local,
+            peer: socket.peer,
+            interface: socket.interface,
+            netns: socket.netns,
+            state: socket.state,
+            diagnoses: diagnoses.to_vec(),
+            stuck_after_seconds: stuck_after,
+            max_age_seconds: socket.age.max_seconds.map(|max| max + elapsed),
+        }
+    }
+
+    /// Why the socket, as it is `now`, is no longer what was meant; `None` when it is.
+    fn changed(&self, now: &Socket) -> Option<String> {
+        if now.state != self.state.state() {
+            return Some(format!("it is in {} now", now.state.name()));
+        }
+        let nanoseconds = |seconds: f64| (seconds * 1e9) as u64;
+        let age = Age { min_ns: 0, max_ns: self.max_age_seconds.map(nanoseconds) };
+        let diagnosis = diagnose(now, age, nanoseconds(self.stuck_after_seconds))?;
+        (!self.diagnoses.contains(&diagnosis)).then(|| format!("it is {} now", diagnosis.name()))
+    }
+}
+
+/// What became of an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    Destroyed,
+    /// Left alone: it is no longer what it was when it was listed.
+    Spared {
+        why: String,
+    },
+    /// Not destroyed although it was to be.
+    Refused {
+        errno: Option<i32>,
+        why: String,
+    },
+}
+
+const GONE: &str = "it has gone";
+
+/// Carries `order` out in the network namespace of the calling thread.
+///
+/// The state and the diagnosis are read immediately before. What is left is a race of microseconds: a socket whose program
+/// closes it between that look and the kernel's own, which compares the cookie and no state, is destroyed in LAST-ACK.
+pub fn execute(order: &Order) -> Outcome {
+    if host::netns().ok() != Some(order.netns) {
+        let why = format!("it is in another network namespace, net:[{}]", order.netns);
+        return Outcome::Refused { errno: None, why };
+    }
+    let flow = Flow::new(order.local, order.peer);
+    let look = || sock_diag::lookup(&flow, order.interface, Some(order.cookie.0));
+    match look() {
+        Ok(Some(now)) => {
+            if let Some(why) = order.changed(&now) {
+                return Outcome::Spared { why };
+            }
+        }
+        Ok(None) => return Outcome::Spared { why: GONE.to_owned() },
+        Err(error) => return refused(&error),
+    }
+    match destroy::destroy(&flow, order.interface, order.cookie.0) {
+        Ok(()) => {}
+        Err(error) if destroy::is_gone(&error) => return Outcome::Spared { why: GONE.to_owned() },
+        Err(error) => return refused(&error),
+    }
+    // Below 6.11 the kernel says done and leaves a socket that no program holds as it is (tcp_abort()).
+    match look() {
+        Ok(Some(still)) if still.state == order.state.state() => Outcome::Refused {
+            errno: None,
+            why: "the kernel said done and left it (before 6.11 it spares what no program holds)".to_owned(),
+        },
+        _ => Outcome::Destroyed,
+    }
+}
+
+fn refused(error: &std::io::Error) -> Outcome {
+    Outcome::Refused { errno: error.raw_os_error(), why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::groups::tests::socket;
+    use crate::kernel::sock_diag::Times;
+    use tcpclose_common::state::TcpState;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn order(diagnoses: &[Diagnosis]) -> Order {
+        Order::new(&socket(600, &[]), diagnoses, 60.0, 5.0)
+    }
+
+    fn now(state: TcpState, unread: u32, last_sent_ns: u64) -> Socket {
+        Socket {
+            state,
+            minisocket: false,
+            flow: Flow::new("10.0.0.5:8080".parse().unwrap(), "10.0.0.9:41234".parse().unwrap()),
+            interface: 0,
+            cookie: 1,
+            expires_ns: None,
+            inode: 7,
+            uid: 0,
+            unread,
+            unsent: 0,
+            times: Some(Times { last_sent_ns, last_data_received_ns: 0, last_ack_received_ns: 0 }),
+            seen_ns: 0,
+            window_ns: 0,
+        }
+    }
+
+    #[test]
+    fn what_has_changed_since_it_was_listed_is_spared() {
+        let order = order(&[Diagnosis::NotClosed, Diagnosis::NotRead]);
+        let why = |socket: &Socket| order.changed(socket);
+        assert_eq!(why(&now(TcpState::CloseWait, 0, 600 * SECOND)), None);
+        assert_eq!(why(&now(TcpState::CloseWait, 1, 600 * SECOND)), None);
+        assert_eq!(why(&now(TcpState::LastAck, 0, 600 * SECOND)).unwrap(), "it is in last_ack now");
+        assert_eq!(why(&now(TcpState::CloseWait, 0, SECOND)).unwrap(), "it is still_sending now");
+        let queued = Socket { inode: 0, ..now(TcpState::CloseWait, 1, 600 * SECOND) };
+        assert_eq!(why(&queued).unwrap(), "it is not_accepted now");
+        // It was old when it was listed, and has aged since: what was sent 604 s ago was sent after the FIN.
+        let bound = Order { stuck_after_seconds: 1000.0, ..order.clone() };
+        assert!(bound.changed(&now(TcpState::CloseWait, 0, 604 * SECOND)).is_some());
+        assert!(bound.changed(&now(TcpState::CloseWait, 0, 606 * SECOND)).is_none());
+    }
+
+    #[test]
+    fn an_order_travels_whole() {
+        let order = order(&[Diagnosis::NotClosed, Diagnosis::StillSending]);
+        let text = serde_json::to_string(&order).unwrap();
+        assert!(
+            text.contains(r#""state":"close_wait","diagnoses":["not_closed","still_sending"]"#),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<Order>(&text).unwrap(), order);
+        let refused = Outcome::Refused { errno: Some(1), why: "no".into() };
+        let text = serde_json::to_string(&refused).unwrap();
+        assert_eq!(text, r#"{"outcome":"refused","errno":1,"why":"no"}"#);
+        assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), refused);
+    }
+
+    #[test]
+    fn nothing_is_touched_in_another_namespace_nor_where_nothing_is() {
+        let elsewhere = Order { netns: 1, ..order(&[Diagnosis::NotClosed]) };
+        let Outcome::Refused { errno: None, why } = execute(&elsewhere) else { panic!() };
+        assert_eq!(why, "it is in another network namespace, net:[1]");
+        let nowhere = Order { netns: host::netns().unwrap(), ..elsewhere };
+        assert_eq!(execute(&nowhere), Outcome::Spared { why: GONE.to_owned() });
+    }
+}
