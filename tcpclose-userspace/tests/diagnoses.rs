@@ -8,37 +8,21 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{Agent, Metrics, can_attach, free_port};
-use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::sock_diag;
+use common::{Agent, Metrics, can_attach, free_port, half_closed_client};
 use tcpclose_userspace::query::document::{Document, Source, StuckSocket};
-use tcpclose_userspace::terms::{Diagnosis, Flow, Phase, Side};
+use tcpclose_userspace::terms::{Diagnosis, Phase, Side};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn listen() -> (TcpListener, u16) {
     let port = free_port();
     (TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(), port)
-}
-
-/// A client that has sent `data` and its FIN, and the server's kernel has taken both.
-fn half_closed_client(port: u16, data: &[u8]) -> TcpStream {
-    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    client.write_all(data).unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
-    let in_close_wait = || {
-        let socket = sock_diag::lookup(&flow, 0, None).unwrap();
-        socket.is_some_and(|socket| socket.state == TcpState::CloseWait)
-    };
-    while !in_close_wait() {}
-    client
 }
 
 fn fd(file: &impl AsRawFd) -> u32 {

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -20,6 +20,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tcpclose_common::state::TcpState;
+use tcpclose_userspace::kernel::sock_diag;
+use tcpclose_userspace::terms::Flow;
 use tempfile::TempDir;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tcpclose");
@@ -291,4 +294,18 @@ pub fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// A client that has sent `data` and its FIN, and the server's kernel has taken both.
+pub fn half_closed_client(port: u16, data: &[u8]) -> TcpStream {
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    client.write_all(data).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
+    let in_close_wait = || {
+        let socket = sock_diag::lookup(&flow, 0, None).unwrap();
+        socket.is_some_and(|socket| socket.state == TcpState::CloseWait)
+    };
+    while !in_close_wait() {}
+    client
 }
