@@ -6,6 +6,7 @@
 //! * [`ledger`]: bounded counters and histograms of those facts. Pure.
 //! * [`query`]: which sockets are stuck, since when, whose they are, and why.
 //! * [`kill`]: destroys stuck sockets, one at a time.
+//! * [`verify`]: what the agent says beside what the kernel says. Pure.
 //! * [`agent`]: the run loop, `/metrics`, the query API.
 //! * [`cli`]: the command line.
 //! * [`failure`]: the one line that a person reads when something cannot be done.
@@ -19,3 +20,4 @@ pub mod ledger;
 pub mod query;
 pub mod terms;
 pub mod tracker;
+pub mod verify;

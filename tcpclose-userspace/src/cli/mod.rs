@@ -3,6 +3,7 @@
 //! * [`agent`]: `tcpclose agent`.
 //! * [`stuck`]: `tcpclose stuck`.
 //! * [`kill`]: `tcpclose kill`.
+//! * [`verify`]: `tcpclose verify`.
 //! * [`filter`]: which sockets are meant, and where they are asked for.
 //! * [`client`]: asks the agent on its unix socket.
 //! * [`interrupt`]: SIGINT and SIGTERM between two sockets.
@@ -17,6 +18,7 @@ pub mod interrupt;
 pub mod kill;
 pub mod stuck;
 pub mod table;
+pub mod verify;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
@@ -40,6 +42,7 @@ pub enum Cli {
     Agent(agent::Agent),
     Stuck(stuck::Stuck),
     Kill(kill::Kill),
+    Verify(verify::Verify),
 }
 
 /// Runs the command line `arguments` (the program's name first) and says how it went: 0, 1 for a check that found
@@ -49,6 +52,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Agent(agent)) => agent.run().map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),
         Ok(Cli::Kill(kill)) => kill.run(),
+        Ok(Cli::Verify(verify)) => verify.run(),
         Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
         Err(error) => Err(Failure::of_arguments(&error)),
     };
@@ -152,6 +156,13 @@ mod tests {
             &["stuck", "--by", ""],
             &["stuck", "--banana"],
             &["stuck", "banana"],
+            &["kill", "--rate", "0"],
+            &["kill", "--rate", "-1"],
+            &["kill", "--diagnosis", "unknown"],
+            &["kill", "--limit", "-1"],
+            &["kill", "--check"],
+            &["verify", "--for", "-1s"],
+            &["verify", "banana"],
             &["agent", "--max-ports", "-1"],
             &["agent", "--wait", "-1s"],
             &["agent", "--wait", "1s", "--wait", "2s"],

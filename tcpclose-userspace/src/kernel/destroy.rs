@@ -2,7 +2,9 @@
 //!
 //! The kernel finds the socket by its addresses and checks its cookie (net/ipv4/tcp_diag.c, `tcp_diag_destroy()`;
 //! net/core/sock_diag.c, `sock_diag_check_cookie()`; 5.8 to 6.18): never is it another connection of the same addresses, nor
-//! their listener. Then `tcp_abort()` sends the peer a RST, and the program's next call fails with ECONNABORTED.
+//! their listener. Then `tcp_abort()` sends the peer a RST and sets ECONNABORTED, which the program's next write meets;
+//! in CLOSE-WAIT a read goes on to give what was unread, and then the end of the stream (`tcp_recvmsg_locked()` looks at
+//! SOCK_DONE before it looks at the error).
 
 use std::io;
 

@@ -9,6 +9,8 @@ use std::time::SystemTime;
 
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::kernel::mib;
+
 /// CLOCK_MONOTONIC, nanoseconds: the clock of `bpf_ktime_get_ns`.
 pub fn monotonic_ns() -> u64 {
     nanoseconds(ClockId::Monotonic)
@@ -81,15 +83,7 @@ pub fn ip_local_port_range() -> RangeInclusive<u16> {
 
 /// TIME-WAITs that the kernel skipped in the caller's network namespace since it exists (TCPTimeWaitOverflow).
 pub fn time_wait_overflows() -> Option<u64> {
-    counter(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPTimeWaitOverflow")
-}
-
-/// A counter of /proc/net/netstat, where a line of names stands above a line of values.
-fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
-    let (names, values) = (lines.next()?, lines.next()?);
-    let at = names.split_ascii_whitespace().position(|n| n == name)?;
-    values.split_ascii_whitespace().nth(at)?.parse().ok()
+    mib::counter(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPTimeWaitOverflow")
 }
 
 /// Minisockets of the caller's network namespace (of the host before 6.1) divided by `tcp_max_tw_buckets`. FIN-WAIT-2
@@ -97,15 +91,8 @@ fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
 pub fn time_wait_limit_used() -> Option<f64> {
     let most: f64 = fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets").ok()?.trim().parse().ok()?;
     let sockets = fs::read_to_string("/proc/net/sockstat").ok()?;
-    let used = minisockets(&sockets)?;
+    let used = mib::stat(&sockets, "TCP:", "tw")?;
     (most > 0.0).then(|| used as f64 / most)
-}
-
-/// `tw` of /proc/net/sockstat.
-fn minisockets(text: &str) -> Option<u64> {
-    let mut words = text.lines().find_map(|line| line.strip_prefix("TCP:"))?.split_ascii_whitespace();
-    words.find(|word| *word == "tw")?;
-    words.next()?.parse().ok()
 }
 
 /// A capability, by its number in include/uapi/linux/capability.h.
@@ -168,19 +155,9 @@ mod tests {
         assert_eq!(boot_id().len(), 36);
         assert!(!hostname().is_empty());
         assert!(netns().unwrap() > 0);
+        assert!(time_wait_overflows().is_some() && time_wait_limit_used().is_some());
         assert!(wall_clock().ends_with('Z') && wall_clock().len() == "2026-11-22T11:00:00.123456789Z".len());
         assert!(ip_local_port_range().start() < ip_local_port_range().end());
-    }
-
-    #[test]
-    fn counters_are_read_by_name() {
-        let text =
-            "TcpExt: SyncookiesSent TW TCPTimeWaitOverflow\nTcpExt: 1 22 333\nIpExt: InNoRoutes\nIpExt: 0\n";
-        assert_eq!(counter(text, "TcpExt:", "TCPTimeWaitOverflow"), Some(333));
-        assert_eq!(counter(text, "TcpExt:", "Banana"), None);
-        assert_eq!(minisockets("sockets: used 9\nTCP: inuse 5 orphan 0 tw 17 alloc 7 mem 1\n"), Some(17));
-        assert_eq!(minisockets("TCP: inuse 5 orphan 0\n"), None);
-        assert!(time_wait_overflows().is_some() && time_wait_limit_used().is_some());
     }
 
     #[test]

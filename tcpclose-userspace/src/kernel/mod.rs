@@ -7,6 +7,7 @@
 //! * [`ring`]: drain the ring buffer.
 //! * [`sock_diag`]: dump and look up TCP sockets; [`age`]: what their fields prove of their age.
 //! * [`destroy`]: end one socket by SOCK_DESTROY.
+//! * [`mib`]: the kernel's own counters of TCP.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: which processes hold a socket.
 //! * [`host`]: names, clocks, limits.
@@ -16,6 +17,7 @@ pub mod destroy;
 pub mod hooks;
 pub mod host;
 pub mod layout;
+pub mod mib;
 pub mod owners;
 pub mod probe;
 pub mod ring;

@@ -1,0 +1,329 @@
+//! `tcpclose verify`: the agent's account beside the kernel's.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::client::{self, Client, Said};
+use super::{DEFAULT_SOCKET, duration, print, table};
+use crate::failure::{Failure, printable};
+use crate::kernel::mib::{self, SockStat};
+use crate::kernel::{host, sock_diag};
+use crate::verify::samples::Samples;
+use crate::verify::verdict::{Causes, Verdict};
+use crate::verify::{Look, Row, Rungs, Sockets, View, counters, elsewhere, gauges, lost};
+
+/// The version of the document.
+const SCHEMA: u32 = 1;
+/// Every state of a socket that is in the kernel's tables: TCP_ESTABLISHED to TCP_CLOSING.
+const EVERY_STATE: u32 = 0xffe;
+/// How often a look is repeated while something differs: under load the agent may be asked just when a short state came
+/// and went between two dumps. What really differs differs each time.
+const TRIES: usize = 10;
+const BETWEEN_TRIES: Duration = Duration::from_millis(200);
+/// Steps of this long before a dump began are left to the next one (`MARGIN_NS` of the tracker), and a little for the
+/// agent's own turn.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// Hold the agent's numbers against the kernel's own: sock_diag, sockstat and the MIB counters
+///
+/// Looks twice, --for apart: what both counted meanwhile must be the same, and what the agent says is there must be there
+/// at the second look. The agent is asked between two looks at the kernel, so that on a busy host a number of the
+/// kernel's is an interval. Each difference is explained (events that the agent says were lost, other network
+/// namespaces) or flagged.
+///
+/// Exits with 0 when nothing is flagged, with 1 when something is, with 2 when it cannot be told.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  tcpclose verify\n  tcpclose verify --for 1m --json")]
+pub struct Verify {
+    /// The time over which counters are compared
+    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    period: Duration,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+    /// The agent's unix socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = super::socket_path())]
+    socket: PathBuf,
+}
+
+/// What `tcpclose verify --json` prints.
+#[derive(Debug, Serialize)]
+struct Audit {
+    /// [`SCHEMA`].
+    schema: u32,
+    host: String,
+    boot_id: String,
+    /// When the second look was, RFC 3339, UTC.
+    at: String,
+    /// From the first look to the second.
+    seconds: f64,
+    /// The inode of the network namespace that was looked into.
+    netns: u32,
+    rungs: Rungs,
+    /// Events that the agent lost meanwhile, as it says.
+    lost: i64,
+    rows: Vec<Row>,
+    /// What the kernel counted meanwhile, also what is compared with nothing.
+    counters: std::collections::BTreeMap<&'static str, u64>,
+    sockstat: SockStat,
+    incomplete: Vec<String>,
+}
+
+impl Verify {
+    pub fn run(&self) -> Result<ExitCode, Failure> {
+        let client = Client::new(&self.socket, client::PATIENCE)?;
+        let audit = self.audit(&client)?;
+        let differs = audit.rows.iter().filter(|row| row.verdict == Verdict::Differs).count();
+        let text = match self.json {
+            true => {
+                serde_json::to_string(&audit).map_err(|error| Failure::new("writing JSON", error, ""))? + "\n"
+            }
+            false => self.text(&audit, differs),
+        };
+        print(&text)?;
+        Ok(if differs == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn audit(&self, client: &Client) -> Result<Audit, Failure> {
+        let mut incomplete = self.ready(client)?;
+        let netns = host::netns().unwrap_or_default();
+        let began = SystemTime::now();
+        let start = host::monotonic_ns();
+        let from = self.look(client)?;
+        let first_namespaces = host::other_network_namespaces();
+        let rungs = Rungs::of(&from.metrics);
+        let lag = if rungs.dumps() { lag(&from.metrics) } else { Duration::ZERO };
+        sleep(self.period.saturating_sub(lag));
+        let earlier = match rungs.dumps() {
+            true => Some(Sockets::new(&dump()?)),
+            false => None,
+        };
+        sleep(lag);
+
+        let mut namespaces = host::other_network_namespaces();
+        let mut best: Vec<Row> = Vec::new();
+        let mut to = self.look(client)?;
+        let seconds = (host::monotonic_ns() - start) as f64 / 1e9;
+        let at = host::wall_clock();
+        for again in 0..TRIES {
+            if again > 0 {
+                sleep(BETWEEN_TRIES);
+                to = self.look(client)?;
+            }
+            namespaces = namespaces.max(first_namespaces).max(host::other_network_namespaces());
+            let others = namespaces > 0 || elsewhere(&to.metrics) > elsewhere(&from.metrics);
+            let began_at = |look: &Look| look.metrics.sum("process_start_time_seconds", &[]);
+            if began_at(&from) != began_at(&to) {
+                return Err(Failure::new("verify", "the agent was started anew meanwhile", "run it again"));
+            }
+            let meanwhile = Causes { lost: lost(&to.metrics) - lost(&from.metrics), elsewhere: others };
+            let unmended = Causes { lost: unmended(&from.metrics, &to.metrics, began), elsewhere: others };
+            let mut rows = gauges::agent(&to, earlier.as_ref(), &unmended);
+            rows.extend(counters::compare(&from, &to, &rungs, &meanwhile));
+            rows.extend(gauges::dumps(&to));
+            best = match best.is_empty() {
+                true => rows,
+                false => best.into_iter().zip(rows).map(|(a, b)| better(a, b)).collect(),
+            };
+            if !best.iter().any(|row| row.verdict == Verdict::Differs) {
+                break;
+            }
+        }
+        if namespaces > 0 {
+            incomplete.push(format!(
+                "processes run in {namespaces} more network namespaces: the agent counts their events too, and only this \
+                 one is looked into"
+            ));
+        } else if elsewhere(&to.metrics) > elsewhere(&from.metrics) {
+            incomplete.push(
+                "the agent counted events of other network namespaces too, and only this one is looked into"
+                    .to_owned(),
+            );
+        }
+        let counted = |name: &&'static str| {
+            (*name, to.after.counters.get(name).saturating_sub(from.before.counters.get(name)))
+        };
+        Ok(Audit {
+            schema: SCHEMA,
+            host: host::hostname(),
+            boot_id: host::boot_id(),
+            at,
+            seconds,
+            netns,
+            rungs,
+            lost: lost(&to.metrics) - lost(&from.metrics),
+            rows: best,
+            counters: to.after.counters.0.keys().map(counted).collect(),
+            sockstat: to.after.stat,
+            incomplete,
+        })
+    }
+
+    /// Whether the agent can be held against anything yet, and what cannot be told of it.
+    fn ready(&self, client: &Client) -> Result<Vec<String>, Failure> {
+        let answer = match client.get("/readyz")? {
+            Said::Answer(answer) => answer,
+            Said::NoAgent => {
+                let what = format!("agent at {}", self.socket.display());
+                return Err(Failure::new(what, "none is there", "start one, or name its --socket"));
+            }
+            Said::Denied => {
+                let what = format!("agent at {}", self.socket.display());
+                return Err(Failure::new(
+                    what,
+                    "this user may not connect to it",
+                    "run this as the agent's user",
+                ));
+            }
+        };
+        if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE {
+            let what = format!("agent at {}", self.socket.display());
+            return Err(Failure::new(what, answer.first_line(), "try again in a moment"));
+        }
+        let agent = answer.agent;
+        answer.expect_ok().map_err(|why| client.failure(why))?;
+        let netns = agent
+            .and_then(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok())
+            .map(|meta| meta.ino() as u32);
+        match (netns, host::netns().ok()) {
+            (Some(agents), Some(own)) if agents != own => Err(Failure::new(
+                "verify",
+                format!("the agent is in another network namespace, net:[{agents}]"),
+                format!(
+                    "run it there: nsenter --net=/proc/{}/ns/net tcpclose verify",
+                    agent.unwrap_or_default()
+                ),
+            )),
+            (Some(_), Some(_)) => Ok(Vec::new()),
+            _ => Ok(vec![
+                "whether the agent is in this network namespace is unknown (CAP_SYS_PTRACE is needed to tell)"
+                    .to_owned(),
+            ]),
+        }
+    }
+
+    fn look(&self, client: &Client) -> Result<Look, Failure> {
+        let before = Sockets::new(&dump()?);
+        let (counters, stat) = sums()?;
+        let before = View { counters, stat, sockets: before };
+        let metrics = match client.get("/metrics")? {
+            Said::Answer(answer) => answer.expect_ok().map_err(|why| client.failure(why))?,
+            Said::NoAgent | Said::Denied => return Err(client.failure("it has gone".to_owned())),
+        };
+        let (counters, stat) = sums()?;
+        let after = View { counters, stat, sockets: Sockets::new(&dump()?) };
+        Ok(Look { before, metrics: Samples::parse(&String::from_utf8_lossy(&metrics.body)), after })
+    }
+
+    fn text(&self, audit: &Audit, differs: usize) -> String {
+        let width = table::width();
+        let wrapped = |line: String| table::wrap(&line, width) + "\n";
+        let mut text = wrapped(format!(
+            "The agent at {} beside the kernel, over {:.1} s (state hook {}, time wait {})",
+            printable(&self.socket.to_string_lossy()),
+            audit.seconds,
+            printable(&audit.rungs.state),
+            printable(&audit.rungs.time_wait)
+        ));
+        let rows: Vec<Vec<String>> = audit
+            .rows
+            .iter()
+            .map(|row| {
+                let kernel = row.kernel.map_or_else(|| "-".to_owned(), |span| span.to_string());
+                vec![row.what.clone(), row.agent.to_string(), kernel, row.verdict.to_string()]
+            })
+            .collect();
+        let header = ["WHAT", ">AGENT", ">KERNEL", "VERDICT"];
+        text.push_str(&format!("\n{}\n\n", table::render(&header, &rows, width)));
+        text.push_str(&wrapped(match differs {
+            0 => "nothing differs without a known cause".to_owned(),
+            n => format!("{n} of {} differ, and nothing known makes it", audit.rows.len()),
+        }));
+        if audit.lost > 0 {
+            text.push_str(&wrapped(format!("the agent says that it lost {} events meanwhile", audit.lost)));
+        }
+        text.push_str(&wrapped(counters::NOT_COMPARED.to_owned()));
+        for remark in &audit.incomplete {
+            text.push_str(&wrapped(format!("incomplete: {}", printable(remark))));
+        }
+        text
+    }
+}
+
+/// How old the agent's word on minisockets may be, where it follows them by dumps: one interval, one more for what was
+/// too fresh for the dump in between, and the dumps themselves.
+fn lag(metrics: &Samples) -> Duration {
+    let seconds = |name| Duration::try_from_secs_f64(metrics.sum(name, &[])).unwrap_or_default();
+    2 * (seconds("tcpclose_reconcile_interval_seconds") + seconds("tcpclose_dump_seconds")) + MARGIN
+}
+
+/// Losses that can still show in the gauges at `to`: all, unless a reconcile since the first look has mended those
+/// before it.
+fn unmended(from: &Samples, to: &Samples, began: SystemTime) -> i64 {
+    let reconciled = to.sum("tcpclose_reconcile_last_success_timestamp_seconds", &[]);
+    let began = began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    if reconciled >= began { lost(to) - lost(from) } else { lost(to) }
+}
+
+/// Of two comparisons of the same thing the one in which the two agree, if there is one.
+fn better(a: Row, b: Row) -> Row {
+    let rank = |row: &Row| match row.verdict {
+        Verdict::Equal | Verdict::NotTold(_) => 0,
+        Verdict::Explained(_) => 1,
+        Verdict::Differs => 2,
+    };
+    if rank(&b) < rank(&a) { b } else { a }
+}
+
+fn dump() -> Result<Vec<sock_diag::Socket>, Failure> {
+    sock_diag::dump(EVERY_STATE, false).map(|dump| dump.sockets).map_err(|error| {
+        Failure::new("dump of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
+    })
+}
+
+fn sums() -> Result<(mib::Counters, SockStat), Failure> {
+    mib::read().map_err(|error| Failure::new("the kernel's counters in /proc/net", error, "mount /proc"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::verdict::Span;
+
+    #[test]
+    fn a_later_look_can_only_clear_a_difference() {
+        let row = |n, verdict| Row { what: "x".to_owned(), agent: Span::exact(n), kernel: None, verdict };
+        let differs = || row(1, Verdict::Differs);
+        assert_eq!(better(differs(), row(2, Verdict::Equal)).agent, Span::exact(2));
+        assert_eq!(better(row(2, Verdict::Equal), differs()).agent, Span::exact(2));
+        assert_eq!(better(differs(), row(2, Verdict::Differs)).agent, Span::exact(1));
+        assert_eq!(better(differs(), row(2, Verdict::Explained("y".to_owned()))).agent, Span::exact(2));
+    }
+
+    #[test]
+    fn losses_that_a_reconcile_has_mended_explain_nothing() {
+        let samples = |lost: u32, at: u32| {
+            Samples::parse(&format!(
+                "tcpclose_events_lost_total{{stage=\"ring\"}} {lost}\n\
+                 tcpclose_reconcile_last_success_timestamp_seconds {at}\n"
+            ))
+        };
+        let began = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        assert_eq!(unmended(&samples(5, 50), &samples(7, 50), began), 7);
+        assert_eq!(unmended(&samples(5, 50), &samples(7, 101), began), 2);
+    }
+
+    #[test]
+    fn the_agents_word_on_minisockets_is_two_intervals_old_at_the_most() {
+        let metrics = Samples::parse("tcpclose_reconcile_interval_seconds 1\ntcpclose_dump_seconds 0.25\n");
+        assert_eq!(lag(&metrics), Duration::from_secs(3));
+        assert_eq!(lag(&Samples::default()), MARGIN);
+    }
+}
