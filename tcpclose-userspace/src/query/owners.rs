@@ -1,0 +1,153 @@
+//! Whose a socket is: which inodes to look for, and what is made of the processes that were found.
+
+use std::collections::HashSet;
+use std::net::Ipv6Addr;
+
+use tcpclose_common::state::TcpState;
+
+use super::Scene;
+use super::document::{Owner, StuckSocket};
+use crate::kernel::owners::{Holder, Owners};
+use crate::kernel::sock_diag::{self, Socket};
+use crate::terms::{Diagnosis, Flow, Phase};
+
+/// The listeners that a connection with this local end can have come through: those on its address, else those on
+/// every address of its family, else those on `[::]`. More than one where SO_REUSEPORT shares the port.
+pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
+    const ANY_V4: Ipv6Addr = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
+    let (local, port) = (flow.local, flow.local_port);
+    let rank = move |listener: &Socket| match listener.flow.local {
+        _ if listener.flow.local_port != port || listener.state != TcpState::Listen => 0,
+        address if address == local => 3,
+        ANY_V4 if local.to_ipv4_mapped().is_some() => 2,
+        Ipv6Addr::UNSPECIFIED => 1,
+        _ => 0,
+    };
+    let best = listeners.iter().map(rank).max().unwrap_or(0);
+    listeners.iter().filter(move |listener| best > 0 && rank(listener) == best)
+}
+
+/// The inodes whose owners [`assemble`] asks for.
+pub fn wanted_inodes(sockets: &[Socket], listeners: &[Socket]) -> HashSet<u32> {
+    let not_accepted = |socket: &&Socket| socket.state == TcpState::CloseWait && socket.inode == 0;
+    let queues = sockets
+        .iter()
+        .filter(not_accepted)
+        .flat_map(|socket| listeners_of(&socket.flow, listeners))
+        .map(|listener| listener.inode);
+    sockets.iter().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0).collect()
+}
+
+/// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
+/// likely just been closed, and a look tells.
+pub fn still_there(sockets: &mut Vec<Socket>, owners: &Owners) {
+    if owners.denied > 0 {
+        return;
+    }
+    sockets.retain(|socket| {
+        socket.inode == 0
+            || !owners.of(socket.inode).is_empty()
+            || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
+                .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
+    });
+}
+
+fn owner(holder: &Holder, owners: &Owners) -> Owner {
+    let process = owners.processes.get(&holder.pid);
+    Owner {
+        pid: holder.pid,
+        comm: process.map(|process| process.comm.clone()).unwrap_or_default(),
+        fd: holder.fd,
+        fds_used: process.map(|process| process.fds_used),
+        fds_limit: process.and_then(|process| process.fds_limit),
+    }
+}
+
+/// Whose `socket` is: of one that was not accepted, the holders of its listener.
+pub(super) fn owners_of(socket: &Socket, diagnosis: Option<Diagnosis>, scene: &Scene<'_>) -> Vec<Owner> {
+    let mut owners: Vec<Owner> = match diagnosis {
+        Some(Diagnosis::NotAccepted) => listeners_of(&socket.flow, scene.listeners)
+            .flat_map(|listener| scene.owners.of(listener.inode))
+            .map(|holder| owner(holder, scene.owners))
+            .collect(),
+        _ => scene.owners.of(socket.inode).iter().map(|holder| owner(holder, scene.owners)).collect(),
+    };
+    owners.sort_unstable_by_key(|owner| (owner.pid, owner.fd));
+    owners
+}
+
+/// Says in words whose owners are not known, and why.
+pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option<String> {
+    let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
+    let unknown = sockets.iter().filter(held).filter(|socket| socket.owners.is_empty()).count();
+    let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
+    if unknown > 0 && owners.denied > 0 {
+        Some(format!(
+            "owners of {sockets} are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed to read \
+             other users' /proc/PID/fd"
+        ))
+    } else if unknown > 0 {
+        Some(format!(
+            "owners of {sockets} are unknown: no process in this /proc holds them (another PID namespace, \
+             a descriptor on its way over a unix socket, or the kernel itself)"
+        ))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{MINUTE, close_wait, socket};
+    use super::super::{Facts, assemble, incomplete};
+    use super::*;
+    use crate::kernel::owners;
+    use crate::kernel::sock_diag::Dump;
+    use crate::terms::{Age, Side};
+
+    #[test]
+    fn a_connection_belongs_to_the_most_specific_listener() {
+        let listen = |local: &str, inode| socket(TcpState::Listen, local, "0.0.0.0:0", inode);
+        let listeners = [
+            listen("[::]:8080", 1),
+            listen("0.0.0.0:8080", 2),
+            listen("10.0.0.5:8080", 3),
+            listen("10.0.0.5:8080", 4),
+            listen("10.0.0.6:9090", 5),
+        ];
+        let found = |local: &str, listeners: &[Socket]| -> Vec<u32> {
+            let flow = Flow::new(local.parse().unwrap(), "10.0.0.9:41234".parse().unwrap());
+            listeners_of(&flow, listeners).map(|listener| listener.inode).collect()
+        };
+        assert_eq!(found("10.0.0.5:8080", &listeners), [3, 4]);
+        assert_eq!(found("10.0.0.7:8080", &listeners), [2]);
+        assert_eq!(found("[2001:db8::1]:8080", &listeners), [1]);
+        assert_eq!(found("10.0.0.7:8080", &listeners[..1]), [1]);
+        assert!(found("10.0.0.5:9090", &listeners).is_empty());
+    }
+
+    #[test]
+    fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
+        let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
+        let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
+        assert_eq!(wanted_inodes(&sockets, &listeners), HashSet::from([3, 7]));
+        let mut owners = Owners::default();
+        owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
+        owners.processes.insert(42, owners::Process { comm: "api".into(), fds_used: 9, fds_limit: None });
+        let scene =
+            Scene { sockets: &sockets, listeners: &listeners, owners: &owners, netns: 1, bound_ns: MINUTE };
+        let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE) };
+        let described = assemble(&scene, |_| facts);
+        assert_eq!(described.len(), 2);
+        assert_eq!((described[0].owners[0].pid, described[0].owners[0].fd), (42, 5));
+        assert_eq!(described[0].unread_bytes, 5);
+        assert!(described[1].owners.is_empty());
+        let said = incomplete(&Dump::default(), &owners, &described);
+        assert!(
+            said.len() == 1 && said[0].starts_with("owners of 1 socket are unknown: no process"),
+            "{said:?}"
+        );
+        let denied = Owners { denied: 3, ..owners };
+        assert!(incomplete(&Dump::default(), &denied, &described)[0].contains("CAP_SYS_PTRACE"));
+    }
+}
