@@ -1,4 +1,4 @@
-//! The only place that reads kernel structs.
+//! The only place that reads sockets, and where the offsets of all kernel structs are kept.
 //!
 //! Offsets come from [`LAYOUT`]. How a load is made differs by door: behind tp_btf the verifier knows the type of the
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
@@ -9,7 +9,7 @@ use tcpclose_common::layout::Layout;
 
 /// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
 #[unsafe(no_mangle)]
-static LAYOUT: Layout = Layout {
+pub static LAYOUT: Layout = Layout {
     resolved: 0,
     skc_family: 0,
     skc_daddr: 0,
@@ -35,11 +35,19 @@ static LAYOUT: Layout = Layout {
     skc_state: 0,
     tw_substate: 0,
     tw_timer: 0,
+    task_group_leader: 0,
+    task_files: 0,
+    task_tgid: 0,
+    file_inode: 0,
+    inode_mode: 0,
+    inode_ino: 0,
+    inode_sb: 0,
+    sb_magic: 0,
 };
 
 /// An offset, read so that the compiler cannot fold the zero above into the code.
 #[inline(always)]
-fn offset(field: &'static u32) -> usize {
+pub fn offset(field: &'static u32) -> usize {
     // SAFETY: a plain integer; the agent writes it before the program exists, and nobody after.
     unsafe { core::ptr::from_ref(field).read_volatile() as usize }
 }

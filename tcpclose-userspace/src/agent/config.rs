@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::kernel::probe::{StateHook, TimeWaitHook};
+use crate::kernel::probe::{OwnersHook, StateHook, TimeWaitHook};
 use crate::ledger::census::StuckAfter;
 
 /// Made from the command line once; nothing reads arguments after that.
@@ -28,6 +28,8 @@ pub struct Config {
     pub state_hook: Option<StateHook>,
     /// The same for TIME-WAIT.
     pub time_wait: Option<TimeWaitHook>,
+    /// The same for owners.
+    pub owners: Option<OwnersHook>,
     /// Between dumps of all close-phase sockets.
     pub reconcile_interval: Duration,
     /// Between dumps of minisockets, at the least.

@@ -197,12 +197,14 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     let mut info = Family::gauge("tcpclose_hook_info", "The rung in use of each ladder.");
     info.add(&[("hook", "state"), ("rung", engine.probe.hook.name())], 1.0);
     info.add(&[("hook", "time_wait"), ("rung", engine.probe.time_wait.name())], 1.0);
+    info.add(&[("hook", "owners"), ("rung", engine.probe.owners.name())], 1.0);
     let mut degraded = Family::gauge(
         "tcpclose_hook_degraded",
         "1 where a better rung than the one in use was refused by this kernel.",
     );
     degraded.add(&[("hook", "state")], f64::from(u8::from(!engine.probe.declined.is_empty())));
     degraded.add(&[("hook", "time_wait")], f64::from(u8::from(!engine.probe.time_wait_declined.is_empty())));
+    degraded.add(&[("hook", "owners")], f64::from(u8::from(engine.probe.owners_declined.is_some())));
     let build = Family::gauge("tcpclose_build_info", "The version of this agent.")
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     families

@@ -30,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 
 use crate::failure::Failure;
-use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
+use crate::kernel::probe::{self, OwnersHook, Probe, StateHook, TimeWaitHook};
 use crate::kernel::{host, time_wait};
 use config::Config;
 use engine::{EVERYTHING, Engine};
@@ -122,7 +122,13 @@ async fn start(
         .unwrap_or_else(|died| Err(died.into()))
         .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
         .ok();
-    let probe = Probe::attach(config.state_hook, config.time_wait, config.ring_size, config.log_level)?;
+    let probe = Probe::attach(
+        config.state_hook,
+        config.time_wait,
+        config.owners,
+        config.ring_size,
+        config.log_level,
+    )?;
     // Who was told to end while that took its time does so now.
     yield_now().await;
     let mut engine = Engine::new(probe, config, time_wait_ns);
@@ -194,6 +200,14 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
     }
     if !engine.probe.told.lives {
         line("", "this network namespace only; of others, what the state hook tells");
+    }
+    let owners = match engine.probe.owners {
+        OwnersHook::TaskFile => "task_file (an iterator over all processes' files)",
+        OwnersHook::Proc => "proc (a walk over /proc)",
+    };
+    line("owners", owners);
+    if let Some(declined) = &engine.probe.owners_declined {
+        line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
     for address in addresses {
         line("metrics", &format!("{address}/metrics"));

@@ -10,8 +10,9 @@ use tcpclose_common::state::TcpState;
 use tokio::task::spawn_blocking;
 
 use crate::kernel::age::proven_age;
+use crate::kernel::host;
+use crate::kernel::owners::{self, Look};
 use crate::kernel::sock_diag::{self, Dump, Socket};
-use crate::kernel::{host, owners};
 use crate::query::document::{Cookie, Document, SCHEMA, Source, StuckSocket};
 use crate::query::{self, Facts, Scene};
 use crate::terms::{Age, Diagnosis, Phase};
@@ -92,6 +93,7 @@ struct Known {
     uptime_ns: u64,
     netns: u32,
     ephemeral: std::ops::RangeInclusive<u16>,
+    look: Look,
 }
 
 impl Known {
@@ -123,17 +125,18 @@ impl Known {
             uptime_ns,
             netns: engine.netns,
             ephemeral: engine.ephemeral.clone(),
+            look: engine.probe.look(),
         }
     }
 
-    /// Reads owners and puts everything together. Blocks for as long as a walk over /proc takes.
+    /// Reads owners and puts everything together. Blocks for as long as a pass over all files takes.
     fn document(self, mut dump: Dump, bound: Duration) -> Result<Document> {
         let sockets = std::mem::take(&mut dump.sockets);
         let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
             sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
         query::distinct(&mut sockets);
-        let owners =
-            owners::find(&query::wanted_inodes(&sockets, &listeners)).context("/proc cannot be read")?;
+        let owners = owners::find(&query::wanted_inodes(&sockets, &listeners), self.look)
+            .context("/proc cannot be read")?;
         query::still_there(&mut sockets, &owners);
         let scene = Scene {
             sockets: &sockets,

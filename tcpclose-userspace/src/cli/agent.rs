@@ -9,7 +9,7 @@ use log::LevelFilter;
 
 use crate::agent::{self, config::Config};
 use crate::failure::Failure;
-use crate::kernel::probe::{StateHook, TimeWaitHook};
+use crate::kernel::probe::{OwnersHook, StateHook, TimeWaitHook};
 use crate::ledger::census::StuckAfter;
 
 use super::DEFAULT_SOCKET;
@@ -52,6 +52,10 @@ pub struct Agent {
     #[arg(long, value_name = "RUNG", value_enum, default_value = "auto")]
     time_wait: TimeWaitChoice,
 
+    /// How to find the processes that hold a socket.
+    #[arg(long, value_name = "RUNG", value_enum, default_value = "auto")]
+    owners: OwnersChoice,
+
     /// How often what is tracked is compared with all of the kernel's sockets.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval)]
     reconcile_interval: Duration,
@@ -91,6 +95,17 @@ enum TimeWaitChoice {
     Diag,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OwnersChoice {
+    /// The best that this kernel loads.
+    Auto,
+    /// An iterator over all processes' files (Linux 5.8 with BTF, in the first PID namespace).
+    #[value(name = "task_file")]
+    TaskFile,
+    /// A walk over /proc.
+    Proc,
+}
+
 impl Agent {
     pub fn run(self) -> Result<(), Failure> {
         agent::run(&Config {
@@ -109,6 +124,11 @@ impl Agent {
                 TimeWaitChoice::Auto => None,
                 TimeWaitChoice::Hooks => Some(TimeWaitHook::Hooks),
                 TimeWaitChoice::Diag => Some(TimeWaitHook::Diag),
+            },
+            owners: match self.owners {
+                OwnersChoice::Auto => None,
+                OwnersChoice::TaskFile => Some(OwnersHook::TaskFile),
+                OwnersChoice::Proc => Some(OwnersHook::Proc),
             },
             reconcile_interval: self.reconcile_interval,
             dump_interval: self.dump_interval,

@@ -193,7 +193,18 @@ pub mod tests {
     use crate::terms::{Age, Phase};
 
     pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
-        Owner { pid, comm: comm.into(), fd: 5, fds_used: Some(fds.0), fds_limit: Some(fds.1) }
+        Owner {
+            pid,
+            comm: comm.into(),
+            fd: 5,
+            exe: None,
+            runs: None,
+            unit: None,
+            container_id: None,
+            pod_uid: None,
+            fds_used: Some(fds.0),
+            fds_limit: Some(fds.1),
+        }
     }
 
     pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {

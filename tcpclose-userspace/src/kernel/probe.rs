@@ -14,8 +14,9 @@ use log::LevelFilter;
 use tcpclose_common::layout::Layout;
 
 use super::host::{self, Capability};
+use super::owners::Look;
 use super::ring::Ring;
-use super::{hooks, layout, tracefs};
+use super::{hooks, layout, task_file, tracefs};
 use crate::failure::Failure;
 use crate::tracker::notice::Told;
 
@@ -60,6 +61,24 @@ impl TimeWaitHook {
     }
 }
 
+/// The rungs of the `owners` ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnersHook {
+    /// The iterator over all tasks' files.
+    TaskFile,
+    /// A walk over /proc.
+    Proc,
+}
+
+impl OwnersHook {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TaskFile => "task_file",
+            Self::Proc => "proc",
+        }
+    }
+}
+
 /// The probe at work. Dropped, it detaches.
 pub struct Probe {
     /// The rung in use.
@@ -74,6 +93,10 @@ pub struct Probe {
     pub time_wait_declined: Vec<String>,
     /// What hooks tell.
     pub told: Told,
+    /// The rung in use for owners.
+    pub owners: OwnersHook,
+    /// Why it is not the better one.
+    pub owners_declined: Option<String>,
     pub ring: Ring,
     /// Every attached program.
     programs: Vec<OwnedFd>,
@@ -89,7 +112,7 @@ struct LayoutGlobal(Layout);
 unsafe impl Pod for LayoutGlobal {}
 
 impl Probe {
-    /// Loads the probe and attaches it at the rungs `only` and `time_wait`, or at the best that load. What this process
+    /// Loads the probe and attaches it at the rungs `only`, `time_wait` and `owners`, or at the best that load. What this process
     /// and kernel must have for that, [`require`] has seen to.
     ///
     /// `ring_size` is in bytes: a power of two, a page or more. `level` is the log level of the whole agent; the
@@ -100,6 +123,7 @@ impl Probe {
     pub fn attach(
         only: Option<StateHook>,
         time_wait: Option<TimeWaitHook>,
+        owners: Option<OwnersHook>,
         ring_size: u32,
         level: LevelFilter,
     ) -> Result<Self, Failure> {
@@ -169,6 +193,17 @@ impl Probe {
             };
             return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
+        let (owners, owners_declined) = match owners {
+            Some(OwnersHook::Proc) => (OwnersHook::Proc, None),
+            only => match (task_file::load(&mut ebpf, btf.as_ref()), only) {
+                (Ok(()), _) => (OwnersHook::TaskFile, None),
+                (Err(why), None) => (OwnersHook::Proc, Some(format!("owners task_file: {}", reason(&why)))),
+                (Err(why), Some(_)) => {
+                    let todo = "try --owners auto or proc";
+                    return Err(Failure::new("no iterator over files can be loaded", reason(&why), todo));
+                }
+            },
+        };
         let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| cannot_load(&why))?;
         programs.push(program);
         Ok(Self {
@@ -178,9 +213,22 @@ impl Probe {
             time_wait: if minisockets.any { TimeWaitHook::Hooks } else { TimeWaitHook::Diag },
             told: Told { resets, ..minisockets.told },
             time_wait_declined: minisockets.missing,
+            owners,
+            owners_declined,
             ring,
             programs,
             ebpf,
+        })
+    }
+
+    /// How to look for owners now.
+    pub fn look(&mut self) -> Look {
+        if self.owners == OwnersHook::Proc {
+            return Look::Proc;
+        }
+        task_file::open(&mut self.ebpf).map(Look::TaskFile).unwrap_or_else(|why| {
+            log::warn!("the iterator over files cannot be opened, /proc is read instead: {why:#}");
+            Look::Proc
         })
     }
 

@@ -15,7 +15,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
-use crate::kernel::owners::{self as holders, Owners};
+use crate::kernel::owners::{self as holders, Look, Owners};
 use crate::kernel::sock_diag::{self, Dump, Socket};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
 use document::{Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
@@ -147,7 +147,7 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
     let (listeners, mut sockets): (Vec<_>, Vec<_>) =
         std::mem::take(&mut dump.sockets).into_iter().partition(|socket| socket.state == TcpState::Listen);
     distinct(&mut sockets);
-    let owners = holders::find(&wanted_inodes(&sockets, &listeners))?;
+    let owners = holders::find(&wanted_inodes(&sockets, &listeners), Look::Proc)?;
     still_there(&mut sockets, &owners);
 
     let ephemeral = host::ip_local_port_range();

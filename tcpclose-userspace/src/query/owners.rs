@@ -7,7 +7,9 @@ use tcpclose_common::state::TcpState;
 
 use super::Scene;
 use super::document::{Owner, StuckSocket};
+use crate::kernel::cgroup::Place;
 use crate::kernel::owners::{Holder, Owners};
+use crate::kernel::process::Process;
 use crate::kernel::sock_diag::{self, Socket};
 use crate::terms::{Diagnosis, Flow, Phase};
 
@@ -53,13 +55,20 @@ pub fn still_there(sockets: &mut Vec<Socket>, owners: &Owners) {
 }
 
 fn owner(holder: &Holder, owners: &Owners) -> Owner {
-    let process = owners.processes.get(&holder.pid);
+    let Process { comm, exe, runs, place, fds_used, fds_limit } =
+        owners.processes.get(&holder.pid).cloned().unwrap_or_default();
+    let Place { unit, container_id, pod_uid } = place;
     Owner {
         pid: holder.pid,
-        comm: process.map(|process| process.comm.clone()).unwrap_or_default(),
+        comm,
         fd: holder.fd,
-        fds_used: process.map(|process| process.fds_used),
-        fds_limit: process.and_then(|process| process.fds_limit),
+        exe,
+        runs,
+        unit,
+        container_id,
+        pod_uid,
+        fds_used,
+        fds_limit,
     }
 }
 
@@ -101,7 +110,6 @@ mod tests {
     use super::super::tests::{MINUTE, close_wait, socket};
     use super::super::{Facts, assemble, incomplete};
     use super::*;
-    use crate::kernel::owners;
     use crate::kernel::sock_diag::Dump;
     use crate::terms::{Age, Side};
 
@@ -133,7 +141,7 @@ mod tests {
         assert_eq!(wanted_inodes(&sockets, &listeners), HashSet::from([3, 7]));
         let mut owners = Owners::default();
         owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
-        owners.processes.insert(42, owners::Process { comm: "api".into(), fds_used: 9, fds_limit: None });
+        owners.processes.insert(42, Process { comm: "api".into(), ..Process::default() });
         let scene =
             Scene { sockets: &sockets, listeners: &listeners, owners: &owners, netns: 1, bound_ns: MINUTE };
         let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE) };

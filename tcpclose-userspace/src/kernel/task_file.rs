@@ -1,0 +1,36 @@
+//! The first rung of the ladder of owners: the iterator over all tasks' files.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::Iter;
+use aya::{Btf, Ebpf};
+
+use super::probe::refused;
+
+/// `PROC_PID_INIT_INO` (include/linux/proc_ns.h, 5.8 to 6.18), the inode of the first PID namespace.
+const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
+
+/// Loads the iterator. It runs only when a file of [`open`] is read.
+///
+/// # Errors
+/// When the kernel lacks or refuses it, or when this process is in a PID namespace of its own: the iterator numbers
+/// processes as the first one does.
+pub fn load(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<()> {
+    let btf = btf.context("this kernel has no BTF")?;
+    let namespace = fs::metadata("/proc/self/ns/pid").context("/proc/self/ns/pid cannot be read")?.ino();
+    ensure!(namespace == FIRST_PID_NAMESPACE, "this process runs in a PID namespace of its own");
+    program(ebpf)?.load("task_file", btf).map_err(refused)
+}
+
+/// Begins a pass. Reading the file makes it.
+pub fn open(ebpf: &mut Ebpf) -> Result<File> {
+    let program = program(ebpf)?;
+    let link = program.attach()?;
+    Ok(program.take_link(link)?.into_file()?)
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut Iter> {
+    Ok(ebpf.program_mut("task_file").context("no such program")?.try_into()?)
+}
