@@ -107,10 +107,13 @@ pub fn tw_gone(ctx: FEntryContext) -> i32 {
 }
 
 /// An iterator: it runs when the agent reads, and costs nothing until then.
+///
+/// # Safety
+/// `ctx` is what the kernel runs an iterator over task_file with.
 #[unsafe(link_section = "iter/task_file")]
 #[unsafe(no_mangle)]
-pub extern "C" fn task_file(ctx: *const task_file::Context) -> i32 {
-    // SAFETY: the kernel runs it with this context.
+pub unsafe extern "C" fn task_file(ctx: *const task_file::Context) -> i32 {
+    // SAFETY: the caller's promise.
     unsafe { task_file::visit(ctx) };
     0
 }

@@ -34,6 +34,8 @@ pub struct Config {
     pub reconcile_interval: Duration,
     /// Between dumps of minisockets, at the least.
     pub dump_interval: Duration,
+    /// Between looks for the owners of stuck sockets, for metrics; `None` for never.
+    pub owner_interval: Option<Duration>,
     /// Bytes, a power of two.
     pub ring_size: u32,
     pub log_level: LevelFilter,

@@ -4,6 +4,7 @@
 //! * [`engine`]: the one owner of probe, tracker and ledger.
 //! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
 //! * [`dumps`]: the first dump, those that follow minisockets, and the reconcile.
+//! * [`owners`]: whose the stuck sockets are, at an interval.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //!
@@ -16,6 +17,7 @@ pub mod engine;
 pub mod exposition;
 pub mod http;
 pub mod limits;
+pub mod owners;
 pub mod queries;
 pub mod sockets;
 
@@ -157,6 +159,9 @@ async fn start(
     }
     // Nobody may be there to read it, which is no reason to end.
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses).as_bytes());
+    if let Some(interval) = config.owner_interval {
+        spawn_local(owners::run(Rc::clone(&engine), interval));
+    }
     dumps::run(engine, config.dump_interval, config.reconcile_interval).await;
     Ok(())
 }

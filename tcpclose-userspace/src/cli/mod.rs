@@ -3,13 +3,14 @@
 //! * [`agent`]: `tcpclose agent`.
 //! * [`stuck`]: `tcpclose stuck`.
 //! * [`client`]: asks the agent on its unix socket.
-//! * [`groups`]: sockets put together by owner, port or peer.
+//! * [`groups`]: sockets put together; [`next`]: what to run next.
 //! * [`table`]: columns and short words for people.
 
 pub mod agent;
 pub mod client;
 
 pub mod groups;
+pub mod next;
 pub mod stuck;
 pub mod table;
 
@@ -135,7 +136,7 @@ mod tests {
         assert!(Cli::try_parse_from(["tcpclose", "agent", "--socket", &"x".repeat(107)]).is_ok());
         let rest: &[&[&str]] = &[
             &["stuck", "--state", "limbo"],
-            &["stuck", "--by", "unit"],
+            &["stuck", "--by", "pod"],
             &["stuck", "--max", "3"],
             &["stuck", "--pid", "-1"],
             &["stuck", "--limit", "many"],

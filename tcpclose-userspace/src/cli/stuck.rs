@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::client::{self, Reply};
-use super::groups::{self, By, Listed};
+use super::groups::{self, By, Listed, Rates};
 use super::{DEFAULT_SOCKET, duration, port, print, table};
 use crate::failure::{Failure, printable};
 use crate::query::document::{Document, StuckSocket};
@@ -98,6 +98,8 @@ impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let mut findings = self.find()?;
         let sockets = std::mem::take(&mut findings.document.sockets);
+        // Before the filters: a process loses its descriptors to all of them.
+        let rates = Rates::of(&sockets, findings.bound.as_secs_f64());
         let sorted = Sorted::new(self.select(sockets), findings.bound.as_secs_f64());
         let code = match self.check && sorted.stuck().count() > self.max {
             true => ExitCode::FAILURE,
@@ -110,7 +112,7 @@ impl Stuck {
             json.push('\n');
             json
         } else {
-            self.text(&findings, &sorted, table::width())
+            self.text(&findings, &sorted, &rates, table::width())
         };
         print(&text).map(|()| code)
     }
@@ -161,7 +163,7 @@ impl Stuck {
         sockets
     }
 
-    fn text(&self, findings: &Findings, sorted: &Sorted, width: Option<u16>) -> String {
+    fn text(&self, findings: &Findings, sorted: &Sorted, rates: &Rates, width: Option<u16>) -> String {
         let state = self.state.name().to_uppercase().replace('_', "-");
         let mut text = table::wrap(&sorted.summary(&state, findings.bound), width);
         text.push('\n');
@@ -172,7 +174,7 @@ impl Stuck {
                 true => list(&listed, self.limit.unwrap_or(usize::MAX), width),
                 false => {
                     let groups = groups::group(&listed, self.by);
-                    groups::text(&groups, self.by, self.limit.unwrap_or(GROUPS), width)
+                    groups::text(&groups, self.by, rates, self.limit.unwrap_or(GROUPS), width)
                 }
             });
             text.push('\n');
@@ -254,7 +256,7 @@ fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
                 socket.unread_bytes.to_string(),
                 socket.unsent_bytes.to_string(),
                 socket.local.to_string(),
-                socket.peer.to_string(),
+                peer(socket),
                 owners(socket),
             ]
         })
@@ -277,6 +279,13 @@ fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
         text.push_str(&format!("… {} more\n", listed.len() - shown.len()));
     }
     text
+}
+
+/// The peer's address, and who holds that end where it is here too.
+fn peer(socket: &StuckSocket) -> String {
+    let mut holders: Vec<String> = socket.peer_owners.iter().map(groups::process).collect();
+    holders.dedup();
+    [vec![socket.peer.to_string()], holders].concat().join(" ")
 }
 
 fn owners(socket: &StuckSocket) -> String {

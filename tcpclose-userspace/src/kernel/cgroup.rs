@@ -51,8 +51,12 @@ pub fn parse(text: &str) -> Place {
         })
         .collect();
     lines.sort_by_key(|(rank, _)| *rank);
-    // Units are systemd's: the hierarchies of v1 may hold processes elsewhere.
-    let unit = lines.iter().find(|(rank, _)| *rank < 2).and_then(|(_, path)| path.unit.clone());
+    // Units are systemd's: the hierarchies of v1 may hold processes elsewhere, and of its own two the unified one may
+    // be left behind (at containerd's unit, say) by who moves processes in the other alone.
+    let unit = lines
+        .iter()
+        .find(|(rank, path)| *rank < 2 && (path.unit.is_some() || path.containers > 0))
+        .and_then(|(_, path)| path.unit.clone());
     // In a hybrid layout a container may be in the hierarchies of v1 alone.
     let deepest = lines.iter().map(|(_, path)| path).rev().max_by_key(|path| path.containers);
     Place {

@@ -71,6 +71,9 @@ pub struct StuckSocket {
     /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
     /// when unknown.
     pub owners: Vec<Owner>,
+    /// Where the peer's end is in the same network namespace: every process that holds that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_owners: Vec<Owner>,
 }
 
 /// A process that holds a socket.

@@ -2,11 +2,13 @@
 //!
 //! * [`document`]: the answer, as it travels and as `--json` prints it.
 //! * [`owners`]: whose they are.
+//! * [`tally`]: how many stuck sockets each has.
 //! * [`assemble`]: sockets, their listeners and their owners put together; pure.
 //! * [`snapshot`]: the answer from one dump, without an agent.
 
 pub mod document;
 mod owners;
+pub mod tally;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -19,8 +21,8 @@ use crate::kernel::owners::{self as holders, Look, Owners};
 use crate::kernel::sock_diag::{self, Dump, Socket};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
 use document::{Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
-pub use owners::{listeners_of, still_there, wanted_inodes};
-use owners::{owners_of, unknown_owners};
+pub use owners::{Peers, listeners_of, still_there, wanted_inodes};
+use owners::{owners_of, peer_owners_of, unknown_owners};
 
 /// What is known of a socket beyond its dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +40,7 @@ pub struct Scene<'a> {
     /// The namespace's listening sockets.
     pub listeners: &'a [Socket],
     pub owners: &'a Owners,
+    pub peers: &'a Peers,
     /// The namespace's inode.
     pub netns: u32,
     /// The age from which a socket is called stuck, nanoseconds.
@@ -69,7 +72,8 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
                 unsent_bytes: socket.unsent,
                 last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
                 diagnosis,
-                owners: owners_of(socket, diagnosis, scene),
+                owners: owners_of(socket, scene),
+                peer_owners: peer_owners_of(socket, scene),
             })
         })
         .collect()
@@ -81,9 +85,7 @@ pub fn diagnose(socket: &Socket, age: Age, bound_ns: u64) -> Option<Diagnosis> {
     if socket.state != TcpState::CloseWait {
         return None;
     }
-    // A child in the accept queue has no struct socket yet, and so no inode (net/core/sock.c, sock_i_ino(), 5.8 to
-    // 6.18); an orphan cannot be in CLOSE-WAIT, for close() leads to LAST-ACK.
-    if socket.inode == 0 {
+    if owners::not_accepted(socket) {
         return Some(Diagnosis::NotAccepted);
     }
     let sent_since_the_fin = |ns: u64| age.max_ns.is_none_or(|age| ns <= age);
@@ -147,7 +149,8 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
     let (listeners, mut sockets): (Vec<_>, Vec<_>) =
         std::mem::take(&mut dump.sockets).into_iter().partition(|socket| socket.state == TcpState::Listen);
     distinct(&mut sockets);
-    let owners = holders::find(&wanted_inodes(&sockets, &listeners), Look::Proc)?;
+    let peers = Peers::of(&sockets, &listeners);
+    let owners = holders::find(&wanted_inodes(&sockets, &listeners, &peers), Look::Proc)?;
     still_there(&mut sockets, &owners);
 
     let ephemeral = host::ip_local_port_range();
@@ -155,6 +158,7 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
         sockets: &sockets,
         listeners: &listeners,
         owners: &owners,
+        peers: &peers,
         netns: host::netns().unwrap_or_default(),
         bound_ns,
     };

@@ -1,6 +1,6 @@
 //! Whose a socket is: which inodes to look for, and what is made of the processes that were found.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv6Addr;
 
 use tcpclose_common::state::TcpState;
@@ -8,10 +8,11 @@ use tcpclose_common::state::TcpState;
 use super::Scene;
 use super::document::{Owner, StuckSocket};
 use crate::kernel::cgroup::Place;
+use crate::kernel::host::{self, Capability};
 use crate::kernel::owners::{Holder, Owners};
 use crate::kernel::process::Process;
 use crate::kernel::sock_diag::{self, Socket};
-use crate::terms::{Diagnosis, Flow, Phase};
+use crate::terms::{Flow, Phase};
 
 /// The listeners that a connection with this local end can have come through: those on its address, else those on
 /// every address of its family, else those on `[::]`. More than one where SO_REUSEPORT shares the port.
@@ -29,15 +30,46 @@ pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<I
     listeners.iter().filter(move |listener| best > 0 && rank(listener) == best)
 }
 
-/// The inodes whose owners [`assemble`] asks for.
-pub fn wanted_inodes(sockets: &[Socket], listeners: &[Socket]) -> HashSet<u32> {
-    let not_accepted = |socket: &&Socket| socket.state == TcpState::CloseWait && socket.inode == 0;
-    let queues = sockets
-        .iter()
-        .filter(not_accepted)
+/// The other ends of connections within one network namespace: by a socket's cookie, its peer.
+#[derive(Clone, Debug, Default)]
+pub struct Peers(HashMap<u64, Socket>);
+
+impl Peers {
+    /// Looks up the peers of those `sockets` whose remote address is one that this namespace uses itself. Call it in
+    /// the namespace of the sockets. What was closed meanwhile, and what cannot be looked up, has none.
+    pub fn of(sockets: &[Socket], listeners: &[Socket]) -> Self {
+        let own: HashSet<Ipv6Addr> =
+            sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
+        let is_local = |address: Ipv6Addr| own.contains(&address) || address.to_canonical().is_loopback();
+        let peers = sockets.iter().filter(|socket| !socket.minisocket && is_local(socket.flow.remote));
+        let found = peers.filter_map(|socket| {
+            let Flow { local, remote, local_port, remote_port } = socket.flow;
+            let other =
+                Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
+            Some((socket.cookie, sock_diag::lookup(&other, 0, None).ok()??))
+        });
+        Self(found.collect())
+    }
+
+    fn of_socket(&self, socket: &Socket) -> Option<&Socket> {
+        self.0.get(&socket.cookie)
+    }
+}
+
+/// The inodes whose owners [`super::assemble`] asks for.
+pub fn wanted_inodes(sockets: &[Socket], listeners: &[Socket], peers: &Peers) -> HashSet<u32> {
+    let all = || sockets.iter().chain(peers.0.values());
+    let queues = all()
+        .filter(|socket| not_accepted(socket))
         .flat_map(|socket| listeners_of(&socket.flow, listeners))
         .map(|listener| listener.inode);
-    sockets.iter().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0).collect()
+    all().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0).collect()
+}
+
+/// A child in the accept queue has no struct socket yet, and so no inode (net/core/sock.c, `sock_i_ino()`, 5.8 to 6.18);
+/// an orphan cannot be in CLOSE-WAIT, for close() leads to LAST-ACK.
+pub(super) fn not_accepted(socket: &Socket) -> bool {
+    socket.state == TcpState::CloseWait && socket.inode == 0
 }
 
 /// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
@@ -73,16 +105,22 @@ fn owner(holder: &Holder, owners: &Owners) -> Owner {
 }
 
 /// Whose `socket` is: of one that was not accepted, the holders of its listener.
-pub(super) fn owners_of(socket: &Socket, diagnosis: Option<Diagnosis>, scene: &Scene<'_>) -> Vec<Owner> {
-    let mut owners: Vec<Owner> = match diagnosis {
-        Some(Diagnosis::NotAccepted) => listeners_of(&socket.flow, scene.listeners)
+pub(super) fn owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
+    let mut owners: Vec<Owner> = if not_accepted(socket) {
+        listeners_of(&socket.flow, scene.listeners)
             .flat_map(|listener| scene.owners.of(listener.inode))
             .map(|holder| owner(holder, scene.owners))
-            .collect(),
-        _ => scene.owners.of(socket.inode).iter().map(|holder| owner(holder, scene.owners)).collect(),
+            .collect()
+    } else {
+        scene.owners.of(socket.inode).iter().map(|holder| owner(holder, scene.owners)).collect()
     };
     owners.sort_unstable_by_key(|owner| (owner.pid, owner.fd));
     owners
+}
+
+/// Whose the other end of `socket` is, if that is in the same network namespace.
+pub(super) fn peer_owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
+    scene.peers.of_socket(socket).map(|peer| owners_of(peer, scene)).unwrap_or_default()
 }
 
 /// Says in words whose owners are not known, and why.
@@ -90,19 +128,30 @@ pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option
     let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
     let unknown = sockets.iter().filter(held).filter(|socket| socket.owners.is_empty()).count();
     let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
-    if unknown > 0 && owners.denied > 0 {
-        Some(format!(
-            "owners of {sockets} are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed to read \
-             other users' /proc/PID/fd"
-        ))
-    } else if unknown > 0 {
-        Some(format!(
-            "owners of {sockets} are unknown: no process in this /proc holds them (another PID namespace, \
-             a descriptor on its way over a unix socket, or the kernel itself)"
-        ))
-    } else {
-        None
+    if unknown == 0 {
+        return None;
     }
+    let missing: Vec<&str> = [Capability::SysPtrace, Capability::DacReadSearch]
+        .into_iter()
+        .filter(|&capability| !host::has_cap(capability))
+        .map(Capability::name)
+        .collect();
+    let elsewhere = "another PID namespace, a descriptor on its way over a unix socket, or the kernel itself";
+    Some(match owners.denied {
+        0 => format!("owners of {sockets} are unknown: no process in this /proc holds them ({elsewhere})"),
+        _ if !missing.is_empty() => format!(
+            "owners of {sockets} are unknown: {} needed to read other users' /proc/PID/fd",
+            match missing.as_slice() {
+                [one] => format!("{one} is"),
+                all => format!("{} are", all.join(" and ")),
+            }
+        ),
+        denied => format!(
+            "owners of {sockets} are unknown: {} not show their files to this one, and no other holds them \
+             ({elsewhere})",
+            if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -138,12 +187,18 @@ mod tests {
     fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
         let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
         let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
-        assert_eq!(wanted_inodes(&sockets, &listeners), HashSet::from([3, 7]));
+        assert_eq!(wanted_inodes(&sockets, &listeners, &Peers::default()), HashSet::from([3, 7]));
         let mut owners = Owners::default();
         owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
         owners.processes.insert(42, Process { comm: "api".into(), ..Process::default() });
-        let scene =
-            Scene { sockets: &sockets, listeners: &listeners, owners: &owners, netns: 1, bound_ns: MINUTE };
+        let scene = Scene {
+            sockets: &sockets,
+            listeners: &listeners,
+            owners: &owners,
+            peers: &Peers::default(),
+            netns: 1,
+            bound_ns: MINUTE,
+        };
         let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE) };
         let described = assemble(&scene, |_| facts);
         assert_eq!(described.len(), 2);
@@ -156,6 +211,10 @@ mod tests {
             "{said:?}"
         );
         let denied = Owners { denied: 3, ..owners };
-        assert!(incomplete(&Dump::default(), &denied, &described)[0].contains("CAP_SYS_PTRACE"));
+        let said = incomplete(&Dump::default(), &denied, &described);
+        let privileged = host::has_cap(Capability::SysPtrace) && host::has_cap(Capability::DacReadSearch);
+        let words =
+            if privileged { "3 processes do not show their files" } else { "needed to read other users'" };
+        assert!(said[0].contains(words), "{said:?}");
     }
 }
