@@ -62,6 +62,8 @@ pub struct Layout {
     pub task_group_leader: u32,
     /// `struct task_struct`, `struct files_struct *`.
     pub task_files: u32,
+    /// `struct task_struct`, `unsigned int`.
+    pub task_flags: u32,
     /// `struct task_struct`, `pid_t`.
     pub task_tgid: u32,
     /// `struct file`, `struct inode *`.

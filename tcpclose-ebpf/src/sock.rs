@@ -4,6 +4,7 @@
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use tcpclose_common::event::{Words, flags};
 use tcpclose_common::layout::Layout;
 
@@ -37,6 +38,7 @@ pub static LAYOUT: Layout = Layout {
     tw_timer: 0,
     task_group_leader: 0,
     task_files: 0,
+    task_flags: 0,
     task_tgid: 0,
     file_inode: 0,
     inode_mode: 0,
@@ -126,6 +128,20 @@ pub fn substate_offset() -> usize {
 #[inline(always)]
 pub fn timer_offset() -> usize {
     offset(&LAYOUT.tw_timer)
+}
+
+/// The process that runs now; `None` for a kernel thread, to which the last reference to a file can fall (fs/file_table.c,
+/// `delayed_fput()`).
+#[inline(always)]
+pub fn current_process() -> Option<u32> {
+    /// include/linux/sched.h, 5.8 to 6.18.
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    // SAFETY: helpers without arguments; the current task lives, and the load is checked by the helper.
+    let (flags, pid_tgid) = unsafe {
+        let task = bpf_get_current_task() as *const u8;
+        (Copied::load::<u32>(task, offset(&LAYOUT.task_flags)), bpf_get_current_pid_tgid())
+    };
+    (flags & PF_KTHREAD == 0).then_some((pid_tgid >> 32) as u32)
 }
 
 /// The cookie that a socket or minisocket has; 0 if nobody has asked for one.

@@ -12,7 +12,7 @@ mod places;
 #[path = "owners/stage.rs"]
 mod stage;
 
-use std::io::IoSlice;
+use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -121,6 +121,45 @@ fn a_queue_belongs_to_everybody_who_could_accept_and_a_local_peer_to_its_own() {
     drop(client);
     for (asker, document) in askers.ask(server.port()) {
         assert!(stage::only(&document).peer_owners.is_empty(), "{asker}");
+    }
+}
+
+#[test]
+fn who_closed_is_told_while_the_socket_lasts() {
+    if !can_attach() {
+        return;
+    }
+    let _alone = stage::alone();
+    let agents = Agent::on_each_hook(&[]);
+    let server = Server::new();
+    // Its data finds no room at a peer that does not read, and neither does the FIN behind it.
+    let full = |pair: &mut Pair| {
+        pair.server.set_nonblocking(true).unwrap();
+        while pair.server.write(&[0; 1 << 16]).is_ok() {}
+    };
+    let mut ours = server.open_pair();
+    full(&mut ours);
+    drop(ours.server);
+    let mut childs = server.pair();
+    full(&mut childs);
+    let child = Child::holding(Command::new("sleep").arg("1000"), &childs.server);
+    drop(childs.server);
+    let (own, other) = (std::process::id(), child.pid());
+    let port = server.port().to_string();
+    // By close(), and by a process's end, which names that process though it is gone.
+    drop(child);
+    for (state, pid, lives) in [("fin_wait_1", own, true), ("last_ack", other, false)] {
+        for (hook, agent) in &agents {
+            let output = agent.stuck(&["--json", "--older-than", "0s", "--state", state, "--port", &port]);
+            let document: Document = serde_json::from_slice(&output.stdout).unwrap();
+            let socket = stage::only(&document);
+            let closer = socket.closed_by.as_ref().unwrap_or_else(|| panic!("{hook}: {socket:?}"));
+            assert_eq!((closer.pid, closer.comm.is_some()), (pid, lives), "{hook}: {closer:?}");
+            assert!(socket.owners.is_empty() && closer.seconds >= 0.0, "{hook}: {socket:?}");
+            let text = agent.stuck(&["--sockets", "--older-than", "0s", "--state", state, "--port", &port]);
+            let text = String::from_utf8(text.stdout).unwrap();
+            assert!(text.contains("closed by ") && text.contains(&format!("[{pid}]")), "{hook}: {text}");
+        }
     }
 }
 

@@ -13,10 +13,10 @@ use crate::kernel::age::proven_age;
 use crate::kernel::host;
 use crate::kernel::owners::{self, Look};
 use crate::kernel::sock_diag::{self, Dump, Socket};
-use crate::query::document::{Cookie, Document, SCHEMA, Source, StuckSocket};
+use crate::query::document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket};
 use crate::query::{self, Facts, Peers, Scene};
 use crate::terms::{Age, Diagnosis, Phase};
-use crate::tracker::life::{Body, Life};
+use crate::tracker::life::{Body, Closer, Life};
 
 use super::engine::Engine;
 
@@ -144,7 +144,7 @@ impl Known {
                     life.since.age(now_ns),
                     proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns)),
                 );
-                (socket.cookie, Facts { side: life.side, port: life.port, age })
+                (socket.cookie, Facts { side: life.side, port: life.port, age, closer: closer(life, now_ns) })
             })
         });
         Self {
@@ -200,6 +200,7 @@ impl Known {
             ));
         }
         described.extend(self.elsewhere);
+        query::name_closers(&mut described, self.uptime_ns);
         Ok(Document {
             schema: SCHEMA,
             host: host::hostname(),
@@ -225,6 +226,11 @@ fn tighter(tracked: Age, dumped: Age) -> Age {
     Age { min_ns: max_ns.map_or(min_ns, |max| min_ns.min(max)), max_ns }
 }
 
+/// Who closed a socket, and how long ago.
+fn closer(life: &Life, now_ns: u64) -> Option<(u32, u64)> {
+    life.closer.map(|Closer { pid, at_ns }| (pid, now_ns.saturating_sub(at_ns)))
+}
+
 /// A socket of which only records are known.
 fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
     StuckSocket {
@@ -243,6 +249,7 @@ fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
         last_sent_seconds: None,
         diagnosis: (life.phase == Phase::CloseWait).then_some(Diagnosis::Unknown),
         owners: Vec::new(),
+        closed_by: closer(life, now_ns).map(ClosedBy::from),
         peer_owners: Vec::new(),
     }
 }

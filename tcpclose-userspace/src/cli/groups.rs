@@ -313,6 +313,7 @@ pub mod tests {
             last_sent_seconds: None,
             diagnosis: Some(Diagnosis::NotClosed),
             owners: owners.to_vec(),
+            closed_by: None,
             peer_owners: Vec::new(),
         }
     }

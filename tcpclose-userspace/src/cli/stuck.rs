@@ -289,6 +289,10 @@ fn peer(socket: &StuckSocket) -> String {
 }
 
 fn owners(socket: &StuckSocket) -> String {
+    if let Some(closer) = &socket.closed_by {
+        let name = closer.comm.as_deref().map_or("ended".into(), printable);
+        return format!("closed by {name}[{}]", closer.pid);
+    }
     if socket.owners.is_empty() {
         return "unknown".to_owned();
     }

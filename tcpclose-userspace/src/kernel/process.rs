@@ -63,6 +63,20 @@ impl Process {
     }
 }
 
+/// When the process `pid` started, nanoseconds since boot (suspends included), and its comm; `None` when it has ended.
+pub fn started(pid: u32) -> Option<(u64, String)> {
+    /// USER_HZ, in which /proc counts (include/asm-generic/param.h).
+    const TICK_NS: u64 = 10_000_000;
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    // The comm stands in parentheses and may have some itself.
+    let (before, after) = stat.rsplit_once(')')?;
+    let (_, comm) = before.split_once('(')?;
+    // Field 22, starttime: the 20th after the comm.
+    let ticks: u64 = after.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    Some((ticks.saturating_mul(TICK_NS), comm.to_owned()))
+}
+
 /// How many files `pid` has open. Since 6.2 the directory's size says it (fs/proc/fd.c, `proc_fd_getattr()`); before,
 /// it is counted. A process whose first thread has ended shows the files of another one.
 fn open_files(pid: u32) -> Option<u64> {
@@ -151,6 +165,16 @@ mod tests {
             own.fds_used.is_some_and(|used| used >= 3 && own.fds_limit.is_none_or(|limit| limit >= used))
         );
         assert_eq!(Process::read(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_process_started_before_now() {
+        let (began_ns, comm) = started(std::process::id()).unwrap();
+        let now_ns = crate::kernel::host::uptime_ns();
+        assert!(began_ns <= now_ns && began_ns > now_ns.saturating_sub(3_600_000_000_000));
+        // The first thread's, as in comm.
+        assert_eq!(comm, Process::read(std::process::id()).unwrap().comm);
+        assert_eq!(started(u32::MAX), None);
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub struct StuckSocket {
     /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
     /// when unknown.
     pub owners: Vec<Owner>,
+    /// Who closed the socket that no program holds any more, where the agent saw that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_by: Option<ClosedBy>,
     /// Where the peer's end is in the same network namespace: every process that holds that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_owners: Vec<Owner>,
@@ -104,6 +107,16 @@ pub struct Owner {
     /// The process's soft limit of open files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fds_limit: Option<u64>,
+}
+
+/// The process that ended this side's stream, by close() or before that by shutdown().
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClosedBy {
+    pub pid: u32,
+    /// `null` when it has ended since.
+    pub comm: Option<String>,
+    /// How long ago that was.
+    pub seconds: f64,
 }
 
 /// [`Age`] in seconds.

@@ -20,8 +20,8 @@ use crate::kernel::host;
 use crate::kernel::owners::{self as holders, Look, Owners};
 use crate::kernel::sock_diag::{self, Dump, Socket};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
-use document::{Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
-pub use owners::{Peers, listeners_of, still_there, wanted_inodes};
+use document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
+pub use owners::{Peers, listeners_of, name_closers, still_there, wanted_inodes};
 use owners::{owners_of, peer_owners_of, unknown_owners};
 
 /// What is known of a socket beyond its dump.
@@ -32,6 +32,8 @@ pub struct Facts {
     pub port: u16,
     /// The time in its state when the document is made.
     pub age: Age,
+    /// Who closed it, and how many nanoseconds before the document is made.
+    pub closer: Option<(u32, u64)>,
 }
 
 /// The sockets of one network namespace and what belongs to them.
@@ -55,7 +57,7 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
         .iter()
         .filter_map(|socket| {
             let state = Phase::of(socket.state)?;
-            let Facts { side, port, age } = facts(socket);
+            let Facts { side, port, age, closer } = facts(socket);
             let diagnosis = diagnose(socket, age, scene.bound_ns);
             Some(StuckSocket {
                 state,
@@ -73,6 +75,7 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
                 last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
                 diagnosis,
                 owners: owners_of(socket, scene),
+                closed_by: closer.filter(|_| socket.inode == 0).map(ClosedBy::from),
                 peer_owners: peer_owners_of(socket, scene),
             })
         })
@@ -120,7 +123,7 @@ pub fn dumped_facts(
     };
     let Flow { local_port, remote_port, .. } = socket.flow;
     let age = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
-    Facts { side, port: side.service_port(local_port, remote_port, ephemeral), age }
+    Facts { side, port: side.service_port(local_port, remote_port, ephemeral), age, closer: None }
 }
 
 /// Says in words what a dump and a look for owners did not see.

@@ -6,11 +6,11 @@ use std::net::Ipv6Addr;
 use tcpclose_common::state::TcpState;
 
 use super::Scene;
-use super::document::{Owner, StuckSocket};
+use super::document::{ClosedBy, Owner, StuckSocket, seconds};
 use crate::kernel::cgroup::Place;
 use crate::kernel::host::{self, Capability};
 use crate::kernel::owners::{Holder, Owners};
-use crate::kernel::process::Process;
+use crate::kernel::process::{self, Process};
 use crate::kernel::sock_diag::{self, Socket};
 use crate::terms::{Flow, Phase};
 
@@ -123,6 +123,24 @@ pub(super) fn peer_owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
     scene.peers.of_socket(socket).map(|peer| owners_of(peer, scene)).unwrap_or_default()
 }
 
+impl From<(u32, u64)> for ClosedBy {
+    fn from((pid, ago_ns): (u32, u64)) -> Self {
+        Self { pid, comm: None, seconds: seconds(ago_ns) }
+    }
+}
+
+/// Names those who closed, if they still run: a process that started later has but the same number. `uptime_ns` is of the
+/// moment from which the seconds count.
+pub fn name_closers(sockets: &mut [StuckSocket], uptime_ns: u64) {
+    let mut known: HashMap<u32, Option<(u64, String)>> = HashMap::new();
+    for closer in sockets.iter_mut().filter_map(|socket| socket.closed_by.as_mut()) {
+        let process = known.entry(closer.pid).or_insert_with(|| process::started(closer.pid));
+        let closed_ns = uptime_ns.saturating_sub((closer.seconds * 1e9) as u64);
+        closer.comm =
+            process.as_ref().filter(|(began_ns, _)| *began_ns <= closed_ns).map(|(_, comm)| comm.clone());
+    }
+}
+
 /// Says in words whose owners are not known, and why.
 pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option<String> {
     let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
@@ -199,7 +217,7 @@ mod tests {
             netns: 1,
             bound_ns: MINUTE,
         };
-        let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE) };
+        let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE), closer: None };
         let described = assemble(&scene, |_| facts);
         assert_eq!(described.len(), 2);
         assert_eq!((described[0].owners[0].pid, described[0].owners[0].fd), (42, 5));

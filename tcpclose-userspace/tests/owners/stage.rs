@@ -102,6 +102,12 @@ impl Server {
         client
     }
 
+    /// Both ends of an open connection.
+    pub fn open_pair(&self) -> Pair {
+        let client = self.client();
+        Pair { client, server: self.listener.accept().unwrap().0 }
+    }
+
     pub fn pair(&self) -> Pair {
         let client = self.half_closed_client(b"");
         Pair { client, server: self.listener.accept().unwrap().0 }
