@@ -7,6 +7,8 @@
 )]
 
 mod common;
+#[path = "owners/container.rs"]
+mod container;
 #[path = "owners/places.rs"]
 mod places;
 #[path = "owners/stage.rs"]
