@@ -17,10 +17,11 @@ mod stage;
 use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Agent, can_attach};
+use common::{Agent, BINARY, can_attach};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use stage::{Askers, Child, Pair, Server, helper};
 use tcpclose_userspace::query::document::{Document, Owner};
@@ -124,6 +125,35 @@ fn a_queue_belongs_to_everybody_who_could_accept_and_a_local_peer_to_its_own() {
     for (asker, document) in askers.ask(server.port()) {
         assert!(stage::only(&document).peer_owners.is_empty(), "{asker}");
     }
+}
+
+#[test]
+fn the_iterator_names_processes_that_the_agent_may_not_look_into() {
+    if !can_attach() {
+        return;
+    }
+    let _alone = stage::alone();
+    let start = |rung| {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-all,+bpf,+perfmon", BINARY]);
+        Agent::start_by(command, &["--owners", rung])
+    };
+    let server = Server::new();
+    let Pair { server: held, client: _client } = server.pair();
+    let child = Child::holding(Command::new("sleep").arg("1000").uid(65534), &held);
+    drop(held);
+    let port = server.port().to_string();
+    let ask = |agent: &Agent| -> Document {
+        let output = agent.stuck(&["--json", "--older-than", "0s", "--port", &port]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let iterated = ask(&start("task_file"));
+    let owner = &stage::only(&iterated).owners[0];
+    assert_eq!((owner.pid, &*owner.comm, &owner.exe), (child.pid(), "sleep", &None));
+    let walked = ask(&start("proc"));
+    assert!(stage::only(&walked).owners.is_empty());
+    let said = |words: &str| walked.incomplete.iter().any(|remark| remark.contains(words));
+    assert!(said("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"), "{:?}", walked.incomplete);
 }
 
 #[test]
