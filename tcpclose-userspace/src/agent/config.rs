@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::kernel::probe::{OwnersHook, StateHook, TimeWaitHook};
+use crate::kernel::probe::{StateHook, TimeWaitHook};
+use crate::kernel::task_file::OwnersHook;
 use crate::ledger::census::StuckAfter;
 
 /// Made from the command line once; nothing reads arguments after that.

@@ -32,7 +32,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 
 use crate::failure::Failure;
-use crate::kernel::probe::{self, OwnersHook, Probe, StateHook, TimeWaitHook};
+use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
+use crate::kernel::task_file::OwnersHook;
 use crate::kernel::{host, time_wait};
 use config::Config;
 use engine::{EVERYTHING, Engine};

@@ -9,7 +9,8 @@ use log::LevelFilter;
 
 use crate::agent::{self, config::Config};
 use crate::failure::Failure;
-use crate::kernel::probe::{OwnersHook, StateHook, TimeWaitHook};
+use crate::kernel::probe::{StateHook, TimeWaitHook};
+use crate::kernel::task_file::OwnersHook;
 use crate::ledger::census::StuckAfter;
 
 use super::DEFAULT_SOCKET;

@@ -3,7 +3,8 @@
 //! * [`agent`]: `tcpclose agent`.
 //! * [`stuck`]: `tcpclose stuck`.
 //! * [`client`]: asks the agent on its unix socket.
-//! * [`groups`]: sockets put together; [`next`]: what to run next.
+//! * [`groups`]: sockets put together; [`rates`]: how fast processes run out of descriptors;
+//!   [`next`]: what to run next.
 //! * [`table`]: columns and short words for people.
 
 pub mod agent;
@@ -11,6 +12,7 @@ pub mod client;
 
 pub mod groups;
 pub mod next;
+pub mod rates;
 pub mod stuck;
 pub mod table;
 

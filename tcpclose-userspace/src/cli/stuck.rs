@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::client::{self, Reply};
-use super::groups::{self, By, Listed, Rates};
+use super::groups::{self, By, Listed};
+use super::rates::Rates;
 use super::{DEFAULT_SOCKET, duration, port, print, table};
 use crate::failure::{Failure, printable};
 use crate::query::document::{Document, StuckSocket};

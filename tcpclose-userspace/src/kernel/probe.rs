@@ -16,7 +16,8 @@ use tcpclose_common::layout::Layout;
 use super::host::{self, Capability};
 use super::owners::Look;
 use super::ring::Ring;
-use super::{hooks, layout, task_file, tracefs};
+use super::task_file::{self, OwnersHook};
+use super::{hooks, layout, tracefs};
 use crate::failure::Failure;
 use crate::tracker::notice::Told;
 
@@ -57,24 +58,6 @@ impl TimeWaitHook {
         match self {
             Self::Hooks => "hooks",
             Self::Diag => "diag",
-        }
-    }
-}
-
-/// The rungs of the `owners` ladder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OwnersHook {
-    /// The iterator over all tasks' files.
-    TaskFile,
-    /// A walk over /proc.
-    Proc,
-}
-
-impl OwnersHook {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::TaskFile => "task_file",
-            Self::Proc => "proc",
         }
     }
 }
@@ -193,17 +176,7 @@ impl Probe {
             };
             return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
-        let (owners, owners_declined) = match owners {
-            Some(OwnersHook::Proc) => (OwnersHook::Proc, None),
-            only => match (task_file::load(&mut ebpf, btf.as_ref()), only) {
-                (Ok(()), _) => (OwnersHook::TaskFile, None),
-                (Err(why), None) => (OwnersHook::Proc, Some(format!("owners task_file: {}", reason(&why)))),
-                (Err(why), Some(_)) => {
-                    let todo = "try --owners auto or proc";
-                    return Err(Failure::new("no iterator over files can be loaded", reason(&why), todo));
-                }
-            },
-        };
+        let (owners, owners_declined) = task_file::choose(&mut ebpf, btf.as_ref(), owners)?;
         let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| cannot_load(&why))?;
         programs.push(program);
         Ok(Self {
@@ -223,13 +196,7 @@ impl Probe {
 
     /// How to look for owners now.
     pub fn look(&mut self) -> Look {
-        if self.owners == OwnersHook::Proc {
-            return Look::Proc;
-        }
-        task_file::open(&mut self.ebpf).map(Look::TaskFile).unwrap_or_else(|why| {
-            log::warn!("the iterator over files cannot be opened, /proc is read instead: {why:#}");
-            Look::Proc
-        })
+        task_file::look(&mut self.ebpf, self.owners)
     }
 
     /// The programs' log, to be read by [`aya_log::EbpfLogger`].
@@ -411,7 +378,7 @@ fn cannot_load(why: &anyhow::Error) -> Failure {
 }
 
 /// An error and its causes in one line. Those of aya quote their causes, which are then not said twice.
-fn reason(error: &anyhow::Error) -> String {
+pub(super) fn reason(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if !text.ends_with(&cause) {
