@@ -31,6 +31,8 @@ pub mod flags {
     pub const FIN_ACKED: u16 = 1 << 9;
     /// The record is a [`Notice`](super::Notice).
     pub const NOTICE: u16 = 1 << 10;
+    /// [`Head::closer`](super::Head::closer) is known.
+    pub const CLOSER: u16 = 1 << 11;
 }
 
 /// The start of every record.
@@ -53,10 +55,29 @@ pub struct Head {
     pub flags: u16,
     /// `ns.inum` of the socket's network namespace; 0 when unknown.
     pub netns: u32,
-    /// `sk_err`, a positive errno.
+    /// `sk_err`, a positive errno; at a step to CLOSE only (see [`Self::closer`]).
     pub err: u16,
-    /// `sk_err_soft`, a positive errno.
+    /// `sk_err_soft`, a positive errno; at a step to CLOSE only.
     pub err_soft: u16,
+}
+
+impl Head {
+    /// The process (`tgid`) that made this side's FIN, by close() or shutdown(): told at a step into FIN-WAIT-1 or LAST-ACK
+    /// that was made in process context. It stands where the errors of the end stand at a step to CLOSE.
+    pub const fn closer(&self) -> Option<u32> {
+        if self.flags & flags::CLOSER == 0 {
+            return None;
+        }
+        Some((self.err_soft as u32) << 16 | self.err as u32)
+    }
+
+    /// Writes what [`Self::closer`] reads.
+    #[inline(always)]
+    pub const fn set_closer(&mut self, pid: u32) {
+        self.flags |= flags::CLOSER;
+        self.err = pid as u16;
+        self.err_soft = (pid >> 16) as u16;
+    }
 }
 
 /// A step of a socket whose life is open.
@@ -294,6 +315,16 @@ mod tests {
             flow: 0x0123_4567_89ab_cdef,
         };
         assert_eq!(Record::decode(&bytes(&step)), Some(Record::Step(step)));
+    }
+
+    #[test]
+    fn a_closer_is_read_as_it_was_written() {
+        let mut head = open().head;
+        assert_eq!(head.closer(), None);
+        for pid in [1, 0xffff, 0x1_0000, 4_194_304, u32::MAX] {
+            head.set_closer(pid);
+            assert_eq!(head.closer(), Some(pid));
+        }
     }
 
     #[test]

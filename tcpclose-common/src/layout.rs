@@ -58,4 +58,22 @@ pub struct Layout {
     pub tw_substate: u32,
     /// `struct inet_timewait_sock`, `struct timer_list`.
     pub tw_timer: u32,
+    /// `struct task_struct`, `struct task_struct *`.
+    pub task_group_leader: u32,
+    /// `struct task_struct`, `struct files_struct *`.
+    pub task_files: u32,
+    /// `struct task_struct`, `unsigned int`.
+    pub task_flags: u32,
+    /// `struct task_struct`, `pid_t`.
+    pub task_tgid: u32,
+    /// `struct file`, `struct inode *`.
+    pub file_inode: u32,
+    /// `struct inode`, `umode_t` (`u16`).
+    pub inode_mode: u32,
+    /// `struct inode`, `unsigned long`.
+    pub inode_ino: u32,
+    /// `struct inode`, `struct super_block *`.
+    pub inode_sb: u32,
+    /// `struct super_block`, `unsigned long`.
+    pub sb_magic: u32,
 }

@@ -3,11 +3,13 @@
 //! * [`state`]: the kernel's TCP states, and which transitions belong to the close phase.
 //! * [`event`]: the ring-buffer records.
 //! * [`layout`]: field offsets of kernel structs, resolved by the agent, read-only to the probe.
+//! * [`held`]: what the iterator over files writes.
 //! * [`control`]: the words that the agent and the probe share while both run.
 
 #![no_std]
 
 pub mod control;
 pub mod event;
+pub mod held;
 pub mod layout;
 pub mod state;

@@ -3,7 +3,8 @@
 //! * [`set_state`]: `inet_sock_set_state`, by tp_btf or by the classic tracepoint.
 //! * [`time_wait`]: the minisocket's birth, flip and end, by fentry and fexit.
 //! * [`reset`]: `tcp_send_reset`, which settles what data after close was.
-//! * [`sock`]: the only place that reads kernel structs.
+//! * [`task_file`]: who holds which socket, by an iterator over all tasks' files.
+//! * [`sock`]: the only place that reads sockets.
 //! * [`ring`]: reserve, submit, wake, count what was lost.
 
 #![no_std]
@@ -13,6 +14,7 @@ mod reset;
 mod ring;
 mod set_state;
 mod sock;
+mod task_file;
 mod time_wait;
 
 use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, tracepoint};
@@ -101,6 +103,18 @@ pub fn tw_early(ctx: FEntryContext) -> i32 {
 #[fentry(function = "tcp_twsk_destructor")]
 pub fn tw_gone(ctx: FEntryContext) -> i32 {
     time_wait::gone(&ctx);
+    0
+}
+
+/// An iterator: it runs when the agent reads, and costs nothing until then.
+///
+/// # Safety
+/// `ctx` is what the kernel runs an iterator over task_file with.
+#[unsafe(link_section = "iter/task_file")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn task_file(ctx: *const task_file::Context) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { task_file::visit(ctx) };
     0
 }
 

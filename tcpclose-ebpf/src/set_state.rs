@@ -8,10 +8,13 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
 use tcpclose_common::event::{Head, Open, Step, Words, flags, flow_hash};
-use tcpclose_common::state::{is_close_step, opens_life};
+use tcpclose_common::state::{TcpState, is_close_step, is_in, opens_life};
 
 use crate::ring;
 use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Typed};
+
+/// The states that this side's FIN leads to.
+const FIN_SENT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit();
 
 /// The tp_btf door: direct loads, keyed by socket cookie.
 #[inline(always)]
@@ -106,7 +109,7 @@ fn address(ctx: &TracePointContext, offset: usize) -> Words {
 
 #[inline(always)]
 fn head(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16) -> Head {
-    Head {
+    let mut head = Head {
         key,
         // SAFETY: a helper without arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },
@@ -118,7 +121,16 @@ fn head(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16
         netns: facts.netns,
         err: facts.err,
         err_soft: facts.err_soft,
+    };
+    // These two are entered by close() and shutdown() alone. With the lock owned it is this task that holds it; in softirq
+    // it would be whoever was interrupted.
+    if facts.flags & flags::OWNED != 0
+        && is_in(new, FIN_SENT)
+        && let Some(pid) = sock::current_process()
+    {
+        head.set_closer(pid);
     }
+    head
 }
 
 #[inline(always)]

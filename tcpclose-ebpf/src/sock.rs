@@ -1,15 +1,16 @@
-//! The only place that reads kernel structs.
+//! The only place that reads sockets, and where the offsets of all kernel structs are kept.
 //!
 //! Offsets come from [`LAYOUT`]. How a load is made differs by door: behind tp_btf the verifier knows the type of the
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use tcpclose_common::event::{Words, flags};
 use tcpclose_common::layout::Layout;
 
 /// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
 #[unsafe(no_mangle)]
-static LAYOUT: Layout = Layout {
+pub static LAYOUT: Layout = Layout {
     resolved: 0,
     skc_family: 0,
     skc_daddr: 0,
@@ -35,11 +36,20 @@ static LAYOUT: Layout = Layout {
     skc_state: 0,
     tw_substate: 0,
     tw_timer: 0,
+    task_group_leader: 0,
+    task_files: 0,
+    task_flags: 0,
+    task_tgid: 0,
+    file_inode: 0,
+    inode_mode: 0,
+    inode_ino: 0,
+    inode_sb: 0,
+    sb_magic: 0,
 };
 
 /// An offset, read so that the compiler cannot fold the zero above into the code.
 #[inline(always)]
-fn offset(field: &'static u32) -> usize {
+pub fn offset(field: &'static u32) -> usize {
     // SAFETY: a plain integer; the agent writes it before the program exists, and nobody after.
     unsafe { core::ptr::from_ref(field).read_volatile() as usize }
 }
@@ -118,6 +128,20 @@ pub fn substate_offset() -> usize {
 #[inline(always)]
 pub fn timer_offset() -> usize {
     offset(&LAYOUT.tw_timer)
+}
+
+/// The process that runs now; `None` for a kernel thread, to which the last reference to a file can fall (fs/file_table.c,
+/// `delayed_fput()`).
+#[inline(always)]
+pub fn current_process() -> Option<u32> {
+    /// include/linux/sched.h, 5.8 to 6.18.
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    // SAFETY: helpers without arguments; the current task lives, and the load is checked by the helper.
+    let (flags, pid_tgid) = unsafe {
+        let task = bpf_get_current_task() as *const u8;
+        (Copied::load::<u32>(task, offset(&LAYOUT.task_flags)), bpf_get_current_pid_tgid())
+    };
+    (flags & PF_KTHREAD == 0).then_some((pid_tgid >> 32) as u32)
 }
 
 /// The cookie that a socket or minisocket has; 0 if nobody has asked for one.

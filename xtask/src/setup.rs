@@ -57,6 +57,9 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "nginx", package: "nginx", why: "is the server under load" },
     Tool { program: "prometheus", package: "prometheus", why: "scrapes the agent" },
     Tool { program: "promtool", package: "prometheus", why: "lints the metrics" },
+    Tool { program: "podman", package: "podman", why: "runs a container" },
+    Tool { program: "runc", package: "runc", why: "runs it where cgroups are hybrid" },
+    Tool { program: "busybox", package: "busybox-static", why: "is all that is in it" },
     Tool { program: "wrk", package: "wrk", why: "makes the load" },
 ];
 

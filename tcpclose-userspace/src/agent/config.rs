@@ -7,6 +7,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::kernel::probe::{StateHook, TimeWaitHook};
+use crate::kernel::task_file::OwnersHook;
 use crate::ledger::census::StuckAfter;
 
 /// Made from the command line once; nothing reads arguments after that.
@@ -28,10 +29,14 @@ pub struct Config {
     pub state_hook: Option<StateHook>,
     /// The same for TIME-WAIT.
     pub time_wait: Option<TimeWaitHook>,
+    /// The same for owners.
+    pub owners: Option<OwnersHook>,
     /// Between dumps of all close-phase sockets.
     pub reconcile_interval: Duration,
     /// Between dumps of minisockets, at the least.
     pub dump_interval: Duration,
+    /// Between looks for the owners of stuck sockets, for metrics; `None` for never.
+    pub owner_interval: Option<Duration>,
     /// Bytes, a power of two.
     pub ring_size: u32,
     /// Whether `tcpclose kill` may destroy through this agent.

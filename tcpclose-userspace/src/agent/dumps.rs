@@ -18,7 +18,7 @@ use crate::tracker::join::Suspect;
 use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS, Wanted};
 
 /// The pause after a dump is this many times its CPU time.
-const SHARE: u32 = 100;
+pub const SHARE: u32 = 100;
 
 /// What a dump has come to.
 pub struct Dumped {

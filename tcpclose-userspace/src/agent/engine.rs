@@ -12,6 +12,7 @@ use crate::kernel::sock_diag::{Dump, Socket};
 use crate::ledger::Ledger;
 use crate::ledger::census::{Census, StuckAfter};
 use crate::ledger::names::Names;
+use crate::query::tally::Holder;
 use crate::terms::{Flow, Phase};
 use crate::tracker::join::{Seen, Suspect, View};
 use crate::tracker::life::{Body, Life};
@@ -52,6 +53,8 @@ pub struct Engine {
     pub ledger: Ledger,
     pub stuck_after: StuckAfter,
     pub dumps: Dumps,
+    /// How many stuck sockets each owner had when they were looked for last.
+    pub stuck_owners: Vec<(Holder, u64)>,
     /// Records taken from the ring, sound or not.
     pub received: u64,
     /// Records that could not be decoded.
@@ -86,6 +89,7 @@ impl Engine {
             ledger: Ledger::new(Names::new(config.max_ports, &config.name_ports, ephemeral.clone())),
             stuck_after: config.stuck_after.clone(),
             dumps: Dumps { interval_ns: config.dump_interval.as_nanos() as u64, ..Dumps::default() },
+            stuck_owners: Vec::new(),
             received: 0,
             malformed: 0,
             lost: 0,

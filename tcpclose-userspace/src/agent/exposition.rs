@@ -10,6 +10,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use crate::kernel::host;
 use crate::ledger::census::Census;
 use crate::ledger::names::Label;
+use crate::query::tally::Holder;
 
 use super::engine::Engine;
 
@@ -25,6 +26,7 @@ pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
         gauges(&mut families, &census, &stuck_labels(engine.stuck_after.bounds_ns()));
     }
     limit(&mut families);
+    owners(&mut families, &engine.stuck_owners);
     ledger(&mut families, engine);
     agent(&mut families, engine);
     families.extend(ProcessCollector::for_self().collect());
@@ -90,6 +92,19 @@ fn limit(families: &mut Vec<MetricFamily>) {
         used.add(&[], ratio);
     }
     families.push(used.done());
+}
+
+/// Whose the stuck sockets are.
+fn owners(families: &mut Vec<MetricFamily>, counts: &[(Holder, u64)]) {
+    let mut owners = Family::gauge(
+        "tcpclose_stuck_owner_sockets",
+        "Stuck sockets by owner, each once; as of the last look (--owner-interval).",
+    );
+    for (Holder { comm, unit, container_id, uid }, n) in counts {
+        let labels = [("comm", &**comm), ("unit", unit), ("container_id", container_id), ("uid", uid)];
+        owners.add(&labels, *n as f64);
+    }
+    families.push(owners.done());
 }
 
 fn ledger(families: &mut Vec<MetricFamily>, engine: &Engine) {
@@ -197,12 +212,14 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     let mut info = Family::gauge("tcpclose_hook_info", "The rung in use of each ladder.");
     info.add(&[("hook", "state"), ("rung", engine.probe.hook.name())], 1.0);
     info.add(&[("hook", "time_wait"), ("rung", engine.probe.time_wait.name())], 1.0);
+    info.add(&[("hook", "owners"), ("rung", engine.probe.owners.name())], 1.0);
     let mut degraded = Family::gauge(
         "tcpclose_hook_degraded",
         "1 where a better rung than the one in use was refused by this kernel.",
     );
     degraded.add(&[("hook", "state")], f64::from(u8::from(!engine.probe.declined.is_empty())));
     degraded.add(&[("hook", "time_wait")], f64::from(u8::from(!engine.probe.time_wait_declined.is_empty())));
+    degraded.add(&[("hook", "owners")], f64::from(u8::from(engine.probe.owners_declined.is_some())));
     let build = Family::gauge("tcpclose_build_info", "The version of this agent.")
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     families

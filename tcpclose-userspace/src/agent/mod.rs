@@ -4,6 +4,7 @@
 //! * [`engine`]: the one owner of probe, tracker and ledger.
 //! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
 //! * [`dumps`]: the first dump, those that follow minisockets, and the reconcile.
+//! * [`owners`]: whose the stuck sockets are, at an interval.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
@@ -18,6 +19,7 @@ pub mod exposition;
 pub mod http;
 pub mod kill;
 pub mod limits;
+pub mod owners;
 pub mod queries;
 pub mod sockets;
 
@@ -33,6 +35,7 @@ use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 
 use crate::failure::Failure;
 use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
+use crate::kernel::task_file::OwnersHook;
 use crate::kernel::{host, time_wait};
 use config::Config;
 use engine::{EVERYTHING, Engine};
@@ -125,7 +128,13 @@ async fn start(
         .unwrap_or_else(|died| Err(died.into()))
         .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
         .ok();
-    let probe = Probe::attach(config.state_hook, config.time_wait, config.ring_size, config.log_level)?;
+    let probe = Probe::attach(
+        config.state_hook,
+        config.time_wait,
+        config.owners,
+        config.ring_size,
+        config.log_level,
+    )?;
     // Who was told to end while that took its time does so now.
     yield_now().await;
     let mut engine = Engine::new(probe, config, time_wait_ns);
@@ -154,6 +163,9 @@ async fn start(
     }
     // Nobody may be there to read it, which is no reason to end.
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses).as_bytes());
+    if let Some(interval) = config.owner_interval {
+        spawn_local(owners::run(Rc::clone(&engine), interval));
+    }
     dumps::run(engine, config.dump_interval, config.reconcile_interval).await;
     Ok(())
 }
@@ -197,6 +209,14 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
     }
     if !engine.probe.told.lives {
         line("", "this network namespace only; of others, what the state hook tells");
+    }
+    let owners = match engine.probe.owners {
+        OwnersHook::TaskFile => "task_file (an iterator over all processes' files)",
+        OwnersHook::Proc => "proc (a walk over /proc)",
+    };
+    line("owners", owners);
+    if let Some(declined) = &engine.probe.owners_declined {
+        line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
     for address in addresses {
         line("metrics", &format!("{address}/metrics"));

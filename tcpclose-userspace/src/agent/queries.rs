@@ -10,12 +10,13 @@ use tcpclose_common::state::TcpState;
 use tokio::task::spawn_blocking;
 
 use crate::kernel::age::proven_age;
+use crate::kernel::host;
+use crate::kernel::owners::{self, Look};
 use crate::kernel::sock_diag::{self, Dump, Socket};
-use crate::kernel::{host, owners};
-use crate::query::document::{Cookie, Document, SCHEMA, Source, StuckSocket};
-use crate::query::{self, Facts, Scene};
+use crate::query::document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket};
+use crate::query::{self, Facts, Peers, Scene};
 use crate::terms::{Age, Diagnosis, Phase};
-use crate::tracker::life::{Body, Life};
+use crate::tracker::life::{Body, Closer, Life};
 
 use super::engine::Engine;
 
@@ -48,14 +49,48 @@ impl From<anyhow::Error> for Refused {
 pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Refused> {
     let Asked { phase, older_than } = parse(query).map_err(Refused::Request)?;
     let bound = older_than.unwrap_or_else(|| Duration::from_nanos(engine.borrow().stuck_after.first_ns()));
+    let Described { document, .. } = describe(engine, phase, bound, Depth::WithPeers).await?;
+    let json = serde_json::to_vec(&document).context("the answer cannot be written")?;
+    Ok(Reply { json, stuck_after: humantime::format_duration(bound).to_string() })
+}
+
+/// How far to look for owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Those of the sockets themselves.
+    Owners,
+    /// Those of local peers too: a look-up a socket.
+    WithPeers,
+}
+
+/// The sockets in a state, and what it took to describe them.
+pub struct Described {
+    pub document: Document,
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+}
+
+/// Every socket in `phase`, by a fresh dump and a pass over all files. `bound`: the age from which one is stuck.
+pub async fn describe(
+    engine: &RefCell<Engine>,
+    phase: Phase,
+    bound: Duration,
+    depth: Depth,
+) -> Result<Described> {
     let states = phase.state().bit() | TcpState::Listen.bit();
     let dump = spawn_blocking(move || sock_diag::dump(states, true)).await.context("the dump died")?;
     let dump = dump.context("no dump of the kernel's sockets")?;
-    let known = Known::gather(phase, &dump, &mut engine.borrow_mut());
-    let document =
-        spawn_blocking(move || known.document(dump, bound)).await.context("the look for owners died")??;
-    let json = serde_json::to_vec(&document).context("the answer cannot be written")?;
-    Ok(Reply { json, stuck_after: humantime::format_duration(bound).to_string() })
+    let dump_ns = dump.cpu_ns;
+    let before = host::thread_cpu_ns();
+    let known = Known::gather(phase, &dump, depth, &mut engine.borrow_mut());
+    let gather_ns = host::thread_cpu_ns().saturating_sub(before);
+    let describe = move || {
+        let before = host::thread_cpu_ns();
+        let document = known.document(dump, bound)?;
+        let own_ns = host::thread_cpu_ns().saturating_sub(before);
+        Ok(Described { document, cpu_ns: dump_ns + gather_ns + own_ns })
+    };
+    spawn_blocking(describe).await.context("the look for owners died")?
 }
 
 struct Asked {
@@ -92,10 +127,12 @@ struct Known {
     uptime_ns: u64,
     netns: u32,
     ephemeral: std::ops::RangeInclusive<u16>,
+    look: Look,
+    depth: Depth,
 }
 
 impl Known {
-    fn gather(phase: Phase, dump: &Dump, engine: &mut Engine) -> Self {
+    fn gather(phase: Phase, dump: &Dump, depth: Depth, engine: &mut Engine) -> Self {
         engine.drain_all();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
         let facts = dump.sockets.iter().filter_map(|socket| {
@@ -107,7 +144,7 @@ impl Known {
                     life.since.age(now_ns),
                     proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns)),
                 );
-                (socket.cookie, Facts { side: life.side, port: life.port, age })
+                (socket.cookie, Facts { side: life.side, port: life.port, age, closer: closer(life, now_ns) })
             })
         });
         Self {
@@ -123,22 +160,29 @@ impl Known {
             uptime_ns,
             netns: engine.netns,
             ephemeral: engine.ephemeral.clone(),
+            look: engine.probe.look(),
+            depth,
         }
     }
 
-    /// Reads owners and puts everything together. Blocks for as long as a walk over /proc takes.
+    /// Reads owners and puts everything together. Blocks for as long as a pass over all files takes.
     fn document(self, mut dump: Dump, bound: Duration) -> Result<Document> {
         let sockets = std::mem::take(&mut dump.sockets);
         let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
             sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
         query::distinct(&mut sockets);
-        let owners =
-            owners::find(&query::wanted_inodes(&sockets, &listeners)).context("/proc cannot be read")?;
+        let peers = match self.depth {
+            Depth::WithPeers => Peers::of(&sockets, &listeners),
+            Depth::Owners => Peers::default(),
+        };
+        let inodes = query::wanted_inodes(&sockets, &listeners, &peers);
+        let owners = owners::find(&inodes, self.look).context("/proc cannot be read")?;
         query::still_there(&mut sockets, &owners);
         let scene = Scene {
             sockets: &sockets,
             listeners: &listeners,
             owners: &owners,
+            peers: &peers,
             netns: self.netns,
             bound_ns: u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX),
         };
@@ -156,6 +200,7 @@ impl Known {
             ));
         }
         described.extend(self.elsewhere);
+        query::name_closers(&mut described, self.uptime_ns);
         Ok(Document {
             schema: SCHEMA,
             host: host::hostname(),
@@ -181,6 +226,11 @@ fn tighter(tracked: Age, dumped: Age) -> Age {
     Age { min_ns: max_ns.map_or(min_ns, |max| min_ns.min(max)), max_ns }
 }
 
+/// Who closed a socket, and how long ago.
+fn closer(life: &Life, now_ns: u64) -> Option<(u32, u64)> {
+    life.closer.map(|Closer { pid, at_ns }| (pid, now_ns.saturating_sub(at_ns)))
+}
+
 /// A socket of which only records are known.
 fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
     StuckSocket {
@@ -200,6 +250,8 @@ fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
         last_sent_seconds: None,
         diagnosis: (life.phase == Phase::CloseWait).then_some(Diagnosis::Unknown),
         owners: Vec::new(),
+        closed_by: closer(life, now_ns).map(ClosedBy::from),
+        peer_owners: Vec::new(),
     }
 }
 

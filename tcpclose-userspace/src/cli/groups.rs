@@ -1,11 +1,12 @@
-//! Sockets put together by owner, port or peer, so that one leak is one line.
+//! Sockets put together by owner, port, peer, unit or container, so that one leak is one line.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use clap::ValueEnum;
 
-use super::table;
+use super::rates::Rates;
+use super::{next, table};
 use crate::failure::printable;
 use crate::query::document::{AgeSeconds, Owner, StuckSocket};
 use crate::terms::{Diagnosis, Side};
@@ -19,6 +20,10 @@ pub enum By {
     Port,
     /// The peer's address.
     Peer,
+    /// The systemd units of the processes that hold the socket.
+    Unit,
+    /// Their containers.
+    Container,
 }
 
 /// A socket that is listed, and whether its age is proven to be past the bound.
@@ -35,6 +40,8 @@ enum Who {
     /// The user that opened it, where the kernel still knows.
     Unknown(Option<u32>),
     Peer(IpAddr),
+    /// The units or containers of the owners; empty where they have none.
+    Places(BTreeSet<String>),
     Anyone,
 }
 
@@ -59,15 +66,17 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
     let mut groups: HashMap<Key, Vec<&StuckSocket>> = HashMap::new();
     for Listed { socket, possibly } in listed {
         let who = match by {
-            By::Owner if socket.owners.is_empty() => Who::Unknown((socket.inode != 0).then_some(socket.uid)),
+            By::Port => Who::Anyone,
+            By::Peer => Who::Peer(socket.peer.ip()),
+            _ if socket.owners.is_empty() => Who::Unknown((socket.inode != 0).then_some(socket.uid)),
             By::Owner => {
                 let mut pids: Vec<u32> = socket.owners.iter().map(|owner| owner.pid).collect();
                 pids.sort_unstable();
                 pids.dedup();
                 Who::Owners(pids)
             }
-            By::Port => Who::Anyone,
-            By::Peer => Who::Peer(socket.peer.ip()),
+            By::Unit => places(socket, |owner| owner.unit.as_ref()),
+            By::Container => places(socket, |owner| owner.container_id.as_ref()),
         };
         let key = Key {
             possibly: *possibly,
@@ -86,33 +95,62 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
     groups
 }
 
-/// The table of `groups`, the first `limit` of them, and how many more there are.
-pub fn text(groups: &[Group<'_>], by: By, limit: usize, width: Option<u16>) -> String {
-    let header: &[&str] = match by {
-        By::Owner => &["OWNER", "SIDE", ">PORT", "WHY", ">COUNT", ">OLDEST", ">FDS", ">FULL IN"],
-        By::Port => &[">PORT", "SIDE", "WHY", ">COUNT", ">OLDEST"],
-        By::Peer => &["PEER", "SIDE", ">PORT", "WHY", ">COUNT", ">OLDEST"],
+fn places(socket: &StuckSocket, place: impl Fn(&Owner) -> Option<&String>) -> Who {
+    Who::Places(socket.owners.iter().filter_map(place).cloned().collect())
+}
+
+/// The table of `groups`, the first `limit` of them, how many more there are, and what to run next.
+pub fn text(groups: &[Group<'_>], by: By, rates: &Rates, limit: usize, width: Option<u16>) -> String {
+    let who: &[&str] = match by {
+        By::Owner => &["OWNER", "SIDE", ">PORT"],
+        By::Port => &[">PORT", "SIDE"],
+        By::Peer => &["PEER", "SIDE", ">PORT"],
+        By::Unit => &["UNIT", "SIDE", ">PORT"],
+        By::Container => &["CONTAINER", "SIDE", ">PORT"],
     };
-    let rows: Vec<Vec<String>> = groups.iter().take(limit).map(|group| group.row(by)).collect();
-    let mut text = table::render(header, &rows, width);
+    let header = [who, &["WHY", ">COUNT", ">OLDEST", ">UNREAD", ">FDS", ">FULL IN"]].concat();
+    let shown = groups.get(..limit).unwrap_or(groups);
+    let rows: Vec<Vec<String>> = shown.iter().map(|group| group.row(by, rates)).collect();
+    let mut text = table::render(&header, &rows, width);
     text.push('\n');
     if groups.len() > limit {
         text.push_str(&format!("… {} more\n", groups.len() - limit));
     }
-    text
+    text + &next_steps(shown, width)
+}
+
+/// What to run next, once a process, for the first that hold what `groups` list.
+fn next_steps(groups: &[Group<'_>], width: Option<u16>) -> String {
+    const MOST: usize = 3;
+    let mut seen = HashSet::new();
+    let steps = groups.iter().filter_map(|group| {
+        let owner = group.sockets.first()?.owners.first().filter(|owner| seen.insert(owner.pid))?;
+        next::step(owner, group.key.diagnosis)
+    });
+    // The command on a line of its own, unbroken, to be copied.
+    let lines = steps
+        .take(MOST)
+        .map(|(why, command)| format!("{}\n  {command}\n", table::wrap(&format!("next: {why}"), width)));
+    lines.collect()
 }
 
 impl Group<'_> {
-    fn row(&self, by: By) -> Vec<String> {
+    fn row(&self, by: By, rates: &Rates) -> Vec<String> {
         let (side, port) = (self.key.side.name().to_owned(), self.key.port.to_string());
-        let why = why(self.key.diagnosis, self.key.possibly);
-        let count = self.sockets.len().to_string();
-        let oldest = self.oldest().map(table::at_least).unwrap_or_default();
-        match by {
-            By::Owner => vec![self.who(), side, port, why, count, oldest, self.fds(), self.full_in()],
-            By::Port => vec![port, side, why, count, oldest],
-            By::Peer => vec![self.who(), side, port, why, count, oldest],
-        }
+        let mut row = match by {
+            By::Port => vec![port, side],
+            _ => vec![self.who(), side, port],
+        };
+        let unread: u64 = self.sockets.iter().map(|socket| u64::from(socket.unread_bytes)).sum();
+        row.extend([
+            why(self.key.diagnosis, self.key.possibly),
+            self.sockets.len().to_string(),
+            self.oldest().map(table::at_least).unwrap_or_default(),
+            unread.to_string(),
+            self.fds(),
+            self.full_in(rates),
+        ]);
+        row
     }
 
     fn who(&self) -> String {
@@ -128,6 +166,10 @@ impl Group<'_> {
             Who::Unknown(Some(uid)) => format!("unknown, uid {uid}"),
             Who::Unknown(None) => "unknown".to_owned(),
             Who::Peer(address) => address.to_string(),
+            Who::Places(places) if places.is_empty() => "-".to_owned(),
+            Who::Places(places) => {
+                places.iter().map(|place| short(&printable(place))).collect::<Vec<_>>().join(", ")
+            }
             Who::Anyone => String::new(),
         }
     }
@@ -136,42 +178,41 @@ impl Group<'_> {
         self.sockets.iter().map(|socket| &socket.age).max_by(|a, b| a.min_seconds.total_cmp(&b.min_seconds))
     }
 
-    /// Of the holders the one that is nearest to its limit of open files.
-    fn tightest(&self) -> Option<(u64, Option<u64>)> {
-        let owners = self.sockets.first()?.owners.iter();
-        let room = |owner: &Owner| Some(owner.fds_limit?.saturating_sub(owner.fds_used?));
-        let owner = owners.min_by_key(|owner| room(owner).unwrap_or(u64::MAX))?;
-        Some((owner.fds_used?, owner.fds_limit))
+    fn owners(&self) -> impl Iterator<Item = &Owner> {
+        self.sockets.iter().flat_map(|socket| &socket.owners)
     }
 
+    /// Of the holders the one that is nearest to its limit of open files.
     fn fds(&self) -> String {
-        match self.tightest() {
-            Some((used, Some(limit))) => format!("{used}/{limit}"),
-            Some((used, None)) => used.to_string(),
+        let room = |owner: &Owner| Some(owner.fds_limit?.saturating_sub(owner.fds_used?));
+        let tightest = self.owners().min_by_key(|owner| room(owner).unwrap_or(u64::MAX));
+        match tightest.map(|owner| (owner.fds_used, owner.fds_limit)) {
+            Some((Some(used), Some(limit))) => format!("{used}/{limit}"),
+            Some((Some(used), None)) => used.to_string(),
+            _ => "-".to_owned(),
+        }
+    }
+
+    /// When the first of the holders has no file descriptor left, if sockets go on to get stuck in it as they did.
+    fn full_in(&self, rates: &Rates) -> String {
+        // In the accept queue a socket takes no file descriptor yet; what is not proven makes no rate.
+        if self.key.possibly || self.key.diagnosis == Some(Diagnosis::NotAccepted) {
+            return "-".to_owned();
+        }
+        match self.owners().filter_map(|owner| rates.full_in(owner)).min_by(f64::total_cmp) {
+            Some(0.0) => "now".to_owned(),
+            Some(seconds) => table::span(seconds),
             None => "-".to_owned(),
         }
     }
+}
 
-    /// When the holder has no file descriptor left, if sockets go on to get stuck as they did from the oldest to the
-    /// youngest of this group.
-    fn full_in(&self) -> String {
-        const UNKNOWN: &str = "-";
-        // In the accept queue a socket takes no file descriptor yet; what is not proven makes no rate.
-        if self.key.possibly || self.key.diagnosis == Some(Diagnosis::NotAccepted) {
-            return UNKNOWN.to_owned();
-        }
-        let Some((used, Some(limit))) = self.tightest() else { return UNKNOWN.to_owned() };
-        if used >= limit {
-            return "now".to_owned();
-        }
-        let ages = || self.sockets.iter().map(|socket| socket.age.min_seconds);
-        let (oldest, youngest) = (ages().fold(0.0, f64::max), ages().fold(f64::INFINITY, f64::min));
-        let (span, steps) = (oldest - youngest, self.sockets.len() - 1);
-        // Two sockets, or a single burst, are no rate.
-        if steps < 2 || span < 1.0 {
-            return UNKNOWN.to_owned();
-        }
-        table::span((limit - used) as f64 * span / steps as f64)
+/// A container's id as people use it: the first 12 of its 64 digits. Other names as they are.
+fn short(name: &str) -> String {
+    let (runtime, id) = name.split_at(name.rfind("://").map_or(0, |at| at + 3));
+    match id.get(..12) {
+        Some(start) if id.len() == 64 => format!("{runtime}{start}"),
+        _ => name.to_owned(),
     }
 }
 
@@ -193,7 +234,18 @@ pub(crate) mod tests {
     use crate::terms::{Age, Phase};
 
     pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
-        Owner { pid, comm: comm.into(), fd: 5, fds_used: Some(fds.0), fds_limit: Some(fds.1) }
+        Owner {
+            pid,
+            comm: comm.into(),
+            fd: 5,
+            exe: None,
+            runs: None,
+            unit: None,
+            container_id: None,
+            pod_uid: None,
+            fds_used: Some(fds.0),
+            fds_limit: Some(fds.1),
+        }
     }
 
     pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
@@ -214,6 +266,8 @@ pub(crate) mod tests {
             last_sent_seconds: None,
             diagnosis: Some(Diagnosis::NotClosed),
             owners: owners.to_vec(),
+            closed_by: None,
+            peer_owners: Vec::new(),
         }
     }
 
@@ -229,7 +283,7 @@ pub(crate) mod tests {
             (1..=5).map(|i| socket(i * 60, &[api.clone(), worker.clone()])).collect();
         sockets.push(socket(70, &[]));
         let groups = group(&proven(&sockets), By::Owner);
-        let text = text(&groups, By::Owner, 20, Some(90));
+        let text = text(&groups, By::Owner, &Rates::of(&sockets, 60.0), 20, Some(100));
         let lines: Vec<&str> = text.lines().collect();
         // 100 descriptors are left, one goes every 60 s.
         assert_eq!(lines.len(), 3, "{text}");
@@ -243,14 +297,16 @@ pub(crate) mod tests {
     fn groups_beyond_the_limit_are_counted() {
         let sockets: Vec<StuckSocket> = (1..=30).map(|pid| socket(60, &[owner(pid, "a", (1, 2))])).collect();
         let groups = group(&proven(&sockets), By::Owner);
-        let text = text(&groups, By::Owner, 20, None);
+        let text = text(&groups, By::Owner, &Rates::default(), 20, None);
         assert_eq!(text.lines().count(), 22);
         assert!(text.ends_with("… 10 more\n"), "{text}");
     }
 
     #[test]
     fn no_rate_is_made_up() {
-        let last = |sockets: &[StuckSocket]| group(&proven(sockets), By::Owner)[0].full_in();
+        let last = |sockets: &[StuckSocket]| {
+            group(&proven(sockets), By::Owner)[0].full_in(&Rates::of(sockets, 60.0))
+        };
         let one = owner(1, "a", (10, 1024));
         assert_eq!(last(&[socket(60, std::slice::from_ref(&one))]), "-");
         assert_eq!(
@@ -270,6 +326,50 @@ pub(crate) mod tests {
             assert_eq!(group(&proven(&sockets), by).len(), 1);
         }
         assert_eq!(group(&proven(&sockets), By::Owner).len(), 2);
-        assert!(text(&group(&proven(&sockets), By::Peer), By::Peer, 20, None).contains("10.0.0.9"));
+        let by_peer = text(&group(&proven(&sockets), By::Peer), By::Peer, &Rates::default(), 20, None);
+        assert!(by_peer.contains("10.0.0.9"));
+    }
+
+    #[test]
+    fn groups_of_one_process_share_its_descriptors() {
+        let api = owner(1, "a", (924, 1024));
+        let read = |age| StuckSocket {
+            diagnosis: Some(Diagnosis::NotRead),
+            ..socket(age, std::slice::from_ref(&api))
+        };
+        // One every 60 s, of either kind: 100 left.
+        let sockets = [
+            socket(60, std::slice::from_ref(&api)),
+            read(120),
+            socket(180, std::slice::from_ref(&api)),
+            read(240),
+        ];
+        let groups = group(&proven(&sockets), By::Owner);
+        let rates = Rates::of(&sockets, 60.0);
+        let full: Vec<String> = groups.iter().map(|group| group.full_in(&rates)).collect();
+        assert_eq!(full, ["1h 40m", "1h 40m"]);
+    }
+
+    #[test]
+    fn units_and_containers_are_groups_of_their_own() {
+        let id = format!("containerd://{}", "0123456789abcdef".repeat(4));
+        let placed = |pid, unit: Option<&str>, container: Option<&str>| Owner {
+            unit: unit.map(str::to_owned),
+            container_id: container.map(str::to_owned),
+            ..owner(pid, "a", (1, 2))
+        };
+        let sockets = [
+            socket(60, &[placed(1, Some("api.service"), None), placed(2, Some("api.service"), None)]),
+            socket(60, &[placed(3, Some("api.service"), None)]),
+            socket(60, &[placed(4, None, Some(&id))]),
+            socket(60, &[]),
+        ];
+        let by = |by| {
+            let groups = group(&proven(&sockets), by);
+            let text = text(&groups, by, &Rates::default(), 20, None);
+            text.lines().skip(1).map(|line| line.split("  ").next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(by(By::Unit), ["api.service", "unknown, uid 1000", "-"]);
+        assert_eq!(by(By::Container), ["-", "unknown, uid 1000", "containerd://0123456789ab"]);
     }
 }

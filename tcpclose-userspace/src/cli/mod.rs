@@ -7,7 +7,8 @@
 //! * [`filter`]: which sockets are meant, and where they are asked for.
 //! * [`client`]: asks the agent on its unix socket.
 //! * [`interrupt`]: SIGINT and SIGTERM between two sockets.
-//! * [`groups`]: sockets put together by owner, port or peer.
+//! * [`groups`]: sockets put together; [`rates`]: how fast processes run out of descriptors;
+//!   [`next`]: what to run next.
 //! * [`table`]: columns and short words for people.
 
 pub mod agent;
@@ -16,6 +17,8 @@ pub mod filter;
 pub mod groups;
 pub mod interrupt;
 pub mod kill;
+pub mod next;
+pub mod rates;
 pub mod stuck;
 pub mod table;
 pub mod verify;
@@ -146,7 +149,7 @@ mod tests {
         assert!(Cli::try_parse_from(["tcpclose", "agent", "--socket", &"x".repeat(107)]).is_ok());
         let rest: &[&[&str]] = &[
             &["stuck", "--state", "limbo"],
-            &["stuck", "--by", "unit"],
+            &["stuck", "--by", "pod"],
             &["stuck", "--max", "3"],
             &["stuck", "--pid", "-1"],
             &["stuck", "--limit", "many"],

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::filter::{Filter, Findings, Place, Sorted};
 use super::groups::{self, By, Listed};
+use super::rates::Rates;
 use super::{print, table};
 use crate::failure::{Failure, printable};
 use crate::query::document::StuckSocket;
@@ -57,6 +58,8 @@ impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let mut findings = self.filter.find(&self.place)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
+        // Before the filters: a process loses its descriptors to all of them.
+        let rates = Rates::of(&sockets, findings.bound.as_secs_f64());
         let sorted = Sorted::new(self.filter.select(sockets), findings.bound.as_secs_f64());
         let code = match self.check && sorted.stuck().count() > self.max {
             true => ExitCode::FAILURE,
@@ -69,12 +72,12 @@ impl Stuck {
             json.push('\n');
             json
         } else {
-            self.text(&findings, &sorted, table::width())
+            self.text(&findings, &sorted, &rates, table::width())
         };
         print(&text).map(|()| code)
     }
 
-    fn text(&self, findings: &Findings, sorted: &Sorted, width: Option<u16>) -> String {
+    fn text(&self, findings: &Findings, sorted: &Sorted, rates: &Rates, width: Option<u16>) -> String {
         let state = self.filter.state_in_words();
         let mut text = table::wrap(&sorted.summary(&state, findings.bound), width);
         text.push('\n');
@@ -85,7 +88,7 @@ impl Stuck {
                 true => list(&listed, self.limit.unwrap_or(usize::MAX), width),
                 false => {
                     let groups = groups::group(&listed, self.by);
-                    groups::text(&groups, self.by, self.limit.unwrap_or(GROUPS), width)
+                    groups::text(&groups, self.by, rates, self.limit.unwrap_or(GROUPS), width)
                 }
             });
             text.push('\n');
@@ -115,7 +118,7 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
                 socket.unread_bytes.to_string(),
                 socket.unsent_bytes.to_string(),
                 socket.local.to_string(),
-                socket.peer.to_string(),
+                peer(socket),
                 owners(socket),
             ]
         })
@@ -140,7 +143,18 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
     text
 }
 
+/// The peer's address, and who holds that end where it is here too.
+fn peer(socket: &StuckSocket) -> String {
+    let mut holders: Vec<String> = socket.peer_owners.iter().map(groups::process).collect();
+    holders.dedup();
+    [vec![socket.peer.to_string()], holders].concat().join(" ")
+}
+
 pub fn owners(socket: &StuckSocket) -> String {
+    if let Some(closer) = &socket.closed_by {
+        let name = closer.comm.as_deref().map_or("ended".into(), printable);
+        return format!("closed by {name}[{}]", closer.pid);
+    }
     if socket.owners.is_empty() {
         return "unknown".to_owned();
     }

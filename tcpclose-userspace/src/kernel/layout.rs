@@ -57,6 +57,15 @@ fn from_btf(btf: &Btf) -> Result<Layout> {
         skc_state: common("skc_state")?,
         tw_substate: offset(btf, "inet_timewait_sock", "tw_substate")?,
         tw_timer: offset(btf, "inet_timewait_sock", "tw_timer")?,
+        task_group_leader: offset(btf, "task_struct", "group_leader")?,
+        task_files: offset(btf, "task_struct", "files")?,
+        task_flags: offset(btf, "task_struct", "flags")?,
+        task_tgid: offset(btf, "task_struct", "tgid")?,
+        file_inode: offset(btf, "file", "f_inode")?,
+        inode_mode: offset(btf, "inode", "i_mode")?,
+        inode_ino: offset(btf, "inode", "i_ino")?,
+        inode_sb: offset(btf, "inode", "i_sb")?,
+        sb_magic: offset(btf, "super_block", "s_magic")?,
     })
 }
 

@@ -4,15 +4,17 @@
 //! * [`tracefs`]: tracefs, for the classic door.
 //! * [`probe`]: load and attach the eBPF programs, best door first.
 //! * [`hooks`]: fentry and fexit on the minisocket's functions.
+//! * [`task_file`]: the iterator over all tasks' files.
 //! * [`ring`]: drain the ring buffer.
 //! * [`sock_diag`]: dump and look up TCP sockets; [`age`]: what their fields prove of their age.
 //! * [`destroy`]: end one socket by SOCK_DESTROY.
 //! * [`mib`]: the kernel's own counters of TCP.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
-//! * [`owners`]: which processes hold a socket.
+//! * [`owners`]: which processes hold a socket; [`process`]: what is known of one; [`cgroup`]: of its place.
 //! * [`host`]: names, clocks, limits.
 
 pub mod age;
+pub mod cgroup;
 pub mod destroy;
 pub mod hooks;
 pub mod host;
@@ -20,7 +22,9 @@ pub mod layout;
 pub mod mib;
 pub mod owners;
 pub mod probe;
+pub mod process;
 pub mod ring;
 pub mod sock_diag;
+pub mod task_file;
 pub mod time_wait;
 pub mod tracefs;

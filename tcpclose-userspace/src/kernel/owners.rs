@@ -1,6 +1,11 @@
-//! Which processes hold which socket, by one walk over /proc/PID/fd.
+//! Which processes hold which socket, in one pass for all: by the kernel's iterator over all tasks' files, or by a walk
+//! over /proc/PID/fd.
 //!
-//! Threads share their process's files, so one directory a process is read. A thread that has taken a file table of
+//! The iterator visits 45,000 descriptors in 28 to 37 ms and the walk in 223 (Linux 6.18), but loading it takes longer
+//! than most walks: the agent has it, a command that runs once walks. It sees every process of every PID namespace
+//! below the first, and the agent must be in that one for numbers to be those of its /proc.
+//!
+//! In the walk, threads share their process's files, so one directory a process is read. A thread that has taken a file table of
 //! its own (`unshare(CLONE_FILES)`) is not looked into: what it alone holds has no owner here.
 //!
 //! To see another user's files both CAP_DAC_READ_SEARCH (or CAP_DAC_OVERRIDE) and CAP_SYS_PTRACE are needed: the
@@ -9,13 +14,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
 use rustix::io::Errno;
+use tcpclose_common::held::Held;
+
+use super::process::Process;
 
 /// One file descriptor on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,18 +32,7 @@ pub struct Holder {
     pub fd: u32,
 }
 
-/// A process that holds at least one of the sockets asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Process {
-    /// `/proc/PID/comm`, at most 15 bytes, as lossy UTF-8. A program may put any byte in: escape it for a terminal.
-    pub comm: String,
-    /// File descriptors in use.
-    pub fds_used: u64,
-    /// The soft limit of open files; `None` when unlimited or unreadable.
-    pub fds_limit: Option<u64>,
-}
-
-/// The answer of one walk.
+/// The answer of one pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owners {
     /// Every holder of each socket asked for, by inode, in order of pid and fd.
@@ -53,64 +50,110 @@ impl Owners {
     }
 }
 
+/// How to look for owners.
+#[derive(Debug)]
+pub enum Look {
+    /// By the iterator: what it writes is read from here.
+    TaskFile(File),
+    /// By a walk over /proc.
+    Proc,
+}
+
 /// Who holds the sockets with these `inodes`. A process that ends meanwhile is left out.
-pub fn find(inodes: &HashSet<u32>) -> io::Result<Owners> {
-    let mut owners = Owners::default();
+pub fn find(inodes: &HashSet<u32>, look: Look) -> io::Result<Owners> {
     if inodes.is_empty() {
-        return Ok(owners);
+        return Ok(Owners::default());
     }
-    let proc = open_directory(CWD, c"/proc")?;
-    for_each_number(&proc, |name, pid| {
-        match files(&proc, name, pid, inodes, &mut owners.by_inode) {
-            Ok(Files { sockets: 0, .. }) => {}
-            Ok(Files { used, .. }) => {
-                owners.processes.insert(pid, describe(pid, used));
+    let mut owners = match look {
+        Look::TaskFile(file) => match read(file, inodes) {
+            Ok(owners) => owners,
+            Err(why) => {
+                log::warn!("the iterator over files failed, /proc is read instead: {why}");
+                walk(inodes)?
             }
-            Err(Errno::ACCESS | Errno::PERM) => owners.denied += 1,
-            // It has ended.
-            Err(_) => {}
-        }
-    })?;
-    for holders in owners.by_inode.values_mut() {
+        },
+        Look::Proc => walk(inodes)?,
+    };
+    let pids: HashSet<u32> = owners.by_inode.values().flatten().map(|holder| holder.pid).collect();
+    owners.processes = pids.into_iter().filter_map(|pid| Some((pid, Process::read(pid)?))).collect();
+    let Owners { by_inode, processes, .. } = &mut owners;
+    for holders in by_inode.values_mut() {
+        holders.retain(|holder| processes.contains_key(&holder.pid));
         holders.sort_unstable();
         holders.dedup();
     }
     Ok(owners)
 }
 
-/// How many files a process has open, and how many of them are sockets asked for.
-#[derive(Default)]
-struct Files {
-    used: u64,
-    sockets: u64,
+/// What the iterator writes.
+fn read(mut file: File, inodes: &HashSet<u32>) -> io::Result<Owners> {
+    let mut owners = Owners::default();
+    let mut buffer = vec![0; Held::SIZE << 12];
+    let mut filled = 0;
+    loop {
+        let free = buffer.get_mut(filled..).unwrap_or_default();
+        match file.read(free) {
+            Ok(0) => return Ok(owners),
+            Ok(n) => filled += n,
+            Err(why) if why.kind() == io::ErrorKind::Interrupted => continue,
+            Err(why) => return Err(why),
+        }
+        let (records, rest) = buffer.get(..filled).unwrap_or_default().as_chunks::<{ Held::SIZE }>();
+        for held in records.iter().map(Held::decode) {
+            // The kernel numbers sockets with get_next_ino(), an unsigned int (net/socket.c, sock_alloc()).
+            if let Some(inode) = u32::try_from(held.inode).ok().filter(|inode| inodes.contains(inode)) {
+                owners.by_inode.entry(inode).or_default().push(Holder { pid: held.pid, fd: held.fd });
+            }
+        }
+        // A read may end in the middle of a record.
+        let (used, left) = (filled - rest.len(), rest.len());
+        buffer.copy_within(used..filled, 0);
+        filled = left;
+    }
 }
 
+/// Reads every process's list of files.
+fn walk(inodes: &HashSet<u32>) -> io::Result<Owners> {
+    let mut owners = Owners::default();
+    let proc = open_directory(CWD, c"/proc")?;
+    for_each_number(&proc, |name, pid| {
+        match files(&proc, name, pid, inodes, &mut owners.by_inode) {
+            Ok(_) => {}
+            Err(Errno::ACCESS | Errno::PERM) => owners.denied += 1,
+            // It has ended.
+            Err(_) => {}
+        }
+    })?;
+    Ok(owners)
+}
+
+/// Takes what one process holds into `found`, and returns how many files it has open.
 fn files(
     proc: &OwnedFd,
     name: &CStr,
     pid: u32,
     inodes: &HashSet<u32>,
     found: &mut HashMap<u32, Vec<Holder>>,
-) -> Result<Files, Errno> {
+) -> Result<u64, Errno> {
     let process = open_directory(proc, name)?;
-    let files = files_of_task(&process, pid, inodes, found)?;
-    if files.used > 0 {
-        return Ok(files);
+    let open = files_of_task(&process, pid, inodes, found)?;
+    if open > 0 {
+        return Ok(open);
     }
     // A process whose first thread has ended shows no files under its own number, though its other threads hold
     // them (fs/proc/fd.c, proc_readfd_common(): the task's own file table, which exit_files() took).
     let tasks = open_directory(&process, c"task")?;
-    let mut files = Files::default();
+    let mut open = 0;
     for_each_number(&tasks, |name, tid| {
         if tid != pid
-            && files.used == 0
+            && open == 0
             && let Ok(task) = open_directory(&tasks, name)
             && let Ok(seen) = files_of_task(&task, pid, inodes, found)
         {
-            files = seen;
+            open = seen;
         }
     })?;
-    Ok(files)
+    Ok(open)
 }
 
 fn files_of_task(
@@ -118,46 +161,29 @@ fn files_of_task(
     pid: u32,
     inodes: &HashSet<u32>,
     found: &mut HashMap<u32, Vec<Holder>>,
-) -> Result<Files, Errno> {
+) -> Result<u64, Errno> {
     let directory = open_directory(task, c"fd")?;
-    let mut files = Files::default();
+    let mut open = 0;
     let mut denied = false;
     for_each_number(&directory, |name, fd| {
-        files.used += 1;
+        open += 1;
         let mut target = [MaybeUninit::uninit(); 64];
         match readlinkat_raw(&directory, name, &mut target) {
             Ok((target, _)) => {
                 if let Some(inode) = socket_inode(target).filter(|inode| inodes.contains(inode)) {
-                    files.sockets += 1;
                     found.entry(inode).or_default().push(Holder { pid, fd });
                 }
             }
             Err(error) => denied |= matches!(error, Errno::ACCESS | Errno::PERM),
         }
     })?;
-    if denied { Err(Errno::ACCESS) } else { Ok(files) }
+    if denied { Err(Errno::ACCESS) } else { Ok(open) }
 }
 
 /// N of `socket:[N]`.
 fn socket_inode(target: &[u8]) -> Option<u32> {
     // The kernel numbers sockets with get_next_ino(), an unsigned int (net/socket.c, sock_alloc()).
     str::from_utf8(target).ok()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-}
-
-fn describe(pid: u32, fds_used: u64) -> Process {
-    let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
-    Process {
-        comm: String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned(),
-        fds_used,
-        fds_limit: soft_limit(&limits),
-    }
-}
-
-/// The soft limit in the `Max open files` line of a `/proc/PID/limits`; `None` for `unlimited`.
-fn soft_limit(limits: &str) -> Option<u64> {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 fn open_directory(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
@@ -181,6 +207,7 @@ fn for_each_number(directory: &OwnedFd, mut visit: impl FnMut(&CStr, u32)) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::net::{TcpListener, UdpSocket};
     use std::os::fd::AsRawFd;
     use std::os::unix::fs::MetadataExt;
@@ -194,16 +221,14 @@ mod tests {
         let (one, other) =
             (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         let twice = one.try_clone().unwrap();
-        let owners = find(&HashSet::from([inode(&one)])).unwrap();
+        let owners = find(&HashSet::from([inode(&one)]), Look::Proc).unwrap();
         let mut expected: Vec<Holder> =
             [&one, &twice].map(|fd| Holder { pid: std::process::id(), fd: fd.as_raw_fd() as u32 }).into();
         expected.sort_unstable();
         assert_eq!(owners.of(inode(&one)), expected);
         assert_eq!(owners.of(inode(&other)), []);
-        let process = &owners.processes[&std::process::id()];
-        assert!(process.fds_used >= 3 && process.fds_limit.is_none_or(|limit| limit >= process.fds_used));
-        assert!(!process.comm.is_empty() && !process.comm.ends_with('\n'));
-        assert_eq!(find(&HashSet::new()).unwrap(), Owners::default());
+        assert_eq!(owners.processes.len(), 1);
+        assert_eq!(find(&HashSet::new(), Look::Proc).unwrap(), Owners::default());
     }
 
     #[test]
@@ -212,10 +237,5 @@ mod tests {
         for other in [&b"pipe:[12345]"[..], b"socket:[]", b"socket:[1", b"socket:[-1]", b"/x\xff", b""] {
             assert_eq!(socket_inode(other), None);
         }
-        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                      Max open files            1024                 524288               files     \n";
-        assert_eq!(soft_limit(limits), Some(1024));
-        assert_eq!(soft_limit(&limits.replace("1024 ", "unlimited ")), None);
-        assert_eq!(soft_limit(""), None);
     }
 }

@@ -14,7 +14,9 @@ use log::LevelFilter;
 use tcpclose_common::layout::Layout;
 
 use super::host::{self, Capability};
+use super::owners::Look;
 use super::ring::Ring;
+use super::task_file::{self, OwnersHook};
 use super::{hooks, layout, tracefs};
 use crate::failure::Failure;
 use crate::tracker::notice::Told;
@@ -74,6 +76,10 @@ pub struct Probe {
     pub time_wait_declined: Vec<String>,
     /// What hooks tell.
     pub told: Told,
+    /// The rung in use for owners.
+    pub owners: OwnersHook,
+    /// Why it is not the better one.
+    pub owners_declined: Option<String>,
     pub ring: Ring,
     /// Every attached program.
     programs: Vec<OwnedFd>,
@@ -89,7 +95,7 @@ struct LayoutGlobal(Layout);
 unsafe impl Pod for LayoutGlobal {}
 
 impl Probe {
-    /// Loads the probe and attaches it at the rungs `only` and `time_wait`, or at the best that load. What this process
+    /// Loads the probe and attaches it at the rungs `only`, `time_wait` and `owners`, or at the best that load. What this process
     /// and kernel must have for that, [`require`] has seen to.
     ///
     /// `ring_size` is in bytes: a power of two, a page or more. `level` is the log level of the whole agent; the
@@ -100,6 +106,7 @@ impl Probe {
     pub fn attach(
         only: Option<StateHook>,
         time_wait: Option<TimeWaitHook>,
+        owners: Option<OwnersHook>,
         ring_size: u32,
         level: LevelFilter,
     ) -> Result<Self, Failure> {
@@ -169,6 +176,7 @@ impl Probe {
             };
             return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
+        let (owners, owners_declined) = task_file::choose(&mut ebpf, btf.as_ref(), owners)?;
         let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| cannot_load(&why))?;
         programs.push(program);
         Ok(Self {
@@ -178,10 +186,17 @@ impl Probe {
             time_wait: if minisockets.any { TimeWaitHook::Hooks } else { TimeWaitHook::Diag },
             told: Told { resets, ..minisockets.told },
             time_wait_declined: minisockets.missing,
+            owners,
+            owners_declined,
             ring,
             programs,
             ebpf,
         })
+    }
+
+    /// How to look for owners now.
+    pub fn look(&mut self) -> Look {
+        task_file::look(&mut self.ebpf, self.owners)
     }
 
     /// The programs' log, to be read by [`aya_log::EbpfLogger`].
@@ -363,7 +378,7 @@ fn cannot_load(why: &anyhow::Error) -> Failure {
 }
 
 /// An error and its causes in one line. Those of aya quote their causes, which are then not said twice.
-fn reason(error: &anyhow::Error) -> String {
+pub(super) fn reason(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if !text.ends_with(&cause) {

@@ -162,6 +162,7 @@ mod tests {
             missed: false,
             expires_ns: 0,
             sent_ns: 0,
+            closer: None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::kernel::process::Runs;
 use crate::terms::{Age, Diagnosis, Phase, Side};
 
 /// The version of the document that this build writes and reads.
@@ -73,6 +74,12 @@ pub struct StuckSocket {
     /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
     /// when unknown.
     pub owners: Vec<Owner>,
+    /// Who closed the socket that no program holds any more, where the agent saw that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_by: Option<ClosedBy>,
+    /// Where the peer's end is in the same network namespace: every process that holds that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_owners: Vec<Owner>,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -86,12 +93,37 @@ pub struct Owner {
     /// May hold control characters: escape it for a terminal.
     pub comm: String,
     pub fd: u32,
+    /// Where its executable lies, seen from its own root. May hold control characters too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exe: Option<String>,
+    /// What executes it: `jvm`, `python`, `go` or `native`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "named_or_null")]
+    pub runs: Option<Runs>,
+    /// The systemd unit that it runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// `containerd://<64 hexadecimal digits>`; without the runtime where its cgroups do not tell that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    /// The uid of its Kubernetes pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
     /// File descriptors that the process has in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fds_used: Option<u64>,
     /// The process's soft limit of open files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fds_limit: Option<u64>,
+}
+
+/// The process that ended this side's stream, by close() or before that by shutdown().
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClosedBy {
+    pub pid: u32,
+    /// `null` when it has ended since.
+    pub comm: Option<String>,
+    /// How long ago that was.
+    pub seconds: f64,
 }
 
 /// [`Age`] in seconds.
@@ -170,6 +202,16 @@ impl Named for Side {
     }
 }
 
+impl Named for Runs {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|runs| runs.name() == name)
+    }
+}
+
 impl Named for Diagnosis {
     fn name(self) -> &'static str {
         Self::name(self)
@@ -227,13 +269,14 @@ mod named_or_null {
 mod tests {
     use super::*;
 
-    /// The sample of the design, key by key and in its order, without the keys of later issues.
+    /// The sample of the design, key by key and in its order.
     const SAMPLE: &str = concat!(
         r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","#,
         r#""incomplete":[],"sockets":[{"state":"close_wait","side":"server","port":8080,"local":"10.0.0.5:8080","#,
         r#""peer":"10.0.0.9:41234","cookie":"4fe4d","inode":12345,"uid":1000,"netns":4026531840,"#,
         r#""age":{"exact":true,"min_seconds":93.2,"max_seconds":93.2},"unread_bytes":0,"unsent_bytes":0,"#,
-        r#""last_sent_seconds":93.4,"diagnosis":"not_closed","owners":[{"pid":4242,"comm":"api","fd":17}]}]}"#,
+        r#""last_sent_seconds":93.4,"diagnosis":"not_closed","owners":[{"pid":4242,"comm":"api","fd":17,"unit":"api.service","#,
+        r#""container_id":"containerd://0123","pod_uid":"2c48913c"}]}]}"#,
     );
 
     #[test]
@@ -247,7 +290,7 @@ mod tests {
     #[test]
     fn understands_what_a_newer_agent_adds() {
         let newer = SAMPLE
-            .replace(r#""fd":17"#, r#""fd":17,"unit":"api.service""#)
+            .replace(r#""fd":17"#, r#""fd":17,"runs":"beam","zone":"a""#)
             .replace("not_closed", "not_anything")
             .replace(r#""max_seconds":93.2"#, r#""max_seconds":null"#);
         let document: Document = serde_json::from_str(&newer).unwrap();

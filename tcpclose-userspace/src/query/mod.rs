@@ -1,24 +1,28 @@
 //! Which sockets are in a close-phase state, since when, whose they are, and why.
 //!
 //! * [`document`]: the answer, as it travels and as `--json` prints it.
+//! * [`owners`]: whose they are.
+//! * [`tally`]: how many stuck sockets each has.
 //! * [`assemble`]: sockets, their listeners and their owners put together; pure.
 //! * [`snapshot`]: the answer from one dump, without an agent.
 
 pub mod document;
+mod owners;
+pub mod tally;
 
-use std::collections::HashSet;
 use std::io;
-use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
 
 use tcpclose_common::state::TcpState;
 
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
-use crate::kernel::owners::{self, Holder, Owners};
+use crate::kernel::owners::{self as holders, Look, Owners};
 use crate::kernel::sock_diag::{self, Dump, Socket};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
-use document::{Cookie, Document, Owner, SCHEMA, Source, StuckSocket, seconds};
+use document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
+pub use owners::{Peers, listeners_of, name_closers, still_there, wanted_inodes};
+use owners::{owners_of, peer_owners_of, unknown_owners};
 
 /// What is known of a socket beyond its dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +32,8 @@ pub struct Facts {
     pub port: u16,
     /// The time in its state when the document is made.
     pub age: Age,
+    /// Who closed it, and how many nanoseconds before the document is made.
+    pub closer: Option<(u32, u64)>,
 }
 
 /// The sockets of one network namespace and what belongs to them.
@@ -36,6 +42,7 @@ pub struct Scene<'a> {
     /// The namespace's listening sockets.
     pub listeners: &'a [Socket],
     pub owners: &'a Owners,
+    pub peers: &'a Peers,
     /// The namespace's inode.
     pub netns: u32,
     /// The age from which a socket is called stuck, nanoseconds.
@@ -50,16 +57,8 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
         .iter()
         .filter_map(|socket| {
             let state = Phase::of(socket.state)?;
-            let Facts { side, port, age } = facts(socket);
+            let Facts { side, port, age, closer } = facts(socket);
             let diagnosis = diagnose(socket, age, scene.bound_ns);
-            let mut owners: Vec<Owner> = match diagnosis {
-                Some(Diagnosis::NotAccepted) => listeners_of(&socket.flow, scene.listeners)
-                    .flat_map(|listener| scene.owners.of(listener.inode))
-                    .map(|holder| owner(holder, scene.owners))
-                    .collect(),
-                _ => scene.owners.of(socket.inode).iter().map(|holder| owner(holder, scene.owners)).collect(),
-            };
-            owners.sort_unstable_by_key(|owner| (owner.pid, owner.fd));
             Some(StuckSocket {
                 state,
                 side,
@@ -76,7 +75,9 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
                 unsent_bytes: socket.unsent,
                 last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
                 diagnosis,
-                owners,
+                owners: owners_of(socket, scene),
+                closed_by: closer.filter(|_| socket.inode == 0).map(ClosedBy::from),
+                peer_owners: peer_owners_of(socket, scene),
             })
         })
         .collect()
@@ -88,9 +89,7 @@ pub fn diagnose(socket: &Socket, age: Age, bound_ns: u64) -> Option<Diagnosis> {
     if socket.state != TcpState::CloseWait {
         return None;
     }
-    // A child in the accept queue has no struct socket yet, and so no inode (net/core/sock.c, sock_i_ino(), 5.8 to
-    // 6.18); an orphan cannot be in CLOSE-WAIT, for close() leads to LAST-ACK.
-    if socket.inode == 0 {
+    if owners::not_accepted(socket) {
         return Some(Diagnosis::NotAccepted);
     }
     let sent_since_the_fin = |ns: u64| age.max_ns.is_none_or(|age| ns <= age);
@@ -111,33 +110,6 @@ fn unread_data(socket: &Socket) -> u32 {
     }
 }
 
-fn owner(holder: &Holder, owners: &Owners) -> Owner {
-    let process = owners.processes.get(&holder.pid);
-    Owner {
-        pid: holder.pid,
-        comm: process.map(|process| process.comm.clone()).unwrap_or_default(),
-        fd: holder.fd,
-        fds_used: process.map(|process| process.fds_used),
-        fds_limit: process.and_then(|process| process.fds_limit),
-    }
-}
-
-/// The listeners that a connection with this local end can have come through: those on its address, else those on
-/// every address of its family, else those on `[::]`. More than one where SO_REUSEPORT shares the port.
-pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
-    const ANY_V4: Ipv6Addr = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
-    let (local, port) = (flow.local, flow.local_port);
-    let rank = move |listener: &Socket| match listener.flow.local {
-        _ if listener.flow.local_port != port || listener.state != TcpState::Listen => 0,
-        address if address == local => 3,
-        ANY_V4 if local.to_ipv4_mapped().is_some() => 2,
-        Ipv6Addr::UNSPECIFIED => 1,
-        _ => 0,
-    };
-    let best = listeners.iter().map(rank).max().unwrap_or(0);
-    listeners.iter().filter(move |listener| best > 0 && rank(listener) == best)
-}
-
 /// What a dump alone proves of one of its sockets at `now_ns`: an age, and a side where it has the listener too.
 pub fn dumped_facts(
     socket: &Socket,
@@ -152,37 +124,12 @@ pub fn dumped_facts(
     };
     let Flow { local_port, remote_port, .. } = socket.flow;
     let age = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
-    Facts { side, port: side.service_port(local_port, remote_port, ephemeral), age }
-}
-
-/// The inodes whose owners [`assemble`] asks for.
-pub fn wanted_inodes(sockets: &[Socket], listeners: &[Socket]) -> HashSet<u32> {
-    let not_accepted = |socket: &&Socket| socket.state == TcpState::CloseWait && socket.inode == 0;
-    let queues = sockets
-        .iter()
-        .filter(not_accepted)
-        .flat_map(|socket| listeners_of(&socket.flow, listeners))
-        .map(|listener| listener.inode);
-    sockets.iter().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0).collect()
+    Facts { side, port: side.service_port(local_port, remote_port, ephemeral), age, closer: None }
 }
 
 /// Says in words what a dump and a look for owners did not see.
 pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<String> {
-    let mut incomplete = Vec::new();
-    let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
-    let unknown = sockets.iter().filter(held).filter(|socket| socket.owners.is_empty()).count();
-    let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
-    if unknown > 0 && owners.denied > 0 {
-        incomplete.push(format!(
-            "owners of {sockets} are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed to read \
-             other users' /proc/PID/fd"
-        ));
-    } else if unknown > 0 {
-        incomplete.push(format!(
-            "owners of {sockets} are unknown: no process in this /proc holds them (another PID namespace, \
-             a descriptor on its way over a unix socket, or the kernel itself)"
-        ));
-    }
+    let mut incomplete: Vec<String> = unknown_owners(owners, sockets).into_iter().collect();
     if dump.malformed > 0 {
         incomplete.push(format!("{} answers of the kernel could not be decoded", dump.malformed));
     }
@@ -198,20 +145,6 @@ pub fn distinct(sockets: &mut Vec<Socket>) {
     sockets.dedup_by_key(|socket| socket.cookie);
 }
 
-/// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
-/// likely just been closed, and a look tells.
-pub fn still_there(sockets: &mut Vec<Socket>, owners: &Owners) {
-    if owners.denied > 0 {
-        return;
-    }
-    sockets.retain(|socket| {
-        socket.inode == 0
-            || !owners.of(socket.inode).is_empty()
-            || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
-                .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
-    });
-}
-
 /// Every socket of the caller's network namespace in one of `states` (a mask of [`TcpState::bit`]s of the close
 /// phase), from one dump. `bound_ns`: the age from which one is called stuck, nanoseconds.
 pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
@@ -220,7 +153,8 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
     let (listeners, mut sockets): (Vec<_>, Vec<_>) =
         std::mem::take(&mut dump.sockets).into_iter().partition(|socket| socket.state == TcpState::Listen);
     distinct(&mut sockets);
-    let owners = owners::find(&wanted_inodes(&sockets, &listeners))?;
+    let peers = Peers::of(&sockets, &listeners);
+    let owners = holders::find(&wanted_inodes(&sockets, &listeners, &peers), Look::Proc)?;
     still_there(&mut sockets, &owners);
 
     let ephemeral = host::ip_local_port_range();
@@ -228,6 +162,7 @@ pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
         sockets: &sockets,
         listeners: &listeners,
         owners: &owners,
+        peers: &peers,
         netns: host::netns().unwrap_or_default(),
         bound_ns,
     };
@@ -257,9 +192,9 @@ mod tests {
     use crate::kernel::sock_diag::Times;
 
     const SECOND: u64 = 1_000_000_000;
-    const MINUTE: u64 = 60 * SECOND;
+    pub const MINUTE: u64 = 60 * SECOND;
 
-    fn socket(state: TcpState, local: &str, remote: &str, inode: u32) -> Socket {
+    pub fn socket(state: TcpState, local: &str, remote: &str, inode: u32) -> Socket {
         Socket {
             state,
             minisocket: false,
@@ -277,7 +212,7 @@ mod tests {
         }
     }
 
-    fn close_wait(unread: u32, last_sent_ns: u64) -> Socket {
+    pub fn close_wait(unread: u32, last_sent_ns: u64) -> Socket {
         Socket {
             unread,
             times: Some(Times { last_sent_ns, last_data_received_ns: 0, last_ack_received_ns: 0 }),
@@ -308,51 +243,5 @@ mod tests {
             assert_eq!(unread_data(&close_wait(unread, 0)), data);
         }
         assert_eq!(unread_data(&socket(TcpState::FinWait2, "10.0.0.5:1", "10.0.0.9:2", 1)), 0);
-    }
-
-    #[test]
-    fn a_connection_belongs_to_the_most_specific_listener() {
-        let listen = |local: &str, inode| socket(TcpState::Listen, local, "0.0.0.0:0", inode);
-        let listeners = [
-            listen("[::]:8080", 1),
-            listen("0.0.0.0:8080", 2),
-            listen("10.0.0.5:8080", 3),
-            listen("10.0.0.5:8080", 4),
-            listen("10.0.0.6:9090", 5),
-        ];
-        let found = |local: &str, listeners: &[Socket]| -> Vec<u32> {
-            let flow = Flow::new(local.parse().unwrap(), "10.0.0.9:41234".parse().unwrap());
-            listeners_of(&flow, listeners).map(|listener| listener.inode).collect()
-        };
-        assert_eq!(found("10.0.0.5:8080", &listeners), [3, 4]);
-        assert_eq!(found("10.0.0.7:8080", &listeners), [2]);
-        assert_eq!(found("[2001:db8::1]:8080", &listeners), [1]);
-        assert_eq!(found("10.0.0.7:8080", &listeners[..1]), [1]);
-        assert!(found("10.0.0.5:9090", &listeners).is_empty());
-    }
-
-    #[test]
-    fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
-        let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
-        let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
-        assert_eq!(wanted_inodes(&sockets, &listeners), HashSet::from([3, 7]));
-        let mut owners = Owners::default();
-        owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
-        owners.processes.insert(42, owners::Process { comm: "api".into(), fds_used: 9, fds_limit: None });
-        let scene =
-            Scene { sockets: &sockets, listeners: &listeners, owners: &owners, netns: 1, bound_ns: MINUTE };
-        let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE) };
-        let described = assemble(&scene, |_| facts);
-        assert_eq!(described.len(), 2);
-        assert_eq!((described[0].owners[0].pid, described[0].owners[0].fd), (42, 5));
-        assert_eq!(described[0].unread_bytes, 5);
-        assert!(described[1].owners.is_empty());
-        let said = incomplete(&Dump::default(), &owners, &described);
-        assert!(
-            said.len() == 1 && said[0].starts_with("owners of 1 socket are unknown: no process"),
-            "{said:?}"
-        );
-        let denied = Owners { denied: 3, ..owners };
-        assert!(incomplete(&Dump::default(), &denied, &described)[0].contains("CAP_SYS_PTRACE"));
     }
 }

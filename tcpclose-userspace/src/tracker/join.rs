@@ -314,6 +314,7 @@ impl Tracker {
             seen_ns: if view.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
             expires_ns: if seen.body == Body::Minisocket { seen.seen_ns + seen.expires_ns } else { 0 },
             sent_ns: seen.sent_ns.unwrap_or(0),
+            closer: None,
         })
     }
 

@@ -51,6 +51,15 @@ pub enum Body {
     Minisocket,
 }
 
+/// The process that made this side's FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closer {
+    /// As the first PID namespace numbers it.
+    pub pid: u32,
+    /// When it did, CLOCK_MONOTONIC nanoseconds.
+    pub at_ns: u64,
+}
+
 /// One socket's life.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
@@ -86,6 +95,8 @@ pub struct Life {
     pub expires_ns: u64,
     /// The last time the program is known to have written to it; 0 if no dump told.
     pub sent_ns: u64,
+    /// Who closed this side, or shut it down, where a record told.
+    pub closer: Option<Closer>,
 }
 
 impl Life {

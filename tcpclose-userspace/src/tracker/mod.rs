@@ -29,7 +29,7 @@ use tcpclose_common::state::TcpState;
 use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
-use life::{Body, Life, Since};
+use life::{Body, Closer, Life, Since};
 use notice::{Settling, Told};
 
 /// What the tracker must know of the host.
@@ -252,6 +252,7 @@ impl Tracker {
             missed: false,
             expires_ns: 0,
             sent_ns: 0,
+            closer: closer(head),
         }
     }
 
@@ -264,6 +265,8 @@ impl Tracker {
                 self.leave(at, left, now, out);
                 out.fact(now, Fact::Transition { from: left.state(), to: new });
                 self.enter(at, next, Since::exact(now));
+                let life = &mut self.lives[at];
+                life.closer = closer(head).or(life.closer);
                 if next == Phase::Closing {
                     self.lives[at].role = Role::Simultaneous;
                 }
@@ -623,6 +626,11 @@ fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
         Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
         Body::Socket => known(if by_cookie { life.cookie } else { life.sk }),
     }
+}
+
+/// Who closed, where the record tells.
+fn closer(head: &Head) -> Option<Closer> {
+    head.closer().map(|pid| Closer { pid, at_ns: head.time_ns })
 }
 
 /// Who sent the first FIN, where the state alone proves it.

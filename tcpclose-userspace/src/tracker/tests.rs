@@ -7,7 +7,7 @@ use tcpclose_common::state::TcpState::{self, *};
 
 use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
 use super::join::{Seen, View};
-use super::life::Body;
+use super::life::{Body, Closer};
 use super::notice::Told;
 use super::{Host, Tracker};
 use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, words_of};
@@ -1087,4 +1087,26 @@ fn no_order_of_events_breaks_it() {
         let left: Vec<_> = bench.tracker.lives().filter(|life| life.netns == HERE).collect();
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+#[test]
+fn who_closed_is_kept_from_the_step_that_told() {
+    let mut bench = Bench::btf();
+    let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
+    let closer = |bench: &Bench| bench.tracker.find(7, &flow).unwrap().closer;
+    let mut open = bench.head(7, &flow, T0, (Established, FinWait1), 0);
+    open.set_closer(4_194_304);
+    bench.take(open, &flow);
+    let told = Some(Closer { pid: 4_194_304, at_ns: T0 });
+    assert_eq!(closer(&bench), told);
+    bench.step(7, &flow, T0 + S, (FinWait1, FinWait2), 0);
+    assert_eq!(closer(&bench), told);
+
+    let mut bench = Bench::btf();
+    bench.step(7, &flow, T0, (Established, CloseWait), 0);
+    assert_eq!(closer(&bench), None);
+    let mut step = bench.head(7, &flow, T0 + S, (CloseWait, LastAck), 0);
+    step.set_closer(42);
+    bench.take(step, &flow);
+    assert_eq!(closer(&bench), Some(Closer { pid: 42, at_ns: T0 + S }));
 }

@@ -1,0 +1,44 @@
+//! Whose the stuck sockets are, counted at an interval for `/metrics`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::dumps::SHARE;
+use super::engine::Engine;
+use super::queries::{self, Depth, Described};
+use crate::kernel::host;
+use crate::ledger::census::Stuckness;
+use crate::query::document::seconds;
+use crate::query::tally::tally;
+use crate::terms::Phase;
+
+/// Counts for as long as the agent runs. Where nothing is stuck nothing is looked at.
+pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration) {
+    let mut pause = interval;
+    loop {
+        sleep(pause).await;
+        pause = interval;
+        let bound_ns = engine.borrow().stuck_after.first_ns();
+        if !any_stuck(&engine.borrow()) {
+            engine.borrow_mut().stuck_owners.clear();
+            continue;
+        }
+        let bound = Duration::from_nanos(bound_ns);
+        match queries::describe(&engine, Phase::CloseWait, bound, Depth::Owners).await {
+            Ok(Described { document, cpu_ns }) => {
+                engine.borrow_mut().stuck_owners = tally(&document.sockets, seconds(bound_ns));
+                pause = interval.max(Duration::from_nanos(cpu_ns) * SHARE);
+            }
+            Err(why) => log::warn!("no look for the owners of stuck sockets: {why:#}"),
+        }
+    }
+}
+
+fn any_stuck(engine: &Engine) -> bool {
+    let now_ns = host::monotonic_ns();
+    let judge = |life| engine.stuck_after.judge(life, now_ns, engine.netns);
+    engine.tracker.lives().any(|life| matches!(judge(life), Stuckness::Stuck(_)))
+}

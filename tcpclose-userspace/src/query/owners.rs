@@ -1,0 +1,238 @@
+//! Whose a socket is: which inodes to look for, and what is made of the processes that were found.
+
+use std::collections::{HashMap, HashSet};
+use std::net::Ipv6Addr;
+
+use tcpclose_common::state::TcpState;
+
+use super::Scene;
+use super::document::{ClosedBy, Owner, StuckSocket, seconds};
+use crate::kernel::cgroup::Place;
+use crate::kernel::host::{self, Capability};
+use crate::kernel::owners::{Holder, Owners};
+use crate::kernel::process::{self, Process};
+use crate::kernel::sock_diag::{self, Socket};
+use crate::terms::{Flow, Phase};
+
+/// The listeners that a connection with this local end can have come through: those on its address, else those on
+/// every address of its family, else those on `[::]`. More than one where SO_REUSEPORT shares the port.
+pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
+    const ANY_V4: Ipv6Addr = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
+    let (local, port) = (flow.local, flow.local_port);
+    let rank = move |listener: &Socket| match listener.flow.local {
+        _ if listener.flow.local_port != port || listener.state != TcpState::Listen => 0,
+        address if address == local => 3,
+        ANY_V4 if local.to_ipv4_mapped().is_some() => 2,
+        Ipv6Addr::UNSPECIFIED => 1,
+        _ => 0,
+    };
+    let best = listeners.iter().map(rank).max().unwrap_or(0);
+    listeners.iter().filter(move |listener| best > 0 && rank(listener) == best)
+}
+
+/// The other ends of connections within one network namespace: by a socket's cookie, its peer.
+#[derive(Clone, Debug, Default)]
+pub struct Peers(HashMap<u64, Socket>);
+
+impl Peers {
+    /// Looks up the peers of those `sockets` whose remote address is one that this namespace uses itself. Call it in
+    /// the namespace of the sockets. What was closed meanwhile, and what cannot be looked up, has none.
+    pub fn of(sockets: &[Socket], listeners: &[Socket]) -> Self {
+        let own: HashSet<Ipv6Addr> =
+            sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
+        let is_local = |address: Ipv6Addr| own.contains(&address) || address.to_canonical().is_loopback();
+        let peers = sockets.iter().filter(|socket| !socket.minisocket && is_local(socket.flow.remote));
+        let found = peers.filter_map(|socket| {
+            let Flow { local, remote, local_port, remote_port } = socket.flow;
+            let other =
+                Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
+            Some((socket.cookie, sock_diag::lookup(&other, 0, None).ok()??))
+        });
+        Self(found.collect())
+    }
+
+    fn of_socket(&self, socket: &Socket) -> Option<&Socket> {
+        self.0.get(&socket.cookie)
+    }
+}
+
+/// The inodes whose owners [`super::assemble`] asks for.
+pub fn wanted_inodes(sockets: &[Socket], listeners: &[Socket], peers: &Peers) -> HashSet<u32> {
+    let all = || sockets.iter().chain(peers.0.values());
+    let queues = all()
+        .filter(|socket| not_accepted(socket))
+        .flat_map(|socket| listeners_of(&socket.flow, listeners))
+        .map(|listener| listener.inode);
+    all().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0).collect()
+}
+
+/// A child in the accept queue has no struct socket yet, and so no inode (net/core/sock.c, `sock_i_ino()`, 5.8 to 6.18);
+/// an orphan cannot be in CLOSE-WAIT, for close() leads to LAST-ACK.
+pub(super) fn not_accepted(socket: &Socket) -> bool {
+    socket.state == TcpState::CloseWait && socket.inode == 0
+}
+
+/// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
+/// likely just been closed, and a look tells.
+pub fn still_there(sockets: &mut Vec<Socket>, owners: &Owners) {
+    if owners.denied > 0 {
+        return;
+    }
+    sockets.retain(|socket| {
+        socket.inode == 0
+            || !owners.of(socket.inode).is_empty()
+            || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
+                .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
+    });
+}
+
+fn owner(holder: &Holder, owners: &Owners) -> Owner {
+    let Process { comm, exe, runs, place, fds_used, fds_limit } =
+        owners.processes.get(&holder.pid).cloned().unwrap_or_default();
+    let Place { unit, container_id, pod_uid } = place;
+    Owner {
+        pid: holder.pid,
+        comm,
+        fd: holder.fd,
+        exe,
+        runs,
+        unit,
+        container_id,
+        pod_uid,
+        fds_used,
+        fds_limit,
+    }
+}
+
+/// Whose `socket` is: of one that was not accepted, the holders of its listener.
+pub(super) fn owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
+    let mut owners: Vec<Owner> = if not_accepted(socket) {
+        listeners_of(&socket.flow, scene.listeners)
+            .flat_map(|listener| scene.owners.of(listener.inode))
+            .map(|holder| owner(holder, scene.owners))
+            .collect()
+    } else {
+        scene.owners.of(socket.inode).iter().map(|holder| owner(holder, scene.owners)).collect()
+    };
+    owners.sort_unstable_by_key(|owner| (owner.pid, owner.fd));
+    owners
+}
+
+/// Whose the other end of `socket` is, if that is in the same network namespace.
+pub(super) fn peer_owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
+    scene.peers.of_socket(socket).map(|peer| owners_of(peer, scene)).unwrap_or_default()
+}
+
+impl From<(u32, u64)> for ClosedBy {
+    fn from((pid, ago_ns): (u32, u64)) -> Self {
+        Self { pid, comm: None, seconds: seconds(ago_ns) }
+    }
+}
+
+/// Names those who closed, if they still run: a process that started later has but the same number. `uptime_ns` is of the
+/// moment from which the seconds count.
+pub fn name_closers(sockets: &mut [StuckSocket], uptime_ns: u64) {
+    let mut known: HashMap<u32, Option<(u64, String)>> = HashMap::new();
+    for closer in sockets.iter_mut().filter_map(|socket| socket.closed_by.as_mut()) {
+        let process = known.entry(closer.pid).or_insert_with(|| process::started(closer.pid));
+        let closed_ns = uptime_ns.saturating_sub((closer.seconds * 1e9) as u64);
+        closer.comm =
+            process.as_ref().filter(|(began_ns, _)| *began_ns <= closed_ns).map(|(_, comm)| comm.clone());
+    }
+}
+
+/// Says in words whose owners are not known, and why.
+pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option<String> {
+    let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
+    let unknown = sockets.iter().filter(held).filter(|socket| socket.owners.is_empty()).count();
+    let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
+    if unknown == 0 {
+        return None;
+    }
+    let missing: Vec<&str> = [Capability::SysPtrace, Capability::DacReadSearch]
+        .into_iter()
+        .filter(|&capability| !host::has_cap(capability))
+        .map(Capability::name)
+        .collect();
+    let elsewhere = "another PID namespace, a descriptor on its way over a unix socket, or the kernel itself";
+    Some(match owners.denied {
+        0 => format!("owners of {sockets} are unknown: no process in this /proc holds them ({elsewhere})"),
+        _ if !missing.is_empty() => format!(
+            "owners of {sockets} are unknown: {} needed to read other users' /proc/PID/fd",
+            match missing.as_slice() {
+                [one] => format!("{one} is"),
+                all => format!("{} are", all.join(" and ")),
+            }
+        ),
+        denied => format!(
+            "owners of {sockets} are unknown: {} not show their files to this one, and no other holds them \
+             ({elsewhere})",
+            if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{MINUTE, close_wait, socket};
+    use super::super::{Facts, assemble, incomplete};
+    use super::*;
+    use crate::kernel::sock_diag::Dump;
+    use crate::terms::{Age, Side};
+
+    #[test]
+    fn a_connection_belongs_to_the_most_specific_listener() {
+        let listen = |local: &str, inode| socket(TcpState::Listen, local, "0.0.0.0:0", inode);
+        let listeners = [
+            listen("[::]:8080", 1),
+            listen("0.0.0.0:8080", 2),
+            listen("10.0.0.5:8080", 3),
+            listen("10.0.0.5:8080", 4),
+            listen("10.0.0.6:9090", 5),
+        ];
+        let found = |local: &str, listeners: &[Socket]| -> Vec<u32> {
+            let flow = Flow::new(local.parse().unwrap(), "10.0.0.9:41234".parse().unwrap());
+            listeners_of(&flow, listeners).map(|listener| listener.inode).collect()
+        };
+        assert_eq!(found("10.0.0.5:8080", &listeners), [3, 4]);
+        assert_eq!(found("10.0.0.7:8080", &listeners), [2]);
+        assert_eq!(found("[2001:db8::1]:8080", &listeners), [1]);
+        assert_eq!(found("10.0.0.7:8080", &listeners[..1]), [1]);
+        assert!(found("10.0.0.5:9090", &listeners).is_empty());
+    }
+
+    #[test]
+    fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
+        let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
+        let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
+        assert_eq!(wanted_inodes(&sockets, &listeners, &Peers::default()), HashSet::from([3, 7]));
+        let mut owners = Owners::default();
+        owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
+        owners.processes.insert(42, Process { comm: "api".into(), ..Process::default() });
+        let scene = Scene {
+            sockets: &sockets,
+            listeners: &listeners,
+            owners: &owners,
+            peers: &Peers::default(),
+            netns: 1,
+            bound_ns: MINUTE,
+        };
+        let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE), closer: None };
+        let described = assemble(&scene, |_| facts);
+        assert_eq!(described.len(), 2);
+        assert_eq!((described[0].owners[0].pid, described[0].owners[0].fd), (42, 5));
+        assert_eq!(described[0].unread_bytes, 5);
+        assert!(described[1].owners.is_empty());
+        let said = incomplete(&Dump::default(), &owners, &described);
+        assert!(
+            said.len() == 1 && said[0].starts_with("owners of 1 socket are unknown: no process"),
+            "{said:?}"
+        );
+        let denied = Owners { denied: 3, ..owners };
+        let said = incomplete(&Dump::default(), &denied, &described);
+        let privileged = host::has_cap(Capability::SysPtrace) && host::has_cap(Capability::DacReadSearch);
+        let words =
+            if privileged { "3 processes do not show their files" } else { "needed to read other users'" };
+        assert!(said[0].contains(words), "{said:?}");
+    }
+}
