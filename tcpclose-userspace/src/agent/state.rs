@@ -244,9 +244,9 @@ impl Keeper {
         }
     }
 
-    /// Says each minute what saving costs.
+    /// Says now and then what saving costs.
     fn spend(&mut self, bytes: usize, cpu_ns: u64) {
-        const EACH: Duration = Duration::from_secs(60);
+        const EACH: Duration = Duration::from_secs(10);
         let spent = &mut self.spent;
         let said = *spent.said.get_or_insert_with(Instant::now);
         (spent.saves, spent.bytes, spent.cpu_ns) =
