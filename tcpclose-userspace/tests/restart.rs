@@ -167,6 +167,15 @@ impl Answer {
     }
 }
 
+/// Ends a load when it is dropped, however that comes.
+struct Raise<'a>(&'a AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn state_file(folder: &Path) -> PathBuf {
     folder.join("state")
 }
@@ -193,8 +202,8 @@ fn until_kept(folder: &Path, connections: &[&Connection]) {
     }
 }
 
-/// Scrapes `agent` from the first moment on until it is ready, and once more. What there is of `port` before the first
-/// reconcile: nothing; after it: `close_waits`, all of them stuck but `unproven`.
+/// Scrapes `agent` from the first moment on until it is ready, and once more. Before the first reconcile there is no
+/// gauge of any socket; after it there are all `close_waits` of `port`.
 fn scrape_from_the_first_moment(agent: &mut Agent, port: u16, close_waits: usize) {
     let (mut early, mut ready) = (0, false);
     let start = Instant::now();
@@ -260,7 +269,18 @@ fn ages_outlive_a_killed_agent() {
         sleep(Duration::from_millis(600));
 
         let mut second = Agent::begin_in(folder.path(), &arguments);
-        scrape_from_the_first_moment(&mut second, port.port, stayed.len() + new.len());
+        // So that the agent sees records before its first dump is in.
+        let (busy, ready) = (Port::new(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ready.load(Ordering::Relaxed) {
+                    busy.whole();
+                    sleep(Duration::from_micros(500));
+                }
+            });
+            let _stop = Raise(&ready);
+            scrape_from_the_first_moment(&mut second, port.port, stayed.len() + new.len());
+        });
         assert!(!second.said().contains("WARN"), "{}", second.said());
         let metrics = second.metrics();
         assert_eq!(metrics.sum("tcpclose_closes_total", &here), 0.0, "counters start at 0");
@@ -446,6 +466,18 @@ fn a_second_agent_waits_for_the_directory_and_takes_over() {
     assert_eq!(answer.sockets.len(), stayed.len());
 }
 
+/// Killed when dropped: a test that fails leaves none behind.
+struct Started(Vec<std::process::Child>);
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        for agent in &mut self.0 {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
 /// Two agents that find a dead one's socket at the same moment: one has it, and it is served there.
 #[test]
 fn of_agents_that_start_at_once_one_has_the_socket() {
@@ -455,6 +487,9 @@ fn of_agents_that_start_at_once_one_has_the_socket() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("tcpclose.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    // As an agent does that is between its look and its bind.
+    let looking = fs::File::open(folder.path()).unwrap();
+    rustix::fs::flock(&looking, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let start = |n: usize| {
         Command::new(BINARY)
             .args(["agent", "--listen", "127.0.0.1:0", "--wait", "0s", "--socket"])
@@ -465,9 +500,12 @@ fn of_agents_that_start_at_once_one_has_the_socket() {
             .spawn()
             .unwrap()
     };
-    let mut agents: Vec<_> = (0..4).map(start).collect();
+    let mut agents = Started((0..4).map(start).collect());
     let begun = Instant::now();
-    let running = |agents: &mut Vec<std::process::Child>| {
+    sleep(Duration::from_secs(1));
+    assert!(std::os::unix::net::UnixStream::connect(&socket).is_err(), "one of them has not waited");
+    drop(looking);
+    let running = |Started(agents): &mut Started| {
         agents.iter_mut().map(|agent| usize::from(agent.try_wait().unwrap().is_none())).sum::<usize>()
     };
     while running(&mut agents) > 1 {
@@ -478,9 +516,9 @@ fn of_agents_that_start_at_once_one_has_the_socket() {
         assert!(begun.elapsed() < PATIENCE && running(&mut agents) == 1);
         sleep(Duration::from_millis(20));
     }
-    for mut agent in agents {
+    for agent in &mut agents.0 {
         if agent.try_wait().unwrap().is_none() {
-            rustix::process::kill_process(rustix::process::Pid::from_child(&agent), Signal::TERM).unwrap();
+            rustix::process::kill_process(rustix::process::Pid::from_child(agent), Signal::TERM).unwrap();
             assert!(agent.wait().unwrap().success());
         }
     }
@@ -502,18 +540,13 @@ fn killed_again_and_again_under_load() {
             let mut connections = 0;
             while !stop.load(Ordering::Relaxed) {
                 busy.whole();
+                // A thousand a second or so: other tests want the machine, too.
+                sleep(Duration::from_millis(1));
                 connections += 1;
             }
             connections
         });
-        // The load ends when this does, however that is.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let stopping = Stop(&stop);
+        let stopping = Raise(&stop);
         let mut stayed: Vec<Connection> = Vec::new();
         for round in 0..=10 {
             let mut agent = Agent::begin_in(folder.path(), &arguments);
@@ -549,7 +582,7 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     fs::create_dir(&disk).unwrap();
     let said = folder.path().join("said");
     let mounts = "mount -t tmpfs -o size=16k,mode=0700 none \"$DISK\"; exec \"$@\"";
-    let mut agent = Command::new("unshare")
+    let agent = Command::new("unshare")
         .args(["-m", "--propagation", "private", "sh", "-ec", mounts, "sh", BINARY])
         .args(["agent", "--listen", "127.0.0.1:0", "--socket"])
         .arg(&socket)
@@ -559,6 +592,8 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
         .stderr(fs::File::create(&said).unwrap())
         .spawn()
         .unwrap();
+    let mut agents = Started(vec![agent]);
+    let agent = &mut agents.0[0];
     let said = || fs::read_to_string(&said).unwrap();
     let until = |what: &str, done: &dyn Fn() -> bool| {
         let start = Instant::now();
@@ -580,7 +615,7 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     until("kept again", &|| said().contains("is kept again"));
     let there = PathBuf::from(format!("/proc/{}/root", agent.id())).join(disk.strip_prefix("/").unwrap());
     until_kept(&there, &[&kept]);
-    rustix::process::kill_process(rustix::process::Pid::from_child(&agent), Signal::TERM).unwrap();
+    rustix::process::kill_process(rustix::process::Pid::from_child(agent), Signal::TERM).unwrap();
     assert!(agent.wait().unwrap().success());
 }
 
