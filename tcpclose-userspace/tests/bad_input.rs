@@ -18,6 +18,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -74,11 +75,18 @@ fn tcpclose(arguments: &[&str]) -> Command {
     command
 }
 
-/// An agent with a socket at `socket` and a port that nobody else has.
+/// An agent with a socket at `socket`, and a port and a state directory that nobody else has.
 fn agent_at(socket: &Path) -> Command {
     let mut command = tcpclose(&["agent", "--listen", "127.0.0.1:0", "--socket"]);
-    command.arg(socket);
+    command.arg(socket).arg("--state-dir").arg(state_near(socket));
     command
+}
+
+/// A state directory of its own for an agent with this socket, where there is a folder to make it in.
+fn state_near(socket: &Path) -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let folder = socket.ancestors().find(|path| path.is_dir()).unwrap();
+    folder.join(format!("state.{}", NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// `script` in a mount namespace of its own, then `tcpclose`; its arguments are added to the command.
@@ -269,6 +277,7 @@ fn two_capabilities_are_enough_for_the_best_rung() {
         "127.0.0.1:0",
     ]);
     command.args(["--state-hook", "tracepoint", "--socket"]).arg(folder.path().join("tcpclose.sock"));
+    command.arg("--state-dir").arg(folder.path());
     refuses(
         &mut command,
         &["tracefs is not mounted at /sys/kernel/tracing, and cannot be", "--state-hook auto"],
@@ -335,7 +344,7 @@ fn an_address_that_is_not_to_be_had_is_named() {
     let address = occupied.local_addr().unwrap().to_string();
     let at = |listen: &str| {
         let mut command = tcpclose(&["agent", "--listen", "127.0.0.1:0", "--listen", listen, "--socket"]);
-        command.arg(&socket);
+        command.arg(&socket).arg("--state-dir").arg(folder.path());
         command
     };
     refuses(
@@ -376,7 +385,7 @@ fn a_path_that_is_not_for_a_socket_is_refused_and_left_alone() {
 }
 
 #[test]
-fn the_directory_of_the_default_socket_is_made() {
+fn the_default_directory_is_made() {
     if !can_attach() {
         return;
     }
@@ -389,7 +398,9 @@ fn the_directory_of_the_default_socket_is_made() {
     agent.wait_until_ready();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&agent.socket), 0o600);
-    assert_eq!(mode(agent.socket.parent().unwrap()), 0o755);
+    let folder = agent.socket.parent().unwrap();
+    assert_eq!(mode(folder), 0o700);
+    assert_eq!(mode(&folder.join("state")), 0o600);
     assert!(agent.end(Signal::TERM).success());
 }
 
@@ -408,11 +419,15 @@ fn a_live_agents_socket_is_waited_for() {
     // The next agent has the same configuration, address and all, and takes over when the first ends.
     let folder = tempfile::tempdir().unwrap();
     let mut command = tcpclose(&["agent", "--wait", "10s", "--listen", &address, "--socket"]);
-    command.arg(&socket);
+    command.arg(&socket).arg("--state-dir").arg(folder.path());
     let mut second = Running::spawn(&mut command, socket.clone(), folder.path().join("said"));
     sleep(Duration::from_millis(500));
     assert!(second.child.try_wait().unwrap().is_none(), "{}", second.said());
-    assert_eq!(second.said(), "");
+    let said = second.said();
+    assert!(
+        said.contains("waiting up to 10s for another agent, which serves at") && said.lines().count() == 1,
+        "{said}"
+    );
     // The folder of the socket goes with `first`, which therefore stays.
     assert!(first.end(Signal::TERM).success());
     second.wait_until_ready();
@@ -642,7 +657,7 @@ fn a_ring_that_does_not_fit_is_named() {
         "256M",
         "--socket",
     ]);
-    command.arg(folder.path().join("tcpclose.sock"));
+    command.arg(folder.path().join("tcpclose.sock")).arg("--state-dir").arg(folder.path());
     refuses(&mut command, &["cannot load the probe", "Cannot allocate memory", "smaller --ring-size"]);
 }
 

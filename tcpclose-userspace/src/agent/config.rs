@@ -17,7 +17,9 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Where the command line asks.
     pub socket: PathBuf,
-    /// How long to wait for another agent to leave the socket.
+    /// Where ages are kept for the next agent; `None` for the default directory, where it is to be had.
+    pub state_dir: Option<PathBuf>,
+    /// How long to wait for another agent to leave the socket and the directory.
     pub wait: Duration,
     /// From when a CLOSE-WAIT is stuck.
     pub stuck_after: StuckAfter,

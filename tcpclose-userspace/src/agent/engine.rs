@@ -115,15 +115,23 @@ impl Engine {
         (taken.records, taken.more)
     }
 
-    /// Takes all that is in the ring now.
-    pub fn drain_all(&mut self) {
+    /// Takes all that is in the ring now. Whether that was all.
+    pub fn drain_all(&mut self) -> bool {
         /// More than the largest ring holds; what comes in the meantime is not waited for.
         const ROUNDS: usize = 100;
-        for _ in 0..ROUNDS {
-            if !self.drain().1 {
-                return;
-            }
-        }
+        (0..ROUNDS).any(|_| !self.drain().1)
+    }
+
+    /// Takes all that is in the ring now, and returns the instant until when every step is known; 0 when records were
+    /// lost.
+    pub fn drain_for_save(&mut self) -> u64 {
+        let now_ns = host::monotonic_ns();
+        let complete = self.drain_all() && self.records_lost() == self.lost;
+        if complete { now_ns } else { 0 }
+    }
+
+    fn records_lost(&self) -> u64 {
+        self.counters().lost + self.probe.recursion_misses() + self.malformed
     }
 
     /// TIME-WAITs that the kernel skipped since the agent began: in every network namespace where hooks tell, else by
@@ -142,7 +150,7 @@ impl Engine {
 
     /// Whether records were lost since the last call: a reason to reconcile at once.
     pub fn has_lost(&mut self) -> bool {
-        let lost = self.counters().lost + self.probe.recursion_misses() + self.malformed;
+        let lost = self.records_lost();
         let more = lost > self.lost;
         if more {
             log::warn!("{} records lost", lost - self.lost);

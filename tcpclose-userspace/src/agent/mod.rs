@@ -8,9 +8,11 @@
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
+//! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
+pub mod claim;
 pub mod config;
 pub mod drain;
 pub mod dumps;
@@ -22,10 +24,12 @@ pub mod limits;
 pub mod owners;
 pub mod queries;
 pub mod sockets;
+pub mod state;
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -37,9 +41,11 @@ use crate::failure::Failure;
 use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
 use crate::kernel::{host, time_wait};
+use claim::{Patience, StateDir};
 use config::Config;
 use engine::{EVERYTHING, Engine};
 use sockets::QuerySocket;
+use state::Keeping;
 
 /// A dump that is under way when the agent is told to end is given this long.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -62,12 +68,20 @@ pub fn run(config: &Config) -> Result<(), Failure> {
         .max_blocking_threads(4)
         .build()
         .map_err(cannot_start)?;
-    // The socket goes last: an agent that waits for it finds the addresses free.
-    let mut queries = None;
-    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, connections, &mut queries));
+    // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
+    let mut held = Held::default();
+    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, connections, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
-    drop(queries);
+    drop(held);
     done
+}
+
+/// What is let go of at the end, in this order.
+#[derive(Default)]
+struct Held {
+    queries: Option<QuerySocket>,
+    keeping: Option<Keeping>,
+    state_dir: Option<StateDir>,
 }
 
 /// Keeps glibc from keeping what was freed: by default it raises the size from which a block is mapped on its own, and
@@ -89,39 +103,39 @@ fn cannot_start(why: io::Error) -> Failure {
 
 /// Starts and serves. Signals are heard from the first moment on, so that one that comes early ends the agent as
 /// cleanly as any.
-async fn until_told_to_end(
-    config: &Config,
-    connections: usize,
-    queries: &mut Option<QuerySocket>,
-) -> Result<(), Failure> {
+async fn until_told_to_end(config: &Config, connections: usize, held: &mut Held) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_start)?;
-    tokio::select! {
+    let done = tokio::select! {
         biased;
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        done = start(config, connections, queries) => done,
+        done = start(config, connections, held) => done,
+    };
+    if let Some(keeping) = held.keeping.take() {
+        keeping.end(LAST_WAIT).await;
     }
+    done
     // Returning ends every task of this thread.
 }
 
 /// Gets the agent everything that it needs, has it serve, and never returns but for a failure.
-async fn start(
-    config: &Config,
-    connections: usize,
-    queries: &mut Option<QuerySocket>,
-) -> Result<(), Failure> {
+async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(), Failure> {
     // An address that is in use may be that of the agent whose socket is waited for.
     let early = match sockets::listen(&config.listen) {
         Err(refused) if !refused.in_use() => return Err(refused.into()),
         early => early.ok(),
     };
-    let socket = queries.insert(sockets::listen_for_queries(&config.socket, config.wait).await?);
+    let mut patience = Patience::new(config.wait);
+    held.state_dir = claim::state_dir(config.state_dir.as_deref(), &mut patience).await?;
+    let socket = held.queries.insert(sockets::listen_for_queries(&config.socket, &mut patience).await?);
     let listeners = match early {
         Some(listeners) => listeners,
         None => sockets::listen(&config.listen)?,
     };
 
+    let boot_id = host::boot_id();
+    let former = held.state_dir.as_ref().and_then(|dir| state::former(dir, &boot_id));
     // Before the probe is attached, which would count the connections that this makes.
     let time_wait_ns = spawn_blocking(time_wait::measure)
         .await
@@ -138,6 +152,9 @@ async fn start(
     // Who was told to end while that took its time does so now.
     yield_now().await;
     let mut engine = Engine::new(probe, config, time_wait_ns);
+    if let Some(former) = former {
+        engine.tracker.set_former(former);
+    }
 
     let addresses: Vec<String> = listeners
         .iter()
@@ -161,8 +178,13 @@ async fn start(
         let why = format!("the first dump of the kernel's sockets failed: {why:#}");
         return Err(Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag"));
     }
+    engine.borrow_mut().tracker.forget_former();
+    if let Some(dir) = &held.state_dir {
+        held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
+    }
     // Nobody may be there to read it, which is no reason to end.
-    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses).as_bytes());
+    let kept = held.state_dir.as_ref().map(|dir| dir.path.as_path());
+    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses, kept).as_bytes());
     if let Some(interval) = config.owner_interval {
         spawn_local(owners::run(Rc::clone(&engine), interval));
     }
@@ -171,7 +193,7 @@ async fn start(
 }
 
 /// What is printed when the agent is ready.
-fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
+fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<&Path>) -> String {
     let mut text = format!(
         "tcpclose {} watches how TCP connections end on {}\n",
         env!("CARGO_PKG_VERSION"),
@@ -220,6 +242,10 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String]) -> String {
     }
     for address in addresses {
         line("metrics", &format!("{address}/metrics"));
+    }
+    match kept {
+        Some(folder) => line("state", &folder.display().to_string()),
+        None => line("state", "none: ages will not outlive this agent"),
     }
     line("queries", &config.socket.display().to_string());
     if config.allow_kill {

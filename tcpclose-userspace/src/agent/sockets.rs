@@ -1,5 +1,7 @@
 //! The sockets that the agent serves on.
 
+use rustix::fs::Mode;
+use rustix::process::umask;
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -7,15 +9,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-use rustix::fs::Mode;
-use rustix::process::umask;
 use tokio::net::UnixStream;
-use tokio::time::sleep;
 
 use crate::cli::DEFAULT_SOCKET;
 use crate::failure::Failure;
+
+use super::claim::{self, Patience};
 
 /// Listens for scrapes on all of `addresses`.
 pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Refused> {
@@ -92,8 +91,8 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 const ANOTHER: &str = "choose another path with --socket";
 
 /// Listens for queries at `path`, mode 0600. A socket that a dead agent left there is replaced; for a live one to
-/// leave, waits up to `wait`.
-pub async fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySocket, Failure> {
+/// leave, waits with `patience`.
+pub async fn listen_for_queries(path: &Path, patience: &mut Patience) -> Result<QuerySocket, Failure> {
     let failure = |why: &dyn Display, todo: &str| {
         Failure::new(format!("cannot listen at {}", path.display()), why, todo)
     };
@@ -115,7 +114,10 @@ pub async fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySock
             }
         }
     }
-    let start = Instant::now();
+    // Held from the look at who is there to the bind: two agents that find one dead agent's socket would both remove it,
+    // and one of them the other's.
+    let hold = || claim::hold(path.parent().unwrap_or(Path::new("")));
+    let mut held = hold().await;
     loop {
         match occupant(path).await.map_err(|why| failure(&why, ANOTHER))? {
             Occupant::Nobody => break,
@@ -128,12 +130,16 @@ pub async fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySock
                 })?;
                 break;
             }
-            Occupant::Live if start.elapsed() < wait => sleep(Duration::from_millis(100)).await,
             Occupant::Live => {
-                return Err(failure(
-                    &"another agent is serving there",
-                    "stop it, or give this one a path of its own with --socket",
-                ));
+                drop(held);
+                let whom = format!("another agent, which serves at {},", path.display());
+                if !patience.wait_for(&whom).await {
+                    return Err(failure(
+                        &"another agent is serving there",
+                        "stop it, or give this one a path of its own with --socket",
+                    ));
+                }
+                held = hold().await;
             }
             Occupant::Directory => {
                 return Err(failure(&"it is a directory", "name a file in it with --socket"));
@@ -150,6 +156,7 @@ pub async fn listen_for_queries(path: &Path, wait: Duration) -> Result<QuerySock
     umask(before);
     let listener = bound.map_err(|why| failure(&why, ANOTHER))?;
     let socket = QuerySocket { listener, path: path.to_owned(), made: identity(path) };
+    drop(held);
     socket.listener.set_nonblocking(true).map_err(|why| failure(&why, "report this"))?;
     Ok(socket)
 }

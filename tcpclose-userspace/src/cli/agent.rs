@@ -29,7 +29,12 @@ pub struct Agent {
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = super::socket_path())]
     socket: PathBuf,
 
-    /// How long to wait for another agent to leave the socket; 0s: not at all.
+    /// Keep in this directory what lets ages outlive the agent. One agent a directory [default: /run/tcpclose, or
+    /// nothing is kept where that cannot be]
+    #[arg(long, value_name = "PATH")]
+    state_dir: Option<PathBuf>,
+
+    /// How long to wait for another agent to leave the socket and the state directory; 0s: not at all.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = super::duration)]
     wait: Duration,
 
@@ -123,6 +128,7 @@ impl Agent {
         agent::run(&Config {
             listen: self.listen,
             socket: self.socket,
+            state_dir: self.state_dir,
             wait: self.wait,
             stuck_after: self.stuck_after,
             max_ports: self.max_ports.into(),

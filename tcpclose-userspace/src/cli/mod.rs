@@ -37,6 +37,9 @@ use crate::failure::Failure;
 /// Where the agent listens for the command line, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
 
+/// Where the agent keeps ages for the next one, unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
+
 /// A live monitor of how TCP connections end on a Linux host.
 #[derive(Debug, Parser)]
 #[command(name = "tcpclose", version, about, infer_long_args = false)]

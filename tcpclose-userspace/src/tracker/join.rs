@@ -17,7 +17,7 @@ use super::life::{Body, Life, Since};
 use super::{Tracker, role_proven_by};
 
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
-const MARGIN_NS: u64 = 100_000_000;
+pub(super) const MARGIN_NS: u64 = 100_000_000;
 
 /// A measured length of TIME-WAIT is taken for a new one when it differs by more than this: jiffies and the time
 /// between a step and its timer make up some 10 ms.
@@ -272,6 +272,7 @@ impl Tracker {
             out.fact(seen.seen_ns, Fact::Mended { what: Mended::Missing });
         }
         let at = self.place(seen, phase, view);
+        self.take_up(at, seen);
         // A TIME-WAIT that was there at the start never counts: its close was before the agent.
         if phase == Phase::TimeWait {
             if view.first {

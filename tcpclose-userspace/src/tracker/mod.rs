@@ -8,10 +8,15 @@
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
 //! * [`notice`]: what hooks tell of minisockets and resets.
 //! * [`fact`]: what comes out.
+//! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
 
 pub mod ending;
 pub mod fact;
 pub mod join;
+pub mod journal;
+pub mod keep;
+#[cfg(test)]
+mod keep_tests;
 pub mod life;
 pub mod notice;
 #[cfg(test)]
@@ -68,6 +73,10 @@ pub struct Tracker {
     told: Told,
     /// In the order of their closes.
     settling: VecDeque<Settling>,
+    /// What an agent before this one has kept, until the first dump is in.
+    former: Option<keep::Former>,
+    /// What is to be kept for the next agent, if anything is.
+    changes: Option<keep::Changes>,
 }
 
 /// What tells one life from another across records and dumps.
@@ -93,6 +102,8 @@ impl Tracker {
             complete_ns: None,
             told: Told::default(),
             settling: VecDeque::new(),
+            former: None,
+            changes: None,
         }
     }
 
@@ -220,9 +231,12 @@ impl Tracker {
         }
     }
 
-    /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows.
-    /// `flow_hash`: of its flow, at the classic door; else 0.
+    /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows, or
+    /// since the agent before this one saw it enter. `flow_hash`: of its flow, at the classic door; else 0.
     fn stranger(&mut self, head: &Head, flow_hash: u64, left: Phase, body: Body) -> usize {
+        if let Some(life) = self.former_of(head, left, body) {
+            return self.insert(life);
+        }
         let side = self.side_of(head, None);
         let port = self.port(side, head.local_port, head.remote_port);
         let flow = Flow::of_hash(flow_hash, head.local_port, head.remote_port);
@@ -364,6 +378,7 @@ impl Tracker {
     }
 
     fn enter(&mut self, at: usize, phase: Phase, since: Since) {
+        self.changed(at);
         let life = &mut self.lives[at];
         life.phase = phase;
         life.since = since;
@@ -467,7 +482,9 @@ impl Tracker {
         (life.event_ns, life.missed) = (head.time_ns, false);
         if life.side == Side::Unknown && side != Side::Unknown {
             (life.side, life.port) = (side, port);
+            self.changed(at);
         }
+        let life = &self.lives[at];
         if life.sk != sk || life.netns == 0 && head.netns != 0 {
             self.change(at, |life| {
                 life.sk = sk;
@@ -556,6 +573,7 @@ impl Tracker {
 
     /// Makes `life`, at `at`, the one that its key and its flow lead to.
     fn index(&mut self, at: usize, life: &Life) {
+        self.changed(at);
         if let Some(key) = key_of(self.by_cookie, life) {
             self.by_key.insert(key, at);
         }
@@ -582,6 +600,7 @@ impl Tracker {
 
     fn remove(&mut self, at: usize) -> Life {
         let life = self.lives.remove(at);
+        self.changed(at);
         self.unindex(at, &life);
         let identity = self.identity(life.cookie, &life.flow);
         if let Some(ended) = &mut self.ended_meanwhile {
@@ -596,6 +615,9 @@ impl Tracker {
         const SMALL: usize = 1024;
         if self.lives.capacity() <= SMALL || self.lives.len() * 4 > self.lives.capacity() {
             return;
+        }
+        if let Some(changes) = &mut self.changes {
+            changes.all = true;
         }
         let Self { lives, by_key, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {

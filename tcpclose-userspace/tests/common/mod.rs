@@ -1,6 +1,7 @@
 //! A real agent on this host's kernel, and what a test asks of it.
 //!
-//! Agents run side by side: each has a socket in a folder of its own and a TCP port that the kernel chose. A test reads
+//! Agents run side by side: each has a socket and state in a folder of its own and a TCP port that the kernel chose. A
+//! test reads
 //! `/metrics` on the agent's unix socket, so that reading makes no TCP connections to be counted.
 
 #![allow(
@@ -50,7 +51,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent with `arguments` (besides `--listen` and `--socket`) and waits until it is ready.
+    /// Starts an agent with `arguments` (besides `--listen`, `--socket` and `--state-dir`) and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_by(Command::new(BINARY), arguments)
     }
@@ -61,13 +62,26 @@ impl Agent {
     }
 
     /// As [`Self::start_by`]; an agent that ends instead of getting ready is an error: what it said.
-    pub fn try_start_by(mut command: Command, arguments: &[&str]) -> Result<Self, String> {
+    pub fn try_start_by(command: Command, arguments: &[&str]) -> Result<Self, String> {
         let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().to_owned();
+        let mut agent = Self::spawn(command, folder, &state, arguments);
+        agent.until_ready().map(|()| agent)
+    }
+
+    /// Starts an agent that keeps its state in `state`, and does not wait for it.
+    pub fn begin_in(state: &Path, arguments: &[&str]) -> Self {
+        Self::spawn(Command::new(BINARY), tempfile::tempdir().unwrap(), state, arguments)
+    }
+
+    fn spawn(mut command: Command, folder: TempDir, state: &Path, arguments: &[&str]) -> Self {
         let socket = folder.path().join("tcpclose.sock");
         command
             .arg("agent")
             .args(["--listen", "127.0.0.1:0", "--socket"])
             .arg(&socket)
+            .arg("--state-dir")
+            .arg(state)
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
@@ -80,18 +94,22 @@ impl Agent {
                 heard.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        let mut agent = Self { child, folder, said };
+        Self { child, folder, said }
+    }
+
+    /// Returns when it is ready; an agent that ends instead is an error: what it said.
+    pub fn until_ready(&mut self) -> Result<(), String> {
         let until = Instant::now() + Duration::from_secs(20);
-        while !agent.is_ready() {
-            if let Some(status) = agent.child.try_wait().unwrap() {
+        while !self.is_ready() {
+            if let Some(status) = self.child.try_wait().unwrap() {
                 // Its last words may still be on their way.
                 sleep(Duration::from_millis(100));
-                return Err(format!("{status}: {}", agent.said()));
+                return Err(format!("{status}: {}", self.said()));
             }
-            assert!(Instant::now() < until, "the agent is not ready: {}", agent.said());
+            assert!(Instant::now() < until, "the agent is not ready: {}", self.said());
             sleep(Duration::from_millis(20));
         }
-        Ok(agent)
+        Ok(())
     }
 
     /// One agent a state hook, all watching the same traffic.
@@ -191,7 +209,7 @@ pub fn get_unix(socket: &Path, path: &str) -> (u16, String) {
     try_get_unix(socket, path).unwrap()
 }
 
-fn try_get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
+pub fn try_get_unix(socket: &Path, path: &str) -> io::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
