@@ -76,6 +76,12 @@ pub fn tw_abort(ctx: FEntryContext) -> i32 {
     0
 }
 
+#[fexit(function = "tcp_abort")]
+pub fn tw_abort_done(_: FExitContext) -> i32 {
+    time_wait::abort_done();
+    0
+}
+
 #[fentry(function = "inet_twsk_purge")]
 pub fn tw_purge(_: FEntryContext) -> i32 {
     time_wait::purge(true);

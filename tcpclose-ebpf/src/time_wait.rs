@@ -1,8 +1,16 @@
 //! The minisocket's life at the functions where it happens: birth, flip from FIN-WAIT-2 to TIME-WAIT, end and its cause.
 //!
-//! Every early end goes through `inet_twsk_deschedule_put(tw)`; who called it is told by what happened on this CPU just
-//! before, for all callers run with softirqs disabled from the one to the other ([`Scratch`]). Function names and their
+//! Every early end goes through `inet_twsk_deschedule_put(tw)`; who called it is told by what was marked just before.
+//! What runs with softirqs disabled from the mark to the end marks its CPU ([`Scratch`]): a segment
+//! (`tcp_timewait_state_process` and its callers `tcp_v4_rcv`, `tcp_v6_rcv`) and connect() (`__inet_hash_connect`, from
+//! `tcp_twsk_unique` on). What can sleep or move to another CPU in between marks its task: SOCK_DESTROY (`tcp_abort`
+//! disables softirqs around the end only) and a vanishing namespace (`inet_twsk_purge`). Function names and their
 //! callers are those of net/ipv4 in Linux 6.1 to 6.18.
+//!
+//! An end can be told more than once. A segment or a task that found the minisocket before its timer fired calls
+//! `inet_twsk_deschedule_put` all the same: that waits for the handler, ends nothing (`timer_shutdown_sync`, in 6.1
+//! `del_timer_sync`, returns 0) and only puts its reference; two such callers are the same. The first one told is the
+//! cause, and the agent's tracker knows the others by the cookie.
 
 use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
@@ -36,20 +44,22 @@ enum Doing {
     Resetting,
     /// `tcp_twsk_unique` said yes: `__inet_hash_connect` or `__inet_check_established` ends it.
     Reusing,
-    /// In `tcp_abort`.
-    Destroying,
 }
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// Tasks in `inet_twsk_purge`, which sleeps and so is no matter of a CPU: by pid and tgid, the address of the minisocket
-/// whose end was told last.
+/// Tasks in `tcp_abort` of a minisocket: by pid and tgid, its address.
+#[map]
+static ABORTING: HashMap<u64, u64> = HashMap::with_max_entries(64, 0);
+
+/// Tasks in `inet_twsk_purge`: by pid and tgid, the address of the minisocket whose end was told last.
 #[map]
 static PURGING: HashMap<u64, u64> = HashMap::with_max_entries(64, 0);
 
-/// `enum tcp_tw_status` (include/net/tcp.h).
+/// `enum tcp_tw_status` (include/net/tcp.h; these are the same from 5.8 to 6.18).
 const TCP_TW_RST: i32 = 1;
+const TCP_TW_ACK: i32 = 2;
 const TCP_TW_SYN: i32 = 3;
 
 /// `tcp_time_wait(struct sock *sk, int state, int timeo)`, entered: gives the socket a cookie if it has none, so that
@@ -94,7 +104,10 @@ pub fn segment(ctx: &FEntryContext) {
     remember(tw as u64, doing);
 }
 
-/// `tcp_timewait_state_process`, left. The minisocket may be gone by now, but for the returns that are looked at here.
+/// `tcp_timewait_state_process`, left. Before TCP_TW_SUCCESS it has always put its reference, by `inet_twsk_put` or by
+/// `inet_twsk_deschedule_put`: the minisocket may be gone, and another be at its address. Before TCP_TW_ACK it has not,
+/// its caller puts it after the answer (`tcp_v4_timewait_ack`), and the flip returns nothing else (net/ipv4/tcp_minisocks.c
+/// and tcp_ipv4.c, 5.8 to 6.18).
 #[inline(always)]
 pub fn segment_done(ctx: &FExitContext) {
     let tw: *const u8 = ctx.arg(0);
@@ -105,23 +118,32 @@ pub fn segment_done(ctx: &FExitContext) {
     if entered != tw as u64 {
         return;
     }
-    let status = ctx.ret::<i32>().unwrap_or(0);
-    match status {
+    match ctx.ret::<i32>().unwrap_or(0) {
         TCP_TW_SYN => remember(entered, Doing::Recycling),
         TCP_TW_RST => remember(entered, Doing::Resetting),
-        _ => {
+        TCP_TW_ACK => {
             remember(0, Doing::SegmentInTimeWait);
-            // SAFETY: the function's own minisocket, alive: it was not ended inside.
-            let substate: u8 = unsafe { Typed::load(tw, sock::substate_offset()) };
-            if doing == Doing::SegmentInFinWait2 && substate == TcpState::TimeWait.raw() {
-                // SAFETY: as above.
-                let mut head = unsafe { head::<Typed>(tw) };
-                head.old = TcpState::FinWait2.raw();
-                head.new = substate;
-                send(head, News::Flipped, 0);
+            if doing == Doing::SegmentInFinWait2 {
+                flipped(tw);
             }
         }
+        _ => remember(0, Doing::SegmentInTimeWait),
     }
+}
+
+/// Tells of the flip to TIME-WAIT, if that is what the segment did. `tw` is referenced.
+#[inline(always)]
+fn flipped(tw: *const u8) {
+    // SAFETY: a referenced minisocket.
+    let substate: u8 = unsafe { Typed::load(tw, sock::substate_offset()) };
+    if substate != TcpState::TimeWait.raw() {
+        return;
+    }
+    // SAFETY: as above.
+    let mut head = unsafe { head::<Typed>(tw) };
+    head.old = TcpState::FinWait2.raw();
+    head.new = substate;
+    send(head, News::Flipped, 0);
 }
 
 /// `tcp_twsk_unique(struct sock *sk, struct sock *sktw, void *twp)`, left.
@@ -142,17 +164,22 @@ pub fn abort(ctx: &FEntryContext) {
     let sk: *const u8 = ctx.arg(0);
     // SAFETY: a sock or a minisocket: both begin with a sock_common.
     if unsafe { Typed::load::<u8>(sk, sock::state_offset()) } == TcpState::TimeWait.raw() {
-        remember(sk as u64, Doing::Destroying);
+        // A full map only means that this end is told as early.
+        let _ = ABORTING.insert(task(), sk as u64, 0);
     }
+}
+
+/// `tcp_abort`, left.
+#[inline(always)]
+pub fn abort_done() {
+    let _ = ABORTING.remove(task());
 }
 
 /// `inet_twsk_purge(…)`, entered and left.
 #[inline(always)]
 pub fn purge(enter: bool) {
-    // SAFETY: a helper without arguments.
-    let task = unsafe { bpf_get_current_pid_tgid() };
     // A full map only means that these ends are told as early.
-    let _ = if enter { PURGING.insert(task, 0, 0) } else { PURGING.remove(task) };
+    let _ = if enter { PURGING.insert(task(), 0, 0) } else { PURGING.remove(task()) };
 }
 
 /// `tw_timer_handler(struct timer_list *t)`, entered.
@@ -177,22 +204,29 @@ pub fn early(ctx: &FEntryContext) {
             Doing::Recycling => News::Recycled,
             Doing::Resetting => News::DataAfterClose,
             Doing::Reusing => News::Reused,
-            Doing::Destroying => News::Destroyed,
         }
     } else {
-        // SAFETY: a helper without arguments.
-        let task = unsafe { bpf_get_current_pid_tgid() };
-        // SAFETY: the value is not kept.
-        if unsafe { PURGING.get(task) }.is_some() {
-            // The destructor, which follows, need not tell it again.
-            let _ = PURGING.insert(task, tw as u64, 0);
-            News::Purged
-        } else {
-            News::Early
-        }
+        of_task(tw as u64)
     };
     remember(0, Doing::SegmentInTimeWait);
     end::<Typed>(tw, news);
+}
+
+/// What this task ends `tw` for.
+#[inline(always)]
+fn of_task(tw: u64) -> News {
+    let task = task();
+    // SAFETY: the value is not kept.
+    if unsafe { ABORTING.get(task) }.is_some_and(|aborting| *aborting == tw) {
+        return News::Destroyed;
+    }
+    // SAFETY: as above.
+    if unsafe { PURGING.get(task) }.is_none() {
+        return News::Early;
+    }
+    // The destructor, which follows, need not tell it again.
+    let _ = PURGING.insert(task, tw, 0);
+    News::Purged
 }
 
 /// `tcp_twsk_destructor(struct sock *sk)`, entered: the last reference to the minisocket is gone. In Debian's 6.1
@@ -201,10 +235,8 @@ pub fn early(ctx: &FEntryContext) {
 #[inline(always)]
 pub fn gone(ctx: &FEntryContext) {
     let tw: *const u8 = ctx.arg(0);
-    // SAFETY: a helper without arguments.
-    let task = unsafe { bpf_get_current_pid_tgid() };
     // SAFETY: the value is not kept.
-    if unsafe { PURGING.get(task) }.is_some_and(|told| *told != tw as u64) {
+    if unsafe { PURGING.get(task()) }.is_some_and(|told| *told != tw as u64) {
         // A struct sock to the verifier, which has no substate: the loads are copies.
         end::<Copied>(tw, News::Purged);
     }
@@ -218,6 +250,13 @@ fn end<L: Load>(tw: *const u8, news: News) {
     head.old = substate;
     head.new = TcpState::Close.raw();
     send(head, news, 0);
+}
+
+/// The task that runs, or that a softirq has interrupted.
+#[inline(always)]
+fn task() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_current_pid_tgid() }
 }
 
 #[inline(always)]

@@ -30,8 +30,10 @@ use tcpclose_userspace::terms::Side::{self, Client, Server};
 use tcpclose_userspace::terms::{Flow, Outcome, Role};
 
 use common::{can_attach, free_port};
-use stage::{Bracket, By, Family, Look, Stage, Timeline, flow_of, now, seconds, state_of, until_state};
-use verdict::{Door, ENTRY, End, Run, Watcher, judge_standing, judge_totals};
+use stage::{
+    Bracket, By, Family, Look, Stage, Timeline, fence, flow_of, now, seconds, state_of, until_state,
+};
+use verdict::{ENTRY, End, Run, Watcher, judge_standing, judge_totals};
 
 const AT_ONCE: Duration = Duration::ZERO;
 const HALF: Duration = Duration::from_millis(500);
@@ -53,12 +55,12 @@ struct Case {
 }
 
 const fn end(side: Side, phases: &'static [Phase], role: Role, outcome: Outcome) -> End {
-    End { side, phases, role, outcome, orphan: false }
+    End { side, phases, role, outcome, by_hooks: outcome, orphan: false }
 }
 
 /// An end that is closed, fd and all, while it waits in FIN-WAIT-2.
 const fn orphan(side: Side, phases: &'static [Phase], role: Role, outcome: Outcome) -> End {
-    End { side, phases, role, outcome, orphan: true }
+    End { side, phases, role, outcome, by_hooks: outcome, orphan: true }
 }
 
 const fn case(name: &'static str, play: fn(Stage<'_>) -> Vec<Timeline>, ends: &'static [End]) -> Case {
@@ -161,7 +163,7 @@ const CASES: &[Case] = &[
         |s| stage::client_closes_in_the_queue(s, LONG),
         // The RST meets the client's minisocket, and dumps cannot tell what ended that.
         &[
-            orphan(Client, &[FinWait1, FinWait2], Active, Unknown),
+            End { by_hooks: ResetReceived, ..orphan(Client, &[FinWait1, FinWait2], Active, Unknown) },
             end(Server, &[CloseWait], Passive, Aborted),
         ],
     ),
@@ -174,8 +176,8 @@ fn every_close_is_counted_as_it_was() {
         return;
     }
     let wrong: Mutex<Vec<String>> = Mutex::default();
-    let mut watchers = vec![Watcher::new(Door::Btf), Watcher::new(Door::Tracepoint)];
-    // These prove sides by the sockets themselves: their dumps have not seen the listeners that come now. The third
+    let mut watchers = Watcher::with_btf();
+    // These prove sides by the sockets themselves: their dumps have not seen the listeners that come now. The last one
     // knows sides by its first dump alone.
     let ports: Vec<u16> = CASES.iter().flat_map(|_| Family::ALL).map(|_| free_port()).collect();
     let looking = Mutex::new(&[][..]);
@@ -190,7 +192,7 @@ fn every_close_is_counted_as_it_was() {
         .zip(&ports)
         .map(|((case, family), &port)| (case, Stage::new(family, port, case.listens, look)))
         .collect();
-    watchers.push(Watcher::new(Door::Blind));
+    watchers.push(Watcher::blind());
     let before: Vec<_> = watchers.iter().map(Watcher::metrics).collect();
 
     let done = AtomicBool::new(false);
@@ -220,7 +222,7 @@ fn every_close_is_counted_as_it_was() {
         let mut wrong = wrong.lock().unwrap();
         wrong.extend(runs.iter().flat_map(|run| run.judge(watcher, &after)));
         wrong.extend(judge_totals(watcher, &runs, before, &after));
-        println!("{:?}: {} closes, dumps {:.3} s apart", watcher.door, runs.len(), watcher.gap());
+        println!("{}: {} closes, dumps {:.3} s apart", watcher.name(), runs.len(), watcher.gap());
     }
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{} are wrong:\n{}", wrong.len(), wrong.join("\n"));
@@ -281,10 +283,12 @@ fn watch_the_ends(runs: &mut [Run], wrong: &Mutex<Vec<String>>) {
     while !waiting.is_empty() {
         assert!(now() < until, "{} TIME-WAITs stay", waiting.len());
         sleep(Duration::from_millis(20));
+        let before = now();
+        // What is there after this, no timer had begun to end before.
+        fence();
         let mut i = 0;
         while i < waiting.len() {
             let (name, timeline, entered) = &mut waiting[i];
-            let before = now();
             if state_of(&timeline.flow).is_some() {
                 looked[i] = before;
                 i += 1;
@@ -341,6 +345,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
         client.shutdown(Shutdown::Write).unwrap();
         let flow = flow_of(&server);
         until_state(&flow, |state| state == Some(TcpState::CloseWait));
+        fence();
         let entered = Bracket { from, to: now() };
         let older = Older { port: stage.port, flow, entered };
         standing.push((stage, older, client, server, seconds(entered.to - opening)));
@@ -348,7 +353,8 @@ fn what_was_there_before_the_agent_has_its_true_age() {
     // An age to be wrong about.
     sleep(Duration::from_secs(1));
 
-    let watchers = [Door::Btf, Door::Tracepoint, Door::Blind].map(Watcher::new);
+    let mut watchers = Watcher::with_btf();
+    watchers.push(Watcher::blind());
     for watcher in &watchers {
         let asking = now();
         let time_waits = watcher.sockets(TimeWait);
@@ -359,7 +365,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
             if !exact
                 .is_some_and(|(min, max)| max == Some(min) && min >= least - ENTRY && min <= most + ENTRY)
             {
-                wrong.push(format!("{:?}: TIME-WAIT is {exact:?}, not {least} to {most}", watcher.door));
+                wrong.push(format!("{}: TIME-WAIT is {exact:?}, not {least} to {most}", watcher.name()));
             }
         }
         for (_, older, _, _, width) in &standing {
@@ -374,7 +380,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
                 max.is_some_and(|max| min <= most && max >= least && max > min && max - min <= width + ENTRY)
             });
             if !proven {
-                wrong.push(format!("{:?}: CLOSE-WAIT is {age:?}, not {least} to {most}", watcher.door));
+                wrong.push(format!("{}: CLOSE-WAIT is {age:?}, not {least} to {most}", watcher.name()));
             }
         }
         let asking = now();
@@ -388,7 +394,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
             let oldest = metrics.sum("tcpclose_oldest_socket_age_seconds", &labels);
             let (_, most) = older.entered.until(asked);
             if there != 1.0 || oldest > most || (oldest == 0.0) == (phase == CloseWait) {
-                wrong.push(format!("{:?}: {there} in {phase:?}, the oldest {oldest}", watcher.door));
+                wrong.push(format!("{}: {there} in {phase:?}, the oldest {oldest}", watcher.name()));
             }
         }
     }
@@ -403,8 +409,9 @@ fn what_was_there_before_the_agent_has_its_true_age() {
             waiting.iter().map(|(_, older)| Bracket { from: older.entered.from, to: 0 }).collect();
         while seen.iter().any(|end| end.to == 0) {
             sleep(Duration::from_millis(20));
+            let before = now();
+            fence();
             for (end, (_, older)) in seen.iter_mut().zip(&waiting).filter(|(end, _)| end.to == 0) {
-                let before = now();
                 match state_of(&older.flow) {
                     Some(_) => end.from = before,
                     None => end.to = now(),
@@ -418,6 +425,7 @@ fn what_was_there_before_the_agent_has_its_true_age() {
         let from = now();
         server.shutdown(Shutdown::Write).unwrap();
         until_state(&older.flow, |state| state.is_none());
+        fence();
         closed.push(Bracket { from, to: now() });
     }
 
@@ -440,13 +448,13 @@ fn what_was_there_before_the_agent_has_its_true_age() {
             let (least, most) = older.entered.until(*end);
             let (count, sum) = sample(older.port, TimeWait);
             if count != 1.0 || sum < least - ENTRY - watcher.gap() || sum > most + ENTRY {
-                wrong.push(format!("{:?}: {count} TIME-WAITs, {sum} s, not {least}", watcher.door));
+                wrong.push(format!("{}: {count} TIME-WAITs, {sum} s, not {least}", watcher.name()));
             }
             // Its other phases, and its close, were before the agent.
             let port = older.port.to_string();
             let samples = metrics.sum("tcpclose_state_duration_seconds_count", &[("port", &port)]);
             if samples != 1.0 || !closes(older.port).is_empty() {
-                wrong.push(format!("{:?}: {samples} samples, closes {:?}", watcher.door, closes(older.port)));
+                wrong.push(format!("{}: {samples} samples, closes {:?}", watcher.name(), closes(older.port)));
             }
         }
         for ((_, older, _, _, width), end) in standing.iter().zip(&closed) {
@@ -454,11 +462,11 @@ fn what_was_there_before_the_agent_has_its_true_age() {
             let (count, sum) = sample(older.port, CloseWait);
             // A minute is long enough for the bounds' distance not to matter: the proven minimum is the sample.
             if count != 1.0 || sum < least - width - ENTRY || sum > most {
-                wrong.push(format!("{:?}: {count} CLOSE-WAITs, {sum} s, not {least}", watcher.door));
+                wrong.push(format!("{}: {count} CLOSE-WAITs, {sum} s, not {least}", watcher.name()));
             }
             let closes = closes(older.port);
             if !closes.contains(&("passive".to_owned(), "server".to_owned(), 1.0)) {
-                wrong.push(format!("{:?}: closes are {closes:?}", watcher.door));
+                wrong.push(format!("{}: closes are {closes:?}", watcher.name()));
             }
         }
     }

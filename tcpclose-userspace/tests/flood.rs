@@ -23,6 +23,7 @@ mod truth;
 #[path = "flood/watch.rs"]
 mod watch;
 
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,25 @@ use watch::{Watcher, start_agents, start_starved};
 
 /// TIME-WAIT and its late timer.
 const LAST_WAIT: Duration = Duration::from_secs(60 + 6);
+
+/// Each test has the process to itself: what another one spawns has a copy of every socket of this process until its
+/// exec() (copy_files in kernel/fork.c, do_close_on_exec in fs/file.c), and a close() in that time is none. The server's
+/// end, accepted after that copy was made, would then be the first to close where the client's was to be.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Whether this is a guest of `cargo xtask vm`.
+fn emulated() -> bool {
+    std::env::var_os("TCPCLOSE_EMULATED").is_some()
+}
+
+/// How much is played: `full` of it, or that much less on an emulated machine.
+fn scaled(full: usize, less: usize) -> usize {
+    if !emulated() {
+        return full;
+    }
+    eprintln!("EMULATED: {} instead of {full}", full / less);
+    full / less
+}
 
 /// Waits until no minisocket is left in the kernel.
 fn until_over(watchers: &[Watcher]) {
@@ -66,23 +86,27 @@ fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
     if !can_attach() {
         return;
     }
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (connections, least) = (scaled(50_000, 5), scaled(10_000, 5));
     in_a_namespace(&[("tcp_max_tw_buckets", "200000")], || {
         let load = Load::listen(first_port(0), 8);
         let mut watchers = start_agents(&load, &[]);
-        watchers.extend(HOOKS.map(|state| start_starved(&load, state, &[])));
+        // On an emulated machine the dumps that mend what such an agent lost are 40 s apart.
+        let starved = if emulated() { &[][..] } else { &HOOKS[..] };
+        watchers.extend(starved.iter().map(|state| start_starved(&load, state, &[])));
         for watcher in &watchers {
             watcher.until_equal("before");
         }
         print_memory(&watchers, "before");
 
-        let (mut played, took) = load.play(50_000, Duration::from_secs(10), Duration::from_secs(30));
+        let (mut played, took) = load.play(connections, Duration::from_secs(10), Duration::from_secs(30));
         let servers = load.half_closed(HALF_CLOSED);
         played[0].by_client += HALF_CLOSED;
         let connections: usize = played.iter().map(|played| played.all()).sum();
         eprintln!("{connections} connections in {took:.1?}");
         for watcher in &watchers {
             let kernel = watcher.until_equal("while they sit");
-            assert!(kernel.time_waits >= 10_000, "only {kernel:?}");
+            assert!(kernel.time_waits >= least, "only {kernel:?}");
             assert_eq!((kernel.fin_wait_2s, kernel.full_fin_wait_2s), (HALF_CLOSED, 0));
         }
         print_memory(&watchers, "while they sit");
@@ -103,32 +127,37 @@ fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
 #[test]
 #[ignore = "takes long, and takes a whole machine: cargo xtask test --all"]
 fn a_table_that_is_full_leaves_nothing_behind() {
-    const LIMIT: usize = 5_000;
     /// How much more memory than before the flood an agent may have after it: what malloc keeps of 20,000 lives' worth
     /// in its small blocks.
     const TOLERANCE: u64 = 4 << 20;
     if !can_attach() {
         return;
     }
-    in_a_namespace(&[("tcp_max_tw_buckets", &LIMIT.to_string())], || {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Where an emulated processor loses records to recursion, what is left of each close without a minisocket is looked
+    // up, and dumps are a hundred times their CPU time apart: three of them must come before the table is empty again.
+    let (connections, limit) = (scaled(20_000, 40), scaled(5_000, 50));
+    in_a_namespace(&[("tcp_max_tw_buckets", &limit.to_string())], || {
         let load = Load::listen(first_port(8), 4);
         let reconciling = ["--reconcile-interval", "5s"];
         let mut watchers = start_agents(&load, &reconciling);
-        watchers.push(start_starved(&load, "btf", &reconciling));
+        if !emulated() {
+            watchers.push(start_starved(&load, "btf", &reconciling));
+        }
         let resident: Vec<u64> = watchers.iter().map(|watcher| watcher.agent.resident()).collect();
         let before = overflows();
 
-        let (played, took) = load.play(20_000, Duration::from_secs(3), Duration::from_secs(30));
+        let (played, took) = load.play(connections, Duration::from_secs(3), Duration::from_secs(30));
         let connections: usize = played.iter().map(|played| played.all()).sum();
         let overflowed = overflows() - before;
         eprintln!("{connections} connections in {took:.1?}, {overflowed} without a minisocket");
-        assert!(overflowed > 1_000, "the table did not fill: {:?}", Kernel::look());
+        assert!(overflowed > limit / 5, "the table did not fill: {:?}", Kernel::look());
         for watcher in &watchers {
             // A socket that closes without a minisocket: one dump may come too soon after that to judge, of the next two
             // neither sees it.
             let kernel = watcher.until_equal_within(3.0, "while it is full");
             let ratio = watcher.agent.metrics().sum("tcpclose_time_wait_limit_used_ratio", &[]);
-            assert_eq!(ratio, kernel.tw as f64 / LIMIT as f64, "{}", watcher.name);
+            assert_eq!(ratio, kernel.tw as f64 / limit as f64, "{}", watcher.name);
             assert!((0.999..1.001).contains(&ratio), "{}: {ratio}", watcher.name);
         }
         print_memory(&watchers, "while it is full");

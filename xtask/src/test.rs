@@ -14,7 +14,7 @@ use crate::{sh, vm};
 /// Set up, then fmt, clippy, unit tests and live tests
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Also what takes long: floods, and guests with other kernels
+    /// Also what takes long: floods, on this machine and in the guests
     #[arg(long)]
     all: bool,
 }
@@ -29,18 +29,20 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// In the order of what fails fastest.
-const STEPS: &[(&str, Step)] =
-    &[("setup", setup), ("fmt", fmt), ("clippy", clippy), ("unit tests", unit), ("live tests", live)];
-
-/// What `--all` does after them.
-const LONG_STEPS: &[(&str, Step)] = &[("guests", guests)];
+const STEPS: &[(&str, Step)] = &[
+    ("setup", setup),
+    ("fmt", fmt),
+    ("clippy", clippy),
+    ("unit tests", unit),
+    ("live tests", live),
+    ("guests", guests),
+];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    let long = if arguments.all { LONG_STEPS } else { &[] };
-    for (name, step) in STEPS.iter().chain(long) {
+    for (name, step) in STEPS {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {

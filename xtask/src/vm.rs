@@ -30,6 +30,8 @@ pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 /// The test programs that run in the guests, those of them that are there. What they need must be in the guest: no
 /// other programs but busybox's.
 const GUEST_PROGRAMS: &[&str] = &["closes", "cases"];
+/// Those that take long, all of whose tests are marked so.
+const LONG_PROGRAMS: &[&str] = &["reuse", "flood"];
 
 /// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
@@ -99,19 +101,19 @@ pub fn output(kernel: Kernel, test: &str, arguments: &[&str]) -> Result<String> 
     let words = [test].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
     let job = Job { name: test.to_owned(), words };
     boot_all(&[kernel], &[job], None, Duration::from_secs(DEFAULT_PATIENCE))?;
-    let log = log(kernel)?;
+    let log = log(kernel, test)?;
     fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))
 }
 
 /// Where what a guest's programs write is kept.
-fn log(kernel: Kernel) -> Result<PathBuf> {
-    Ok(kit::folder()?.join(format!("{}.log", kernel.name())))
+fn log(kernel: Kernel, job: &str) -> Result<PathBuf> {
+    Ok(kit::folder()?.join(format!("{}-{job}.log", kernel.name())))
 }
 
 /// The guests' tests that are in the tree.
 fn tests(long: bool) -> Vec<Job> {
-    let there = GUEST_PROGRAMS.iter().filter(|name| programs::is_test(name));
-    let long = if long { test::LONG_ARGUMENTS } else { &[] };
+    let (more, long) = if long { (LONG_PROGRAMS, test::LONG_ARGUMENTS) } else { (&[][..], &[][..]) };
+    let there = GUEST_PROGRAMS.iter().chain(more).filter(|name| programs::is_test(name));
     there
         .map(|name| Job {
             name: (*name).to_owned(),
@@ -180,7 +182,7 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
         name: kernel.name(),
         kernel: kit::image(kernel)?,
         initramfs,
-        log: log(kernel)?,
+        log: log(kernel, &job.name)?,
         console: file("console.log"),
         patience,
     })
@@ -196,10 +198,11 @@ fn environment() -> impl Iterator<Item = (String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// What init.sh runs, as a shell script. The project's own variables are passed on, and `CI`: a test that cannot run
-/// in a guest has failed, not been skipped.
+/// What init.sh runs, as a shell script. The project's own variables are passed on, and those that say that a test which
+/// cannot run in a guest, or a rung that does not load there, is a failure and not skipped, and that a flood is to be one
+/// for an emulated machine.
 fn commands(job: &Job, environment: impl Iterator<Item = (String, String)>) -> String {
-    let mut script = "export CI=1\n".to_owned();
+    let mut script = "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\n".to_owned();
     for (name, value) in environment.filter(|(name, _)| name.starts_with("TCPCLOSE_")) {
         script.push_str(&format!("export {name}={}\n", sh::quote(&value)));
     }
@@ -220,7 +223,10 @@ fn summarize(name: &str, job: &Job, report: &Report) -> (String, bool) {
         None => "no end".to_owned(),
     });
     words.extend(report.trouble.clone());
-    let ok = report.trouble.is_none() && ended.is_some_and(|(_, status, _)| *status == 0);
+    words.extend(report.skipped.iter().map(|what| format!("must not be skipped: {what}")));
+    let ok = report.trouble.is_none()
+        && report.skipped.is_empty()
+        && ended.is_some_and(|(_, status, _)| *status == 0);
     let verdict = if ok { "ok" } else { "FAILED" };
     let line = format!(
         "{name:<4} {:<8} {verdict}: {} ({:.1} s)",
@@ -246,6 +252,7 @@ mod tests {
                 .iter()
                 .map(|(name, status)| ((*name).to_owned(), *status, Duration::from_secs(9)))
                 .collect(),
+            skipped: Vec::new(),
             trouble: trouble.map(str::to_owned),
             took: Duration::from_secs(15),
         }
@@ -257,7 +264,7 @@ mod tests {
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(
             commands(&job(), environment.into_iter()),
-            "export CI=1\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
+            "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
         );
     }
 
@@ -277,5 +284,13 @@ mod tests {
         assert!(line.contains("no end; not done after 900 s"), "{line}");
         assert!(!ok);
         assert!(!summarize("6.1", &job(), &report(&[("closes", 0)], Some("panic"))).1);
+    }
+
+    #[test]
+    fn a_guest_fails_with_what_it_skipped() {
+        let skipped = Report { skipped: vec!["btf: no hooks".to_owned()], ..report(&[("closes", 0)], None) };
+        let (line, ok) = summarize("6.1", &job(), &skipped);
+        assert!(line.contains("FAILED") && line.contains("must not be skipped: btf: no hooks"), "{line}");
+        assert!(!ok);
     }
 }

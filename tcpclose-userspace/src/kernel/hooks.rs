@@ -54,6 +54,7 @@ const HOOKS: &[Hook] = &[
     Hook { program: "tw_early", function: "inet_twsk_deschedule_put", tells: Tells::Life },
     Hook { program: "tw_unique", function: "tcp_twsk_unique", tells: Tells::Reuse },
     Hook { program: "tw_abort", function: "tcp_abort", tells: Tells::Destroy },
+    Hook { program: "tw_abort_done", function: "tcp_abort", tells: Tells::Destroy },
     Hook { program: "tw_purge", function: "inet_twsk_purge", tells: Tells::Purge },
     Hook { program: "tw_gone", function: "tcp_twsk_destructor", tells: Tells::Purge },
     Hook { program: "tw_purge_done", function: "inet_twsk_purge", tells: Tells::Purge },

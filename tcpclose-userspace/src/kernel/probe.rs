@@ -156,6 +156,7 @@ impl Probe {
             ));
         }
 
+        let since_ns = host::monotonic_ns();
         let mut attached = None;
         if by_btf {
             match attach_btf(&mut ebpf) {
@@ -184,7 +185,7 @@ impl Probe {
             facts,
             declined,
             time_wait: if minisockets.any { TimeWaitHook::Hooks } else { TimeWaitHook::Diag },
-            told: Told { resets, ..minisockets.told },
+            told: Told { resets, since_ns, ..minisockets.told },
             time_wait_declined: minisockets.missing,
             owners,
             owners_declined,

@@ -7,9 +7,11 @@
 //! * [`ending`]: what a →CLOSE of the tracepoint means.
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
 //! * [`notice`]: what hooks tell of minisockets and resets.
+//! * [`ended`]: minisockets whose end was told already.
 //! * [`fact`]: what comes out.
 //! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
 
+mod ended;
 pub mod ending;
 pub mod fact;
 pub mod join;
@@ -32,6 +34,7 @@ use tcpclose_common::event::{Head, Open, Record, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
+use ended::JustEnded;
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
 use life::{Body, Closer, Life, Since};
@@ -50,7 +53,7 @@ pub struct Host {
 pub struct Tracker {
     host: Host,
     lives: Slab<Life>,
-    /// By cookie (tp_btf) or by address of the full socket (classic door). The two kinds never meet in one agent. A
+    /// By cookie (tp_btf) or by address of the full socket (classic door; while that is not known, by cookie too). A
     /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
     /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18).
     by_key: FxHashMap<u64, usize>,
@@ -71,6 +74,7 @@ pub struct Tracker {
     /// done. `None` until then.
     complete_ns: Option<u64>,
     told: Told,
+    just_ended: JustEnded,
     /// In the order of their closes.
     settling: VecDeque<Settling>,
     /// What an agent before this one has kept, until the first dump is in.
@@ -101,6 +105,7 @@ impl Tracker {
             lossy: false,
             complete_ns: None,
             told: Told::default(),
+            just_ended: JustEnded::default(),
             settling: VecDeque::new(),
             former: None,
             changes: None,
@@ -602,6 +607,9 @@ impl Tracker {
         let life = self.lives.remove(at);
         self.changed(at);
         self.unindex(at, &life);
+        if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
+            self.just_ended.push(life.cookie);
+        }
         let identity = self.identity(life.cookie, &life.flow);
         if let Some(ended) = &mut self.ended_meanwhile {
             ended.insert(identity);
@@ -640,13 +648,14 @@ impl Tracker {
     }
 }
 
-/// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too; a cookie's
-/// complement is no address of a slab's.
+/// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too, and a socket that
+/// a dump told of before it stepped; a cookie, which counts up from 1, and its complement are no addresses of a slab's.
 fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
     let known = |key: u64| (key != 0).then_some(key);
     match life.body {
         Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
-        Body::Socket => known(if by_cookie { life.cookie } else { life.sk }),
+        Body::Socket if by_cookie => known(life.cookie),
+        Body::Socket => known(life.sk).or(known(life.cookie)),
     }
 }
 

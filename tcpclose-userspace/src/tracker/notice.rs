@@ -19,6 +19,10 @@ pub struct Told {
     pub lives: bool,
     /// That a RST was sent for a socket that has just closed.
     pub resets: bool,
+    /// CLOCK_MONOTONIC, nanoseconds: what was told before this is no news. The hooks are attached one by one, and the
+    /// state hook last: until then they tell of births to sockets whose closes are not heard, and the first dump, which
+    /// finds what is left of them, begins later.
+    pub since_ns: u64,
 }
 
 /// A close by ECONNRESET that waits for a moment: had the kernel sent the RST, the notice of that follows.
@@ -50,6 +54,9 @@ impl Tracker {
     /// What a hook has to say.
     pub(super) fn notice(&mut self, notice: &Notice, news: News, out: &mut impl Sink) {
         let head = &notice.head;
+        if head.time_ns < self.told.since_ns {
+            return;
+        }
         match news {
             News::ResetSent => self.reset_sent(notice, out),
             News::Born => self.born(notice),
@@ -88,22 +95,27 @@ impl Tracker {
         let key = self.key_of_socket(notice);
         let phase_of = |raw| TcpState::from_raw(raw).and_then(Phase::of);
         let Some(phase) = phase_of(head.old).filter(|_| key != 0) else { return };
-        let at = match self.by_key.get(&key) {
+        // At the classic door a dump's socket is known by its cookie until it steps, and this comes first.
+        let at = match self.by_key.get(&key).or_else(|| self.by_key.get(&head.key)) {
             Some(&at) => at,
             None => {
                 let door = if self.by_cookie { flags::COOKIE } else { 0 };
                 self.stranger(&Head { key, flags: door, ..*head }, 0, phase, Body::Socket)
             }
         };
-        self.change(at, |life| (life.born, life.cookie) = (phase_of(head.new), head.key));
+        let sk = if self.by_cookie { 0 } else { notice.sk };
+        self.change(at, |life| (life.born, life.cookie, life.sk) = (phase_of(head.new), head.key, sk));
     }
 
     /// The life of the minisocket that a notice speaks of; of one older than the agent, in another network namespace,
-    /// a new one. `None` when the notice names no state that a minisocket can be in.
+    /// a new one. `None` when the notice names no state that a minisocket can be in, and when its end was told already.
     fn minisocket_of(&mut self, head: &Head) -> Option<(usize, Phase)> {
         let phase = TcpState::from_raw(head.old).and_then(Phase::of)?;
         if let Some(&at) = self.by_key.get(&!head.key).filter(|_| head.key != 0) {
             return Some((at, phase));
+        }
+        if head.key != 0 && self.just_ended.contains(head.key) {
+            return None;
         }
         // As a socket it would for a moment stand under the key of one that has the same cookie, and take that away.
         let at = self.stranger(head, 0, phase, Body::Minisocket);

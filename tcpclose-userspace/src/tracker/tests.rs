@@ -912,6 +912,73 @@ fn hooks_tell_the_end_of_a_time_wait_whose_socket_connected_again() {
     }
 }
 
+/// A socket in FIN-WAIT-2 that is older than the agent gets its FIN: the birth is told before its first step, and names
+/// no flow.
+#[test]
+fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
+    for by_cookie in [true, false] {
+        let mut bench = hooked(by_cookie);
+        let key = bench.key();
+        let there = seen(FinWait2, Body::Socket, client(), 7, T0, 0);
+        bench.dump(T0, true, &[there]);
+        bench.notice(News::Born, T0 + S, (FinWait2, TimeWait), key);
+        bench.step(key, &client(), T0 + S, (FinWait2, Close), DONE | FIN_ACKED);
+        assert_eq!(bench.tracker.len(), 1);
+        let then = seen(TimeWait, Body::Minisocket, client(), 7, T0 + 2 * S, 59 * S);
+        assert_eq!(bench.dump(T0 + 2 * S, false, &[then]), []);
+        bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        assert!(bench.tracker.is_empty());
+        let told = bench.told();
+        assert!(!told.iter().any(|fact| matches!(fact, Fact::Mended { .. })), "{told:?}");
+        let stay = Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S };
+        assert!(told.contains(&stay), "{told:?}");
+    }
+}
+
+/// While hooks are attached, and the state hook is not yet: the first dump tells what is left of it.
+#[test]
+fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
+    for by_cookie in [true, false] {
+        let mut bench = hooked(by_cookie);
+        bench.tracker.set_told(Told { since_ns: T0, ..EVERYTHING });
+        let key = bench.key();
+        bench.notice(News::Born, T0 - 1, (FinWait2, FinWait2), key);
+        bench.notice(News::Flipped, T0 - 1, (FinWait2, TimeWait), 0);
+        bench.notice(News::Expired, T0 - 1, (TimeWait, Close), 0);
+        assert!(bench.tracker.is_empty());
+        assert_eq!(bench.told(), []);
+    }
+}
+
+/// The timer's handler runs while another CPU, which found the minisocket before, ends it too, or flips it: one end.
+#[test]
+fn what_is_told_of_a_minisocket_after_its_end_is_nothing() {
+    let again = [News::Expired, News::Reset, News::Recycled, News::Reused, News::Destroyed, News::Early];
+    for first in [News::Expired, News::Reset, News::Early] {
+        for by_cookie in [true, false] {
+            let mut bench = hooked(by_cookie);
+            fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+            bench.notice(first, T0 + 61 * S, (TimeWait, Close), 0);
+            let ends = |facts: &[Fact]| {
+                facts.iter().filter(|fact| matches!(fact, Fact::TimeWaitEnded { .. })).count()
+            };
+            assert_eq!(ends(&bench.told()), 1);
+            for news in again {
+                bench.notice(news, T0 + 61 * S + 1_000, (TimeWait, Close), 0);
+                bench.notice(news, T0 + 61 * S + 1_000, (FinWait2, Close), 0);
+            }
+            bench.notice(News::Flipped, T0 + 61 * S + 1_000, (FinWait2, TimeWait), 0);
+            assert_eq!(bench.told(), [], "{first:?} first, by cookie: {by_cookie}");
+            assert!(bench.tracker.is_empty());
+            // The cookie's socket may go on: its next minisocket is one like the first.
+            fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Reset, T0 + 70 * S, (TimeWait, Close), 0);
+            assert_eq!(ends(&bench.told()), 1);
+        }
+    }
+}
+
 #[test]
 fn hooks_tell_how_fin_wait_2_ended() {
     for (news, outcome) in [
@@ -985,9 +1052,11 @@ fn the_outcome_of_a_reset_settles_a_moment_later() {
     }
 }
 
+const EVERYTHING: Told = Told { births: true, lives: true, resets: true, since_ns: 0 };
+
 fn hooked(by_cookie: bool) -> Bench {
     let mut bench = Bench::new(by_cookie, true);
-    bench.tracker.set_told(Told { births: true, lives: true, resets: true });
+    bench.tracker.set_told(EVERYTHING);
     bench
 }
 
@@ -1023,9 +1092,8 @@ fn no_order_of_events_breaks_it() {
         random ^= random << 17;
         random % n
     };
-    let everything = Told { births: true, lives: true, resets: true };
     let with_hooks = Bench::doors().map(|mut bench| {
-        bench.tracker.set_told(everything);
+        bench.tracker.set_told(EVERYTHING);
         bench
     });
     for mut bench in Bench::doors().into_iter().chain(with_hooks) {

@@ -35,22 +35,43 @@ impl Bracket {
     pub fn until(self, later: Self) -> (f64, f64) {
         (seconds(later.from.saturating_sub(self.to)), seconds(later.to - self.from))
     }
-
-    /// From the same start, until now.
-    fn seen_now(self) -> Self {
-        Self { to: now(), ..self }
-    }
 }
 
 pub fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// The bracket of one call.
-fn around<T>(call: impl FnOnce() -> T) -> Bracket {
-    let from = now();
-    call();
-    Bracket { from, to: now() }
+/// A call that begins a step. When that is done, only a look tells: close() ends nothing while a child of this process
+/// has a copy of the descriptor, and until its exec() the child that another test spawns has one of each (copy_files in
+/// kernel/fork.c, do_close_on_exec in fs/file.c; in an emulated guest for tens of milliseconds).
+struct Begun {
+    from: u64,
+}
+
+impl Begun {
+    fn by<T>(call: impl FnOnce() -> T) -> Self {
+        let from = now();
+        call();
+        Self { from }
+    }
+
+    /// A look has just found it done.
+    fn seen_now(&self) -> Bracket {
+        fence();
+        Bracket { from: self.from, to: now() }
+    }
+}
+
+/// Returns when every softirq that runs now is over, on every CPU: what a look sees is one half of a step of which the
+/// other half may still be to come. A minisocket is hashed and a socket unhashed before the tracepoint tells of it
+/// (tcp_time_wait, tcp_set_state), a timer's handler is entered before it unhashes (tw_timer_handler; 5.8 to 6.18), and
+/// an emulated processor can stand still for milliseconds in between. All of it runs with softirqs disabled, which an
+/// RCU grace period waits for, and that is what this system call is (sys_membarrier in kernel/sched/membarrier.c).
+pub fn fence() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: a system call with two numbers and no pointer.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
+    assert_eq!(done, 0, "membarrier: {}", std::io::Error::last_os_error());
 }
 
 /// How the two ends talk.
@@ -164,6 +185,10 @@ fn until_in(flow: &Flow, state: TcpState) {
     until_state(flow, |now| now == Some(state));
 }
 
+fn until_out_of(flow: &Flow, state: TcpState) {
+    until_state(flow, |now| now != Some(state));
+}
+
 fn until_gone(flow: &Flow) {
     until_state(flow, |state| state.is_none());
 }
@@ -192,7 +217,7 @@ pub fn orderly(stage: &Stage<'_>, first: Side, by: By, hold: Duration) -> Vec<Ti
     let (closing, other) = stage.ends(first);
     let (a, b) = (flow_of(&closing), flow_of(&other));
     let mut kept = None;
-    let fin_wait_1 = around(|| match by {
+    let end = Begun::by(|| match by {
         By::Close => drop(closing),
         By::Shutdown => {
             closing.shutdown(std::net::Shutdown::Write).unwrap();
@@ -200,11 +225,12 @@ pub fn orderly(stage: &Stage<'_>, first: Side, by: By, hold: Duration) -> Vec<Ti
         }
     });
     until_eof(&other);
-    let close_wait = fin_wait_1.seen_now();
+    let fin_wait_1 = end.seen_now();
+    let close_wait = fin_wait_1;
     let mut fin_wait_2 = None;
     if !hold.is_zero() {
         until_in(&a, TcpState::FinWait2);
-        let entered = fin_wait_1.seen_now();
+        let entered = end.seen_now();
         fin_wait_2 = Some(entered);
         sleep(hold / 2);
         if hold >= Duration::from_secs(1) {
@@ -216,11 +242,13 @@ pub fn orderly(stage: &Stage<'_>, first: Side, by: By, hold: Duration) -> Vec<Ti
         }
         sleep(hold / 2);
     }
-    let last_ack = around(|| drop(other));
+    let end = Begun::by(|| drop(other));
+    until_out_of(&b, TcpState::CloseWait);
+    let last_ack = end.seen_now();
     until_in(&a, TcpState::TimeWait);
-    let time_wait = last_ack.seen_now();
+    let time_wait = end.seen_now();
     until_gone(&b);
-    let closed = last_ack.seen_now();
+    let closed = end.seen_now();
     drop(kept);
     let fin_wait_2 = fin_wait_2.unwrap_or(Bracket { from: fin_wait_1.from, to: time_wait.to });
     vec![
@@ -233,14 +261,15 @@ pub fn orderly(stage: &Stage<'_>, first: Side, by: By, hold: Duration) -> Vec<Ti
 pub fn reset_in_close_wait(stage: &Stage<'_>, first: Side, hold: Duration) -> Vec<Timeline> {
     let (closing, other) = stage.ends(first);
     let (a, b) = (flow_of(&closing), flow_of(&other));
-    let fin_wait_1 = around(|| closing.shutdown(std::net::Shutdown::Write).unwrap());
+    let end = Begun::by(|| closing.shutdown(std::net::Shutdown::Write).unwrap());
     until_eof(&other);
-    let close_wait = fin_wait_1.seen_now();
+    let fin_wait_1 = end.seen_now();
+    let close_wait = fin_wait_1;
     until_in(&a, TcpState::FinWait2);
-    let fin_wait_2 = fin_wait_1.seen_now();
+    let fin_wait_2 = end.seen_now();
     sleep(hold);
     reset_on_close(&other);
-    let reset = around(|| drop(other));
+    let reset = Begun::by(|| drop(other));
     until_gone(&a);
     until_gone(&b);
     let over = reset.seen_now();
@@ -255,7 +284,7 @@ pub fn reset(stage: &Stage<'_>, first: Side) -> Vec<Timeline> {
     let (resetting, other) = stage.ends(first);
     let (a, b) = (flow_of(&resetting), flow_of(&other));
     reset_on_close(&resetting);
-    let over = around(|| drop(resetting));
+    let over = Begun::by(|| drop(resetting));
     until_gone(&a);
     until_gone(&b);
     vec![
@@ -268,7 +297,7 @@ pub fn reset(stage: &Stage<'_>, first: Side) -> Vec<Timeline> {
 pub fn listener_closes(mut stage: Stage<'_>) -> Vec<Timeline> {
     let (client, child) = stage.queued();
     let of_client = flow_of(&client);
-    let over = around(|| drop(stage.listener.take()));
+    let over = Begun::by(|| drop(stage.listener.take()));
     until_gone(&child);
     until_gone(&of_client);
     let over = over.seen_now();
@@ -280,13 +309,14 @@ pub fn listener_closes(mut stage: Stage<'_>) -> Vec<Timeline> {
 pub fn client_closes_in_the_queue(mut stage: Stage<'_>, hold: Duration) -> Vec<Timeline> {
     let (client, child) = stage.queued();
     let of_client = flow_of(&client);
-    let fin_wait_1 = around(|| drop(client));
+    let end = Begun::by(|| drop(client));
     until_in(&child, TcpState::CloseWait);
-    let close_wait = fin_wait_1.seen_now();
+    let fin_wait_1 = end.seen_now();
+    let close_wait = fin_wait_1;
     until_in(&of_client, TcpState::FinWait2);
-    let fin_wait_2 = fin_wait_1.seen_now();
+    let fin_wait_2 = end.seen_now();
     sleep(hold);
-    let over = around(|| drop(stage.listener.take()));
+    let over = Begun::by(|| drop(stage.listener.take()));
     until_gone(&child);
     until_gone(&of_client);
     let over = over.seen_now();
@@ -303,10 +333,10 @@ pub fn self_connect(stage: &Stage<'_>) -> Vec<Timeline> {
     socket.bind(&SockAddr::from(own)).unwrap();
     socket.connect(&SockAddr::from(own)).unwrap();
     let flow = Flow::new(own, own);
-    let fin_wait_1 = around(|| drop(socket));
+    let end = Begun::by(|| drop(socket));
     until_in(&flow, TcpState::TimeWait);
-    let then = fin_wait_1.seen_now();
-    vec![Timeline { flow, steps: vec![fin_wait_1, then, then] }]
+    let then = end.seen_now();
+    vec![Timeline { flow, steps: vec![then, then, then] }]
 }
 
 /// Nobody listens. Nothing is to be counted anywhere.

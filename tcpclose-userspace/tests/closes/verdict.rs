@@ -22,6 +22,8 @@ pub struct End {
     pub phases: &'static [Phase],
     pub role: Role,
     pub outcome: Outcome,
+    /// The same where hooks tell what ended a minisocket; dumps cannot.
+    pub by_hooks: Outcome,
     /// It had no fd any more when it left FIN-WAIT-2: a minisocket did, unseen by the state hook.
     pub orphan: bool,
 }
@@ -51,28 +53,57 @@ pub enum Door {
 /// An agent, and the longest that was between two of its dumps.
 pub struct Watcher {
     pub door: Door,
+    /// Whether hooks tell it of minisockets, or dumps.
+    pub hooks: bool,
     pub agent: Agent,
     gap: Mutex<f64>,
 }
 
 impl Watcher {
-    /// Starts one at `door`, so that every port has series of its own.
-    pub fn new(door: Door) -> Self {
-        let hook = if door == Door::Btf { "btf" } else { "tracepoint" };
-        // What is judged here are the state hook and the dumps, and how far each knows; where hooks load they know more.
-        let arguments = ["--max-ports", "500", "--state-hook", hook, "--time-wait", "diag"];
-        let agent = match door {
-            Door::Btf | Door::Tracepoint => Agent::start(&arguments),
+    /// One at the doors that have BTF, on each rung that this kernel has. Every port has series of its own.
+    pub fn with_btf() -> Vec<Self> {
+        let hooked = [Door::Btf, Door::Tracepoint].into_iter().filter_map(|door| {
+            Self::start(door, true)
+                .map_err(|why| {
+                    assert!(std::env::var_os("TCPCLOSE_NO_SKIP").is_none(), "{door:?}: no hooks: {why}");
+                    eprintln!("\nSKIPPED: {door:?} with hooks: {}\n", why.trim());
+                })
+                .ok()
+        });
+        let dumping = [Door::Btf, Door::Tracepoint].map(|door| Self::start(door, false).unwrap());
+        dumping.into_iter().chain(hooked).collect()
+    }
+
+    /// One that has no BTF, and so no hooks.
+    pub fn blind() -> Self {
+        Self::start(Door::Blind, false).unwrap()
+    }
+
+    fn start(door: Door, hooks: bool) -> Result<Self, String> {
+        let state = if door == Door::Btf { "btf" } else { "tracepoint" };
+        let time_wait = if hooks { "hooks" } else { "diag" };
+        let arguments = ["--max-ports", "500", "--state-hook", state, "--time-wait", time_wait];
+        let command = match door {
+            Door::Btf | Door::Tracepoint => Command::new(BINARY),
             Door::Blind => {
                 let mut command = Command::new("unshare");
                 let masked = r#"mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@""#;
                 command.args(["--mount", "sh", "-c", masked, BINARY]);
-                Agent::start_by(command, &arguments)
+                command
             }
         };
-        let degraded = agent.metrics().sum("tcpclose_hook_degraded", &[("hook", "state")]);
+        let agent = Agent::try_start_by(command, &arguments)?;
+        let metrics = agent.metrics();
+        let degraded = metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]);
         assert_eq!(degraded == 1.0, door == Door::Blind, "{}", agent.said());
-        Self { door, agent, gap: Mutex::new(0.0) }
+        let rung = [("hook", "time_wait"), ("rung", time_wait)];
+        assert_eq!(metrics.sum("tcpclose_hook_info", &rung), 1.0, "{}", agent.said());
+        Ok(Self { door, hooks, agent, gap: Mutex::new(0.0) })
+    }
+
+    /// What it is called in what the test says.
+    pub fn name(&self) -> String {
+        format!("{:?}{}", self.door, if self.hooks { " with hooks" } else { "" })
     }
 
     pub fn metrics(&self) -> Metrics {
@@ -101,7 +132,7 @@ impl Watcher {
                 return metrics;
             }
             let patience = 5.0 + 3.0 * self.gap();
-            assert!(seconds(now() - begun) < patience, "{:?}: {left:?} stay for {patience} s", self.door);
+            assert!(seconds(now() - begun) < patience, "{}: {left:?} stay for {patience} s", self.name());
             sleep(Duration::from_millis(100));
         }
     }
@@ -125,12 +156,19 @@ impl Watcher {
 
     /// The outcome that it can tell. Without BTF, only a TIME-WAIT proves one.
     fn outcome(&self, end: &End) -> Outcome {
-        if self.door == Door::Blind && !end.waits() { Outcome::Unknown } else { end.outcome }
+        match self.door {
+            Door::Blind if !end.waits() => Outcome::Unknown,
+            _ if self.hooks => end.by_hooks,
+            _ => end.outcome,
+        }
     }
 
     /// Where the length of `phase`, that lasted between `least` and `most` by the test's clock, must lie; and
     /// whether it may be unseen.
     fn allowed(&self, end: &End, phase: Phase, (least, most): (f64, f64)) -> Sample {
+        if self.hooks {
+            return Sample { least, most, unseen: false };
+        }
         let (gap, blind) = (self.gap(), self.door == Door::Blind);
         // A minisocket's timer tells when it entered TIME-WAIT, where the state hook did not.
         let by_timer = if end.orphan || blind { ENTRY } else { 0.0 };
@@ -229,7 +267,7 @@ impl Run {
                 wrong.push(format!("{key:?} has no sample, and should have {allowed:?}"));
             }
         }
-        let who = format!("{:?}: {} (port {port})", watcher.door, self.name);
+        let who = format!("{}: {} (port {port})", watcher.name(), self.name);
         wrong.into_iter().map(|what| format!("{who}: {what}")).collect()
     }
 
@@ -257,7 +295,7 @@ impl Run {
                 None => wrong.push(format!("{}: no {:?}", self.name, timeline.flow)),
             }
         }
-        wrong.into_iter().map(|what| format!("{:?}: {what}", watcher.door)).collect()
+        wrong.into_iter().map(|what| format!("{}: {what}", watcher.name())).collect()
     }
 }
 
@@ -276,13 +314,13 @@ pub fn judge_standing(watcher: &Watcher, port: u16, standing: &[(Side, Phase, Br
     let (sockets, oldest) = (gauges("tcpclose_sockets"), gauges("tcpclose_oldest_socket_age_seconds"));
     let expected = standing.iter().map(|&(side, phase, _)| (key(side, phase), 1.0)).collect();
     if sockets != expected {
-        wrong.push(format!("{:?}: port {port} has {sockets:?}, not {expected:?}", watcher.door));
+        wrong.push(format!("{}: port {port} has {sockets:?}, not {expected:?}", watcher.name()));
     }
     for &(side, phase, entered) in standing {
         let (least, most) = entered.until(asked);
         let age = oldest.get(&key(side, phase)).copied();
         if age.is_none_or(|age| age < least || age > most) {
-            wrong.push(format!("{:?}: {phase:?} is {age:?} s old, not {least} to {most}", watcher.door));
+            wrong.push(format!("{}: {phase:?} is {age:?} s old, not {least} to {most}", watcher.name()));
         }
     }
     wrong
@@ -312,7 +350,10 @@ pub fn judge_totals(watcher: &Watcher, runs: &[Run], before: &Metrics, after: &M
             .map(|why| after.sum("tcpclose_unseen_phases_total", &[state, ("why", why)]))
             .iter()
             .sum();
-        if steps != samples + unseen {
+        // Without BTF a socket that leaves CLOSING goes on as a minisocket or is gone: the step is told when a dump has
+        // looked, and another program's may be waiting for that now. Those of `runs` have all been looked for.
+        let untold = watcher.door == Door::Blind && phase == Phase::Closing;
+        if steps != samples + unseen && !(untold && steps < samples + unseen) {
             wrong.push(format!("{phase:?} was left {steps} times, sampled {samples}, unseen {unseen}"));
         }
     }
@@ -326,5 +367,5 @@ pub fn judge_totals(watcher: &Watcher, runs: &[Run], before: &Metrics, after: &M
             wrong.push(format!("{name} {labels:?} is {value}"));
         }
     }
-    wrong.into_iter().map(|what| format!("{:?}: {what}", watcher.door)).collect()
+    wrong.into_iter().map(|what| format!("{}: {what}", watcher.name())).collect()
 }

@@ -66,6 +66,8 @@ pub struct Report {
     pub up: Option<(String, Duration)>,
     /// The jobs that ended: name, status, how long it took.
     pub ran: Vec<(String, u8, Duration)>,
+    /// What its programs say they have left out.
+    pub skipped: Vec<String>,
     /// Why it ended otherwise than by having done everything.
     pub trouble: Option<String>,
     pub took: Duration,
@@ -105,6 +107,7 @@ impl Guest {
                 Some((output, word)) => (output, Word::parse(word)),
                 None => (line.as_str(), None),
             };
+            report.skipped.extend(skipped(output));
             if word.is_none() || !output.is_empty() {
                 // Not println!, which panics when nobody reads.
                 let _ = writeln!(io::stdout(), "{:<4} | {output}", self.name);
@@ -185,6 +188,11 @@ fn pass_on(output: impl Read, lines: &mpsc::Sender<String>) {
     }
 }
 
+/// What a line of a test's output says it has left out. All tests of this project say it in this word.
+fn skipped(line: &str) -> Option<String> {
+    line.trim_start().strip_prefix("SKIPPED: ").map(|what| what.trim_end().to_owned())
+}
+
 /// Says so if a job took another time by the guest's clock than by ours: then no time that it measured is worth anything.
 fn clock_trouble(guest: f64, host: Duration) -> Option<String> {
     // The job's end is heard a little later than it is said.
@@ -230,6 +238,12 @@ mod tests {
         );
         assert_eq!(clock_trouble(71.9, Duration::from_millis(72_400)), None);
         assert_eq!(clock_trouble(0.0, Duration::from_millis(1_900)), None);
+    }
+
+    #[test]
+    fn what_is_skipped_is_heard() {
+        assert_eq!(skipped("SKIPPED: live tests need root\r").as_deref(), Some("live tests need root"));
+        assert_eq!(skipped("none is SKIPPED: all run"), None);
     }
 
     #[test]
