@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::kernel::netns::Scope;
 use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::ledger::census::StuckAfter;
 
@@ -28,6 +29,8 @@ pub struct Config {
     pub state_hook: Option<StateHook>,
     /// The same for TIME-WAIT.
     pub time_wait: Option<TimeWaitHook>,
+    /// The network namespaces that dumps look at.
+    pub netns: Scope,
     /// Between dumps of all close-phase sockets.
     pub reconcile_interval: Duration,
     /// Between dumps of minisockets, at the least.

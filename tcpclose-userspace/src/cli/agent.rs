@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use crate::agent::{self, config::Config};
+use crate::cli::NetnsChoice;
 use crate::failure::Failure;
 use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::ledger::census::StuckAfter;
@@ -60,6 +61,10 @@ pub struct Agent {
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     dump_interval: Duration,
 
+    /// The network namespaces to dump: every one, or the agent's own. Hooks tell of every one.
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
+    netns: NetnsChoice,
+
     /// The ring buffer between probe and agent: bytes, or with K or M; a power of two. 8M hold 150,000 steps, more than
     /// one core can make in a second.
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size)]
@@ -110,6 +115,7 @@ impl Agent {
                 TimeWaitChoice::Hooks => Some(TimeWaitHook::Hooks),
                 TimeWaitChoice::Diag => Some(TimeWaitHook::Diag),
             },
+            netns: self.netns.scope(),
             reconcile_interval: self.reconcile_interval,
             dump_interval: self.dump_interval,
             ring_size: self.ring_size,

@@ -8,8 +8,9 @@ use clap::Args;
 
 use super::client::{self, Reply};
 use super::groups::{self, By, Listed};
-use super::{DEFAULT_SOCKET, duration, port, print, table};
+use super::{DEFAULT_SOCKET, NetnsChoice, duration, port, print, table};
 use crate::failure::{Failure, printable};
+use crate::kernel::netns;
 use crate::query::document::{Document, StuckSocket};
 use crate::query::snapshot;
 use crate::terms::{Diagnosis, Phase};
@@ -62,6 +63,9 @@ pub struct Stuck {
     /// How many --check lets pass
     #[arg(long, value_name = "N", default_value = "0", value_parser = number, requires = "check")]
     max: usize,
+    /// Sockets of every network namespace, or of this one
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
+    netns: NetnsChoice,
     /// Take a snapshot even where an agent runs
     #[arg(long)]
     no_agent: bool,
@@ -136,9 +140,10 @@ impl Stuck {
     fn snapshot(&self, source: String, denied: bool) -> Result<Findings, Failure> {
         let bound = self.older_than.unwrap_or(STUCK_AFTER);
         let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
-        let mut document = snapshot(self.state.state().bit(), bound_ns).map_err(|error| {
-            Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
-        })?;
+        let mut document =
+            snapshot(self.state.state().bit(), bound_ns, self.netns.scope()).map_err(|error| {
+                Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
+            })?;
         if denied {
             document.incomplete.push(format!(
                 "the agent at {} was not asked: this user may not connect to it",
@@ -150,8 +155,10 @@ impl Stuck {
 
     /// The sockets that the filters let through, the oldest first.
     fn select(&self, mut sockets: Vec<StuckSocket>) -> Vec<StuckSocket> {
+        let own = own_netns();
         sockets.retain(|socket| {
             socket.state == self.state
+                && (self.netns == NetnsChoice::All || socket.netns == own)
                 && (self.ports.is_empty() || self.ports.contains(&socket.port))
                 && self.pid.is_none_or(|pid| socket.owners.iter().any(|owner| owner.pid == pid))
         });
@@ -196,21 +203,26 @@ struct Sorted {
     younger: usize,
     /// Seconds.
     bound: f64,
+    /// Our own network namespace's inode.
+    own: u32,
 }
 
 impl Sorted {
     fn new(mut sockets: Vec<StuckSocket>, bound: f64) -> Self {
         let all = sockets.len();
         sockets.retain(|socket| socket.age.is_past(bound) || socket.age.may_be_past(bound));
-        Self { younger: all - sockets.len(), matching: sockets, bound }
+        Self { younger: all - sockets.len(), matching: sockets, bound, own: own_netns() }
     }
 
     /// What the text lists: everything that matches and is not at work.
     fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
-        self.matching
-            .iter()
-            .filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending))
-            .map(|socket| Listed { socket, possibly: !socket.age.is_past(self.bound) })
+        self.matching.iter().filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending)).map(
+            |socket| Listed {
+                socket,
+                possibly: !socket.age.is_past(self.bound),
+                elsewhere: socket.netns != self.own,
+            },
+        )
     }
 
     fn stuck(&self) -> impl Iterator<Item = Listed<'_>> {
@@ -240,6 +252,11 @@ impl Sorted {
     }
 }
 
+/// The inode of this process's network namespace; 0 where /proc does not tell.
+fn own_netns() -> u32 {
+    netns::own().map_or(0, |own| own.inum)
+}
+
 /// The table of sockets: one line each where they fit, else the ends and the owners in words below.
 fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
     const HEADER: [&str; 7] = [">AGE", "WHY", ">UNREAD", ">UNSENT", "LOCAL", "PEER", "OWNER[PID]:FD"];
@@ -247,13 +264,13 @@ fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
     let shown = &listed[..limit.min(listed.len())];
     let rows: Vec<Vec<String>> = shown
         .iter()
-        .map(|Listed { socket, possibly }| {
+        .map(|Listed { socket, possibly, elsewhere }| {
             vec![
                 table::age(&socket.age),
                 groups::why(socket.diagnosis, *possibly),
                 socket.unread_bytes.to_string(),
                 socket.unsent_bytes.to_string(),
-                socket.local.to_string(),
+                groups::local(socket, *elsewhere),
                 socket.peer.to_string(),
                 owners(socket),
             ]

@@ -1,10 +1,7 @@
 //! Small facts about this host and this process: names, clocks, limits.
 
-use std::collections::HashSet;
 use std::fs;
-use std::io;
 use std::ops::RangeInclusive;
-use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -45,28 +42,6 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
-/// The inode of the caller's network namespace (`ns.inum`), as in `net:[4026531840]`.
-pub fn netns() -> io::Result<u32> {
-    // ns.inum is an unsigned int (include/linux/ns_common.h, 5.8 to 6.18).
-    fs::metadata("/proc/thread-self/ns/net").map(|meta| meta.ino() as u32)
-}
-
-/// How many network namespaces besides the caller's hold a process that the caller may look at.
-pub fn other_network_namespaces() -> usize {
-    let (Ok(own), Ok(processes)) = (netns(), fs::read_dir("/proc")) else { return 0 };
-    let mut seen = HashSet::new();
-    for entry in processes.flatten() {
-        let name = entry.file_name();
-        if name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit)
-            && let Ok(meta) = fs::metadata(entry.path().join("ns/net"))
-        {
-            seen.insert(meta.ino() as u32);
-        }
-    }
-    seen.remove(&own);
-    seen.len()
-}
-
 /// The ports that the kernel gives to connecting sockets, in the caller's network namespace.
 pub fn ip_local_port_range() -> RangeInclusive<u16> {
     // The kernel's own default (net/ipv4/af_inet.c, inet_init_net(), 5.8 to 6.18).
@@ -97,14 +72,14 @@ fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
 pub fn time_wait_limit_used() -> Option<f64> {
     let most: f64 = fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets").ok()?.trim().parse().ok()?;
     let sockets = fs::read_to_string("/proc/net/sockstat").ok()?;
-    let used = minisockets(&sockets)?;
+    let used = sockstat(&sockets, "TCP:", "tw")?;
     (most > 0.0).then(|| used as f64 / most)
 }
 
-/// `tw` of /proc/net/sockstat.
-fn minisockets(text: &str) -> Option<u64> {
-    let mut words = text.lines().find_map(|line| line.strip_prefix("TCP:"))?.split_ascii_whitespace();
-    words.find(|word| *word == "tw")?;
+/// A number of /proc/net/sockstat, where each group is a line of names and values.
+pub fn sockstat(text: &str, group: &str, name: &str) -> Option<u64> {
+    let mut words = text.lines().find_map(|line| line.strip_prefix(group))?.split_ascii_whitespace();
+    words.find(|word| *word == name)?;
     words.next()?.parse().ok()
 }
 
@@ -167,7 +142,6 @@ mod tests {
         assert!(monotonic_ns() >= before && uptime_ns() >= before);
         assert_eq!(boot_id().len(), 36);
         assert!(!hostname().is_empty());
-        assert!(netns().unwrap() > 0);
         assert!(wall_clock().ends_with('Z') && wall_clock().len() == "2026-11-22T11:00:00.123456789Z".len());
         assert!(ip_local_port_range().start() < ip_local_port_range().end());
     }
@@ -178,8 +152,10 @@ mod tests {
             "TcpExt: SyncookiesSent TW TCPTimeWaitOverflow\nTcpExt: 1 22 333\nIpExt: InNoRoutes\nIpExt: 0\n";
         assert_eq!(counter(text, "TcpExt:", "TCPTimeWaitOverflow"), Some(333));
         assert_eq!(counter(text, "TcpExt:", "Banana"), None);
-        assert_eq!(minisockets("sockets: used 9\nTCP: inuse 5 orphan 0 tw 17 alloc 7 mem 1\n"), Some(17));
-        assert_eq!(minisockets("TCP: inuse 5 orphan 0\n"), None);
+        let text = "sockets: used 9\nTCP: inuse 5 orphan 0 tw 17 alloc 7 mem 1\n";
+        assert_eq!(sockstat(text, "TCP:", "tw"), Some(17));
+        assert_eq!(sockstat(text, "TCP:", "inuse"), Some(5));
+        assert_eq!(sockstat("TCP: inuse 5 orphan 0\n", "TCP:", "tw"), None);
         assert!(time_wait_overflows().is_some() && time_wait_limit_used().is_some());
     }
 

@@ -15,8 +15,10 @@ use tcpclose_common::state::TcpState;
 
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
+use crate::kernel::netns::{Netns, Place, Scope};
 use crate::kernel::owners::{self, Holder, Owners};
-use crate::kernel::sock_diag::{self, Dump, Socket};
+use crate::kernel::sock_diag::{Dump, Socket};
+use crate::kernel::survey::{self, Answer, Ask, Key, Survey};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
 use document::{Cookie, Document, Owner, SCHEMA, Source, StuckSocket, seconds};
 
@@ -36,8 +38,7 @@ pub struct Scene<'a> {
     /// The namespace's listening sockets.
     pub listeners: &'a [Socket],
     pub owners: &'a Owners,
-    /// The namespace's inode.
-    pub netns: u32,
+    pub netns: &'a Netns,
     /// The age from which a socket is called stuck, nanoseconds.
     pub bound_ns: u64,
 }
@@ -69,7 +70,8 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
                 cookie: Cookie(socket.cookie),
                 inode: socket.inode,
                 uid: socket.uid,
-                netns: scene.netns,
+                netns: scene.netns.inum,
+                netns_name: scene.netns.name.clone(),
                 age: age.into(),
                 unread_bytes: unread_data(socket),
                 unsent_bytes: socket.unsent,
@@ -191,54 +193,119 @@ pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<
     incomplete
 }
 
+/// What dumps have met of one namespace.
+pub struct Sight {
+    pub netns: Netns,
+    pub place: Place,
+    pub sockets: Vec<Socket>,
+    pub listeners: Vec<Socket>,
+}
+
+/// Sorts out what dumps have brought. Also what they had in common: how it went.
+pub fn sights(survey: &mut Survey) -> (Vec<Sight>, Dump) {
+    let mut all = Dump::default();
+    let sight = |looked: survey::Looked| {
+        let survey::Looked { netns, place, dump } = looked;
+        all.malformed += dump.malformed;
+        all.interrupted |= dump.interrupted;
+        let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
+            dump.sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
+        distinct(&mut sockets);
+        Sight { netns, place, sockets, listeners }
+    };
+    let sights = std::mem::take(&mut survey.looked).into_iter().map(sight).collect();
+    (sights, all)
+}
+
 /// Leaves each socket once: a dump resumes by its place in a bucket, and can meet a socket twice.
-pub fn distinct(sockets: &mut Vec<Socket>) {
+fn distinct(sockets: &mut Vec<Socket>) {
     sockets.sort_unstable_by_key(|socket| (socket.cookie, socket.seen_ns));
     sockets.dedup_by_key(|socket| socket.cookie);
 }
 
-/// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
-/// likely just been closed, and a look tells.
-pub fn still_there(sockets: &mut Vec<Socket>, owners: &Owners) {
-    if owners.denied > 0 {
-        return;
-    }
-    sockets.retain(|socket| {
-        socket.inode == 0
-            || !owners.of(socket.inode).is_empty()
-            || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
-                .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
-    });
+/// Finds the owners of everything in sight, and leaves out what was closed since the dump.
+pub fn owners_of(sights: &mut [Sight]) -> io::Result<Owners> {
+    let inodes = sights.iter().flat_map(|sight| wanted_inodes(&sight.sockets, &sight.listeners)).collect();
+    let owners = owners::find(&inodes)?;
+    still_there(sights, &owners)?;
+    Ok(owners)
 }
 
-/// Every socket of the caller's network namespace in one of `states` (a mask of [`TcpState::bit`]s of the close
-/// phase), from one dump. `bound_ns`: the age from which one is called stuck, nanoseconds.
-pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
-    let mut dump = sock_diag::dump(states | TcpState::Listen.bit(), true)?;
-    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
-    let (listeners, mut sockets): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut dump.sockets).into_iter().partition(|socket| socket.state == TcpState::Listen);
-    distinct(&mut sockets);
-    let owners = owners::find(&wanted_inodes(&sockets, &listeners))?;
-    still_there(&mut sockets, &owners);
+/// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
+/// likely just been closed, and a look tells.
+fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
+    if owners.denied > 0 {
+        return Ok(());
+    }
+    let doubtful = |socket: &Socket| socket.inode != 0 && owners.of(socket.inode).is_empty();
+    let mut keys = Vec::new();
+    for sight in &*sights {
+        keys.extend(sight.sockets.iter().filter(|socket| doubtful(socket)).map(|socket| Key {
+            netns: sight.netns.id,
+            flow: socket.flow,
+            interface: socket.interface,
+            cookie: socket.cookie,
+        }));
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<(u32, Place)> =
+        sights.iter().map(|sight| (sight.netns.id, sight.place.clone())).collect();
+    let mut answers = survey::look_up(&places, &keys)?.0.into_iter();
+    for sight in sights {
+        sight.sockets.retain(|socket| {
+            !doubtful(socket)
+                || matches!(answers.next(), Some(Answer::There(now)) if now.state == socket.state)
+        });
+    }
+    Ok(())
+}
 
-    let ephemeral = host::ip_local_port_range();
-    let scene = Scene {
-        sockets: &sockets,
-        listeners: &listeners,
-        owners: &owners,
-        netns: host::netns().unwrap_or_default(),
-        bound_ns,
+/// Says in words which namespaces were not looked at: `refused` may not be entered, the processes of `denied` may not be
+/// looked at; `sockets` that are there are missing.
+pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String> {
+    let others = |n: usize| match n {
+        1 => "1 other network namespace".to_owned(),
+        n => format!("{n} other network namespaces"),
     };
-    let sockets = assemble(&scene, |socket| dumped_facts(socket, &listeners, &ephemeral, now_ns, uptime_ns));
-    let mut incomplete = incomplete(&dump, &owners, &sockets);
-    let elsewhere = host::other_network_namespaces();
-    if elsewhere > 0 {
-        incomplete.push(format!(
-            "a snapshot sees its own network namespace only; processes run in {elsewhere} more: look there with \
-             nsenter --net"
+    let mut words = Vec::new();
+    if refused > 0 {
+        words.push(format!(
+            "{sockets} in {} are missing: CAP_SYS_ADMIN is needed to enter them",
+            others(refused)
         ));
     }
+    if denied > 0 {
+        words.push(format!(
+            "{sockets} in {} are missing: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter those that processes are in",
+            others(denied)
+        ));
+    }
+    words
+}
+
+/// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
+/// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
+pub fn snapshot(states: u32, bound_ns: u64, scope: Scope) -> io::Result<Document> {
+    let found = scope.find()?;
+    let ask = Ask { states: states | TcpState::Listen.bit(), info: true };
+    let mut survey = survey::survey(found.places, ask, None)?;
+    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (mut sights, dump) = sights(&mut survey);
+    let owners = owners_of(&mut sights)?;
+
+    let ephemeral = host::ip_local_port_range();
+    let mut sockets = Vec::new();
+    for Sight { netns, sockets: seen, listeners, .. } in &sights {
+        let scene = Scene { sockets: seen, listeners, owners: &owners, netns, bound_ns };
+        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
+        sockets.extend(assemble(&scene, facts));
+    }
+    let mut incomplete = incomplete(&dump, &owners, &sockets);
+    let refused =
+        survey.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count();
+    incomplete.extend(not_looked_at("sockets", refused, found.denied as usize));
     Ok(Document {
         schema: SCHEMA,
         host: host::hostname(),
@@ -338,13 +405,20 @@ mod tests {
         let mut owners = Owners::default();
         owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
         owners.processes.insert(42, owners::Process { comm: "api".into(), fds_used: 9, fds_limit: None });
-        let scene =
-            Scene { sockets: &sockets, listeners: &listeners, owners: &owners, netns: 1, bound_ns: MINUTE };
+        let netns = Netns { id: 7, inum: 1, name: Some("blue".into()) };
+        let scene = Scene {
+            sockets: &sockets,
+            listeners: &listeners,
+            owners: &owners,
+            netns: &netns,
+            bound_ns: MINUTE,
+        };
         let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE) };
         let described = assemble(&scene, |_| facts);
         assert_eq!(described.len(), 2);
         assert_eq!((described[0].owners[0].pid, described[0].owners[0].fd), (42, 5));
         assert_eq!(described[0].unread_bytes, 5);
+        assert_eq!((described[0].netns, described[0].netns_name.as_deref()), (1, Some("blue")));
         assert!(described[1].owners.is_empty());
         let said = incomplete(&Dump::default(), &owners, &described);
         assert!(
