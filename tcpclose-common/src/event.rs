@@ -1,6 +1,6 @@
 //! The ring-buffer records.
 //!
-//! A socket's first close-phase step opens a life and carries its addresses ([`Open`], 72 bytes); the steps that
+//! A socket's first close-phase step opens a life and carries its addresses ([`Open`], 80 bytes); the steps that
 //! follow carry only what changed ([`Step`], 40 bytes). Both start with the same [`Head`]. The kind of a record is
 //! its length and its [`flags::OPEN`] bit, which must agree.
 //!
@@ -53,7 +53,11 @@ pub struct Head {
     pub new: u8,
     /// See [`flags`].
     pub flags: u16,
-    /// `ns.inum` of the socket's network namespace; 0 when unknown.
+    /// The socket's network namespace: the low half of its `net_cookie` where [`Layout::net_id`] says so, else its
+    /// `ns.inum`; 0 when unknown. Cookies are counted up from 1, or down from 2⁶⁴ (include/linux/cookie.h, gen_cookie_next), so that their
+    /// low halves do not meet before four thousand million namespaces.
+    ///
+    /// [`Layout::net_id`]: crate::layout::Layout::net_id
     pub netns: u32,
     /// `sk_err`, a positive errno; at a step to CLOSE only (see [`Self::closer`]).
     pub err: u16,
@@ -104,6 +108,10 @@ pub struct Open {
     pub local: Words,
     /// Remote address; IPv4 as v4-mapped IPv6.
     pub remote: Words,
+    /// `ns.inum` of the network namespace, the number that people know it by; 0 when unknown.
+    pub inum: u32,
+    /// 0.
+    pub spare: u32,
 }
 
 /// What a [`Notice`] says, in [`Head::err`].
@@ -169,7 +177,7 @@ pub struct Notice {
 }
 
 const _: () = assert!(size_of::<Notice>() == size_of::<Step>());
-const _: () = assert!(size_of::<Head>() == 32 && size_of::<Step>() == 40 && size_of::<Open>() == 72);
+const _: () = assert!(size_of::<Head>() == 32 && size_of::<Step>() == 40 && size_of::<Open>() == 80);
 
 /// A record of either kind, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -248,6 +256,8 @@ impl Open {
             flow: u64::from_ne_bytes(take(bytes, 32)?),
             local: words(bytes, 40)?,
             remote: words(bytes, 56)?,
+            inum: u32::from_ne_bytes(take(bytes, 72)?),
+            spare: 0,
         })
     }
 }
@@ -303,6 +313,8 @@ mod tests {
             flow: 7,
             local: [1, 2, 3, 0x8000_0004],
             remote: [5, 6, 7, 0xf000_0008],
+            inum: 0xf000_0002,
+            spare: 0,
         }
     }
 

@@ -40,6 +40,9 @@ pub struct Layout {
     pub sk_lock_owned: u32,
     /// `struct net`, `unsigned int` (`ns.inum`).
     pub net_inum: u32,
+    /// `struct net`, 32 bits that identify it: the low half of `net_cookie` (an `atomic64_t` until 5.11, a `u64` since)
+    /// where a program can ask for that too (SO_NETNS_COOKIE, 5.14), else `ns.inum`, which is used again.
+    pub net_id: u32,
     /// `struct tcp_sock`, `__be16` (`inet_conn.icsk_inet.inet_sport`).
     pub inet_sport: u32,
     /// `struct tcp_sock`, `int`.

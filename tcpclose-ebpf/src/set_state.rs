@@ -43,8 +43,9 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     let head = head(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
     let sent = if opens_life(old) {
         // SAFETY: as above.
-        let (local, remote) = unsafe { sock::addresses::<Typed>(sk) };
-        open(head, 0, local, remote)
+        let ((local, remote), inum) =
+            unsafe { (sock::addresses::<Typed>(sk), sock::netns_inum::<Typed>(sk)) };
+        open(head, Open { flow: 0, local, remote, inum, ..Open::default() })
     } else {
         ring::send(Step { head, flow: 0 })
     };
@@ -87,8 +88,13 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
     };
     let flow = flow_hash(&local, &remote, local_port, remote_port);
     let head = head(sk, (local_port, remote_port), old, new, facts, 0);
-    let sent =
-        if opens_life(old) { open(head, flow, local, remote) } else { ring::send(Step { head, flow }) };
+    let sent = if opens_life(old) {
+        // SAFETY: as for the facts.
+        let inum = if sock::resolved() { unsafe { sock::netns_inum::<Copied>(sk as *const u8) } } else { 0 };
+        open(head, Open { flow, local, remote, inum, ..Open::default() })
+    } else {
+        ring::send(Step { head, flow })
+    };
     log(ctx, sent, old, new, local_port, remote_port);
 }
 
@@ -134,9 +140,9 @@ fn head(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16
 }
 
 #[inline(always)]
-fn open(mut head: Head, flow: u64, local: Words, remote: Words) -> bool {
+fn open(mut head: Head, open: Open) -> bool {
     head.flags |= flags::OPEN;
-    ring::send(Open { head, flow, local, remote })
+    ring::send(Open { head, ..open })
 }
 
 /// What `--log-level` shows of the probe. At level off, the default, the verifier removes these branches: the level

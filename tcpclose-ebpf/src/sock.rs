@@ -27,6 +27,7 @@ pub static LAYOUT: Layout = Layout {
     sk_shutdown: 0,
     sk_lock_owned: 0,
     net_inum: 0,
+    net_id: 0,
     inet_sport: 0,
     linger2: 0,
     snd_una: 0,
@@ -154,16 +155,34 @@ pub unsafe fn cookie<L: Load>(common: *const u8) -> u64 {
     unsafe { L::load(common, offset(&LAYOUT.skc_cookie)) }
 }
 
-/// `ns.inum` of the network namespace.
+/// What identifies the network namespace: see [`Layout::net_id`].
 ///
 /// # Safety
 /// `common` begins with a sock_common.
 #[inline(always)]
 pub unsafe fn netns<L: Load>(common: *const u8) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { of_netns::<L>(common, offset(&LAYOUT.net_id)) }
+}
+
+/// `ns.inum` of the network namespace.
+///
+/// # Safety
+/// `common` begins with a sock_common.
+#[inline(always)]
+pub unsafe fn netns_inum<L: Load>(common: *const u8) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { of_netns::<L>(common, offset(&LAYOUT.net_inum)) }
+}
+
+/// # Safety
+/// `common` begins with a sock_common; a struct net has 32 bits at `at`.
+#[inline(always)]
+unsafe fn of_netns<L: Load>(common: *const u8, at: usize) -> u32 {
     // SAFETY: the caller's promise; skc_net points to a struct net for as long as the socket lives.
     unsafe {
         let net: *const u8 = L::load(common, offset(&LAYOUT.skc_net));
-        if net.is_null() { 0 } else { L::load(net, offset(&LAYOUT.net_inum)) }
+        if net.is_null() { 0 } else { L::load(net, at) }
     }
 }
 

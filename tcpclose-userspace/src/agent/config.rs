@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::kernel::netns::Scope;
 use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
 use crate::ledger::census::StuckAfter;
@@ -33,6 +34,8 @@ pub struct Config {
     pub time_wait: Option<TimeWaitHook>,
     /// The same for owners.
     pub owners: Option<OwnersHook>,
+    /// The network namespaces that dumps look at.
+    pub netns: Scope,
     /// Between dumps of all close-phase sockets.
     pub reconcile_interval: Duration,
     /// Between dumps of minisockets, at the least.

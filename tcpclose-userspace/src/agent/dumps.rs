@@ -1,9 +1,11 @@
-//! The dumps: the first one, those that follow minisockets, and the reconcile.
+//! The dumps: the first ones, those that follow minisockets, and the reconcile, in every network namespace that can hold
+//! what is sought.
 //!
-//! All of them together take at most 1 % of a core: after each the pause is a hundred times its CPU time, if that is
-//! longer than the interval asked for.
+//! All of them together take at most 1 % of a core ([`Pace`]). A round through many namespaces is made in slices, so
+//! that what must be looked at more often is looked at in between.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -12,104 +14,192 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::kernel::host;
-use crate::kernel::sock_diag;
+use crate::kernel::netns::Place;
+use crate::kernel::survey::{self, Answer, Ask, Key};
 use crate::tracker::join::Suspect;
 
-use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS, Wanted};
+use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS};
+use super::pace::Pace;
 
-/// The pause after a dump is this many times its CPU time.
-pub const SHARE: u32 = 100;
+/// The CPU time from which on the rest of a dump's namespaces wait for the next one.
+const SLICE: Duration = Duration::from_millis(50);
 
 /// What a dump has come to.
-pub struct Dumped {
+struct Dumped {
     /// The CPU time that it took.
-    pub cpu: Duration,
-    /// More sockets were absent than are looked up at a time: the next dump is to ask for the same.
-    pub more: bool,
+    cpu: Duration,
+    /// Where more sockets were absent than are looked up at a time: the next dump is to ask the same there.
+    again: Option<Vec<Place>>,
+    /// Where it did not get to.
+    rest: Vec<Place>,
 }
 
-/// One dump, taken in, with its absences looked up.
-pub async fn dump(engine: &RefCell<Engine>, wanted: Wanted) -> Result<Dumped> {
+/// One dump of `places`, taken in, with its absences looked up. `all`: there are no others that dumps can look at.
+async fn dump(
+    engine: &RefCell<Engine>,
+    ask: Ask,
+    places: Vec<Place>,
+    most: Option<Duration>,
+    all: bool,
+) -> Result<Dumped> {
     engine.borrow_mut().tracker.dump_started();
-    let dumped = spawn_blocking(move || sock_diag::dump(wanted.states, wanted.info)).await;
-    let dump = match dumped.context("the dump died").and_then(|dump| Ok(dump?)) {
-        Ok(dump) => dump,
+    let surveyed = spawn_blocking(move || survey::survey(places, ask, most)).await;
+    let mut survey = match surveyed.context("the dump died").and_then(|survey| Ok(survey?)) {
+        Ok(survey) => survey,
         Err(why) => {
             engine.borrow_mut().tracker.dump_failed();
             return Err(why);
         }
     };
-    let mut cpu_ns = dump.cpu_ns;
+    let mut cpu_ns = survey.cpu_ns;
     // The records of a burst are no cost of the dump: charged to it they would hold up the next one for minutes.
     engine.borrow_mut().drain_all();
-    let before = host::thread_cpu_ns();
-    let suspects = engine.borrow_mut().take_dump(&dump, wanted);
-    cpu_ns += host::thread_cpu_ns().saturating_sub(before);
-    let taken_ns = dump.finished_ns - dump.started_ns;
-    drop(dump);
+    let all = all && survey.rest.is_empty();
+    let (suspects, took) = timed(|| engine.borrow_mut().take_survey(&survey, ask, all));
+    cpu_ns += took.as_nanos() as u64;
+    let taken_ns = survey.finished_ns - survey.started_ns;
+    let rest = std::mem::take(&mut survey.rest);
+    let places: Vec<(u32, Place)> =
+        survey.looked.into_iter().map(|looked| (looked.netns.id, looked.place)).collect();
 
     let more = suspects.len() >= MOST_SUSPECTS;
+    let again = more.then(|| places.iter().map(|(_, place)| place.clone()).collect());
     if !suspects.is_empty() {
-        let (gone, lookup_ns) = spawn_blocking(move || absent(suspects)).await.context("a lookup died")?;
+        let (gone, lookup_ns) =
+            spawn_blocking(move || absent(&places, suspects)).await.context("a lookup died")??;
         engine.borrow_mut().take_gone(&gone);
         cpu_ns += lookup_ns;
     }
+    engine.borrow_mut().dumps.last_ns = taken_ns;
+    Ok(Dumped { cpu: Duration::from_nanos(cpu_ns), again, rest })
+}
 
+/// Those of `suspects` that the kernel does not find, and the CPU time that asking took, nanoseconds. What cannot be
+/// looked up is left alone.
+fn absent(places: &[(u32, Place)], mut suspects: Vec<Suspect>) -> Result<(Vec<Suspect>, u64)> {
+    let key = |suspect: &Suspect| {
+        let Suspect { netns, flow, interface, cookie, .. } = *suspect;
+        Key { netns, flow, interface, cookie }
+    };
+    let keys: Vec<Key> = suspects.iter().map(key).collect();
+    let (answers, cpu_ns) = survey::look_up(places, &keys)?;
+    let mut answers = answers.into_iter();
+    suspects.retain(|_| answers.next() == Some(Answer::Gone));
+    Ok((suspects, cpu_ns))
+}
+
+/// Does `what`, and tells how much CPU time that took.
+fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
+    let before = host::thread_cpu_ns();
+    let done = what();
+    (done, Duration::from_nanos(host::thread_cpu_ns().saturating_sub(before)))
+}
+
+/// Begins a round of the reconcile or goes on with it, for `most` of CPU time. `lost`: records were lost before it began.
+async fn go_round(engine: &RefCell<Engine>, most: Option<Duration>, lost: bool) -> Result<Dumped> {
+    let mut cpu = Duration::ZERO;
+    let begins = !engine.borrow().namespaces.is_searching();
+    if begins {
+        let (scope, started_ns) = (engine.borrow().namespaces.scope(), host::monotonic_ns());
+        let search = spawn_blocking(move || timed(|| scope.find()));
+        let (found, took) = search.await.context("the search died")?;
+        let found = found.context("/proc cannot be read")?;
+        cpu += took + timed(|| engine.borrow_mut().begin_round(found, started_ns)).1;
+    }
+    let places = engine.borrow_mut().namespaces.unvisited();
+    let mut dumped = dump(engine, EVERYTHING, places, most, begins).await.inspect_err(|_| {
+        engine.borrow_mut().namespaces.give_up();
+    })?;
     let mut engine = engine.borrow_mut();
-    engine.dumps.last_ns = taken_ns;
-    if wanted == EVERYTHING {
+    let (over, took) = timed(|| engine.go_on_round(std::mem::take(&mut dumped.rest), lost));
+    dumped.cpu += cpu + took;
+    if over {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         engine.dumps.reconciled_at = now.as_secs_f64();
     }
-    Ok(Dumped { cpu: Duration::from_nanos(cpu_ns), more })
+    Ok(dumped)
 }
 
-/// Those of `suspects` that the kernel does not find, and the CPU time that asking took. What cannot be looked up is
-/// left alone.
-fn absent(mut suspects: Vec<Suspect>) -> (Vec<Suspect>, u64) {
-    let before = host::thread_cpu_ns();
-    suspects.retain(|suspect| {
-        let cookie = (suspect.cookie != 0).then_some(suspect.cookie);
-        matches!(sock_diag::lookup(&suspect.flow, suspect.interface, cookie), Ok(None))
-    });
-    (suspects, host::thread_cpu_ns().saturating_sub(before))
+/// The first dumps, at once and whatever they cost: one of every namespace, and, since that is no snapshot, a second one
+/// where it has found something, which drops what is gone.
+pub async fn first(engine: &RefCell<Engine>) -> Result<()> {
+    go_round(engine, None, false).await?;
+    let places = engine.borrow().places_with_lives();
+    if !places.is_empty() {
+        dump(engine, EVERYTHING, places, None, false).await?;
+    }
+    engine.borrow_mut().ready = true;
+    Ok(())
 }
 
 /// Dumps for as long as the agent runs.
 pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile_interval: Duration) {
     let mut reconciled = Instant::now();
-    // Records were lost since the last reconcile.
-    let mut lost = false;
+    // Records were lost since the last round began, and before that.
+    let (mut lost, mut lost_before) = (false, false);
+    let mut was_round = false;
+    // Without BTF no record tells its namespace: only a look at all of them at once shows that something is gone.
+    let most = engine.borrow().probe.facts.then_some(SLICE);
+    let (mut of_rounds, mut of_others) = (Pace::default(), Pace::default());
     let mut pause = dump_interval;
-    // What the last dump asked for, where it left absences unsettled.
-    let mut again: Option<Wanted> = None;
+    // What the last dump asked for, and where, if it left absences unsettled.
+    let mut again: Option<(Ask, Vec<Place>)> = None;
     loop {
-        engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
         sleep(pause).await;
         lost |= engine.borrow_mut().has_lost();
-        let wanted = if lost || reconciled.elapsed() >= reconcile_interval {
-            Some(EVERYTHING)
-        } else {
-            again.take().or_else(|| engine.borrow().wanted(host::monotonic_ns()))
+        let (wanted, choosing) = timed(|| engine.borrow().wanted(host::monotonic_ns()));
+        let wanted = again.take().or(wanted);
+        let round_is_due = {
+            let engine = engine.borrow();
+            lost || engine.namespaces.is_searching()
+                || reconciled.elapsed() >= reconcile_interval
+                || engine.has_new_namespace()
         };
-        let Some(wanted) = wanted else {
+        let is_round = round_is_due && !(was_round && wanted.is_some());
+        was_round = is_round;
+        let dumped = if is_round {
+            let begins = !engine.borrow().namespaces.is_searching();
+            if begins {
+                reconciled = Instant::now();
+                lost_before = std::mem::take(&mut lost);
+            }
+            let dumped = go_round(&engine, most, lost_before).await;
+            lost |= dumped.is_err() && lost_before;
+            dumped.map(|dumped| (of_rounds.after(choosing + dumped.cpu), dumped, EVERYTHING))
+        } else if let Some((ask, places)) = wanted {
+            let all = engine.borrow().namespaces.places(None).len() == places.len();
+            let dumped = dump(&engine, ask, places, most, all).await;
+            dumped.map(|dumped| (of_others.after(choosing + dumped.cpu), dumped, ask))
+        } else {
             pause = dump_interval;
+            engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
             continue;
         };
-        match dump(&engine, wanted).await {
-            Ok(Dumped { cpu, more }) => {
-                again = more.then_some(wanted);
-                if wanted == EVERYTHING {
-                    reconciled = Instant::now();
-                    lost = false;
-                }
-                let stretched = cpu * SHARE;
+        match dumped {
+            Ok((stretched, dumped, ask)) => {
+                again = dumped.again.map(|places| (ask, places));
                 if stretched > dump_interval && pause <= dump_interval {
-                    log::info!("dumps are {stretched:?} apart: one takes {cpu:?} of CPU");
+                    log::info!("dumps are {stretched:?} apart: one takes {:?} of CPU", dumped.cpu);
                 }
                 pause = stretched.max(dump_interval);
+                engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
             }
             Err(why) => log::warn!("no dump of the kernel's sockets: {why:#}"),
         }
     }
+}
+
+/// The namespaces that lives are in; without those whose namespace nobody told.
+pub fn ids_of<'a>(lives: impl Iterator<Item = &'a crate::tracker::life::Life>) -> HashSet<u32> {
+    let mut ids = HashSet::new();
+    let mut last = 0;
+    for life in lives {
+        // Lives come in runs of one namespace: most need no hashing.
+        if life.netns != last {
+            last = life.netns;
+            ids.insert(last);
+        }
+    }
+    ids.remove(&0);
+    ids
 }

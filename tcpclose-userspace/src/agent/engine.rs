@@ -1,5 +1,6 @@
 //! The one owner of probe, tracker and ledger. Everything that the agent does is a call of this, on one thread.
 
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use tcpclose_common::control::Counters;
@@ -7,34 +8,30 @@ use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
+use crate::kernel::netns::{Found, Place};
 use crate::kernel::probe::Probe;
-use crate::kernel::sock_diag::{Dump, Socket};
+use crate::kernel::sock_diag::Socket;
+use crate::kernel::survey::{Ask, Survey};
 use crate::ledger::Ledger;
 use crate::ledger::census::{Census, StuckAfter};
 use crate::ledger::names::Names;
 use crate::query::tally::Holder;
 use crate::terms::{Flow, Phase};
-use crate::tracker::join::{Seen, Suspect, View};
+use crate::tracker::elsewhere::Round;
+use crate::tracker::join::{Covers, Seen, Suspect, View};
 use crate::tracker::life::{Body, Life};
 use crate::tracker::{Host, Tracker};
 
 use super::config::Config;
+use super::dumps::ids_of;
+use super::namespaces::Namespaces;
 
 /// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
 pub const MOST_SUSPECTS: usize = 1000;
 
-/// What a dump asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// A mask of `1 << state`.
-    pub states: u32,
-    /// With the times that full sockets remember.
-    pub info: bool,
-}
-
 /// Every close-phase socket, and the listeners.
-pub const EVERYTHING: Wanted =
-    Wanted { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
+pub const EVERYTHING: Ask =
+    Ask { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
 
 /// How the dumps go.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,8 +58,7 @@ pub struct Engine {
     pub malformed: u64,
     /// Records lost so far, as last looked.
     lost: u64,
-    /// The network namespace that dumps see.
-    pub netns: u32,
+    pub namespaces: Namespaces,
     pub ephemeral: RangeInclusive<u16>,
     /// The kernel's TCPTimeWaitOverflow when the agent began.
     overflows_before: u64,
@@ -75,10 +71,16 @@ pub struct Engine {
 impl Engine {
     /// `time_wait_ns`: TIME-WAIT's length where it could be measured.
     pub fn new(probe: Probe, config: &Config, time_wait_ns: Option<u64>) -> Self {
-        let netns = host::netns().unwrap_or_default();
+        let namespaces = Namespaces::new(config.netns);
         let ephemeral = host::ip_local_port_range();
         let by_cookie = probe.hook == crate::kernel::probe::StateHook::Btf;
-        let mut tracker = Tracker::new(Host { netns, ephemeral: ephemeral.clone() }, by_cookie);
+        let host = Host {
+            netns: namespaces.own().id,
+            everywhere: namespaces.everywhere(),
+            told: probe.facts,
+            ephemeral: ephemeral.clone(),
+        };
+        let mut tracker = Tracker::new(host, by_cookie);
         if let Some(ns) = time_wait_ns {
             tracker.set_time_wait_ns(ns);
         }
@@ -93,7 +95,7 @@ impl Engine {
             received: 0,
             malformed: 0,
             lost: 0,
-            netns,
+            namespaces,
             ephemeral,
             overflows_before: host::time_wait_overflows().unwrap_or(0),
             ready: false,
@@ -160,18 +162,20 @@ impl Engine {
         more
     }
 
-    /// What a dump is worth now, besides the reconcile: minisockets, where no hooks show their ends, and CLOSE-WAITs
-    /// that are to be called stuck, since only a dump tells whether their programs still write to them.
-    pub fn wanted(&self, now_ns: u64) -> Option<Wanted> {
+    /// What a dump is worth now, and where, besides the reconcile: minisockets, where no hooks show their ends, and
+    /// CLOSE-WAITs that are to be called stuck, since only a dump tells whether their programs still write to them.
+    pub fn wanted(&self, now_ns: u64) -> Option<(Ask, Vec<Place>)> {
         let first = self.stuck_after.first_ns();
-        let (mut minisockets, mut close_waits) = (false, false);
-        for life in self.tracker.lives() {
-            minisockets |= life.body == Body::Minisocket && !self.probe.told.lives;
-            close_waits |= life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first);
-            if minisockets && close_waits {
-                break;
-            }
-        }
+        let (mut minisockets, mut close_waits, mut anywhere) = (false, false, false);
+        let needing = self.tracker.lives().filter(|life| {
+            let minisocket = life.body == Body::Minisocket && !self.probe.told.lives;
+            let close_wait = life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first);
+            minisockets |= minisocket;
+            close_waits |= close_wait;
+            anywhere |= (minisocket || close_wait) && life.netns == 0;
+            minisocket || close_wait
+        });
+        let ids = ids_of(needing);
         let mut states = 0;
         if minisockets {
             states |= TcpState::FinWait2.bit() | TcpState::TimeWait.bit();
@@ -179,7 +183,9 @@ impl Engine {
         if close_waits {
             states |= TcpState::CloseWait.bit();
         }
-        (states != 0).then_some(Wanted { states, info: close_waits })
+        let places = self.namespaces.places(if anywhere { None } else { Some(&ids) });
+        let places: Vec<Place> = places.into_iter().map(|(_, place)| place).collect();
+        (!places.is_empty()).then_some((Ask { states, info: close_waits }, places))
     }
 
     /// Whether a CLOSE-WAIT that may be stuck has not been looked at since it, or its program's last known write, passed
@@ -187,24 +193,87 @@ impl Engine {
     fn needs_look(&self, life: &Life, now_ns: u64, first: u64) -> bool {
         let age = life.since.age(now_ns);
         let due_ns = life.since.latest_ns.max(life.sent_ns).saturating_add(first);
-        life.netns == self.netns
+        self.namespaces.reaches(life.netns)
             && (age.is_past(first) || age.may_be_past(first))
             && (life.seen_ns < due_ns && due_ns <= now_ns || now_ns.saturating_sub(life.seen_ns) > first / 2)
     }
 
-    /// Takes a dump in. Returns those tracked sockets that it should have seen and did not.
-    pub fn take_dump(&mut self, dump: &Dump, wanted: Wanted) -> Vec<Suspect> {
+    /// Whether a life that dumps must follow is in a namespace that nobody has found yet.
+    pub fn has_new_namespace(&self) -> bool {
+        let mut last = 0;
+        self.tracker.lives().any(|life| {
+            let followed =
+                life.phase == Phase::CloseWait || life.body == Body::Minisocket && !self.probe.told.lives;
+            followed
+                && std::mem::replace(&mut last, life.netns) != life.netns
+                && self.namespaces.is_new(life.netns)
+        })
+    }
+
+    /// Where the namespaces are that lives are in.
+    pub fn places_with_lives(&self) -> Vec<Place> {
+        let ids = ids_of(self.tracker.lives());
+        self.namespaces.places(Some(&ids)).into_iter().map(|(_, place)| place).collect()
+    }
+
+    /// Where sockets in `phase` are, and our own namespace; `None` where some are in a namespace that nobody has found
+    /// yet, and before the first dump.
+    pub fn places_of(&self, phase: Phase) -> Option<Vec<Place>> {
+        let mut ids = ids_of(self.tracker.lives().filter(|life| life.phase == phase));
+        ids.insert(self.namespaces.own().id);
+        let all_found = !ids.iter().any(|id| self.namespaces.is_new(*id));
+        let places = self.namespaces.places(Some(&ids));
+        (self.ready && all_found).then(|| places.into_iter().map(|(_, place)| place).collect())
+    }
+
+    /// Begins a round over what a search has found.
+    pub fn begin_round(&mut self, found: Found, started_ns: u64) {
+        let with_lives = ids_of(self.tracker.lives());
+        self.namespaces.begin(found, &with_lives, started_ns);
+    }
+
+    /// Takes in where a round has not been yet. Returns whether it is over; then lives end whose namespace is gone.
+    pub fn go_on_round(&mut self, rest: Vec<Place>, lost: bool) -> bool {
+        let with_lives = ids_of(self.tracker.lives());
+        let Some(finished) = self.namespaces.went_on(rest, &with_lives) else { return false };
+        let Self { tracker, ledger, namespaces, .. } = self;
+        let round = Round {
+            found: &|id| finished.found.contains(&id),
+            former: &|id| namespaces.was_found(id),
+            sure: finished.sure,
+            lost,
+            started_ns: finished.started_ns,
+            finished_ns: host::monotonic_ns(),
+        };
+        tracker.round(&round, ledger);
+        let with_lives: HashSet<u32> = ids_of(tracker.lives());
+        namespaces.forget(&with_lives);
+        true
+    }
+
+    /// Takes dumps in. `all`: of every namespace that there is. Returns those tracked sockets that they should have seen
+    /// and did not.
+    pub fn take_survey(&mut self, survey: &Survey, ask: Ask, all: bool) -> Vec<Suspect> {
         self.drain_all();
+        self.namespaces.took(survey);
         let uptime_ns = host::uptime_ns();
-        let seen: Vec<Seen> = dump.sockets.iter().map(|socket| seen(socket, uptime_ns)).collect();
-        let view =
-            View { seen: &seen, states: wanted.states, started_ns: dump.started_ns, first: !self.ready };
-        let suspects = self.tracker.dump(&view, MOST_SUSPECTS, &mut self.ledger);
-        if dump.malformed > 0 {
-            log::warn!("{} answers of sock_diag could not be decoded", dump.malformed);
+        let mut covers = Covers { all, ..Covers::default() };
+        let mut seen: Vec<Seen> = Vec::new();
+        for looked in &survey.looked {
+            covers.netns.insert(looked.netns.id, looked.netns.inum);
+            seen.extend(looked.dump.sockets.iter().map(|socket| as_seen(socket, looked.netns.id, uptime_ns)));
+            if looked.dump.malformed > 0 {
+                log::warn!("{} answers of sock_diag could not be decoded", looked.dump.malformed);
+            }
         }
-        self.ready = true;
-        suspects
+        let view = View {
+            covers: &covers,
+            seen: &seen,
+            states: ask.states,
+            started_ns: survey.started_ns,
+            first: !self.ready,
+        };
+        self.tracker.dump(&view, MOST_SUSPECTS, &mut self.ledger)
     }
 
     /// Takes in that an exact lookup did not find `gone` either.
@@ -218,22 +287,24 @@ impl Engine {
 
     /// The gauges of this moment.
     pub fn census(&mut self, now_ns: u64) -> Census {
-        self.ledger.census(self.tracker.lives(), &self.stuck_after, self.netns, now_ns)
+        let Self { ledger, tracker, stuck_after, namespaces, .. } = self;
+        ledger.census(tracker.lives(), stuck_after, &|netns| namespaces.reaches(netns), now_ns)
     }
 
     /// What is known of a dumped socket.
-    pub fn life_of(&self, cookie: u64, flow: &Flow) -> Option<&Life> {
-        self.tracker.find(cookie, flow)
+    pub fn life_of(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<&Life> {
+        self.tracker.find(netns, cookie, flow)
     }
 }
 
-/// A dumped socket as the tracker takes it.
-fn seen(socket: &Socket, uptime_ns: u64) -> Seen {
+/// A dumped socket of the namespace `netns` as the tracker takes it.
+fn as_seen(socket: &Socket, netns: u32, uptime_ns: u64) -> Seen {
     Seen {
         state: socket.state,
         body: if socket.minisocket { Body::Minisocket } else { Body::Socket },
         flow: socket.flow,
         cookie: socket.cookie,
+        netns,
         interface: socket.interface,
         seen_ns: socket.seen_ns,
         expires_ns: socket.expires_ns.unwrap_or(0),

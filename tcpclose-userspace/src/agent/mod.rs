@@ -3,7 +3,7 @@
 //! * [`config`]: what it is told to do.
 //! * [`engine`]: the one owner of probe, tracker and ledger.
 //! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
-//! * [`dumps`]: the first dump, those that follow minisockets, and the reconcile.
+//! * [`dumps`]: the first dumps, those that follow minisockets, and the reconcile; [`namespaces`]: where, [`pace`]: when.
 //! * [`owners`]: whose the stuck sockets are, at an interval.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
@@ -21,7 +21,9 @@ pub mod exposition;
 pub mod http;
 pub mod kill;
 pub mod limits;
+pub mod namespaces;
 pub mod owners;
+pub mod pace;
 pub mod queries;
 pub mod sockets;
 pub mod state;
@@ -38,12 +40,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 
 use crate::failure::Failure;
+use crate::kernel::netns::Scope;
 use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
 use crate::kernel::{host, time_wait};
 use claim::{Patience, StateDir};
 use config::Config;
-use engine::{EVERYTHING, Engine};
+use engine::Engine;
 use sockets::QuerySocket;
 use state::Keeping;
 
@@ -174,7 +177,7 @@ async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(
     spawn_local(drain::run(Rc::clone(&engine)));
 
     // Attached before, drained after: what the dump does not know, the records do, and the other way round.
-    if let Err(why) = dumps::dump(&engine, EVERYTHING).await {
+    if let Err(why) = dumps::first(&engine).await {
         let why = format!("the first dump of the kernel's sockets failed: {why:#}");
         return Err(Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag"));
     }
@@ -229,8 +232,8 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<
     for declined in &engine.probe.time_wait_declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
-    if !engine.probe.told.lives {
-        line("", "this network namespace only; of others, what the state hook tells");
+    for remark in namespaces(engine) {
+        line("namespaces", &remark);
     }
     let owners = match engine.probe.owners {
         OwnersHook::TaskFile => "task_file (an iterator over all processes' files)",
@@ -260,4 +263,23 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<
         line("", &format!("curl -s {address}/metrics | grep tcpclose_sockets"));
     }
     text
+}
+
+/// What is looked at of the host's network namespaces.
+fn namespaces(engine: &Engine) -> Vec<String> {
+    let namespaces = &engine.namespaces;
+    let others = namespaces.places(None).len().saturating_sub(1);
+    let own = "this one only; of others, what the hooks tell";
+    match namespaces.scope() {
+        Scope::Current => vec![own.to_owned()],
+        Scope::All => {
+            let refused = namespaces.incomplete(0);
+            let all = if others == 0 && !refused.is_empty() {
+                own.to_owned()
+            } else {
+                format!("all ({} now)", others + 1)
+            };
+            [vec![all], refused].concat()
+        }
+    }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::dumps::SHARE;
 use super::engine::Engine;
+use super::pace::SHARE;
 use super::queries::{self, Depth, Described};
 use crate::kernel::host;
 use crate::ledger::census::Stuckness;
@@ -39,6 +39,6 @@ pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration) {
 
 fn any_stuck(engine: &Engine) -> bool {
     let now_ns = host::monotonic_ns();
-    let judge = |life| engine.stuck_after.judge(life, now_ns, engine.netns);
+    let judge = |life| engine.stuck_after.judge(life, now_ns, |netns| engine.namespaces.reaches(netns));
     engine.tracker.lives().any(|life| matches!(judge(life), Stuckness::Stuck(_)))
 }

@@ -2,7 +2,7 @@
 //! age and what a fresh dump and /proc know of the rest.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,10 +11,11 @@ use tokio::task::spawn_blocking;
 
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
-use crate::kernel::owners::{self, Look};
-use crate::kernel::sock_diag::{self, Dump, Socket};
+use crate::kernel::netns::Netns;
+use crate::kernel::owners::Look;
+use crate::kernel::survey::{self, Ask, Looked, Survey};
 use crate::query::document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket};
-use crate::query::{self, Facts, Peers, Scene};
+use crate::query::{self, Facts, Peers, Scene, Sight};
 use crate::terms::{Age, Diagnosis, Phase};
 use crate::tracker::life::{Body, Closer, Life};
 
@@ -70,25 +71,35 @@ pub struct Described {
     pub cpu_ns: u64,
 }
 
-/// Every socket in `phase`, by a fresh dump and a pass over all files. `bound`: the age from which one is stuck.
+/// Every socket in `phase`, by fresh dumps and a pass over all files. `bound`: the age from which one is stuck.
 pub async fn describe(
     engine: &RefCell<Engine>,
     phase: Phase,
     bound: Duration,
     depth: Depth,
 ) -> Result<Described> {
-    let states = phase.state().bit() | TcpState::Listen.bit();
-    let dump = spawn_blocking(move || sock_diag::dump(states, true)).await.context("the dump died")?;
-    let dump = dump.context("no dump of the kernel's sockets")?;
-    let dump_ns = dump.cpu_ns;
+    let ask = Ask { states: phase.state().bit() | TcpState::Listen.bit(), info: true };
+    let places = engine.borrow().places_of(phase);
+    let looked = async || {
+        let places = match places {
+            Some(places) => places,
+            None => {
+                let scope = engine.borrow().namespaces.scope();
+                spawn_blocking(move || scope.find()).await??.places
+            }
+        };
+        anyhow::Ok(spawn_blocking(move || survey::survey(places, ask, None)).await??)
+    };
+    let survey = looked().await.context("no dump of the kernel's sockets")?;
+    let survey_ns = survey.cpu_ns;
     let before = host::thread_cpu_ns();
-    let known = Known::gather(phase, &dump, depth, &mut engine.borrow_mut());
+    let known = Known::gather(phase, &survey, depth, &mut engine.borrow_mut());
     let gather_ns = host::thread_cpu_ns().saturating_sub(before);
     let describe = move || {
         let before = host::thread_cpu_ns();
-        let document = known.document(dump, bound)?;
+        let document = known.document(survey, bound)?;
         let own_ns = host::thread_cpu_ns().saturating_sub(before);
-        Ok(Described { document, cpu_ns: dump_ns + gather_ns + own_ns })
+        Ok(Described { document, cpu_ns: survey_ns + gather_ns + own_ns })
     };
     spawn_blocking(describe).await.context("the look for owners died")?
 }
@@ -120,45 +131,48 @@ fn parse(query: &str) -> Result<Asked, String> {
 /// What the tracker knows that the answer needs, taken out of it at one instant.
 struct Known {
     facts: HashMap<u64, Facts>,
-    /// Sockets in network namespaces that are not dumped: only their records are known.
+    /// Sockets in network namespaces that could not be dumped: only their records are known.
     elsewhere: Vec<StuckSocket>,
+    incomplete: Vec<String>,
     at: String,
     now_ns: u64,
     uptime_ns: u64,
-    netns: u32,
     ephemeral: std::ops::RangeInclusive<u16>,
     look: Look,
     depth: Depth,
 }
 
 impl Known {
-    fn gather(phase: Phase, dump: &Dump, depth: Depth, engine: &mut Engine) -> Self {
+    fn gather(phase: Phase, survey: &Survey, depth: Depth, engine: &mut Engine) -> Self {
         engine.drain_all();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
-        let facts = dump.sockets.iter().filter_map(|socket| {
-            let life = engine.life_of(socket.cookie, &socket.flow)?;
-            let body = if socket.minisocket { Body::Minisocket } else { Body::Socket };
-            let same = life.phase == phase && life.body == body;
-            same.then(|| {
-                let age = tighter(
-                    life.since.age(now_ns),
-                    proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns)),
-                );
-                (socket.cookie, Facts { side: life.side, port: life.port, age, closer: closer(life, now_ns) })
-            })
-        });
+        let mut facts = HashMap::new();
+        for Looked { netns, dump, .. } in &survey.looked {
+            for socket in &dump.sockets {
+                let Some(life) = engine.life_of(netns.id, socket.cookie, &socket.flow) else { continue };
+                let body = if socket.minisocket { Body::Minisocket } else { Body::Socket };
+                if (life.phase, life.body) == (phase, body) {
+                    let proven = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
+                    let age = tighter(life.since.age(now_ns), proven);
+                    let (side, port, closer) = (life.side, life.port, closer(life, now_ns));
+                    facts.insert(socket.cookie, Facts { side, port, age, closer });
+                }
+            }
+        }
+        let dumped: HashSet<u32> = survey.looked.iter().map(|looked| looked.netns.id).collect();
+        let elsewhere: Vec<StuckSocket> = engine
+            .tracker
+            .lives()
+            .filter(|life| life.phase == phase && life.netns != 0 && !dumped.contains(&life.netns))
+            .map(|life| elsewhere(life, engine.namespaces.get(life.netns), now_ns))
+            .collect();
         Self {
-            facts: facts.collect(),
-            elsewhere: engine
-                .tracker
-                .lives()
-                .filter(|life| life.phase == phase && life.netns != 0 && life.netns != engine.netns)
-                .map(|life| elsewhere(life, now_ns))
-                .collect(),
+            facts,
+            incomplete: engine.namespaces.incomplete(elsewhere.len()),
+            elsewhere,
             at: host::wall_clock(),
             now_ns,
             uptime_ns,
-            netns: engine.netns,
             ephemeral: engine.ephemeral.clone(),
             look: engine.probe.look(),
             depth,
@@ -166,39 +180,31 @@ impl Known {
     }
 
     /// Reads owners and puts everything together. Blocks for as long as a pass over all files takes.
-    fn document(self, mut dump: Dump, bound: Duration) -> Result<Document> {
-        let sockets = std::mem::take(&mut dump.sockets);
-        let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
-            sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
-        query::distinct(&mut sockets);
+    fn document(self, mut survey: Survey, bound: Duration) -> Result<Document> {
+        let (mut sights, dump) = query::sights(&mut survey);
         let peers = match self.depth {
-            Depth::WithPeers => Peers::of(&sockets, &listeners),
+            Depth::WithPeers => Peers::of(&sights),
             Depth::Owners => Peers::default(),
         };
-        let inodes = query::wanted_inodes(&sockets, &listeners, &peers);
-        let owners = owners::find(&inodes, self.look).context("/proc cannot be read")?;
-        query::still_there(&mut sockets, &owners);
-        let scene = Scene {
-            sockets: &sockets,
-            listeners: &listeners,
-            owners: &owners,
-            peers: &peers,
-            netns: self.netns,
-            bound_ns: u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX),
-        };
-        let mut described = query::assemble(&scene, |socket| {
-            self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
-                query::dumped_facts(socket, &listeners, &self.ephemeral, self.now_ns, self.uptime_ns)
-            })
-        });
-        let mut incomplete = query::incomplete(&dump, &owners, &described);
-        if !self.elsewhere.is_empty() {
-            incomplete.push(format!(
-                "{} sockets are in other network namespaces: their owners, queues and diagnosis are unknown, and \
-                 those that are older than the agent are missing",
-                self.elsewhere.len()
-            ));
+        let owners = query::find_owners(&mut sights, &peers, self.look).context("/proc cannot be read")?;
+        let mut described = Vec::new();
+        for Sight { netns, sockets, listeners, .. } in &sights {
+            let scene = Scene {
+                sockets,
+                listeners,
+                owners: &owners,
+                peers: &peers,
+                netns,
+                bound_ns: u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX),
+            };
+            described.extend(query::assemble(&scene, |socket| {
+                self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
+                    query::dumped_facts(socket, listeners, &self.ephemeral, self.now_ns, self.uptime_ns)
+                })
+            }));
         }
+        let mut incomplete = query::incomplete(&dump, &owners, &described);
+        incomplete.extend(self.incomplete);
         described.extend(self.elsewhere);
         query::name_closers(&mut described, self.uptime_ns);
         Ok(Document {
@@ -232,7 +238,7 @@ fn closer(life: &Life, now_ns: u64) -> Option<(u32, u64)> {
 }
 
 /// A socket of which only records are known.
-fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
+fn elsewhere(life: &Life, netns: Option<&Netns>, now_ns: u64) -> StuckSocket {
     StuckSocket {
         state: life.phase,
         side: life.side,
@@ -243,7 +249,8 @@ fn elsewhere(life: &Life, now_ns: u64) -> StuckSocket {
         interface: life.interface,
         inode: 0,
         uid: 0,
-        netns: life.netns,
+        netns: netns.map_or(life.inum, |netns| netns.inum),
+        netns_name: netns.and_then(|netns| netns.name.clone()),
         age: life.since.age(now_ns).into(),
         unread_bytes: 0,
         unsent_bytes: 0,

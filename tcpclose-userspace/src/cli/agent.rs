@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use crate::agent::{self, config::Config};
+use crate::cli::NetnsChoice;
 use crate::failure::Failure;
 use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
@@ -75,6 +76,10 @@ pub struct Agent {
     /// 220 ms with proc. Stretched to take 1 % of a core at most.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off)]
     owner_interval: OwnerInterval,
+
+    /// The network namespaces to dump: every one, or the agent's own. Hooks tell of every one.
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
+    netns: NetnsChoice,
 
     /// The ring buffer between probe and agent: bytes, or with K or M; a power of two. 8M hold 150,000 steps, more than
     /// one core can make in a second.
@@ -148,6 +153,7 @@ impl Agent {
                 OwnersChoice::TaskFile => Some(OwnersHook::TaskFile),
                 OwnersChoice::Proc => Some(OwnersHook::Proc),
             },
+            netns: self.netns.scope(),
             reconcile_interval: self.reconcile_interval,
             dump_interval: self.dump_interval,
             owner_interval: self.owner_interval.0,

@@ -7,8 +7,9 @@ use clap::Args;
 
 use super::client::{self, Reply};
 use super::groups::Listed;
-use super::{DEFAULT_SOCKET, duration, port, table};
+use super::{DEFAULT_SOCKET, NetnsChoice, duration, port, table};
 use crate::failure::Failure;
+use crate::kernel::netns;
 use crate::query::document::{Document, StuckSocket};
 use crate::query::snapshot;
 use crate::terms::{Diagnosis, Phase};
@@ -32,6 +33,9 @@ pub struct Filter {
     /// The state: close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait
     #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state)]
     pub state: Phase,
+    /// Sockets of every network namespace, or of this one
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
+    pub netns: NetnsChoice,
 }
 
 // As above.
@@ -92,9 +96,10 @@ impl Filter {
     fn snapshot(&self, source: String, denied: Option<&Place>) -> Result<Findings, Failure> {
         let bound = self.older_than.unwrap_or(STUCK_AFTER);
         let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
-        let mut document = snapshot(self.state.state().bit(), bound_ns).map_err(|error| {
-            Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
-        })?;
+        let mut document =
+            snapshot(self.state.state().bit(), bound_ns, self.netns.scope()).map_err(|error| {
+                Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
+            })?;
         if let Some(place) = denied {
             document.incomplete.push(format!(
                 "the agent at {} was not asked: this user may not connect to it",
@@ -106,8 +111,10 @@ impl Filter {
 
     /// The sockets that the filters let through, the oldest first.
     pub fn select(&self, mut sockets: Vec<StuckSocket>) -> Vec<StuckSocket> {
+        let own = own_netns();
         sockets.retain(|socket| {
             socket.state == self.state
+                && (self.netns == NetnsChoice::All || socket.netns == own)
                 && (self.ports.is_empty() || self.ports.contains(&socket.port))
                 && self.pid.is_none_or(|pid| socket.owners.iter().any(|owner| owner.pid == pid))
         });
@@ -131,21 +138,31 @@ pub struct Sorted {
     pub younger: usize,
     /// Seconds.
     bound: f64,
+    /// Our own network namespace's inode.
+    own: u32,
+}
+
+/// The inode of this process's network namespace; 0 where /proc does not tell.
+fn own_netns() -> u32 {
+    netns::own().map_or(0, |own| own.inum)
 }
 
 impl Sorted {
     pub fn new(mut sockets: Vec<StuckSocket>, bound: f64) -> Self {
         let all = sockets.len();
         sockets.retain(|socket| socket.age.is_past(bound) || socket.age.may_be_past(bound));
-        Self { younger: all - sockets.len(), matching: sockets, bound }
+        Self { younger: all - sockets.len(), matching: sockets, bound, own: own_netns() }
     }
 
     /// What the text lists: everything that matches and is not at work.
     pub fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
-        self.matching
-            .iter()
-            .filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending))
-            .map(|socket| Listed { socket, possibly: !socket.age.is_past(self.bound) })
+        self.matching.iter().filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending)).map(
+            |socket| Listed {
+                socket,
+                possibly: !socket.age.is_past(self.bound),
+                elsewhere: socket.netns != self.own,
+            },
+        )
     }
 
     pub fn stuck(&self) -> impl Iterator<Item = Listed<'_>> {

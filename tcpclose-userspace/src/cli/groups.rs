@@ -31,6 +31,8 @@ pub enum By {
 pub struct Listed<'a> {
     pub socket: &'a StuckSocket,
     pub possibly: bool,
+    /// It is in another network namespace than ours.
+    pub elsewhere: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,6 +54,8 @@ struct Key {
     side: Side,
     port: u16,
     diagnosis: Option<Diagnosis>,
+    /// The network namespace, where it is another than ours.
+    netns: Option<String>,
 }
 
 /// One line of the table.
@@ -64,7 +68,7 @@ pub struct Group<'a> {
 /// Groups `listed`: proven ones before possible ones, then the largest first.
 pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
     let mut groups: HashMap<Key, Vec<&StuckSocket>> = HashMap::new();
-    for Listed { socket, possibly } in listed {
+    for Listed { socket, possibly, elsewhere } in listed {
         let who = match by {
             By::Port => Who::Anyone,
             By::Peer => Who::Peer(socket.peer.ip()),
@@ -84,6 +88,7 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
             side: socket.side,
             port: socket.port,
             diagnosis: socket.diagnosis,
+            netns: elsewhere.then(|| netns(socket)),
         };
         groups.entry(key).or_default().push(socket);
     }
@@ -108,9 +113,17 @@ pub fn text(groups: &[Group<'_>], by: By, rates: &Rates, limit: usize, width: Op
         By::Unit => &["UNIT", "SIDE", ">PORT"],
         By::Container => &["CONTAINER", "SIDE", ">PORT"],
     };
-    let header = [who, &["WHY", ">COUNT", ">OLDEST", ">UNREAD", ">FDS", ">FULL IN"]].concat();
+    let mut header = [who, &["WHY", ">COUNT", ">OLDEST", ">UNREAD", ">FDS", ">FULL IN"]].concat();
     let shown = groups.get(..limit).unwrap_or(groups);
-    let rows: Vec<Vec<String>> = shown.iter().map(|group| group.row(by, rates)).collect();
+    let mut rows: Vec<Vec<String>> = shown.iter().map(|group| group.row(by, rates)).collect();
+    if shown.iter().any(|group| group.key.netns.is_some()) {
+        header.push("NETNS");
+        for (row, group) in rows.iter_mut().zip(shown) {
+            row.push(
+                group.key.netns.as_ref().map_or_else(|| "-".to_owned(), |netns| printable(netns).into()),
+            );
+        }
+    }
     let mut text = table::render(&header, &rows, width);
     text.push('\n');
     if groups.len() > limit {
@@ -216,6 +229,19 @@ fn short(name: &str) -> String {
     }
 }
 
+/// A socket's network namespace, by its name where it has one.
+fn netns(socket: &StuckSocket) -> String {
+    socket.netns_name.clone().unwrap_or_else(|| socket.netns.to_string())
+}
+
+/// A socket's local end, with the network namespace where that is another than ours: `10.0.0.5:8080 in blue`.
+pub fn local(socket: &StuckSocket, elsewhere: bool) -> String {
+    match elsewhere {
+        true => format!("{} in {}", socket.local, printable(&netns(socket))),
+        false => socket.local.to_string(),
+    }
+}
+
 /// A diagnosis as the tables show it.
 pub fn why(diagnosis: Option<Diagnosis>, possibly: bool) -> String {
     let name = diagnosis.map_or("-", Diagnosis::name);
@@ -260,6 +286,7 @@ pub(crate) mod tests {
             inode: 7,
             uid: 1000,
             netns: 1,
+            netns_name: None,
             age: Age::exact(age_seconds * 1_000_000_000).into(),
             unread_bytes: 0,
             unsent_bytes: 0,
@@ -272,7 +299,7 @@ pub(crate) mod tests {
     }
 
     fn proven(sockets: &[StuckSocket]) -> Vec<Listed<'_>> {
-        sockets.iter().map(|socket| Listed { socket, possibly: false }).collect()
+        sockets.iter().map(|socket| Listed { socket, possibly: false, elsewhere: false }).collect()
     }
 
     #[test]

@@ -164,8 +164,10 @@ impl Kill {
         );
         let mut text = table::wrap(&line, width) + "\n";
         if !going.is_empty() {
-            let listed: Vec<Listed<'_>> =
-                going.iter().map(|socket| Listed { socket, possibly: !socket.age.is_past(bound) }).collect();
+            let listed: Vec<Listed<'_>> = going
+                .iter()
+                .map(|socket| Listed { socket, possibly: !socket.age.is_past(bound), elsewhere: false })
+                .collect();
             text.push_str(&format!("\n{}\n", stuck::list(&listed, usize::MAX, width)));
         }
         text.push_str(&self.remarks(findings, left));

@@ -33,6 +33,7 @@ use clap::Parser;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use crate::failure::Failure;
+use crate::kernel::netns::Scope;
 
 /// Where the agent listens for the command line, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
@@ -96,6 +97,24 @@ pub fn socket_path() -> impl TypedValueParser<Value = PathBuf> {
 /// A port that a connection can have, for clap.
 pub fn port(text: &str) -> Result<u16, &'static str> {
     text.parse().ok().filter(|port| *port != 0).ok_or("not a port; write a number from 1 to 65535")
+}
+
+/// `--netns`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetnsChoice {
+    /// Every network namespace that can be entered.
+    All,
+    /// This one.
+    Current,
+}
+
+impl NetnsChoice {
+    fn scope(self) -> Scope {
+        match self {
+            Self::All => Scope::All,
+            Self::Current => Scope::Current,
+        }
+    }
 }
 
 #[cfg(test)]

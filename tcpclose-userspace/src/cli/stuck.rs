@@ -111,13 +111,13 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
     let shown = &listed[..limit.min(listed.len())];
     let rows: Vec<Vec<String>> = shown
         .iter()
-        .map(|Listed { socket, possibly }| {
+        .map(|Listed { socket, possibly, elsewhere }| {
             vec![
                 table::age(&socket.age),
                 groups::why(socket.diagnosis, *possibly),
                 socket.unread_bytes.to_string(),
                 socket.unsent_bytes.to_string(),
-                socket.local.to_string(),
+                groups::local(socket, *elsewhere),
                 peer(socket),
                 owners(socket),
             ]

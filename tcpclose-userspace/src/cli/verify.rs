@@ -14,7 +14,7 @@ use super::client::{self, Client, Said};
 use super::{DEFAULT_SOCKET, duration, print, table};
 use crate::failure::{Failure, printable};
 use crate::kernel::mib::{self, SockStat};
-use crate::kernel::{host, sock_diag};
+use crate::kernel::{host, netns, sock_diag};
 use crate::verify::samples::Samples;
 use crate::verify::verdict::{Causes, Verdict};
 use crate::verify::{Look, Row, Rungs, Sockets, View, counters, elsewhere, gauges, lost};
@@ -93,11 +93,11 @@ impl Verify {
 
     fn audit(&self, client: &Client) -> Result<Audit, Failure> {
         let mut incomplete = self.ready(client)?;
-        let netns = host::netns().unwrap_or_default();
+        let netns = netns::own().map_or(0, |own| own.inum);
         let began = SystemTime::now();
         let start = host::monotonic_ns();
         let from = self.look(client)?;
-        let first_namespaces = host::other_network_namespaces();
+        let first_namespaces = other_network_namespaces();
         let rungs = Rungs::of(&from.metrics);
         let lag = if rungs.dumps() { lag(&from.metrics) } else { Duration::ZERO };
         sleep(self.period.saturating_sub(lag));
@@ -107,7 +107,7 @@ impl Verify {
         };
         sleep(lag);
 
-        let mut namespaces = host::other_network_namespaces();
+        let mut namespaces = other_network_namespaces();
         let mut best: Vec<Row> = Vec::new();
         let mut to = self.look(client)?;
         let seconds = (host::monotonic_ns() - start) as f64 / 1e9;
@@ -117,7 +117,7 @@ impl Verify {
                 sleep(BETWEEN_TRIES);
                 to = self.look(client)?;
             }
-            namespaces = namespaces.max(first_namespaces).max(host::other_network_namespaces());
+            namespaces = namespaces.max(first_namespaces).max(other_network_namespaces());
             let others = namespaces > 0 || elsewhere(&to.metrics) > elsewhere(&from.metrics);
             let began_at = |look: &Look| look.metrics.sum("process_start_time_seconds", &[]);
             if began_at(&from) != began_at(&to) {
@@ -192,7 +192,7 @@ impl Verify {
         let netns = agent
             .and_then(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok())
             .map(|meta| meta.ino() as u32);
-        match (netns, host::netns().ok()) {
+        match (netns, netns::own().ok().map(|own| own.inum)) {
             (Some(agents), Some(own)) if agents != own => Err(Failure::new(
                 "verify",
                 format!("the agent is in another network namespace, net:[{agents}]"),
@@ -280,6 +280,11 @@ fn better(a: Row, b: Row) -> Row {
         Verdict::Differs => 2,
     };
     if rank(&b) < rank(&a) { b } else { a }
+}
+
+/// How many network namespaces there are besides the caller's, as far as it may look.
+fn other_network_namespaces() -> usize {
+    netns::find().map_or(0, |found| found.places.len().saturating_sub(1))
 }
 
 fn dump() -> Result<Vec<sock_diag::Socket>, Failure> {

@@ -1,10 +1,7 @@
 //! Small facts about this host and this process: names, clocks, limits.
 
-use std::collections::HashSet;
 use std::fs;
-use std::io;
 use std::ops::RangeInclusive;
-use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -45,28 +42,6 @@ pub fn hostname() -> String {
 /// The random id of this boot; empty where /proc does not tell.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
-}
-
-/// The inode of the caller's network namespace (`ns.inum`), as in `net:[4026531840]`.
-pub fn netns() -> io::Result<u32> {
-    // ns.inum is an unsigned int (include/linux/ns_common.h, 5.8 to 6.18).
-    fs::metadata("/proc/thread-self/ns/net").map(|meta| meta.ino() as u32)
-}
-
-/// How many network namespaces besides the caller's hold a process that the caller may look at.
-pub fn other_network_namespaces() -> usize {
-    let (Ok(own), Ok(processes)) = (netns(), fs::read_dir("/proc")) else { return 0 };
-    let mut seen = HashSet::new();
-    for entry in processes.flatten() {
-        let name = entry.file_name();
-        if name.as_encoded_bytes().first().is_some_and(u8::is_ascii_digit)
-            && let Ok(meta) = fs::metadata(entry.path().join("ns/net"))
-        {
-            seen.insert(meta.ino() as u32);
-        }
-    }
-    seen.remove(&own);
-    seen.len()
 }
 
 /// The ports that the kernel gives to connecting sockets, in the caller's network namespace.
@@ -154,7 +129,6 @@ mod tests {
         assert!(monotonic_ns() >= before && uptime_ns() >= before);
         assert_eq!(boot_id().len(), 36);
         assert!(!hostname().is_empty());
-        assert!(netns().unwrap() > 0);
         assert!(time_wait_overflows().is_some() && time_wait_limit_used().is_some());
         assert!(wall_clock().ends_with('Z') && wall_clock().len() == "2026-11-22T11:00:00.123456789Z".len());
         assert!(ip_local_port_range().start() < ip_local_port_range().end());

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use btf_rs::{Backend, Btf, Member, Type};
 use tcpclose_common::layout::Layout;
 
+use super::netns;
+
 /// Where the kernel shows its own types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -48,6 +50,7 @@ fn from_btf(btf: &Btf) -> Result<Layout> {
         sk_shutdown: sock("sk_shutdown")?,
         sk_lock_owned: sock("sk_lock.owned")?,
         net_inum: offset(btf, "net", "ns.inum")?,
+        net_id: net_id(btf)?,
         inet_sport: tcp("inet_conn.icsk_inet.inet_sport")?,
         linger2: tcp("linger2")?,
         snd_una: tcp("snd_una")?,
@@ -67,6 +70,15 @@ fn from_btf(btf: &Btf) -> Result<Layout> {
         inode_sb: offset(btf, "inode", "i_sb")?,
         sb_magic: offset(btf, "super_block", "s_magic")?,
     })
+}
+
+/// Where the 32 bits lie that identify a namespace. What records and dumps say must be the same number.
+fn net_id(btf: &Btf) -> Result<u32> {
+    const LOW_HALF: u32 = if cfg!(target_endian = "big") { 4 } else { 0 };
+    match offset(btf, "net", "net_cookie") {
+        Ok(cookie) if netns::has_cookies() => Ok(cookie + LOW_HALF),
+        Ok(_) | Err(_) => offset(btf, "net", "ns.inum"),
+    }
 }
 
 /// The byte offset of the field at `path` (dots between members) in `struct name`.

@@ -9,6 +9,8 @@
 //! * [`sock_diag`]: dump and look up TCP sockets; [`age`]: what their fields prove of their age.
 //! * [`destroy`]: end one socket by SOCK_DESTROY.
 //! * [`mib`]: the kernel's own counters of TCP.
+//! * [`netns`]: finds network namespaces, and goes into them.
+//! * [`survey`]: dumps of several network namespaces.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: which processes hold a socket; [`process`]: what is known of one; [`cgroup`]: of its place.
 //! * [`host`]: names, clocks, limits.
@@ -20,11 +22,13 @@ pub mod hooks;
 pub mod host;
 pub mod layout;
 pub mod mib;
+pub mod netns;
 pub mod owners;
 pub mod probe;
 pub mod process;
 pub mod ring;
 pub mod sock_diag;
+pub mod survey;
 pub mod task_file;
 pub mod time_wait;
 pub mod tracefs;

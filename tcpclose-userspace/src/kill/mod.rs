@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::sock_diag::{self, Socket};
-use crate::kernel::{destroy, host};
+use crate::kernel::{destroy, netns};
 use crate::query::diagnose;
 use crate::query::document::{Cookie, StuckSocket, named, named_list};
 use crate::terms::{Age, Diagnosis, Flow, Phase};
@@ -98,7 +98,7 @@ const GONE: &str = "it has gone";
 /// The state and the diagnosis are read immediately before. What is left is a race of microseconds: a socket whose program
 /// closes it between that look and the kernel's own, which compares the cookie and no state, is destroyed in LAST-ACK.
 pub fn execute(order: &Order) -> Outcome {
-    if host::netns().ok() != Some(order.netns) {
+    if netns::own().ok().map(|own| own.inum) != Some(order.netns) {
         let why = format!("it is in another network namespace, net:[{}]", order.netns);
         return Outcome::Refused { errno: None, why };
     }
@@ -199,7 +199,7 @@ mod tests {
         let elsewhere = Order { netns: 1, ..order(&[Diagnosis::NotClosed]) };
         let Outcome::Refused { errno: None, why } = execute(&elsewhere) else { panic!() };
         assert_eq!(why, "it is in another network namespace, net:[1]");
-        let nowhere = Order { netns: host::netns().unwrap(), ..elsewhere };
+        let nowhere = Order { netns: netns::own().unwrap().inum, ..elsewhere };
         assert_eq!(execute(&nowhere), Outcome::Spared { why: GONE.to_owned() });
     }
 }

@@ -48,8 +48,8 @@ impl StuckAfter {
         self.bounds_ns.first().copied().unwrap_or(u64::MAX)
     }
 
-    /// Judges one life at `now_ns`. `dumped` is the network namespace whose sockets dumps look at.
-    pub fn judge(&self, life: &Life, now_ns: u64, dumped: u32) -> Stuckness {
+    /// Judges one life at `now_ns`. `dumped` tells whether dumps look at the sockets of a network namespace.
+    pub fn judge(&self, life: &Life, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
         if life.phase != Phase::CloseWait {
             return Stuckness::Not;
         }
@@ -69,7 +69,7 @@ impl StuckAfter {
         // Where dumps can look, a socket is called stuck when one has looked after it passed the bound: only a dump
         // can tell that the program still writes to it.
         let looked = life.seen_ns >= life.since.latest_ns.saturating_add(first);
-        if life.netns == dumped && !looked {
+        if !looked && dumped(life.netns) {
             return Stuckness::Not;
         }
         Stuckness::Stuck(self.bounds_ns.partition_point(|&bound| bound <= age.min_ns) - 1)
@@ -94,7 +94,7 @@ impl Census {
         lives: impl Iterator<Item = &'a Life>,
         names: &mut Names,
         stuck_after: &StuckAfter,
-        dumped: u32,
+        dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
     ) -> Self {
         let mut census = Self::default();
@@ -141,6 +141,10 @@ mod tests {
     const S: u64 = 1_000_000_000;
     const NETNS: u32 = 7;
 
+    fn dumped(netns: u32) -> bool {
+        netns == NETNS
+    }
+
     fn life(phase: Phase, since: Since) -> Life {
         let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
         Life {
@@ -148,6 +152,7 @@ mod tests {
             sk: 0,
             flow,
             netns: NETNS,
+            inum: NETNS,
             interface: 0,
             port: 80,
             side: Side::Server,
@@ -170,7 +175,7 @@ mod tests {
     fn age_classes_are_disjoint_and_named_by_the_bound_last_passed() {
         let bounds = StuckAfter::new(vec![60 * S, 600 * S, 3600 * S]).unwrap();
         let judge = |age: u64| {
-            bounds.judge(&life(Phase::CloseWait, Since::exact(10_000 * S - age * S)), 10_000 * S, NETNS)
+            bounds.judge(&life(Phase::CloseWait, Since::exact(10_000 * S - age * S)), 10_000 * S, dumped)
         };
         assert_eq!(judge(59), Stuckness::Not);
         assert_eq!(judge(60), Stuckness::Stuck(0));
@@ -183,7 +188,7 @@ mod tests {
     fn stuck_is_proven_looked_at_and_silent() {
         let bounds = StuckAfter::new(vec![60 * S]).unwrap();
         let now = 10_000 * S;
-        let judge = |life: &Life| bounds.judge(life, now, NETNS);
+        let judge = |life: &Life| bounds.judge(life, now, dumped);
         let sure = life(Phase::CloseWait, Since::exact(now - 100 * S));
         assert_eq!(judge(&sure), Stuckness::Stuck(0));
         assert_eq!(judge(&Life { phase: Phase::LastAck, ..sure }), Stuckness::Not);
@@ -211,7 +216,7 @@ mod tests {
         let mut names = Names::new(4, &[], 32768..=60999);
         names.label(Pair { side: Side::Client, port: 443 }, 1);
         let lives = [life(Phase::CloseWait, Since::exact(S)), life(Phase::LastAck, Since::exact(2 * S))];
-        let census = Census::count(lives.iter(), &mut names, &bounds, NETNS, 100 * S);
+        let census = Census::count(lives.iter(), &mut names, &bounds, &dumped, 100 * S);
         let server = Label { side: Side::Server, port: Some(80) };
         let client = Label { side: Side::Client, port: Some(443) };
         assert_eq!(

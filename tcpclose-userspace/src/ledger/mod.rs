@@ -96,7 +96,7 @@ impl Ledger {
         &mut self,
         lives: impl Iterator<Item = &'a Life>,
         stuck_after: &StuckAfter,
-        dumped: u32,
+        dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
     ) -> Census {
         let mut census = Census::count(lives, &mut self.names, stuck_after, dumped, now_ns);

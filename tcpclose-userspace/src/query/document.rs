@@ -61,6 +61,9 @@ pub struct StuckSocket {
     pub uid: u32,
     /// The inode of the socket's network namespace.
     pub netns: u32,
+    /// As `ip netns` calls that, where it has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_name: Option<String>,
     pub age: AgeSeconds,
     /// Bytes of data that wait for the program; the FIN is not counted.
     pub unread_bytes: u32,

@@ -17,11 +17,13 @@ use tcpclose_common::state::TcpState;
 
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
-use crate::kernel::owners::{self as holders, Look, Owners};
-use crate::kernel::sock_diag::{self, Dump, Socket};
+use crate::kernel::netns::{Netns, Place, Scope};
+use crate::kernel::owners::{Look, Owners};
+use crate::kernel::sock_diag::{Dump, Socket};
+use crate::kernel::survey::{self, Ask, Survey};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
 use document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
-pub use owners::{Peers, listeners_of, name_closers, still_there, wanted_inodes};
+pub use owners::{Peers, find_owners, listeners_of, name_closers};
 use owners::{owners_of, peer_owners_of, unknown_owners};
 
 /// What is known of a socket beyond its dump.
@@ -43,8 +45,7 @@ pub struct Scene<'a> {
     pub listeners: &'a [Socket],
     pub owners: &'a Owners,
     pub peers: &'a Peers,
-    /// The namespace's inode.
-    pub netns: u32,
+    pub netns: &'a Netns,
     /// The age from which a socket is called stuck, nanoseconds.
     pub bound_ns: u64,
 }
@@ -69,7 +70,8 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
                 interface: socket.interface,
                 inode: socket.inode,
                 uid: socket.uid,
-                netns: scene.netns,
+                netns: scene.netns.inum,
+                netns_name: scene.netns.name.clone(),
                 age: age.into(),
                 unread_bytes: unread_data(socket),
                 unsent_bytes: socket.unsent,
@@ -139,42 +141,81 @@ pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<
     incomplete
 }
 
+/// What dumps have met of one namespace.
+pub struct Sight {
+    pub netns: Netns,
+    pub place: Place,
+    pub sockets: Vec<Socket>,
+    pub listeners: Vec<Socket>,
+}
+
+/// Sorts out what dumps have brought. Also what they had in common: how it went.
+pub fn sights(survey: &mut Survey) -> (Vec<Sight>, Dump) {
+    let mut all = Dump::default();
+    let sight = |looked: survey::Looked| {
+        let survey::Looked { netns, place, dump } = looked;
+        all.malformed += dump.malformed;
+        all.interrupted |= dump.interrupted;
+        let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
+            dump.sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
+        distinct(&mut sockets);
+        Sight { netns, place, sockets, listeners }
+    };
+    let sights = std::mem::take(&mut survey.looked).into_iter().map(sight).collect();
+    (sights, all)
+}
+
 /// Leaves each socket once: a dump resumes by its place in a bucket, and can meet a socket twice.
-pub fn distinct(sockets: &mut Vec<Socket>) {
+fn distinct(sockets: &mut Vec<Socket>) {
     sockets.sort_unstable_by_key(|socket| (socket.cookie, socket.seen_ns));
     sockets.dedup_by_key(|socket| socket.cookie);
 }
 
-/// Every socket of the caller's network namespace in one of `states` (a mask of [`TcpState::bit`]s of the close
-/// phase), from one dump. `bound_ns`: the age from which one is called stuck, nanoseconds.
-pub fn snapshot(states: u32, bound_ns: u64) -> io::Result<Document> {
-    let mut dump = sock_diag::dump(states | TcpState::Listen.bit(), true)?;
-    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
-    let (listeners, mut sockets): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut dump.sockets).into_iter().partition(|socket| socket.state == TcpState::Listen);
-    distinct(&mut sockets);
-    let peers = Peers::of(&sockets, &listeners);
-    let owners = holders::find(&wanted_inodes(&sockets, &listeners, &peers), Look::Proc)?;
-    still_there(&mut sockets, &owners);
-
-    let ephemeral = host::ip_local_port_range();
-    let scene = Scene {
-        sockets: &sockets,
-        listeners: &listeners,
-        owners: &owners,
-        peers: &peers,
-        netns: host::netns().unwrap_or_default(),
-        bound_ns,
+/// Says in words which namespaces were not looked at: `refused` may not be entered, the processes of `denied` may not be
+/// looked at; `sockets` that are there are missing.
+pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String> {
+    let others = |n: usize| match n {
+        1 => "1 other network namespace".to_owned(),
+        n => format!("{n} other network namespaces"),
     };
-    let sockets = assemble(&scene, |socket| dumped_facts(socket, &listeners, &ephemeral, now_ns, uptime_ns));
-    let mut incomplete = incomplete(&dump, &owners, &sockets);
-    let elsewhere = host::other_network_namespaces();
-    if elsewhere > 0 {
-        incomplete.push(format!(
-            "a snapshot sees its own network namespace only; processes run in {elsewhere} more: look there with \
-             nsenter --net"
+    let mut words = Vec::new();
+    if refused > 0 {
+        words.push(format!(
+            "{sockets} in {} are missing: CAP_SYS_ADMIN is needed to enter them",
+            others(refused)
         ));
     }
+    if denied > 0 {
+        words.push(format!(
+            "{sockets} in {} are missing: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter those that processes are in",
+            others(denied)
+        ));
+    }
+    words
+}
+
+/// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
+/// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
+pub fn snapshot(states: u32, bound_ns: u64, scope: Scope) -> io::Result<Document> {
+    let found = scope.find()?;
+    let ask = Ask { states: states | TcpState::Listen.bit(), info: true };
+    let mut survey = survey::survey(found.places, ask, None)?;
+    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (mut sights, dump) = sights(&mut survey);
+    let peers = Peers::of(&sights);
+    let owners = find_owners(&mut sights, &peers, Look::Proc)?;
+
+    let ephemeral = host::ip_local_port_range();
+    let mut sockets = Vec::new();
+    for Sight { netns, sockets: seen, listeners, .. } in &sights {
+        let scene = Scene { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
+        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
+        sockets.extend(assemble(&scene, facts));
+    }
+    let mut incomplete = incomplete(&dump, &owners, &sockets);
+    let refused =
+        survey.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count();
+    incomplete.extend(not_looked_at("sockets", refused, found.denied as usize));
     Ok(Document {
         schema: SCHEMA,
         host: host::hostname(),

@@ -1,17 +1,20 @@
 //! Whose a socket is: which inodes to look for, and what is made of the processes that were found.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::Ipv6Addr;
 
 use tcpclose_common::state::TcpState;
 
-use super::Scene;
 use super::document::{ClosedBy, Owner, StuckSocket, seconds};
+use super::{Scene, Sight};
 use crate::kernel::cgroup::Place;
 use crate::kernel::host::{self, Capability};
-use crate::kernel::owners::{Holder, Owners};
+use crate::kernel::netns::Place as NetnsPlace;
+use crate::kernel::owners::{self as holders, Holder, Look, Owners};
 use crate::kernel::process::{self, Process};
-use crate::kernel::sock_diag::{self, Socket};
+use crate::kernel::sock_diag::Socket;
+use crate::kernel::survey::{self, Answer, Key};
 use crate::terms::{Flow, Phase};
 
 /// The listeners that a connection with this local end can have come through: those on its address, else those on
@@ -35,20 +38,25 @@ pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<I
 pub struct Peers(HashMap<u64, Socket>);
 
 impl Peers {
-    /// Looks up the peers of those `sockets` whose remote address is one that this namespace uses itself. Call it in
-    /// the namespace of the sockets. What was closed meanwhile, and what cannot be looked up, has none.
-    pub fn of(sockets: &[Socket], listeners: &[Socket]) -> Self {
-        let own: HashSet<Ipv6Addr> =
-            sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
-        let is_local = |address: Ipv6Addr| own.contains(&address) || address.to_canonical().is_loopback();
-        let peers = sockets.iter().filter(|socket| !socket.minisocket && is_local(socket.flow.remote));
-        let found = peers.filter_map(|socket| {
-            let Flow { local, remote, local_port, remote_port } = socket.flow;
-            let other =
-                Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
-            Some((socket.cookie, sock_diag::lookup(&other, 0, None).ok()??))
-        });
-        Self(found.collect())
+    /// Looks up the peers of those sockets whose remote address is one that their namespace uses itself. What was closed
+    /// meanwhile, and what cannot be looked up, has none.
+    pub fn of(sights: &[Sight]) -> Self {
+        let mut cookies = Vec::new();
+        let mut keys = Vec::new();
+        for Sight { netns, sockets, listeners, .. } in sights {
+            let own: HashSet<Ipv6Addr> =
+                sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
+            let is_local = |address: Ipv6Addr| own.contains(&address) || address.to_canonical().is_loopback();
+            for socket in sockets.iter().filter(|socket| !socket.minisocket && is_local(socket.flow.remote)) {
+                let Flow { local, remote, local_port, remote_port } = socket.flow;
+                let other =
+                    Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
+                cookies.push(socket.cookie);
+                keys.push(Key { netns: netns.id, flow: other, interface: 0, cookie: 0 });
+            }
+        }
+        let found = cookies.into_iter().zip(look_up(sights, &keys).unwrap_or_default());
+        Self(found.filter_map(|(cookie, answer)| Some((cookie, there(answer)?))).collect())
     }
 
     fn of_socket(&self, socket: &Socket) -> Option<&Socket> {
@@ -56,9 +64,35 @@ impl Peers {
     }
 }
 
+fn there(answer: Answer) -> Option<Socket> {
+    match answer {
+        Answer::There(socket) => Some(socket),
+        Answer::Gone | Answer::Unknown => None,
+    }
+}
+
+/// Looks `keys` up in the namespaces of `sights`.
+fn look_up(sights: &[Sight], keys: &[Key]) -> io::Result<Vec<Answer>> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let places: Vec<(u32, NetnsPlace)> =
+        sights.iter().map(|sight| (sight.netns.id, sight.place.clone())).collect();
+    Ok(survey::look_up(&places, keys)?.0)
+}
+
+/// Finds the owners of everything in sight, and leaves out what was closed since the dump.
+pub fn find_owners(sights: &mut [Sight], peers: &Peers, look: Look) -> io::Result<Owners> {
+    let inodes =
+        sights.iter().flat_map(|sight| wanted_inodes(&sight.sockets, &sight.listeners, peers)).collect();
+    let owners = holders::find(&inodes, look)?;
+    still_there(sights, &owners)?;
+    Ok(owners)
+}
+
 /// The inodes whose owners [`super::assemble`] asks for.
-pub fn wanted_inodes(sockets: &[Socket], listeners: &[Socket], peers: &Peers) -> HashSet<u32> {
-    let all = || sockets.iter().chain(peers.0.values());
+fn wanted_inodes(sockets: &[Socket], listeners: &[Socket], peers: &Peers) -> HashSet<u32> {
+    let all = || sockets.iter().chain(sockets.iter().filter_map(|socket| peers.of_socket(socket)));
     let queues = all()
         .filter(|socket| not_accepted(socket))
         .flat_map(|socket| listeners_of(&socket.flow, listeners))
@@ -74,16 +108,27 @@ pub(super) fn not_accepted(socket: &Socket) -> bool {
 
 /// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
 /// likely just been closed, and a look tells.
-pub fn still_there(sockets: &mut Vec<Socket>, owners: &Owners) {
+fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
     if owners.denied > 0 {
-        return;
+        return Ok(());
     }
-    sockets.retain(|socket| {
-        socket.inode == 0
-            || !owners.of(socket.inode).is_empty()
-            || sock_diag::lookup(&socket.flow, socket.interface, Some(socket.cookie))
-                .is_ok_and(|now| now.is_some_and(|now| now.state == socket.state))
-    });
+    let doubtful = |socket: &Socket| socket.inode != 0 && owners.of(socket.inode).is_empty();
+    let mut keys = Vec::new();
+    for sight in &*sights {
+        keys.extend(sight.sockets.iter().filter(|socket| doubtful(socket)).map(|socket| Key {
+            netns: sight.netns.id,
+            flow: socket.flow,
+            interface: socket.interface,
+            cookie: socket.cookie,
+        }));
+    }
+    let mut answers = look_up(sights, &keys)?.into_iter();
+    for sight in sights {
+        sight.sockets.retain(|socket| {
+            !doubtful(socket) || answers.next().and_then(there).is_some_and(|now| now.state == socket.state)
+        });
+    }
+    Ok(())
 }
 
 fn owner(holder: &Holder, owners: &Owners) -> Owner {
@@ -177,6 +222,7 @@ mod tests {
     use super::super::tests::{MINUTE, close_wait, socket};
     use super::super::{Facts, assemble, incomplete};
     use super::*;
+    use crate::kernel::netns::Netns;
     use crate::kernel::sock_diag::Dump;
     use crate::terms::{Age, Side};
 
@@ -209,12 +255,13 @@ mod tests {
         let mut owners = Owners::default();
         owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
         owners.processes.insert(42, Process { comm: "api".into(), ..Process::default() });
+        let netns = Netns { id: 7, inum: 1, name: Some("blue".into()) };
         let scene = Scene {
             sockets: &sockets,
             listeners: &listeners,
             owners: &owners,
             peers: &Peers::default(),
-            netns: 1,
+            netns: &netns,
             bound_ns: MINUTE,
         };
         let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE), closer: None };
@@ -222,6 +269,7 @@ mod tests {
         assert_eq!(described.len(), 2);
         assert_eq!((described[0].owners[0].pid, described[0].owners[0].fd), (42, 5));
         assert_eq!(described[0].unread_bytes, 5);
+        assert_eq!((described[0].netns, described[0].netns_name.as_deref()), (1, Some("blue")));
         assert!(described[1].owners.is_empty());
         let said = incomplete(&Dump::default(), &owners, &described);
         assert!(

@@ -6,7 +6,7 @@
 //! dump's start (less a margin) is left to the next one; and an absence is only a suspicion until an exact lookup
 //! confirms it, but for a minisocket whose timer was due.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tcpclose_common::state::TcpState;
 
@@ -43,6 +43,8 @@ pub struct Seen {
     pub body: Body,
     pub flow: Flow,
     pub cookie: u64,
+    /// What identifies its network namespace.
+    pub netns: u32,
     /// The interface that it is bound to; 0 for none.
     pub interface: u32,
     /// CLOCK_MONOTONIC of the sighting.
@@ -55,9 +57,11 @@ pub struct Seen {
     pub sent_ns: Option<u64>,
 }
 
-/// One dump of the host's network namespace.
+/// Dumps of some network namespaces, made one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
+    /// Which namespaces they are of.
+    pub covers: &'a Covers,
     /// What it saw; listeners too, if it asked for them.
     pub seen: &'a [Seen],
     /// The states it asked for, a mask of `1 << state`.
@@ -68,9 +72,31 @@ pub struct View<'a> {
     pub first: bool,
 }
 
+/// Namespaces that a [`View`] has looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Covers {
+    /// What identifies each, and its inode.
+    pub netns: HashMap<u32, u32>,
+    /// They are all that dumps can look at: a life of which no record told the namespace (without BTF) is in one.
+    pub all: bool,
+}
+
+impl Covers {
+    /// Whether a life should have been seen.
+    fn should_show(&self, life: &Life) -> bool {
+        match life.netns {
+            // A full socket may be where dumps cannot look.
+            0 => self.all && life.body == Body::Minisocket,
+            netns => self.netns.contains_key(&netns),
+        }
+    }
+}
+
 /// A tracked socket that a dump should have seen and did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspect {
+    /// What identifies its network namespace; 0 where nobody told.
+    pub netns: u32,
     pub flow: Flow,
     pub cookie: u64,
     pub interface: u32,
@@ -96,17 +122,17 @@ impl Tracker {
     pub fn dump(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
         let ended = self.ended_meanwhile.take().unwrap_or_default();
         if view.states & TcpState::Listen.bit() != 0 {
-            self.listening.clear();
+            self.listening.retain(|(netns, ..)| !view.covers.netns.contains_key(netns));
         }
         for seen in view.seen.iter().filter(|seen| seen.state == TcpState::Listen) {
-            self.listening.insert((seen.flow.local, seen.flow.local_port));
+            self.listening.insert((seen.netns, seen.flow.local, seen.flow.local_port));
         }
         self.measure_time_wait(view);
         for seen in view.seen {
             let Some(phase) = Phase::of(seen.state) else { continue };
-            match self.slot_of(seen.cookie, &seen.flow) {
+            match self.slot_of(seen.netns, seen.cookie, &seen.flow) {
                 Some(at) => self.sighting(at, seen, phase, view, out),
-                None if ended.contains(&self.identity(seen.cookie, &seen.flow)) => {}
+                None if ended.contains(&self.identity(seen.netns, seen.cookie, &seen.flow)) => {}
                 // A minisocket whose timer is due was ended by an earlier dump that missed it.
                 None if !view.first && seen.body == Body::Minisocket && seen.expires_ns == 0 => {}
                 None => self.adopt(seen, phase, view, out),
@@ -147,7 +173,6 @@ impl Tracker {
 
     /// A known life in a dump.
     fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
-        let here = self.host.netns;
         let life = &self.lives[at];
         if !self.by_cookie && life.event_ns >= view.started_ns {
             // Flows are used again within milliseconds: what was seen may be the connection before this one, and its
@@ -163,13 +188,14 @@ impl Tracker {
             return;
         }
         // Found in this namespace, it is of it.
-        let netns = if life.netns == 0 { here } else { life.netns };
+        let netns = if life.netns == 0 { seen.netns } else { life.netns };
+        let inum = view.covers.netns.get(&netns).copied().unwrap_or(life.inum);
         let flow = if life.flow.has_addresses() { life.flow } else { seen.flow };
         if (life.netns, life.flow, life.cookie) != (netns, flow, seen.cookie) {
             self.change(at, |life| (life.netns, life.flow, life.cookie) = (netns, flow, seen.cookie));
         }
         let life = &mut self.lives[at];
-        (life.interface, life.missed) = (seen.interface, false);
+        (life.inum, life.interface, life.missed) = (inum, seen.interface, false);
         match (life.body, seen.body) {
             (Body::Minisocket, Body::Minisocket) => self.minisocket(at, seen, phase, out),
             _ if life.event_ns + MARGIN_NS > view.started_ns => {}
@@ -244,7 +270,8 @@ impl Tracker {
             if seen.state != TcpState::TimeWait || seen.expires_ns == 0 {
                 continue;
             }
-            let Some(life) = self.slot_of(seen.cookie, &seen.flow).map(|at| &self.lives[at]) else {
+            let Some(life) = self.slot_of(seen.netns, seen.cookie, &seen.flow).map(|at| &self.lives[at])
+            else {
                 continue;
             };
             let told = life.phase == Phase::TimeWait
@@ -285,7 +312,7 @@ impl Tracker {
 
     /// Puts a life in place for what a dump saw.
     fn place(&mut self, seen: &Seen, phase: Phase, view: &View<'_>) -> usize {
-        let server = self.is_listening(seen.flow.local, seen.flow.local_port);
+        let server = self.is_listening(seen.netns, seen.flow.local, seen.flow.local_port);
         let side = if server { Side::Server } else { Side::Unknown };
         let since = match (seen.body, phase) {
             (Body::Minisocket, Phase::TimeWait) => match self.time_wait_entry(seen) {
@@ -300,7 +327,8 @@ impl Tracker {
             cookie: seen.cookie,
             sk: 0,
             flow: seen.flow,
-            netns: self.host.netns,
+            netns: seen.netns,
+            inum: view.covers.netns.get(&seen.netns).copied().unwrap_or(0),
             interface: seen.interface,
             port: self.port(side, seen.flow.local_port, seen.flow.remote_port),
             side,
@@ -330,15 +358,14 @@ impl Tracker {
         let mut suspects = Vec::new();
         // One flow, one socket. Where flows are reused fast, more minisockets end this way between two dumps than can
         // be looked up one by one. (At the classic door the later socket's first record has ended them.)
-        let mut taken: Option<HashSet<(Flow, u32)>> = None;
+        let mut taken: Option<HashSet<(u32, Flow, u32)>> = None;
         let by_cookie = self.by_cookie;
         let mut is_taken = |life: &Life| {
-            let flows = || view.seen.iter().map(|seen| (seen.flow, seen.interface)).collect();
-            by_cookie && taken.get_or_insert_with(flows).contains(&(life.flow, life.interface))
+            let flows = || view.seen.iter().map(|seen| (seen.netns, seen.flow, seen.interface)).collect();
+            by_cookie && taken.get_or_insert_with(flows).contains(&(life.netns, life.flow, life.interface))
         };
         for (at, life) in &mut self.lives {
-            let dumped = life.netns == self.host.netns || (life.netns == 0 && life.body == Body::Minisocket);
-            if !dumped
+            if !view.covers.should_show(life)
                 || view.states & life.phase.state().bit() == 0
                 || life.seen_ns >= view.started_ns
                 || life.event_ns + MARGIN_NS > view.started_ns
@@ -350,6 +377,7 @@ impl Tracker {
                 over.push(at);
             } else if suspects.len() < most {
                 suspects.push(Suspect {
+                    netns: life.netns,
                     flow: life.flow,
                     cookie: life.cookie,
                     interface: life.interface,

@@ -7,7 +7,7 @@ use tcpclose_common::event::{Head, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use super::fact::Fact;
-use super::join::{MARGIN_NS, Seen, View};
+use super::join::{Covers, MARGIN_NS, Seen, View};
 use super::journal::{self, Batch, FORMAT, Journal, Refused};
 use super::keep::{Former, Kept};
 use super::life::{Body, Life, Since};
@@ -21,7 +21,10 @@ const HERE: u32 = 4_026_531_840;
 const BOOT: &str = "0d6f2a0e-6c1c-4d6e-9d0a-2f7b7d9f3c11";
 
 fn tracker(by_cookie: bool) -> Tracker {
-    let mut tracker = Tracker::new(Host { netns: HERE, ephemeral: 32768..=60999 }, by_cookie);
+    let mut tracker = Tracker::new(
+        Host { netns: HERE, everywhere: false, told: true, ephemeral: 32768..=60999 },
+        by_cookie,
+    );
     tracker.set_time_wait_ns(60 * S);
     tracker
 }
@@ -60,7 +63,14 @@ fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpSt
     let hash = if by_cookie { 0 } else { sock.flow.hash64() };
     let record = if old == Established {
         let (local, remote) = (words_of(sock.flow.local), words_of(sock.flow.remote));
-        Record::Open(Open { head: Head { flags: head.flags | OPEN, ..head }, flow: hash, local, remote })
+        Record::Open(Open {
+            head: Head { flags: head.flags | OPEN, ..head },
+            flow: hash,
+            local,
+            remote,
+            inum: HERE,
+            spare: 0,
+        })
     } else {
         Record::Step(Step { head, flow: hash })
     };
@@ -75,6 +85,7 @@ fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> Seen {
         body: Body::Socket,
         flow: sock.flow,
         cookie: sock.cookie,
+        netns: HERE,
         interface: 0,
         seen_ns: at,
         expires_ns: 0,
@@ -99,7 +110,8 @@ fn dump(tracker: &mut Tracker, at: u64, seen: &[Seen]) -> Vec<Fact> {
     let mut facts = Vec::new();
     tracker.dump_started();
     let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
-    tracker.dump(&View { seen, states, started_ns: at, first: true }, 100, &mut facts);
+    let covers = Covers { netns: [(HERE, HERE)].into(), all: true };
+    tracker.dump(&View { covers: &covers, seen, states, started_ns: at, first: true }, 100, &mut facts);
     tracker.forget_former();
     facts
 }

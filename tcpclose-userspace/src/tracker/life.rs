@@ -69,8 +69,11 @@ pub struct Life {
     pub sk: u64,
     /// Both ends; without addresses when the opening record was never seen.
     pub flow: Flow,
-    /// `ns.inum` of its network namespace; 0 while unknown.
+    /// What identifies its network namespace, as in a record's [`netns`](tcpclose_common::event::Head::netns); 0 while
+    /// unknown.
     pub netns: u32,
+    /// `ns.inum` of that; 0 where nobody told.
+    pub inum: u32,
     /// The interface that it is bound to, as the last dump had it: a look-up needs it. 0 for none.
     pub interface: u32,
     /// The service port.

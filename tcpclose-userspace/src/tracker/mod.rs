@@ -6,11 +6,13 @@
 //! * [`life`]: what is known of one socket.
 //! * [`ending`]: what a →CLOSE of the tracepoint means.
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
+//! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
 //! * [`notice`]: what hooks tell of minisockets and resets.
 //! * [`ended`]: minisockets whose end was told already.
 //! * [`fact`]: what comes out.
 //! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
 
+pub mod elsewhere;
 mod ended;
 pub mod ending;
 pub mod fact;
@@ -43,8 +45,12 @@ use notice::{Settling, Told};
 /// What the tracker must know of the host.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// `ns.inum` of the network namespace that is dumped.
+    /// The agent's own network namespace, as a record's [`netns`](Head::netns).
     pub netns: u32,
+    /// Dumps see the other namespaces too.
+    pub everywhere: bool,
+    /// Records tell the namespace (BTF). Where they do not, one flow is one life, whichever namespace it is in.
+    pub told: bool,
     /// `ip_local_port_range`.
     pub ephemeral: RangeInclusive<u16>,
 }
@@ -60,8 +66,8 @@ pub struct Tracker {
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
     by_flow: HashMap<(u32, u64), usize>,
-    /// Where somebody listens in the dumped namespace, as of the last dump that looked.
-    listening: HashSet<(Ipv6Addr, u16)>,
+    /// Where somebody listens, by namespace, as of the last dump that looked there.
+    listening: HashSet<(u32, Ipv6Addr, u16)>,
     /// Lives that ended while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
@@ -87,7 +93,7 @@ pub struct Tracker {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Identity {
     Cookie(u64),
-    Flow(u64),
+    Flow(u32, u64),
 }
 
 impl Tracker {
@@ -131,9 +137,9 @@ impl Tracker {
         self.lives.is_empty()
     }
 
-    /// The life with this cookie, or else the one of this flow in the dumped namespace.
-    pub fn find(&self, cookie: u64, flow: &Flow) -> Option<&Life> {
-        let at = self.slot_of(cookie, flow)?;
+    /// The life with this cookie, or else the one of this flow in this namespace.
+    pub fn find(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<&Life> {
+        let at = self.slot_of(netns, cookie, flow)?;
         self.lives.get(at)
     }
 
@@ -198,7 +204,7 @@ impl Tracker {
             Phase::CloseWait => Role::Passive,
             _ => Role::Unknown,
         };
-        let life = Life { flow, side, port, role, phase, ..Self::blank(head, phase) };
+        let life = Life { flow, side, port, role, phase, inum: open.inum, ..Self::blank(head, phase) };
         self.insert(Life { since: Since::exact(head.time_ns), ..life });
     }
 
@@ -257,6 +263,7 @@ impl Tracker {
             sk: if cookie { 0 } else { head.key },
             flow: Flow::of_hash(0, head.local_port, head.remote_port),
             netns: head.netns,
+            inum: 0,
             interface: 0,
             port: 0,
             side: Side::Unknown,
@@ -346,7 +353,7 @@ impl Tracker {
 
     /// The full socket is gone; a minisocket goes on.
     fn hand_over(&mut self, at: usize, now: u64, out: &mut impl Sink) {
-        let flow = (self.lives[at].netns, self.lives[at].flow.hash64());
+        let flow = (netns_key(&self.host, self.lives[at].netns), self.lives[at].flow.hash64());
         if self.by_flow.get(&flow).is_some_and(|&taker| taker != at) {
             self.end_minisocket(at, now, out);
             return;
@@ -356,13 +363,19 @@ impl Tracker {
             life.body = Body::Minisocket;
             life.seen_ns = 0;
         });
-        let Life { netns, phase, .. } = self.lives[at];
-        if netns != self.host.netns && netns != 0 && !self.told.lives {
-            // Nothing more will be heard of it.
-            out.fact(now, Fact::Unseen { phase, why: Why::Namespace });
-            self.count(at, now, Outcome::Unknown, out);
-            self.remove(at);
+        if !self.is_dumped(self.lives[at].netns) && !self.told.lives {
+            self.lose_sight(at, now, out);
         }
+    }
+
+    /// Whether dumps look at this namespace, as far as is known.
+    fn is_dumped(&self, netns: u32) -> bool {
+        self.host.everywhere || netns == self.host.netns || netns == 0
+    }
+
+    /// Says whether dumps see other namespaces than the agent's own.
+    pub fn set_everywhere(&mut self, everywhere: bool) {
+        self.host.everywhere = everywhere;
     }
 
     /// Whether hooks would have told of a minisocket's birth, and have not. Once records were lost nobody knows.
@@ -428,10 +441,15 @@ impl Tracker {
         self.hand_over(at, now, out);
     }
 
-    /// The minisocket is gone, found out at `now`. The last that is known of it is taken for its end: a dump's look,
-    /// or, if none saw it, the record of the hand-over, where the phase was longer before that than what is unknown
-    /// after. (Without BTF a RST in FIN-WAIT-2 looks like a hand-over too.)
+    /// The minisocket is gone, found out at `now`. Its end is when its timer was due, if it was; else the last that is
+    /// known of it is taken for that: a dump's look, or, if none saw it, the record of the hand-over, where the phase was
+    /// longer before that than what is unknown after. (Without BTF a RST in FIN-WAIT-2 looks like a hand-over too.)
     fn end_minisocket(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        self.end_minisocket_by(at, now, Ended::Early, out);
+    }
+
+    /// The same; `early` is what ended it if its timer did not.
+    fn end_minisocket_by(&mut self, at: usize, now: u64, early: Ended, out: &mut impl Sink) {
         let life = self.lives[at];
         let seen = life.seen_ns != 0;
         let expired = life.expires_ns != 0 && life.expires_ns <= now;
@@ -440,6 +458,8 @@ impl Tracker {
         let last = match life.seen_ns {
             0 if before > now.saturating_sub(life.event_ns) => Some(life.event_ns),
             0 => None,
+            // It was seen after its timer was due: timers are late.
+            seen_ns if expired => Some(seen_ns.max(life.expires_ns)),
             seen_ns => Some(seen_ns),
         };
         let end = last.unwrap_or(now);
@@ -460,7 +480,7 @@ impl Tracker {
             let how = match (seen, expired) {
                 (false, _) => Ended::Unknown,
                 (true, true) => Ended::Expired,
-                (true, false) => Ended::Early,
+                (true, false) => early,
             };
             out.fact(end, Fact::TimeWaitEnded { how });
         }
@@ -504,8 +524,8 @@ impl Tracker {
     /// `sk_max_ack_backlog` (sk_clone_lock); a socket that connected has 0; only `listen(0)` makes children with 0, and
     /// there the listener itself is the proof.
     fn side_of(&self, head: &Head, local: Option<Ipv6Addr>) -> Side {
-        let here = head.netns == 0 || head.netns == self.host.netns;
-        let listener = || here && local.is_some_and(|local| self.is_listening(local, head.local_port));
+        let netns = if head.netns == 0 { self.host.netns } else { head.netns };
+        let listener = || local.is_some_and(|local| self.is_listening(netns, local, head.local_port));
         if head.flags & flags::ACCEPTED != 0 || listener() {
             Side::Server
         } else if head.flags & flags::FACTS != 0 {
@@ -517,10 +537,10 @@ impl Tracker {
 
     /// Whether somebody listens for connections to this end: on its address, or on every one of its family's. A port
     /// alone proves nothing: a client can have it on another address.
-    fn is_listening(&self, local: Ipv6Addr, port: u16) -> bool {
+    fn is_listening(&self, netns: u32, local: Ipv6Addr, port: u16) -> bool {
         const ANY_V4: Ipv6Addr = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
-        [local, Ipv6Addr::UNSPECIFIED].iter().any(|&address| self.listening.contains(&(address, port)))
-            || (local.to_ipv4_mapped().is_some() && self.listening.contains(&(ANY_V4, port)))
+        let on = |address| self.listening.contains(&(netns, address, port));
+        on(local) || on(Ipv6Addr::UNSPECIFIED) || (local.to_ipv4_mapped().is_some() && on(ANY_V4))
     }
 
     fn port(&self, side: Side, local: u16, remote: u16) -> u16 {
@@ -543,22 +563,19 @@ impl Tracker {
         (self.lives[at].body == Body::Socket).then_some(at)
     }
 
-    /// The life of a flow in `netns`; where a record tells none (0: without BTF), also in the namespace that is dumped,
-    /// which a dump may have told of it.
+    /// The life of a flow in `netns`, as a record or a dump tells that.
     fn slot_of_flow(&self, netns: u32, flow_hash: u64) -> Option<usize> {
-        let flow = |netns| self.by_flow.get(&(netns, flow_hash)).copied();
-        flow(netns).or_else(|| if netns == 0 { flow(self.host.netns) } else { None })
+        self.by_flow.get(&(netns_key(&self.host, netns), flow_hash)).copied()
     }
 
     /// The life that a dump speaks of.
-    fn slot_of(&self, cookie: u64, flow: &Flow) -> Option<usize> {
+    fn slot_of(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<usize> {
         if self.by_cookie {
             let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.by_key.get(&key).copied());
             let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].flow.has_addresses();
             return slots.find(same);
         }
-        let hash = flow.hash64();
-        self.by_flow.get(&(self.host.netns, hash)).or_else(|| self.by_flow.get(&(0, hash))).copied()
+        self.slot_of_flow(netns, flow.hash64())
     }
 
     fn insert(&mut self, life: Life) -> usize {
@@ -584,7 +601,7 @@ impl Tracker {
         }
         let hash = life.flow.hash64();
         if !self.by_cookie && hash != 0 {
-            self.by_flow.insert((life.netns, hash), at);
+            self.by_flow.insert((netns_key(&self.host, life.netns), hash), at);
         }
     }
 
@@ -597,7 +614,7 @@ impl Tracker {
     }
 
     fn forget_flow(&mut self, at: usize, life: &Life) {
-        let flow = (life.netns, life.flow.hash64());
+        let flow = (netns_key(&self.host, life.netns), life.flow.hash64());
         if self.by_flow.get(&flow) == Some(&at) {
             self.by_flow.remove(&flow);
         }
@@ -610,7 +627,7 @@ impl Tracker {
         if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
             self.just_ended.push(life.cookie);
         }
-        let identity = self.identity(life.cookie, &life.flow);
+        let identity = self.identity(life.netns, life.cookie, &life.flow);
         if let Some(ended) = &mut self.ended_meanwhile {
             ended.insert(identity);
         }
@@ -627,13 +644,14 @@ impl Tracker {
         if let Some(changes) = &mut self.changes {
             changes.all = true;
         }
-        let Self { lives, by_key, by_flow, by_cookie, .. } = self;
+        let Self { host, lives, by_key, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {
             let key = key_of(*by_cookie, life);
             if let Some(at) = key.and_then(|key| by_key.get_mut(&key)).filter(|at| **at == from) {
                 *at = to;
             }
-            if let Some(at) = by_flow.get_mut(&(life.netns, life.flow.hash64())).filter(|at| **at == from) {
+            let flow = (netns_key(host, life.netns), life.flow.hash64());
+            if let Some(at) = by_flow.get_mut(&flow).filter(|at| **at == from) {
                 *at = to;
             }
             true
@@ -643,9 +661,18 @@ impl Tracker {
         by_flow.shrink_to_fit();
     }
 
-    fn identity(&self, cookie: u64, flow: &Flow) -> Identity {
-        if self.by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(flow.hash64()) }
+    fn identity(&self, netns: u32, cookie: u64, flow: &Flow) -> Identity {
+        if self.by_cookie {
+            Identity::Cookie(cookie)
+        } else {
+            Identity::Flow(netns_key(&self.host, netns), flow.hash64())
+        }
     }
+}
+
+/// What of a namespace tells flows apart.
+fn netns_key(host: &Host, netns: u32) -> u32 {
+    if host.told { netns } else { 0 }
 }
 
 /// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too, and a socket that

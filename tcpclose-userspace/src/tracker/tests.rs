@@ -6,7 +6,7 @@ use tcpclose_common::event::{Head, News, Notice, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
-use super::join::{Seen, View};
+use super::join::{Covers, Seen, View};
 use super::life::{Body, Closer};
 use super::notice::Told;
 use super::{Host, Tracker};
@@ -34,7 +34,10 @@ struct Bench {
 
 impl Bench {
     fn new(by_cookie: bool, btf: bool) -> Self {
-        let mut tracker = Tracker::new(Host { netns: HERE, ephemeral: 32768..=60999 }, by_cookie);
+        let mut tracker = Tracker::new(
+            Host { netns: HERE, everywhere: false, told: btf, ephemeral: 32768..=60999 },
+            by_cookie,
+        );
         tracker.set_time_wait_ns(TIME_WAIT);
         let door = if by_cookie { COOKIE } else { 0 } | if btf { FACTS } else { 0 };
         Self { tracker, facts: Vec::new(), by_cookie, door, netns: if btf { HERE } else { 0 } }
@@ -77,6 +80,8 @@ impl Bench {
                 flow: hash,
                 local: words_of(flow.local),
                 remote: words_of(flow.remote),
+                inum: head.netns,
+                spare: 0,
             })
         } else {
             Record::Step(Step { head, flow: hash })
@@ -93,7 +98,7 @@ impl Bench {
     fn dump(&mut self, at: u64, first: bool, seen: &[Seen]) -> Vec<super::join::Suspect> {
         self.tracker.dump_started();
         let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
-        let view = View { seen, states, started_ns: at, first };
+        let view = View { covers: &here(), seen, states, started_ns: at, first };
         self.tracker.dump(&view, 100, &mut self.facts)
     }
 
@@ -112,6 +117,11 @@ impl Bench {
     fn told(&mut self) -> Vec<Fact> {
         std::mem::take(&mut self.facts)
     }
+}
+
+/// The agent's own namespace alone is dumped.
+fn here() -> Covers {
+    Covers { netns: [(HERE, HERE)].into(), all: true }
 }
 
 fn flow(local: &str, remote: &str) -> Flow {
@@ -135,6 +145,7 @@ fn seen(state: TcpState, body: Body, flow: Flow, cookie: u64, at: u64, expires_n
         body,
         flow,
         cookie,
+        netns: HERE,
         interface: 0,
         seen_ns: at,
         expires_ns,
@@ -219,7 +230,7 @@ fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
         assert_eq!(
             bench.told(),
             [
-                Fact::Dwelt { phase: Phase::TimeWait, pair: client_side, ns: at - entry },
+                Fact::Dwelt { phase: Phase::TimeWait, pair: client_side, ns: at + S / 2 - entry },
                 transition(TimeWait, Close),
                 Fact::TimeWaitEnded { how: Ended::Expired },
             ]
@@ -350,7 +361,7 @@ fn a_time_wait_that_was_there_first_has_its_true_age_and_never_counts_as_a_close
     assert_eq!(
         bench.told(),
         [
-            Fact::Dwelt { phase: Phase::TimeWait, pair, ns: 59 * S },
+            Fact::Dwelt { phase: Phase::TimeWait, pair, ns: 60 * S },
             transition(TimeWait, Close),
             Fact::TimeWaitEnded { how: Ended::Expired },
         ]
@@ -458,6 +469,9 @@ fn other_namespaces_minisockets_are_unseen_but_their_steps_count() {
     assert!(bench.tracker.is_empty());
 }
 
+#[path = "elsewhere_tests.rs"]
+mod elsewhere;
+
 #[test]
 fn a_socket_that_ended_while_the_dump_ran_does_not_come_back() {
     for mut bench in Bench::doors() {
@@ -468,7 +482,13 @@ fn a_socket_that_ended_while_the_dump_ran_does_not_come_back() {
         bench.step(7, &server(), T0 + S, (LastAck, Close), ACCEPTED | DONE | DEAD | FIN_ACKED);
         bench.told();
         let seen = [seen(CloseWait, Body::Socket, server(), 7, T0 + S - MS, 0)];
-        let view = View { seen: &seen, states: CloseWait.bit(), started_ns: T0 + S - MS, first: false };
+        let view = View {
+            covers: &here(),
+            seen: &seen,
+            states: CloseWait.bit(),
+            started_ns: T0 + S - MS,
+            first: false,
+        };
         bench.tracker.dump(&view, 100, &mut bench.facts);
         assert_eq!(bench.told(), []);
         assert!(bench.tracker.is_empty());
@@ -669,7 +689,8 @@ fn a_dump_older_than_a_life_of_its_flow_lends_it_no_cookie() {
     bench.tracker.dump_started();
     close(&mut bench, 2, T0 + S + MS);
     let first = [seen(TimeWait, Body::Minisocket, client(), 0x55, T0 + S, 59 * S)];
-    let view = View { seen: &first, states: TimeWait.bit(), started_ns: T0 + S, first: false };
+    let view =
+        View { covers: &here(), seen: &first, states: TimeWait.bit(), started_ns: T0 + S, first: false };
     bench.tracker.dump(&view, 100, &mut bench.facts);
     bench.told();
     let at = T0 + 3 * S;
@@ -749,8 +770,8 @@ fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
     let open = seen(CloseWait, Body::Socket, again, 7, at, 0);
     assert_eq!(bench.dump(at, false, &[waits, open]), []);
     assert_eq!(bench.told(), []);
-    assert_eq!(bench.tracker.find(7, &client()).unwrap().phase, Phase::TimeWait);
-    assert_eq!(bench.tracker.find(7, &again).unwrap().phase, Phase::CloseWait);
+    assert_eq!(bench.tracker.find(HERE, 7, &client()).unwrap().phase, Phase::TimeWait);
+    assert_eq!(bench.tracker.find(HERE, 7, &again).unwrap().phase, Phase::CloseWait);
 
     bench.step(7, &again, T0 + 4 * S, (CloseWait, LastAck), OWNED);
     bench.step(7, &again, T0 + 5 * S, (LastAck, Close), FIN_ACKED);
@@ -908,7 +929,11 @@ fn hooks_tell_the_end_of_a_time_wait_whose_socket_connected_again() {
         bench.told();
         bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
         assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
-        assert_eq!(bench.tracker.find(7, &again).map(|life| life.phase), Some(Phase::CloseWait), "{older}");
+        assert_eq!(
+            bench.tracker.find(HERE, 7, &again).map(|life| life.phase),
+            Some(Phase::CloseWait),
+            "{older}"
+        );
     }
 }
 
@@ -1111,7 +1136,13 @@ fn no_order_of_events_breaks_it() {
                         seen(pick(next(10)), body, flow, key, now, next(2) * next(70) * S)
                     })
                     .collect();
-                let view = View { seen: &seen, states: u32::MAX, started_ns: now, first: next(50) == 0 };
+                let view = View {
+                    covers: &here(),
+                    seen: &seen,
+                    states: u32::MAX,
+                    started_ns: now,
+                    first: next(50) == 0,
+                };
                 for suspect in bench.tracker.dump(&view, 100, &mut Check) {
                     if next(2) == 0 {
                         bench.tracker.gone(&suspect, now, &mut Check);
@@ -1161,7 +1192,7 @@ fn no_order_of_events_breaks_it() {
 fn who_closed_is_kept_from_the_step_that_told() {
     let mut bench = Bench::btf();
     let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
-    let closer = |bench: &Bench| bench.tracker.find(7, &flow).unwrap().closer;
+    let closer = |bench: &Bench| bench.tracker.find(HERE, 7, &flow).unwrap().closer;
     let mut open = bench.head(7, &flow, T0, (Established, FinWait1), 0);
     open.set_closer(4_194_304);
     bench.take(open, &flow);

@@ -48,7 +48,8 @@ pub fn start_starved(load: &Load, state: &str, arguments: &[&str]) -> Watcher {
 fn start(load: &Load, state: &str, time_wait: &str, arguments: &[&str]) -> Watcher {
     let ports: Vec<String> = load.ports().map(|port| port.to_string()).collect();
     let named = ports.iter().flat_map(|port| ["--name-port", port]);
-    let rung = ["--state-hook", state, "--time-wait", time_wait];
+    // What goes on in other namespaces is no matter of the kernel's counts here.
+    let rung = ["--state-hook", state, "--time-wait", time_wait, "--netns", "current"];
     let arguments: Vec<&str> = rung.into_iter().chain(named).chain(arguments.iter().copied()).collect();
     let agent = Agent::start_by(Command::new(BINARY), &arguments);
     let before = agent.metrics();

@@ -1,0 +1,221 @@
+//! Which network namespaces the dumps look at: those that the last search has found, and where they are.
+//!
+//! The reconcile goes through all of them, a round; on a host with many that takes several dumps. In between, the
+//! namespaces are dumped whose lives need it. Only places are remembered, never a handle.
+
+use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
+
+use crate::kernel::host::{self, Capability};
+use crate::kernel::netns::{self, Found, Netns, Place, Scope};
+use crate::kernel::survey::Survey;
+use crate::query;
+
+/// A namespace that a dump has been in.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub netns: Netns,
+    pub place: Place,
+    /// CLOCK_MONOTONIC of the last dump that looked at it.
+    dumped_ns: u64,
+}
+
+/// A search through all namespaces, under way.
+#[derive(Debug, Default)]
+struct Round {
+    /// Where it has not been yet.
+    queue: Vec<Place>,
+    found: HashSet<u32>,
+    /// Namespaces that may not be entered, and those whose processes may not be looked at.
+    refused: u32,
+    denied: u32,
+    started_ns: u64,
+}
+
+/// What a whole round has come to.
+#[derive(Debug)]
+pub struct Finished {
+    pub found: HashSet<u32>,
+    /// Nothing was hidden from it.
+    pub sure: bool,
+    pub started_ns: u64,
+}
+
+pub struct Namespaces {
+    scope: Scope,
+    own: Netns,
+    /// By what identifies them.
+    known: HashMap<u32, Known>,
+    /// Those that a round has found, and that lives may still be of.
+    former: HashSet<u32>,
+    /// Those that lives are in, and that the last round did not find.
+    hidden: HashSet<u32>,
+    round: Option<Round>,
+    /// Of the last whole round.
+    refused: u32,
+    denied: u32,
+}
+
+impl Namespaces {
+    pub fn new(scope: Scope) -> Self {
+        let own = netns::own().unwrap_or(Netns { id: 0, inum: 0, name: None });
+        let former = HashSet::from([own.id]);
+        Self {
+            scope,
+            own,
+            known: HashMap::new(),
+            former,
+            hidden: HashSet::new(),
+            round: None,
+            refused: 0,
+            denied: 0,
+        }
+    }
+
+    /// The agent's own.
+    pub fn own(&self) -> &Netns {
+        &self.own
+    }
+
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// Whether dumps see other namespaces than the agent's own, as far as can be told beforehand.
+    pub fn everywhere(&self) -> bool {
+        self.scope == Scope::All && host::has_cap(Capability::SysAdmin)
+    }
+
+    /// Whether dumps look at this one, or will when it has been found.
+    pub fn reaches(&self, id: u32) -> bool {
+        id == self.own.id
+            || self.known.contains_key(&id)
+            || id != 0 && self.scope == Scope::All && !self.hidden.contains(&id)
+    }
+
+    /// Whether it is not known where this one is, and worth a search.
+    pub fn is_new(&self, id: u32) -> bool {
+        !self.known.contains_key(&id) && self.reaches(id)
+    }
+
+    /// What is known of a namespace.
+    pub fn get(&self, id: u32) -> Option<&Netns> {
+        if id == self.own.id { Some(&self.own) } else { self.known.get(&id).map(|known| &known.netns) }
+    }
+
+    /// Where those of `ids` are that are known, or all that are known for `None`: first those that no dump has looked at
+    /// for longest.
+    pub fn places(&self, ids: Option<&HashSet<u32>>) -> Vec<(u32, Place)> {
+        let mut known: Vec<&Known> =
+            self.known.values().filter(|known| ids.is_none_or(|ids| ids.contains(&known.netns.id))).collect();
+        known.sort_unstable_by_key(|known| (known.dumped_ns, known.netns.id != self.own.id));
+        known.into_iter().map(|known| (known.netns.id, known.place.clone())).collect()
+    }
+
+    /// Whether a round is under way.
+    pub fn is_searching(&self) -> bool {
+        self.round.is_some()
+    }
+
+    /// Begins a round over what a search has found. After our own come the places that nobody has been to, then those
+    /// that lives are in.
+    pub fn begin(&mut self, found: Found, with_lives: &HashSet<u32>, started_ns: u64) {
+        let by_inum: HashMap<u32, u32> =
+            self.known.values().map(|known| (known.netns.inum, known.netns.id)).collect();
+        let mut queue = found.places;
+        queue.sort_by_key(|place| match by_inum.get(&place.inum) {
+            _ if place.inum == self.own.inum => 0,
+            None => 1,
+            Some(id) if with_lives.contains(id) => 2,
+            Some(_) => 3,
+        });
+        self.round = Some(Round { queue, denied: found.denied, started_ns, ..Round::default() });
+    }
+
+    /// Where the round has not been yet.
+    pub fn unvisited(&mut self) -> Vec<Place> {
+        self.round.as_mut().map(|round| std::mem::take(&mut round.queue)).unwrap_or_default()
+    }
+
+    /// Takes in where dumps have been, and where they could not go.
+    pub fn took(&mut self, survey: &Survey) {
+        for looked in &survey.looked {
+            let netns = looked.netns.clone();
+            if netns.id == self.own.id {
+                self.own.name.clone_from(&netns.name);
+            }
+            let known = Known { netns, place: looked.place.clone(), dumped_ns: survey.started_ns };
+            self.former.insert(known.netns.id);
+            // Its inode is another namespace's now.
+            self.known.retain(|id, former| *id == known.netns.id || former.netns.inum != known.netns.inum);
+            if let Some(round) = &mut self.round {
+                round.found.insert(known.netns.id);
+            }
+            self.known.insert(known.netns.id, known);
+        }
+        for (place, why) in &survey.failed {
+            if let Some(round) = &mut self.round {
+                round.refused += u32::from(why.kind() == ErrorKind::PermissionDenied);
+                // The threads that led there may have ended and others be there: the next search tells.
+                let there = self.known.values().filter(|known| known.netns.inum == place.inum);
+                round.found.extend(there.map(|known| known.netns.id));
+            }
+            log::debug!("the network namespace {} is not dumped: {why}", place.inum);
+            self.known.retain(|_, known| known.place != *place);
+        }
+    }
+
+    /// Takes in what a slice of the round has left. Returns what the round has come to when that is nothing.
+    pub fn went_on(&mut self, rest: Vec<Place>, with_lives: &HashSet<u32>) -> Option<Finished> {
+        let round = self.round.as_mut()?;
+        round.queue = rest;
+        if !round.queue.is_empty() {
+            return None;
+        }
+        let Round { found, refused, denied, started_ns, .. } = self.round.take()?;
+        (self.refused, self.denied) = (refused, denied);
+        self.known.retain(|id, _| found.contains(id));
+        self.hidden = with_lives.difference(&found).copied().collect();
+        // What may not be looked at even with the capability for it could not be before either.
+        let sure =
+            self.scope == Scope::All && refused == 0 && (denied == 0 || host::has_cap(Capability::SysPtrace));
+        Some(Finished { found, sure, started_ns })
+    }
+
+    /// Gives a round up that could not go on.
+    pub fn give_up(&mut self) {
+        self.round = None;
+    }
+
+    /// Whether a round had found it once.
+    pub fn was_found(&self, id: u32) -> bool {
+        self.former.contains(&id)
+    }
+
+    /// Forgets those that are not there and have no lives left.
+    pub fn forget(&mut self, with_lives: &HashSet<u32>) {
+        let Self { former, known, own, .. } = self;
+        former.retain(|id| *id == own.id || known.contains_key(id) || with_lives.contains(id));
+    }
+
+    /// Says in words what the last round was not allowed to see; `elsewhere`: sockets that are known by records alone.
+    pub fn incomplete(&self, elsewhere: usize) -> Vec<String> {
+        let mut incomplete = {
+            let sockets = "sockets that are older than the agent";
+            query::not_looked_at(sockets, self.refused as usize, self.denied as usize)
+        };
+        if elsewhere > 0 {
+            let sockets =
+                if elsewhere == 1 { "1 socket is".to_owned() } else { format!("{elsewhere} sockets are") };
+            let why = match self.scope {
+                Scope::Current => "--netns current looks at the agent's own alone",
+                Scope::All if self.refused > 0 || self.denied > 0 => "where dumps may not look",
+                Scope::All => "to which no process, file in /run/netns or mount leads",
+            };
+            incomplete.push(format!(
+                "{sockets} in other network namespaces, {why}: their owners, queues and diagnosis are unknown"
+            ));
+        }
+        incomplete
+    }
+}

@@ -1,0 +1,46 @@
+//! How far apart dumps are, so that all of them together take at most 1 % of a core.
+
+use std::time::Duration;
+
+/// The pause after a dump is this many times its CPU time.
+pub const SHARE: u32 = 100;
+
+/// The costs of the last dumps of one kind.
+///
+/// What counts is the middle one of the last three: on a busy machine a single dump can be charged many times its cost
+/// (another program emptied the caches, an interrupt storm ran on its time), and a hundred times that is a pause of
+/// minutes, in which nothing is seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    last: [Option<Duration>; 3],
+}
+
+impl Pace {
+    /// Takes in what a dump has cost. Returns the pause after it.
+    pub fn after(&mut self, cost: Duration) -> Duration {
+        let [_, b, c] = self.last;
+        self.last = [b, c, Some(cost)];
+        let mut costs: Vec<Duration> = self.last.into_iter().flatten().collect();
+        costs.sort_unstable();
+        // Of two the lesser.
+        let middle = costs.get((costs.len().saturating_sub(1)) / 2).copied().unwrap_or(cost);
+        middle * SHARE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_dump_that_cost_too_much_changes_nothing_and_two_do() {
+        let ms = Duration::from_millis;
+        let mut pace = Pace::default();
+        assert_eq!(pace.after(ms(10)), ms(1000));
+        assert_eq!(pace.after(ms(3000)), ms(1000));
+        assert_eq!(pace.after(ms(11)), ms(1100));
+        assert_eq!(pace.after(ms(9)), ms(1100));
+        assert_eq!(pace.after(ms(200)), ms(1100));
+        assert_eq!(pace.after(ms(200)), ms(20_000), "it has become dearer");
+    }
+}

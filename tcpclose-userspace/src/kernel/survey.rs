@@ -1,0 +1,187 @@
+//! Dumps of several network namespaces, one after the other, on one thread that ends with them.
+//!
+//! A dump walks the kernel's whole table of connections, whichever namespace it is for: an empty one costs
+//! milliseconds while another holds a hundred thousand sockets. So a namespace is asked first how many it has.
+
+use std::io;
+use std::time::Duration;
+
+use tcpclose_common::state::TcpState;
+
+use super::host::{monotonic_ns, thread_cpu_ns};
+use super::netns::{self, Netns, Place, Population};
+use super::sock_diag::{self, Dump, Socket};
+use crate::terms::Flow;
+
+/// What is asked of each namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// A mask of `1 << state`.
+    pub states: u32,
+    /// With the times that full sockets remember.
+    pub info: bool,
+}
+
+/// One namespace's sockets.
+#[derive(Clone, Debug)]
+pub struct Looked {
+    pub netns: Netns,
+    pub place: Place,
+    pub dump: Dump,
+}
+
+/// What a journey has brought.
+#[derive(Debug, Default)]
+pub struct Survey {
+    pub looked: Vec<Looked>,
+    /// Where nobody could go, and why.
+    pub failed: Vec<(Place, io::Error)>,
+    /// What was left for want of time.
+    pub rest: Vec<Place>,
+    /// CLOCK_MONOTONIC before the first request, nanoseconds.
+    pub started_ns: u64,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub finished_ns: u64,
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+}
+
+/// Goes to `places` in their order and asks each, until that has taken `most` of CPU time; the first is always asked.
+///
+/// # Errors
+/// When a namespace that was entered gives no dump: what the kernel lacks there it lacks in all.
+pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Result<Survey> {
+    let most_ns = most.map_or(u64::MAX, |most| most.as_nanos() as u64);
+    netns::travel(|traveller| {
+        let cpu = thread_cpu_ns();
+        let mut survey = Survey { started_ns: monotonic_ns(), ..Survey::default() };
+        let mut places = places.into_iter();
+        for place in places.by_ref() {
+            match traveller.enter(&place) {
+                Ok(netns) => survey.looked.push(Looked { netns, place, dump: dump(ask)? }),
+                Err(why) => survey.failed.push((place, why)),
+            }
+            survey.cpu_ns = thread_cpu_ns().saturating_sub(cpu);
+            if survey.cpu_ns >= most_ns {
+                break;
+            }
+        }
+        survey.rest = places.collect();
+        survey.finished_ns = monotonic_ns();
+        Ok(survey)
+    })?
+}
+
+/// The sockets of this thread's namespace.
+fn dump(ask: Ask) -> io::Result<Dump> {
+    let Ask { states, info } = ask;
+    let listen = TcpState::Listen.bit();
+    // Listeners have a table of their own, and cost little.
+    let mut found = if states & listen == 0 { empty_dump() } else { sock_diag::dump(listen, false)? };
+    if states & !listen == 0 || !may_hold(states, netns::population(), found.sockets.len() as u64) {
+        return Ok(found);
+    }
+    let mut dump = sock_diag::dump(states & !listen, info)?;
+    dump.started_ns = found.started_ns;
+    dump.cpu_ns += found.cpu_ns;
+    dump.interrupted |= found.interrupted;
+    dump.malformed += found.malformed;
+    dump.sockets.append(&mut found.sockets);
+    Ok(dump)
+}
+
+fn empty_dump() -> Dump {
+    let now = monotonic_ns();
+    Dump { started_ns: now, finished_ns: now, ..Dump::default() }
+}
+
+/// Whether a namespace with that many sockets, that many of them `listeners`, can have one in one of `states`.
+fn may_hold(states: u32, population: Option<Population>, listeners: u64) -> bool {
+    let Some(Population { sockets, minisockets }) = population else { return true };
+    let any = |states_of: &[TcpState]| states_of.iter().any(|state| states & state.bit() != 0);
+    let of_minisockets = any(&[TcpState::FinWait2, TcpState::TimeWait]);
+    let of_sockets = states & !(TcpState::TimeWait.bit() | TcpState::Listen.bit()) != 0;
+    of_minisockets && minisockets > 0 || of_sockets && sockets > listeners
+}
+
+/// One socket to look up.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// What identifies its network namespace; 0 for any.
+    pub netns: u32,
+    pub flow: Flow,
+    pub interface: u32,
+    /// 0 for any.
+    pub cookie: u64,
+}
+
+/// What a look-up says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    There(Socket),
+    Gone,
+    /// Nobody could ask.
+    Unknown,
+}
+
+/// Looks each of `keys` up in its namespace, which is one of `places`: what identifies each, and where it is. Also the
+/// CPU time that this took, nanoseconds.
+pub fn look_up(places: &[(u32, Place)], keys: &[Key]) -> io::Result<(Vec<Answer>, u64)> {
+    netns::travel(|traveller| {
+        let cpu = thread_cpu_ns();
+        let mut answers = vec![None; keys.len()];
+        for (id, place) in places {
+            let concerns = |key: &Key| key.netns == *id || key.netns == 0;
+            if !keys.iter().any(concerns) {
+                continue;
+            }
+            let there = traveller.enter(place).is_ok_and(|netns| netns.id == *id);
+            for (key, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
+                let here = if there { one(key) } else { Answer::Unknown };
+                // Of any namespace, it is gone when it is in none of them.
+                if answer.is_none_or(|before| before == Answer::Gone) {
+                    *answer = Some(here);
+                }
+            }
+        }
+        let answers = answers.into_iter().map(|answer| answer.unwrap_or(Answer::Unknown)).collect();
+        (answers, thread_cpu_ns().saturating_sub(cpu))
+    })
+}
+
+fn one(key: &Key) -> Answer {
+    match sock_diag::lookup(&key.flow, key.interface, (key.cookie != 0).then_some(key.cookie)) {
+        Ok(Some(socket)) => Answer::There(socket),
+        Ok(None) => Answer::Gone,
+        Err(_) => Answer::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_walked_only_when_it_can_hold_what_is_sought() {
+        let has = |sockets, minisockets| Some(Population { sockets, minisockets });
+        let (close_wait, time_wait) = (TcpState::CloseWait.bit(), TcpState::TimeWait.bit());
+        assert!(!may_hold(close_wait, has(0, 9), 0) && !may_hold(close_wait, has(3, 0), 3));
+        assert!(may_hold(close_wait, has(4, 0), 3) && may_hold(close_wait, None, 3));
+        assert!(!may_hold(time_wait, has(9, 0), 0) && may_hold(time_wait, has(0, 1), 0));
+        let fin_wait_2 = TcpState::FinWait2.bit();
+        assert!(may_hold(fin_wait_2, has(0, 1), 0) && may_hold(fin_wait_2, has(1, 0), 0));
+        assert!(!may_hold(TcpState::Listen.bit(), has(3, 0), 3));
+    }
+
+    #[test]
+    fn our_own_namespace_needs_no_privilege() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let places = vec![netns::own_place().unwrap()];
+        let ask = Ask { states: TcpState::Listen.bit(), info: false };
+        let survey = survey(places, ask, None).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let [Looked { netns, dump, .. }] = &survey.looked[..] else { panic!("{survey:?}") };
+        assert_eq!(netns, &netns::own().unwrap());
+        assert!(dump.sockets.iter().any(|socket| socket.flow.local_port == port));
+    }
+}

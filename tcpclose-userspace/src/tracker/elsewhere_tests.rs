@@ -1,0 +1,152 @@
+//! Lives of several network namespaces in one tracker.
+
+use super::super::elsewhere::Round;
+use super::*;
+
+const THERE: u32 = 17;
+
+fn everywhere(by_cookie: bool) -> Bench {
+    let mut bench = Bench::new(by_cookie, true);
+    bench.tracker.set_everywhere(true);
+    bench
+}
+
+/// Closes [`client`]'s socket of `netns`, whose key is `key`, into a TIME-WAIT that begins at T0.
+fn time_wait(bench: &mut Bench, netns: u32, key: u64) {
+    bench.netns = netns;
+    bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(key, &client(), T0, (FinWait1, FinWait2), DEAD);
+    bench.step(key, &client(), T0, (FinWait2, Close), DEAD | DONE);
+}
+
+fn view(bench: &mut Bench, netns: &[u32], at: u64, seen: &[Seen]) -> usize {
+    let covers = Covers { netns: netns.iter().map(|id| (*id, id ^ 1)).collect(), all: false };
+    let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
+    let view = View { covers: &covers, seen, states, started_ns: at, first: false };
+    bench.tracker.dump(&view, 100, &mut bench.facts).len()
+}
+
+fn round(bench: &mut Bench, found: &[u32], former: &[u32], (sure, lost): (bool, bool), at: u64) {
+    let round = Round {
+        found: &|id| found.contains(&id),
+        former: &|id| former.contains(&id),
+        sure,
+        lost,
+        started_ns: at,
+        finished_ns: at + MS,
+    };
+    bench.tracker.round(&round, &mut bench.facts);
+}
+
+/// The same addresses in two namespaces, at each door: two lives, and a dump speaks for those of its namespace alone.
+#[test]
+fn the_same_flow_in_two_namespaces_is_two_lives() {
+    for by_cookie in [true, false] {
+        let mut bench = everywhere(by_cookie);
+        time_wait(&mut bench, HERE, 7);
+        time_wait(&mut bench, THERE, 8);
+        bench.told();
+        assert_eq!(bench.tracker.len(), 2);
+        let at = T0 + S;
+        let here = seen(TimeWait, Body::Minisocket, client(), 7, at, 59 * S);
+        let there = Seen { netns: THERE, cookie: 8, ..here };
+        assert_eq!(view(&mut bench, &[HERE, THERE], at, &[here, there]), 0);
+        assert_eq!(bench.told(), []);
+        let inums: Vec<u32> = bench.tracker.lives().map(|life| life.inum).collect();
+        assert_eq!(inums, [HERE ^ 1, THERE ^ 1]);
+        // Neither is missed by a dump of the other's namespace.
+        let again = Seen { seen_ns: T0 + 2 * S, expires_ns: 58 * S, ..here };
+        assert_eq!(view(&mut bench, &[HERE], T0 + 2 * S, &[again]), 0);
+        assert_eq!(view(&mut bench, &[THERE], T0 + 3 * S, &[]), 1);
+        view(&mut bench, &[THERE], T0 + 61 * S, &[]);
+        let left: Vec<u32> = bench.tracker.lives().map(|life| life.netns).collect();
+        assert_eq!(left, [HERE]);
+        // Seen once, long before: its end is when its timer was due.
+        assert!(bench.told().contains(&Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S }));
+    }
+}
+
+#[test]
+fn a_listener_proves_the_server_in_its_own_namespace_only() {
+    let mut bench = everywhere(true);
+    let there = Seen { netns: THERE, ..listener() };
+    view(&mut bench, &[HERE, THERE], T0 - S, &[there]);
+    for (netns, side) in [(HERE, Side::Client), (THERE, Side::Server)] {
+        bench.netns = netns;
+        bench.step(netns.into(), &server(), T0, (Established, CloseWait), 0);
+        let life = bench.tracker.lives().find(|life| life.netns == netns).unwrap();
+        assert_eq!(life.side, side);
+    }
+}
+
+#[test]
+fn a_namespace_that_is_gone_ends_its_minisockets_as_purged() {
+    for (found_before, sure) in [(true, true), (false, true), (true, false)] {
+        let mut bench = everywhere(true);
+        time_wait(&mut bench, THERE, 8);
+        let at = T0 + S;
+        let there = Seen { netns: THERE, ..seen(TimeWait, Body::Minisocket, client(), 8, at, 59 * S) };
+        view(&mut bench, &[THERE], at, &[there]);
+        bench.told();
+        let former: &[u32] = if found_before { &[THERE] } else { &[] };
+        round(&mut bench, &[THERE], former, (sure, false), T0 + 2 * S);
+        round(&mut bench, &[], former, (sure, false), T0 + S);
+        assert_eq!(bench.told(), [], "found, and heard of since");
+        round(&mut bench, &[], former, (sure, false), T0 + 3 * S);
+        let told = bench.told();
+        if found_before && sure {
+            assert_eq!(
+                told,
+                [
+                    Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: S },
+                    transition(TimeWait, Close),
+                    Fact::TimeWaitEnded { how: Ended::Purged },
+                ]
+            );
+        } else {
+            assert_eq!(told, [Fact::Unseen { phase: Phase::TimeWait, why: Why::Namespace }]);
+        }
+        assert!(bench.tracker.is_empty());
+    }
+}
+
+/// It holds its namespace: only a loss, or two rounds, prove that its end was missed.
+#[test]
+fn a_full_socket_in_a_namespace_that_nobody_finds_stays_until_its_end_must_have_been_lost() {
+    let open = || {
+        let mut bench = everywhere(true);
+        bench.netns = THERE;
+        bench.step(8, &server(), T0, (Established, CloseWait), ACCEPTED);
+        bench.told();
+        bench
+    };
+    let mut bench = open();
+    for n in 1..5 {
+        round(&mut bench, &[], &[], (true, false), T0 + n * S);
+        round(&mut bench, &[], &[THERE], (false, true), T0 + n * S);
+    }
+    assert_eq!((bench.told(), bench.tracker.len()), (vec![], 1));
+    round(&mut bench, &[], &[], (true, true), T0 + 9 * S);
+    assert_eq!(bench.told()[0], Fact::Mended { what: Mended::Vanished });
+    assert!(bench.tracker.is_empty());
+
+    let mut bench = open();
+    round(&mut bench, &[], &[THERE], (true, false), T0 + S);
+    assert_eq!(bench.tracker.len(), 1);
+    round(&mut bench, &[], &[THERE], (true, false), T0 + 30 * S);
+    assert!(bench.tracker.is_empty());
+}
+
+#[test]
+fn what_hooks_follow_they_follow_to_the_end_of_its_namespace() {
+    let mut bench = hooked(true);
+    bench.netns = THERE;
+    fin_wait_2_orphan(&mut bench);
+    bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+    bench.told();
+    round(&mut bench, &[], &[THERE], (true, false), T0 + 2 * S);
+    assert_eq!(bench.told(), [], "the notice may be on its way");
+    bench.notice(News::Purged, T0 + 3 * S, (TimeWait, Close), 0);
+    assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Purged }));
+    assert!(bench.tracker.is_empty());
+}
