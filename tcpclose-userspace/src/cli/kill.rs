@@ -35,8 +35,9 @@ use crate::terms::{Diagnosis, Phase};
 /// Immediately before, the socket is looked up by addresses and cookie: one that has gone, or is in another state, or
 /// whose program writes again, is spared. A socket that its program closes in the microseconds after that is destroyed.
 ///
-/// Goes through the agent where one runs with --allow-kill; else needs CAP_NET_ADMIN. Exits with 0 when all went, with 1 when
-/// some were spared or refused or a signal came first, with 2 when nothing could be done.
+/// Where an agent runs it destroys them, if it was started with --allow-kill; --no-agent does it from here, which needs
+/// CAP_NET_ADMIN. Exits with 0 when all went, with 1 when some were spared or refused or a signal came first, with 2 when
+/// nothing could be done.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose kill --older-than 1h --port 8080\n  \
     tcpclose kill --older-than 1h --port 8080 --yes --rate 10\n  \
