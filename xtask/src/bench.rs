@@ -22,7 +22,7 @@ pub struct Arguments {
     /// How often contenders take turns [default: 15]
     #[arg(long, value_name = "N")]
     pairs: Option<u32>,
-    /// How long each runs at a time, in the figures that are rates [default: 1.5]
+    /// How long each runs at a time, in the figures that are rates [default: 1]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
     /// The figure that takes 30 minutes (or --seconds), and no other

@@ -17,8 +17,8 @@ const WHO: [Contender; 3] = [Contender::Filter, Contender::Record, Contender::Bt
 
 pub fn measure(setting: &Setting) -> Result<Figure> {
     let duration = Duration::from_secs_f64(setting.seconds);
-    // Half the turns, each with five sizes.
-    let turns = setting.pairs.div_ceil(2);
+    // Fewer turns, each with five sizes.
+    let turns = setting.pairs.div_ceil(5);
     let mut samples: BTreeMap<(u16, &str), Vec<(Run, f64)>> = BTreeMap::new();
     for _ in 0..turns {
         for closers in CLOSERS {
@@ -46,9 +46,9 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "closers",
         title: "Many closers at once",
         method: format!(
-            "As above, with 1 to 16 threads that each make connections to a port of their own, not pinned, {} s a run, {turns} \
-             turns. All write to one ring, whose reservation takes a spinlock. Columns 3 to 5: of the bare rate. Median \
-             (quartiles).",
+            "As above, with 1 to 16 threads that each make connections to a port of their own, not pinned, \
+             {} s a run, {turns} turns. All write to one ring, whose reservation takes a spinlock. Columns \
+             3 to 5: of the bare rate. Median (quartiles).",
             setting.seconds
         ),
         columns: vec![

@@ -88,9 +88,9 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "dump",
         title: "Dump of 100,000 TIME-WAITs",
         method: format!(
-            "CPU time of one dump, {} turns, in a namespace with {SOCKETS} TIME-WAITs: sock_diag with the answers thrown away; \
-             the agent's dump, decoded; `ss -tan state time-wait` to /dev/null, the whole process. Milliseconds, median \
-             (quartiles).",
+            "CPU time of one dump, {} turns, in a namespace with {SOCKETS} TIME-WAITs: sock_diag with the \
+             answers thrown away; the agent's dump, decoded; `ss -tan state time-wait` to /dev/null, the \
+             whole process. Milliseconds, median (quartiles).",
             setting.pairs
         ),
         columns: vec!["who", "CPU ms", "÷ ss", "to reach"],

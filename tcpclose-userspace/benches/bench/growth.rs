@@ -58,9 +58,10 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "growth",
         title: "Growth",
         method: format!(
-            "The figures above with more and more sockets, {turns} turns each, medians: CLOSE-WAITs for the commands (wall time; \
-             in groups of 15,000 to a process), TIME-WAITs for the rest (the dump's CPU time; a scrape's wall time; the agent's \
-             CPU time while it tracks them and nothing else happens, of a core; its memory)."
+            "The figures above with more and more sockets, {turns} turns each, medians: CLOSE-WAITs for \
+             the commands (wall time; in groups of 15,000 to a process), TIME-WAITs for the rest (the \
+             dump's CPU time; a scrape's wall time; the agent's CPU time while it tracks them and nothing \
+             else happens, of a core; its memory)."
         ),
         columns: vec![
             "sockets",

@@ -16,7 +16,7 @@ use crate::report::{Figure, reached};
 const BACKED_OFF: Duration = Duration::from_secs(4);
 
 pub fn measure(setting: &Setting) -> Result<Figure> {
-    let duration = Duration::from_secs_f64((setting.seconds * 14.0).min(20.0));
+    let duration = Duration::from_secs_f64((setting.seconds * 20.0).min(20.0));
     let mut rows = Vec::new();
     let mut samples = Vec::new();
     for hook in ["btf", "tracepoint"] {
@@ -41,8 +41,9 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "idle",
         title: "The agent, idle",
         method: format!(
-            "CPU time and voluntary context switches of all of its threads over {:.0} s, {} s after its start, in a namespace \
-             without sockets, not scraped. It sees the closes of the whole host: the host should have none.",
+            "CPU time and voluntary context switches of all of its threads over {:.0} s, {} s after its \
+             start, in a namespace without sockets, not scraped. It sees the closes of the whole host: the \
+             host should have none.",
             duration.as_secs_f64(),
             BACKED_OFF.as_secs()
         ),

@@ -127,8 +127,8 @@ fn figure(samples: &[Sample], per_slice: usize) -> Figure {
         name: "long",
         title: "A long run",
         method: format!(
-            "{} whole connections a second (a tenth of what a core here can, bare) for {:.0} s, {} of them, an agent with its \
-             defaults scraped each 5 s.",
+            "{} whole connections a second (a tenth of what a core here can, bare) for {:.0} s, {} of \
+             them, an agent with its defaults scraped each 5 s.",
             per_slice as u128 * 1000 / SLICE.as_millis(),
             samples.last().map_or(0.0, |last| last.seconds),
             samples.last().map_or(0, |last| last.connections)

@@ -1,7 +1,7 @@
 //! What tcpclose costs, side by side with the floor under it and with what people use now: `cargo xtask bench`.
 //!
-//! * [`rate`], [`closers`], [`program`], [`idle`], [`stuck`], [`dump`], [`memory`], [`scrape`], [`throughput`], [`growth`],
-//!   [`long`]: one figure each.
+//! * [`rate`], [`closers`], [`program`], [`idle`], [`stuck`], [`dump`], [`memory`], [`scrape`], [`throughput`],
+//!   [`growth`], [`long`]: one figure each.
 //! * [`contender`]: who is measured; [`load`]: what by; [`process`]: how; [`place`]: where.
 //! * [`report`]: medians and quartiles, as a table and as JSON.
 //!
@@ -50,7 +50,7 @@ struct Arguments {
     /// How often contenders take turns
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
-    /// How long each runs at a time, in the figures that are rates [default: 1.5]
+    /// How long each runs at a time, in the figures that are rates [default: 1]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<f64>,
     /// The figure that takes 30 minutes, or --seconds if that is given, and no other
@@ -68,7 +68,7 @@ struct Arguments {
 }
 
 /// Long enough for a scrape, and short enough for 15 turns of everybody in some minutes.
-const SECONDS: f64 = 1.5;
+const SECONDS: f64 = 1.0;
 
 /// How much is to be done.
 pub struct Setting {
@@ -143,6 +143,6 @@ fn run(arguments: Arguments) -> Result<()> {
 }
 
 fn seconds(text: &str) -> Result<f64, &'static str> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds; write for example 1.5")?;
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds; write for example 1")?;
     if (0.1..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("it must lie between 0.1 and 86400") }
 }

@@ -68,9 +68,10 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "program",
         title: "Program time per event",
         method: format!(
-            "run_time_ns ÷ run_cnt of the program on inet_sock_set_state (BPF_ENABLE_STATS), over {AT_ONCE} connections that are \
-             opened and stay open (every step is filtered out), then closed (every step but those to LISTEN is recorded), \
-             {} times each, in turns. The statistics' own two clock reads are in every figure. Nanoseconds, median (quartiles).",
+            "run_time_ns ÷ run_cnt of the program on inet_sock_set_state (BPF_ENABLE_STATS), over \
+             {AT_ONCE} connections that are opened and stay open (every step is filtered out), then closed \
+             (every step but those to LISTEN is recorded), {} times each, in turns. The statistics' own \
+             two clock reads are in every figure. Nanoseconds, median (quartiles).",
             setting.pairs
         ),
         columns: vec!["program of", "opening", "over empty", "closing", "over empty", "to reach"],

@@ -188,13 +188,14 @@ fn figure(setting: &Setting, bare: &[Run], runs: &[(Contender, Run, f64)]) -> Fi
         name: "rate",
         title: "Connection rate, events lost, CPU time",
         method: format!(
-            "Whole loopback connections (connect, accept, close by the client, close by the server) from one busy thread \
-             pinned to a core, {} s a run, {} runs of each contender, in turns and in an order that rotates. A ratio is that of \
-             a run and the bare run just before or after it. Each run has a new network namespace (tcp_max_tw_buckets {}, \
-             addresses all over 127.0.0.0/8), and so has its contender; agents have their defaults and are scraped each \
-             second. Contenders may run on any core. Lost: by the contender's own count, and for the agent records that should have come \
-             as well. CPU time: of the contender's process, for a million close-phase transitions (six a connection). Median \
-             (quartiles).",
+            "Whole loopback connections (connect, accept, close by the client, close by the server) from \
+             one busy thread pinned to a core, {} s a run, {} runs of each contender, in turns and in an \
+             order that rotates. A ratio is that of a run and the bare run just before or after it. Each \
+             run has a new network namespace (tcp_max_tw_buckets {}, addresses all over 127.0.0.0/8), and \
+             so has its contender; agents have their defaults and are scraped each second. Contenders may \
+             run on any core. Lost: by the contender's own count, and for the agent records that should \
+             have come as well. CPU time: of the contender's process, for a million close-phase \
+             transitions (six a connection). Median (quartiles).",
             setting.seconds, setting.pairs, MOST_TIME_WAITS
         ),
         columns: vec![

@@ -143,9 +143,10 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "scrape",
         title: "A scrape",
         method: format!(
-            "GET /metrics over a new loopback connection until the last byte, {SCRAPES} scrapes a turn, {} turns; all names are \
-             taken, and every port has had closes of several kinds. Milliseconds, median (quartiles). The agent has one thread: \
-             while it renders, the ring waits, and the probe does not.",
+            "GET /metrics over a new loopback connection until the last byte, {SCRAPES} scrapes a turn, {} \
+             turns; all names are taken, and every port has had closes of several kinds. Milliseconds, \
+             median (quartiles). The agent has one thread: while it renders, the ring waits, and the probe \
+             does not.",
             setting.pairs
         ),
         columns: vec!["who", "series", "KiB", "ms", "to reach"],

@@ -106,9 +106,9 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "stuck",
         title: "Who holds 15,000 CLOSE-WAITs",
         method: format!(
-            "Wall and CPU time of the command from start to end, output to /dev/null, {} turns, all sockets held by one \
-             process in a namespace of its own; `--older-than 0s`, so that all are listed. The agent's own CPU time is not in the \
-             command's. Milliseconds, median (quartiles).",
+            "Wall and CPU time of the command from start to end, output to /dev/null, {} turns, all \
+             sockets held by one process in a namespace of its own; `--older-than 0s`, so that all are \
+             listed. The agent's own CPU time is not in the command's. Milliseconds, median (quartiles).",
             setting.pairs
         ),
         columns: vec!["command", "wall ms", "CPU ms", "wall ÷ ss", "to reach"],

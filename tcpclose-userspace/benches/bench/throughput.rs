@@ -97,9 +97,10 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "throughput",
         title: "Tracker and ledger, records a second",
         method: format!(
-            "Generated records of {CONNECTIONS} whole connections (64 and more at a time, 8 ports), taken from memory by \
-             one thread, by a fresh tracker each time, {} times; by its CPU time. A TIME-WAIT is ended by a notice when so many more \
-             connections have begun; at the classic door by nothing, so that all stay. Median (quartiles).",
+            "Generated records of {CONNECTIONS} whole connections (64 and more at a time, 8 ports), taken \
+             from memory by one thread, by a fresh tracker each time, {} times; by its CPU time. A \
+             TIME-WAIT is ended by a notice when so many more connections have begun; at the classic door \
+             by nothing, so that all stay. Median (quartiles).",
             setting.pairs
         ),
         columns: vec!["records", "TIME-WAITs tracked", "million/s", "ns a record", "to reach"],
