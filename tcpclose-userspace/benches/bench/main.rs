@@ -125,6 +125,12 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<()> {
     anyhow::ensure!(rustix::process::geteuid().is_root(), "the measurements need root");
     process::show_tracefs().context("no tracefs for libbpf-tools")?;
+    let others = program::on_the_hook()?.len();
+    if others > 0 {
+        eprintln!(
+            "note: {others} programs of others hang on the hook (agents that run?): they cost everybody"
+        );
+    }
     let Arguments { only, pairs, seconds, long, out, floor, .. } = arguments;
     let default = if long { long::SECONDS } else { SECONDS };
     let setting = Setting { pairs: pairs as usize, seconds: seconds.unwrap_or(default), floor };

@@ -86,9 +86,10 @@ pub fn measure(_: &Setting) -> Result<Figure> {
     Ok(Figure {
         name: "memory",
         title: "Memory",
-        method: "The agent: TIME-WAITs of real connections, resident memory when it tracks them all and a dump of them is over. The \
-                 tracker alone: a life for each of so many TIME-WAITs of generated records, by what malloc has handed out \
-                 (mallinfo2). Tables double when they are full, so that the bytes a socket depend on how far that is away."
+        method: "The agent: TIME-WAITs of real connections, resident memory when it tracks them all and a \
+                 dump of them is over. The tracker alone: a life for each of so many TIME-WAITs of generated \
+                 records, by what malloc has handed out (mallinfo2). Tables double when they are full, so \
+                 that the bytes a socket depend on how far that is away."
             .to_owned(),
         columns: vec!["what", "sockets", "MiB", "bytes a socket", "to reach"],
         rows,

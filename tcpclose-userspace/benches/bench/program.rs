@@ -110,7 +110,7 @@ fn sample(contender: Contender, setting: &Setting) -> Result<Sample> {
 }
 
 /// Programs that look as if they hang on this hook, by their names: the agent has others as well.
-fn on_the_hook() -> Result<Vec<u32>> {
+pub fn on_the_hook() -> Result<Vec<u32>> {
     const NAMES: [&str; 7] = [
         "set_state_btf",
         "set_state_trace",
