@@ -62,7 +62,7 @@ fn build() -> Result<(), Failure> {
     };
 
     let target_dir = probe_target_dir(&out_dir);
-    let mut command = toolchain.build_probe(workspace, &target_dir, &machine);
+    let mut command = toolchain.build_probe(workspace, &target_dir, &machine, toolchain::PROBE);
     let run = command.arg("--quiet").stdin(Stdio::null()).output();
     let run = run.map_err(|why| {
         Failure::Told(format!("{} cannot be started: {why}", toolchain.compiler.cargo.display()))
@@ -71,7 +71,7 @@ fn build() -> Result<(), Failure> {
         return Err(Failure::Compiler(String::from_utf8_lossy(&run.stderr).into_owned()));
     }
 
-    let object = machine.object(&target_dir);
+    let object = machine.object(&target_dir, toolchain::PROBE);
     let embedded = out_dir.join("tcpclose-ebpf");
     fs::copy(&object, &embedded).map_err(|why| {
         Failure::Told(format!("cannot copy {} to {}: {why}", object.display(), embedded.display()))

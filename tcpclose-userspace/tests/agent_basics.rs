@@ -8,11 +8,12 @@
 mod common;
 
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Agent, can_attach};
+use common::{Agent, can_attach, free_port};
 use rustix::process::Signal;
 
 /// `promtool check metrics`, which says nothing when there is nothing to say.
@@ -82,5 +83,24 @@ fn either_signal_ends_it_within_two_seconds_and_removes_the_socket() {
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert!(status.success(), "{status}");
         assert!(!socket.exists());
+    }
+}
+
+#[test]
+fn what_the_probe_costs_is_shown_while_the_kernel_counts_it() {
+    if !can_attach() {
+        return;
+    }
+    // Since 5.8; on for as long as this descriptor is open.
+    let _kept = aya::sys::enable_stats(aya::sys::Stats::RunTime).unwrap();
+    for (hook, agent) in Agent::on_each_hook(&[]) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).unwrap();
+        drop(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let metrics = agent.metrics_when(Duration::from_secs(10), "a run is counted", |metrics| {
+            metrics.sum("tcpclose_program_runs_total", &[]) > 0.0
+        });
+        let seconds = metrics.sum("tcpclose_program_run_seconds_total", &[]);
+        assert!(seconds > 0.0, "{hook}: {seconds} s");
+        assert_eq!(promtool(&metrics.text), "", "{}", metrics.text);
     }
 }

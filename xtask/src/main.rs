@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod accuracy;
 mod apt;
+mod bench;
 mod build;
 mod run;
 mod setup;
@@ -34,6 +35,7 @@ enum Command {
     Test(test::Arguments),
     Vm(vm::Arguments),
     Accuracy(accuracy::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::test(&arguments),
         Command::Vm(arguments) => vm::command(&arguments),
         Command::Accuracy(arguments) => accuracy::command(&arguments),
+        Command::Bench(arguments) => bench::command(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

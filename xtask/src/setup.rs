@@ -30,6 +30,8 @@ pub enum Purpose {
     Vm,
     /// Running the tests, live ones and guests included
     Test,
+    /// Measuring what the agent costs
+    Bench,
     /// All of these
     All,
 }
@@ -63,6 +65,18 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "wrk", package: "wrk", why: "makes the load" },
 ];
 
+/// What benchmarks compare with.
+const BENCH_TOOLS: &[Tool] = &[
+    Tool { program: "ss", package: "iproute2", why: "lists sockets" },
+    Tool { program: "tcpstates", package: "libbpf-tools", why: "watches TCP states" },
+    Tool { program: "tcplife", package: "libbpf-tools", why: "watches connections" },
+    Tool {
+        program: "prometheus-node-exporter",
+        package: "prometheus-node-exporter",
+        why: "is scraped side by side with the agent",
+    },
+];
+
 const VM_TOOLS: &[Tool] = &[
     Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
     Tool { program: "setpriv", package: "util-linux", why: "ends a guest with its xtask" },
@@ -81,7 +95,9 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
     let tests = match purpose {
         Purpose::Build => "",
         Purpose::Vm => " and what guests take",
-        Purpose::Test | Purpose::All => ", the tests' tools and what guests take",
+        Purpose::Test => ", the tests' tools and what guests take",
+        Purpose::Bench => " and what benchmarks compare with",
+        Purpose::All => ", the tests' and benchmarks' tools and what guests take",
     };
     println!("{done}: found {rustc} ({release}), {linker}{tests}");
     Ok(())
@@ -103,7 +119,10 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
         check_components()?;
         tools.extend(TEST_TOOLS);
     }
-    if purpose != Purpose::Build && vm::POSSIBLE {
+    if matches!(purpose, Purpose::Bench | Purpose::All) {
+        tools.extend(BENCH_TOOLS);
+    }
+    if matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE {
         tools.extend(VM_TOOLS);
         parts = Part::missing()?;
     }
@@ -217,6 +236,7 @@ fn rustup_way(missing: &Missing) -> Vec<Command> {
 
 fn install_tools(apt: Option<&Apt>, missing: &[&Tool]) -> Result<()> {
     let mut packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+    packages.sort_unstable();
     packages.dedup();
     match apt {
         Some(apt) => apt.install(&packages),

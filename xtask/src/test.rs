@@ -109,15 +109,23 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
 
 /// Cargo, about to run these integration tests as root; `None` for a user who cannot.
 pub fn live_tests(pattern: &str) -> Result<Option<Command>> {
+    let mut command = with_root()?;
+    if let Some(command) = &mut command {
+        command.args(["test", "--release", "--package", "tcpclose-userspace", "--test", pattern]);
+    }
+    Ok(command)
+}
+
+/// Cargo, which is to run what it builds as root; `None` for a user who cannot.
+pub fn with_root() -> Result<Option<Command>> {
     let mut command = sh::cargo();
     if !sh::is_root() {
         if !can_sudo() {
             return Ok(None);
         }
-        // Built by the user, run by root: cargo starts each test through its runner.
+        // Built by the user, run by root: cargo starts each program through its runner.
         command.env(runner_variable()?, "sudo -E");
     }
-    command.args(["test", "--release", "--package", "tcpclose-userspace", "--test", pattern]);
     Ok(Some(command))
 }
 

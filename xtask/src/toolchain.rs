@@ -301,22 +301,25 @@ pub struct Machine {
     pub arch: String,
 }
 
+/// The object that the agent embeds.
+pub const PROBE: &str = "tcpclose-ebpf";
+
 impl Machine {
     /// rustc's name of the target.
     pub fn target(&self) -> &'static str {
         if self.big_endian { "bpfeb-unknown-none" } else { "bpfel-unknown-none" }
     }
 
-    /// Where [`Toolchain::build_probe`] leaves the object.
-    pub fn object(&self, target_dir: &Path) -> PathBuf {
-        target_dir.join(self.target()).join("release/tcpclose-ebpf")
+    /// Where [`Toolchain::build_probe`] leaves the object `name`.
+    pub fn object(&self, target_dir: &Path, name: &str) -> PathBuf {
+        target_dir.join(self.target()).join("release").join(name)
     }
 }
 
 impl Toolchain {
-    /// The command that builds the probe of `workspace` into `target_dir`, which no other cargo may hold locked.
-    /// The caller decides where its output goes.
-    pub fn build_probe(&self, workspace: &Path, target_dir: &Path, machine: &Machine) -> Command {
+    /// The command that builds the eBPF object `name` of `workspace` into `target_dir`, which no other cargo may hold
+    /// locked. The caller decides where its output goes.
+    pub fn build_probe(&self, workspace: &Path, target_dir: &Path, machine: &Machine, name: &str) -> Command {
         let mut command = Command::new(&self.compiler.cargo);
         for (name, _) in env::vars_os() {
             if name.to_str().is_some_and(belongs_to_outer_cargo) {
@@ -338,8 +341,8 @@ impl Toolchain {
             .env("RUSTC", &self.compiler.rustc)
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
             // The lock file is the outer cargo's to write; another cargo must not touch it.
-            .args(["build", "--locked", "--release", "--package", "tcpclose-ebpf", "-Zbuild-std=core"])
-            .args(["--target", machine.target()])
+            .args(["build", "--locked", "--release", "--package", "tcpclose-ebpf", "--bin", name])
+            .args(["-Zbuild-std=core", "--target", machine.target()])
             .arg("--target-dir")
             .arg(target_dir);
         command
@@ -484,7 +487,7 @@ mod tests {
         let machine = |big_endian| Machine { big_endian, arch: "any".to_owned() };
         assert_eq!(machine(false).target(), "bpfel-unknown-none");
         assert_eq!(
-            machine(true).object(Path::new("/t")),
+            machine(true).object(Path::new("/t"), PROBE),
             Path::new("/t/bpfeb-unknown-none/release/tcpclose-ebpf")
         );
     }

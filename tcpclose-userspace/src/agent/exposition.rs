@@ -8,6 +8,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::kernel::host;
+use crate::kernel::runs::Runs;
 use crate::ledger::census::Census;
 use crate::ledger::names::Label;
 use crate::query::tally::Holder;
@@ -189,8 +190,15 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
         "Events lost, by where: ring full, program not run by the kernel (recursion), record not decoded.",
     );
     lost.add(&[("stage", "ring")], counters.lost as f64);
-    lost.add(&[("stage", "recursion")], engine.probe.recursion_misses() as f64);
+    let runs = engine.probe.runs();
+    lost.add(&[("stage", "recursion")], runs.missed as f64);
     lost.add(&[("stage", "decode")], engine.malformed as f64);
+    families.extend(program_runs(runs).map(Family::done));
+    let used = Family::gauge(
+        "tcpclose_ring_used_bytes_max",
+        "The most bytes of the ring that waited to be taken, since the agent began.",
+    )
+    .with(&[], engine.probe.ring.most_used() as f64);
     let dumps = engine.dumps;
     let interval = Family::gauge(
         "tcpclose_reconcile_interval_seconds",
@@ -222,8 +230,26 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     degraded.add(&[("hook", "owners")], f64::from(u8::from(engine.probe.owners_declined.is_some())));
     let build = Family::gauge("tcpclose_build_info", "The version of this agent.")
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    families
-        .extend([received, lost, interval, took, success, bound, info, degraded, build].map(Family::done));
+    families.extend(
+        [received, lost, used, interval, took, success, bound, info, degraded, build].map(Family::done),
+    );
+}
+
+/// What the probe's programs cost; without samples where the kernel keeps no run statistics.
+fn program_runs(runs: Runs) -> [Family; 2] {
+    let mut seconds = Family::counter(
+        "tcpclose_program_run_seconds_total",
+        "Time that the kernel spent in the probe's programs, while it kept run statistics.",
+    );
+    let mut count = Family::counter(
+        "tcpclose_program_runs_total",
+        "Runs of the probe's programs, while the kernel kept run statistics.",
+    );
+    if runs.count > 0 {
+        seconds.add(&[], runs.ns as f64 / 1e9);
+        count.add(&[], runs.count as f64);
+    }
+    [seconds, count]
 }
 
 fn port(label: Label) -> String {
@@ -303,6 +329,15 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_without_run_statistics_leaves_no_zeros() {
+        let samples = |runs| program_runs(runs).map(|family| family.metrics.len());
+        assert_eq!(samples(Runs { missed: 3, ..Runs::default() }), [0, 0]);
+        assert_eq!(samples(Runs { count: 2, ns: 80, missed: 0 }), [1, 1]);
+        let [seconds, _] = program_runs(Runs { count: 2, ns: 2_500_000_000, missed: 0 });
+        assert_eq!(seconds.metrics[0].get_counter().get_value(), 2.5);
+    }
 
     #[test]
     fn age_labels_are_written_as_the_flag_writes_them() {

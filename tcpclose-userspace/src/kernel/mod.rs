@@ -5,7 +5,8 @@
 //! * [`probe`]: load and attach the eBPF programs, best door first.
 //! * [`hooks`]: fentry and fexit on the minisocket's functions.
 //! * [`task_file`]: the iterator over all tasks' files.
-//! * [`ring`]: drain the ring buffer.
+//! * [`ring`]: drain the ring buffer; `positions`: how full it is.
+//! * [`runs`]: how often the programs ran.
 //! * [`sock_diag`]: dump and look up TCP sockets; [`age`]: what their fields prove of their age.
 //! * [`destroy`]: end one socket by SOCK_DESTROY.
 //! * [`mib`]: the kernel's own counters of TCP.
@@ -24,9 +25,11 @@ pub mod layout;
 pub mod mib;
 pub mod netns;
 pub mod owners;
+mod positions;
 pub mod probe;
 pub mod process;
 pub mod ring;
+pub mod runs;
 pub mod sock_diag;
 pub mod survey;
 pub mod task_file;

@@ -1,8 +1,7 @@
 //! Load and attach the eBPF programs: the ladder of state hooks, best door first.
 
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
@@ -16,6 +15,7 @@ use tcpclose_common::layout::Layout;
 use super::host::{self, Capability};
 use super::owners::Look;
 use super::ring::Ring;
+use super::runs::Runs;
 use super::task_file::{self, OwnersHook};
 use super::{hooks, layout, tracefs};
 use crate::failure::Failure;
@@ -205,10 +205,15 @@ impl Probe {
         &mut self.ebpf
     }
 
+    /// What the kernel has counted of the attached programs, together.
+    pub fn runs(&self) -> Runs {
+        Runs::of(&self.programs)
+    }
+
     /// How often the kernel left one of the programs out because it was already running on that CPU: each is a lost
-    /// event. Counted since 5.12 (kernel/bpf/syscall.c, bpf_prog_show_fdinfo); 0 on kernels that do not count.
+    /// event. 0 on kernels that do not count.
     pub fn recursion_misses(&self) -> u64 {
-        self.programs.iter().map(|program| misses(program.as_raw_fd())).sum()
+        self.runs().missed
     }
 }
 
@@ -232,15 +237,6 @@ const fn probe_level(level: LevelFilter) -> u8 {
         LevelFilter::Debug => aya_log::Level::Debug as u8,
         _ => 0,
     }
-}
-
-/// `recursion_misses` of a program's fdinfo.
-fn misses(program: RawFd) -> u64 {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{program}")).unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix("recursion_misses:"))
-        .and_then(|n| n.trim().parse().ok())
-        .unwrap_or(0)
 }
 
 fn by_btf(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint> {

@@ -8,6 +8,8 @@ use aya::{Ebpf, Pod};
 use tcpclose_common::control::{Control, Counters};
 use tcpclose_common::event::Record;
 
+use super::positions::Positions;
+
 /// Records that one [`Ring::drain`] takes at most, so that a flood cannot keep the agent from everything else.
 const AT_ONCE: u64 = 1 << 18;
 
@@ -41,7 +43,9 @@ pub struct Ring {
     events: RingBuf<MapData>,
     control: Array<MapData, ControlWord>,
     counters: PerCpuArray<MapData, CpuCounters>,
+    positions: Positions,
     wakeup_mark: u64,
+    most_used: u64,
 }
 
 impl Ring {
@@ -49,8 +53,12 @@ impl Ring {
     /// agent when a quarter of it is filled, which leaves three quarters for the time until it runs.
     pub fn take(ebpf: &mut Ebpf, size: u32) -> Result<Self> {
         let mut map = |name: &'static str| ebpf.take_map(name).with_context(|| format!("no map {name}"));
+        let events = RingBuf::try_from(map("EVENTS")?)?;
+        let positions = Positions::of(events.as_raw_fd()).context("the ring's positions cannot be mapped")?;
         let mut ring = Self {
-            events: RingBuf::try_from(map("EVENTS")?)?,
+            events,
+            positions,
+            most_used: 0,
             control: Array::try_from(map("CONTROL")?)?,
             counters: PerCpuArray::try_from(map("COUNTERS")?)?,
             wakeup_mark: u64::from(size / 4),
@@ -62,6 +70,8 @@ impl Ring {
     /// Hands every record there is to `each`, in the order of their reservation, up to a bound.
     pub fn drain(&mut self, mut each: impl FnMut(&Record)) -> Taken {
         let mut taken = Taken::default();
+        // Between two drains it only fills.
+        self.most_used = self.most_used.max(self.positions.used());
         while let Some(bytes) = self.events.next() {
             taken.records += 1;
             match Record::decode(&bytes) {
@@ -80,6 +90,11 @@ impl Ring {
     pub fn sleep(&mut self) -> Result<()> {
         self.control.set(0, ControlWord(Control::new(true, self.wakeup_mark)), 0)?;
         Ok(())
+    }
+
+    /// The most bytes of the ring that were in use when a drain began, the kernel's 8 a record included.
+    pub fn most_used(&self) -> u64 {
+        self.most_used
     }
 
     /// What the probe has counted on all CPUs.

@@ -1,0 +1,53 @@
+//! How often eBPF programs ran, how long that took, and how often they were left out: the kernel's own counts.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// What the kernel has counted of a program (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// `run_cnt`: counted only while somebody has the kernel keep run statistics (`kernel.bpf_stats_enabled`).
+    pub count: u64,
+    /// `run_time_ns`: the same.
+    pub ns: u64,
+    /// `recursion_misses`, since 5.12: times that it was left out because it was already running on that CPU.
+    pub missed: u64,
+}
+
+impl Runs {
+    /// Those of `programs` together.
+    pub fn of(programs: &[OwnedFd]) -> Self {
+        let mut sum = Self::default();
+        for program in programs {
+            let path = format!("/proc/self/fdinfo/{}", program.as_raw_fd());
+            let one = Self::parse(&fs::read_to_string(path).unwrap_or_default());
+            sum.count += one.count;
+            sum.ns += one.ns;
+            sum.missed += one.missed;
+        }
+        sum
+    }
+
+    /// What the fdinfo does not tell is 0.
+    pub fn parse(fdinfo: &str) -> Self {
+        let field = |name| {
+            let value = fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        };
+        Self { count: field("run_cnt"), ns: field("run_time_ns"), missed: field("recursion_misses") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_fdinfo_of_any_age_is_read() {
+        let new = "pos:\t0\nprog_type:\t26\nrun_time_ns:\t1500\nrun_cnt:\t20\nrecursion_misses:\t3\n";
+        assert_eq!(Runs::parse(new), Runs { count: 20, ns: 1500, missed: 3 });
+        let old = "prog_type:\t5\nrun_time_ns:\t1500\nrun_cnt:\t20\n";
+        assert_eq!(Runs::parse(old), Runs { count: 20, ns: 1500, missed: 0 });
+        assert_eq!(Runs::parse("run_cnt:\tmany\n"), Runs::default());
+    }
+}
