@@ -136,7 +136,7 @@ impl Census {
 mod tests {
     use super::*;
     use crate::terms::{Flow, Role};
-    use crate::tracker::life::{Body, Since};
+    use crate::tracker::life::{Birth, Body, Since};
 
     const S: u64 = 1_000_000_000;
     const NETNS: u32 = 7;
@@ -159,7 +159,7 @@ mod tests {
             role: Role::Passive,
             phase,
             body: Body::Socket,
-            born: None,
+            birth: Birth::Untold,
             counted: false,
             since,
             event_ns: 0,

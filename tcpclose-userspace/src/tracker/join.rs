@@ -13,7 +13,7 @@ use tcpclose_common::state::TcpState;
 use crate::terms::{Age, Flow, Outcome, Phase, Side};
 
 use super::fact::{Fact, Mended, Sink, Why};
-use super::life::{Body, Life, Since};
+use super::life::{Birth, Body, Life, Since};
 use super::{Tracker, role_proven_by};
 
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
@@ -131,7 +131,10 @@ impl Tracker {
         for seen in view.seen {
             let Some(phase) = Phase::of(seen.state) else { continue };
             match self.slot_of(seen.netns, seen.cookie, &seen.flow) {
-                Some(at) => self.sighting(at, seen, phase, view, out),
+                Some(at) => {
+                    self.join_nameless(at, seen.cookie);
+                    self.sighting(at, seen, phase, view, out);
+                }
                 None if ended.contains(&self.identity(seen.netns, seen.cookie, &seen.flow)) => {}
                 // A minisocket whose timer is due was ended by an earlier dump that missed it.
                 None if !view.first && seen.body == Body::Minisocket && seen.expires_ns == 0 => {}
@@ -169,6 +172,20 @@ impl Tracker {
             Body::Minisocket => self.end_minisocket(at, now_ns, out),
             Body::Socket => self.vanish(at, now_ns, out),
         }
+    }
+
+    /// At the classic door, where the record of its birth was lost, hooks speak of a minisocket by a cookie that no life has,
+    /// and a life of its own was made for it. The dump shows whose it is.
+    fn join_nameless(&mut self, at: usize, cookie: u64) {
+        let Some(&other) = self.by_key.get(&!cookie) else { return };
+        if self.by_cookie || other == at || self.lives[other].flow.hash64() != 0 {
+            return;
+        }
+        let Life { phase, since, counted, event_ns, .. } = self.remove(other);
+        let life = &mut self.lives[at];
+        (life.phase, life.since) = (phase, since);
+        life.counted |= counted;
+        life.event_ns = life.event_ns.max(event_ns);
     }
 
     /// A known life in a dump.
@@ -335,7 +352,7 @@ impl Tracker {
             role: role_proven_by(phase),
             phase,
             body: seen.body,
-            born: None,
+            birth: Birth::Untold,
             counted: false,
             since,
             event_ns: 0,
@@ -373,7 +390,7 @@ impl Tracker {
                 continue;
             }
             let due = life.expires_ns != 0 && life.expires_ns <= view.started_ns;
-            if life.body == Body::Minisocket && (due && !self.told.lives || is_taken(life)) {
+            if life.body == Body::Minisocket && (due && (!self.told.lives || self.lossy) || is_taken(life)) {
                 over.push(at);
             } else if suspects.len() < most {
                 suspects.push(Suspect {

@@ -60,6 +60,16 @@ pub struct Closer {
     pub at_ns: u64,
 }
 
+/// Whether a minisocket was made for a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Birth {
+    /// No hook has told of it: there is none, it is not time yet, or the record of it was lost.
+    Untold,
+    Born,
+    /// The table was full, or there was no memory.
+    Refused,
+}
+
 /// One socket's life.
 #[derive(Clone, Copy, Debug)]
 pub struct Life {
@@ -82,8 +92,8 @@ pub struct Life {
     pub role: Role,
     pub phase: Phase,
     pub body: Body,
-    /// The state in which a minisocket was made for it, where births are told and one was.
-    pub born: Option<Phase>,
+    /// What hooks have told of its minisocket's birth.
+    pub birth: Birth,
     /// The connection is counted in `tcpclose_closes_total`, or never will be.
     pub counted: bool,
     /// When the present phase was entered.

@@ -39,7 +39,7 @@ use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ended::JustEnded;
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
-use life::{Body, Closer, Life, Since};
+use life::{Birth, Body, Closer, Life, Since};
 use notice::{Settling, Told};
 
 /// What the tracker must know of the host.
@@ -165,6 +165,11 @@ impl Tracker {
                 let at = self
                     .slot_of_step(head, step.flow)
                     .unwrap_or_else(|| self.stranger(head, step.flow, left, Body::Socket));
+                if self.lives[at].flow.hash64() == 0 && step.flow != 0 {
+                    // A hook's notice was the first that was heard of it.
+                    let flow = Flow::of_hash(step.flow, head.local_port, head.remote_port);
+                    self.change(at, |life| life.flow = flow);
+                }
                 self.step(at, head, left, new, out);
             }
             Record::Notice(notice, news) => self.notice(notice, *news, out),
@@ -270,7 +275,7 @@ impl Tracker {
             role: role_proven_by(phase),
             phase,
             body: Body::Socket,
-            born: None,
+            birth: Birth::Untold,
             counted: false,
             since: Since { earliest_ns: 0, latest_ns: head.time_ns },
             event_ns: head.time_ns,
@@ -298,6 +303,8 @@ impl Tracker {
                 }
                 return;
             }
+            // Its minisocket, of which more is known by now than this step can tell.
+            None if self.lives[at].body == Body::Minisocket && self.lives[at].birth == Birth::Born => return,
             None => ending::read(left.state(), head),
         };
         match ending {
@@ -323,7 +330,7 @@ impl Tracker {
                 return;
             }
             // No minisocket was made: the table is full (TIME-WAIT is skipped), or there was no memory.
-            Ending::TimeWait | Ending::FinWait2 if self.was_not_born(at) => {
+            Ending::TimeWait | Ending::FinWait2 if self.lives[at].birth == Birth::Refused => {
                 self.leave(at, left, now, out);
                 out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
                 let graceful = ending == Ending::TimeWait;
@@ -376,11 +383,6 @@ impl Tracker {
     /// Says whether dumps see other namespaces than the agent's own.
     pub fn set_everywhere(&mut self, everywhere: bool) {
         self.host.everywhere = everywhere;
-    }
-
-    /// Whether hooks would have told of a minisocket's birth, and have not. Once records were lost nobody knows.
-    fn was_not_born(&self, at: usize) -> bool {
-        self.told.births && !self.lossy && self.lives[at].born.is_none()
     }
 
     /// Closes the account of the phase `left`.
@@ -575,7 +577,9 @@ impl Tracker {
             let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].flow.has_addresses();
             return slots.find(same);
         }
-        self.slot_of_flow(netns, flow.hash64())
+        // Hooks tell a cookie and no flow.
+        let by_cookie = || self.by_key.get(&!cookie).filter(|at| self.lives[**at].flow.hash64() == 0);
+        self.slot_of_flow(netns, flow.hash64()).or_else(|| by_cookie().copied())
     }
 
     fn insert(&mut self, life: Life) -> usize {
@@ -596,7 +600,7 @@ impl Tracker {
     /// Makes `life`, at `at`, the one that its key and its flow lead to.
     fn index(&mut self, at: usize, life: &Life) {
         self.changed(at);
-        if let Some(key) = key_of(self.by_cookie, life) {
+        for key in keys_of(self.by_cookie, life).into_iter().flatten() {
             self.by_key.insert(key, at);
         }
         let hash = life.flow.hash64();
@@ -607,8 +611,10 @@ impl Tracker {
 
     /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
     fn unindex(&mut self, at: usize, life: &Life) {
-        if let Some(key) = key_of(self.by_cookie, life).filter(|key| self.by_key.get(key) == Some(&at)) {
-            self.by_key.remove(&key);
+        for key in keys_of(self.by_cookie, life).into_iter().flatten() {
+            if self.by_key.get(&key) == Some(&at) {
+                self.by_key.remove(&key);
+            }
         }
         self.forget_flow(at, life);
     }
@@ -646,9 +652,10 @@ impl Tracker {
         }
         let Self { host, lives, by_key, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {
-            let key = key_of(*by_cookie, life);
-            if let Some(at) = key.and_then(|key| by_key.get_mut(&key)).filter(|at| **at == from) {
-                *at = to;
+            for key in keys_of(*by_cookie, life).into_iter().flatten() {
+                if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
+                    *at = to;
+                }
             }
             let flow = (netns_key(host, life.netns), life.flow.hash64());
             if let Some(at) = by_flow.get_mut(&flow).filter(|at| **at == from) {
@@ -677,12 +684,17 @@ fn netns_key(host: &Host, netns: u32) -> u32 {
 
 /// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too, and a socket that
 /// a dump told of before it stepped; a cookie, which counts up from 1, and its complement are no addresses of a slab's.
-fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
+///
+/// A socket whose minisocket is born stands at the classic door under both: should the record of its →CLOSE be lost, its
+/// address leads nowhere any more. (At the tp_btf door its cookie still does, see `Tracker::minisocket_of`.)
+fn keys_of(by_cookie: bool, life: &Life) -> [Option<u64>; 2] {
     let known = |key: u64| (key != 0).then_some(key);
+    let of_minisocket = || known(life.cookie).map(|cookie| !cookie);
     match life.body {
-        Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
-        Body::Socket if by_cookie => known(life.cookie),
-        Body::Socket => known(life.sk).or(known(life.cookie)),
+        Body::Minisocket => [of_minisocket(), None],
+        Body::Socket if by_cookie => [known(life.cookie), None],
+        Body::Socket if life.birth == Birth::Born => [known(life.sk), of_minisocket()],
+        Body::Socket => [known(life.sk).or(known(life.cookie)), None],
     }
 }
 

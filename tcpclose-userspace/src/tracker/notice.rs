@@ -4,11 +4,11 @@
 use tcpclose_common::event::{Head, News, Notice, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::terms::{Outcome, Phase, Role};
+use crate::terms::{Flow, Outcome, Phase, Role};
 
 use super::Tracker;
 use super::fact::{Ended, Fact, Pair, Sink};
-use super::life::{Body, Since};
+use super::life::{Birth, Body, Since};
 
 /// What hooks on the minisocket's functions tell, so that dumps need not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,10 +59,13 @@ impl Tracker {
         }
         match news {
             News::ResetSent => self.reset_sent(notice, out),
-            News::Born => self.born(notice),
+            News::Born => self.birth(notice, Birth::Born),
             // In FIN-WAIT-2 too: then there is nothing that could enter TIME-WAIT. The kernel counts both the same way
             // (net/ipv4/tcp_minisocks.c, tcp_time_wait: TCPTimeWaitOverflow, 5.8 to 6.18).
-            News::Unborn => out.fact(head.time_ns, Fact::TimeWaitOverflow),
+            News::Unborn => {
+                self.birth(notice, Birth::Refused);
+                out.fact(head.time_ns, Fact::TimeWaitOverflow);
+            }
             News::Flipped => self.flipped(head, out),
             News::Expired => self.ended(head, Ended::Expired, Outcome::Timeout, out),
             News::Reused => self.ended(head, Ended::Reused, Outcome::Unknown, out),
@@ -89,12 +92,12 @@ impl Tracker {
         }
     }
 
-    /// The minisocket was made while the socket still stands; its →CLOSE follows and hands over.
-    fn born(&mut self, notice: &Notice) {
+    /// The minisocket is made, or not, while the socket still stands; its →CLOSE follows.
+    fn birth(&mut self, notice: &Notice, birth: Birth) {
         let head = &notice.head;
         let key = self.key_of_socket(notice);
-        let phase_of = |raw| TcpState::from_raw(raw).and_then(Phase::of);
-        let Some(phase) = phase_of(head.old).filter(|_| key != 0) else { return };
+        let phase = TcpState::from_raw(head.old).and_then(Phase::of);
+        let Some(phase) = phase.filter(|_| key != 0) else { return };
         // At the classic door a dump's socket is known by its cookie until it steps, and this comes first.
         let at = match self.by_key.get(&key).or_else(|| self.by_key.get(&head.key)) {
             Some(&at) => at,
@@ -104,15 +107,24 @@ impl Tracker {
             }
         };
         let sk = if self.by_cookie { 0 } else { notice.sk };
-        self.change(at, |life| (life.born, life.cookie, life.sk) = (phase_of(head.new), head.key, sk));
+        self.change(at, |life| (life.birth, life.cookie, life.sk) = (birth, head.key, sk));
     }
 
     /// The life of the minisocket that a notice speaks of; of one older than the agent, in another network namespace,
     /// a new one. `None` when the notice names no state that a minisocket can be in, and when its end was told already.
     fn minisocket_of(&mut self, head: &Head) -> Option<(usize, Phase)> {
         let phase = TcpState::from_raw(head.old).and_then(Phase::of)?;
-        if let Some(&at) = self.by_key.get(&!head.key).filter(|_| head.key != 0) {
-            return Some((at, phase));
+        if head.key != 0 {
+            // The same socket may have connected again, and keeps its cookie.
+            let same = |at: &&usize| {
+                let Flow { local_port, remote_port, .. } = self.lives[**at].flow;
+                (local_port, remote_port) == (head.local_port, head.remote_port)
+            };
+            let by_cookie = || self.by_key.get(&head.key).filter(|_| self.by_cookie).filter(same);
+            if let Some(at) = self.by_key.get(&!head.key).or_else(by_cookie).copied() {
+                self.outlived_its_socket(at);
+                return Some((at, phase));
+            }
         }
         if head.key != 0 && self.just_ended.contains(head.key) {
             return None;
@@ -124,6 +136,14 @@ impl Tracker {
         Some((at, phase))
     }
 
+    /// What is told of a minisocket before its socket's →CLOSE says that the record of that was lost, or that another CPU
+    /// was faster.
+    fn outlived_its_socket(&mut self, at: usize) {
+        if self.lives[at].body == Body::Socket {
+            self.change(at, |life| (life.body, life.sk, life.seen_ns) = (Body::Minisocket, 0, 0));
+        }
+    }
+
     /// FIN-WAIT-2 → TIME-WAIT: the peer's FIN came.
     fn flipped(&mut self, head: &Head, out: &mut impl Sink) {
         // Without a cookie nothing more would be heard of it.
@@ -132,7 +152,7 @@ impl Tracker {
         }
         let Some((at, _)) = self.minisocket_of(head) else { return };
         (self.lives[at].event_ns, self.lives[at].missed) = (head.time_ns, false);
-        if self.lives[at].phase == Phase::FinWait2 {
+        if self.lives[at].phase != Phase::TimeWait {
             self.leave(at, Phase::FinWait2, head.time_ns, out);
             self.enter_time_wait(at, Phase::FinWait2, Since::exact(head.time_ns), out);
         }

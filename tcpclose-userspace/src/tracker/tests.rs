@@ -1095,6 +1095,52 @@ fn fin_wait_2_orphan(bench: &mut Bench) -> u64 {
     key
 }
 
+/// Hooks tell of the minisocket all the same, and the connection is counted once, whichever records are lost.
+#[test]
+fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {
+    for by_cookie in [true, false] {
+        for lost in 0_u32..1 << 5 {
+            if !by_cookie && lost & 0b1100 == 0b1100 {
+                // Neither birth nor →CLOSE: nothing ties the socket's address to the minisocket's cookie.
+                continue;
+            }
+            let mut bench = hooked(by_cookie);
+            let key = bench.key();
+            let took = |n: u32| lost & 1 << n == 0;
+            bench.dump(T0 - S, true, &[]);
+            for (n, (step, flags)) in [
+                ((Established, FinWait1), OWNED),
+                ((FinWait1, FinWait2), DEAD | FIN_ACKED),
+                ((FinWait2, Close), DEAD | FIN_ACKED),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                if n == 2 && took(3) {
+                    bench.notice(News::Born, T0 + 2 * MS, (FinWait2, FinWait2), key);
+                }
+                if took(n as u32) {
+                    bench.step(key, &client(), T0 + n as u64 * MS, step, flags);
+                }
+            }
+            if took(4) {
+                bench.notice(News::Flipped, T0 + 5 * MS, (FinWait2, TimeWait), 0);
+            }
+            bench.tracker.records_lost();
+            let at = T0 + S;
+            let minisocket = seen(TimeWait, Body::Minisocket, client(), 7, at, 59 * S);
+            let suspects = bench.dump(at, false, &[minisocket]);
+            suspects.iter().for_each(|suspect| bench.tracker.gone(suspect, at, &mut bench.facts));
+            let facts = bench.told();
+            let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
+            assert_eq!(closes, 1, "by cookie {by_cookie}, lost {lost:#b}: {facts:?}");
+            assert_eq!(bench.tracker.len(), 1, "by cookie {by_cookie}, lost {lost:#b}");
+            bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+            assert!(bench.tracker.is_empty(), "by cookie {by_cookie}, lost {lost:#b}");
+        }
+    }
+}
+
 /// Any order of records and dumps, legal or not: no panic, no negative duration, every opened life is told of when it
 /// ends, and a whole dump of nothing leaves nothing.
 #[test]
