@@ -111,7 +111,7 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
 pub fn live_tests(pattern: &str) -> Result<Option<Command>> {
     let mut command = with_root()?;
     if let Some(command) = &mut command {
-        command.args(["test", "--release", "--package", "tcpclose-userspace", "--test", pattern]);
+        command.args(["test", "--profile", "live", "--package", "tcpclose-userspace", "--test", pattern]);
     }
     Ok(command)
 }
