@@ -1,5 +1,5 @@
-//! CLOSE-WAITs that are older than the agent, made at known times in two network namespaces: whatever came after the FIN,
-//! each proven interval contains the true age.
+//! CLOSE-WAITs that are older than the agent, made at known times in two network namespaces and two cgroups: whatever came
+//! after the FIN, each proven interval contains the true age.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,6 +7,8 @@
     reason = "clippy's leave for tests does not reach helpers of an integration test"
 )]
 
+#[path = "owners/cgroups.rs"]
+mod cgroups;
 mod common;
 #[path = "namespaces/named.rs"]
 #[allow(dead_code, reason = "of the named namespaces, this needs no ss")]
@@ -22,12 +24,14 @@ mod place;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
+use cgroups::Cgroups;
 use common::{Agent, BINARY, can_attach, free_port};
 use named::{Named, Service};
 use peer::Peer;
@@ -172,9 +176,12 @@ fn two_hundred_ages_are_inside_their_intervals() {
     let namespaces = [Named::new("old"), Named::new("older")];
     let mut waiting = Vec::new();
     let services = namespaces.each_ref().map(|netns| Service::listen(netns, free_port()));
+    let mut cgroups = Cgroups::of_each_hierarchy().pop();
     let begun = SystemTime::now();
     for nth in 0..EACH {
-        for (netns, service) in namespaces.iter().zip(&services) {
+        for (netns, (service, scope)) in namespaces.iter().zip(services.iter().zip(["a.scope", "b.scope"])) {
+            // A socket is of the cgroup that its maker is in at the time.
+            cgroups.iter_mut().for_each(|cgroups| cgroups.take(std::process::id(), OsStr::new(scope)));
             netns.inside(|| waiting.extend(After::ALL.map(|after| make(netns, service, after, nth))));
             sleep(APART);
         }
@@ -182,6 +189,7 @@ fn two_hundred_ages_are_inside_their_intervals() {
             go_on(&mut waiting);
         }
     }
+    cgroups.iter().for_each(Cgroups::leave);
     println!("{} made in {:.1?}", waiting.len(), begun.elapsed().unwrap());
     assert_eq!(waiting.len(), 200);
     for _ in 0..3 {

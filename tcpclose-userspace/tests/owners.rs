@@ -6,6 +6,9 @@
     reason = "clippy's leave for tests does not reach helpers of an integration test"
 )]
 
+#[path = "owners/cgroups.rs"]
+#[allow(dead_code, reason = "the processes taken here end in their cgroups")]
+mod cgroups;
 mod common;
 #[path = "owners/container.rs"]
 mod container;

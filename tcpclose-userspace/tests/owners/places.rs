@@ -4,70 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::PATIENCE;
+use super::cgroups::Cgroups;
 use super::common::{Agent, can_attach};
 use super::stage::{Askers, Child, Server, only};
-
-/// A folder of cgroups of our own at the root of a hierarchy; removed when dropped.
-struct Cgroups {
-    root: PathBuf,
-    made: Vec<PathBuf>,
-}
-
-impl Cgroups {
-    /// One in each hierarchy in which systemd would place units, where they can be made.
-    fn of_each_hierarchy() -> Vec<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let hierarchies = mounts.lines().filter_map(|line| {
-            let fields: Vec<&str> = line.split(' ').collect();
-            let systemds =
-                fields[2] == "cgroup2" || fields[2] == "cgroup" && fields[3].contains("name=systemd");
-            systemds.then(|| PathBuf::from(fields[1]))
-        });
-        hierarchies
-            .filter_map(|mount| {
-                let root = mount.join(format!("tcpclose_{}.slice", std::process::id()));
-                match fs::create_dir(&root) {
-                    Ok(()) => Some(Self { made: vec![root.clone()], root }),
-                    Err(why) => {
-                        eprintln!("SKIPPED: no cgroup in {}: {why}", mount.display());
-                        None
-                    }
-                }
-            })
-            .collect()
-    }
-
-    /// Moves `process` into the cgroup `path` below our own, made where it is not there.
-    fn take(&mut self, process: &Child, path: &OsStr) {
-        let mut folder = self.root.clone();
-        for part in Path::new(path) {
-            folder.push(part);
-            if !folder.exists() {
-                fs::create_dir(&folder).unwrap();
-                self.made.push(folder.clone());
-            }
-        }
-        fs::write(folder.join("cgroup.procs"), process.pid().to_string()).unwrap();
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for folder in self.made.iter().rev() {
-            // Processes in it may take a moment to be gone.
-            for _ in 0..100 {
-                if fs::remove_dir(folder).is_ok() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
-        }
-    }
-}
 
 #[test]
 fn units_containers_and_pods_are_told_by_real_cgroups() {
@@ -81,8 +23,8 @@ fn units_containers_and_pods_are_told_by_real_cgroups() {
         let pair = server.pair();
         let container = Child::holding(Command::new("sleep").arg("1000"), &pair.server);
         let unit = Child::holding(Command::new("sleep").arg("1000"), &pair.server);
-        cgroups.take(&container, OsStr::new(&pod));
-        cgroups.take(&unit, OsStr::new("api@7.service/workers"));
+        cgroups.take(container.pid(), OsStr::new(&pod));
+        cgroups.take(unit.pid(), OsStr::new("api@7.service/workers"));
         for (asker, document) in askers.ask(server.port()) {
             let owner = |pid| only(&document).owners.iter().find(|owner| owner.pid == pid).unwrap();
             let contained = owner(container.pid());
@@ -123,7 +65,7 @@ fn hostile_names_break_neither_table_nor_json_nor_exposition() {
     // A newline no cgroup may have (kernel/cgroup/cgroup.c, cgroup_mkdir()).
     let name = OsString::from_vec([b"\"\\\x1b[31m\xff\r", &[b'y'; 200][..], b".service"].concat());
     let mut cgroups = Cgroups::of_each_hierarchy();
-    cgroups.iter_mut().for_each(|cgroups| cgroups.take(&child, &name));
+    cgroups.iter_mut().for_each(|cgroups| cgroups.take(child.pid(), &name));
 
     let agent = Agent::start(&["--stuck-after", "1s", "--owner-interval", "100ms"]);
     let port = server.port().to_string();
