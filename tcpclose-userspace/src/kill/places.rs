@@ -103,13 +103,12 @@ impl Places {
 
 /// Goes to `place` and does `what`, which is taken, if that is the namespace that is meant.
 fn go<T: Send>(place: &Place, id: u32, what: &mut Option<impl FnOnce() -> T + Send>) -> Result<T, Why> {
-    let gone = || io::Error::from(ErrorKind::NotFound);
     let done = netns::travel(|traveller| {
         let Netns { id: entered, .. } = traveller.enter(place).map_err(Why::Failed)?;
         if id != 0 && entered != id {
             return Err(Why::Gone);
         }
-        what.take().map(|what| what()).ok_or_else(|| Why::Failed(gone()))
+        what.take().map(|what| what()).ok_or(Why::NoWay)
     });
     match done {
         Ok(done) => done,
