@@ -291,7 +291,8 @@ fn every_namespace_is_added_up_and_none_is_an_excuse() {
     let socket = liar(&agents[0].1, folder.path(), more);
     let output = without_departures(|| verify(&socket, &["--for", "1s", "--json"]).output().unwrap());
     let lied = document(&output);
-    assert_eq!(flagged(&lied), ["sockets in close_wait"]);
+    // A flood of somebody else's may make more differ.
+    assert!(flagged(&lied).contains(&"sockets in close_wait"));
     assert_eq!(output.status.code(), Some(1));
     let mine = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).unwrap();
     let _half_closed = common::half_closed_client(mine.local_addr().unwrap().port(), b"");
