@@ -12,6 +12,7 @@ use crate::kernel::netns::{Found, Place};
 use crate::kernel::probe::Probe;
 use crate::kernel::sock_diag::Socket;
 use crate::kernel::survey::{Ask, Survey};
+use crate::kill::places::Places;
 use crate::ledger::Ledger;
 use crate::ledger::census::{Census, StuckAfter};
 use crate::ledger::names::Names;
@@ -66,6 +67,8 @@ pub struct Engine {
     pub ready: bool,
     /// `tcpclose kill` may destroy through this agent.
     pub allow_kill: bool,
+    /// Where its orders have found network namespaces.
+    pub kill_places: Places,
 }
 
 impl Engine {
@@ -100,6 +103,7 @@ impl Engine {
             overflows_before: host::time_wait_overflows().unwrap_or(0),
             ready: false,
             allow_kill: config.allow_kill,
+            kill_places: Places::default(),
         }
     }
 

@@ -221,6 +221,11 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     info.add(&[("hook", "state"), ("rung", engine.probe.hook.name())], 1.0);
     info.add(&[("hook", "time_wait"), ("rung", engine.probe.time_wait.name())], 1.0);
     info.add(&[("hook", "owners"), ("rung", engine.probe.owners.name())], 1.0);
+    let namespaces = Family::gauge(
+        "tcpclose_netns_info",
+        "The network namespaces that dumps look at: all, some (others may not be entered), or the agent's own.",
+    )
+    .with(&[("dumped", engine.namespaces.dumped())], 1.0);
     let mut degraded = Family::gauge(
         "tcpclose_hook_degraded",
         "1 where a better rung than the one in use was refused by this kernel.",
@@ -231,7 +236,8 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     let build = Family::gauge("tcpclose_build_info", "The version of this agent.")
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     families.extend(
-        [received, lost, used, interval, took, success, bound, info, degraded, build].map(Family::done),
+        [received, lost, used, interval, took, success, bound, info, namespaces, degraded, build]
+            .map(Family::done),
     );
 }
 

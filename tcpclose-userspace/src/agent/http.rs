@@ -199,7 +199,7 @@ async fn kill_one(request: Request<Incoming>, caller: Caller, engine: &RefCell<E
         Ok(body) => body.to_bytes(),
         Err(why) => return plain(StatusCode::BAD_REQUEST, format!("no order: {why}\n")),
     };
-    match kill::kill(&body, caller).await {
+    match kill::kill(&body, caller, engine).await {
         Ok(json) => with_type(StatusCode::OK, JSON, json),
         Err(queries::Refused::Request(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
         Err(queries::Refused::Failed(why)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),

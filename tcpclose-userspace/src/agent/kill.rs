@@ -1,6 +1,7 @@
 //! `POST /v1/kill`: destroys one socket for the command line, where the agent was started with `--allow-kill`. The
 //! command line chooses and paces; every one is logged here with who asked.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use anyhow::Context;
@@ -11,6 +12,7 @@ use crate::failure::Failure;
 use crate::kernel::host::{Capability, has_cap};
 use crate::kill::{Order, Outcome, SCHEMA, execute};
 
+use super::engine::Engine;
 use super::queries::Refused;
 
 /// Where an [`Order`] is sent.
@@ -67,20 +69,25 @@ pub fn require(allow_kill: bool) -> Result<(), Failure> {
 }
 
 /// Carries out the order in `body`. Returns its [`Outcome`] as JSON.
-pub async fn kill(body: &[u8], caller: Caller) -> Result<Vec<u8>, Refused> {
+pub async fn kill(body: &[u8], caller: Caller, engine: &RefCell<Engine>) -> Result<Vec<u8>, Refused> {
     let order: Order = serde_json::from_slice(body)
         .map_err(|why| Refused::Request(format!("no order of tcpclose: {why}")))?;
     if order.schema != SCHEMA {
         return Err(Refused::Request(format!("schema {}: this agent reads schema {SCHEMA}", order.schema)));
     }
     let described = format!(
-        "{} with peer {} in {} (cookie {:x}), asked by {caller}",
+        "{} with peer {} in {} (net:[{}], cookie {:x}), asked by {caller}",
         order.local,
         order.peer,
         order.state.name(),
+        order.netns,
         order.cookie.0
     );
-    let outcome = spawn_blocking(move || execute(&order)).await.context("the order died")?;
+    // Another order that comes meanwhile searches for itself.
+    let mut places = std::mem::take(&mut engine.borrow_mut().kill_places);
+    let done = spawn_blocking(move || (execute(&order, &mut places), places)).await;
+    let (outcome, places) = done.context("the order died")?;
+    engine.borrow_mut().kill_places = places;
     match &outcome {
         Outcome::Destroyed => log::warn!("destroyed {described}"),
         Outcome::Spared { why } => log::info!("spared {described}: {why}"),

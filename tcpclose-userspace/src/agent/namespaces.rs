@@ -86,6 +86,15 @@ impl Namespaces {
         self.scope == Scope::All && host::has_cap(Capability::SysAdmin)
     }
 
+    /// Which namespaces dumps look at: `all`, `some` or `own`.
+    pub fn dumped(&self) -> &'static str {
+        match self.everywhere() {
+            false => "own",
+            true if self.refused > 0 || self.denied > 0 => "some",
+            true => "all",
+        }
+    }
+
     /// Whether dumps look at this one, or will when it has been found.
     pub fn reaches(&self, id: u32) -> bool {
         id == self.own.id

@@ -250,6 +250,7 @@ fn elsewhere(life: &Life, netns: Option<&Netns>, now_ns: u64) -> StuckSocket {
         inode: 0,
         uid: 0,
         netns: netns.map_or(life.inum, |netns| netns.inum),
+        netns_id: life.netns,
         netns_name: netns.and_then(|netns| netns.name.clone()),
         age: life.since.age(now_ns).into(),
         unread_bytes: 0,

@@ -143,7 +143,7 @@ pub struct Sorted {
 }
 
 /// The inode of this process's network namespace; 0 where /proc does not tell.
-fn own_netns() -> u32 {
+pub fn own_netns() -> u32 {
     netns::own().map_or(0, |own| own.inum)
 }
 

@@ -286,6 +286,7 @@ pub(crate) mod tests {
             inode: 7,
             uid: 1000,
             netns: 1,
+            netns_id: 0,
             netns_name: None,
             age: Age::exact(age_seconds * 1_000_000_000).into(),
             unread_bytes: 0,

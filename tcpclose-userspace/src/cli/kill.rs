@@ -1,5 +1,6 @@
 //! `tcpclose kill`: destroys stuck sockets by SOCK_DESTROY.
 
+use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,11 +11,12 @@ use super::client::{self, Client, Said};
 use super::filter::{Filter, Findings, Place};
 use super::groups::Listed;
 use super::interrupt::Interrupt;
-use super::{print, stuck, table};
+use super::{filter, groups, print, stuck, table};
 use crate::agent::kill::PATH;
 use crate::failure::{Failure, printable};
 use crate::kernel::host::{self, Capability, has_cap};
 use crate::kill::pace::Pace;
+use crate::kill::places::Places;
 use crate::kill::plan::{DIAGNOSES, Leave, Left, plan};
 use crate::kill::report::{Fate, Report, Tally};
 use crate::kill::{Order, Outcome, SCHEMA, execute};
@@ -36,7 +38,7 @@ use crate::terms::{Diagnosis, Phase};
 /// whose program writes again, is spared. A socket that its program closes in the microseconds after that is destroyed.
 ///
 /// Where an agent runs it destroys them, if it was started with --allow-kill; --no-agent does it from here, which needs
-/// CAP_NET_ADMIN. Exits with 0 when all went, with 1 when some were spared or refused or a signal came first, with 2 when
+/// CAP_NET_ADMIN, and CAP_SYS_ADMIN for sockets of other network namespaces. Exits with 0 when all went, with 1 when some were spared or refused or a signal came first, with 2 when
 /// nothing could be done.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose kill --older-than 1h --port 8080\n  \
@@ -96,7 +98,7 @@ fn rate(text: &str) -> Result<u32, &'static str> {
 /// Who destroys.
 enum Hand {
     /// This process.
-    Own,
+    Own(RefCell<Places>),
     Agent(Client),
 }
 
@@ -164,10 +166,15 @@ impl Kill {
             humantime::format_duration(findings.bound)
         );
         let mut text = table::wrap(&line, width) + "\n";
+        let own = filter::own_netns();
         if !going.is_empty() {
             let listed: Vec<Listed<'_>> = going
                 .iter()
-                .map(|socket| Listed { socket, possibly: !socket.age.is_past(bound), elsewhere: false })
+                .map(|socket| Listed {
+                    socket,
+                    possibly: !socket.age.is_past(bound),
+                    elsewhere: socket.netns != own,
+                })
                 .collect();
             text.push_str(&format!("\n{}\n", stuck::list(&listed, usize::MAX, width)));
         }
@@ -203,6 +210,9 @@ impl Kill {
             return Ok(done);
         }
         let hand = self.hand(findings)?;
+        let own = filter::own_netns();
+        // What the first one meets the others meet too.
+        let alike = going.windows(2).all(|pair| matches!(pair, [a, b] if a.netns == b.netns));
         let interrupt = Interrupt::hear()?;
         let (mut pace, began, all) = (Pace::new(self.rate), Instant::now(), going.len());
         let mut progress = Progress::new(self.json);
@@ -223,13 +233,16 @@ impl Kill {
                 }
                 failure
             })?;
-            if let (Some(why), 0) = (hopeless(&outcome, order.state, &hand), done.tally.destroyed) {
+            if alike
+                && done.tally.destroyed == 0
+                && let Some(why) = hopeless(&outcome, order.state, &hand)
+            {
                 return Err(why);
             }
             done.tally.add(&outcome);
             if !self.json {
                 progress.clear();
-                print(&told(&socket, &outcome))?;
+                print(&told(&socket, socket.netns != own, &outcome))?;
             }
             let left = pace.left(began.elapsed(), all - at - 1);
             progress.show(at + 1, all, left);
@@ -250,12 +263,12 @@ impl Kill {
                 "run it as root, or through an agent that was started with --allow-kill",
             ));
         }
-        Ok(Hand::Own)
+        Ok(Hand::Own(RefCell::default()))
     }
 
     fn one(&self, hand: &Hand, order: &Order) -> Result<Outcome, Failure> {
         let client = match hand {
-            Hand::Own => return Ok(execute(order)),
+            Hand::Own(places) => return Ok(execute(order, &mut places.borrow_mut())),
             Hand::Agent(client) => client,
         };
         let gone = || client.failure("it has gone".to_owned());
@@ -320,7 +333,7 @@ fn hopeless(outcome: &Outcome, state: Phase, hand: &Hand) -> Option<Failure> {
     match *errno {
         libc::EPERM => {
             let who = match hand {
-                Hand::Own => "this process",
+                Hand::Own(_) => "this process",
                 Hand::Agent(_) => "the agent",
             };
             Some(Failure::new(
@@ -339,8 +352,8 @@ fn hopeless(outcome: &Outcome, state: Phase, hand: &Hand) -> Option<Failure> {
     }
 }
 
-/// The line about one socket.
-fn told(socket: &StuckSocket, outcome: &Outcome) -> String {
+/// The line about one socket; `elsewhere`: it is in another network namespace than ours.
+fn told(socket: &StuckSocket, elsewhere: bool, outcome: &Outcome) -> String {
     let (what, why) = match outcome {
         Outcome::Destroyed => ("destroyed", None),
         Outcome::Spared { why } => ("spared", Some(why)),
@@ -349,7 +362,7 @@ fn told(socket: &StuckSocket, outcome: &Outcome) -> String {
     let diagnosis = socket.diagnosis.map_or_else(|| socket.state.name(), Diagnosis::name);
     let mut line = format!(
         "{what:<9}  {}  {}  {}  {diagnosis}  {}",
-        socket.local,
+        groups::local(socket, elsewhere),
         socket.peer,
         table::age(&socket.age),
         stuck::owners(socket)

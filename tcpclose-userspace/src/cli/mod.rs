@@ -17,6 +17,7 @@ pub mod filter;
 pub mod groups;
 pub mod interrupt;
 pub mod kill;
+mod looks;
 pub mod next;
 pub mod rates;
 pub mod stuck;

@@ -1,5 +1,6 @@
 //! `tcpclose verify`: the agent's account beside the kernel's.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -11,18 +12,17 @@ use clap::Args;
 use serde::Serialize;
 
 use super::client::{self, Client, Said};
+use super::looks::Looks;
 use super::{DEFAULT_SOCKET, duration, print, table};
 use crate::failure::{Failure, printable};
-use crate::kernel::mib::{self, SockStat};
-use crate::kernel::{host, netns, sock_diag};
+use crate::kernel::mib::SockStat;
+use crate::kernel::{host, netns};
 use crate::verify::samples::Samples;
 use crate::verify::verdict::{Causes, Verdict};
-use crate::verify::{Look, Row, Rungs, Sockets, View, counters, elsewhere, gauges, lost};
+use crate::verify::{Look, Reach, Row, Rungs, Sight, counters, gauges, lost, reach};
 
 /// The version of the document.
 const SCHEMA: u32 = 1;
-/// Every state of a socket that is in the kernel's tables: TCP_ESTABLISHED to TCP_CLOSING.
-const EVERY_STATE: u32 = 0xffe;
 /// How often a look is repeated while something differs: under load the agent may be asked just when a short state came
 /// and went between two dumps. What really differs differs each time.
 const TRIES: usize = 10;
@@ -30,13 +30,15 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 /// Steps of this long before a dump began are left to the next one (`MARGIN_NS` of the tracker), and a little for the
 /// agent's own turn.
 const MARGIN: Duration = Duration::from_millis(500);
+const OWN_ONLY: &str = "the agent does not dump every network namespace: of those that it does not, it knows what hooks \
+    tell, and what it counts lies between its own namespace's numbers and those of all";
 
 /// Hold the agent's numbers against the kernel's own: sock_diag, sockstat and the MIB counters
 ///
 /// Looks twice, --for apart: what both counted meanwhile must be the same, and what the agent says is there must be there
-/// at the second look. The agent is asked between two looks at the kernel, so that on a busy host a number of the
-/// kernel's is an interval. Each difference is explained (events that the agent says were lost, other network
-/// namespaces) or flagged.
+/// at the second look. Every network namespace is looked into, and the kernel's numbers are their sums. The agent is asked
+/// between two looks at the kernel, so that on a busy host a number of the kernel's is an interval. Each difference is
+/// explained (events that the agent says were lost, namespaces that could not be entered or have gone) or flagged.
 ///
 /// Exits with 0 when nothing is flagged, with 1 when something is, with 2 when it cannot be told.
 #[derive(Debug, Args)]
@@ -64,16 +66,45 @@ struct Audit {
     at: String,
     /// From the first look to the second.
     seconds: f64,
-    /// The inode of the network namespace that was looked into.
+    /// The inode of this network namespace.
     netns: u32,
+    /// Every one that was looked into.
+    namespaces: Vec<Namespace>,
     rungs: Rungs,
     /// Events that the agent lost meanwhile, as it says.
     lost: i64,
     rows: Vec<Row>,
-    /// What the kernel counted meanwhile, also what is compared with nothing.
-    counters: std::collections::BTreeMap<&'static str, u64>,
+    /// What the kernel counted meanwhile in all of them, also what is compared with nothing.
+    counters: BTreeMap<&'static str, u64>,
+    /// The sums of all of them at the end; but `orphan`, which the kernel counts of the host.
     sockstat: SockStat,
     incomplete: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Namespace {
+    netns: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns_name: Option<String>,
+    counters: BTreeMap<&'static str, u64>,
+    sockstat: SockStat,
+}
+
+impl Namespace {
+    /// Of `sight`, which was `earlier` at the first look; `None` when it has gone.
+    fn new(sight: &Sight, earlier: Option<&Sight>) -> Option<Self> {
+        let after = sight.after.as_ref()?;
+        let before = earlier.and_then(|sight| sight.before.as_ref());
+        let counted = |(name, n): (&&'static str, &u64)| {
+            (*name, n.saturating_sub(before.map_or(0, |before| before.counters.get(name))))
+        };
+        Some(Self {
+            netns: sight.netns.inum,
+            netns_name: sight.netns.name.clone(),
+            counters: after.counters.0.iter().map(counted).collect(),
+            sockstat: after.stat,
+        })
+    }
 }
 
 impl Verify {
@@ -93,40 +124,40 @@ impl Verify {
 
     fn audit(&self, client: &Client) -> Result<Audit, Failure> {
         let mut incomplete = self.ready(client)?;
-        let netns = netns::own().map_or(0, |own| own.inum);
+        let own =
+            netns::own().map_err(|error| Failure::new("this network namespace", error, "mount /proc"))?;
+        let mut looks = Looks::new(client);
         let began = SystemTime::now();
         let start = host::monotonic_ns();
-        let from = self.look(client)?;
-        let first_namespaces = other_network_namespaces();
+        let from = looks.look()?;
         let rungs = Rungs::of(&from.metrics);
         let lag = if rungs.dumps() { lag(&from.metrics) } else { Duration::ZERO };
-        sleep(self.period.saturating_sub(lag));
+        looks.pause(self.period.saturating_sub(lag))?;
         let earlier = match rungs.dumps() {
-            true => Some(Sockets::new(&dump()?)),
+            true => Some(looks.sockets()?),
             false => None,
         };
-        sleep(lag);
+        looks.pause(lag)?;
 
-        let mut namespaces = other_network_namespaces();
         let mut best: Vec<Row> = Vec::new();
-        let mut to = self.look(client)?;
+        let mut to = looks.look()?;
         let seconds = (host::monotonic_ns() - start) as f64 / 1e9;
         let at = host::wall_clock();
         for again in 0..TRIES {
             if again > 0 {
                 sleep(BETWEEN_TRIES);
-                to = self.look(client)?;
+                to = looks.look()?;
             }
-            namespaces = namespaces.max(first_namespaces).max(other_network_namespaces());
-            let others = namespaces > 0 || elsewhere(&to.metrics) > elsewhere(&from.metrics);
             let began_at = |look: &Look| look.metrics.sum("process_start_time_seconds", &[]);
             if began_at(&from) != began_at(&to) {
                 return Err(Failure::new("verify", "the agent was started anew meanwhile", "run it again"));
             }
-            let meanwhile = Causes { lost: lost(&to.metrics) - lost(&from.metrics), elsewhere: others };
-            let unmended = Causes { lost: unmended(&from.metrics, &to.metrics, began), elsewhere: others };
-            let mut rows = gauges::agent(&to, earlier.as_ref(), &unmended);
-            rows.extend(counters::compare(&from, &to, &rungs, &meanwhile));
+            let elsewhere = looks.unseen(&to).any();
+            let meanwhile = Causes { lost: lost(&to.metrics) - lost(&from.metrics), elsewhere };
+            let unmended = Causes { lost: unmended(&from.metrics, &to.metrics, began), elsewhere };
+            let reach = reach(&to.metrics, own.id);
+            let mut rows = gauges::agent(&to, earlier.as_ref(), reach, &unmended);
+            rows.extend(counters::compare(&from, &to, &rungs, (own.id, reach), &meanwhile));
             rows.extend(gauges::dumps(&to));
             best = match best.is_empty() {
                 true => rows,
@@ -136,32 +167,26 @@ impl Verify {
                 break;
             }
         }
-        if namespaces > 0 {
-            incomplete.push(format!(
-                "processes run in {namespaces} more network namespaces: the agent counts their events too, and only this \
-                 one is looked into"
-            ));
-        } else if elsewhere(&to.metrics) > elsewhere(&from.metrics) {
-            incomplete.push(
-                "the agent counted events of other network namespaces too, and only this one is looked into"
-                    .to_owned(),
-            );
+        incomplete.extend(looks.unseen(&to).words());
+        if reach(&to.metrics, own.id) != Reach::All {
+            incomplete.push(OWN_ONLY.to_owned());
         }
-        let counted = |name: &&'static str| {
-            (*name, to.after.counters.get(name).saturating_sub(from.before.counters.get(name)))
-        };
+        let sights = to.namespaces.iter();
+        let namespaces: Vec<Namespace> =
+            sights.filter_map(|(id, sight)| Namespace::new(sight, from.namespaces.get(id))).collect();
         Ok(Audit {
             schema: SCHEMA,
             host: host::hostname(),
             boot_id: host::boot_id(),
             at,
             seconds,
-            netns,
+            netns: own.inum,
             rungs,
             lost: lost(&to.metrics) - lost(&from.metrics),
             rows: best,
-            counters: to.after.counters.0.keys().map(counted).collect(),
-            sockstat: to.after.stat,
+            counters: counted(&namespaces),
+            sockstat: sockstat(&namespaces),
+            namespaces,
             incomplete,
         })
     }
@@ -209,19 +234,6 @@ impl Verify {
         }
     }
 
-    fn look(&self, client: &Client) -> Result<Look, Failure> {
-        let before = Sockets::new(&dump()?);
-        let (counters, stat) = sums()?;
-        let before = View { counters, stat, sockets: before };
-        let metrics = match client.get("/metrics")? {
-            Said::Answer(answer) => answer.expect_ok().map_err(|why| client.failure(why))?,
-            Said::NoAgent | Said::Denied => return Err(client.failure("it has gone".to_owned())),
-        };
-        let (counters, stat) = sums()?;
-        let after = View { counters, stat, sockets: Sockets::new(&dump()?) };
-        Ok(Look { before, metrics: Samples::parse(&String::from_utf8_lossy(&metrics.body)), after })
-    }
-
     fn text(&self, audit: &Audit, differs: usize) -> String {
         let width = table::width();
         let wrapped = |line: String| table::wrap(&line, width) + "\n";
@@ -246,6 +258,9 @@ impl Verify {
             0 => "nothing differs without a known cause".to_owned(),
             n => format!("{n} of {} differ, and nothing known makes it", audit.rows.len()),
         }));
+        for line in audit.rows.iter().filter_map(breakdown) {
+            text.push_str(&wrapped(line));
+        }
         if audit.lost > 0 {
             text.push_str(&wrapped(format!("the agent says that it lost {} events meanwhile", audit.lost)));
         }
@@ -282,19 +297,38 @@ fn better(a: Row, b: Row) -> Row {
     if rank(&b) < rank(&a) { b } else { a }
 }
 
-/// How many network namespaces there are besides the caller's, as far as it may look.
-fn other_network_namespaces() -> usize {
-    netns::find().map_or(0, |found| found.places.len().saturating_sub(1))
+/// What was counted in all of them.
+fn counted(namespaces: &[Namespace]) -> BTreeMap<&'static str, u64> {
+    let mut sum = BTreeMap::new();
+    for (name, n) in namespaces.iter().flat_map(|namespace| &namespace.counters) {
+        *sum.entry(*name).or_default() += n;
+    }
+    sum
 }
 
-fn dump() -> Result<Vec<sock_diag::Socket>, Failure> {
-    sock_diag::dump(EVERY_STATE, false).map(|dump| dump.sockets).map_err(|error| {
-        Failure::new("dump of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
+fn sockstat(namespaces: &[Namespace]) -> SockStat {
+    namespaces.iter().map(|namespace| namespace.sockstat).fold(SockStat::default(), |sum, of| SockStat {
+        inuse: sum.inuse + of.inuse,
+        orphan: sum.orphan.max(of.orphan),
+        tw: sum.tw + of.tw,
     })
 }
 
-fn sums() -> Result<(mib::Counters, SockStat), Failure> {
-    mib::read().map_err(|error| Failure::new("the kernel's counters in /proc/net", error, "mount /proc"))
+/// Which part of a row that differs is whose: nothing where one namespace has it all.
+fn breakdown(row: &Row) -> Option<String> {
+    if row.verdict != Verdict::Differs || row.namespaces.len() < 2 {
+        return None;
+    }
+    let parts = row.namespaces.iter().map(|part| {
+        let name = part.netns_name.clone().unwrap_or_else(|| format!("net:[{}]", part.netns));
+        match part.dumped {
+            Some(dumped) if dumped.beyond(part.kernel) != 0 => {
+                format!("{} and {} in {}", dumped, part.kernel, printable(&name))
+            }
+            _ => format!("{} in {}", part.kernel, printable(&name)),
+        }
+    });
+    Some(format!("{}: {}", row.what, parts.collect::<Vec<_>>().join(", ")))
 }
 
 #[cfg(test)]
@@ -304,7 +338,13 @@ mod tests {
 
     #[test]
     fn a_later_look_can_only_clear_a_difference() {
-        let row = |n, verdict| Row { what: "x".to_owned(), agent: Span::exact(n), kernel: None, verdict };
+        let row = |n, verdict| Row {
+            what: "x".to_owned(),
+            agent: Span::exact(n),
+            kernel: None,
+            verdict,
+            namespaces: Vec::new(),
+        };
         let differs = || row(1, Verdict::Differs);
         assert_eq!(better(differs(), row(2, Verdict::Equal)).agent, Span::exact(2));
         assert_eq!(better(row(2, Verdict::Equal), differs()).agent, Span::exact(2));

@@ -11,11 +11,12 @@
 //! * [`destroy`]: end one socket by SOCK_DESTROY.
 //! * [`mib`]: the kernel's own counters of TCP.
 //! * [`netns`]: finds network namespaces, and goes into them.
-//! * [`survey`]: dumps of several network namespaces.
+//! * [`survey`]: dumps of several network namespaces; [`account`]: with the kernel's sums beside.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: which processes hold a socket; [`process`]: what is known of one; [`cgroup`]: of its place.
 //! * [`host`]: names, clocks, limits.
 
+pub mod account;
 pub mod age;
 pub mod cgroup;
 pub mod destroy;

@@ -73,7 +73,7 @@ pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Resul
 }
 
 /// The sockets of this thread's namespace.
-fn dump(ask: Ask) -> io::Result<Dump> {
+pub(super) fn dump(ask: Ask) -> io::Result<Dump> {
     let Ask { states, info } = ask;
     let listen = TcpState::Listen.bit();
     // Listeners have a table of their own, and cost little.

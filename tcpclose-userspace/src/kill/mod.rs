@@ -3,9 +3,11 @@
 //! * [`plan`]: which of the sockets that a query found are to go, and why the others are left alone; pure.
 //! * [`pace`]: when the next one may go; pure.
 //! * [`report`]: what became of each, as `--json` prints it and people read it.
+//! * [`places`]: where the network namespaces are that orders lead to.
 //! * [`execute`]: one order, carried out by the command line or by the agent.
 
 pub mod pace;
+pub mod places;
 pub mod plan;
 pub mod report;
 
@@ -13,11 +15,12 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kernel::destroy;
 use crate::kernel::sock_diag::{self, Socket};
-use crate::kernel::{destroy, netns};
 use crate::query::diagnose;
 use crate::query::document::{Cookie, StuckSocket, named, named_list};
 use crate::terms::{Age, Diagnosis, Flow, Phase};
+use places::Places;
 
 /// The version of [`Order`] and [`Outcome`] between command line and agent.
 pub const SCHEMA: u32 = 1;
@@ -34,6 +37,9 @@ pub struct Order {
     pub interface: u32,
     /// The inode of the socket's network namespace.
     pub netns: u32,
+    /// What tells that from a later one with its inode; 0 where it is unknown.
+    #[serde(default)]
+    pub netns_id: u32,
     /// The state that it must still be in.
     #[serde(with = "named")]
     pub state: Phase,
@@ -56,6 +62,7 @@ impl Order {
             peer: socket.peer,
             interface: socket.interface,
             netns: socket.netns,
+            netns_id: socket.netns_id,
             state: socket.state,
             diagnoses: diagnoses.to_vec(),
             stuck_after_seconds: stuck_after,
@@ -93,15 +100,16 @@ pub enum Outcome {
 
 const GONE: &str = "it has gone";
 
+/// Carries `order` out in the socket's network namespace, which `places` finds.
+pub fn execute(order: &Order, places: &mut Places) -> Outcome {
+    places.inside(order.netns, order.netns_id, || carry_out(order)).unwrap_or_else(|outcome| outcome)
+}
+
 /// Carries `order` out in the network namespace of the calling thread.
 ///
 /// The state and the diagnosis are read immediately before. What is left is a race of microseconds: a socket whose program
 /// closes it between that look and the kernel's own, which compares the cookie and no state, is destroyed in LAST-ACK.
-pub fn execute(order: &Order) -> Outcome {
-    if netns::own().ok().map(|own| own.inum) != Some(order.netns) {
-        let why = format!("it is in another network namespace, net:[{}]", order.netns);
-        return Outcome::Refused { errno: None, why };
-    }
+fn carry_out(order: &Order) -> Outcome {
     let flow = Flow::new(order.local, order.peer);
     let look = || sock_diag::lookup(&flow, order.interface, Some(order.cookie.0));
     match look() {
@@ -136,6 +144,7 @@ fn refused(error: &std::io::Error) -> Outcome {
 mod tests {
     use super::*;
     use crate::cli::groups::tests::socket;
+    use crate::kernel::netns;
     use crate::kernel::sock_diag::Times;
     use tcpclose_common::state::TcpState;
 
@@ -195,11 +204,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_touched_in_another_namespace_nor_where_nothing_is() {
-        let elsewhere = Order { netns: 1, ..order(&[Diagnosis::NotClosed]) };
-        let Outcome::Refused { errno: None, why } = execute(&elsewhere) else { panic!() };
-        assert_eq!(why, "it is in another network namespace, net:[1]");
-        let nowhere = Order { netns: netns::own().unwrap().inum, ..elsewhere };
-        assert_eq!(execute(&nowhere), Outcome::Spared { why: GONE.to_owned() });
+    fn nothing_is_touched_where_nothing_is() {
+        let own = netns::own().unwrap();
+        let here = Order { netns: own.inum, netns_id: own.id, ..order(&[Diagnosis::NotClosed]) };
+        let mut places = Places::default();
+        assert_eq!(execute(&here, &mut places), Outcome::Spared { why: GONE.to_owned() });
+        // Another namespace has the inode by now: everything that was in the one that is meant has gone with it.
+        let later = Order { netns_id: own.id.wrapping_add(1), ..here.clone() };
+        let Outcome::Spared { why } = execute(&later, &mut places) else { panic!() };
+        assert!(why.contains("network namespace has gone"), "{why}");
+        // Inodes of namespaces begin at 0xf0000000 (fs/proc/generic.c, PROC_DYNAMIC_FIRST), the first ones' just below.
+        let nowhere = Order { netns: 1, ..here };
+        let Outcome::Refused { errno: None, why } = execute(&nowhere, &mut places) else { panic!() };
+        assert!(why.starts_with("nothing leads into its network namespace net:[1]"), "{why}");
     }
 }

@@ -61,6 +61,10 @@ pub struct StuckSocket {
     pub uid: u32,
     /// The inode of the socket's network namespace.
     pub netns: u32,
+    /// What tells that namespace from a later one with its inode: the low half of its cookie, where the kernel gives out
+    /// cookies. 0 where it is unknown.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub netns_id: u32,
     /// As `ip netns` calls that, where it has a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns_name: Option<String>,

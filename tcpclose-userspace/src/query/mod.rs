@@ -71,6 +71,7 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
                 inode: socket.inode,
                 uid: socket.uid,
                 netns: scene.netns.inum,
+                netns_id: scene.netns.id,
                 netns_name: scene.netns.name.clone(),
                 age: age.into(),
                 unread_bytes: unread_data(socket),

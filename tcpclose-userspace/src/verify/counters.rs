@@ -3,15 +3,22 @@
 use tcpclose_common::state::TcpState;
 
 use super::verdict::{Causes, Span, Verdict};
-use super::{Look, Row, Rungs, span};
+use super::{Look, Part, Reach, Row, Rungs, Sight, View, span};
 
 /// Counters of the kernel that no counter of the agent means the same as, and why.
 pub const NOT_COMPARED: &str = "not compared: OutRsts counts RSTs to ports on which nobody listens too, \
     TCPAbortOnTimeout attempts to connect, TCPAbortOnData closes with linger 0 and data after close alike";
 
-/// Compares what both counted from `from` to `to`.
-pub fn compare(from: &Look, to: &Look, rungs: &Rungs, causes: &Causes) -> Vec<Row> {
-    let pair = Pair { from, to };
+/// Compares what both counted from `from` to `to`. `own`: the agent's network namespace; `reach`: what minisockets are
+/// followed in. Records come from all.
+pub fn compare(
+    from: &Look,
+    to: &Look,
+    rungs: &Rungs,
+    (own, reach): (u32, Reach),
+    causes: &Causes,
+) -> Vec<Row> {
+    let pair = Pair { from, to, own, reach };
     vec![
         pair.established_resets(causes),
         pair.minisockets_born(rungs, causes),
@@ -24,6 +31,8 @@ pub fn compare(from: &Look, to: &Look, rungs: &Rungs, causes: &Causes) -> Vec<Ro
 struct Pair<'a> {
     from: &'a Look,
     to: &'a Look,
+    own: u32,
+    reach: Reach,
 }
 
 impl Pair<'_> {
@@ -41,24 +50,33 @@ impl Pair<'_> {
     }
 
     /// What the kernel counted between the two readings of the agent, which it was read before and after.
-    fn kernel(&self, names: &[&str]) -> Span {
-        let sum = |view: &super::View| names.iter().map(|name| view.counters.get(name)).sum::<u64>() as i64;
-        Span {
-            min: sum(&self.to.before) - sum(&self.from.after),
-            max: sum(&self.to.after) - sum(&self.from.before),
-        }
+    fn kernel(&self, reach: Reach, names: &[&str]) -> (Span, Vec<Part>) {
+        let sum = |view: &View| names.iter().map(|name| view.counters.get(name)).sum::<u64>() as i64;
+        let at = |view: Option<&View>| view.map(sum);
+        self.to.sum(reach, |id, to| {
+            let from = self.from.namespaces.get(&id);
+            let before = |sight: Option<&Sight>| at(sight.and_then(|sight| sight.before.as_ref()));
+            let after = |sight: Option<&Sight>| at(sight.and_then(|sight| sight.after.as_ref()));
+            // Counters begin at 0. One that was not there was not made yet, or not found.
+            let first = before(from).unwrap_or(0);
+            let last = after(Some(to)).or_else(|| before(Some(to))).or_else(|| after(from));
+            let min = before(Some(to)).zip(after(from)).map_or(0, |(to, from)| to - from);
+            Span { min, max: last.map_or(min, |last| last - first).max(min) }
+        })
     }
 
     /// `tcp_set_state()` counts ESTABLISHED or CLOSE-WAIT to CLOSE.
     fn established_resets(&self, causes: &Causes) -> Row {
         let agent =
             self.transitions(Some("established"), "closed") + self.transitions(Some("close_wait"), "closed");
-        let (agent, kernel) = (Span::exact(agent), self.kernel(&["EstabResets"]));
+        let agent = Span::exact(agent);
+        let (kernel, namespaces) = self.kernel(Reach::All, &["EstabResets"]);
         Row {
             what: "established or close_wait to closed, EstabResets".to_owned(),
             agent,
             kernel: Some(kernel),
             verdict: causes.judge(agent, kernel),
+            namespaces,
         }
     }
 
@@ -73,37 +91,48 @@ impl Pair<'_> {
         // Of those in FIN-WAIT-2 the agent counts full sockets too.
         let minisockets = |look: &Look| {
             let all = look.metrics.sum("tcpclose_sockets", &[("state", "fin_wait_2")]) as i64;
-            let full = |view: &super::View| view.sockets.full_in(TcpState::FinWait2);
-            Span::exact(all).minus(span(&full(&look.before), &full(&look.after)))
+            let (full, _) = look.sum(self.reach, |_, sight| {
+                let (before, after) = sight.sockets(|sockets| sockets.full_in(TcpState::FinWait2));
+                span(&before, &after)
+            });
+            Span::exact(all).minus(full)
         };
         let agent = Span { min: entered, max: entered + ended }
             .plus(minisockets(self.to))
             .minus(minisockets(self.from));
-        let born = self.kernel(&["TW", "TWKilled"]);
+        let (born, namespaces) = self.kernel(self.reach, &["TW", "TWKilled"]);
         // Without hooks, one that found no room looks born.
-        let skipped = if rungs.dumps() { self.kernel(&["TCPTimeWaitOverflow"]).max } else { 0 };
+        let skipped = match rungs.dumps() {
+            true => self.kernel(self.reach, &["TCPTimeWaitOverflow"]).0.max,
+            false => 0,
+        };
         let kernel = Span { max: born.max + skipped, ..born };
         Row {
             what: "minisockets born, TW + TWKilled".to_owned(),
             agent,
             kernel: Some(kernel),
             verdict: causes.judge(agent, kernel),
+            namespaces,
         }
     }
 
     fn overflows(&self, rungs: &Rungs, causes: &Causes) -> Row {
         let agent = Span::exact(self.agent("tcpclose_time_wait_overflows_total", &[]));
-        let kernel = self.kernel(&["TCPTimeWaitOverflow"]);
-        let what = match rungs.dumps() {
-            true => "time_wait skipped, TCPTimeWaitOverflow (which the agent reads itself)",
-            false => "time_wait skipped, TCPTimeWaitOverflow",
+        let (what, reach) = match rungs.dumps() {
+            true => (
+                "time_wait skipped, TCPTimeWaitOverflow (which the agent reads itself, of its own namespace)",
+                Reach::Only(self.own),
+            ),
+            false => ("time_wait skipped, TCPTimeWaitOverflow", Reach::All),
         };
-        Row { what: what.to_owned(), agent, kernel: Some(kernel), verdict: causes.judge(agent, kernel) }
+        let (kernel, namespaces) = self.kernel(reach, &["TCPTimeWaitOverflow"]);
+        let verdict = causes.judge(agent, kernel);
+        Row { what: what.to_owned(), agent, kernel: Some(kernel), verdict, namespaces }
     }
 
     fn reused(&self, rungs: &Rungs, causes: &Causes) -> Row {
         let agent = Span::exact(self.agent("tcpclose_time_wait_ended_total", &[("reason", "reused")]));
-        let kernel = self.kernel(&["TWRecycled"]);
+        let (kernel, namespaces) = self.kernel(Reach::All, &["TWRecycled"]);
         let verdict = match rungs.dumps() {
             true => Verdict::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
             false => causes.judge(agent, kernel),
@@ -113,6 +142,7 @@ impl Pair<'_> {
             agent,
             kernel: Some(kernel),
             verdict,
+            namespaces,
         }
     }
 
@@ -122,27 +152,37 @@ impl Pair<'_> {
         let closes = |outcome| self.agent("tcpclose_closes_total", &[("outcome", outcome)]);
         let aborted = closes("aborted");
         let agent = Span { min: aborted, max: aborted + closes("unknown") };
-        let kernel = self.kernel(&["TCPAbortOnClose"]);
+        let (kernel, namespaces) = self.kernel(Reach::All, &["TCPAbortOnClose"]);
         let verdict = match agent.beyond(kernel) {
             1.. => Verdict::Explained("closes with linger 0 and disconnects are aborts too".to_owned()),
             _ => causes.judge(agent, kernel),
         };
-        Row { what: "closes aborted, TCPAbortOnClose".to_owned(), agent, kernel: Some(kernel), verdict }
+        Row {
+            what: "closes aborted, TCPAbortOnClose".to_owned(),
+            agent,
+            kernel: Some(kernel),
+            verdict,
+            namespaces,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::Samples;
+    use super::super::tests::look as look_at;
     use super::*;
     use crate::kernel::mib::Counters;
 
     fn look(metrics: &str, before: &[(&'static str, u64)], after: &[(&'static str, u64)]) -> Look {
-        let view = |counters: &[(&'static str, u64)]| super::super::View {
-            counters: Counters(counters.iter().copied().collect()),
-            ..Default::default()
-        };
-        Look { before: view(before), metrics: Samples::parse(metrics), after: view(after) }
+        look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
+    }
+
+    fn view(counters: &[(&'static str, u64)]) -> View {
+        View { counters: Counters(counters.iter().copied().collect()), ..View::default() }
+    }
+
+    fn between<'a>(from: &'a Look, to: &'a Look) -> Pair<'a> {
+        Pair { from, to, own: 1, reach: Reach::All }
     }
 
     fn rungs(time_wait: &str) -> Rungs {
@@ -162,10 +202,10 @@ mod tests {
             &[("EstabResets", 14)],
             &[("EstabResets", 15)],
         );
-        let row = Pair { from: &from, to: &to }.established_resets(&Causes::default());
+        let row = between(&from, &to).established_resets(&Causes::default());
         assert_eq!((row.agent, row.kernel), (Span::exact(4), Some(Span { min: 3, max: 5 })));
         assert_eq!(row.verdict, Verdict::Equal);
-        let row = Pair { from: &from, to: &from }.established_resets(&Causes::default());
+        let row = between(&from, &from).established_resets(&Causes::default());
         assert_eq!(row.verdict, Verdict::Equal);
     }
 
@@ -179,7 +219,7 @@ mod tests {
             &[("TW", 8)],
             &[("TW", 8), ("TCPTimeWaitOverflow", 1)],
         );
-        let pair = Pair { from: &none, to: &to };
+        let pair = between(&none, &to);
         let row = pair.minisockets_born(&rungs("hooks"), &Causes::default());
         assert_eq!((row.agent, row.verdict), (Span { min: 8, max: 9 }, Verdict::Equal));
         let row = pair.minisockets_born(&rungs("diag"), &Causes::default());
@@ -190,14 +230,14 @@ mod tests {
             &[],
             &[],
         );
-        let row = Pair { from: &none, to: &elsewhere }.minisockets_born(&rungs("diag"), &Causes::default());
+        let row = between(&none, &elsewhere).minisockets_born(&rungs("diag"), &Causes::default());
         assert_eq!((row.agent, row.verdict), (Span::exact(0), Verdict::Equal));
     }
 
     #[test]
     fn a_rung_that_cannot_know_says_so() {
         let (from, to) = (look("", &[], &[]), look("", &[("TWRecycled", 7)], &[("TWRecycled", 7)]));
-        let pair = Pair { from: &from, to: &to };
+        let pair = between(&from, &to);
         assert!(matches!(pair.reused(&rungs("diag"), &Causes::default()).verdict, Verdict::NotTold(_)));
         assert_eq!(pair.reused(&rungs("hooks"), &Causes::default()).verdict, Verdict::Differs);
     }
@@ -206,10 +246,22 @@ mod tests {
     fn more_aborts_than_the_kernels_counter_have_other_causes_and_fewer_have_none() {
         let (from, to) =
             (look("", &[], &[]), look("tcpclose_closes_total{outcome=\"aborted\"} 3\n", &[], &[]));
-        let pair = Pair { from: &from, to: &to };
+        let pair = between(&from, &to);
         assert!(matches!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Explained(_)));
         let to = look("", &[("TCPAbortOnClose", 3)], &[("TCPAbortOnClose", 3)]);
-        let pair = Pair { from: &from, to: &to };
+        let pair = between(&from, &to);
         assert_eq!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Differs);
+    }
+
+    #[test]
+    fn a_namespace_that_came_counts_from_nothing_and_one_that_went_until_it_was_seen_last() {
+        let count = |n| Some(view(&[("EstabResets", n)]));
+        let from = look_at("", [(1, count(10), count(10)), (2, count(5), count(6))]);
+        let to = look_at("", [(1, count(11), count(12)), (2, None, None), (3, count(4), count(7))]);
+        let (sum, parts) = between(&from, &to).kernel(Reach::All, &["EstabResets"]);
+        assert_eq!(sum, Span { min: 1, max: 2 + 1 + 7 });
+        assert_eq!(parts.len(), 3);
+        let (own, _) = between(&from, &to).kernel(Reach::Only(1), &["EstabResets"]);
+        assert_eq!(own, Span { min: 1, max: 2 });
     }
 }

@@ -1,34 +1,44 @@
 //! What was there at one look: the agent's gauges beside dumps, and dumps beside /proc/net/sockstat.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use tcpclose_common::state::TcpState;
 
 use super::verdict::{Causes, Span, Verdict};
-use super::{Look, Row, Sockets, span};
+use super::{Look, Part, Reach, Row, Sight, Sockets, View, span};
+use crate::kernel::mib::SockStat;
 use crate::terms::Phase;
 
 /// The agent's `tcpclose_sockets` at `look`. `earlier`: where minisockets are followed by dumps, the sockets at a time
 /// before which every step has been dumped by then.
-pub fn agent(look: &Look, earlier: Option<&Sockets>, causes: &Causes) -> Vec<Row> {
+pub fn agent(
+    look: &Look,
+    earlier: Option<&BTreeMap<u32, Sockets>>,
+    reach: Reach,
+    causes: &Causes,
+) -> Vec<Row> {
+    let none = Sockets::default();
     let rows = Phase::ALL.into_iter().map(|phase| {
         let agent = look.metrics.sum("tcpclose_sockets", &[("state", phase.name())]) as i64;
         let agent = Span::exact(agent);
-        let kernel = in_phase(phase, look, earlier);
+        let (kernel, namespaces) = look.sum(reach, |id, sight| {
+            in_phase(phase, sight, earlier.map(|earlier| earlier.get(&id).unwrap_or(&none)))
+        });
         Row {
             what: format!("sockets in {}", phase.name()),
             agent,
             kernel: Some(kernel),
             verdict: causes.judge(agent, kernel),
+            namespaces,
         }
     });
     rows.collect()
 }
 
-/// How many sockets the agent can rightly say are in `phase`.
-fn in_phase(phase: Phase, look: &Look, earlier: Option<&Sockets>) -> Span {
+/// How many sockets of a namespace the agent can rightly say are in `phase`.
+fn in_phase(phase: Phase, sight: &Sight, earlier: Option<&Sockets>) -> Span {
     let of = |sockets: &Sockets| sockets.in_state(phase.state());
-    let (before, after) = (of(&look.before.sockets), of(&look.after.sockets));
+    let (before, after) = sight.sockets(of);
     let (Some(earlier), Phase::FinWait2 | Phase::TimeWait) = (earlier, phase) else {
         return span(&before, &after);
     };
@@ -38,63 +48,88 @@ fn in_phase(phase: Phase, look: &Look, earlier: Option<&Sockets>) -> Span {
     let mut possible: HashSet<u64> = &(&first | &before) | &after;
     if phase == Phase::FinWait2 {
         let waiting = |sockets: &Sockets| sockets.in_state(TcpState::TimeWait);
-        let switched = &waiting(&look.before.sockets) | &waiting(&look.after.sockets);
-        possible.extend(switched.difference(&waiting(earlier)));
+        let (before, after) = sight.sockets(waiting);
+        possible.extend((&before | &after).difference(&waiting(earlier)));
     }
     Span { min, max: possible.len() as i64 }
 }
 
 /// What the agent and this audit rest on: that a dump shows what the kernel counts.
 pub fn dumps(look: &Look) -> Vec<Row> {
-    let (before, after) = (&look.before, &look.after);
-    let row = |what: &str, dumped: Span, counted: Span, larger: Option<&str>| {
-        let verdict = match (dumped.beyond(counted), larger) {
-            (0, _) => Verdict::Equal,
-            (..0, Some(why)) => Verdict::Explained(why.to_owned()),
-            _ => Verdict::Differs,
-        };
-        Row { what: format!("sock_diag: {what}"), agent: dumped, kernel: Some(counted), verdict }
-    };
-    let counted = |of: fn(&super::View) -> u64| Span::between(of(before) as i64, of(after) as i64);
     vec![
-        row(
-            "minisockets, sockstat tw",
-            span(&before.sockets.minisockets(), &after.sockets.minisockets()),
-            counted(|view| view.stat.tw),
-            None,
-        ),
-        row(
-            "full sockets, sockstat inuse",
-            span(&before.sockets.in_use(), &after.sockets.in_use()),
-            counted(|view| view.stat.inuse),
-            None,
-        ),
-        row(
-            "orphans, sockstat orphan",
-            span(&before.sockets.orphans, &after.sockets.orphans),
-            counted(|view| view.stat.orphan),
-            Some("the kernel counts the orphans of all network namespaces together"),
-        ),
+        in_each("minisockets, sockstat tw", look, Sockets::minisockets, |stat| stat.tw),
+        in_each("full sockets, sockstat inuse", look, Sockets::in_use, |stat| stat.inuse),
+        orphans(look),
     ]
+}
+
+const DUMPS: &str = "sock_diag: ";
+
+/// A number that each namespace has its own of: it must be the same in each.
+fn in_each(
+    what: &str,
+    look: &Look,
+    dumped: impl Fn(&Sockets) -> HashSet<u64>,
+    counted: impl Fn(&SockStat) -> u64,
+) -> Row {
+    let zero = Span::exact(0);
+    let (mut all_dumped, mut all_counted, mut differs, mut namespaces) = (zero, zero, false, Vec::new());
+    for sight in look.namespaces.values() {
+        let (before, after) = sight.sockets(&dumped);
+        let dumped = span(&before, &after);
+        let count = |view: &Option<View>| view.as_ref().map_or(0, |view| counted(&view.stat)) as i64;
+        let counted = Span::between(count(&sight.before), count(&sight.after));
+        all_dumped = all_dumped.plus(dumped);
+        all_counted = all_counted.plus(counted);
+        differs |= dumped.beyond(counted) != 0;
+        if (dumped, counted) != (zero, zero) {
+            namespaces.push(Part { dumped: Some(dumped), ..sight.part(counted) });
+        }
+    }
+    let verdict = if differs { Verdict::Differs } else { Verdict::Equal };
+    Row { what: format!("{DUMPS}{what}"), agent: all_dumped, kernel: Some(all_counted), verdict, namespaces }
+}
+
+/// Orphans, which the kernel counts of all namespaces together.
+fn orphans(look: &Look) -> Row {
+    let (dumped, namespaces) = look.sum(Reach::All, |_, sight| {
+        let (before, after) = sight.sockets(|sockets| sockets.orphans.clone());
+        span(&before, &after)
+    });
+    let namespaces = namespaces.into_iter().map(|part| Part { dumped: Some(part.kernel), ..part }).collect();
+    let views = look.namespaces.values().flat_map(|sight| [&sight.before, &sight.after]);
+    let counts: Vec<i64> = views.flatten().map(|view| view.stat.orphan as i64).collect();
+    let bound = |bound: Option<&i64>| bound.copied().unwrap_or(0);
+    let counted = Span { min: bound(counts.iter().min()), max: bound(counts.iter().max()) };
+    let verdict = match dumped.beyond(counted) {
+        0 => Verdict::Equal,
+        ..0 => Verdict::Explained(
+            "the kernel counts the orphans of all network namespaces together, also of those to which nothing leads"
+                .to_owned(),
+        ),
+        1.. => Verdict::Differs,
+    };
+    let what = format!("{DUMPS}orphans, sockstat orphan");
+    Row { what, agent: dumped, kernel: Some(counted), verdict, namespaces }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::socket;
-    use super::super::{View, samples::Samples};
+    use super::super::tests::{look as look_at, socket};
     use super::*;
-    use crate::kernel::mib::SockStat;
+
+    fn view(sockets: &[(TcpState, u64)]) -> View {
+        let mini = |state| matches!(state, TcpState::FinWait2 | TcpState::TimeWait);
+        let dumped: Vec<_> =
+            sockets.iter().map(|&(state, cookie)| socket(state, cookie, mini(state))).collect();
+        let sockets = Sockets::new(&dumped);
+        let (inuse, tw) = (sockets.in_use().len() as u64, sockets.minisockets().len() as u64);
+        let stat = SockStat { inuse, orphan: 0, tw };
+        View { sockets, stat, ..View::default() }
+    }
 
     fn look(before: &[(TcpState, u64)], metrics: &str, after: &[(TcpState, u64)]) -> Look {
-        let view = |sockets: &[(TcpState, u64)]| {
-            let mini = |state| matches!(state, TcpState::FinWait2 | TcpState::TimeWait);
-            let dumped: Vec<_> =
-                sockets.iter().map(|&(state, cookie)| socket(state, cookie, mini(state))).collect();
-            let sockets = Sockets::new(&dumped);
-            let stat = SockStat { inuse: 0, orphan: 0, tw: sockets.minisockets().len() as u64 };
-            View { sockets, stat, ..View::default() }
-        };
-        Look { before: view(before), metrics: Samples::parse(metrics), after: view(after) }
+        look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
     }
 
     fn of(rows: &[Row], phase: Phase) -> &Row {
@@ -108,7 +143,7 @@ mod tests {
     fn a_gauge_lies_between_what_stayed_and_what_was_ever_there() {
         use TcpState::{CloseWait, TimeWait};
         let look = look(&[(CloseWait, 1), (TimeWait, 9)], ONE, &[(CloseWait, 2), (TimeWait, 9)]);
-        let rows = agent(&look, None, &Causes::default());
+        let rows = agent(&look, None, Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::CloseWait).kernel, Some(Span { min: 0, max: 2 }));
         assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Equal);
         assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
@@ -118,10 +153,12 @@ mod tests {
     #[test]
     fn where_minisockets_are_dumped_the_agents_word_may_be_a_dump_old() {
         use TcpState::{FinWait2, TimeWait};
-        let earlier = look(&[(TimeWait, 7), (TimeWait, 8), (FinWait2, 9)], "", &[]).before.sockets;
+        let earlier = look(&[(TimeWait, 7), (TimeWait, 8), (FinWait2, 9)], "", &[]);
+        let earlier = earlier.namespaces.into_values().filter_map(|sight| sight.before);
+        let earlier = earlier.map(|view| (1, view.sockets)).collect();
         let now = [(TimeWait, 8), (TimeWait, 9)];
         let look = look(&now, ONE, &now);
-        let rows = agent(&look, Some(&earlier), &Causes::default());
+        let rows = agent(&look, Some(&earlier), Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 1, max: 3 }));
         assert_eq!(of(&rows, Phase::FinWait2).kernel, Some(Span { min: 0, max: 1 }));
         assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
@@ -131,10 +168,40 @@ mod tests {
     fn a_dump_that_shows_less_than_the_kernel_counts_is_flagged() {
         let mut look = look(&[(TcpState::TimeWait, 7)], "", &[(TcpState::TimeWait, 7)]);
         assert!(dumps(&look).iter().all(|row| row.verdict == Verdict::Equal));
-        (look.before.stat.tw, look.after.stat.tw) = (2, 2);
-        (look.before.stat.orphan, look.after.stat.orphan) = (1, 1);
+        for view in look.namespaces.values_mut().flat_map(|sight| [&mut sight.before, &mut sight.after]) {
+            let stat = &mut view.as_mut().unwrap().stat;
+            (stat.tw, stat.orphan) = (2, 1);
+        }
         let rows = dumps(&look);
         assert_eq!(rows[0].verdict, Verdict::Differs);
         assert!(matches!(rows[2].verdict, Verdict::Explained(_)));
+    }
+
+    #[test]
+    fn namespaces_are_added_and_one_that_differs_is_not_hidden_by_another() {
+        use TcpState::{CloseWait, TimeWait};
+        let (one, two) = (view(&[(CloseWait, 1), (TimeWait, 3)]), view(&[(TimeWait, 1), (TimeWait, 2)]));
+        let metrics = "tcpclose_sockets{state=\"close_wait\"} 1\ntcpclose_sockets{state=\"time_wait\"} 3\n";
+        let both = |one: &View, two: &View| {
+            let seen = |view: &View| Some(view.clone());
+            look_at(metrics, [(1, seen(one), seen(one)), (2, seen(two), seen(two))])
+        };
+        let look = both(&one, &two);
+        let rows = agent(&look, None, Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
+        let parts: Vec<i64> = of(&rows, Phase::TimeWait).namespaces.iter().map(|p| p.kernel.min).collect();
+        assert_eq!(parts, [1, 2]);
+        let rows = agent(&look, None, Reach::Own(2), &Causes::default());
+        assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 2, max: 3 }));
+        assert!(dumps(&look).iter().all(|row| row.verdict == Verdict::Equal));
+        let (mut more, mut less) = (one, two);
+        (more.stat.tw, less.stat.tw) = (2, 1);
+        let row = &dumps(&both(&more, &less))[0];
+        assert_eq!((row.agent, row.kernel), (Span::exact(3), Some(Span::exact(3))));
+        assert_eq!(row.verdict, Verdict::Differs);
+        // One that was there before the metrics were read alone may be counted or not.
+        let look = look_at(metrics, [(1, Some(more), None)]);
+        let rows = agent(&look, None, Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::CloseWait).kernel, Some(Span { min: 0, max: 1 }));
     }
 }

@@ -11,12 +11,13 @@ pub mod gauges;
 pub mod samples;
 pub mod verdict;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 use tcpclose_common::state::TcpState;
 
 use crate::kernel::mib::{Counters, SockStat};
+use crate::kernel::netns::Netns;
 use crate::kernel::sock_diag::Socket;
 use samples::Samples;
 use verdict::{Span, Verdict};
@@ -31,6 +32,21 @@ pub struct Row {
     pub kernel: Option<Span>,
     #[serde(flatten)]
     pub verdict: Verdict,
+    /// What the kernel's number is the sum of.
+    pub namespaces: Vec<Part>,
+}
+
+/// One network namespace's part of a number; of those only that have one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Part {
+    /// The inode.
+    pub netns: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns_name: Option<String>,
+    /// Of the rows `sock_diag: …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dumped: Option<Span>,
+    pub kernel: Span,
 }
 
 /// The sockets of a dump, in as much detail as is compared.
@@ -107,12 +123,72 @@ pub struct View {
     pub sockets: Sockets,
 }
 
-/// The agent's metrics between two views: dump, sums, metrics, sums, dump.
+/// One network namespace before and after a reading of the agent's metrics; `None` when it was not there.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    pub netns: Netns,
+    pub before: Option<View>,
+    pub after: Option<View>,
+}
+
+impl Sight {
+    /// What is counted by `of` in one that is not there is nothing.
+    fn sockets<T: Default>(&self, of: impl Fn(&Sockets) -> T) -> (T, T) {
+        let count = |view: &Option<View>| view.as_ref().map(|view| of(&view.sockets)).unwrap_or_default();
+        (count(&self.before), count(&self.after))
+    }
+
+    fn part(&self, kernel: Span) -> Part {
+        let Netns { inum, name, .. } = &self.netns;
+        Part { netns: *inum, netns_name: name.clone(), dumped: None, kernel }
+    }
+}
+
+/// The agent's metrics between two views of each namespace: dump, sums, metrics, sums, dump.
 #[derive(Clone, Debug, Default)]
 pub struct Look {
-    pub before: View,
+    /// By what identifies them; also those that have gone since an earlier look.
+    pub namespaces: BTreeMap<u32, Sight>,
     pub metrics: Samples,
-    pub after: View,
+}
+
+/// Which network namespaces a number of the agent's is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    All,
+    /// Its own, which is this one, and of the others what hooks tell of: any part.
+    Own(u32),
+    /// Its own alone.
+    Only(u32),
+}
+
+impl Look {
+    /// The sum of `of` over all namespaces that `reach` covers, and its parts.
+    fn sum(&self, reach: Reach, of: impl Fn(u32, &Sight) -> Span) -> (Span, Vec<Part>) {
+        let (mut sum, mut parts) = (Span::exact(0), Vec::new());
+        for (id, sight) in &self.namespaces {
+            let span = of(*id, sight);
+            let counted = match reach {
+                Reach::All => span,
+                Reach::Own(own) | Reach::Only(own) if own == *id => span,
+                Reach::Own(_) => Span { min: 0, max: span.max },
+                Reach::Only(_) => continue,
+            };
+            sum = sum.plus(counted);
+            if counted != Span::exact(0) {
+                parts.push(sight.part(counted));
+            }
+        }
+        (sum, parts)
+    }
+}
+
+/// Which namespaces the gauges are of, with the agent's `own`.
+pub fn reach(metrics: &Samples, own: u32) -> Reach {
+    match metrics.label("tcpclose_netns_info", &[], "dumped").as_deref() {
+        Some("all") => Reach::All,
+        _ => Reach::Own(own),
+    }
 }
 
 /// The rungs in use, as `tcpclose_hook_info` names them.
@@ -144,12 +220,6 @@ pub fn lost(metrics: &Samples) -> i64 {
     (metrics.sum("tcpclose_events_lost_total", &[]) + unseen) as i64
 }
 
-/// Minisockets that the agent saw begin in network namespaces where it does not follow them: the proof that there are
-/// such namespaces, if no process shows one.
-pub fn elsewhere(metrics: &Samples) -> i64 {
-    metrics.sum("tcpclose_unseen_phases_total", &[("why", "namespace")]) as i64
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -171,6 +241,29 @@ pub(crate) mod tests {
             seen_ns: 0,
             window_ns: 0,
         }
+    }
+
+    /// A look at namespaces with these ids.
+    pub fn look(metrics: &str, views: impl IntoIterator<Item = (u32, Option<View>, Option<View>)>) -> Look {
+        let sight = |(id, before, after)| {
+            let netns = Netns { id, inum: 1000 + id, name: None };
+            (id, Sight { netns, before, after })
+        };
+        Look { metrics: Samples::parse(metrics), namespaces: views.into_iter().map(sight).collect() }
+    }
+
+    #[test]
+    fn what_an_agent_that_dumps_its_own_namespace_counts_lies_between_that_and_all() {
+        let look = look("", [(1, None, None), (2, None, None), (3, None, None)]);
+        let of = |id: u32, _: &Sight| Span { min: i64::from(id), max: 10 * i64::from(id) };
+        assert_eq!(look.sum(Reach::All, of).0, Span { min: 6, max: 60 });
+        assert_eq!(look.sum(Reach::Own(2), of).0, Span { min: 2, max: 60 });
+        let (sum, parts) = look.sum(Reach::Only(2), of);
+        assert_eq!((sum, parts.len(), parts[0].netns), (Span { min: 2, max: 20 }, 1, 1002));
+        let dumps = |all| Samples::parse(&format!("tcpclose_netns_info{{dumped=\"{all}\"}} 1\n"));
+        assert_eq!(reach(&dumps("all"), 7), Reach::All);
+        assert_eq!(reach(&dumps("some"), 7), Reach::Own(7));
+        assert_eq!(reach(&Samples::default(), 7), Reach::Own(7));
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl fmt::Display for Verdict {
 pub struct Causes {
     /// Events that the agent says were lost, and that no reconcile has mended: each can make one of difference.
     pub lost: i64,
-    /// There are network namespaces besides the one that is looked into, whose events the agent counts.
+    /// There are, or were, network namespaces that are not looked into, whose events the agent may count.
     pub elsewhere: bool,
 }
 
@@ -94,7 +94,7 @@ impl Causes {
                 Verdict::Explained(format!("{} events were lost, as the agent says", self.lost))
             }
             1.. if self.elsewhere => {
-                let why = "the agent counts other network namespaces too, which are not looked into";
+                let why = "network namespaces that are not looked into (see below) are counted by the agent";
                 Verdict::Explained(why.to_owned())
             }
             _ => Verdict::Differs,

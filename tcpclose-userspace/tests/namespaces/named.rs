@@ -5,6 +5,7 @@ use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -29,13 +30,16 @@ impl Named {
     pub fn inside<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
-                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                drop(file);
+                enter(&self.file());
                 what()
             });
             inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// Where it can be entered.
+    pub fn file(&self) -> PathBuf {
+        format!("/run/netns/{}", self.name).into()
     }
 
     /// How many sockets `ss` shows in `state` with `port` at either end.
@@ -62,6 +66,12 @@ impl Drop for Named {
             self.delete();
         }
     }
+}
+
+/// Takes this thread into the namespace at `file`.
+pub fn enter(file: &Path) {
+    let file = File::open(file).unwrap();
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
 }
 
 /// `ip`, which must succeed.
