@@ -55,6 +55,10 @@ pub struct Host {
     pub ephemeral: RangeInclusive<u16>,
 }
 
+/// Hashes what others have a choice in with a secret, as std's hash does, for a fifth of its time: nobody outside is
+/// shown an order or a hash to learn the secret from.
+type Keyed = foldhash::fast::RandomState;
+
 /// All lives.
 pub struct Tracker {
     host: Host,
@@ -65,9 +69,9 @@ pub struct Tracker {
     by_key: FxHashMap<u64, usize>,
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
-    by_flow: HashMap<(u32, u64), usize>,
+    by_flow: HashMap<(u32, u64), usize, Keyed>,
     /// Where somebody listens, by namespace, as of the last dump that looked there.
-    listening: HashSet<(u32, Ipv6Addr, u16)>,
+    listening: HashSet<(u32, Ipv6Addr, u16), Keyed>,
     /// Lives that ended while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
@@ -103,8 +107,8 @@ impl Tracker {
             host,
             lives: Slab::new(),
             by_key: FxHashMap::default(),
-            by_flow: HashMap::new(),
-            listening: HashSet::new(),
+            by_flow: HashMap::default(),
+            listening: HashSet::default(),
             ended_meanwhile: None,
             time_wait_ns: None,
             by_cookie,
@@ -237,7 +241,7 @@ impl Tracker {
                 }
                 // The earlier connection's socket. Its →CLOSE is on its way from another CPU (tcp_time_wait has the
                 // minisocket hashed, where a SYN can take its place, before tcp_done), or lost.
-                life => self.forget_flow(at, &life),
+                life => self.forget_flow(at, flow_of(&self.host, false, &life)),
             }
         }
     }
@@ -353,10 +357,12 @@ impl Tracker {
 
     /// The full socket is gone; a minisocket goes on.
     fn hand_over(&mut self, at: usize, now: u64, out: &mut impl Sink) {
-        let flow = (netns_key(&self.host, self.lives[at].netns), self.lives[at].flow.hash64());
-        if self.by_flow.get(&flow).is_some_and(|&taker| taker != at) {
-            self.end_minisocket(at, now, out);
-            return;
+        if !self.by_cookie {
+            let life = &self.lives[at];
+            if self.slot_of_flow(life.netns, life.flow.hash64()).is_some_and(|taker| taker != at) {
+                self.end_minisocket(at, now, out);
+                return;
+            }
         }
         self.change(at, |life| {
             life.sk = 0;
@@ -499,17 +505,18 @@ impl Tracker {
 
     /// Learns from a record what an adopted life did not know yet.
     fn refine(&mut self, at: usize, head: &Head) {
-        let known = Some(self.lives[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
-        let side = self.side_of(head, known);
-        let port = self.port(side, head.local_port, head.remote_port);
+        if self.lives[at].side == Side::Unknown {
+            let known = Some(self.lives[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
+            let side = self.side_of(head, known);
+            let port = self.port(side, head.local_port, head.remote_port);
+            if side != Side::Unknown {
+                (self.lives[at].side, self.lives[at].port) = (side, port);
+                self.changed(at);
+            }
+        }
         let sk = if self.by_cookie { 0 } else { head.key };
         let life = &mut self.lives[at];
         (life.event_ns, life.missed) = (head.time_ns, false);
-        if life.side == Side::Unknown && side != Side::Unknown {
-            (life.side, life.port) = (side, port);
-            self.changed(at);
-        }
-        let life = &self.lives[at];
         if life.sk != sk || life.netns == 0 && head.netns != 0 {
             self.change(at, |life| {
                 life.sk = sk;
@@ -579,43 +586,45 @@ impl Tracker {
     }
 
     fn insert(&mut self, life: Life) -> usize {
+        let (key, flow) = (key_of(self.by_cookie, &life), flow_of(&self.host, self.by_cookie, &life));
         let at = self.lives.insert(life);
-        self.index(at, &life);
+        self.index(at, key, flow);
         at
     }
 
     /// Changes what a life is found by.
     fn change(&mut self, at: usize, change: impl FnOnce(&mut Life)) {
-        let mut life = self.lives[at];
-        self.unindex(at, &life);
-        change(&mut life);
-        self.lives[at] = life;
-        self.index(at, &life);
+        let life = &mut self.lives[at];
+        let before = (key_of(self.by_cookie, life), flow_of(&self.host, self.by_cookie, life));
+        change(life);
+        let life = &self.lives[at];
+        let (key, flow) = (key_of(self.by_cookie, life), flow_of(&self.host, self.by_cookie, life));
+        self.forget_key(at, before.0.filter(|_| before.0 != key));
+        self.forget_flow(at, before.1.filter(|_| before.1 != flow));
+        self.index(at, key, flow);
     }
 
-    /// Makes `life`, at `at`, the one that its key and its flow lead to.
-    fn index(&mut self, at: usize, life: &Life) {
+    /// Makes the life at `at` the one that its key and its flow lead to.
+    fn index(&mut self, at: usize, key: Option<u64>, flow: Option<(u32, u64)>) {
         self.changed(at);
-        if let Some(key) = key_of(self.by_cookie, life) {
+        if let Some(key) = key {
             self.by_key.insert(key, at);
         }
-        let hash = life.flow.hash64();
-        if !self.by_cookie && hash != 0 {
-            self.by_flow.insert((netns_key(&self.host, life.netns), hash), at);
+        if let Some(flow) = flow {
+            self.by_flow.insert(flow, at);
         }
     }
 
-    /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
-    fn unindex(&mut self, at: usize, life: &Life) {
-        if let Some(key) = key_of(self.by_cookie, life).filter(|key| self.by_key.get(key) == Some(&at)) {
+    /// Takes back that `key` leads to the life at `at`, but not that it leads to a later one by now.
+    fn forget_key(&mut self, at: usize, key: Option<u64>) {
+        if let Some(key) = key.filter(|key| self.by_key.get(key) == Some(&at)) {
             self.by_key.remove(&key);
         }
-        self.forget_flow(at, life);
     }
 
-    fn forget_flow(&mut self, at: usize, life: &Life) {
-        let flow = (netns_key(&self.host, life.netns), life.flow.hash64());
-        if self.by_flow.get(&flow) == Some(&at) {
+    /// The same of `flow`.
+    fn forget_flow(&mut self, at: usize, flow: Option<(u32, u64)>) {
+        if let Some(flow) = flow.filter(|flow| self.by_flow.get(flow) == Some(&at)) {
             self.by_flow.remove(&flow);
         }
     }
@@ -623,13 +632,13 @@ impl Tracker {
     fn remove(&mut self, at: usize) -> Life {
         let life = self.lives.remove(at);
         self.changed(at);
-        self.unindex(at, &life);
+        self.forget_key(at, key_of(self.by_cookie, &life));
+        self.forget_flow(at, flow_of(&self.host, self.by_cookie, &life));
         if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
             self.just_ended.push(life.cookie);
         }
-        let identity = self.identity(life.netns, life.cookie, &life.flow);
         if let Some(ended) = &mut self.ended_meanwhile {
-            ended.insert(identity);
+            ended.insert(identity_of(&self.host, self.by_cookie, life.netns, life.cookie, &life.flow));
         }
         life
     }
@@ -650,8 +659,8 @@ impl Tracker {
             if let Some(at) = key.and_then(|key| by_key.get_mut(&key)).filter(|at| **at == from) {
                 *at = to;
             }
-            let flow = (netns_key(host, life.netns), life.flow.hash64());
-            if let Some(at) = by_flow.get_mut(&flow).filter(|at| **at == from) {
+            let flow = flow_of(host, *by_cookie, life);
+            if let Some(at) = flow.and_then(|flow| by_flow.get_mut(&flow)).filter(|at| **at == from) {
                 *at = to;
             }
             true
@@ -662,12 +671,12 @@ impl Tracker {
     }
 
     fn identity(&self, netns: u32, cookie: u64, flow: &Flow) -> Identity {
-        if self.by_cookie {
-            Identity::Cookie(cookie)
-        } else {
-            Identity::Flow(netns_key(&self.host, netns), flow.hash64())
-        }
+        identity_of(&self.host, self.by_cookie, netns, cookie, flow)
     }
+}
+
+fn identity_of(host: &Host, by_cookie: bool, netns: u32, cookie: u64, flow: &Flow) -> Identity {
+    if by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(netns_key(host, netns), flow.hash64()) }
 }
 
 /// What of a namespace tells flows apart.
@@ -684,6 +693,15 @@ fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
         Body::Socket if by_cookie => known(life.cookie),
         Body::Socket => known(life.sk).or(known(life.cookie)),
     }
+}
+
+/// What a life is kept under in `by_flow`.
+fn flow_of(host: &Host, by_cookie: bool, life: &Life) -> Option<(u32, u64)> {
+    if by_cookie {
+        return None;
+    }
+    let hash = life.flow.hash64();
+    (hash != 0).then(|| (netns_key(host, life.netns), hash))
 }
 
 /// Who closed, where the record tells.
