@@ -8,6 +8,7 @@
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
 //! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
 //! * [`notice`]: what hooks tell of minisockets and resets.
+//! * [`index`]: lives by what they are kept under.
 //! * [`ended`]: minisockets whose end was told already.
 //! * [`fact`]: what comes out.
 //! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
@@ -16,6 +17,7 @@ pub mod elsewhere;
 mod ended;
 pub mod ending;
 pub mod fact;
+mod index;
 pub mod join;
 pub mod journal;
 pub mod keep;
@@ -30,7 +32,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
-use rustc_hash::FxHashMap;
 use slab::Slab;
 use tcpclose_common::event::{Head, Open, Record, flags};
 use tcpclose_common::state::TcpState;
@@ -39,6 +40,7 @@ use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ended::JustEnded;
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
+use index::Index;
 use life::{Body, Closer, Life, Since};
 use notice::{Settling, Told};
 
@@ -66,7 +68,7 @@ pub struct Tracker {
     /// By cookie (tp_btf) or by address of the full socket (classic door; while that is not known, by cookie too). A
     /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
     /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18).
-    by_key: FxHashMap<u64, usize>,
+    by_key: Index,
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
     by_flow: HashMap<(u32, u64), usize, Keyed>,
@@ -106,7 +108,7 @@ impl Tracker {
         Self {
             host,
             lives: Slab::new(),
-            by_key: FxHashMap::default(),
+            by_key: Index::default(),
             by_flow: HashMap::default(),
             listening: HashSet::default(),
             ended_meanwhile: None,
@@ -214,12 +216,12 @@ impl Tracker {
 
     /// Clears what stands under the identity of a socket that takes its first step.
     fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
-        let former = if self.by_cookie { self.by_key.get(&!head.key).copied() } else { None };
+        let former = if self.by_cookie { self.at(!head.key) } else { None };
         if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
             // One flow, one socket: the same one has reused its own TIME-WAIT.
             self.end_minisocket(at, head.time_ns, out);
         }
-        if let Some(&at) = self.by_key.get(&head.key) {
+        if let Some(at) = self.at(head.key) {
             if self.by_cookie || self.lives[at].flow == *flow {
                 // A dump that ran between this step and its drain was faster: the record knows better.
                 self.remove(at);
@@ -556,18 +558,23 @@ impl Tracker {
 
     /// The life that a step belongs to.
     fn slot_of_step(&self, head: &Head, flow_hash: u64) -> Option<usize> {
-        if let Some(&at) = self.by_key.get(&head.key) {
+        if let Some(at) = self.at(head.key) {
             return Some(at);
         }
         if self.by_cookie {
             // A dump that ran between the hash of the minisocket and the →CLOSE of the socket was faster.
-            let at = self.by_key.get(&!head.key).copied()?;
+            let at = self.at(!head.key)?;
             let Flow { local_port, remote_port, .. } = self.lives[at].flow;
             return ((local_port, remote_port) == (head.local_port, head.remote_port)).then_some(at);
         }
         let at = self.slot_of_flow(head.netns, flow_hash)?;
         // The flow's minisocket does not step; this is a later socket of which the first record was lost.
         (self.lives[at].body == Body::Socket).then_some(at)
+    }
+
+    /// The life that is kept under `key`.
+    fn at(&self, key: u64) -> Option<usize> {
+        self.by_key.get(key, |at| self.lives.get(at).and_then(|life| key_of(self.by_cookie, life)))
     }
 
     /// The life of a flow in `netns`, as a record or a dump tells that.
@@ -578,7 +585,7 @@ impl Tracker {
     /// The life that a dump speaks of.
     fn slot_of(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<usize> {
         if self.by_cookie {
-            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.by_key.get(&key).copied());
+            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.at(key));
             let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].flow.has_addresses();
             return slots.find(same);
         }
@@ -587,6 +594,11 @@ impl Tracker {
 
     fn insert(&mut self, life: Life) -> usize {
         let (key, flow) = (key_of(self.by_cookie, &life), flow_of(&self.host, self.by_cookie, &life));
+        // By an eighth at a time, not twofold: memory that nobody uses is what a life costs too. The C library lets large
+        // blocks grow where they are, or moves their pages and not what is in them.
+        if self.lives.len() == self.lives.capacity() {
+            self.lives.reserve_exact(self.lives.len() / 8 + 16);
+        }
         let at = self.lives.insert(life);
         self.index(at, key, flow);
         at
@@ -608,7 +620,8 @@ impl Tracker {
     fn index(&mut self, at: usize, key: Option<u64>, flow: Option<(u32, u64)>) {
         self.changed(at);
         if let Some(key) = key {
-            self.by_key.insert(key, at);
+            let Self { by_key, lives, by_cookie, .. } = self;
+            by_key.insert(key, at, |at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
         }
         if let Some(flow) = flow {
             self.by_flow.insert(flow, at);
@@ -617,8 +630,8 @@ impl Tracker {
 
     /// Takes back that `key` leads to the life at `at`, but not that it leads to a later one by now.
     fn forget_key(&mut self, at: usize, key: Option<u64>) {
-        if let Some(key) = key.filter(|key| self.by_key.get(key) == Some(&at)) {
-            self.by_key.remove(&key);
+        if let Some(key) = key {
+            self.by_key.remove(key, at);
         }
     }
 
@@ -656,8 +669,8 @@ impl Tracker {
         let Self { host, lives, by_key, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {
             let key = key_of(*by_cookie, life);
-            if let Some(at) = key.and_then(|key| by_key.get_mut(&key)).filter(|at| **at == from) {
-                *at = to;
+            if let Some(key) = key {
+                by_key.moved(key, from, to);
             }
             let flow = flow_of(host, *by_cookie, life);
             if let Some(at) = flow.and_then(|flow| by_flow.get_mut(&flow)).filter(|at| **at == from) {
@@ -666,7 +679,7 @@ impl Tracker {
             true
         });
         lives.shrink_to_fit();
-        by_key.shrink_to_fit();
+        by_key.shrink_to_fit(|at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
         by_flow.shrink_to_fit();
     }
 

@@ -96,8 +96,8 @@ impl Tracker {
         let phase_of = |raw| TcpState::from_raw(raw).and_then(Phase::of);
         let Some(phase) = phase_of(head.old).filter(|_| key != 0) else { return };
         // At the classic door a dump's socket is known by its cookie until it steps, and this comes first.
-        let at = match self.by_key.get(&key).or_else(|| self.by_key.get(&head.key)) {
-            Some(&at) => at,
+        let at = match self.at(key).or_else(|| self.at(head.key)) {
+            Some(at) => at,
             None => {
                 let door = if self.by_cookie { flags::COOKIE } else { 0 };
                 self.stranger(&Head { key, flags: door, ..*head }, 0, phase, Body::Socket)
@@ -111,7 +111,7 @@ impl Tracker {
     /// a new one. `None` when the notice names no state that a minisocket can be in, and when its end was told already.
     fn minisocket_of(&mut self, head: &Head) -> Option<(usize, Phase)> {
         let phase = TcpState::from_raw(head.old).and_then(Phase::of)?;
-        if let Some(&at) = self.by_key.get(&!head.key).filter(|_| head.key != 0) {
+        if let Some(at) = self.at(!head.key).filter(|_| head.key != 0) {
             return Some((at, phase));
         }
         if head.key != 0 && self.just_ended.contains(head.key) {
