@@ -2,41 +2,59 @@
 
 use crate::terms::Phase;
 
-/// Upper bounds in seconds.
-pub const fn bounds(phase: Phase) -> &'static [f64] {
+const MS: u64 = 1_000_000;
+const S: u64 = 1000 * MS;
+
+/// The most bounds that a histogram has.
+const MOST: usize = 12;
+
+/// Upper bounds in nanoseconds; [`MOST`] at the most.
+const fn bounds_ns(phase: Phase) -> &'static [u64] {
     match phase {
         // From a program that answers at once to a leak of days.
-        Phase::CloseWait => &[0.001, 0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0],
+        Phase::CloseWait => &[
+            MS,
+            10 * MS,
+            100 * MS,
+            S,
+            5 * S,
+            15 * S,
+            60 * S,
+            300 * S,
+            900 * S,
+            3600 * S,
+            14_400 * S,
+            86_400 * S,
+        ],
         // 60 s and what the coarse timer adds: up to 66 s is normal, 120 s is a re-armed timer.
-        Phase::TimeWait => &[1.0, 30.0, 59.0, 66.0, 120.0],
+        Phase::TimeWait => &[S, 30 * S, 59 * S, 66 * S, 120 * S],
         // tcp_fin_timeout is 60 s unless set.
-        Phase::FinWait2 => &[0.01, 0.1, 1.0, 10.0, 60.0, 120.0],
+        Phase::FinWait2 => &[10 * MS, 100 * MS, S, 10 * S, 60 * S, 120 * S],
         // A round trip, or retransmissions.
-        Phase::FinWait1 | Phase::Closing | Phase::LastAck => &[0.001, 0.01, 0.2, 2.0, 60.0],
+        Phase::FinWait1 | Phase::Closing | Phase::LastAck => &[MS, 10 * MS, 200 * MS, 2 * S, 60 * S],
     }
 }
 
 /// Counts per bucket, and the exact sum.
 #[derive(Clone, Debug)]
 pub struct Histogram {
-    bounds: &'static [f64],
+    bounds_ns: &'static [u64],
     /// One a bound, not cumulative; what exceeds the last is in `count` only.
-    counts: Vec<u64>,
+    counts: [u64; MOST],
     count: u64,
     /// Nanoseconds. 64 bits would be full after 300 million TIME-WAITs.
     sum_ns: u128,
 }
 
 impl Histogram {
-    pub fn new(phase: Phase) -> Self {
-        let bounds = bounds(phase);
-        Self { bounds, counts: vec![0; bounds.len()], count: 0, sum_ns: 0 }
+    pub const fn new(phase: Phase) -> Self {
+        Self { bounds_ns: bounds_ns(phase), counts: [0; MOST], count: 0, sum_ns: 0 }
     }
 
     pub fn observe(&mut self, ns: u64) {
-        let seconds = ns as f64 / 1e9;
-        let at = self.bounds.partition_point(|&bound| bound < seconds);
-        if let Some(count) = self.counts.get_mut(at) {
+        // Most samples are in the first few buckets, and alike: a walk is foreseen by the processor, a bisection is not.
+        let at = self.bounds_ns.iter().position(|&bound| ns <= bound);
+        if let Some(count) = at.and_then(|at| self.counts.get_mut(at)) {
             *count += 1;
         }
         self.count += 1;
@@ -53,9 +71,9 @@ impl Histogram {
 
     /// Upper bound in seconds and how many samples were not above it; without `+Inf`, which is [`Self::count`].
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
-        self.bounds.iter().zip(&self.counts).scan(0, |sum, (&bound, &count)| {
+        self.bounds_ns.iter().zip(&self.counts).scan(0, |sum, (&bound, &count)| {
             *sum += count;
-            Some((bound, *sum))
+            Some((bound as f64 / 1e9, *sum))
         })
     }
 }
@@ -76,9 +94,22 @@ mod tests {
     }
 
     #[test]
-    fn bounds_ascend() {
+    fn bounds_are_written_as_plain_seconds() {
+        let written = |phase| -> Vec<f64> { Histogram::new(phase).cumulative().map(|(le, _)| le).collect() };
+        assert_eq!(
+            written(Phase::CloseWait),
+            [0.001, 0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0]
+        );
+        assert_eq!(written(Phase::TimeWait), [1.0, 30.0, 59.0, 66.0, 120.0]);
+        assert_eq!(written(Phase::FinWait2), [0.01, 0.1, 1.0, 10.0, 60.0, 120.0]);
+        assert_eq!(written(Phase::LastAck), [0.001, 0.01, 0.2, 2.0, 60.0]);
+    }
+
+    #[test]
+    fn bounds_ascend_and_have_room() {
         for phase in Phase::ALL {
-            assert!(bounds(phase).is_sorted_by(|a, b| a < b), "{phase:?}");
+            assert!(bounds_ns(phase).is_sorted_by(|a, b| a < b), "{phase:?}");
+            assert!(bounds_ns(phase).len() <= MOST, "{phase:?}");
         }
     }
 }

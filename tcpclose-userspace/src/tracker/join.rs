@@ -177,7 +177,7 @@ impl Tracker {
     /// At the classic door, where the record of its birth was lost, hooks speak of a minisocket by a cookie that no life has,
     /// and a life of its own was made for it. The dump shows whose it is.
     fn join_nameless(&mut self, at: usize, cookie: u64) {
-        let Some(&other) = self.by_key.get(&!cookie) else { return };
+        let Some(other) = self.at(!cookie) else { return };
         if self.by_cookie || other == at || self.lives[other].flow.hash64() != 0 {
             return;
         }

@@ -8,6 +8,7 @@
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
 //! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
 //! * [`notice`]: what hooks tell of minisockets and resets.
+//! * [`index`]: lives by what they are kept under.
 //! * [`ended`]: minisockets whose end was told already.
 //! * [`fact`]: what comes out.
 //! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
@@ -16,6 +17,7 @@ pub mod elsewhere;
 mod ended;
 pub mod ending;
 pub mod fact;
+mod index;
 pub mod join;
 pub mod journal;
 pub mod keep;
@@ -39,6 +41,7 @@ use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ended::JustEnded;
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
+use index::Index;
 use life::{Birth, Body, Closer, Life, Since};
 use notice::{Settling, Told};
 
@@ -55,6 +58,10 @@ pub struct Host {
     pub ephemeral: RangeInclusive<u16>,
 }
 
+/// Hashes what others have a choice in with a secret, as std's hash does, for a fifth of its time: nobody outside is
+/// shown an order or a hash to learn the secret from.
+type Keyed = foldhash::fast::RandomState;
+
 /// All lives.
 pub struct Tracker {
     host: Host,
@@ -62,12 +69,15 @@ pub struct Tracker {
     /// By cookie (tp_btf) or by address of the full socket (classic door; while that is not known, by cookie too). A
     /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
     /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18).
-    by_key: FxHashMap<u64, usize>,
+    by_key: Index,
+    /// By cookie, at the classic door: sockets whose minisocket is born. Should the record of the →CLOSE be lost, the socket's
+    /// address leads nowhere any more. (At the tp_btf door the cookie still does.)
+    by_birth: FxHashMap<u64, usize>,
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
-    by_flow: HashMap<(u32, u64), usize>,
+    by_flow: HashMap<(u32, u64), usize, Keyed>,
     /// Where somebody listens, by namespace, as of the last dump that looked there.
-    listening: HashSet<(u32, Ipv6Addr, u16)>,
+    listening: HashSet<(u32, Ipv6Addr, u16), Keyed>,
     /// Lives that ended while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
@@ -102,9 +112,10 @@ impl Tracker {
         Self {
             host,
             lives: Slab::new(),
-            by_key: FxHashMap::default(),
-            by_flow: HashMap::new(),
-            listening: HashSet::new(),
+            by_key: Index::default(),
+            by_birth: FxHashMap::default(),
+            by_flow: HashMap::default(),
+            listening: HashSet::default(),
             ended_meanwhile: None,
             time_wait_ns: None,
             by_cookie,
@@ -215,12 +226,12 @@ impl Tracker {
 
     /// Clears what stands under the identity of a socket that takes its first step.
     fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
-        let former = if self.by_cookie { self.by_key.get(&!head.key).copied() } else { None };
+        let former = if self.by_cookie { self.at(!head.key) } else { None };
         if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
             // One flow, one socket: the same one has reused its own TIME-WAIT.
             self.end_minisocket(at, head.time_ns, out);
         }
-        if let Some(&at) = self.by_key.get(&head.key) {
+        if let Some(at) = self.at(head.key) {
             if self.by_cookie || self.lives[at].flow == *flow {
                 // A dump that ran between this step and its drain was faster: the record knows better.
                 self.remove(at);
@@ -242,7 +253,7 @@ impl Tracker {
                 }
                 // The earlier connection's socket. Its →CLOSE is on its way from another CPU (tcp_time_wait has the
                 // minisocket hashed, where a SYN can take its place, before tcp_done), or lost.
-                life => self.forget_flow(at, &life),
+                life => self.forget_flow(at, flow_of(&self.host, false, &life)),
             }
         }
     }
@@ -358,18 +369,22 @@ impl Tracker {
         self.hand_over(at, now, out);
     }
 
+    /// Only the minisocket of the life at `at` is left.
+    fn outlive_socket(&mut self, at: usize) {
+        self.forget_birth(at, self.lives[at].cookie);
+        self.change(at, |life| (life.body, life.sk, life.seen_ns) = (Body::Minisocket, 0, 0));
+    }
+
     /// The full socket is gone; a minisocket goes on.
     fn hand_over(&mut self, at: usize, now: u64, out: &mut impl Sink) {
-        let flow = (netns_key(&self.host, self.lives[at].netns), self.lives[at].flow.hash64());
-        if self.by_flow.get(&flow).is_some_and(|&taker| taker != at) {
-            self.end_minisocket(at, now, out);
-            return;
+        if !self.by_cookie {
+            let life = &self.lives[at];
+            if self.slot_of_flow(life.netns, life.flow.hash64()).is_some_and(|taker| taker != at) {
+                self.end_minisocket(at, now, out);
+                return;
+            }
         }
-        self.change(at, |life| {
-            life.sk = 0;
-            life.body = Body::Minisocket;
-            life.seen_ns = 0;
-        });
+        self.outlive_socket(at);
         if !self.is_dumped(self.lives[at].netns) && !self.told.lives {
             self.lose_sight(at, now, out);
         }
@@ -501,17 +516,18 @@ impl Tracker {
 
     /// Learns from a record what an adopted life did not know yet.
     fn refine(&mut self, at: usize, head: &Head) {
-        let known = Some(self.lives[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
-        let side = self.side_of(head, known);
-        let port = self.port(side, head.local_port, head.remote_port);
+        if self.lives[at].side == Side::Unknown {
+            let known = Some(self.lives[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
+            let side = self.side_of(head, known);
+            let port = self.port(side, head.local_port, head.remote_port);
+            if side != Side::Unknown {
+                (self.lives[at].side, self.lives[at].port) = (side, port);
+                self.changed(at);
+            }
+        }
         let sk = if self.by_cookie { 0 } else { head.key };
         let life = &mut self.lives[at];
         (life.event_ns, life.missed) = (head.time_ns, false);
-        if life.side == Side::Unknown && side != Side::Unknown {
-            (life.side, life.port) = (side, port);
-            self.changed(at);
-        }
-        let life = &self.lives[at];
         if life.sk != sk || life.netns == 0 && head.netns != 0 {
             self.change(at, |life| {
                 life.sk = sk;
@@ -551,18 +567,23 @@ impl Tracker {
 
     /// The life that a step belongs to.
     fn slot_of_step(&self, head: &Head, flow_hash: u64) -> Option<usize> {
-        if let Some(&at) = self.by_key.get(&head.key) {
+        if let Some(at) = self.at(head.key) {
             return Some(at);
         }
         if self.by_cookie {
             // A dump that ran between the hash of the minisocket and the →CLOSE of the socket was faster.
-            let at = self.by_key.get(&!head.key).copied()?;
+            let at = self.at(!head.key)?;
             let Flow { local_port, remote_port, .. } = self.lives[at].flow;
             return ((local_port, remote_port) == (head.local_port, head.remote_port)).then_some(at);
         }
         let at = self.slot_of_flow(head.netns, flow_hash)?;
         // The flow's minisocket does not step; this is a later socket of which the first record was lost.
         (self.lives[at].body == Body::Socket).then_some(at)
+    }
+
+    /// The life that is kept under `key`.
+    fn at(&self, key: u64) -> Option<usize> {
+        self.by_key.get(key, |at| self.lives.get(at).and_then(|life| key_of(self.by_cookie, life)))
     }
 
     /// The life of a flow in `netns`, as a record or a dump tells that.
@@ -573,55 +594,73 @@ impl Tracker {
     /// The life that a dump speaks of.
     fn slot_of(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<usize> {
         if self.by_cookie {
-            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.by_key.get(&key).copied());
+            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.at(key));
             let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].flow.has_addresses();
             return slots.find(same);
         }
         // Hooks tell a cookie and no flow.
-        let by_cookie = || self.by_key.get(&!cookie).filter(|at| self.lives[**at].flow.hash64() == 0);
-        self.slot_of_flow(netns, flow.hash64()).or_else(|| by_cookie().copied())
+        let told = || self.at(!cookie).or_else(|| self.by_birth.get(&cookie).copied());
+        self.slot_of_flow(netns, flow.hash64())
+            .or_else(|| told().filter(|&at| self.lives[at].flow.hash64() == 0))
     }
 
     fn insert(&mut self, life: Life) -> usize {
+        let (key, flow) = (key_of(self.by_cookie, &life), flow_of(&self.host, self.by_cookie, &life));
+        // By an eighth at a time, not twofold: memory that nobody uses is what a life costs too. The C library lets large
+        // blocks grow where they are, or moves their pages and not what is in them.
+        if self.lives.len() == self.lives.capacity() {
+            self.lives.reserve_exact(self.lives.len() / 8 + 16);
+        }
         let at = self.lives.insert(life);
-        self.index(at, &life);
+        self.index(at, key, flow);
         at
     }
 
     /// Changes what a life is found by.
     fn change(&mut self, at: usize, change: impl FnOnce(&mut Life)) {
-        let mut life = self.lives[at];
-        self.unindex(at, &life);
-        change(&mut life);
-        self.lives[at] = life;
-        self.index(at, &life);
+        let life = &mut self.lives[at];
+        let before = (key_of(self.by_cookie, life), flow_of(&self.host, self.by_cookie, life));
+        let cookie = life.cookie;
+        change(life);
+        if life.cookie != cookie {
+            self.forget_birth(at, cookie);
+        }
+        let life = &self.lives[at];
+        let (key, flow) = (key_of(self.by_cookie, life), flow_of(&self.host, self.by_cookie, life));
+        self.forget_key(at, before.0.filter(|_| before.0 != key));
+        self.forget_flow(at, before.1.filter(|_| before.1 != flow));
+        self.index(at, key, flow);
     }
 
-    /// Makes `life`, at `at`, the one that its key and its flow lead to.
-    fn index(&mut self, at: usize, life: &Life) {
+    /// Makes the life at `at` the one that its key and its flow lead to.
+    fn index(&mut self, at: usize, key: Option<u64>, flow: Option<(u32, u64)>) {
         self.changed(at);
-        for key in keys_of(self.by_cookie, life).into_iter().flatten() {
-            self.by_key.insert(key, at);
+        if let Some(key) = key {
+            let Self { by_key, lives, by_cookie, .. } = self;
+            by_key.insert(key, at, |at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
         }
-        let hash = life.flow.hash64();
-        if !self.by_cookie && hash != 0 {
-            self.by_flow.insert((netns_key(&self.host, life.netns), hash), at);
+        if let Some(flow) = flow {
+            self.by_flow.insert(flow, at);
         }
     }
 
-    /// Takes back what [`Self::index`] did, but for what leads to a later life by now.
-    fn unindex(&mut self, at: usize, life: &Life) {
-        for key in keys_of(self.by_cookie, life).into_iter().flatten() {
-            if self.by_key.get(&key) == Some(&at) {
-                self.by_key.remove(&key);
-            }
+    /// Takes back that `key` leads to the life at `at`, but not that it leads to a later one by now.
+    fn forget_key(&mut self, at: usize, key: Option<u64>) {
+        if let Some(key) = key {
+            self.by_key.remove(key, at);
         }
-        self.forget_flow(at, life);
     }
 
-    fn forget_flow(&mut self, at: usize, life: &Life) {
-        let flow = (netns_key(&self.host, life.netns), life.flow.hash64());
-        if self.by_flow.get(&flow) == Some(&at) {
+    /// The same of the birth of a minisocket with `cookie`.
+    fn forget_birth(&mut self, at: usize, cookie: u64) {
+        if !self.by_birth.is_empty() && self.by_birth.get(&cookie) == Some(&at) {
+            self.by_birth.remove(&cookie);
+        }
+    }
+
+    /// The same of `flow`.
+    fn forget_flow(&mut self, at: usize, flow: Option<(u32, u64)>) {
+        if let Some(flow) = flow.filter(|flow| self.by_flow.get(flow) == Some(&at)) {
             self.by_flow.remove(&flow);
         }
     }
@@ -629,13 +668,14 @@ impl Tracker {
     fn remove(&mut self, at: usize) -> Life {
         let life = self.lives.remove(at);
         self.changed(at);
-        self.unindex(at, &life);
+        self.forget_key(at, key_of(self.by_cookie, &life));
+        self.forget_flow(at, flow_of(&self.host, self.by_cookie, &life));
+        self.forget_birth(at, life.cookie);
         if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
             self.just_ended.push(life.cookie);
         }
-        let identity = self.identity(life.netns, life.cookie, &life.flow);
         if let Some(ended) = &mut self.ended_meanwhile {
-            ended.insert(identity);
+            ended.insert(identity_of(&self.host, self.by_cookie, life.netns, life.cookie, &life.flow));
         }
         life
     }
@@ -650,31 +690,33 @@ impl Tracker {
         if let Some(changes) = &mut self.changes {
             changes.all = true;
         }
-        let Self { host, lives, by_key, by_flow, by_cookie, .. } = self;
+        let Self { host, lives, by_key, by_birth, by_flow, by_cookie, .. } = self;
         lives.compact(|life, from, to| {
-            for key in keys_of(*by_cookie, life).into_iter().flatten() {
-                if let Some(at) = by_key.get_mut(&key).filter(|at| **at == from) {
-                    *at = to;
-                }
+            let key = key_of(*by_cookie, life);
+            if let Some(key) = key {
+                by_key.moved(key, from, to);
             }
-            let flow = (netns_key(host, life.netns), life.flow.hash64());
-            if let Some(at) = by_flow.get_mut(&flow).filter(|at| **at == from) {
+            if let Some(at) = by_birth.get_mut(&life.cookie).filter(|at| **at == from) {
+                *at = to;
+            }
+            let flow = flow_of(host, *by_cookie, life);
+            if let Some(at) = flow.and_then(|flow| by_flow.get_mut(&flow)).filter(|at| **at == from) {
                 *at = to;
             }
             true
         });
         lives.shrink_to_fit();
-        by_key.shrink_to_fit();
+        by_key.shrink_to_fit(|at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
         by_flow.shrink_to_fit();
     }
 
     fn identity(&self, netns: u32, cookie: u64, flow: &Flow) -> Identity {
-        if self.by_cookie {
-            Identity::Cookie(cookie)
-        } else {
-            Identity::Flow(netns_key(&self.host, netns), flow.hash64())
-        }
+        identity_of(&self.host, self.by_cookie, netns, cookie, flow)
     }
+}
+
+fn identity_of(host: &Host, by_cookie: bool, netns: u32, cookie: u64, flow: &Flow) -> Identity {
+    if by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(netns_key(host, netns), flow.hash64()) }
 }
 
 /// What of a namespace tells flows apart.
@@ -684,18 +726,22 @@ fn netns_key(host: &Host, netns: u32) -> u32 {
 
 /// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too, and a socket that
 /// a dump told of before it stepped; a cookie, which counts up from 1, and its complement are no addresses of a slab's.
-///
-/// A socket whose minisocket is born stands at the classic door under both: should the record of its →CLOSE be lost, its
-/// address leads nowhere any more. (At the tp_btf door its cookie still does, see `Tracker::minisocket_of`.)
-fn keys_of(by_cookie: bool, life: &Life) -> [Option<u64>; 2] {
+fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
     let known = |key: u64| (key != 0).then_some(key);
-    let of_minisocket = || known(life.cookie).map(|cookie| !cookie);
     match life.body {
-        Body::Minisocket => [of_minisocket(), None],
-        Body::Socket if by_cookie => [known(life.cookie), None],
-        Body::Socket if life.birth == Birth::Born => [known(life.sk), of_minisocket()],
-        Body::Socket => [known(life.sk).or(known(life.cookie)), None],
+        Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
+        Body::Socket if by_cookie => known(life.cookie),
+        Body::Socket => known(life.sk).or(known(life.cookie)),
     }
+}
+
+/// What a life is kept under in `by_flow`.
+fn flow_of(host: &Host, by_cookie: bool, life: &Life) -> Option<(u32, u64)> {
+    if by_cookie {
+        return None;
+    }
+    let hash = life.flow.hash64();
+    (hash != 0).then(|| (netns_key(host, life.netns), hash))
 }
 
 /// Who closed, where the record tells.

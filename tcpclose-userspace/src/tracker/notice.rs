@@ -99,8 +99,8 @@ impl Tracker {
         let phase = TcpState::from_raw(head.old).and_then(Phase::of);
         let Some(phase) = phase.filter(|_| key != 0) else { return };
         // At the classic door a dump's socket is known by its cookie until it steps, and this comes first.
-        let at = match self.by_key.get(&key).or_else(|| self.by_key.get(&head.key)) {
-            Some(&at) => at,
+        let at = match self.at(key).or_else(|| self.at(head.key)) {
+            Some(at) => at,
             None => {
                 let door = if self.by_cookie { flags::COOKIE } else { 0 };
                 self.stranger(&Head { key, flags: door, ..*head }, 0, phase, Body::Socket)
@@ -108,6 +108,9 @@ impl Tracker {
         };
         let sk = if self.by_cookie { 0 } else { notice.sk };
         self.change(at, |life| (life.birth, life.cookie, life.sk) = (birth, head.key, sk));
+        if !self.by_cookie && birth == Birth::Born {
+            self.by_birth.insert(head.key, at);
+        }
     }
 
     /// The life of the minisocket that a notice speaks of; of one older than the agent, in another network namespace,
@@ -116,13 +119,19 @@ impl Tracker {
         let phase = TcpState::from_raw(head.old).and_then(Phase::of)?;
         if head.key != 0 {
             // The same socket may have connected again, and keeps its cookie.
-            let same = |at: &&usize| {
-                let Flow { local_port, remote_port, .. } = self.lives[**at].flow;
+            let same = |at: &usize| {
+                let Flow { local_port, remote_port, .. } = self.lives[*at].flow;
                 (local_port, remote_port) == (head.local_port, head.remote_port)
             };
-            let by_cookie = || self.by_key.get(&head.key).filter(|_| self.by_cookie).filter(same);
-            if let Some(at) = self.by_key.get(&!head.key).or_else(by_cookie).copied() {
-                self.outlived_its_socket(at);
+            let of_socket = || match self.by_cookie {
+                true => self.at(head.key).filter(same),
+                false => self.by_birth.get(&head.key).copied(),
+            };
+            if let Some(at) = self.at(!head.key).or_else(of_socket) {
+                // Before its socket's →CLOSE: the record of that was lost, or another CPU was faster.
+                if self.lives[at].body == Body::Socket {
+                    self.outlive_socket(at);
+                }
                 return Some((at, phase));
             }
         }
@@ -134,14 +143,6 @@ impl Tracker {
         // A TIME-WAIT's close was before the agent.
         self.lives[at].counted = phase == Phase::TimeWait;
         Some((at, phase))
-    }
-
-    /// What is told of a minisocket before its socket's →CLOSE says that the record of that was lost, or that another CPU
-    /// was faster.
-    fn outlived_its_socket(&mut self, at: usize) {
-        if self.lives[at].body == Body::Socket {
-            self.change(at, |life| (life.body, life.sk, life.seen_ns) = (Body::Minisocket, 0, 0));
-        }
     }
 
     /// FIN-WAIT-2 → TIME-WAIT: the peer's FIN came.
