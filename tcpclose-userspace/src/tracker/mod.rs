@@ -407,7 +407,7 @@ impl Tracker {
             // The step into the phase that is left was never heard of.
             _ if life.phase != left => Fact::Unseen { phase: left, why: Why::Lost },
             Some(ns) => Fact::Dwelt { phase: left, pair: life.pair(), ns },
-            None => Fact::Unseen { phase: left, why: self.why(life.since) },
+            None => Fact::Unseen { phase: left, why: self.why(life) },
         };
         out.fact(now, fact);
     }
@@ -485,7 +485,7 @@ impl Tracker {
                 end,
                 match last.map(|last| life.since.until(last)) {
                     Some(Some(ns)) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
-                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why(life.since) },
+                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why(&life) },
                     None => Fact::Unseen { phase: life.phase, why: Why::BetweenDumps },
                 },
             );
@@ -507,10 +507,11 @@ impl Tracker {
         self.remove(at);
     }
 
-    /// Why the entry into a phase is known no better than `since`. What was in the close phase before the agent, the
-    /// first dump has met.
-    fn why(&self, since: Since) -> Why {
-        let later = self.complete_ns.is_some_and(|ns| since.latest_ns > ns);
+    /// Why the entry of `life` into its phase is not known well enough. What was in the close phase in the agent's own
+    /// namespace before the agent, the first dump has met; of other namespaces dumps may know nothing.
+    fn why(&self, life: &Life) -> Why {
+        let later = self.complete_ns.is_some_and(|ns| life.since.latest_ns > ns);
+        let later = later && life.netns == self.host.netns;
         if self.lossy || later { Why::Lost } else { Why::BeforeAgent }
     }
 
