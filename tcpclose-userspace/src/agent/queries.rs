@@ -234,7 +234,7 @@ fn tighter(tracked: Age, dumped: Age) -> Age {
 
 /// Who closed a socket, and how long ago.
 fn closer(life: &Life, now_ns: u64) -> Option<(u32, u64)> {
-    life.closer.map(|Closer { pid, at_ns }| (pid, now_ns.saturating_sub(at_ns)))
+    life.closer.map(|Closer { pid, at_ns }| (pid.get(), now_ns.saturating_sub(at_ns)))
 }
 
 /// A socket of which only records are known.

@@ -30,6 +30,7 @@ mod tests;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 
 use rustc_hash::FxHashMap;
@@ -747,7 +748,7 @@ fn flow_of(host: &Host, by_cookie: bool, life: &Life) -> Option<(u32, u64)> {
 
 /// Who closed, where the record tells.
 fn closer(head: &Head) -> Option<Closer> {
-    head.closer().map(|pid| Closer { pid, at_ns: head.time_ns })
+    head.closer().and_then(NonZeroU32::new).map(|pid| Closer { pid, at_ns: head.time_ns })
 }
 
 /// Who sent the first FIN, where the state alone proves it.

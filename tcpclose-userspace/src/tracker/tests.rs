@@ -1242,7 +1242,7 @@ fn who_closed_is_kept_from_the_step_that_told() {
     let mut open = bench.head(7, &flow, T0, (Established, FinWait1), 0);
     open.set_closer(4_194_304);
     bench.take(open, &flow);
-    let told = Some(Closer { pid: 4_194_304, at_ns: T0 });
+    let told = Some(Closer { pid: 4_194_304.try_into().unwrap(), at_ns: T0 });
     assert_eq!(closer(&bench), told);
     bench.step(7, &flow, T0 + S, (FinWait1, FinWait2), 0);
     assert_eq!(closer(&bench), told);
@@ -1253,5 +1253,5 @@ fn who_closed_is_kept_from_the_step_that_told() {
     let mut step = bench.head(7, &flow, T0 + S, (CloseWait, LastAck), 0);
     step.set_closer(42);
     bench.take(step, &flow);
-    assert_eq!(closer(&bench), Some(Closer { pid: 42, at_ns: T0 + S }));
+    assert_eq!(closer(&bench), Some(Closer { pid: 42.try_into().unwrap(), at_ns: T0 + S }));
 }
