@@ -81,6 +81,7 @@ pub trait Load {
 pub struct Typed;
 
 impl Load for Typed {
+    // SAFETY: what the caller promises is the trait's.
     #[inline(always)]
     unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
         // SAFETY: the caller's promise, and the verifier's own check of type, offset and size. Volatile, so that the
@@ -93,6 +94,7 @@ impl Load for Typed {
 pub struct Copied;
 
 impl Load for Copied {
+    // SAFETY: what the caller promises is the trait's.
     #[inline(always)]
     unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
         // SAFETY: the helper checks the address itself. All types loaded here are integers, for which zero is a value.

@@ -11,7 +11,7 @@ use super::client::{self, Client, Said};
 use super::filter::{Filter, Findings, Place};
 use super::groups::Listed;
 use super::interrupt::Interrupt;
-use super::{filter, groups, print, stuck, table};
+use super::{filter, groups, json, print, stuck, table};
 use crate::agent::kill::PATH;
 use crate::failure::{Failure, printable};
 use crate::kernel::host::{self, Capability, has_cap};
@@ -304,8 +304,7 @@ impl Kill {
             incomplete: document.incomplete.clone(),
             sockets: done.fates,
         };
-        let json = serde_json::to_string(&report).map_err(|error| Failure::new("writing JSON", error, ""))?;
-        Ok(json + "\n")
+        json(&report)
     }
 
     fn closing_words(&self, findings: &Findings, done: &Done, left: Left) -> String {

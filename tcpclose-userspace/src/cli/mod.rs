@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use clap::builder::{PathBufValueParser, TypedValueParser};
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::kernel::netns::Scope;
@@ -79,6 +80,12 @@ pub fn print(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// `document` as one line of JSON.
+pub fn json(document: &impl Serialize) -> Result<String, Failure> {
+    let line = serde_json::to_string(document);
+    line.map(|line| line + "\n").map_err(|error| Failure::new("writing JSON", error, "report this"))
 }
 
 /// A duration as people write it, for clap.

@@ -7,7 +7,7 @@ use clap::Args;
 use super::filter::{Filter, Findings, Place, Sorted};
 use super::groups::{self, By, Listed};
 use super::rates::Rates;
-use super::{print, table};
+use super::{json, print, table};
 use crate::failure::{Failure, printable};
 use crate::query::document::StuckSocket;
 
@@ -67,10 +67,7 @@ impl Stuck {
         };
         let text = if self.json {
             findings.document.sockets = sorted.matching;
-            let mut json = serde_json::to_string(&findings.document)
-                .map_err(|error| Failure::new("writing JSON", error, ""))?;
-            json.push('\n');
-            json
+            json(&findings.document)?
         } else {
             self.text(&findings, &sorted, &rates, table::width())
         };

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::client::{self, Client, Said};
 use super::looks::Looks;
-use super::{DEFAULT_SOCKET, duration, print, table};
+use super::{DEFAULT_SOCKET, duration, json, print, table};
 use crate::failure::{Failure, printable};
 use crate::kernel::mib::SockStat;
 use crate::kernel::{host, netns};
@@ -113,9 +113,7 @@ impl Verify {
         let audit = self.audit(&client)?;
         let differs = audit.rows.iter().filter(|row| row.verdict == Verdict::Differs).count();
         let text = match self.json {
-            true => {
-                serde_json::to_string(&audit).map_err(|error| Failure::new("writing JSON", error, ""))? + "\n"
-            }
+            true => json(&audit)?,
             false => self.text(&audit, differs),
         };
         print(&text)?;

@@ -56,6 +56,28 @@ pub struct Socket {
     pub window_ns: u64,
 }
 
+#[cfg(test)]
+impl Socket {
+    /// A socket of which tests say the rest.
+    pub fn made_up(state: TcpState, flow: Flow) -> Self {
+        Self {
+            state,
+            minisocket: false,
+            flow,
+            interface: 0,
+            cookie: 0,
+            expires_ns: None,
+            inode: 0,
+            uid: 0,
+            unread: 0,
+            unsent: 0,
+            times: None,
+            seen_ns: 0,
+            window_ns: 0,
+        }
+    }
+}
+
 /// What a full socket remembers, as ages at the moment that the kernel wrote them. The kernel counts them in ticks
 /// and hands them out in milliseconds, modulo 2³² (see [`crate::kernel::age`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

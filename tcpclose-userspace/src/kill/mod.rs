@@ -155,21 +155,9 @@ mod tests {
     }
 
     fn now(state: TcpState, unread: u32, last_sent_ns: u64) -> Socket {
-        Socket {
-            state,
-            minisocket: false,
-            flow: Flow::new("10.0.0.5:8080".parse().unwrap(), "10.0.0.9:41234".parse().unwrap()),
-            interface: 0,
-            cookie: 1,
-            expires_ns: None,
-            inode: 7,
-            uid: 0,
-            unread,
-            unsent: 0,
-            times: Some(Times { last_sent_ns, last_data_received_ns: 0, last_ack_received_ns: 0 }),
-            seen_ns: 0,
-            window_ns: 0,
-        }
+        let flow = Flow::new("10.0.0.5:8080".parse().unwrap(), "10.0.0.9:41234".parse().unwrap());
+        let times = Some(Times { last_sent_ns, last_data_received_ns: 0, last_ack_received_ns: 0 });
+        Socket { cookie: 1, inode: 7, unread, times, ..Socket::made_up(state, flow) }
     }
 
     #[test]

@@ -237,21 +237,8 @@ mod tests {
     pub const MINUTE: u64 = 60 * SECOND;
 
     pub fn socket(state: TcpState, local: &str, remote: &str, inode: u32) -> Socket {
-        Socket {
-            state,
-            minisocket: false,
-            flow: Flow::new(local.parse().unwrap(), remote.parse().unwrap()),
-            interface: 0,
-            cookie: u64::from(inode),
-            expires_ns: None,
-            inode,
-            uid: 0,
-            unread: 0,
-            unsent: 0,
-            times: None,
-            seen_ns: 0,
-            window_ns: 0,
-        }
+        let flow = Flow::new(local.parse().unwrap(), remote.parse().unwrap());
+        Socket { cookie: u64::from(inode), inode, ..Socket::made_up(state, flow) }
     }
 
     pub fn close_wait(unread: u32, last_sent_ns: u64) -> Socket {

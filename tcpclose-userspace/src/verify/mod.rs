@@ -226,21 +226,8 @@ pub(crate) mod tests {
     use crate::terms::Flow;
 
     pub fn socket(state: TcpState, cookie: u64, minisocket: bool) -> Socket {
-        Socket {
-            state,
-            minisocket,
-            flow: Flow::new("10.0.0.5:1".parse().unwrap(), "10.0.0.9:2".parse().unwrap()),
-            interface: 0,
-            cookie,
-            expires_ns: None,
-            inode: 0,
-            uid: 0,
-            unread: 0,
-            unsent: 0,
-            times: None,
-            seen_ns: 0,
-            window_ns: 0,
-        }
+        let flow = Flow::new("10.0.0.5:1".parse().unwrap(), "10.0.0.9:2".parse().unwrap());
+        Socket { minisocket, cookie, ..Socket::made_up(state, flow) }
     }
 
     /// A look at namespaces with these ids.

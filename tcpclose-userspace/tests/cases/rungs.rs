@@ -96,10 +96,12 @@ impl Truth {
             Self::MinisocketCut => "time in FIN-WAIT-2, minisocket, until anything else",
             Self::MinisocketSkipped => "time in FIN-WAIT-2, table of minisockets full",
             Self::TimeWait => "time in TIME-WAIT",
-            Self::TimeWaitElsewhere => "time in TIME-WAIT, in another network namespace",
+            Self::TimeWaitElsewhere => "time in TIME-WAIT, in a network namespace that dumps do not reach",
             Self::Graceful => "both FINs, then CLOSED",
             Self::GracefulWaited => "both FINs, then TIME-WAIT",
-            Self::GracefulElsewhere => "both FINs, then TIME-WAIT in another network namespace",
+            Self::GracefulElsewhere => {
+                "both FINs, then TIME-WAIT in a network namespace that dumps do not reach"
+            }
             Self::GracefulOverflow => "both FINs, table of minisockets full",
             Self::ResetReceived => "RST, full socket",
             Self::ResetReceivedClosed => "RST, FIN-WAIT-1 or -2, reading ended here",
