@@ -8,7 +8,7 @@
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
 //! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
 //! * [`notice`]: what hooks tell of minisockets and resets.
-//! * [`index`]: lives by what they are kept under.
+//! * [`find`]: which life is meant, and how lives come and go. [`index`]: lives by what they are kept under.
 //! * [`ended`]: minisockets whose end was told already.
 //! * [`fact`]: what comes out.
 //! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
@@ -17,6 +17,7 @@ pub mod elsewhere;
 mod ended;
 pub mod ending;
 pub mod fact;
+mod find;
 mod index;
 pub mod join;
 pub mod journal;
@@ -42,6 +43,7 @@ use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
 use ended::JustEnded;
 use ending::Ending;
 use fact::{Ended, Fact, Pair, Sink, Why};
+use find::flow_of;
 use index::Index;
 use life::{Birth, Body, Closer, Life, Since};
 use notice::{Settling, Told};
@@ -566,184 +568,6 @@ impl Tracker {
     fn port(&self, side: Side, local: u16, remote: u16) -> u16 {
         side.service_port(local, remote, &self.host.ephemeral)
     }
-
-    /// The life that a step belongs to.
-    fn slot_of_step(&self, head: &Head, flow_hash: u64) -> Option<usize> {
-        if let Some(at) = self.at(head.key) {
-            return Some(at);
-        }
-        if self.by_cookie {
-            // A dump that ran between the hash of the minisocket and the →CLOSE of the socket was faster.
-            let at = self.at(!head.key)?;
-            let Flow { local_port, remote_port, .. } = self.lives[at].flow;
-            return ((local_port, remote_port) == (head.local_port, head.remote_port)).then_some(at);
-        }
-        let at = self.slot_of_flow(head.netns, flow_hash)?;
-        // The flow's minisocket does not step; this is a later socket of which the first record was lost.
-        (self.lives[at].body == Body::Socket).then_some(at)
-    }
-
-    /// The life that is kept under `key`.
-    fn at(&self, key: u64) -> Option<usize> {
-        self.by_key.get(key, |at| self.lives.get(at).and_then(|life| key_of(self.by_cookie, life)))
-    }
-
-    /// The life of a flow in `netns`, as a record or a dump tells that.
-    fn slot_of_flow(&self, netns: u32, flow_hash: u64) -> Option<usize> {
-        self.by_flow.get(&(netns_key(&self.host, netns), flow_hash)).copied()
-    }
-
-    /// The life that a dump speaks of.
-    fn slot_of(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<usize> {
-        if self.by_cookie {
-            let mut slots = [cookie, !cookie].into_iter().filter_map(|key| self.at(key));
-            let same = |at: &usize| self.lives[*at].flow == *flow || !self.lives[*at].flow.has_addresses();
-            return slots.find(same);
-        }
-        // Hooks tell a cookie and no flow.
-        let told = || self.at(!cookie).or_else(|| self.by_birth.get(&cookie).copied());
-        self.slot_of_flow(netns, flow.hash64())
-            .or_else(|| told().filter(|&at| self.lives[at].flow.hash64() == 0))
-    }
-
-    fn insert(&mut self, life: Life) -> usize {
-        let (key, flow) = (key_of(self.by_cookie, &life), flow_of(&self.host, self.by_cookie, &life));
-        // By an eighth at a time, not twofold: memory that nobody uses is what a life costs too. The C library lets large
-        // blocks grow where they are, or moves their pages and not what is in them.
-        if self.lives.len() == self.lives.capacity() {
-            self.lives.reserve_exact(self.lives.len() / 8 + 16);
-        }
-        let at = self.lives.insert(life);
-        self.index(at, key, flow);
-        at
-    }
-
-    /// Changes what a life is found by.
-    fn change(&mut self, at: usize, change: impl FnOnce(&mut Life)) {
-        let life = &mut self.lives[at];
-        let before = (key_of(self.by_cookie, life), flow_of(&self.host, self.by_cookie, life));
-        let cookie = life.cookie;
-        change(life);
-        if life.cookie != cookie {
-            self.forget_birth(at, cookie);
-        }
-        let life = &self.lives[at];
-        let (key, flow) = (key_of(self.by_cookie, life), flow_of(&self.host, self.by_cookie, life));
-        self.forget_key(at, before.0.filter(|_| before.0 != key));
-        self.forget_flow(at, before.1.filter(|_| before.1 != flow));
-        self.index(at, key, flow);
-    }
-
-    /// Makes the life at `at` the one that its key and its flow lead to.
-    fn index(&mut self, at: usize, key: Option<u64>, flow: Option<(u32, u64)>) {
-        self.changed(at);
-        if let Some(key) = key {
-            let Self { by_key, lives, by_cookie, .. } = self;
-            by_key.insert(key, at, |at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
-        }
-        if let Some(flow) = flow {
-            self.by_flow.insert(flow, at);
-        }
-    }
-
-    /// Takes back that `key` leads to the life at `at`, but not that it leads to a later one by now.
-    fn forget_key(&mut self, at: usize, key: Option<u64>) {
-        if let Some(key) = key {
-            self.by_key.remove(key, at);
-        }
-    }
-
-    /// The same of the birth of a minisocket with `cookie`.
-    fn forget_birth(&mut self, at: usize, cookie: u64) {
-        if !self.by_birth.is_empty() && self.by_birth.get(&cookie) == Some(&at) {
-            self.by_birth.remove(&cookie);
-        }
-    }
-
-    /// The same of `flow`.
-    fn forget_flow(&mut self, at: usize, flow: Option<(u32, u64)>) {
-        if let Some(flow) = flow.filter(|flow| self.by_flow.get(flow) == Some(&at)) {
-            self.by_flow.remove(&flow);
-        }
-    }
-
-    fn remove(&mut self, at: usize) -> Life {
-        let life = self.lives.remove(at);
-        self.changed(at);
-        self.forget_key(at, key_of(self.by_cookie, &life));
-        self.forget_flow(at, flow_of(&self.host, self.by_cookie, &life));
-        self.forget_birth(at, life.cookie);
-        if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
-            self.just_ended.push(life.cookie);
-        }
-        if let Some(ended) = &mut self.ended_meanwhile {
-            ended.insert(identity_of(&self.host, self.by_cookie, life.netns, life.cookie, &life.flow));
-        }
-        life
-    }
-
-    /// Gives the memory of a past flood back, once three quarters of it lie idle.
-    fn give_back(&mut self) {
-        /// Not worth the trouble below this many lives.
-        const SMALL: usize = 1024;
-        if self.lives.capacity() <= SMALL || self.lives.len() * 4 > self.lives.capacity() {
-            return;
-        }
-        if let Some(changes) = &mut self.changes {
-            changes.all = true;
-        }
-        let Self { host, lives, by_key, by_birth, by_flow, by_cookie, .. } = self;
-        lives.compact(|life, from, to| {
-            let key = key_of(*by_cookie, life);
-            if let Some(key) = key {
-                by_key.moved(key, from, to);
-            }
-            if let Some(at) = by_birth.get_mut(&life.cookie).filter(|at| **at == from) {
-                *at = to;
-            }
-            let flow = flow_of(host, *by_cookie, life);
-            if let Some(at) = flow.and_then(|flow| by_flow.get_mut(&flow)).filter(|at| **at == from) {
-                *at = to;
-            }
-            true
-        });
-        lives.shrink_to_fit();
-        by_key.shrink_to_fit(|at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
-        by_flow.shrink_to_fit();
-    }
-
-    fn identity(&self, netns: u32, cookie: u64, flow: &Flow) -> Identity {
-        identity_of(&self.host, self.by_cookie, netns, cookie, flow)
-    }
-}
-
-fn identity_of(host: &Host, by_cookie: bool, netns: u32, cookie: u64, flow: &Flow) -> Identity {
-    if by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(netns_key(host, netns), flow.hash64()) }
-}
-
-/// What of a namespace tells flows apart.
-fn netns_key(host: &Host, netns: u32) -> u32 {
-    if host.told { netns } else { 0 }
-}
-
-/// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too, and a socket that
-/// a dump told of before it stepped; a cookie, which counts up from 1, and its complement are no addresses of a slab's.
-fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
-    let known = |key: u64| (key != 0).then_some(key);
-    match life.body {
-        Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
-        Body::Socket if by_cookie => known(life.cookie),
-        Body::Socket => known(life.sk).or(known(life.cookie)),
-    }
-}
-
-/// What a life is kept under in `by_flow`.
-fn flow_of(host: &Host, by_cookie: bool, life: &Life) -> Option<(u32, u64)> {
-    if by_cookie {
-        return None;
-    }
-    let hash = life.flow.hash64();
-    (hash != 0).then(|| (netns_key(host, life.netns), hash))
 }
 
 /// Who closed, where the record tells.

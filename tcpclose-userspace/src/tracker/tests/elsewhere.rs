@@ -150,3 +150,22 @@ fn what_hooks_follow_they_follow_to_the_end_of_its_namespace() {
     assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Purged }));
     assert!(bench.tracker.is_empty());
 }
+
+#[test]
+fn other_namespaces_minisockets_are_unseen_but_their_steps_count() {
+    let mut bench = Bench::btf();
+    bench.netns = HERE + 1;
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD);
+    bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DEAD | DONE);
+    assert_eq!(
+        bench.told()[3..],
+        [
+            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
+            transition(FinWait2, TimeWait),
+            closed(CLIENT, Role::Active, Outcome::Graceful),
+            Fact::Unseen { phase: Phase::TimeWait, why: Why::Namespace },
+        ]
+    );
+    assert!(bench.tracker.is_empty());
+}

@@ -1,0 +1,249 @@
+//! What hooks tell of minisockets and resets.
+
+use super::*;
+
+/// What the hooks tell of a minisocket, at both doors: birth, flip, end and its cause, to the nanosecond.
+#[test]
+fn hooks_tell_a_minisockets_life() {
+    for (news, how) in [
+        (News::Expired, Ended::Expired),
+        (News::Reused, Ended::Reused),
+        (News::Recycled, Ended::Recycled),
+        (News::Reset, Ended::Reset),
+        (News::Destroyed, Ended::Destroyed),
+        (News::Purged, Ended::Purged),
+        (News::Early, Ended::Early),
+    ] {
+        for by_cookie in [true, false] {
+            let mut bench = hooked(by_cookie);
+            let key = fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Flipped, T0 + 5 * S, (FinWait2, TimeWait), 0);
+            bench.notice(news, T0 + 65 * S, (TimeWait, Close), 0);
+            assert_eq!(
+                bench.told(),
+                [
+                    transition(Established, FinWait1),
+                    Fact::Dwelt { phase: Phase::FinWait1, pair: CLIENT, ns: MS },
+                    transition(FinWait1, FinWait2),
+                    Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 5 * S - MS },
+                    transition(FinWait2, TimeWait),
+                    closed(CLIENT, Role::Active, Outcome::Graceful),
+                    Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S },
+                    transition(TimeWait, Close),
+                    Fact::TimeWaitEnded { how },
+                ],
+                "{news:?} {key}"
+            );
+            assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
+        }
+    }
+}
+
+/// As [`a_socket_that_connects_again_and_its_own_time_wait_are_two_lives`]: the end of the one is none of the other's,
+/// not even of a minisocket that is older than the agent.
+#[test]
+fn hooks_tell_the_end_of_a_time_wait_whose_socket_connected_again() {
+    let again = Flow { local_port: client().local_port + 1, ..client() };
+    for older in [false, true] {
+        let mut bench = hooked(true);
+        if !older {
+            fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+        }
+        bench.step(7, &again, T0 + 2 * S, (Established, CloseWait), 0);
+        bench.told();
+        bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
+        assert_eq!(
+            bench.tracker.find(HERE, 7, &again).map(|life| life.phase),
+            Some(Phase::CloseWait),
+            "{older}"
+        );
+    }
+}
+
+/// A socket in FIN-WAIT-2 that is older than the agent gets its FIN: the birth is told before its first step, and names
+/// no flow.
+#[test]
+fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
+    for by_cookie in [true, false] {
+        let mut bench = hooked(by_cookie);
+        let key = bench.key();
+        let there = seen(FinWait2, Body::Socket, client(), 7, T0, 0);
+        bench.dump(T0, true, &[there]);
+        bench.notice(News::Born, T0 + S, (FinWait2, TimeWait), key);
+        bench.step(key, &client(), T0 + S, (FinWait2, Close), DONE | FIN_ACKED);
+        assert_eq!(bench.tracker.len(), 1);
+        let then = seen(TimeWait, Body::Minisocket, client(), 7, T0 + 2 * S, 59 * S);
+        assert_eq!(bench.dump(T0 + 2 * S, false, &[then]), []);
+        bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        assert!(bench.tracker.is_empty());
+        let told = bench.told();
+        assert!(!told.iter().any(|fact| matches!(fact, Fact::Mended { .. })), "{told:?}");
+        let stay = Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S };
+        assert!(told.contains(&stay), "{told:?}");
+    }
+}
+
+/// While hooks are attached, and the state hook is not yet: the first dump tells what is left of it.
+#[test]
+fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
+    for by_cookie in [true, false] {
+        let mut bench = hooked(by_cookie);
+        bench.tracker.set_told(Told { since_ns: T0, ..EVERYTHING });
+        let key = bench.key();
+        bench.notice(News::Born, T0 - 1, (FinWait2, FinWait2), key);
+        bench.notice(News::Flipped, T0 - 1, (FinWait2, TimeWait), 0);
+        bench.notice(News::Expired, T0 - 1, (TimeWait, Close), 0);
+        assert!(bench.tracker.is_empty());
+        assert_eq!(bench.told(), []);
+    }
+}
+
+/// The timer's handler runs while another CPU, which found the minisocket before, ends it too, or flips it: one end.
+#[test]
+fn what_is_told_of_a_minisocket_after_its_end_is_nothing() {
+    let again = [News::Expired, News::Reset, News::Recycled, News::Reused, News::Destroyed, News::Early];
+    for first in [News::Expired, News::Reset, News::Early] {
+        for by_cookie in [true, false] {
+            let mut bench = hooked(by_cookie);
+            fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+            bench.notice(first, T0 + 61 * S, (TimeWait, Close), 0);
+            let ends = |facts: &[Fact]| {
+                facts.iter().filter(|fact| matches!(fact, Fact::TimeWaitEnded { .. })).count()
+            };
+            assert_eq!(ends(&bench.told()), 1);
+            for news in again {
+                bench.notice(news, T0 + 61 * S + 1_000, (TimeWait, Close), 0);
+                bench.notice(news, T0 + 61 * S + 1_000, (FinWait2, Close), 0);
+            }
+            bench.notice(News::Flipped, T0 + 61 * S + 1_000, (FinWait2, TimeWait), 0);
+            assert_eq!(bench.told(), [], "{first:?} first, by cookie: {by_cookie}");
+            assert!(bench.tracker.is_empty());
+            // The cookie's socket may go on: its next minisocket is one like the first.
+            fin_wait_2_orphan(&mut bench);
+            bench.notice(News::Reset, T0 + 70 * S, (TimeWait, Close), 0);
+            assert_eq!(ends(&bench.told()), 1);
+        }
+    }
+}
+
+#[test]
+fn hooks_tell_how_fin_wait_2_ended() {
+    for (news, outcome) in [
+        (News::Expired, Outcome::Timeout),
+        (News::Reset, Outcome::ResetReceived),
+        (News::DataAfterClose, Outcome::ResetSent),
+        (News::Destroyed, Outcome::Destroyed),
+        (News::Purged, Outcome::Unknown),
+    ] {
+        let mut bench = hooked(true);
+        fin_wait_2_orphan(&mut bench);
+        bench.told();
+        bench.notice(news, T0 + 2 * S, (FinWait2, Close), 0);
+        assert_eq!(
+            bench.told(),
+            [
+                Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 2 * S - MS },
+                transition(FinWait2, Close),
+                closed(CLIENT, Role::Active, outcome),
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_time_wait_that_was_not_born_is_an_overflow_and_a_graceful_close() {
+    let mut bench = hooked(true);
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    bench.notice(News::Unborn, T0 + 2 * MS, (FinWait2, TimeWait), 0);
+    bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DEAD | DONE);
+    assert_eq!(
+        bench.told()[3..],
+        [
+            Fact::TimeWaitOverflow,
+            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
+            transition(FinWait2, Close),
+            closed(CLIENT, Role::Active, Outcome::Graceful),
+        ]
+    );
+    assert!(bench.tracker.is_empty());
+}
+
+#[test]
+fn a_fin_wait_2_minisocket_that_was_not_born_is_an_overflow_too() {
+    let mut bench = hooked(true);
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    bench.notice(News::Unborn, T0 + 2 * MS, (FinWait2, FinWait2), 0);
+    assert_eq!(bench.told().last(), Some(&Fact::TimeWaitOverflow));
+}
+
+/// Data after close calls tcp_reset() as a RST does; the RST that goes out a moment later tells.
+#[test]
+fn the_outcome_of_a_reset_settles_a_moment_later() {
+    for (by_cookie, sent) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut bench = hooked(by_cookie);
+        let key = bench.key();
+        bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
+        let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
+        bench.take(Head { err: 104, ..head }, &client());
+        bench.told();
+        bench.tracker.settle(T0 + 2 * MS, &mut bench.facts);
+        assert_eq!(bench.told(), [], "too early to tell");
+        if sent {
+            bench.notice(News::ResetSent, T0 + MS + 26_000, (Close, Close), key);
+        }
+        bench.tracker.settle(T0 + S, &mut bench.facts);
+        let outcome = if sent { Outcome::ResetSent } else { Outcome::ResetReceived };
+        assert_eq!(bench.told(), [closed(CLIENT, Role::Active, outcome)]);
+    }
+}
+
+/// Hooks tell of the minisocket all the same, and the connection is counted once, whichever records are lost.
+#[test]
+fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {
+    for by_cookie in [true, false] {
+        for lost in 0_u32..1 << 5 {
+            if !by_cookie && lost & 0b1100 == 0b1100 {
+                // Neither birth nor →CLOSE: nothing ties the socket's address to the minisocket's cookie.
+                continue;
+            }
+            let mut bench = hooked(by_cookie);
+            let key = bench.key();
+            let took = |n: u32| lost & 1 << n == 0;
+            bench.dump(T0 - S, true, &[]);
+            for (n, (step, flags)) in [
+                ((Established, FinWait1), OWNED),
+                ((FinWait1, FinWait2), DEAD | FIN_ACKED),
+                ((FinWait2, Close), DEAD | FIN_ACKED),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                if n == 2 && took(3) {
+                    bench.notice(News::Born, T0 + 2 * MS, (FinWait2, FinWait2), key);
+                }
+                if took(n as u32) {
+                    bench.step(key, &client(), T0 + n as u64 * MS, step, flags);
+                }
+            }
+            if took(4) {
+                bench.notice(News::Flipped, T0 + 5 * MS, (FinWait2, TimeWait), 0);
+            }
+            bench.tracker.records_lost();
+            let at = T0 + S;
+            let minisocket = seen(TimeWait, Body::Minisocket, client(), 7, at, 59 * S);
+            let suspects = bench.dump(at, false, &[minisocket]);
+            suspects.iter().for_each(|suspect| bench.tracker.gone(suspect, at, &mut bench.facts));
+            let facts = bench.told();
+            let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
+            assert_eq!(closes, 1, "by cookie {by_cookie}, lost {lost:#b}: {facts:?}");
+            assert_eq!(bench.tracker.len(), 1, "by cookie {by_cookie}, lost {lost:#b}");
+            bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+            assert!(bench.tracker.is_empty(), "by cookie {by_cookie}, lost {lost:#b}");
+        }
+    }
+}

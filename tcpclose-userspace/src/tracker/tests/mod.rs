@@ -1,0 +1,191 @@
+//! The tracker driven by made-up records and dumps: no kernel, no root, every instant an argument.
+
+use std::net::SocketAddr;
+
+use tcpclose_common::event::{Head, News, Notice, Open, Record, Step, flags::*};
+use tcpclose_common::state::TcpState::{self, *};
+
+use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
+use super::join::{Covers, Seen, View};
+use super::life::{Body, Closer};
+use super::notice::Told;
+use super::{Host, Tracker};
+use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, words_of};
+
+mod dumps;
+mod elsewhere;
+mod hooks;
+mod losses;
+mod steps;
+
+const MS: u64 = 1_000_000;
+const S: u64 = 1_000 * MS;
+/// Events of these tests begin here, so that "before" exists.
+const T0: u64 = 1_000 * S;
+const HERE: u32 = 4_026_531_840;
+const TIME_WAIT: u64 = 60 * S;
+
+const SERVER: Pair = Pair { side: Side::Server, port: 80 };
+const CLIENT: Pair = Pair { side: Side::Client, port: 80 };
+
+/// The tracker under test, and what it has told.
+struct Bench {
+    tracker: Tracker,
+    facts: Vec<Fact>,
+    by_cookie: bool,
+    /// Flags that every record of this door carries.
+    door: u16,
+    netns: u32,
+}
+
+impl Bench {
+    fn new(by_cookie: bool, btf: bool) -> Self {
+        let mut tracker = Tracker::new(
+            Host { netns: HERE, everywhere: false, told: btf, ephemeral: 32768..=60999 },
+            by_cookie,
+        );
+        tracker.set_time_wait_ns(TIME_WAIT);
+        let door = if by_cookie { COOKIE } else { 0 } | if btf { FACTS } else { 0 };
+        Self { tracker, facts: Vec::new(), by_cookie, door, netns: if btf { HERE } else { 0 } }
+    }
+
+    fn btf() -> Self {
+        Self::new(true, true)
+    }
+
+    /// One of each: tp_btf, classic with BTF, classic without.
+    fn doors() -> [Self; 3] {
+        [Self::new(true, true), Self::new(false, true), Self::new(false, false)]
+    }
+
+    fn has_facts(&self) -> bool {
+        self.door & FACTS != 0
+    }
+
+    fn head(&self, key: u64, flow: &Flow, at: u64, (old, new): (TcpState, TcpState), more: u16) -> Head {
+        let more = if self.has_facts() { more } else { 0 };
+        Head {
+            key,
+            time_ns: at,
+            local_port: flow.local_port,
+            remote_port: flow.remote_port,
+            old: old.raw(),
+            new: new.raw(),
+            flags: self.door | more,
+            netns: self.netns,
+            err: 0,
+            err_soft: 0,
+        }
+    }
+
+    fn take(&mut self, head: Head, flow: &Flow) {
+        let hash = if self.by_cookie { 0 } else { flow.hash64() };
+        let record = if tcpclose_common::state::opens_life(head.old.into()) {
+            Record::Open(Open {
+                head: Head { flags: head.flags | OPEN, ..head },
+                flow: hash,
+                local: words_of(flow.local),
+                remote: words_of(flow.remote),
+                inum: head.netns,
+                spare: 0,
+            })
+        } else {
+            Record::Step(Step { head, flow: hash })
+        };
+        self.tracker.record(&record, &mut self.facts);
+    }
+
+    fn step(&mut self, key: u64, flow: &Flow, at: u64, step: (TcpState, TcpState), more: u16) {
+        let head = self.head(key, flow, at, step, more);
+        self.take(head, flow);
+    }
+
+    /// A dump that began at `at` and saw everything at that instant.
+    fn dump(&mut self, at: u64, first: bool, seen: &[Seen]) -> Vec<super::join::Suspect> {
+        self.tracker.dump_started();
+        let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
+        let view = View { covers: &here(), seen, states, started_ns: at, first };
+        self.tracker.dump(&view, 100, &mut self.facts)
+    }
+
+    /// The key of this bench's one socket: its cookie, 7, or the address that the classic door knows it by.
+    fn key(&self) -> u64 {
+        if self.by_cookie { 7 } else { 0xffff_8880_0000_0007 }
+    }
+
+    /// A hook speaks of the socket with the cookie 7.
+    fn notice(&mut self, news: News, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
+        let head =
+            Head { flags: NOTICE | COOKIE, err: news as u16, ..self.head(7, &client(), at, (old, new), 0) };
+        self.tracker.record(&Record::Notice(Notice { head, sk }, news), &mut self.facts);
+    }
+
+    fn told(&mut self) -> Vec<Fact> {
+        std::mem::take(&mut self.facts)
+    }
+}
+
+/// The agent's own namespace alone is dumped.
+fn here() -> Covers {
+    Covers { netns: [(HERE, HERE)].into(), all: true }
+}
+
+fn flow(local: &str, remote: &str) -> Flow {
+    let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+    Flow::new(parse(local), parse(remote))
+}
+
+/// This end connected to port 80.
+fn client() -> Flow {
+    flow("10.0.0.1:40000", "10.0.0.2:80")
+}
+
+/// This end was accepted on port 80.
+fn server() -> Flow {
+    flow("10.0.0.2:80", "10.0.0.1:40000")
+}
+
+fn seen(state: TcpState, body: Body, flow: Flow, cookie: u64, at: u64, expires_ns: u64) -> Seen {
+    Seen {
+        state,
+        body,
+        flow,
+        cookie,
+        netns: HERE,
+        interface: 0,
+        seen_ns: at,
+        expires_ns,
+        age: Age { min_ns: 0, max_ns: None },
+        sent_ns: None,
+    }
+}
+
+fn listener() -> Seen {
+    seen(Listen, Body::Socket, flow("0.0.0.0:80", "0.0.0.0:0"), 99, T0, 0)
+}
+
+const fn transition(from: TcpState, to: TcpState) -> Fact {
+    Fact::Transition { from, to }
+}
+
+const fn closed(pair: Pair, role: Role, outcome: Outcome) -> Fact {
+    Fact::Closed { pair, role, outcome }
+}
+
+const EVERYTHING: Told = Told { births: true, lives: true, resets: true, since_ns: 0 };
+
+fn hooked(by_cookie: bool) -> Bench {
+    let mut bench = Bench::new(by_cookie, true);
+    bench.tracker.set_told(EVERYTHING);
+    bench
+}
+
+/// Takes a socket with the cookie 7 to its minisocket in FIN-WAIT-2, entered at T0 + 1 ms.
+fn fin_wait_2_orphan(bench: &mut Bench) -> u64 {
+    let key = bench.key();
+    bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(key, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    bench.notice(News::Born, T0 + MS, (FinWait2, FinWait2), key);
+    bench.step(key, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
+    key
+}

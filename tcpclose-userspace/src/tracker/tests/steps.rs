@@ -1,0 +1,284 @@
+//! What records alone tell: a socket's steps from door to door.
+
+use super::*;
+
+#[test]
+fn a_passive_close_is_close_wait_then_last_ack() {
+    for mut bench in Bench::doors() {
+        bench.dump(T0 - S, true, &[listener()]);
+        bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
+        bench.step(7, &server(), T0 + 500 * MS, (CloseWait, LastAck), ACCEPTED | OWNED);
+        bench.step(7, &server(), T0 + 501 * MS, (LastAck, Close), ACCEPTED | DONE | DEAD | FIN_ACKED);
+        let outcome = if bench.has_facts() { Outcome::Graceful } else { Outcome::Unknown };
+        assert_eq!(
+            bench.told(),
+            [
+                transition(Established, CloseWait),
+                Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns: 500 * MS },
+                transition(CloseWait, LastAck),
+                Fact::Dwelt { phase: Phase::LastAck, pair: SERVER, ns: MS },
+                transition(LastAck, Close),
+                closed(SERVER, Role::Passive, outcome),
+            ]
+        );
+        assert!(bench.tracker.is_empty());
+    }
+}
+
+/// The common active close: the peer's FIN comes later, and the tracepoint says CLOSE at once.
+#[test]
+fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
+    for mut bench in Bench::doors() {
+        let cookie = if bench.by_cookie { 7 } else { 0x55 };
+        let client_side = if bench.has_facts() { CLIENT } else { Pair { side: Side::Unknown, port: 80 } };
+        bench.dump(T0 - S, true, &[]);
+        bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+        bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+        bench.step(7, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
+        assert_eq!(
+            bench.told(),
+            [
+                transition(Established, FinWait1),
+                Fact::Dwelt { phase: Phase::FinWait1, pair: client_side, ns: MS },
+                transition(FinWait1, FinWait2),
+            ]
+        );
+        let at = T0 + S;
+        bench.dump(at, false, &[seen(FinWait2, Body::Minisocket, client(), cookie, at, 59 * S)]);
+        assert_eq!(bench.told(), [], "still FIN-WAIT-2, and no transition");
+        // The FIN came 4.2 s after the ACK.
+        let (at, entry) = (T0 + 5 * S, T0 + MS + 4200 * MS);
+        let left = entry + TIME_WAIT - at;
+        bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), cookie, at, left)]);
+        assert_eq!(
+            bench.told(),
+            [
+                Fact::Dwelt { phase: Phase::FinWait2, pair: client_side, ns: 4200 * MS },
+                transition(FinWait2, TimeWait),
+                closed(client_side, Role::Active, Outcome::Graceful),
+            ]
+        );
+        assert_eq!(bench.tracker.lives().next().unwrap().since.age(at), Age::exact(at - entry));
+        // Last seen a second before it is gone; the timer was due.
+        let at = T0 + 64 * S;
+        bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), cookie, at, S / 2)]);
+        bench.dump(T0 + 66 * S, false, &[]);
+        assert_eq!(
+            bench.told(),
+            [
+                Fact::Dwelt { phase: Phase::TimeWait, pair: client_side, ns: at + S / 2 - entry },
+                transition(TimeWait, Close),
+                Fact::TimeWaitEnded { how: Ended::Expired },
+            ]
+        );
+        assert!(bench.tracker.is_empty());
+    }
+}
+
+#[test]
+fn time_wait_is_entered_at_the_event_when_the_fin_came_with_the_ack() {
+    let mut bench = Bench::btf();
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    bench.step(7, &client(), T0 + MS + 2000, (FinWait2, Close), DEAD | DONE | FIN_ACKED);
+    assert_eq!(
+        bench.told()[2..],
+        [
+            transition(FinWait1, FinWait2),
+            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 2000 },
+            transition(FinWait2, TimeWait),
+            closed(CLIENT, Role::Active, Outcome::Graceful),
+        ]
+    );
+    let life = bench.tracker.lives().next().unwrap();
+    assert_eq!((life.phase, life.body), (Phase::TimeWait, Body::Minisocket));
+}
+
+#[test]
+fn a_simultaneous_close_ends_in_time_wait_once() {
+    for mut bench in Bench::doors() {
+        let facts = bench.has_facts();
+        let pair = if facts { CLIENT } else { Pair { side: Side::Unknown, port: 80 } };
+        let cookie = if bench.by_cookie { 7 } else { 0x55 };
+        bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+        bench.step(7, &client(), T0 + MS, (FinWait1, Closing), DONE | DEAD);
+        bench.step(7, &client(), T0 + 2 * MS, (Closing, Close), DONE | DEAD | FIN_ACKED);
+        let at = T0 + S;
+        bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), cookie, at, 59 * S)]);
+        assert_eq!(
+            bench.told(),
+            [
+                transition(Established, FinWait1),
+                Fact::Dwelt { phase: Phase::FinWait1, pair, ns: MS },
+                transition(FinWait1, Closing),
+                Fact::Dwelt { phase: Phase::Closing, pair, ns: MS },
+                transition(Closing, TimeWait),
+                closed(pair, Role::Simultaneous, Outcome::Graceful),
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_reset_or_timeout_ends_a_life_and_leaves_nothing() {
+    for (err, outcome) in [
+        (104, Outcome::ResetReceived),
+        (110, Outcome::Timeout),
+        (103, Outcome::Destroyed),
+        (0, Outcome::Aborted),
+    ] {
+        let mut bench = Bench::btf();
+        bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
+        let head = bench.head(7, &server(), T0 + S, (CloseWait, Close), ACCEPTED | DONE);
+        bench.take(Head { err, ..head }, &server());
+        assert_eq!(
+            bench.told()[1..],
+            [
+                Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns: S },
+                transition(CloseWait, Close),
+                closed(SERVER, Role::Passive, outcome),
+            ]
+        );
+        assert!(bench.tracker.is_empty());
+    }
+}
+
+#[test]
+fn a_connection_that_ends_without_a_fin_has_no_role() {
+    let mut bench = Bench::btf();
+    bench.step(7, &server(), T0, (Established, Close), ACCEPTED);
+    assert_eq!(bench.told(), [transition(Established, Close), closed(SERVER, Role::None, Outcome::Aborted)]);
+    assert!(bench.tracker.is_empty());
+}
+
+#[test]
+fn clocks_of_two_cpus_may_invert_and_no_duration_is_negative() {
+    let mut bench = Bench::btf();
+    bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
+    bench.step(7, &server(), T0 - 300, (CloseWait, LastAck), ACCEPTED);
+    assert!(bench.told().contains(&Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns: 0 }));
+}
+
+#[test]
+fn a_stranger_of_which_only_the_end_is_seen_counts_and_makes_no_duration() {
+    let mut bench = Bench::btf();
+    bench.step(7, &server(), T0, (LastAck, Close), ACCEPTED | DONE | DEAD | FIN_ACKED);
+    assert_eq!(
+        bench.told(),
+        [
+            Fact::Unseen { phase: Phase::LastAck, why: Why::BeforeAgent },
+            transition(LastAck, Close),
+            closed(SERVER, Role::Passive, Outcome::Graceful),
+        ]
+    );
+    bench.tracker.records_lost();
+    bench.step(8, &server(), T0, (CloseWait, LastAck), ACCEPTED);
+    assert_eq!(bench.told()[0], Fact::Unseen { phase: Phase::CloseWait, why: Why::Lost });
+}
+
+#[test]
+fn a_reset_that_looks_like_a_hand_over_ends_a_long_phase_at_its_record() {
+    let mut bench = Bench::new(false, false);
+    bench.step(7, &client(), T0, (Established, FinWait1), 0);
+    bench.step(7, &client(), T0, (FinWait1, FinWait2), 0);
+    bench.step(7, &client(), T0 + 3 * S, (FinWait2, Close), 0);
+    bench.told();
+    let suspects = bench.dump(T0 + 4 * S, false, &[]);
+    bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.facts);
+    let told = bench.told();
+    assert!(matches!(told[0], Fact::Dwelt { phase: Phase::FinWait2, ns, .. } if ns == 3 * S), "{told:?}");
+}
+
+#[test]
+fn fin_wait_2_that_runs_out_is_a_timeout() {
+    let mut bench = Bench::btf();
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0, (FinWait1, FinWait2), DEAD);
+    bench.step(7, &client(), T0, (FinWait2, Close), DEAD);
+    for second in [1, 30, 60] {
+        let at = T0 + second * S;
+        bench.dump(at, false, &[seen(FinWait2, Body::Minisocket, client(), 7, at, (60 - second) * S)]);
+    }
+    bench.told();
+    bench.dump(T0 + 62 * S, false, &[]);
+    assert_eq!(
+        bench.told(),
+        [
+            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 60 * S },
+            transition(FinWait2, Close),
+            closed(CLIENT, Role::Active, Outcome::Timeout),
+        ]
+    );
+}
+
+/// At the classic door a minisocket has no key but its flow; a new connection of that flow is its end.
+#[test]
+fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
+    let mut bench = Bench::new(false, true);
+    bench.step(1, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(1, &client(), T0, (FinWait1, FinWait2), DEAD);
+    bench.step(1, &client(), T0, (FinWait2, Close), DEAD | DONE);
+    let at = T0 + S;
+    bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), 5, at, 59 * S)]);
+    bench.told();
+    bench.step(2, &client(), T0 + 2 * S, (Established, CloseWait), 0);
+    assert_eq!(
+        bench.told(),
+        [
+            Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: S },
+            transition(TimeWait, Close),
+            Fact::TimeWaitEnded { how: Ended::Early },
+            transition(Established, CloseWait),
+        ]
+    );
+    assert_eq!(bench.tracker.len(), 1);
+}
+
+/// connect(AF_UNSPEC), then connect(): the socket keeps its cookie, which the TIME-WAIT of its first connection has too.
+#[test]
+fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
+    let mut bench = Bench::btf();
+    bench.dump(T0 - S, true, &[]);
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), 0);
+    bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DONE);
+    let again = Flow { local_port: client().local_port + 1, ..client() };
+    bench.step(7, &again, T0 + S, (Established, CloseWait), 0);
+    bench.told();
+    let at = T0 + 3 * S;
+    let waits = seen(TimeWait, Body::Minisocket, client(), 7, at, 57 * S);
+    let open = seen(CloseWait, Body::Socket, again, 7, at, 0);
+    assert_eq!(bench.dump(at, false, &[waits, open]), []);
+    assert_eq!(bench.told(), []);
+    assert_eq!(bench.tracker.find(HERE, 7, &client()).unwrap().phase, Phase::TimeWait);
+    assert_eq!(bench.tracker.find(HERE, 7, &again).unwrap().phase, Phase::CloseWait);
+
+    bench.step(7, &again, T0 + 4 * S, (CloseWait, LastAck), OWNED);
+    bench.step(7, &again, T0 + 5 * S, (LastAck, Close), FIN_ACKED);
+    assert_eq!(bench.tracker.len(), 1);
+    assert_eq!(bench.dump(T0 + 63 * S, false, &[]), []);
+    assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
+    assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
+}
+
+#[test]
+fn who_closed_is_kept_from_the_step_that_told() {
+    let mut bench = Bench::btf();
+    let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
+    let closer = |bench: &Bench| bench.tracker.find(HERE, 7, &flow).unwrap().closer;
+    let mut open = bench.head(7, &flow, T0, (Established, FinWait1), 0);
+    open.set_closer(4_194_304);
+    bench.take(open, &flow);
+    let told = Some(Closer { pid: 4_194_304.try_into().unwrap(), at_ns: T0 });
+    assert_eq!(closer(&bench), told);
+    bench.step(7, &flow, T0 + S, (FinWait1, FinWait2), 0);
+    assert_eq!(closer(&bench), told);
+
+    let mut bench = Bench::btf();
+    bench.step(7, &flow, T0, (Established, CloseWait), 0);
+    assert_eq!(closer(&bench), None);
+    let mut step = bench.head(7, &flow, T0 + S, (CloseWait, LastAck), 0);
+    step.set_closer(42);
+    bench.take(step, &flow);
+    assert_eq!(closer(&bench), Some(Closer { pid: 42.try_into().unwrap(), at_ns: T0 + S }));
+}
