@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::{Agent, HOOKS, Metrics, can_attach, free_port};
 use place::Netns;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 const RING: u64 = 64 << 10;
 /// The smallest record with the kernel's 8 bytes before it (kernel/bpf/ringbuf.c, BPF_RINGBUF_HDR_SZ).
@@ -50,11 +50,6 @@ impl Account {
         let agent = accounted(&agent.metrics());
         Self { before, agent, after: accounted(&witness.metrics()) }
     }
-}
-
-fn signal(agent: &Agent, signal: Signal) {
-    let pid = Pid::from_raw(agent.pid() as i32).unwrap();
-    kill_process(pid, signal).unwrap();
 }
 
 /// Connections to the listener, evenly over `duration`; those that stay in CLOSE-WAIT.
@@ -124,12 +119,12 @@ fn stopped_here(duration: Duration) {
     let begun = agents.each_ref().map(|(_, agent)| Account::of(agent, &witness));
 
     for (_, agent) in &agents {
-        signal(agent, Signal::STOP);
+        agent.signal(Signal::STOP);
     }
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
     let held = close_many(&listener, duration);
     for (_, agent) in &agents {
-        signal(agent, Signal::CONT);
+        agent.signal(Signal::CONT);
     }
 
     for ((hook, agent), begun) in agents.iter().zip(begun) {

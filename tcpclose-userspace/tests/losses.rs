@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::{Agent, HOOKS, Metrics, can_attach, free_port};
 use named::{Named, Service};
+use rustix::process::Signal;
 use socket2::SockRef;
 
 /// Of each namespace.
@@ -49,11 +50,11 @@ fn an_overflow_is_counted_exactly_and_mended_in_every_namespace() {
         // Other traffic of the host counts too: what one agent has seen before and after the other's look brackets it.
         let look = || (made(&whole.metrics()), made(&starved.metrics()), made(&whole.metrics()));
         let before = look();
-        std::thread::scope(|scope| {
-            for (netns, service) in namespaces.iter().zip(&mut services) {
-                scope.spawn(move || service.close(netns, CLOSE_WAITS, TIME_WAITS));
-            }
-        });
+        // Half of it with nobody to take records: that overflows one page however fast the agent is.
+        starved.signal(Signal::STOP);
+        close_half(&namespaces, &mut services);
+        starved.signal(Signal::CONT);
+        close_half(&namespaces, &mut services);
         let after = look();
         let (least, most) = (after.0 - before.2, after.2 - before.0);
         let counted = after.1 - before.1;
@@ -85,6 +86,15 @@ fn an_overflow_is_counted_exactly_and_mended_in_every_namespace() {
             service.half_closed.clear();
         }
     }
+}
+
+/// Half of the closes of each namespace, in both at once.
+fn close_half(namespaces: &[Named], services: &mut [Service]) {
+    std::thread::scope(|scope| {
+        for (netns, service) in namespaces.iter().zip(services) {
+            scope.spawn(move || service.close(netns, CLOSE_WAITS / 2, TIME_WAITS / 2));
+        }
+    });
 }
 
 /// One in a hundred leaves a TIME-WAIT; the others are over for both programs at once, with a RST behind the FIN.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use common::{Agent, BINARY, can_attach, free_port};
 use named::{Named, Service};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use socket2::SockRef;
 
@@ -328,12 +328,11 @@ fn events_that_were_lost_explain_what_is_missing() {
     answers.recv().unwrap();
     // The first look ends with one more at the kernel.
     sleep(Duration::from_millis(1500));
-    let pid = Pid::from_raw(agent.pid() as i32).unwrap();
-    kill_process(pid, Signal::STOP).unwrap();
+    agent.signal(Signal::STOP);
     for kind in 0..300 {
         one_close(&listener, 2 + kind % 2);
     }
-    kill_process(pid, Signal::CONT).unwrap();
+    agent.signal(Signal::CONT);
     let output = running.wait_with_output().unwrap();
     let document = document(&output);
     let lost = document["lost"].as_i64().unwrap();
@@ -364,10 +363,9 @@ fn without_an_agent_that_answers_it_is_one_line() {
     let folder = tempfile::tempdir().unwrap();
     assert!(refusal(&folder.path().join("none.sock")).contains("none is there; start one"));
     let agent = Agent::start(&[]);
-    let pid = Pid::from_raw(agent.pid() as i32).unwrap();
-    kill_process(pid, Signal::STOP).unwrap();
+    agent.signal(Signal::STOP);
     let began = Instant::now();
     let said = refusal(&agent.socket());
-    kill_process(pid, Signal::CONT).unwrap();
+    agent.signal(Signal::CONT);
     assert!(said.contains("no answer within 10s"), "{said} after {:?}", began.elapsed());
 }

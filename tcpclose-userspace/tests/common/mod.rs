@@ -188,10 +188,14 @@ impl Agent {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
-    /// Sends `signal` and waits for the end.
-    pub fn end(&mut self, signal: rustix::process::Signal) -> ExitStatus {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Sends `signal` and waits for the end.
+    pub fn end(&mut self, signal: rustix::process::Signal) -> ExitStatus {
+        self.signal(signal);
         self.child.wait().unwrap()
     }
 }
