@@ -1,6 +1,6 @@
 //! Closes of known length: what the script does, and when its segments passed.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -224,19 +224,20 @@ pub fn outwait(waiting: Vec<Waiting>) -> Vec<Truth> {
     let mut truths = Vec::new();
     let mut left: Vec<(Waiting, Option<u64>)> = waiting.into_iter().map(|w| (w, None)).collect();
     while !left.is_empty() {
+        // One look for all of them, one for each family: a look at each alone took 0.1 s for a hundred.
+        let before_ns = now_ns();
+        let tables = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+            .map(|any: IpAddr| diag::Table::of((any, 0).into()));
+        let after_ns = now_ns();
         left.retain_mut(|(w, seen_ns)| {
-            let before_ns = now_ns();
-            if before_ns < w.entered_ns + LEAST_NS {
-                return true;
-            }
-            if diag::state(w.kernel, w.peer).is_some() {
+            let [v4, v6] = &tables;
+            if (if w.kernel.is_ipv4() { v4 } else { v6 }).state(w.kernel, w.peer).is_some() {
                 assert!(before_ns < w.entered_ns + MOST_NS, "a TIME-WAIT does not end");
                 *seen_ns = Some(before_ns);
                 return true;
             }
             // One that was gone at the first look lasted nobody knows how long.
             if let Some(seen_ns) = *seen_ns {
-                let after_ns = now_ns();
                 let half = (after_ns - seen_ns) / 2;
                 let ns = seen_ns + half - w.entered_ns;
                 truths.push(Truth { port: w.port, phase: Phase::TimeWait, ns, error_ns: w.error_ns + half });

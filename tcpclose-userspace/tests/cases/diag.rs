@@ -15,13 +15,27 @@ const NLM_F_ACK: u16 = 4;
 /// The state of the socket or minisocket between `local` and `remote` in the calling thread's namespace; `None` if
 /// there is none. A minisocket's is its substate (net/ipv4/tcp_ipv4.c, get_timewait4_sock).
 pub fn state(local: SocketAddr, remote: SocketAddr) -> Option<u8> {
-    let file = if local.is_ipv4() { "tcp" } else { "tcp6" };
-    let table = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
-    let ends = format!(" {} {} ", shown(local), shown(remote));
-    table.lines().find_map(|line| {
-        let (_, rest) = line.split_once(&ends)?;
-        u8::from_str_radix(rest.get(..2)?, 16).ok()
-    })
+    Table::of(local).state(local, remote)
+}
+
+/// All sockets of one family, as they were while it was read.
+pub struct Table(String);
+
+impl Table {
+    /// Of the family of `end`.
+    pub fn of(end: SocketAddr) -> Self {
+        let file = if end.is_ipv4() { "tcp" } else { "tcp6" };
+        Self(fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
+    }
+
+    /// As [`state`].
+    pub fn state(&self, local: SocketAddr, remote: SocketAddr) -> Option<u8> {
+        let ends = format!(" {} {} ", shown(local), shown(remote));
+        self.0.lines().find_map(|line| {
+            let (_, rest) = line.split_once(&ends)?;
+            u8::from_str_radix(rest.get(..2)?, 16).ok()
+        })
+    }
 }
 
 /// An end as /proc/net/tcp shows it: the address in words of the host's byte order.
