@@ -69,17 +69,8 @@ fn field(file: &std::path::Path, name: &str) -> Result<u64> {
 
 /// What the kernel has counted of every program that a process holds, by the program's id.
 pub fn programs(pid: u32) -> Result<BTreeMap<u32, Runs>> {
-    let mut programs = BTreeMap::new();
-    for file in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // It may be closed by now.
-        let text = fs::read_to_string(file?.path()).unwrap_or_default();
-        let id = text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
-        // A link names its program too, and no run of it.
-        if let Some(id) = id.filter(|_| text.contains("run_cnt:")) {
-            programs.insert(id, Runs::parse(&text));
-        }
-    }
-    Ok(programs)
+    let read = |(id, file)| Ok((id, Runs::parse(&fs::read_to_string(file)?)));
+    Runs::files(pid)?.into_iter().map(read).collect()
 }
 
 /// Waits until a process of somebody else's has attached what it loaded: it has a link, or a perf event, to a program.

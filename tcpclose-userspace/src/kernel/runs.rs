@@ -1,7 +1,10 @@
 //! How often eBPF programs ran, how long that took, and how often they were left out: the kernel's own counts.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
 
 /// What the kernel has counted of a program (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,25 @@ impl Runs {
             sum.missed += one.missed;
         }
         sum
+    }
+
+    /// The fdinfo of every program that a process holds, by the program's id.
+    ///
+    /// # Errors
+    /// When the process is gone, or somebody else's.
+    pub fn files(pid: u32) -> io::Result<BTreeMap<u32, PathBuf>> {
+        let mut files = BTreeMap::new();
+        for file in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            let path = file?.path();
+            // It may be closed by now.
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let id = text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
+            // A link names its program too, and no run of it.
+            if let Some(id) = id.filter(|_| text.contains("run_cnt:")) {
+                files.insert(id, path);
+            }
+        }
+        Ok(files)
     }
 
     /// What the fdinfo does not tell is 0.
