@@ -7,6 +7,9 @@
 //!   README. [`verdict`]: what an agent told, against that.
 //! * [`stage`]: agents, namespaces, and all cases at once. [`report`]: what is printed.
 //!
+//! What an agent tells wrong fails the test, but where the kernel itself says that it left out the agent's program that
+//! often (`common/left_out.rs`): then that case is played again (`common/rounds.rs`).
+//!
 //! `TCPCLOSE_RUNGS=btf+diag,tracepoint+hooks` leaves the other rungs out. `TCPCLOSE_NO_SKIP` says that this kernel has every rung: one that does not start is then a failure.
 
 #![allow(
@@ -17,6 +20,10 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/left_out.rs"]
+mod left_out;
+#[path = "../common/rounds.rs"]
+mod rounds;
 
 mod active;
 mod diag;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::common::Metrics;
+use super::rounds::{Round, Wrong};
 use super::rungs::Rung;
 use super::stage::{Watcher, expected_ends};
 use super::verdict::{Error, Played, differences};
@@ -14,60 +16,92 @@ const REASONS: [&str; 8] =
 /// A bracket wider than this says nothing of how exact a duration is, seconds.
 const MEASURABLE: f64 = 0.05;
 
-/// Prints what every agent told of every case, and fails when it was not what the table says.
-pub fn judge(watchers: &[Watcher], played: &[Played]) {
+/// Prints what every agent told of every case, and says what was not what the table says. `left_out`: how many events the
+/// kernel did not tell each agent of.
+pub fn judge(watchers: &[Watcher], played: &[Played], left_out: Vec<u64>) -> Round<usize> {
     let mut lines = String::new();
-    let (mut right, mut wrong) = (0, 0);
-    let mut line = |name: &str, rung: Rung, differences: &[String]| {
-        let word = if differences.is_empty() { "ok" } else { "DIFFERS" };
-        if differences.is_empty() {
-            right += 1
-        } else {
-            wrong += 1
-        }
-        let _ = writeln!(lines, "{word:<8} {rung:<28} {name}");
-        for difference in differences {
-            let _ = writeln!(lines, "         {difference}");
-        }
-    };
+    let (mut right, mut wrong, mut hopeless) = (0, Vec::new(), Vec::new());
     let mut errors: BTreeMap<Rung, Vec<Error>> = BTreeMap::new();
     let told: Vec<_> = watchers.iter().map(|watcher| (watcher, watcher.agent.metrics())).collect();
     for played in played {
-        for (watcher, metrics) in told.iter().filter(|(watcher, _)| watcher.sees(played.case.place)) {
+        let seeing = told.iter().enumerate().filter(|(_, (watcher, _))| watcher.sees(played.case.place));
+        for (agent, (watcher, metrics)) in seeing {
             let errors = errors.entry(watcher.rung).or_default();
             let found = differences(played, watcher.rung, metrics, watcher.dumps, errors);
-            line(played.case.name, watcher.rung, &found);
-        }
-    }
-    for (watcher, metrics) in &told {
-        let mut found = Vec::new();
-        let wanted = expected_ends(watcher, played);
-        for reason in REASONS {
-            let got = watcher.grown(metrics, "tcpclose_time_wait_ended_total", &[("reason", reason)]);
-            let want = wanted.get(reason).copied().unwrap_or(0.0);
-            if got != want {
-                found.push(format!("{got} TIME-WAITs {reason}, not {want}"));
+            right += line(&mut lines, played.case.name, watcher.rung, &found);
+            let found =
+                found.into_iter().map(|what| format!("{} {}: {what}", watcher.rung, played.case.name));
+            match played.lives {
+                Ok(_) => wrong.extend(found.map(|what| Wrong { agent, play: played.number, what })),
+                // It was never played: that is no agent's doing, and no kernel's.
+                Err(_) => hopeless.extend(found),
             }
         }
-        line(&format!("{:?}: how TIME-WAITs ended", watcher.place), watcher.rung, &found);
-
-        let none = ["tcpclose_events_lost_total", "tcpclose_reconcile_corrections_total"];
-        let grown = none.map(|name| (name, watcher.grown(metrics, name, &[])));
-        let found: Vec<String> =
-            grown.iter().filter(|(_, n)| *n != 0.0).map(|(name, n)| format!("{name} grew by {n}")).collect();
-        line(&format!("{:?}: nothing lost, nothing mended", watcher.place), watcher.rung, &found);
+    }
+    for ((watcher, metrics), &left_out) in told.iter().zip(&left_out) {
+        let Watcher { rung, place, .. } = watcher;
+        let ends = ends(watcher, metrics, played, left_out);
+        right += line(&mut lines, &format!("{place:?}: how TIME-WAITs ended"), *rung, &ends);
+        let losses = losses(watcher, metrics, left_out);
+        right += line(&mut lines, &format!("{place:?}: nothing lost, nothing mended"), *rung, &losses);
+        hopeless.extend(ends.into_iter().chain(losses).map(|what| format!("{rung} {place:?}: {what}")));
     }
     println!("{lines}");
-    for (watcher, _) in &told {
+    for ((watcher, _), left_out) in told.iter().zip(&left_out) {
         let Watcher { rung, place, dumps, .. } = watcher;
         println!(
-            "dumps of {rung:<28} {place:?}: {:.3} s at the longest, {:.3} s apart",
+            "dumps of {rung:<28} {place:?}: {:.3} s at the longest, {:.3} s apart; left out {left_out} times",
             dumps.took, dumps.apart
         );
     }
     print_errors(&errors);
-    println!("{} cases on {} rungs: {right} lines ok, {wrong} differ", played.len(), errors.len(),);
-    assert_eq!(wrong, 0, "an agent told something else than the table");
+    let differ = lines.lines().filter(|line| line.starts_with(DIFFERS)).count();
+    println!("{} cases on {} rungs: {right} lines ok, {differ} differ", played.len(), errors.len());
+    Round { wrong, hopeless, late: Vec::new(), left_out }
+}
+
+const DIFFERS: &str = "DIFFERS";
+
+/// Writes a line for something that an agent told; 1 if it was right.
+fn line(lines: &mut String, name: &str, rung: Rung, differences: &[String]) -> usize {
+    let word = if differences.is_empty() { "ok" } else { DIFFERS };
+    let _ = writeln!(lines, "{word:<8} {rung:<28} {name}");
+    for difference in differences {
+        let _ = writeln!(lines, "         {difference}");
+    }
+    usize::from(differences.is_empty())
+}
+
+/// What is wrong with how many TIME-WAITs ended how. One that is left out of one number may be in another.
+fn ends(watcher: &Watcher, metrics: &Metrics, played: &[Played], left_out: u64) -> Vec<String> {
+    let wanted = expected_ends(watcher, played);
+    let mut found = Vec::new();
+    let mut apart = 0.0;
+    for reason in REASONS {
+        let got = watcher.grown(metrics, "tcpclose_time_wait_ended_total", &[("reason", reason)]);
+        let want = wanted.get(reason).copied().unwrap_or(0.0);
+        if got != want {
+            apart += (got - want).abs();
+            found.push(format!("{got} TIME-WAITs {reason}, not {want}"));
+        }
+    }
+    if apart <= 2.0 * left_out as f64 { Vec::new() } else { found }
+}
+
+/// What was lost or mended, and no more often than the kernel left a program out.
+fn losses(watcher: &Watcher, metrics: &Metrics, left_out: u64) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in ["tcpclose_events_lost_total", "tcpclose_reconcile_corrections_total"] {
+        for (labels, _) in metrics.select(name, &[]) {
+            let labels: Vec<_> = labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            let grown = watcher.grown(metrics, name, &labels);
+            let ours = labels.iter().any(|(_, value)| matches!(*value, "ring" | "decode"));
+            if grown > if ours { 0.0 } else { left_out as f64 } {
+                found.push(format!("{name} {labels:?} grew by {grown}"));
+            }
+        }
+    }
+    found
 }
 
 /// Prints how far durations were from the middle of their brackets.

@@ -12,8 +12,10 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use super::common::{Agent, BINARY, Metrics};
+use super::left_out::Witness;
 use super::place::{Netns, hide_btf, set_sysctl};
 use super::report;
+use super::rounds::{Round, until_told};
 use super::rungs::Rung;
 use super::scene::{Moment, Scene, now_ns};
 use super::table::{CASES, Case, Place};
@@ -56,21 +58,27 @@ impl Watcher {
 
 /// Plays every case, and fails when an agent told something else than the table.
 pub fn play() {
+    until_told((0..CASES.len()).collect(), round);
+}
+
+/// Plays these cases of the table, by their places there.
+fn round(numbers: &[usize]) -> Round<usize> {
     let places = make_places();
-    let mut scenes = set_scenes(&places);
+    let mut scenes = set_scenes(&places, numbers);
     let mut watchers = start_agents(&places);
     let full = &places[&Place::Full];
     inside(full, || set_sysctl("tcp_max_tw_buckets", "0").unwrap());
     settle(&mut watchers);
+    let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
 
     let played: Vec<Played> = thread::scope(|scope| {
-        let playing: Vec<_> = CASES
+        let playing: Vec<_> = numbers
             .iter()
             .zip(&mut scenes)
-            .enumerate()
-            .map(|(number, (case, scene))| {
-                let places = &places;
+            .map(|(&number, scene)| {
+                let (places, case) = (&places, &CASES[number]);
                 let run = move || Played {
+                    number,
                     case,
                     port: port(number),
                     lives: match scene {
@@ -89,7 +97,7 @@ pub fn play() {
 
     let done = Instant::now();
     while look(&mut watchers) > 0.0 && done.elapsed() < last_wait(&watchers) {}
-    report::judge(&watchers, &played);
+    report::judge(&watchers, &played, witness.left_out())
 }
 
 fn port(number: usize) -> u16 {
@@ -117,12 +125,13 @@ fn inside<T: Send>(netns: &Netns, what: impl FnOnce() -> T + Send) -> T {
 }
 
 /// One scene a case; none for a case whose namespace is to go.
-fn set_scenes(places: &BTreeMap<Place, Netns>) -> Vec<Option<Scene>> {
-    let set = |(number, case): (usize, &'static Case)| {
+fn set_scenes(places: &BTreeMap<Place, Netns>, numbers: &[usize]) -> Vec<Option<Scene>> {
+    let set = |&number: &usize| {
+        let case = &CASES[number];
         let netns = places.get(&case.place)?;
         Some(inside(netns, || set_scene(case, number)))
     };
-    CASES.iter().enumerate().map(set).collect()
+    numbers.iter().map(set).collect()
 }
 
 fn set_scene(case: &Case, number: usize) -> Scene {

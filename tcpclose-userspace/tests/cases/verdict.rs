@@ -23,6 +23,8 @@ pub struct Dumps {
 
 /// A case that was played.
 pub struct Played {
+    /// Its place in the table.
+    pub number: usize,
     pub case: &'static Case,
     pub port: u16,
     /// Per life what the script did; or why the script could not be played to its end.

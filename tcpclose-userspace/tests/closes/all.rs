@@ -1,0 +1,167 @@
+//! All closes at once.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::thread::{scope, sleep};
+use std::time::Duration;
+
+use tcpclose_userspace::terms::Phase::TimeWait;
+
+use super::common::free_port;
+use super::left_out::Witness;
+use super::rounds::{Round, Wrong};
+use super::stage::{Bracket, Family, Look, Stage, Timeline, fence, now, state_of};
+use super::table::CASES;
+use super::verdict::{ENTRY, Run, judge_standing, judge_totals};
+use super::watcher::Watcher;
+use super::{Done, note_gaps, starting};
+
+/// TCP_TIMEWAIT_LEN, and how late its timer can be at CONFIG_HZ=100, the worst (2.05 s at 250, 4.1 s at 1000).
+const LENGTH: f64 = 60.0;
+const LATENESS: f64 = 5.1;
+
+/// A case of the table, by its place there, and how its ends talk.
+pub type Play = (usize, Family);
+
+/// Every case, in every way.
+pub fn plays() -> Vec<Play> {
+    let cases = 0..CASES.len();
+    cases.flat_map(|case| Family::ALL.map(|family| (case, family))).collect()
+}
+
+/// Plays these beside new agents.
+pub fn round(plays: &[Play]) -> Round<Play> {
+    // By port.
+    let found: Mutex<Vec<Wrong<u16>>> = Mutex::default();
+    let note = |agent, port, what: Vec<String>| {
+        let wrong = what.into_iter().map(|what| Wrong { agent, play: port, what });
+        found.lock().unwrap().extend(wrong);
+    };
+    let starting = starting();
+    let mut watchers = Watcher::with_btf();
+    // These prove sides by the sockets themselves: their dumps have not seen the listeners that come now. The last one
+    // knows sides by its first dump alone.
+    let ports: Vec<u16> = plays.iter().map(|_| free_port()).collect();
+    let looking = Mutex::new(&[][..]);
+    let look: Look<'_> = &|port, standing| {
+        let watchers: &[Watcher] = *looking.lock().unwrap();
+        for (agent, watcher) in watchers.iter().enumerate() {
+            note(agent, port, judge_standing(watcher, port, standing));
+        }
+    };
+    let stages: Vec<(usize, Stage<'_>)> = plays
+        .iter()
+        .zip(&ports)
+        .map(|(&(case, family), &port)| (case, Stage::new(family, port, CASES[case].listens, look)))
+        .collect();
+    watchers.push(Watcher::blind());
+    drop(starting);
+    let before: Vec<_> = watchers.iter().map(Watcher::metrics).collect();
+    let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
+
+    let done = AtomicBool::new(false);
+    let mut hopeless = Vec::new();
+    let runs = scope(|threads| {
+        threads.spawn(|| note_gaps(&watchers, &done));
+        let _done = Done(&done);
+        *looking.lock().unwrap() = &watchers;
+        let playing: Vec<_> = stages
+            .into_iter()
+            .map(|(case, stage)| {
+                threads.spawn(move || {
+                    let (case, port) = (&CASES[case], stage.port);
+                    let name = format!("{}, {:?}", case.name, stage.family);
+                    Run { name, port, ends: case.ends, timelines: (case.play)(stage) }
+                })
+            })
+            .collect();
+        let mut runs: Vec<Run> = playing.into_iter().map(|thread| thread.join().unwrap()).collect();
+        for (agent, watcher) in watchers.iter().enumerate() {
+            for (port, what) in time_wait_ages(watcher, &runs) {
+                note(agent, port, what);
+            }
+        }
+        hopeless = watch_the_ends(&mut runs);
+        runs
+    });
+
+    let last: Vec<_> = watchers.iter().map(|watcher| watcher.once_none_is_left(&ports)).collect();
+    let left_out = witness.left_out();
+    for (agent, watcher) in watchers.iter().enumerate() {
+        for run in &runs {
+            note(agent, run.port, run.judge(watcher, &last[agent]));
+        }
+        hopeless.extend(judge_totals(watcher, &runs, &before[agent], &last[agent], left_out[agent]));
+        println!(
+            "{}: {} closes, dumps {:.3} s apart, left out {} times",
+            watcher.name(),
+            runs.len(),
+            watcher.gap(),
+            left_out[agent]
+        );
+    }
+    let play = |port| plays[ports.iter().position(|&of| of == port).unwrap()];
+    let wrong = found.into_inner().unwrap().into_iter();
+    let wrong = wrong.map(|wrong| Wrong { agent: wrong.agent, play: play(wrong.play), what: wrong.what });
+    Round { wrong: wrong.collect(), hopeless, late: Vec::new(), left_out }
+}
+
+/// Asks for every TIME-WAIT's age, once a dump has seen all of them. What is wrong, by port.
+fn time_wait_ages(watcher: &Watcher, runs: &[Run]) -> Vec<(u16, Vec<String>)> {
+    let until = now() + 20_000_000_000;
+    loop {
+        let from = now();
+        let document = watcher.sockets(TimeWait);
+        let asked = Bracket { from, to: now() };
+        let wrong: Vec<(u16, Vec<String>)> = runs
+            .iter()
+            .map(|run| (run.port, run.judge_ages(watcher, &document, asked)))
+            .filter(|(_, wrong)| !wrong.is_empty())
+            .collect();
+        if wrong.is_empty() || now() > until {
+            return wrong;
+        }
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// Watches every TIME-WAIT until it is gone, and adds that to its timeline. What is wrong with their lengths.
+fn watch_the_ends(runs: &mut [Run]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut waiting: Vec<(&str, &mut Timeline, Bracket)> = Vec::new();
+    for run in runs {
+        for (end, timeline) in run.ends.iter().zip(&mut run.timelines) {
+            if end.waits() {
+                let entered = timeline.steps[end.phases.len() - 1];
+                waiting.push((&run.name, timeline, entered));
+            }
+        }
+    }
+    let until = now() + 100_000_000_000;
+    let mut looked: Vec<u64> = waiting.iter().map(|(.., entered)| entered.from).collect();
+    while !waiting.is_empty() {
+        assert!(now() < until, "{} TIME-WAITs stay", waiting.len());
+        sleep(Duration::from_millis(20));
+        let before = now();
+        // What is there after this, no timer had begun to end before.
+        fence();
+        let mut i = 0;
+        while i < waiting.len() {
+            let (name, timeline, entered) = &mut waiting[i];
+            if state_of(&timeline.flow).is_some() {
+                looked[i] = before;
+                i += 1;
+                continue;
+            }
+            let gone = Bracket { from: looked[i], to: now() };
+            timeline.steps.push(gone);
+            let (least, most) = entered.until(gone);
+            if most < LENGTH - ENTRY || least > LENGTH + LATENESS {
+                wrong.push(format!("{name}: TIME-WAIT lasted {least} to {most} s"));
+            }
+            waiting.swap_remove(i);
+            looked.swap_remove(i);
+        }
+    }
+    wrong
+}

@@ -1,0 +1,275 @@
+//! Sockets that are in their phase before the agents are there.
+
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::AtomicBool;
+use std::thread::{scope, sleep};
+use std::time::Duration;
+
+use tcpclose_common::state::TcpState;
+use tcpclose_userspace::query::document::Document;
+use tcpclose_userspace::terms::Flow;
+use tcpclose_userspace::terms::Phase::{self, CloseWait, TimeWait};
+use tcpclose_userspace::terms::Side::Server;
+
+use super::common::{Metrics, free_port};
+use super::left_out::Witness;
+use super::rounds::{Round, Wrong};
+use super::stage::{
+    Bracket, By, Family, Stage, fence, flow_of, now, orderly, seconds, state_of, until_state,
+};
+use super::verdict::ENTRY;
+use super::watcher::Watcher;
+use super::{Done, note_gaps, starting};
+
+/// How long a connection stands before its client half-closes: the other bound of that phase's age.
+const APART: Duration = Duration::from_millis(300);
+
+/// A server's end that is in its phase, and its listener, which proves the side.
+struct Older {
+    family: Family,
+    flow: Flow,
+    port: u16,
+    entered: Bracket,
+    _stage: Stage<'static>,
+}
+
+/// One in CLOSE-WAIT, and both ends' descriptors.
+struct Standing {
+    older: Older,
+    client: TcpStream,
+    server: TcpStream,
+    /// How long before the half-close the handshake can have been, seconds.
+    width: f64,
+}
+
+/// Plays these beside new agents: for each family a server's TIME-WAIT and a server's CLOSE-WAIT.
+pub fn round(families: &[Family]) -> Round<Family> {
+    let starting = starting();
+    let standing: Vec<Standing> = families.iter().map(|&family| stand(family)).collect();
+    let waiting: Vec<Older> = families.iter().map(|&family| wait(family)).collect();
+    // An age to be wrong about.
+    sleep(Duration::from_secs(1));
+
+    let mut watchers = Watcher::with_btf();
+    watchers.push(Watcher::blind());
+    let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
+    let mut wrong: Vec<Wrong<Family>> = Vec::new();
+    let mut note = |agent: usize, found: Vec<(Family, String)>| {
+        let named = |what| format!("{}: {what}", watchers[agent].name());
+        wrong.extend(found.into_iter().map(|(play, what)| Wrong { agent, play, what: named(what) }));
+    };
+    // First what does not stay.
+    for (agent, watcher) in watchers.iter().enumerate() {
+        note(agent, ages_of_time_waits(watcher, &waiting));
+    }
+    let late: Vec<Family> =
+        waiting.iter().filter(|older| state_of(&older.flow).is_none()).map(|older| older.family).collect();
+    drop(starting);
+    for (agent, watcher) in watchers.iter().enumerate() {
+        note(agent, ages_of_close_waits(watcher, &standing));
+    }
+
+    let mut ended = Vec::new();
+    let done = AtomicBool::new(false);
+    scope(|threads| {
+        threads.spawn(|| note_gaps(&watchers, &done));
+        let _done = Done(&done);
+        ended = ends(&waiting);
+    });
+    let closed: Vec<Bracket> = standing.iter().map(close).collect();
+
+    let ports: Vec<u16> = waiting.iter().map(|older| older.port).collect();
+    let last: Vec<_> = watchers.iter().map(|watcher| watcher.once_none_is_left(&ports)).collect();
+    let left_out = witness.left_out();
+    for (agent, (watcher, metrics)) in watchers.iter().zip(&last).enumerate() {
+        let waits = waiting.iter().zip(&ended);
+        let waits = waits.filter_map(|(older, end)| judge_time_wait(watcher, metrics, older, *end));
+        let stood = standing.iter().zip(&closed);
+        let stood = stood.filter_map(|(stood, end)| judge_close_wait(metrics, stood, *end));
+        note(agent, waits.chain(stood).collect());
+    }
+    drop(standing);
+    wrong.retain(|wrong| !late.contains(&wrong.play));
+    Round { wrong, hopeless: Vec::new(), late, left_out }
+}
+
+fn stage(family: Family) -> Stage<'static> {
+    Stage::new(family, free_port(), true, &|_, _| {})
+}
+
+/// A TIME-WAIT of a server.
+fn wait(family: Family) -> Older {
+    let stage = stage(family);
+    let waits = orderly(&stage, Server, By::Close, Duration::ZERO).remove(0);
+    Older { family, flow: waits.flow, port: stage.port, entered: waits.steps[2], _stage: stage }
+}
+
+/// A CLOSE-WAIT of a server.
+fn stand(family: Family) -> Standing {
+    let stage = stage(family);
+    let opening = now();
+    let (client, server) = stage.connect();
+    sleep(APART);
+    let from = now();
+    client.shutdown(Shutdown::Write).unwrap();
+    let flow = flow_of(&server);
+    until_state(&flow, |state| state == Some(TcpState::CloseWait));
+    fence();
+    let entered = Bracket { from, to: now() };
+    let width = seconds(entered.to - opening);
+    Standing {
+        older: Older { family, flow, port: stage.port, entered, _stage: stage },
+        client,
+        server,
+        width,
+    }
+}
+
+/// What is wrong with the ages that `watcher` tells of TIME-WAITs, and with its gauges.
+fn ages_of_time_waits(watcher: &Watcher, waiting: &[Older]) -> Vec<(Family, String)> {
+    let mut wrong = Vec::new();
+    let asking = now();
+    let time_waits = watcher.sockets(TimeWait);
+    let asked = Bracket { from: asking, to: now() };
+    for older in waiting {
+        let (least, most) = older.entered.until(asked);
+        let exact = age_of(&time_waits, older);
+        if !exact.is_some_and(|(min, max)| max == Some(min) && min >= least - ENTRY && min <= most + ENTRY) {
+            wrong.push((older.family, format!("TIME-WAIT is {exact:?}, not {least} to {most}")));
+        }
+    }
+    wrong.extend(gauges(watcher, waiting.iter(), TimeWait));
+    wrong
+}
+
+/// The same of CLOSE-WAITs.
+fn ages_of_close_waits(watcher: &Watcher, standing: &[Standing]) -> Vec<(Family, String)> {
+    let mut wrong = Vec::new();
+    for Standing { older, width, .. } in standing {
+        let asking = now();
+        let port = older.port.to_string();
+        let said = watcher.agent.stuck(&["--json", "--older-than", "0s", "--port", &port]);
+        let asked = Bracket { from: asking, to: now() };
+        let (least, most) = older.entered.until(asked);
+        let age = age_of(&serde_json::from_slice(&said.stdout).unwrap(), older);
+        // The interval contains the true age, is not exact, and no wider than from handshake to FIN.
+        let proven = age.is_some_and(|(min, max)| {
+            max.is_some_and(|max| min <= most && max >= least && max > min && max - min <= width + ENTRY)
+        });
+        if !proven {
+            wrong.push((older.family, format!("CLOSE-WAIT is {age:?}, not {least} to {most}")));
+        }
+    }
+    wrong.extend(gauges(watcher, standing.iter().map(|standing| &standing.older), CloseWait));
+    wrong
+}
+
+/// What is wrong with the gauges of sockets in `phase`, one a port.
+fn gauges<'a>(
+    watcher: &Watcher,
+    sockets: impl Iterator<Item = &'a Older>,
+    phase: Phase,
+) -> Vec<(Family, String)> {
+    let asking = now();
+    let metrics = watcher.metrics();
+    let asked = Bracket { from: asking, to: now() };
+    let mut wrong = Vec::new();
+    for older in sockets {
+        let port = older.port.to_string();
+        let labels = [("state", phase.name()), ("side", "server"), ("port", &*port)];
+        let there = metrics.sum("tcpclose_sockets", &labels);
+        let oldest = metrics.sum("tcpclose_oldest_socket_age_seconds", &labels);
+        let (_, most) = older.entered.until(asked);
+        if there != 1.0 || oldest > most || (oldest == 0.0) == (phase == CloseWait) {
+            wrong.push((older.family, format!("{there} in {phase:?}, the oldest {oldest}")));
+        }
+    }
+    wrong
+}
+
+/// The proven bounds of the age of `older` in `document`, which must know it for a server's of its port.
+fn age_of(document: &Document, older: &Older) -> Option<(f64, Option<f64>)> {
+    let (local, peer) = (older.flow.local(), older.flow.remote());
+    let socket = document.sockets.iter().find(|socket| socket.local == local && socket.peer == peer)?;
+    assert_eq!((socket.side, socket.port), (Server, older.port));
+    Some((socket.age.min_seconds, socket.age.max_seconds))
+}
+
+/// Waits until all have run out; when each did.
+fn ends(waiting: &[Older]) -> Vec<Bracket> {
+    let mut seen: Vec<Bracket> =
+        waiting.iter().map(|older| Bracket { from: older.entered.from, to: 0 }).collect();
+    while seen.iter().any(|end| end.to == 0) {
+        sleep(Duration::from_millis(20));
+        let before = now();
+        fence();
+        for (end, older) in seen.iter_mut().zip(waiting).filter(|(end, _)| end.to == 0) {
+            match state_of(&older.flow) {
+                Some(_) => end.from = before,
+                None => end.to = now(),
+            }
+        }
+    }
+    seen
+}
+
+/// Ends the connection; when that was. The client's descriptor stays.
+fn close(standing: &Standing) -> Bracket {
+    let Standing { older, server, client: _client, .. } = standing;
+    let from = now();
+    server.shutdown(Shutdown::Write).unwrap();
+    until_state(&older.flow, |state| state.is_none());
+    fence();
+    Bracket { from, to: now() }
+}
+
+/// Count and sum of the samples of `phase`.
+fn samples(metrics: &Metrics, port: u16, phase: Phase) -> (f64, f64) {
+    let port = port.to_string();
+    let labels = [("state", phase.name()), ("side", "server"), ("port", &*port)];
+    let of = |what| metrics.sum(&format!("tcpclose_state_duration_seconds_{what}"), &labels);
+    (of("count"), of("sum"))
+}
+
+/// Role, side and number of the closes.
+fn closes(metrics: &Metrics, port: u16) -> Vec<(String, String, f64)> {
+    let port = port.to_string();
+    let all = metrics.select("tcpclose_closes_total", &[]).filter(|(labels, _)| labels["port"] == port);
+    all.map(|(labels, n)| (labels["role"].clone(), labels["side"].clone(), n)).collect()
+}
+
+/// What is wrong with the samples of a TIME-WAIT that ended at `end`.
+fn judge_time_wait(
+    watcher: &Watcher,
+    metrics: &Metrics,
+    older: &Older,
+    end: Bracket,
+) -> Option<(Family, String)> {
+    let (least, most) = older.entered.until(end);
+    let (count, sum) = samples(metrics, older.port, TimeWait);
+    // Its other phases, and its close, were before the agent.
+    let port = older.port.to_string();
+    let all = metrics.sum("tcpclose_state_duration_seconds_count", &[("port", &port)]);
+    let closes = closes(metrics, older.port);
+    let right = (count, all) == (1.0, 1.0)
+        && closes.is_empty()
+        && sum >= least - ENTRY - watcher.gap()
+        && sum <= most + ENTRY;
+    let told = format!("{count} TIME-WAITs of {all} samples, {sum} s, not {least}; closes are {closes:?}");
+    (!right).then_some((older.family, told))
+}
+
+/// The same of a CLOSE-WAIT.
+fn judge_close_wait(metrics: &Metrics, standing: &Standing, end: Bracket) -> Option<(Family, String)> {
+    let Standing { older, width, .. } = standing;
+    let (least, most) = older.entered.until(end);
+    let (count, sum) = samples(metrics, older.port, CloseWait);
+    let closes = closes(metrics, older.port);
+    // A minute is long enough for the bounds' distance not to matter: the proven minimum is the sample.
+    let right = count == 1.0
+        && sum >= least - width - ENTRY
+        && sum <= most
+        && closes.contains(&("passive".to_owned(), "server".to_owned(), 1.0));
+    let told = format!("{count} CLOSE-WAITs, {sum} s, not {least}; closes are {closes:?}");
+    (!right).then_some((older.family, told))
+}

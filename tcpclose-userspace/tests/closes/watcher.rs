@@ -1,0 +1,163 @@
+//! Agents at every door of the state hook and on every rung, and what each can tell.
+
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread::sleep;
+use std::time::Duration;
+
+use tcpclose_userspace::query::document::Document;
+use tcpclose_userspace::terms::{Outcome, Phase, Side};
+
+use super::common::{Agent, BINARY, Metrics};
+use super::stage::{now, seconds};
+use super::verdict::{ENTRY, End};
+
+/// How an agent watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    Btf,
+    Tracepoint,
+    /// The classic tracepoint on a kernel without BTF.
+    Blind,
+}
+
+/// An agent, and the longest that was between two of its dumps.
+pub struct Watcher {
+    pub door: Door,
+    /// Whether hooks tell it of minisockets, or dumps.
+    pub hooks: bool,
+    pub agent: Agent,
+    gap: Mutex<f64>,
+}
+
+impl Watcher {
+    /// One at the doors that have BTF, on each rung that this kernel has. Every port has series of its own.
+    pub fn with_btf() -> Vec<Self> {
+        let hooked = [Door::Btf, Door::Tracepoint].into_iter().filter_map(|door| {
+            Self::start(door, true)
+                .map_err(|why| {
+                    assert!(std::env::var_os("TCPCLOSE_NO_SKIP").is_none(), "{door:?}: no hooks: {why}");
+                    eprintln!("\nSKIPPED: {door:?} with hooks: {}\n", why.trim());
+                })
+                .ok()
+        });
+        let dumping = [Door::Btf, Door::Tracepoint].map(|door| Self::start(door, false).unwrap());
+        dumping.into_iter().chain(hooked).collect()
+    }
+
+    /// One that has no BTF, and so no hooks.
+    pub fn blind() -> Self {
+        Self::start(Door::Blind, false).unwrap()
+    }
+
+    fn start(door: Door, hooks: bool) -> Result<Self, String> {
+        let state = if door == Door::Btf { "btf" } else { "tracepoint" };
+        let time_wait = if hooks { "hooks" } else { "diag" };
+        let arguments = ["--max-ports", "500", "--state-hook", state, "--time-wait", time_wait];
+        let command = match door {
+            Door::Btf | Door::Tracepoint => Command::new(BINARY),
+            Door::Blind => {
+                let mut command = Command::new("unshare");
+                let masked = r#"mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@""#;
+                command.args(["--mount", "sh", "-c", masked, BINARY]);
+                command
+            }
+        };
+        let agent = Agent::try_start_by(command, &arguments)?;
+        let metrics = agent.metrics();
+        let degraded = metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]);
+        assert_eq!(degraded == 1.0, door == Door::Blind, "{}", agent.said());
+        let rung = [("hook", "time_wait"), ("rung", time_wait)];
+        assert_eq!(metrics.sum("tcpclose_hook_info", &rung), 1.0, "{}", agent.said());
+        Ok(Self { door, hooks, agent, gap: Mutex::new(0.0) })
+    }
+
+    /// What it is called in what the test says.
+    pub fn name(&self) -> String {
+        format!("{:?}{}", self.door, if self.hooks { " with hooks" } else { "" })
+    }
+
+    pub fn metrics(&self) -> Metrics {
+        self.agent.metrics()
+    }
+
+    /// Notes how far apart its dumps are in `metrics`; `late` is what this machine adds to a pause at present.
+    pub fn note_gap(&self, metrics: &Metrics, late: f64) {
+        let interval = metrics.sum("tcpclose_reconcile_interval_seconds", &[]);
+        let gap = interval + metrics.sum("tcpclose_dump_seconds", &[]) + late;
+        let mut longest = self.gap.lock().unwrap();
+        *longest = longest.max(gap);
+    }
+
+    /// The metrics, once no socket of `ports` is left, or when three dumps have not told of their ends.
+    pub fn once_none_is_left(&self, ports: &[u16]) -> Metrics {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        let begun = now();
+        loop {
+            let metrics = self.metrics();
+            self.note_gap(&metrics, 0.0);
+            let left =
+                ports.iter().map(|port| metrics.sum("tcpclose_sockets", &[("port", port)])).sum::<f64>();
+            if left == 0.0 || seconds(now() - begun) > 5.0 + 3.0 * self.gap() {
+                return metrics;
+            }
+            sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The longest from one dump's look at a socket to the next one's, seconds.
+    pub fn gap(&self) -> f64 {
+        *self.gap.lock().unwrap()
+    }
+
+    /// Every socket in `phase` that it knows of.
+    pub fn sockets(&self, phase: Phase) -> Document {
+        let (status, text) = self.agent.get(&format!("/v1/sockets?older_than=0s&state={}", phase.name()));
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The side that it proves. Without BTF, only a listener does.
+    pub fn side(&self, side: Side) -> Side {
+        if self.door == Door::Blind && side == Side::Client { Side::Unknown } else { side }
+    }
+
+    /// The outcome that it can tell. Without BTF, only a TIME-WAIT proves one.
+    pub fn outcome(&self, end: &End) -> Outcome {
+        match self.door {
+            Door::Blind if !end.waits() => Outcome::Unknown,
+            _ if self.hooks => end.by_hooks,
+            _ => end.outcome,
+        }
+    }
+
+    /// Where the length of `phase`, that lasted between `least` and `most` by the test's clock, must lie; and
+    /// whether it may be unseen.
+    pub fn allowed(&self, end: &End, phase: Phase, (least, most): (f64, f64)) -> Sample {
+        if self.hooks {
+            return Sample { least, most, unseen: false };
+        }
+        let (gap, blind) = (self.gap(), self.door == Door::Blind);
+        // A minisocket's timer tells when it entered TIME-WAIT, where the state hook did not.
+        let by_timer = if end.orphan || blind { ENTRY } else { 0.0 };
+        let (early, late, unseen) = match phase {
+            Phase::TimeWait => (gap + by_timer, by_timer, false),
+            Phase::FinWait2 if end.waits() => (by_timer, by_timer, false),
+            // A minisocket's end is what no dump sees any more.
+            Phase::FinWait2 if end.orphan => (gap, 0.0, most < 2.0 * gap),
+            // Without BTF nothing tells this end from a minisocket's birth but that no dump finds one.
+            Phase::FinWait2 if blind => (0.0, 0.0, most < 2.0 * gap),
+            _ => (0.0, 0.0, false),
+        };
+        Sample { least: (least - early).max(0.0), most: most + late, unseen }
+    }
+}
+
+/// How long a phase may have lasted by what an agent tells.
+#[derive(Debug)]
+pub struct Sample {
+    pub least: f64,
+    pub most: f64,
+    /// It may as well be missing.
+    pub unseen: bool,
+}
