@@ -10,29 +10,20 @@
 )]
 
 mod common;
-#[path = "flood/home.rs"]
-mod home;
-#[path = "flood/load.rs"]
-#[allow(dead_code, reason = "the listeners alone are for others")]
 mod load;
-#[path = "cases/place.rs"]
-#[allow(dead_code, reason = "of the cases' place, this needs the namespaces")]
-mod place;
-#[path = "flood/truth.rs"]
-mod truth;
-#[path = "flood/watch.rs"]
-mod watch;
 
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{HOOKS, can_attach};
-use home::{first_port, in_a_namespace};
-use load::Load;
+use load::connections::{Load, Played};
+use load::home::{first_port, in_a_namespace};
+use load::left_out::Witness;
+use load::truth::{Kernel, overflows};
+use load::watch::{Watcher, start_agents, start_starved, until_all_equal};
+use load::{emulated, scaled};
 use socket2::SockRef;
-use truth::{Kernel, overflows};
-use watch::{Watcher, start_agents, start_starved};
 
 /// TIME-WAIT and its late timer.
 const LAST_WAIT: Duration = Duration::from_secs(60 + 6);
@@ -42,20 +33,6 @@ const LAST_WAIT: Duration = Duration::from_secs(60 + 6);
 /// end, accepted after that copy was made, would then be the first to close where the client's was to be.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Whether this is a guest of `cargo xtask vm`.
-fn emulated() -> bool {
-    std::env::var_os("TCPCLOSE_EMULATED").is_some()
-}
-
-/// How much is played: `full` of it, or that much less on an emulated machine.
-fn scaled(full: usize, less: usize) -> usize {
-    if !emulated() {
-        return full;
-    }
-    eprintln!("EMULATED: {} instead of {full}", full / less);
-    full / less
-}
-
 /// Waits until no minisocket is left in the kernel.
 fn until_over(watchers: &[Watcher]) {
     let begun = Instant::now();
@@ -63,8 +40,13 @@ fn until_over(watchers: &[Watcher]) {
         assert!(begun.elapsed() < LAST_WAIT, "minisockets do not end: {:?}", Kernel::look());
         sleep(Duration::from_millis(250));
     }
-    for watcher in watchers {
-        watcher.until_equal("after the end");
+    until_all_equal(watchers, 2.0, "after the end");
+}
+
+/// Holds every agent's closes against what was played.
+fn judge_closes(watchers: &[Watcher], witness: &Witness, load: &Load, played: &[Played]) {
+    for (watcher, left_out) in watchers.iter().zip(witness.left_out()) {
+        watcher.judge_closes(load, played, left_out);
     }
 }
 
@@ -87,13 +69,16 @@ fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let (connections, least) = (scaled(50_000, 5), scaled(10_000, 5));
+    // An emulated processor takes a hundred times the CPU time for a dump, and dumps are as much farther apart: two of
+    // them must come before the first TIME-WAIT has ended.
+    let (connections, least) = (scaled(50_000, 10), scaled(10_000, 10));
     in_a_namespace(&[("tcp_max_tw_buckets", "200000")], || {
         let load = Load::listen(first_port(0), 8);
         let mut watchers = start_agents(&load, &[]);
         // On an emulated machine the dumps that mend what such an agent lost are 40 s apart.
         let starved = if emulated() { &[][..] } else { &HOOKS[..] };
         watchers.extend(starved.iter().map(|state| start_starved(&load, state, &[])));
+        let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
         for watcher in &watchers {
             watcher.until_equal("before");
         }
@@ -104,8 +89,7 @@ fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
         played[0].by_client += HALF_CLOSED;
         let connections: usize = played.iter().map(|played| played.all()).sum();
         eprintln!("{connections} connections in {took:.1?}");
-        for watcher in &watchers {
-            let kernel = watcher.until_equal("while they sit");
+        for kernel in until_all_equal(&watchers, 2.0, "while they sit") {
             assert!(kernel.time_waits >= least, "only {kernel:?}");
             assert_eq!((kernel.fin_wait_2s, kernel.full_fin_wait_2s), (HALF_CLOSED, 0));
         }
@@ -118,9 +102,7 @@ fn gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
         drop(servers);
         until_over(&watchers);
         print_memory(&watchers, "after the end");
-        for watcher in &watchers {
-            watcher.judge_closes(&load, &played);
-        }
+        judge_closes(&watchers, &witness, &load, &played);
     });
 }
 
@@ -144,6 +126,7 @@ fn a_table_that_is_full_leaves_nothing_behind() {
         if !emulated() {
             watchers.push(start_starved(&load, "btf", &reconciling));
         }
+        let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
         let resident: Vec<u64> = watchers.iter().map(|watcher| watcher.agent.resident()).collect();
         let before = overflows();
 
@@ -152,10 +135,9 @@ fn a_table_that_is_full_leaves_nothing_behind() {
         let overflowed = overflows() - before;
         eprintln!("{connections} connections in {took:.1?}, {overflowed} without a minisocket");
         assert!(overflowed > limit / 5, "the table did not fill: {:?}", Kernel::look());
-        for watcher in &watchers {
-            // A socket that closes without a minisocket: one dump may come too soon after that to judge, of the next two
-            // neither sees it.
-            let kernel = watcher.until_equal_within(3.0, "while it is full");
+        // A socket that closes without a minisocket: one dump may come too soon after that to judge, of the next two
+        // neither sees it.
+        for (watcher, kernel) in watchers.iter().zip(until_all_equal(&watchers, 3.0, "while it is full")) {
             let ratio = watcher.agent.metrics().sum("tcpclose_time_wait_limit_used_ratio", &[]);
             assert_eq!(ratio, kernel.tw as f64 / limit as f64, "{}", watcher.name);
             assert!((0.999..1.001).contains(&ratio), "{}: {ratio}", watcher.name);
@@ -183,9 +165,9 @@ fn a_table_that_is_full_leaves_nothing_behind() {
                 mib(before),
                 mib(watcher.agent.resident())
             );
-            watcher.judge_closes(&load, &played);
             let counted = watcher.grown("tcpclose_time_wait_overflows_total", &[]);
             assert_eq!(counted, overflowed as f64, "{}: TCPTimeWaitOverflow", watcher.name);
         }
+        judge_closes(&watchers, &witness, &load, &played);
     });
 }
