@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use crate::setup::{self, Purpose};
 use crate::{sh, vm};
 
-/// Set up, then fmt, clippy, unit tests and live tests
+/// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Also what takes long: floods, and guests with other kernels
+    /// Also what takes long: floods, here and in guests
     #[arg(long)]
     all: bool,
 }
@@ -29,20 +29,20 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// In the order of what fails fastest.
-const STEPS: &[(&str, Step)] =
-    &[("setup", setup), ("fmt", fmt), ("clippy", clippy), ("unit tests", unit), ("live tests", live)];
-
-/// What `--all` does after them. The guests, because Linux 6.1 leaves a classic tracepoint's program out, uncounted, when
-/// the step falls into another program's run on that CPU (kernel/trace/bpf_trace.c, trace_call_bpf(): bpf_prog_active):
-/// with five agents on two emulated CPUs `closes` meets that in some runs, and tells a close that differs.
-const LONG_STEPS: &[(&str, Step)] = &[("guests", guests)];
+const STEPS: &[(&str, Step)] = &[
+    ("setup", setup),
+    ("fmt", fmt),
+    ("clippy", clippy),
+    ("unit tests", unit),
+    ("live tests", live),
+    ("guests", guests),
+];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    let long = if arguments.all { LONG_STEPS } else { &[] };
-    for (name, step) in STEPS.iter().chain(long) {
+    for (name, step) in STEPS {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {
