@@ -174,14 +174,14 @@ impl Tracker {
         };
         match record {
             Record::Open(open) => self.open(open, old, new, out),
-            Record::Step(step) => {
+            Record::Step(_, flow) => {
                 let Some(left) = Phase::of(old) else { return };
                 let at = self
-                    .slot_of_step(head, step.flow)
-                    .unwrap_or_else(|| self.stranger(head, step.flow, left, Body::Socket));
-                if self.lives[at].flow.hash64() == 0 && step.flow != 0 {
+                    .slot_of_step(head, *flow)
+                    .unwrap_or_else(|| self.stranger(head, *flow, left, Body::Socket));
+                if self.lives[at].flow.hash64() == 0 && *flow != 0 {
                     // A hook's notice was the first that was heard of it.
-                    let flow = Flow::of_hash(step.flow, head.local_port, head.remote_port);
+                    let flow = Flow::of_hash(*flow, head.local_port, head.remote_port);
                     self.change(at, |life| life.flow = flow);
                 }
                 self.step(at, head, left, new, out);
@@ -204,7 +204,7 @@ impl Tracker {
             local_port: head.local_port,
             remote_port: head.remote_port,
         };
-        self.make_room(head, open.flow, &flow, out);
+        self.make_room(head, &flow, out);
         let side = self.side_of(head, Some(flow.local));
         let port = self.port(side, head.local_port, head.remote_port);
         out.fact(head.time_ns, Fact::Transition { from: old, to: new });
@@ -228,7 +228,7 @@ impl Tracker {
     }
 
     /// Clears what stands under the identity of a socket that takes its first step.
-    fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
+    fn make_room(&mut self, head: &Head, flow: &Flow, out: &mut impl Sink) {
         let former = if self.by_cookie { self.at(!head.key) } else { None };
         if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
             // One flow, one socket: the same one has reused its own TIME-WAIT.
@@ -246,7 +246,7 @@ impl Tracker {
         if self.by_cookie {
             return;
         }
-        if let Some(at) = self.slot_of_flow(head.netns, flow_hash) {
+        if let Some(at) = self.slot_of_flow(head.netns, flow.hash64()) {
             match self.lives[at] {
                 // One flow, one socket: the earlier connection's minisocket is gone.
                 Life { body: Body::Minisocket, .. } => self.end_minisocket(at, head.time_ns, out),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tcpclose_common::event::{Head, News, Notice, Open, Record, Step, flags::*};
+use tcpclose_common::event::{Head, News, Notice, Numbers, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
@@ -83,14 +83,14 @@ impl Bench {
         let record = if tcpclose_common::state::opens_life(head.old.into()) {
             Record::Open(Open {
                 head: Head { flags: head.flags | OPEN, ..head },
-                flow: hash,
+                numbers: Numbers::default(),
                 local: words_of(flow.local),
                 remote: words_of(flow.remote),
                 inum: head.netns,
                 spare: 0,
             })
         } else {
-            Record::Step(Step { head, flow: hash })
+            Record::Step(Step { head, numbers: Numbers::default() }, hash)
         };
         self.tracker.record(&record, &mut self.facts);
     }
