@@ -1,8 +1,8 @@
 //! The ring-buffer records.
 //!
 //! A socket's first close-phase step opens a life and carries its addresses ([`Open`], 80 bytes); the steps that
-//! follow carry only what changed ([`Step`], 40 bytes). Both start with the same [`Head`]. The kind of a record is
-//! its length and its [`flags::OPEN`] bit, which must agree.
+//! follow carry only what changed ([`Step`], 40 bytes; at the classic door [`FlowStep`], 48). All start with the same
+//! [`Head`]. The kind of a record is its length and its [`flags::OPEN`] bit, which must agree.
 //!
 //! What no state change tells comes as a [`Notice`], 40 bytes: the life of a minisocket, and a RST that was sent.
 
@@ -13,7 +13,8 @@ pub mod flags {
     /// [`Head::key`](super::Head::key) is the socket cookie; otherwise it is the address of the `struct sock`,
     /// which is good until →CLOSE and no longer.
     pub const COOKIE: u16 = 1 << 1;
-    /// The facts below, `netns`, `err` and `err_soft` were read from the socket; otherwise they are unknown.
+    /// The facts below, `netns`, `err`, `err_soft` and the [`Numbers`](super::Numbers) were read from the socket;
+    /// otherwise they are unknown.
     pub const FACTS: u16 = 1 << 2;
     /// `sk_max_ack_backlog` ≠ 0: the socket was accepted (inherited from its listener).
     pub const ACCEPTED: u16 = 1 << 3;
@@ -84,12 +85,34 @@ impl Head {
     }
 }
 
+/// The sequence numbers that the textbook's drawing has at a step. `tcp_sock` holds them as the tracepoint fires
+/// (net/ipv4/tcp.c and tcp_input.c, 5.8 to 6.18): this side's FIN takes the end of the write queue (`tcp_close_state()`
+/// comes before `tcp_send_fin()`), and the peer's FIN and ACK are taken in before the state changes (`tcp_fin()`,
+/// `tcp_rcv_state_process()`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// Into FIN-WAIT-1, LAST-ACK and CLOSE-WAIT: `write_seq`, which this side's FIN takes if it is sent now. Into all other
+    /// states: `snd_una`, up to which the peer has acknowledged.
+    pub snd: u32,
+    /// `rcv_nxt`: what the next ACK says; one past the peer's FIN once that has come.
+    pub rcv: u32,
+}
+
 /// A step of a socket whose life is open.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     pub head: Head,
-    /// [`flow_hash`] of the addresses and ports at the classic door, 0 at the tp_btf door, where the cookie says it all.
+    pub numbers: Numbers,
+}
+
+/// The same at the classic door, where no cookie says whose it is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowStep {
+    pub step: Step,
+    /// [`flow_hash`] of the addresses and ports.
     pub flow: u64,
 }
 
@@ -102,8 +125,7 @@ pub type Words = [u32; 4];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Open {
     pub head: Head,
-    /// Unused; keeps [`Open`] and [`Step`] alike up to the addresses.
-    pub flow: u64,
+    pub numbers: Numbers,
     /// Local address; IPv4 as v4-mapped IPv6.
     pub local: Words,
     /// Remote address; IPv4 as v4-mapped IPv6.
@@ -172,18 +194,21 @@ pub struct Notice {
     /// `key` is the cookie, 0 where the socket has none. `old` and `new` are states: of the socket or minisocket before
     /// and after, 0 where there is none. `err` is the [`News`].
     pub head: Head,
-    /// The address of the `struct sock` in [`News::Born`], [`News::Unborn`] and [`News::ResetSent`]; else 0.
+    /// The address of the `struct sock` in [`News::Born`], [`News::Unborn`] and [`News::ResetSent`]; in [`News::Flipped`] the
+    /// minisocket's `tw_rcv_nxt`, one past the peer's FIN; else 0.
     pub sk: u64,
 }
 
 const _: () = assert!(size_of::<Notice>() == size_of::<Step>());
 const _: () = assert!(size_of::<Head>() == 32 && size_of::<Step>() == 40 && size_of::<Open>() == 80);
+const _: () = assert!(size_of::<FlowStep>() == 48);
 
 /// A record of either kind, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     Open(Open),
-    Step(Step),
+    /// And the [`FlowStep::flow`] of it; 0 at the tp_btf door.
+    Step(Step, u64),
     Notice(Notice, News),
 }
 
@@ -194,11 +219,18 @@ impl Record {
         let record = match bytes.len() {
             n if n == size_of::<Open>() => Self::Open(Open::decode(bytes)?),
             n if n == size_of::<Step>() => {
-                let Step { head, flow } = Step::decode(bytes)?;
-                if head.flags & flags::NOTICE != 0 {
-                    return Some(Self::Notice(Notice { head, sk: flow }, News::from_raw(head.err)?));
+                let step = Step::decode(bytes)?;
+                if step.head.flags & flags::NOTICE != 0 {
+                    let sk = u64::from_ne_bytes(take(bytes, 32)?);
+                    return Some(Self::Notice(
+                        Notice { head: step.head, sk },
+                        News::from_raw(step.head.err)?,
+                    ));
                 }
-                Self::Step(Step { head, flow })
+                Self::Step(step, 0)
+            }
+            n if n == size_of::<FlowStep>() => {
+                Self::Step(Step::decode(bytes)?, u64::from_ne_bytes(take(bytes, 40)?))
             }
             _ => return None,
         };
@@ -215,7 +247,7 @@ impl Record {
     pub fn head(&self) -> &Head {
         match self {
             Self::Open(open) => &open.head,
-            Self::Step(step) => &step.head,
+            Self::Step(step, _) => &step.head,
             Self::Notice(notice, _) => &notice.head,
         }
     }
@@ -243,9 +275,16 @@ impl Head {
     }
 }
 
+impl Numbers {
+    /// Behind the [`Head`].
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        Some(Self { snd: u32::from_ne_bytes(take(bytes, 32)?), rcv: u32::from_ne_bytes(take(bytes, 36)?) })
+    }
+}
+
 impl Step {
     fn decode(bytes: &[u8]) -> Option<Self> {
-        Some(Self { head: Head::decode(bytes)?, flow: u64::from_ne_bytes(take(bytes, 32)?) })
+        Some(Self { head: Head::decode(bytes)?, numbers: Numbers::decode(bytes)? })
     }
 }
 
@@ -253,7 +292,7 @@ impl Open {
     fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self {
             head: Head::decode(bytes)?,
-            flow: u64::from_ne_bytes(take(bytes, 32)?),
+            numbers: Numbers::decode(bytes)?,
             local: words(bytes, 40)?,
             remote: words(bytes, 56)?,
             inum: u32::from_ne_bytes(take(bytes, 72)?),
@@ -310,7 +349,7 @@ mod tests {
                 err: 104,
                 err_soft: 110,
             },
-            flow: 7,
+            numbers: Numbers { snd: 0xfedc_ba98, rcv: 7 },
             local: [1, 2, 3, 0x8000_0004],
             remote: [5, 6, 7, 0xf000_0008],
             inum: 0xf000_0002,
@@ -324,9 +363,11 @@ mod tests {
         assert_eq!(Record::decode(&bytes(&open)), Some(Record::Open(open)));
         let step = Step {
             head: Head { old: 5, new: 7, flags: flags::COOKIE, ..open.head },
-            flow: 0x0123_4567_89ab_cdef,
+            numbers: Numbers { snd: 0x89ab_cdef, rcv: 0x0123_4567 },
         };
-        assert_eq!(Record::decode(&bytes(&step)), Some(Record::Step(step)));
+        assert_eq!(Record::decode(&bytes(&step)), Some(Record::Step(step, 0)));
+        let flow = 0x1357_9bdf_0246_8ace;
+        assert_eq!(Record::decode(&bytes(&FlowStep { step, flow })), Some(Record::Step(step, flow)));
     }
 
     #[test]

@@ -53,6 +53,10 @@ pub struct Layout {
     pub write_seq: u32,
     /// `struct sock_common`, `atomic64_t`; a minisocket begins with a sock_common too.
     pub skc_cookie: u32,
+    /// `struct tcp_sock`, `u32`.
+    pub rcv_nxt: u32,
+    /// `struct sock_common`, `u32`: a minisocket's `tw_rcv_nxt`.
+    pub skc_tw_rcv_nxt: u32,
     /// `struct sock_common`, `u16`, host order.
     pub skc_num: u32,
     /// `struct sock_common`, `unsigned char`.

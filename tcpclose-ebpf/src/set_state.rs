@@ -7,7 +7,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
-use tcpclose_common::event::{Head, Open, Step, Words, flags, flow_hash};
+use tcpclose_common::event::{FlowStep, Head, Open, Step, Words, flags, flow_hash};
 use tcpclose_common::state::{TcpState, is_close_step, is_in, opens_life};
 
 use crate::ring;
@@ -35,19 +35,20 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     // SAFETY: both point to the tracepoint's own socket; this door loads only where the offsets are resolved.
     let (facts, (local_port, remote_port), cookie) = unsafe {
         (
-            sock::facts::<Typed>(sk, tcp),
+            sock::facts::<Typed>(sk, tcp, new),
             sock::ports::<Typed>(sk, tcp),
             bpf_get_socket_cookie(sk.cast_mut().cast()),
         )
     };
+    let numbers = facts.numbers;
     let head = head(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
     let sent = if opens_life(old) {
         // SAFETY: as above.
         let ((local, remote), inum) =
             unsafe { (sock::addresses::<Typed>(sk), sock::netns_inum::<Typed>(sk)) };
-        open(head, Open { flow: 0, local, remote, inum, ..Open::default() })
+        open(head, Open { numbers, local, remote, inum, ..Open::default() })
     } else {
-        ring::send(Step { head, flow: 0 })
+        ring::send(Step { head, numbers })
     };
     log(ctx, sent, old, new, local_port, remote_port);
 }
@@ -82,18 +83,19 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
     let facts = if sock::resolved() {
         let sk = sk as *const u8;
         // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
-        unsafe { sock::facts::<Copied>(sk, sk) }
+        unsafe { sock::facts::<Copied>(sk, sk, new) }
     } else {
         Facts::NONE
     };
-    let flow = flow_hash(&local, &remote, local_port, remote_port);
+    let numbers = facts.numbers;
     let head = head(sk, (local_port, remote_port), old, new, facts, 0);
     let sent = if opens_life(old) {
         // SAFETY: as for the facts.
         let inum = if sock::resolved() { unsafe { sock::netns_inum::<Copied>(sk as *const u8) } } else { 0 };
-        open(head, Open { flow, local, remote, inum, ..Open::default() })
+        open(head, Open { numbers, local, remote, inum, ..Open::default() })
     } else {
-        ring::send(Step { head, flow })
+        let flow = flow_hash(&local, &remote, local_port, remote_port);
+        ring::send(FlowStep { step: Step { head, numbers }, flow })
     };
     log(ctx, sent, old, new, local_port, remote_port);
 }

@@ -5,8 +5,9 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
-use tcpclose_common::event::{Words, flags};
+use tcpclose_common::event::{Numbers, Words, flags};
 use tcpclose_common::layout::Layout;
+use tcpclose_common::state::{TcpState, is_in};
 
 /// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
 #[unsafe(no_mangle)]
@@ -33,6 +34,8 @@ pub static LAYOUT: Layout = Layout {
     snd_una: 0,
     write_seq: 0,
     skc_cookie: 0,
+    rcv_nxt: 0,
+    skc_tw_rcv_nxt: 0,
     skc_num: 0,
     skc_state: 0,
     tw_substate: 0,
@@ -108,11 +111,13 @@ pub struct Facts {
     pub netns: u32,
     pub err: u16,
     pub err_soft: u16,
+    pub numbers: Numbers,
 }
 
 impl Facts {
     /// Nothing is known: a kernel without BTF.
-    pub const NONE: Self = Self { flags: 0, netns: 0, err: 0, err_soft: 0 };
+    pub const NONE: Self =
+        Self { flags: 0, netns: 0, err: 0, err_soft: 0, numbers: Numbers { snd: 0, rcv: 0 } };
 }
 
 /// Where `skc_state` is in a sock_common.
@@ -188,6 +193,12 @@ unsafe fn of_netns<L: Load>(common: *const u8, at: usize) -> u32 {
     }
 }
 
+/// Where `tw_rcv_nxt` is in a minisocket.
+#[inline(always)]
+pub fn tw_rcv_nxt_offset() -> usize {
+    offset(&LAYOUT.skc_tw_rcv_nxt)
+}
+
 /// Local and remote port, host order, of a minisocket or a socket that still has its port.
 ///
 /// # Safety
@@ -211,12 +222,15 @@ pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
     unsafe { L::load(sk, offset(&LAYOUT.sk_protocol)) }
 }
 
-/// Reads what tells role, side and outcome apart. `tcp` is the same socket as a `struct tcp_sock`.
+/// The states at whose entry `write_seq` is what is told; see [`Numbers::snd`].
+const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() | TcpState::CloseWait.bit();
+
+/// Reads what tells role, side and outcome apart, at a step into the state `new`. `tcp` is the same socket as a `struct tcp_sock`.
 ///
 /// # Safety
 /// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.
 #[inline(always)]
-pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8) -> Facts {
+pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
     // SAFETY: the offsets are of struct sock, struct net and struct tcp_sock in this kernel's own BTF.
     unsafe {
         let sk_flags: u64 = L::load(sk, offset(&LAYOUT.sk_flags));
@@ -226,6 +240,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8) -> Facts {
         let linger2: i32 = L::load(tcp, offset(&LAYOUT.linger2));
         let snd_una: u32 = L::load(tcp, offset(&LAYOUT.snd_una));
         let write_seq: u32 = L::load(tcp, offset(&LAYOUT.write_seq));
+        let rcv_nxt: u32 = L::load(tcp, offset(&LAYOUT.rcv_nxt));
         let err: i32 = L::load(sk, offset(&LAYOUT.sk_err));
         let err_soft: i32 = L::load(sk, offset(&LAYOUT.sk_err_soft));
         let when = |fact: bool, flag: u16| if fact { flag } else { 0 };
@@ -241,6 +256,10 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8) -> Facts {
             netns: netns::<L>(sk),
             err: err as u16,
             err_soft: err_soft as u16,
+            numbers: Numbers {
+                snd: if is_in(new, FIN_TAKES_NEXT) { write_seq } else { snd_una },
+                rcv: rcv_nxt,
+            },
         }
     }
 }

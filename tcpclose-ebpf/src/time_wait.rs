@@ -143,7 +143,9 @@ fn flipped(tw: *const u8) {
     let mut head = unsafe { head::<Typed>(tw) };
     head.old = TcpState::FinWait2.raw();
     head.new = substate;
-    send(head, News::Flipped, 0);
+    // SAFETY: as above.
+    let rcv_nxt: u32 = unsafe { Typed::load(tw, sock::tw_rcv_nxt_offset()) };
+    send(head, News::Flipped, rcv_nxt.into());
 }
 
 /// `tcp_twsk_unique(struct sock *sk, struct sock *sktw, void *twp)`, left.

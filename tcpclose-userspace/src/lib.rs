@@ -9,6 +9,7 @@
 //! * [`verify`]: what the agent says beside what the kernel says. Pure.
 //! * [`agent`]: the run loop, `/metrics`, the query API.
 //! * [`cli`]: the command line.
+//! * [`watch`]: each step as a line, finished connections as drawings. Pure.
 //! * [`failure`]: the one line that a person reads when something cannot be done.
 
 pub mod agent;
@@ -21,3 +22,4 @@ pub mod query;
 pub mod terms;
 pub mod tracker;
 pub mod verify;
+pub mod watch;

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
-use tcpclose_common::event::{Head, News, Notice, Open, Record, Step, flags, flow_hash};
+use tcpclose_common::event::{FlowStep, Head, News, Notice, Numbers, Open, Record, Step, flags, flow_hash};
 use tcpclose_common::state::TcpState::{self, *};
 use tcpclose_userspace::ledger::Ledger;
 use tcpclose_userspace::ledger::names::Names;
@@ -94,11 +94,11 @@ impl End {
     fn open(&self, stream: &mut Stream, at_ns: u64, new: TcpState) {
         let [local, remote] = [self.local.0, self.remote.0].map(|ip| words_of(ip.to_ipv6_mapped()));
         let head = self.head(at_ns, (Established, new), flags::OPEN);
-        stream.push(Open { head, flow: 0, local, remote, inum: NETNS, spare: 0 });
+        stream.push(Open { head, numbers: Numbers::default(), local, remote, inum: NETNS, spare: 0 });
     }
 
     fn step(&self, stream: &mut Stream, at_ns: u64, (old, new): (TcpState, TcpState), more: u16) {
-        stream.push(Step { head: self.head(at_ns, (old, new), more), flow: 0 });
+        stream.push(Step { head: self.head(at_ns, (old, new), more), numbers: Numbers::default() });
     }
 }
 
@@ -153,16 +153,15 @@ pub fn as_classic(stream: &Stream) -> Stream {
         let flags = record.head().flags & !flags::COOKIE;
         match record {
             Record::Open(open) => {
-                let head = Head { flags, ..open.head };
-                let flow = flow_hash(&open.local, &open.remote, head.local_port, head.remote_port);
-                classic.push(Open { head, flow, ..open });
+                classic.push(Open { head: Head { flags, ..open.head }, ..open });
             }
-            Record::Step(step) => {
+            Record::Step(step, _) => {
                 let cookie = step.head.key - 0x1000;
                 let end = End::of(cookie / 2, cookie % 2 == 1);
                 let [local, remote] = [end.local.0, end.remote.0].map(|ip| words_of(ip.to_ipv6_mapped()));
                 let flow = flow_hash(&local, &remote, end.local.1, end.remote.1);
-                classic.push(Step { head: Head { flags, ..step.head }, flow });
+                let step = Step { head: Head { flags, ..step.head }, ..step };
+                classic.push(FlowStep { step, flow });
             }
             // That door has no hooks' notices here: dumps tell the ends.
             Record::Notice(..) => {}

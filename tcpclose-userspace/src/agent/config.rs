@@ -48,3 +48,28 @@ pub struct Config {
     pub allow_kill: bool,
     pub log_level: LevelFilter,
 }
+
+impl Config {
+    /// For who watches without an agent: the best rungs, the defaults of `tcpclose agent`, and nothing served or kept.
+    pub fn alone() -> Self {
+        Self {
+            listen: Vec::new(),
+            socket: PathBuf::new(),
+            state_dir: None,
+            wait: Duration::ZERO,
+            stuck_after: StuckAfter::default(),
+            max_ports: 0,
+            name_ports: Vec::new(),
+            state_hook: None,
+            time_wait: None,
+            owners: None,
+            netns: Scope::All,
+            reconcile_interval: Duration::from_secs(30),
+            dump_interval: Duration::from_secs(1),
+            owner_interval: None,
+            ring_size: 8 << 20,
+            allow_kill: false,
+            log_level: LevelFilter::Off,
+        }
+    }
+}

@@ -21,6 +21,8 @@ use super::engine::Engine;
 
 const BUSY: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(1);
+/// While somebody watches, who is to see what happens as it does.
+const WATCHED: Duration = Duration::from_millis(100);
 
 /// The pause before the next drain, after one that took `records`.
 fn pause_after(records: u64, pause: Duration) -> Duration {
@@ -53,6 +55,9 @@ pub async fn run(engine: Rc<RefCell<Engine>>) {
             continue;
         }
         pause = pause_after(records, pause);
+        if engine.borrow().hub.is_watched() {
+            pause = pause.min(WATCHED);
+        }
         if let Err(why) = engine.borrow_mut().probe.ring.sleep() {
             log::warn!("the probe cannot call: {why:#}");
         }

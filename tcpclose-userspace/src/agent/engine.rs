@@ -25,6 +25,7 @@ use crate::tracker::{Host, Tracker};
 
 use super::config::Config;
 use super::dumps::ids_of;
+use super::hub::{Hub, Out};
 use super::namespaces::Namespaces;
 
 /// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
@@ -49,6 +50,8 @@ pub struct Engine {
     pub probe: Probe,
     pub tracker: Tracker,
     pub ledger: Ledger,
+    /// Who watches.
+    pub hub: Hub,
     pub stuck_after: StuckAfter,
     pub dumps: Dumps,
     /// How many stuck sockets each owner had when they were looked for last.
@@ -92,6 +95,7 @@ impl Engine {
             probe,
             tracker,
             ledger: Ledger::new(Names::new(config.max_ports, &config.name_ports, ephemeral.clone())),
+            hub: Hub::default(),
             stuck_after: config.stuck_after.clone(),
             dumps: Dumps { interval_ns: config.dump_interval.as_nanos() as u64, ..Dumps::default() },
             stuck_owners: Vec::new(),
@@ -110,11 +114,12 @@ impl Engine {
     /// Takes what is in the ring. Returns how many records that were, and whether there may be more.
     pub fn drain(&mut self) -> (u64, bool) {
         let before_ns = host::monotonic_ns();
-        let Self { probe, tracker, ledger, .. } = self;
-        let taken = probe.ring.drain(|record| tracker.record(record, ledger));
+        let Self { probe, tracker, ledger, hub, .. } = self;
+        let mut out = Out { ledger, hub };
+        let taken = probe.ring.drain(|record| tracker.record(record, &mut out));
         // What is taken now was made before; what waits for a record that has not come by then waits no longer.
         if !taken.more {
-            tracker.settle(before_ns, ledger);
+            tracker.settle(before_ns, &mut out);
         }
         self.received += taken.records;
         self.malformed += taken.malformed;
@@ -161,6 +166,7 @@ impl Engine {
         if more {
             log::warn!("{} records lost", lost - self.lost);
             self.tracker.records_lost();
+            self.hub.tell_lost(lost - self.lost);
         }
         self.lost = lost;
         more
@@ -240,7 +246,7 @@ impl Engine {
     pub fn go_on_round(&mut self, rest: Vec<Place>, lost: bool) -> bool {
         let with_lives = ids_of(self.tracker.lives());
         let Some(finished) = self.namespaces.went_on(rest, &with_lives) else { return false };
-        let Self { tracker, ledger, namespaces, .. } = self;
+        let Self { tracker, ledger, hub, namespaces, .. } = self;
         let round = Round {
             found: &|id| finished.found.contains(&id),
             former: &|id| namespaces.was_found(id),
@@ -249,7 +255,7 @@ impl Engine {
             started_ns: finished.started_ns,
             finished_ns: host::monotonic_ns(),
         };
-        tracker.round(&round, ledger);
+        tracker.round(&round, &mut Out { ledger, hub });
         let with_lives: HashSet<u32> = ids_of(tracker.lives());
         namespaces.forget(&with_lives);
         true
@@ -277,15 +283,18 @@ impl Engine {
             started_ns: survey.started_ns,
             first: !self.ready,
         };
-        self.tracker.dump(&view, MOST_SUSPECTS, &mut self.ledger)
+        let Self { tracker, ledger, hub, .. } = self;
+        tracker.dump(&view, MOST_SUSPECTS, &mut Out { ledger, hub })
     }
 
     /// Takes in that an exact lookup did not find `gone` either.
     pub fn take_gone(&mut self, gone: &[Suspect]) {
         self.drain_all();
         let now_ns = host::monotonic_ns();
+        let Self { tracker, ledger, hub, .. } = self;
+        let mut out = Out { ledger, hub };
         for suspect in gone {
-            self.tracker.gone(suspect, now_ns, &mut self.ledger);
+            tracker.gone(suspect, now_ns, &mut out);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What is served to whom: aggregates on TCP, sockets on the unix socket.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::TcpListener;
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
@@ -17,10 +17,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::engine::Engine;
 use super::kill::Caller;
+use super::lines::{self, Lines};
 use super::{exposition, kill, queries};
 
 /// A client has this long to send its request's head. Longer than a scrape interval is likely to be, for it also bounds
@@ -28,7 +29,7 @@ use super::{exposition, kill, queries};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A connection is closed after this long, whatever its client does: one that stops reading holds its answer no
-/// longer.
+/// longer. But not one that watches.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// prometheus::TEXT_FORMAT with the charset that it is in.
@@ -36,8 +37,9 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
+const JSON_LINES: &str = "application/x-ndjson";
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Either<Full<Bytes>, Lines>>;
 
 /// Which of the two faces a request came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +85,14 @@ pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCel
 pub struct Room {
     /// One more sends the oldest away.
     most: usize,
-    served: VecDeque<JoinHandle<()>>,
+    served: VecDeque<Served>,
+}
+
+/// A connection.
+struct Served {
+    task: JoinHandle<()>,
+    /// Its client watches: it stays for as long as it likes, and [`Hub`](super::hub::Hub) sees to how many do.
+    watches: Rc<Cell<bool>>,
 }
 
 impl Room {
@@ -92,26 +101,27 @@ impl Room {
     }
 
     /// The connection that must go before another one is let in.
-    fn too_many(&mut self) -> Option<JoinHandle<()>> {
+    fn too_many(&mut self) -> Option<Served> {
         if self.served.len() >= self.most {
-            self.served.retain(|connection| !connection.is_finished());
+            self.served.retain(|connection| !connection.task.is_finished());
         }
         if self.served.len() < self.most {
             return None;
         }
         log::info!("{} connections: the oldest is closed for a new one", self.most);
-        self.served.pop_front()
+        let oldest = self.served.iter().position(|connection| !connection.watches.get());
+        self.served.remove(oldest.unwrap_or(0))
     }
 }
 
 /// Lets a connection into `room`, whose service `begin` begins. When the room is full the oldest one is closed first,
 /// descriptor and all: there may be none to spare.
-async fn admit(room: &RefCell<Room>, begin: impl FnOnce() -> JoinHandle<()>) {
+async fn admit(room: &RefCell<Room>, begin: impl FnOnce() -> Served) {
     let oldest = room.borrow_mut().too_many();
     if let Some(oldest) = oldest {
-        oldest.abort();
+        oldest.task.abort();
         // It ends as told, which is no news.
-        let _ = oldest.await;
+        let _ = oldest.task.await;
     }
     room.borrow_mut().served.push_back(begin());
 }
@@ -123,33 +133,50 @@ async fn not_accepted(why: &std::io::Error) {
     sleep(Duration::from_millis(100)).await;
 }
 
-fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>) -> JoinHandle<()>
+fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>) -> Served
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let engine = Rc::clone(engine);
-    spawn_local(async move {
-        let service = service_fn(move |request| {
-            let engine = Rc::clone(&engine);
-            async move { Ok::<_, Infallible>(answer(request, face, &engine).await) }
+    let watches = Rc::new(Cell::new(false));
+    let watching = Rc::clone(&watches);
+    let task = spawn_local(async move {
+        let service = service_fn(|request| {
+            let (engine, watching) = (Rc::clone(&engine), &watching);
+            async move {
+                let answer = answer(request, face, &engine).await;
+                watching.set(matches!(answer.body(), Either::Right(_)));
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .serve_connection(TokioIo::new(stream), service);
-        match timeout(CONNECTION_TIMEOUT, connection).await {
-            Ok(Ok(())) | Err(_) => {}
-            // Whoever hangs up mid-answer has gone, and nothing else has happened.
-            Ok(Err(why)) => log::debug!("a connection ended: {why}"),
+        let too_long = async {
+            sleep(CONNECTION_TIMEOUT).await;
+            while watching.get() {
+                sleep(CONNECTION_TIMEOUT).await;
+            }
+        };
+        let done = tokio::select! {
+            done = connection => done,
+            () = too_long => Ok(()),
+        };
+        // Whoever hangs up mid-answer has gone, and nothing else has happened.
+        if let Err(why) = done {
+            log::debug!("a connection ended: {why}");
         }
-    })
+    });
+    Served { task, watches }
 }
 
-async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
+async fn answer(request: Request<Incoming>, face: Face, engine: &Rc<RefCell<Engine>>) -> Answer {
     let path = request.uri().path();
     let known = matches!(
         (face, path),
-        (_, "/" | "/metrics" | "/healthz" | "/readyz") | (Face::Sockets(_), queries::PATH | kill::PATH)
+        (_, "/" | "/metrics" | "/healthz" | "/readyz")
+            | (Face::Sockets(_), queries::PATH | kill::PATH | lines::PATH)
     );
     if !known {
         return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
@@ -172,6 +199,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
         "/readyz" if engine.borrow().ready => plain(StatusCode::OK, "ready\n"),
         "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first dump is not in yet\n"),
         "/" => with_type(StatusCode::OK, HTML, LANDING_PAGE),
+        lines::PATH => watch(request.uri().query().unwrap_or_default(), engine),
         _ => match queries::sockets(request.uri().query().unwrap_or_default(), engine).await {
             Ok(reply) => {
                 let mut answer = with_type(StatusCode::OK, JSON, reply.json);
@@ -187,6 +215,21 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
                 plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n"))
             }
         },
+    }
+}
+
+/// `GET /v1/watch`.
+fn watch(query: &str, engine: &Rc<RefCell<Engine>>) -> Answer {
+    match Lines::begin(query, engine) {
+        Ok(lines) => {
+            let mut answer = with_type(StatusCode::OK, JSON_LINES, "");
+            *answer.body_mut() = Either::Right(lines);
+            answer
+        }
+        Err(lines::Refused::Filter(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        Err(lines::Refused::TooMany) => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, lines::Refused::too_many() + "\n")
+        }
     }
 }
 
@@ -228,7 +271,7 @@ fn not_allowed(text: &'static str, methods: &'static str) -> Answer {
 }
 
 fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer

@@ -6,6 +6,7 @@
 //! * [`dumps`]: the first dumps, those that follow minisockets, and the reconcile; [`namespaces`]: where, [`pace`]: when.
 //! * [`owners`]: whose the stuck sockets are, at an interval.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
+//! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
@@ -19,8 +20,10 @@ pub mod dumps;
 pub mod engine;
 pub mod exposition;
 pub mod http;
+pub mod hub;
 pub mod kill;
 pub mod limits;
+pub mod lines;
 pub mod namespaces;
 pub mod owners;
 pub mod pace;
@@ -31,6 +34,7 @@ pub mod state;
 use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -38,12 +42,15 @@ use std::time::Duration;
 use log::LevelFilter;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
+use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::kernel::netns::Scope;
 use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
 use crate::kernel::{host, time_wait};
+use crate::watch::filter::Filter;
+use crate::watch::line::Item;
 use claim::{Patience, StateDir};
 use config::Config;
 use engine::Engine;
@@ -52,6 +59,9 @@ use state::Keeping;
 
 /// A dump that is under way when the agent is told to end is given this long.
 const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// How often who watches is asked whether it still wants to, when nothing comes.
+pub const LOOK_UP: Duration = Duration::from_millis(500);
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -139,6 +149,41 @@ async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(
 
     let boot_id = host::boot_id();
     let former = held.state_dir.as_ref().and_then(|dir| state::former(dir, &boot_id));
+    let engine = attach(config).await?;
+    if let Some(former) = former {
+        engine.borrow_mut().tracker.set_former(former);
+    }
+
+    let addresses: Vec<String> = listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok())
+        .map(|address| format!("http://{address}"))
+        .collect();
+    let room = Rc::new(RefCell::new(http::Room::new(connections)));
+    for listener in listeners {
+        spawn_local(http::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&engine)));
+    }
+    let unix = socket.listener.try_clone().map_err(cannot_start)?;
+    spawn_local(http::serve_queries(unix, http::Room::new(connections), Rc::clone(&engine)));
+    spawn_local(drain::run(Rc::clone(&engine)));
+
+    first_dump(&engine).await?;
+    engine.borrow_mut().tracker.forget_former();
+    if let Some(dir) = &held.state_dir {
+        held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
+    }
+    // Nobody may be there to read it, which is no reason to end.
+    let kept = held.state_dir.as_ref().map(|dir| dir.path.as_path());
+    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses, kept).as_bytes());
+    if let Some(interval) = config.owner_interval {
+        spawn_local(owners::run(Rc::clone(&engine), interval));
+    }
+    dumps::run(engine, config.dump_interval, config.reconcile_interval).await;
+    Ok(())
+}
+
+/// The probe at work, and what it is to fill.
+async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
     // Before the probe is attached, which would count the connections that this makes.
     let time_wait_ns = spawn_blocking(time_wait::measure)
         .await
@@ -155,44 +200,50 @@ async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(
     // Who was told to end while that took its time does so now.
     yield_now().await;
     let mut engine = Engine::new(probe, config, time_wait_ns);
-    if let Some(former) = former {
-        engine.tracker.set_former(former);
-    }
-
-    let addresses: Vec<String> = listeners
-        .iter()
-        .filter_map(|listener| listener.local_addr().ok())
-        .map(|address| format!("http://{address}"))
-        .collect();
     if config.log_level >= LevelFilter::Debug {
         drain::forward_the_probes_log(&mut engine.probe);
     }
-    let engine = Rc::new(RefCell::new(engine));
-    let room = Rc::new(RefCell::new(http::Room::new(connections)));
-    for listener in listeners {
-        spawn_local(http::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&engine)));
-    }
-    let unix = socket.listener.try_clone().map_err(cannot_start)?;
-    spawn_local(http::serve_queries(unix, http::Room::new(connections), Rc::clone(&engine)));
-    spawn_local(drain::run(Rc::clone(&engine)));
+    Ok(Rc::new(RefCell::new(engine)))
+}
 
-    // Attached before, drained after: what the dump does not know, the records do, and the other way round.
-    if let Err(why) = dumps::first(&engine).await {
+/// The first look at what is there already, by who drains: what a dump does not know, the records do, and the other way
+/// round.
+async fn first_dump(engine: &RefCell<Engine>) -> Result<(), Failure> {
+    dumps::first(engine).await.map_err(|why| {
         let why = format!("the first dump of the kernel's sockets failed: {why:#}");
-        return Err(Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag"));
-    }
-    engine.borrow_mut().tracker.forget_former();
-    if let Some(dir) = &held.state_dir {
-        held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
-    }
-    // Nobody may be there to read it, which is no reason to end.
-    let kept = held.state_dir.as_ref().map(|dir| dir.path.as_path());
-    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses, kept).as_bytes());
-    if let Some(interval) = config.owner_interval {
-        spawn_local(owners::run(Rc::clone(&engine), interval));
-    }
-    dumps::run(engine, config.dump_interval, config.reconcile_interval).await;
-    Ok(())
+        Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag")
+    })
+}
+
+/// Watches without an agent, on its own: attaches, says so by `ready`, and hands what comes to `each` until that has
+/// enough. Nothing is served, and nothing stays behind.
+///
+/// # Errors
+/// When something that it needs is not to be had, as for [`run`], and what `each` fails with.
+pub fn watch_alone(
+    config: &Config,
+    filter: Filter,
+    ready: impl FnOnce(&Engine),
+    mut each: impl FnMut(Option<Vec<Item>>) -> Result<ControlFlow<()>, Failure>,
+) -> Result<(), Failure> {
+    probe::require(config.state_hook)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
+    let done = LocalSet::new().block_on(&runtime, async {
+        let engine = attach(config).await?;
+        spawn_local(drain::run(Rc::clone(&engine)));
+        first_dump(&engine).await?;
+        let Ok(mut lines) = lines::Lines::of(filter, &engine) else { return Ok(()) };
+        ready(&engine.borrow());
+        spawn_local(dumps::run(engine, config.dump_interval, config.reconcile_interval));
+        loop {
+            let items = timeout(LOOK_UP, lines.next()).await.ok();
+            if each(items)?.is_break() {
+                return Ok(());
+            }
+        }
+    });
+    runtime.shutdown_timeout(LAST_WAIT);
+    done
 }
 
 /// What is printed when the agent is ready.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::HeaderMap;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::UnixStream;
@@ -138,6 +138,11 @@ impl Client {
         self.ask(Method::POST, target, body)
     }
 
+    /// Runs `what` to its end.
+    pub fn block_on<T>(&self, what: impl Future<Output = T>) -> T {
+        self.runtime.block_on(what)
+    }
+
     fn ask(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Said, Failure> {
         let asked = self.runtime.block_on(async {
             let ask = ask(&self.path, method, target, body);
@@ -167,15 +172,27 @@ fn target(state: Phase, older_than: Option<Duration>) -> String {
     target
 }
 
-async fn ask(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result<Said, String> {
+/// What came of a request, before its answer's body.
+pub enum Sent {
+    Answer {
+        response: Response<Incoming>,
+        /// The process that answers, in this PID namespace.
+        agent: Option<i32>,
+    },
+    NoAgent,
+    Denied,
+}
+
+/// Sends a request to the agent at `path`.
+pub async fn send(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result<Sent, String> {
     let stream = match UnixStream::connect(path).await {
         Ok(stream) => stream,
         Err(error) => {
             return match error.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
-                    Ok(Said::NoAgent)
+                    Ok(Sent::NoAgent)
                 }
-                ErrorKind::PermissionDenied => Ok(Said::Denied),
+                ErrorKind::PermissionDenied => Ok(Sent::Denied),
                 // A full backlog: it is stopped, or hangs.
                 ErrorKind::WouldBlock => Err("it takes no more calls: it may be stopped".to_owned()),
                 _ => Err(error.to_string()),
@@ -196,6 +213,15 @@ async fn ask(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| said(&error))?;
+    Ok(Sent::Answer { response, agent })
+}
+
+async fn ask(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result<Said, String> {
+    let (response, agent) = match send(path, method, target, body).await? {
+        Sent::Answer { response, agent } => (response, agent),
+        Sent::NoAgent => return Ok(Said::NoAgent),
+        Sent::Denied => return Ok(Said::Denied),
+    };
     let (status, headers) = (response.status(), response.headers().clone());
     let body = Limited::new(response.into_body(), LONGEST_ANSWER)
         .collect()
@@ -209,7 +235,7 @@ async fn ask(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result
 }
 
 /// hyper's error in the words of someone who asked an agent.
-fn said(error: &hyper::Error) -> String {
+pub fn said(error: &hyper::Error) -> String {
     let source = std::error::Error::source(error);
     let io = source.and_then(|source| source.downcast_ref::<io::Error>());
     // Cancelled for what came before our request was sent: a greeting, as of a mail server.

@@ -49,11 +49,11 @@ pub struct Place {
     pub socket: PathBuf,
 }
 
-fn pid(text: &str) -> Result<u32, &'static str> {
+pub fn pid(text: &str) -> Result<u32, &'static str> {
     text.parse().map_err(|_| "not a process id; write a number as ps shows it")
 }
 
-fn state(text: &str) -> Result<Phase, &'static str> {
+pub fn state(text: &str) -> Result<Phase, &'static str> {
     let name = text.to_ascii_lowercase().replace('-', "_");
     Phase::ALL
         .into_iter()

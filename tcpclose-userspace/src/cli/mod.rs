@@ -4,8 +4,9 @@
 //! * [`stuck`]: `tcpclose stuck`.
 //! * [`kill`]: `tcpclose kill`.
 //! * [`verify`]: `tcpclose verify`.
+//! * [`watch`]: `tcpclose watch`.
 //! * [`filter`]: which sockets are meant, and where they are asked for.
-//! * [`client`]: asks the agent on its unix socket.
+//! * [`client`]: asks the agent on its unix socket; [`follow`]: reads its stream.
 //! * [`interrupt`]: SIGINT and SIGTERM between two sockets.
 //! * [`groups`]: sockets put together; [`rates`]: how fast processes run out of descriptors;
 //!   [`next`]: what to run next.
@@ -14,6 +15,7 @@
 pub mod agent;
 pub mod client;
 pub mod filter;
+pub mod follow;
 pub mod groups;
 pub mod interrupt;
 pub mod kill;
@@ -23,6 +25,7 @@ pub mod rates;
 pub mod stuck;
 pub mod table;
 pub mod verify;
+pub mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
@@ -52,6 +55,7 @@ pub enum Cli {
     Stuck(stuck::Stuck),
     Kill(kill::Kill),
     Verify(verify::Verify),
+    Watch(watch::Watch),
 }
 
 /// Runs the command line `arguments` (the program's name first) and says how it went: 0, 1 for a check that found
@@ -62,6 +66,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Stuck(stuck)) => stuck.run(),
         Ok(Cli::Kill(kill)) => kill.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
+        Ok(Cli::Watch(watch)) => watch.run(),
         Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
         Err(error) => Err(Failure::of_arguments(&error)),
     };
@@ -196,6 +201,10 @@ mod tests {
             &["kill", "--check"],
             &["verify", "--for", "-1s"],
             &["verify", "banana"],
+            &["watch", "--state", "established"],
+            &["watch", "--outcome", "good"],
+            &["watch", "--port", "-1"],
+            &["watch", "--json", "--handshake"],
             &["agent", "--max-ports", "-1"],
             &["agent", "--wait", "-1s"],
             &["agent", "--wait", "1s", "--wait", "2s"],

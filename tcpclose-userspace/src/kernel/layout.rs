@@ -56,6 +56,8 @@ fn from_btf(btf: &Btf) -> Result<Layout> {
         snd_una: tcp("snd_una")?,
         write_seq: tcp("write_seq")?,
         skc_cookie: common("skc_cookie")?,
+        rcv_nxt: tcp("rcv_nxt")?,
+        skc_tw_rcv_nxt: common("skc_tw_rcv_nxt")?,
         skc_num: common("skc_num")?,
         skc_state: common("skc_state")?,
         tw_substate: offset(btf, "inet_timewait_sock", "tw_substate")?,

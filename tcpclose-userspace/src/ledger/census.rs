@@ -27,6 +27,14 @@ pub enum Stuckness {
     Not,
 }
 
+/// A minute, ten minutes, an hour.
+impl Default for StuckAfter {
+    fn default() -> Self {
+        const MINUTE_NS: u64 = 60_000_000_000;
+        Self { bounds_ns: vec![MINUTE_NS, 10 * MINUTE_NS, 60 * MINUTE_NS] }
+    }
+}
+
 impl StuckAfter {
     /// # Errors
     /// When there is no bound, one is zero, or they do not ascend: says which.

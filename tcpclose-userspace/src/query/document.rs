@@ -260,7 +260,7 @@ pub(crate) mod named_list {
     }
 }
 
-mod named_or_null {
+pub(crate) mod named_or_null {
     use super::*;
 
     pub fn serialize<T: Named, S: Serializer>(word: &Option<T>, to: S) -> Result<S::Ok, S::Error> {

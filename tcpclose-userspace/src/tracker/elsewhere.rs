@@ -9,6 +9,7 @@ use super::Tracker;
 use super::fact::{Ended, Fact, Mended, Sink, Why};
 use super::join::MARGIN_NS;
 use super::life::Body;
+use super::transition::Told;
 
 /// What a search for every network namespace of the host has come to.
 pub struct Round<'a> {
@@ -58,7 +59,7 @@ impl Tracker {
             match body {
                 Body::Socket => self.vanish(at, round.finished_ns, out),
                 Body::Minisocket if gone => {
-                    self.end_minisocket_by(at, round.finished_ns, Ended::Purged, out);
+                    self.end_minisocket_by(at, round.finished_ns, Ended::Purged, Told::BY_DUMP, out);
                 }
                 Body::Minisocket => self.lose_sight(at, round.finished_ns, out),
             }

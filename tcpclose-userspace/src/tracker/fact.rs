@@ -2,6 +2,7 @@
 
 use tcpclose_common::state::TcpState;
 
+use super::transition::Transition;
 use crate::terms::{Outcome, Phase, Role, Side};
 
 /// A side and its service port: the key of every aggregate.
@@ -131,6 +132,14 @@ pub enum Fact {
 pub trait Sink {
     /// `at_ns`: CLOCK_MONOTONIC of the fact, not of its discovery.
     fn fact(&mut self, at_ns: u64, fact: Fact);
+
+    /// Whether [`Self::transition`] is of use to anybody now.
+    fn is_watched(&self) -> bool {
+        false
+    }
+
+    /// A step with all that is known of its socket, besides its [`Fact::Transition`].
+    fn transition(&mut self, _transition: Transition) {}
 }
 
 impl Sink for Vec<Fact> {

@@ -14,6 +14,7 @@ use crate::terms::{Age, Flow, Outcome, Phase, Side};
 
 use super::fact::{Fact, Mended, Sink, Why};
 use super::life::{Birth, Body, Life, Since};
+use super::transition::Told;
 use super::{Tracker, role_proven_by};
 
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
@@ -169,7 +170,7 @@ impl Tracker {
             out.fact(now_ns, Fact::Mended { what: Mended::Vanished });
         }
         match body {
-            Body::Minisocket => self.end_minisocket(at, now_ns, out),
+            Body::Minisocket => self.end_minisocket(at, now_ns, Told::BY_DUMP, out),
             Body::Socket => self.vanish(at, now_ns, out),
         }
     }
@@ -199,7 +200,7 @@ impl Tracker {
         if is_another(life, seen, phase) {
             // The record that would have told of the later connection was lost.
             if life.event_ns + MARGIN_NS <= view.started_ns {
-                self.end_minisocket(at, seen.seen_ns, out);
+                self.end_minisocket(at, seen.seen_ns, Told::BY_DUMP, out);
                 self.adopt(seen, phase, view, out);
             }
             return;
@@ -257,10 +258,10 @@ impl Tracker {
             } else {
                 out.fact(since.latest_ns, Fact::Unseen { phase: Phase::FinWait2, why: Why::BetweenDumps });
             }
-            self.enter_time_wait(at, Phase::FinWait2, since, out);
+            self.enter_time_wait(at, Phase::FinWait2, since, Told::BY_DUMP, out);
         } else if life.phase == Phase::TimeWait && !life.counted {
             // Presumed since CLOSING→CLOSE, and here it is.
-            self.enter_time_wait(at, Phase::Closing, life.since, out);
+            self.enter_time_wait(at, Phase::Closing, life.since, Told::BY_DUMP, out);
         }
         let life = &mut self.lives[at];
         life.seen_ns = seen.seen_ns;
@@ -408,7 +409,7 @@ impl Tracker {
             life.missed = true;
         }
         for at in over {
-            self.end_minisocket(at, view.started_ns, out);
+            self.end_minisocket(at, view.started_ns, Told::BY_DUMP, out);
         }
         for at in missed_twice {
             self.end_absent(at, view.started_ns, out);

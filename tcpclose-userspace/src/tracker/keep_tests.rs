@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use tcpclose_common::event::{Head, Open, Record, Step, flags::*};
+use tcpclose_common::event::{Head, Numbers, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use super::fact::Fact;
@@ -65,14 +65,14 @@ fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpSt
         let (local, remote) = (words_of(sock.flow.local), words_of(sock.flow.remote));
         Record::Open(Open {
             head: Head { flags: head.flags | OPEN, ..head },
-            flow: hash,
+            numbers: Numbers::default(),
             local,
             remote,
             inum: HERE,
             spare: 0,
         })
     } else {
-        Record::Step(Step { head, flow: hash })
+        Record::Step(Step { head, numbers: Numbers::default() }, hash)
     };
     let mut facts = Vec::new();
     tracker.record(&record, &mut facts);
@@ -568,7 +568,7 @@ fn what_keeping_costs() {
             err: 0,
             err_soft: 0,
         };
-        a.record(&Record::Step(Step { head, flow: 0 }), &mut Vec::new());
+        a.record(&Record::Step(Step { head, numbers: Numbers::default() }, 0), &mut Vec::new());
     };
     let (mut a, mut journal, mut file) = keeping(true);
     (0..100_000).for_each(|n| close(&mut a, n, T0, DONE | DEAD));

@@ -4,13 +4,13 @@
 //! [`Fact`]s come out. No fd, no clock, no async: every instant is an argument.
 //!
 //! * [`life`]: what is known of one socket.
-//! * [`ending`]: what a →CLOSE of the tracepoint means.
+//! * [`ending`]: what a →CLOSE of the tracepoint means. [`over`]: ends that no record told.
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
 //! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
 //! * [`notice`]: what hooks tell of minisockets and resets.
 //! * [`find`]: which life is meant, and how lives come and go. [`index`]: lives by what they are kept under.
 //! * [`ended`]: minisockets whose end was told already.
-//! * [`fact`]: what comes out.
+//! * [`fact`]: what comes out. [`transition`]: what comes out besides while somebody watches.
 //! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
 
 pub mod elsewhere;
@@ -26,8 +26,10 @@ pub mod keep;
 mod keep_tests;
 pub mod life;
 pub mod notice;
+mod over;
 #[cfg(test)]
 mod tests;
+pub mod transition;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -39,14 +41,15 @@ use slab::Slab;
 use tcpclose_common::event::{Head, Open, Record, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::terms::{Flow, Outcome, Phase, Role, Side, address_of};
+use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, address_of};
 use ended::JustEnded;
 use ending::Ending;
-use fact::{Ended, Fact, Pair, Sink, Why};
+use fact::{Fact, Pair, Sink, Why};
 use find::flow_of;
 use index::Index;
 use life::{Birth, Body, Closer, Life, Since};
 use notice::{Settling, Told};
+use transition::Step;
 
 /// What the tracker must know of the host.
 #[derive(Clone, Debug)]
@@ -174,17 +177,17 @@ impl Tracker {
         };
         match record {
             Record::Open(open) => self.open(open, old, new, out),
-            Record::Step(step) => {
+            Record::Step(step, flow) => {
                 let Some(left) = Phase::of(old) else { return };
                 let at = self
-                    .slot_of_step(head, step.flow)
-                    .unwrap_or_else(|| self.stranger(head, step.flow, left, Body::Socket));
-                if self.lives[at].flow.hash64() == 0 && step.flow != 0 {
+                    .slot_of_step(head, *flow)
+                    .unwrap_or_else(|| self.stranger(head, *flow, left, Body::Socket));
+                if self.lives[at].flow.hash64() == 0 && *flow != 0 {
                     // A hook's notice was the first that was heard of it.
-                    let flow = Flow::of_hash(step.flow, head.local_port, head.remote_port);
+                    let flow = Flow::of_hash(*flow, head.local_port, head.remote_port);
                     self.change(at, |life| life.flow = flow);
                 }
-                self.step(at, head, left, new, out);
+                self.step(at, head, (left, new), transition::Told::by_record(head, step.numbers), out);
             }
             Record::Notice(notice, news) => self.notice(notice, *news, out),
         }
@@ -204,10 +207,11 @@ impl Tracker {
             local_port: head.local_port,
             remote_port: head.remote_port,
         };
-        self.make_room(head, open.flow, &flow, out);
+        self.make_room(head, &flow, out);
         let side = self.side_of(head, Some(flow.local));
         let port = self.port(side, head.local_port, head.remote_port);
-        out.fact(head.time_ns, Fact::Transition { from: old, to: new });
+        let (at_ns, told) = (head.time_ns, transition::Told::by_record(head, open.numbers));
+        let first = Step { at_ns, from: old, to: new, spent: Age::UNKNOWN, outcome: None, told };
         let Some(phase) = Phase::of(new) else {
             // Straight to CLOSE: no FIN was sent or taken, and no phase was entered.
             let outcome = match ending::read(old, head) {
@@ -215,6 +219,9 @@ impl Tracker {
                 Ending::TimeWait | Ending::FinWait2 | Ending::Reset | Ending::Unclear => Outcome::Unknown,
             };
             let pair = Pair { side, port };
+            let life = Life { flow, side, port, inum: open.inum, ..Self::blank(head, Phase::FinWait1) };
+            let life = Life { role: Role::None, ..life };
+            transition::tell(&life, Step { outcome: Some(outcome), ..first }, out);
             out.fact(head.time_ns, Fact::Closed { pair, role: Role::None, outcome });
             return;
         };
@@ -224,15 +231,16 @@ impl Tracker {
             _ => Role::Unknown,
         };
         let life = Life { flow, side, port, role, phase, inum: open.inum, ..Self::blank(head, phase) };
+        transition::tell(&life, first, out);
         self.insert(Life { since: Since::exact(head.time_ns), ..life });
     }
 
     /// Clears what stands under the identity of a socket that takes its first step.
-    fn make_room(&mut self, head: &Head, flow_hash: u64, flow: &Flow, out: &mut impl Sink) {
+    fn make_room(&mut self, head: &Head, flow: &Flow, out: &mut impl Sink) {
         let former = if self.by_cookie { self.at(!head.key) } else { None };
         if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
             // One flow, one socket: the same one has reused its own TIME-WAIT.
-            self.end_minisocket(at, head.time_ns, out);
+            self.end_minisocket(at, head.time_ns, transition::Told::BY_ANOTHER, out);
         }
         if let Some(at) = self.at(head.key) {
             if self.by_cookie || self.lives[at].flow == *flow {
@@ -246,10 +254,12 @@ impl Tracker {
         if self.by_cookie {
             return;
         }
-        if let Some(at) = self.slot_of_flow(head.netns, flow_hash) {
+        if let Some(at) = self.slot_of_flow(head.netns, flow.hash64()) {
             match self.lives[at] {
                 // One flow, one socket: the earlier connection's minisocket is gone.
-                Life { body: Body::Minisocket, .. } => self.end_minisocket(at, head.time_ns, out),
+                Life { body: Body::Minisocket, .. } => {
+                    self.end_minisocket(at, head.time_ns, transition::Told::BY_ANOTHER, out);
+                }
                 // Known by a dump alone, which ran between this step and its drain: the record knows better.
                 Life { sk: 0, .. } => {
                     self.remove(at);
@@ -302,19 +312,28 @@ impl Tracker {
     }
 
     /// A step of a known life out of `left`.
-    fn step(&mut self, at: usize, head: &Head, left: Phase, new: TcpState, out: &mut impl Sink) {
+    fn step(
+        &mut self,
+        at: usize,
+        head: &Head,
+        (left, new): (Phase, TcpState),
+        told: transition::Told,
+        out: &mut impl Sink,
+    ) {
         let now = head.time_ns;
         self.refine(at, head);
+        let spent = self.spent(at, left, Since::exact(now));
+        let step = Step { at_ns: now, from: left.state(), to: new, spent, outcome: None, told };
         let ending = match Phase::of(new) {
             Some(next) => {
                 self.leave(at, left, now, out);
-                out.fact(now, Fact::Transition { from: left.state(), to: new });
                 self.enter(at, next, Since::exact(now));
                 let life = &mut self.lives[at];
                 life.closer = closer(head).or(life.closer);
                 if next == Phase::Closing {
                     self.lives[at].role = Role::Simultaneous;
                 }
+                transition::tell(&self.lives[at], step, out);
                 return;
             }
             // Its minisocket, of which more is known by now than this step can tell.
@@ -324,20 +343,29 @@ impl Tracker {
         match ending {
             Ending::Over(outcome) => {
                 self.leave(at, left, now, out);
-                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
+                transition::tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
                 self.count(at, now, outcome, out);
                 self.remove(at);
                 return;
             }
             Ending::Reset => {
                 self.leave(at, left, now, out);
-                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
                 if self.told.resets {
+                    out.fact(now, Fact::Transition { from: step.from, to: step.to });
+                    let unsettled = out.is_watched().then(|| Box::new(step.of(&self.lives[at])));
                     let life = &mut self.lives[at];
                     life.counted = true;
                     let (pair, role) = (life.pair(), life.role);
-                    self.settling.push_back(Settling { key: head.key, closed_ns: now, pair, role });
+                    self.settling.push_back(Settling {
+                        key: head.key,
+                        closed_ns: now,
+                        pair,
+                        role,
+                        unsettled,
+                    });
                 } else {
+                    let step = Step { outcome: Some(Outcome::Unknown), ..step };
+                    transition::tell(&self.lives[at], step, out);
                     self.count(at, now, Outcome::Unknown, out);
                 }
                 self.remove(at);
@@ -346,15 +374,16 @@ impl Tracker {
             // No minisocket was made: the table is full (TIME-WAIT is skipped), or there was no memory.
             Ending::TimeWait | Ending::FinWait2 if self.lives[at].birth == Birth::Refused => {
                 self.leave(at, left, now, out);
-                out.fact(now, Fact::Transition { from: left.state(), to: TcpState::Close });
                 let graceful = ending == Ending::TimeWait;
-                self.count(at, now, if graceful { Outcome::Graceful } else { Outcome::Unknown }, out);
+                let outcome = if graceful { Outcome::Graceful } else { Outcome::Unknown };
+                transition::tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
+                self.count(at, now, outcome, out);
                 self.remove(at);
                 return;
             }
             Ending::TimeWait => {
                 self.leave(at, left, now, out);
-                self.enter_time_wait(at, left, Since::exact(now), out);
+                self.enter_time_wait(at, left, Since::exact(now), told, out);
             }
             // The life goes on in FIN-WAIT-2. If a record was lost on the way there, it says so now.
             Ending::FinWait2 | Ending::Unclear if left == Phase::FinWait2 => {
@@ -383,7 +412,7 @@ impl Tracker {
         if !self.by_cookie {
             let life = &self.lives[at];
             if self.slot_of_flow(life.netns, life.flow.hash64()).is_some_and(|taker| taker != at) {
-                self.end_minisocket(at, now, out);
+                self.end_minisocket(at, now, transition::Told::BY_ANOTHER, out);
                 return;
             }
         }
@@ -425,9 +454,19 @@ impl Tracker {
     }
 
     /// TIME-WAIT is where a close is over for both programs.
-    fn enter_time_wait(&mut self, at: usize, left: Phase, since: Since, out: &mut impl Sink) {
+    fn enter_time_wait(
+        &mut self,
+        at: usize,
+        left: Phase,
+        since: Since,
+        told: transition::Told,
+        out: &mut impl Sink,
+    ) {
+        let spent = self.spent(at, left, since);
         self.enter(at, Phase::TimeWait, since);
-        out.fact(since.latest_ns, Fact::Transition { from: left.state(), to: TcpState::TimeWait });
+        let (from, to) = (left.state(), TcpState::TimeWait);
+        let step = Step { at_ns: since.latest_ns, from, to, spent, outcome: None, told };
+        transition::tell(&self.lives[at], step, out);
         self.count(at, since.latest_ns, Outcome::Graceful, out);
     }
 
@@ -437,77 +476,6 @@ impl Tracker {
         if !std::mem::replace(&mut life.counted, true) {
             out.fact(now, Fact::Closed { pair: life.pair(), role: life.role, outcome });
         }
-    }
-
-    /// The full socket is gone, and no record said how.
-    fn vanish(&mut self, at: usize, now: u64, out: &mut impl Sink) {
-        let phase = self.lives[at].phase;
-        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
-        self.count(at, now, Outcome::Unknown, out);
-        self.remove(at);
-    }
-
-    /// The same at the classic door, where another socket has the address now: what closed first may go on as a
-    /// minisocket, which only a dump can tell; until then it is not over.
-    fn displaced(&mut self, at: usize, now: u64, out: &mut impl Sink) {
-        let phase = self.lives[at].phase;
-        let next = match phase {
-            Phase::FinWait1 | Phase::FinWait2 => Phase::FinWait2,
-            Phase::Closing => Phase::TimeWait,
-            Phase::CloseWait | Phase::LastAck | Phase::TimeWait => return self.vanish(at, now, out),
-        };
-        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
-        self.enter(at, next, Since { earliest_ns: 0, latest_ns: now });
-        self.hand_over(at, now, out);
-    }
-
-    /// The minisocket is gone, found out at `now`. Its end is when its timer was due, if it was; else the last that is
-    /// known of it is taken for that: a dump's look, or, if none saw it, the record of the hand-over, where the phase was
-    /// longer before that than what is unknown after. (Without BTF a RST in FIN-WAIT-2 looks like a hand-over too.)
-    fn end_minisocket(&mut self, at: usize, now: u64, out: &mut impl Sink) {
-        self.end_minisocket_by(at, now, Ended::Early, out);
-    }
-
-    /// The same; `early` is what ended it if its timer did not.
-    fn end_minisocket_by(&mut self, at: usize, now: u64, early: Ended, out: &mut impl Sink) {
-        let life = self.lives[at];
-        let seen = life.seen_ns != 0;
-        let expired = life.expires_ns != 0 && life.expires_ns <= now;
-        let presumed = life.phase == Phase::TimeWait && !life.counted;
-        let before = life.event_ns.saturating_sub(life.since.latest_ns);
-        let last = match life.seen_ns {
-            0 if before > now.saturating_sub(life.event_ns) => Some(life.event_ns),
-            0 => None,
-            // It was seen after its timer was due: timers are late.
-            seen_ns if expired => Some(seen_ns.max(life.expires_ns)),
-            seen_ns => Some(seen_ns),
-        };
-        let end = last.unwrap_or(now);
-        if !presumed {
-            out.fact(
-                end,
-                match last.map(|last| life.since.until(last)) {
-                    Some(Some(ns)) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
-                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why(&life) },
-                    None => Fact::Unseen { phase: life.phase, why: Why::BetweenDumps },
-                },
-            );
-        }
-        // What was taken for TIME-WAIT and never found there went from CLOSING straight to CLOSE.
-        let from = if presumed { TcpState::Closing } else { life.phase.state() };
-        out.fact(end, Fact::Transition { from, to: TcpState::Close });
-        if life.phase == Phase::TimeWait && !presumed {
-            let how = match (seen, expired) {
-                (false, _) => Ended::Unknown,
-                (true, true) => Ended::Expired,
-                (true, false) => early,
-            };
-            out.fact(end, Fact::TimeWaitEnded { how });
-        }
-        // FIN-WAIT-2 ran out of its timer: the peer's FIN never came.
-        let outcome = if expired { Outcome::Timeout } else { Outcome::Unknown };
-        self.count(at, end, outcome, out);
-        self.remove(at);
     }
 
     /// Why the entry of `life` into its phase is not known well enough. What was in the close phase in the agent's own

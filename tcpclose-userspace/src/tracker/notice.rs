@@ -9,6 +9,7 @@ use crate::terms::{Flow, Outcome, Phase, Role};
 use super::Tracker;
 use super::fact::{Ended, Fact, Pair, Sink};
 use super::life::{Birth, Body, Since};
+use super::transition::{self, Step, Transition};
 
 /// What hooks on the minisocket's functions tell, so that dumps need not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,12 +27,24 @@ pub struct Told {
 }
 
 /// A close by ECONNRESET that waits for a moment: had the kernel sent the RST, the notice of that follows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Settling {
     pub(super) key: u64,
     pub(super) closed_ns: u64,
     pub(super) pair: Pair,
     pub(super) role: Role,
+    /// What is told to who watches, with its outcome to come.
+    pub(super) unsettled: Option<Box<Transition>>,
+}
+
+impl Settling {
+    fn settle(self, outcome: Outcome, out: &mut impl Sink) {
+        let Self { closed_ns, pair, role, unsettled, .. } = self;
+        if let Some(transition) = unsettled {
+            out.transition(Transition { outcome: Some(outcome), ..*transition });
+        }
+        out.fact(closed_ns, Fact::Closed { pair, role, outcome });
+    }
 }
 
 /// How long after →CLOSE the RST goes out at the latest: it follows in the same run of the softirq, some 26 µs later
@@ -41,13 +54,11 @@ const SETTLED_NS: u64 = 50_000_000;
 impl Tracker {
     /// Says that every record made until `now_ns` has been taken: what waited for one that did not come is settled.
     pub fn settle(&mut self, now_ns: u64, out: &mut impl Sink) {
-        while let Some(first) = self.settling.front() {
-            if first.closed_ns + SETTLED_NS > now_ns {
-                return;
-            }
-            let Settling { closed_ns, pair, role, .. } = *first;
-            out.fact(closed_ns, Fact::Closed { pair, role, outcome: Outcome::ResetReceived });
-            self.settling.pop_front();
+        let is_due = |first: &Settling| first.closed_ns + SETTLED_NS <= now_ns;
+        while self.settling.front().is_some_and(is_due)
+            && let Some(first) = self.settling.pop_front()
+        {
+            first.settle(Outcome::ResetReceived, out);
         }
     }
 
@@ -66,7 +77,7 @@ impl Tracker {
                 self.birth(notice, Birth::Refused);
                 out.fact(head.time_ns, Fact::TimeWaitOverflow);
             }
-            News::Flipped => self.flipped(head, out),
+            News::Flipped => self.flipped(notice, out),
             News::Expired => self.ended(head, Ended::Expired, Outcome::Timeout, out),
             News::Reused => self.ended(head, Ended::Reused, Outcome::Unknown, out),
             News::Recycled => self.ended(head, Ended::Recycled, Outcome::Unknown, out),
@@ -86,9 +97,9 @@ impl Tracker {
     fn reset_sent(&mut self, notice: &Notice, out: &mut impl Sink) {
         let key = self.key_of_socket(notice);
         if let Some(at) = self.settling.iter().rposition(|waiting| waiting.key == key)
-            && let Some(Settling { closed_ns, pair, role, .. }) = self.settling.remove(at)
+            && let Some(waiting) = self.settling.remove(at)
         {
-            out.fact(closed_ns, Fact::Closed { pair, role, outcome: Outcome::ResetSent });
+            waiting.settle(Outcome::ResetSent, out);
         }
     }
 
@@ -146,7 +157,8 @@ impl Tracker {
     }
 
     /// FIN-WAIT-2 → TIME-WAIT: the peer's FIN came.
-    fn flipped(&mut self, head: &Head, out: &mut impl Sink) {
+    fn flipped(&mut self, notice: &Notice, out: &mut impl Sink) {
+        let head = &notice.head;
         // Without a cookie nothing more would be heard of it.
         if head.key == 0 {
             return;
@@ -155,7 +167,8 @@ impl Tracker {
         (self.lives[at].event_ns, self.lives[at].missed) = (head.time_ns, false);
         if self.lives[at].phase != Phase::TimeWait {
             self.leave(at, Phase::FinWait2, head.time_ns, out);
-            self.enter_time_wait(at, Phase::FinWait2, Since::exact(head.time_ns), out);
+            let told = transition::Told { rcv: Some(notice.sk as u32), ..transition::Told::BY_HOOK };
+            self.enter_time_wait(at, Phase::FinWait2, Since::exact(head.time_ns), told, out);
         }
     }
 
@@ -164,7 +177,10 @@ impl Tracker {
         let now = head.time_ns;
         let Some((at, phase)) = self.minisocket_of(head) else { return };
         self.leave(at, phase, now, out);
-        out.fact(now, Fact::Transition { from: phase.state(), to: TcpState::Close });
+        let (from, to, told) = (phase.state(), TcpState::Close, transition::Told::BY_HOOK);
+        let settled = Some(if phase == Phase::TimeWait { Outcome::Graceful } else { outcome });
+        let spent = self.spent(at, phase, Since::exact(now));
+        transition::tell(&self.lives[at], Step { at_ns: now, from, to, spent, outcome: settled, told }, out);
         if phase == Phase::TimeWait {
             out.fact(now, Fact::TimeWaitEnded { how });
             // Counted at its entry, unless the record of that was lost.

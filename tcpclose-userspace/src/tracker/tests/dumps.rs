@@ -58,7 +58,7 @@ fn a_minisocket_that_no_dump_saw_is_unseen() {
     let suspects = bench.dump(T0 + S, false, &[]);
     assert_eq!(bench.told(), [], "an absence is a suspicion");
     assert_eq!(suspects.len(), 1);
-    bench.tracker.gone(&suspects[0], T0 + S + MS, &mut bench.facts);
+    bench.tracker.gone(&suspects[0], T0 + S + MS, &mut bench.heard);
     assert_eq!(
         bench.told(),
         [
@@ -74,7 +74,7 @@ fn a_minisocket_gone_before_its_timer_ended_early() {
     let mut bench = Bench::btf();
     bench.dump(T0, true, &[seen(TimeWait, Body::Minisocket, client(), 7, T0, 50 * S)]);
     let suspects = bench.dump(T0 + S, false, &[]);
-    bench.tracker.gone(&suspects[0], T0 + S, &mut bench.facts);
+    bench.tracker.gone(&suspects[0], T0 + S, &mut bench.heard);
     assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Early }));
 }
 
@@ -95,7 +95,7 @@ fn a_socket_that_ended_while_the_dump_ran_does_not_come_back() {
             started_ns: T0 + S - MS,
             first: false,
         };
-        bench.tracker.dump(&view, 100, &mut bench.facts);
+        bench.tracker.dump(&view, 100, &mut bench.heard);
         assert_eq!(bench.told(), []);
         assert!(bench.tracker.is_empty());
     }
@@ -144,7 +144,7 @@ fn what_a_dump_saw_here_it_may_miss_here() {
     // Its end was lost.
     let suspects = bench.dump(T0 + 9 * S, false, &[listener()]);
     assert_eq!(suspects.len(), 1);
-    bench.tracker.gone(&suspects[0], T0 + 9 * S, &mut bench.facts);
+    bench.tracker.gone(&suspects[0], T0 + 9 * S, &mut bench.heard);
     assert!(bench.told().contains(&Fact::Mended { what: Mended::Vanished }));
     assert!(bench.tracker.is_empty());
     // And one that lives on is still found by its records.
@@ -172,7 +172,7 @@ fn a_dump_older_than_a_life_of_its_flow_lends_it_no_cookie() {
     let first = [seen(TimeWait, Body::Minisocket, client(), 0x55, T0 + S, 59 * S)];
     let view =
         View { covers: &here(), seen: &first, states: TimeWait.bit(), started_ns: T0 + S, first: false };
-    bench.tracker.dump(&view, 100, &mut bench.facts);
+    bench.tracker.dump(&view, 100, &mut bench.heard);
     bench.told();
     let at = T0 + 3 * S;
     bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), 0x66, at, 58 * S)]);

@@ -23,7 +23,7 @@ fn view(bench: &mut Bench, netns: &[u32], at: u64, seen: &[Seen]) -> usize {
     let covers = Covers { netns: netns.iter().map(|id| (*id, id ^ 1)).collect(), all: false };
     let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
     let view = View { covers: &covers, seen, states, started_ns: at, first: false };
-    bench.tracker.dump(&view, 100, &mut bench.facts).len()
+    bench.tracker.dump(&view, 100, &mut bench.heard).len()
 }
 
 fn round(bench: &mut Bench, found: &[u32], former: &[u32], (sure, lost): (bool, bool), at: u64) {
@@ -35,7 +35,7 @@ fn round(bench: &mut Bench, found: &[u32], former: &[u32], (sure, lost): (bool, 
         started_ns: at,
         finished_ns: at + MS,
     };
-    bench.tracker.round(&round, &mut bench.facts);
+    bench.tracker.round(&round, &mut bench.heard);
 }
 
 /// The same addresses in two namespaces, at each door: two lives, and a dump speaks for those of its namespace alone.

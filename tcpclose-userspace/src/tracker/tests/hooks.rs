@@ -191,12 +191,12 @@ fn the_outcome_of_a_reset_settles_a_moment_later() {
         let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
         bench.take(Head { err: 104, ..head }, &client());
         bench.told();
-        bench.tracker.settle(T0 + 2 * MS, &mut bench.facts);
+        bench.tracker.settle(T0 + 2 * MS, &mut bench.heard);
         assert_eq!(bench.told(), [], "too early to tell");
         if sent {
             bench.notice(News::ResetSent, T0 + MS + 26_000, (Close, Close), key);
         }
-        bench.tracker.settle(T0 + S, &mut bench.facts);
+        bench.tracker.settle(T0 + S, &mut bench.heard);
         let outcome = if sent { Outcome::ResetSent } else { Outcome::ResetReceived };
         assert_eq!(bench.told(), [closed(CLIENT, Role::Active, outcome)]);
     }
@@ -237,7 +237,7 @@ fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {
             let at = T0 + S;
             let minisocket = seen(TimeWait, Body::Minisocket, client(), 7, at, 59 * S);
             let suspects = bench.dump(at, false, &[minisocket]);
-            suspects.iter().for_each(|suspect| bench.tracker.gone(suspect, at, &mut bench.facts));
+            suspects.iter().for_each(|suspect| bench.tracker.gone(suspect, at, &mut bench.heard));
             let facts = bench.told();
             let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
             assert_eq!(closes, 1, "by cookie {by_cookie}, lost {lost:#b}: {facts:?}");

@@ -30,7 +30,7 @@ fn a_reconcile_mends_what_lost_records_left() {
     );
     // The third is not in the dump; an exact lookup does not find it either.
     assert_eq!(suspects.len(), 1);
-    bench.tracker.gone(&suspects[0], at, &mut bench.facts);
+    bench.tracker.gone(&suspects[0], at, &mut bench.heard);
     assert_eq!(
         bench.told(),
         [
@@ -226,7 +226,7 @@ fn no_order_of_events_breaks_it() {
             let err = [0, 0, 0, 32, 103, 104, 110, 113][next(8) as usize];
             bench.take(Head { err, ..head }, &flow);
             assert!(bench.tracker.len() < 100);
-            bench.facts.clear();
+            bench.heard = Heard::new();
         }
         for _ in 0..2 {
             now += 1000 * S;

@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 
-use tcpclose_common::event::{Head, News, Notice, Open, Record, Step, flags::*};
+use tcpclose_common::event::{Head, News, Notice, Numbers, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
 use super::join::{Covers, Seen, View};
 use super::life::{Body, Closer};
 use super::notice::Told;
+use super::transition::Transition;
 use super::{Host, Tracker};
 use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, words_of};
 
@@ -17,6 +18,7 @@ mod elsewhere;
 mod hooks;
 mod losses;
 mod steps;
+mod watched;
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;
@@ -28,10 +30,39 @@ const TIME_WAIT: u64 = 60 * S;
 const SERVER: Pair = Pair { side: Side::Server, port: 80 };
 const CLIENT: Pair = Pair { side: Side::Client, port: 80 };
 
+/// Hears everything.
+struct Heard {
+    facts: Vec<Fact>,
+    steps: Vec<Transition>,
+    is_watched: bool,
+}
+
+impl Heard {
+    const fn new() -> Self {
+        Self { facts: Vec::new(), steps: Vec::new(), is_watched: true }
+    }
+}
+
+impl Sink for Heard {
+    fn fact(&mut self, _at_ns: u64, fact: Fact) {
+        self.facts.push(fact);
+    }
+
+    fn is_watched(&self) -> bool {
+        self.is_watched
+    }
+
+    fn transition(&mut self, transition: Transition) {
+        self.steps.push(transition);
+    }
+}
+
 /// The tracker under test, and what it has told.
 struct Bench {
     tracker: Tracker,
-    facts: Vec<Fact>,
+    heard: Heard,
+    /// What the next record says of sequence numbers.
+    numbers: Numbers,
     by_cookie: bool,
     /// Flags that every record of this door carries.
     door: u16,
@@ -46,7 +77,14 @@ impl Bench {
         );
         tracker.set_time_wait_ns(TIME_WAIT);
         let door = if by_cookie { COOKIE } else { 0 } | if btf { FACTS } else { 0 };
-        Self { tracker, facts: Vec::new(), by_cookie, door, netns: if btf { HERE } else { 0 } }
+        Self {
+            tracker,
+            heard: Heard::new(),
+            numbers: Numbers::default(),
+            by_cookie,
+            door,
+            netns: if btf { HERE } else { 0 },
+        }
     }
 
     fn btf() -> Self {
@@ -83,16 +121,16 @@ impl Bench {
         let record = if tcpclose_common::state::opens_life(head.old.into()) {
             Record::Open(Open {
                 head: Head { flags: head.flags | OPEN, ..head },
-                flow: hash,
+                numbers: self.numbers,
                 local: words_of(flow.local),
                 remote: words_of(flow.remote),
                 inum: head.netns,
                 spare: 0,
             })
         } else {
-            Record::Step(Step { head, flow: hash })
+            Record::Step(Step { head, numbers: self.numbers }, hash)
         };
-        self.tracker.record(&record, &mut self.facts);
+        self.tracker.record(&record, &mut self.heard);
     }
 
     fn step(&mut self, key: u64, flow: &Flow, at: u64, step: (TcpState, TcpState), more: u16) {
@@ -105,7 +143,7 @@ impl Bench {
         self.tracker.dump_started();
         let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
         let view = View { covers: &here(), seen, states, started_ns: at, first };
-        self.tracker.dump(&view, 100, &mut self.facts)
+        self.tracker.dump(&view, 100, &mut self.heard)
     }
 
     /// The key of this bench's one socket: its cookie, 7, or the address that the classic door knows it by.
@@ -117,11 +155,16 @@ impl Bench {
     fn notice(&mut self, news: News, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
         let head =
             Head { flags: NOTICE | COOKIE, err: news as u16, ..self.head(7, &client(), at, (old, new), 0) };
-        self.tracker.record(&Record::Notice(Notice { head, sk }, news), &mut self.facts);
+        self.tracker.record(&Record::Notice(Notice { head, sk }, news), &mut self.heard);
     }
 
     fn told(&mut self) -> Vec<Fact> {
-        std::mem::take(&mut self.facts)
+        std::mem::take(&mut self.heard.facts)
+    }
+
+    /// What was told to whoever watches.
+    fn watched(&mut self) -> Vec<Transition> {
+        std::mem::take(&mut self.heard.steps)
     }
 }
 

@@ -184,7 +184,7 @@ fn a_reset_that_looks_like_a_hand_over_ends_a_long_phase_at_its_record() {
     bench.step(7, &client(), T0 + 3 * S, (FinWait2, Close), 0);
     bench.told();
     let suspects = bench.dump(T0 + 4 * S, false, &[]);
-    bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.facts);
+    bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.heard);
     let told = bench.told();
     assert!(matches!(told[0], Fact::Dwelt { phase: Phase::FinWait2, ns, .. } if ns == 3 * S), "{told:?}");
 }

@@ -1,0 +1,180 @@
+//! What is told of one step to who watches: all that is known of the socket then. Counters need none of it, so it is
+//! only put together where somebody watches.
+
+use tcpclose_common::event::{Head, Numbers, flags};
+use tcpclose_common::state::TcpState;
+
+use crate::terms::{Age, Flow, Outcome, Phase, Role, Side};
+
+use super::Tracker;
+use super::fact::{Fact, Sink};
+use super::life::{Closer, Life, Since};
+
+/// Who told of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// `inet_sock_set_state`.
+    Tracepoint,
+    /// A hook on the minisocket's functions.
+    Hooks,
+    /// A dump.
+    Diag,
+}
+
+impl Source {
+    pub const ALL: [Self; 3] = [Self::Tracepoint, Self::Hooks, Self::Diag];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tracepoint => "tracepoint",
+            Self::Hooks => "hooks",
+            Self::Diag => "diag",
+        }
+    }
+}
+
+/// One step of one socket's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub at_ns: u64,
+    pub from: TcpState,
+    pub to: TcpState,
+    /// The time spent in `from`.
+    pub spent: Age,
+    /// 0 while it is not known.
+    pub cookie: u64,
+    pub flow: Flow,
+    /// As in [`Life`].
+    pub netns: u32,
+    pub inum: u32,
+    pub side: Side,
+    pub port: u16,
+    pub role: Role,
+    pub closer: Option<Closer>,
+    /// How the connection ended: at the step to CLOSED.
+    pub outcome: Option<Outcome>,
+    pub source: Source,
+    /// What the rung in use tells of the sequence numbers at this step.
+    pub snd: Option<u32>,
+    pub rcv: Option<u32>,
+}
+
+/// Who tells of a step, and what of its sequence numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    pub(super) source: Source,
+    pub(super) snd: Option<u32>,
+    pub(super) rcv: Option<u32>,
+}
+
+impl Told {
+    pub(super) const BY_DUMP: Self = Self { source: Source::Diag, snd: None, rcv: None };
+    pub(super) const BY_HOOK: Self = Self { source: Source::Hooks, snd: None, rcv: None };
+    /// By the record of another socket's step.
+    pub(super) const BY_ANOTHER: Self = Self { source: Source::Tracepoint, snd: None, rcv: None };
+
+    pub(super) fn by_record(head: &Head, numbers: Numbers) -> Self {
+        let read = head.flags & flags::FACTS != 0;
+        let known = |number| read.then_some(number);
+        Self { source: Source::Tracepoint, snd: known(numbers.snd), rcv: known(numbers.rcv) }
+    }
+}
+
+/// A step as the tracker makes it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) at_ns: u64,
+    pub(super) from: TcpState,
+    pub(super) to: TcpState,
+    pub(super) spent: Age,
+    pub(super) outcome: Option<Outcome>,
+    pub(super) told: Told,
+}
+
+impl Step {
+    pub(super) fn of(&self, life: &Life) -> Transition {
+        let Self { at_ns, from, to, spent, outcome, told: Told { source, snd, rcv } } = *self;
+        let Life { cookie, flow, netns, inum, side, port, role, closer, .. } = *life;
+        Transition {
+            at_ns,
+            from,
+            to,
+            spent,
+            cookie,
+            flow,
+            netns,
+            inum,
+            side,
+            port,
+            role,
+            closer,
+            outcome,
+            source,
+            snd,
+            rcv,
+        }
+    }
+}
+
+/// Tells of a step to who counts and, where somebody watches, to them.
+pub(super) fn tell(life: &Life, step: Step, out: &mut impl Sink) {
+    out.fact(step.at_ns, Fact::Transition { from: step.from, to: step.to });
+    if out.is_watched() {
+        out.transition(step.of(life));
+    }
+}
+
+impl Age {
+    /// Nothing is proven.
+    pub(super) const UNKNOWN: Self = Self { min_ns: 0, max_ns: None };
+}
+
+/// The time from an entry to an end that lie in two intervals.
+pub(super) fn between(entry: Since, end: Since) -> Age {
+    let max_ns = end.age_of(entry);
+    Age { min_ns: end.earliest_ns.saturating_sub(entry.latest_ns), max_ns }
+}
+
+impl Since {
+    /// The longest time that can lie between `entry` and this.
+    fn age_of(&self, entry: Since) -> Option<u64> {
+        (entry.earliest_ns != 0).then(|| self.latest_ns.saturating_sub(entry.earliest_ns))
+    }
+}
+
+impl Tracker {
+    /// The time that the life at `at` spent in `left`, which it left at `end`.
+    pub(super) fn spent(&self, at: usize, left: Phase, end: Since) -> Age {
+        let life = &self.lives[at];
+        // The step into the phase that is left was never heard of.
+        if life.phase == left { between(life.since, end) } else { Age::UNKNOWN }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// A client that closed first, after a dwell of one to two seconds.
+    pub fn fin_wait_2_to_time_wait() -> Transition {
+        Transition {
+            at_ns: 1_002_000_000_000,
+            from: TcpState::FinWait2,
+            to: TcpState::TimeWait,
+            spent: Age { min_ns: 1_000_000_000, max_ns: Some(2_000_000_000) },
+            cookie: 7,
+            flow: Flow::new("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()),
+            netns: 1,
+            inum: 4_026_531_840,
+            side: Side::Client,
+            port: 80,
+            role: Role::Active,
+            closer: None,
+            outcome: None,
+            source: Source::Diag,
+            snd: None,
+            rcv: None,
+        }
+    }
+}

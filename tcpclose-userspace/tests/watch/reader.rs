@@ -1,0 +1,146 @@
+//! A `tcpclose watch` at work.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tcpclose_userspace::terms::Flow;
+
+use super::PATIENCE;
+use super::common::{Agent, BINARY};
+
+/// Ended, and waited for, when dropped.
+pub struct Reader {
+    pub child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    said: Arc<Mutex<String>>,
+}
+
+impl Reader {
+    /// Watches through `agent`.
+    pub fn json(agent: &Agent, arguments: &[&str]) -> Self {
+        Self::at(&agent.socket(), &[&["--json"], arguments].concat())
+    }
+
+    /// Watches by way of the socket at `path`, or without an agent where nobody is there.
+    pub fn at(path: &Path, arguments: &[&str]) -> Self {
+        let mut reader = Self::begin(path, arguments);
+        reader.until_it_watches();
+        reader
+    }
+
+    fn begin(path: &Path, arguments: &[&str]) -> Self {
+        let mut child = Command::new(BINARY)
+            .arg("watch")
+            .arg("--socket")
+            .arg(path)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (lines, said) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
+        let (stdout, heard) = (child.stdout.take().unwrap(), Arc::clone(&lines));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                heard.lock().unwrap().push(line);
+            }
+        });
+        let (stderr, heard) = (child.stderr.take().unwrap(), Arc::clone(&said));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                heard.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        Self { child, lines, said }
+    }
+
+    fn until_it_watches(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        while !self.said().contains("watching: ") {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < until, "it does not watch: {}", self.said());
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// All that it has printed.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// Returns when `done` holds for what it has printed.
+    pub fn when(&mut self, patience: Duration, what: &str, done: impl Fn(&[String]) -> bool) {
+        let until = Instant::now() + patience;
+        while !done(&self.lines()) {
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.said());
+            assert!(Instant::now() < until, "not within {patience:?}: {what}\n{}", self.lines().join("\n"));
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The steps of one socket, once `done` holds for them.
+    pub fn steps_when(
+        &mut self,
+        patience: Duration,
+        flow: &Flow,
+        done: impl Fn(&[Value]) -> bool,
+    ) -> Vec<Value> {
+        let of = |lines: &[String]| -> Vec<Value> {
+            let lines = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            lines.filter(|line| is_of(line, flow)).collect()
+        };
+        self.when(patience, &format!("the steps of {flow:?}"), |lines| done(&of(lines)));
+        of(&self.lines())
+    }
+
+    /// Waits for its end.
+    pub fn end(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                // Its last words may still be on their way.
+                sleep(Duration::from_millis(100));
+                return status;
+            }
+            assert!(Instant::now() < until, "it goes on");
+            sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+fn is_of(line: &Value, flow: &Flow) -> bool {
+    line["local"] == flow.local().to_string() && line["peer"] == flow.remote().to_string()
+}
+
+/// `from→to` of each line.
+pub fn steps_of(lines: &[Value]) -> Vec<String> {
+    let step = |line: &Value| format!("{}→{}", line["from"].as_str().unwrap(), line["to"].as_str().unwrap());
+    lines.iter().map(step).collect()
+}
+
+/// What a watch says that fails, with status 2.
+pub fn refused(path: &Path, arguments: &[&str]) -> String {
+    let mut reader = Reader::begin(path, arguments);
+    assert_eq!(reader.end().code(), Some(2));
+    reader.said()
+}
