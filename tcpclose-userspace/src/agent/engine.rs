@@ -16,6 +16,7 @@ use crate::kill::places::Places;
 use crate::ledger::Ledger;
 use crate::ledger::census::{Census, StuckAfter};
 use crate::ledger::names::Names;
+use crate::ledger::rates::Rates;
 use crate::query::tally::Holder;
 use crate::terms::{Flow, Phase};
 use crate::tracker::elsewhere::Round;
@@ -49,6 +50,8 @@ pub struct Engine {
     pub probe: Probe,
     pub tracker: Tracker,
     pub ledger: Ledger,
+    /// What the ledger's counters were in the last minute.
+    pub rates: Rates,
     pub stuck_after: StuckAfter,
     pub dumps: Dumps,
     /// How many stuck sockets each owner had when they were looked for last.
@@ -92,6 +95,7 @@ impl Engine {
             probe,
             tracker,
             ledger: Ledger::new(Names::new(config.max_ports, &config.name_ports, ephemeral.clone())),
+            rates: Rates::default(),
             stuck_after: config.stuck_after.clone(),
             dumps: Dumps { interval_ns: config.dump_interval.as_nanos() as u64, ..Dumps::default() },
             stuck_owners: Vec::new(),

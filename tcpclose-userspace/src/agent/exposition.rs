@@ -12,6 +12,7 @@ use crate::kernel::runs::Runs;
 use crate::ledger::census::Census;
 use crate::ledger::names::Label;
 use crate::query::tally::Holder;
+use crate::terms::Phase;
 
 use super::engine::Engine;
 
@@ -50,19 +51,19 @@ fn stuck_labels(bounds_ns: &[u64]) -> Vec<String> {
 
 fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
     let mut sockets = Family::gauge("tcpclose_sockets", "Sockets in the state now, minisockets included.");
-    for (&(label, phase), &n) in &census.sockets {
-        sockets
-            .add(&[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))], n as f64);
-    }
     let mut oldest = Family::gauge(
         "tcpclose_oldest_socket_age_seconds",
         "Proven minimum age of the oldest socket that is still in the state.",
     );
-    for (&(label, phase), &ns) in &census.oldest_ns {
-        oldest.add(
-            &[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))],
-            ns as f64 / 1e9,
-        );
+    for (&(label, phase), standing) in &census.standing {
+        let port = port(label);
+        let labels = [("state", phase.name()), ("side", label.side.name()), ("port", &*port)];
+        sockets.add(&labels, standing.sockets as f64);
+        // Where a socket can stay for as long as a program, or a peer, likes.
+        let can_last = matches!(phase, Phase::CloseWait | Phase::FinWait2 | Phase::LastAck);
+        if can_last && standing.sockets > 0 {
+            oldest.add(&labels, standing.oldest_ns as f64 / 1e9);
+        }
     }
     let mut stuck = Family::gauge(
         "tcpclose_stuck_sockets",

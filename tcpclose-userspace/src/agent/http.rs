@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
 use super::kill::Caller;
-use super::{exposition, kill, queries};
+use super::{exposition, kill, ports, queries};
 
 /// A client has this long to send its request's head. Longer than a scrape interval is likely to be, for it also bounds
 /// how long a connection may idle between two scrapes.
@@ -36,6 +36,8 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
+
+const NOT_READY: &str = "not ready: the first dump is not in yet\n";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -149,7 +151,8 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     let path = request.uri().path();
     let known = matches!(
         (face, path),
-        (_, "/" | "/metrics" | "/healthz" | "/readyz") | (Face::Sockets(_), queries::PATH | kill::PATH)
+        (_, "/" | "/metrics" | "/healthz" | "/readyz" | ports::PATH)
+            | (Face::Sockets(_), queries::PATH | kill::PATH)
     );
     if !known {
         return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
@@ -170,7 +173,14 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
         },
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" if engine.borrow().ready => plain(StatusCode::OK, "ready\n"),
-        "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first dump is not in yet\n"),
+        "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY),
+        ports::PATH => {
+            match ports::document(&mut engine.borrow_mut()).map(|ports| serde_json::to_vec(&ports)) {
+                Some(Ok(json)) => with_type(StatusCode::OK, JSON, json),
+                Some(Err(why)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+                None => plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY),
+            }
+        }
         "/" => with_type(StatusCode::OK, HTML, LANDING_PAGE),
         _ => match queries::sockets(request.uri().query().unwrap_or_default(), engine).await {
             Ok(reply) => {

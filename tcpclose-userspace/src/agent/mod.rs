@@ -6,6 +6,7 @@
 //! * [`dumps`]: the first dumps, those that follow minisockets, and the reconcile; [`namespaces`]: where, [`pace`]: when.
 //! * [`owners`]: whose the stuck sockets are, at an interval.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
+//! * [`ports`]: the close phase by port, for whoever asks.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
@@ -24,6 +25,7 @@ pub mod limits;
 pub mod namespaces;
 pub mod owners;
 pub mod pace;
+pub mod ports;
 pub mod queries;
 pub mod sockets;
 pub mod state;
@@ -182,6 +184,7 @@ async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(
         return Err(Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag"));
     }
     engine.borrow_mut().tracker.forget_former();
+    spawn_local(ports::run(Rc::clone(&engine)));
     if let Some(dir) = &held.state_dir {
         held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
     }

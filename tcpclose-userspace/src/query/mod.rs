@@ -1,13 +1,14 @@
 //! Which sockets are in a close-phase state, since when, whose they are, and why.
 //!
 //! * [`document`]: the answer, as it travels and as `--json` prints it.
-//! * [`owners`]: whose they are.
+//! * [`owners`]: whose they are. [`ports`]: the close phase by port, as it travels.
 //! * [`tally`]: how many stuck sockets each has.
 //! * [`assemble`]: sockets, their listeners and their owners put together; pure.
 //! * [`snapshot`]: the answer from one dump, without an agent.
 
 pub mod document;
 mod owners;
+pub mod ports;
 pub mod tally;
 
 use std::io;
