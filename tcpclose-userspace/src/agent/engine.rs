@@ -26,6 +26,7 @@ use crate::tracker::{Host, Tracker};
 
 use super::config::Config;
 use super::dumps::ids_of;
+use super::exhaustion::Watched;
 use super::namespaces::Namespaces;
 
 /// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
@@ -52,6 +53,8 @@ pub struct Engine {
     pub ledger: Ledger,
     /// What the ledger's counters were in the last minute.
     pub rates: Rates,
+    /// The ports that connect() may take.
+    pub exhaustion: Watched,
     pub stuck_after: StuckAfter,
     pub dumps: Dumps,
     /// How many stuck sockets each owner had when they were looked for last.
@@ -96,6 +99,7 @@ impl Engine {
             tracker,
             ledger: Ledger::new(Names::new(config.max_ports, &config.name_ports, ephemeral.clone())),
             rates: Rates::default(),
+            exhaustion: Watched::default(),
             stuck_after: config.stuck_after.clone(),
             dumps: Dumps { interval_ns: config.dump_interval.as_nanos() as u64, ..Dumps::default() },
             stuck_owners: Vec::new(),

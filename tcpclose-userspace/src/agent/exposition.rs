@@ -28,6 +28,7 @@ pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
         gauges(&mut families, &census, &stuck_labels(engine.stuck_after.bounds_ns()));
     }
     limit(&mut families);
+    ephemeral(&mut families, engine.exhaustion.fullest);
     owners(&mut families, &engine.stuck_owners);
     ledger(&mut families, engine);
     agent(&mut families, engine);
@@ -91,6 +92,19 @@ fn limit(families: &mut Vec<MetricFamily>) {
         "TIME-WAITs of this network namespace divided by tcp_max_tw_buckets.",
     );
     if let Some(ratio) = host::time_wait_limit_used() {
+        used.add(&[], ratio);
+    }
+    families.push(used.done());
+}
+
+/// How near connect() is to running out of ports; nothing before the first look.
+fn ephemeral(families: &mut Vec<MetricFamily>, fullest: Option<f64>) {
+    let mut used = Family::gauge(
+        "tcpclose_ephemeral_ports_used_ratio",
+        "Ports in use divided by those that connect() may take, for the fullest tuple of local address, remote address \
+         and remote port; TIME-WAITs included.",
+    );
+    if let Some(ratio) = fullest {
         used.add(&[], ratio);
     }
     families.push(used.done());

@@ -21,7 +21,8 @@ use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
 use super::kill::Caller;
-use super::{exposition, kill, ports, queries};
+use super::queries::Refused;
+use super::{exhaustion, exposition, kill, ports, queries};
 
 /// A client has this long to send its request's head. Longer than a scrape interval is likely to be, for it also bounds
 /// how long a connection may idle between two scrapes.
@@ -152,7 +153,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     let known = matches!(
         (face, path),
         (_, "/" | "/metrics" | "/healthz" | "/readyz" | ports::PATH)
-            | (Face::Sockets(_), queries::PATH | kill::PATH)
+            | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH)
     );
     if !known {
         return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
@@ -182,6 +183,12 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
             }
         }
         "/" => with_type(StatusCode::OK, HTML, LANDING_PAGE),
+        exhaustion::PATH => {
+            match exhaustion::document(request.uri().query().unwrap_or_default(), engine).await {
+                Ok(json) => with_type(StatusCode::OK, JSON, json),
+                Err(why) => refused(why),
+            }
+        }
         _ => match queries::sockets(request.uri().query().unwrap_or_default(), engine).await {
             Ok(reply) => {
                 let mut answer = with_type(StatusCode::OK, JSON, reply.json);
@@ -192,10 +199,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
                 }
                 answer
             }
-            Err(queries::Refused::Request(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
-            Err(queries::Refused::Failed(why)) => {
-                plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n"))
-            }
+            Err(why) => refused(why),
         },
     }
 }
@@ -211,8 +215,14 @@ async fn kill_one(request: Request<Incoming>, caller: Caller, engine: &RefCell<E
     };
     match kill::kill(&body, caller, engine).await {
         Ok(json) => with_type(StatusCode::OK, JSON, json),
-        Err(queries::Refused::Request(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
-        Err(queries::Refused::Failed(why)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
+        Err(why) => refused(why),
+    }
+}
+
+fn refused(why: Refused) -> Answer {
+    match why {
+        Refused::Request(why) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        Refused::Failed(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::ledger::census::{Census, Standing};
 use crate::ledger::names::Label;
 use crate::ledger::rates::{self, Rates};
 use crate::query::document::{Source, seconds};
-use crate::query::ports::{Durations, PortUse, PortsDocument, SCHEMA, StateUse, TransitionUse};
+use crate::query::ports::{PortUse, PortsDocument, SCHEMA, StateUse, TransitionUse};
 use crate::terms::Phase;
 
 use super::engine::Engine;
@@ -68,7 +68,7 @@ fn assemble(head: Head, ledger: &Ledger, census: &Census, rates: &Rates) -> Port
     let ports = labels.iter().map(|&label| {
         let states = Phase::ALL.into_iter().filter_map(|phase| {
             let durations = durations.get(&(label, phase)).copied();
-            let of_state = state(phase, standing(label, phase), durations);
+            let of_state = StateUse::new(phase, standing(label, phase), durations);
             (of_state.sockets > 0 || of_state.durations.is_some()).then_some(of_state)
         });
         let states: Vec<StateUse> = states.collect();
@@ -94,7 +94,7 @@ fn assemble(head: Head, ledger: &Ledger, census: &Census, rates: &Rates) -> Port
             let Standing { sockets, oldest_ns } = standing(label, phase);
             all = Standing { sockets: all.sockets + sockets, oldest_ns: all.oldest_ns.max(oldest_ns) };
         }
-        state(phase, all, Some(&together))
+        StateUse::new(phase, all, Some(&together))
     });
     let transitions = ledger.transitions().map(|(from, to, count)| TransitionUse {
         from: from.name().to_owned(),
@@ -114,15 +114,5 @@ fn assemble(head: Head, ledger: &Ledger, census: &Census, rates: &Rates) -> Port
         states: states.collect(),
         transitions: transitions.collect(),
         ports: ports.collect(),
-    }
-}
-
-fn state(state: Phase, standing: Standing, durations: Option<&Histogram>) -> StateUse {
-    let Standing { sockets, oldest_ns } = standing;
-    StateUse {
-        state,
-        sockets,
-        oldest_seconds: (sockets > 0).then(|| seconds(oldest_ns)),
-        durations: durations.and_then(Durations::of),
     }
 }

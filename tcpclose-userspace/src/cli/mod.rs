@@ -4,6 +4,9 @@
 //! * [`stuck`]: `tcpclose stuck`.
 //! * [`kill`]: `tcpclose kill`.
 //! * [`verify`]: `tcpclose verify`.
+//! * [`ports`]: `tcpclose ports`.
+//! * [`exhaustion`]: `tcpclose exhaustion`.
+//! * [`told`]: a document of the agent's, or the same without one.
 //! * [`filter`]: which sockets are meant, and where they are asked for.
 //! * [`client`]: asks the agent on its unix socket.
 //! * [`interrupt`]: SIGINT and SIGTERM between two sockets.
@@ -13,15 +16,18 @@
 
 pub mod agent;
 pub mod client;
+pub mod exhaustion;
 pub mod filter;
 pub mod groups;
 pub mod interrupt;
 pub mod kill;
 mod looks;
 pub mod next;
+pub mod ports;
 pub mod rates;
 pub mod stuck;
 pub mod table;
+mod told;
 pub mod verify;
 
 use std::ffi::OsString;
@@ -51,6 +57,8 @@ pub enum Cli {
     Agent(agent::Agent),
     Stuck(stuck::Stuck),
     Kill(kill::Kill),
+    Ports(ports::Ports),
+    Exhaustion(exhaustion::Exhaustion),
     Verify(verify::Verify),
 }
 
@@ -61,6 +69,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Agent(agent)) => agent.run().map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),
         Ok(Cli::Kill(kill)) => kill.run(),
+        Ok(Cli::Ports(ports)) => ports.run(),
+        Ok(Cli::Exhaustion(exhaustion)) => exhaustion.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
         Err(error) => Err(Failure::of_arguments(&error)),
@@ -194,6 +204,10 @@ mod tests {
             &["kill", "--diagnosis", "unknown"],
             &["kill", "--limit", "-1"],
             &["kill", "--check"],
+            &["ports", "--limit", "-1"],
+            &["ports", "8080"],
+            &["exhaustion", "--for", "-1s"],
+            &["exhaustion", "--limit", "all"],
             &["verify", "--for", "-1s"],
             &["verify", "banana"],
             &["agent", "--max-ports", "-1"],

@@ -3,13 +3,22 @@
 //!
 //! As with [`super::document`] a reader ignores keys that it does not know.
 
+use std::collections::BTreeMap;
+use std::io;
+
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
+use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
 use super::document::{Source, named, seconds};
+use super::{Sight, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
+use crate::kernel::host;
+use crate::kernel::netns::Scope;
+use crate::kernel::survey::{self, Ask};
 use crate::ledger::buckets::{self, Histogram};
+use crate::ledger::census::Standing;
 use crate::ledger::names::Label;
-use crate::terms::{Phase, Side};
+use crate::terms::{Age, Diagnosis, Phase, Side};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -107,6 +116,14 @@ pub struct TransitionUse {
     pub per_second: Option<f64>,
 }
 
+impl StateUse {
+    pub fn new(state: Phase, standing: Standing, durations: Option<&Histogram>) -> Self {
+        let Standing { sockets, oldest_ns } = standing;
+        let oldest_seconds = (sockets > 0).then(|| seconds(oldest_ns));
+        Self { state, sockets, oldest_seconds, durations: durations.and_then(Durations::of) }
+    }
+}
+
 impl From<buckets::Quantile> for Quantile {
     fn from(quantile: buckets::Quantile) -> Self {
         Self {
@@ -127,6 +144,85 @@ impl Durations {
             p99: histogram.quantile(0.99)?.into(),
         })
     }
+}
+
+/// What a look at one pair has counted.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    states: BTreeMap<Phase, Standing>,
+    stuck: u64,
+    possibly_stuck: u64,
+}
+
+impl Seen {
+    /// Takes in a socket that is in `phase` for `age`.
+    fn take(&mut self, phase: Phase, age: Age, diagnosis: Option<Diagnosis>, bound_ns: u64) {
+        let standing = self.states.entry(phase).or_default();
+        standing.sockets += 1;
+        standing.oldest_ns = standing.oldest_ns.max(age.min_ns);
+        if phase == Phase::CloseWait && diagnosis != Some(Diagnosis::StillSending) {
+            self.stuck += u64::from(age.is_past(bound_ns));
+            self.possibly_stuck += u64::from(age.may_be_past(bound_ns));
+        }
+    }
+
+    fn states(&self, phases: impl Iterator<Item = Phase>) -> Vec<StateUse> {
+        let one =
+            |phase: Phase| StateUse::new(phase, self.states.get(&phase).copied().unwrap_or_default(), None);
+        phases.map(one).collect()
+    }
+}
+
+/// What one dump of each network namespace tells: who is there now, and since when at least. `bound_ns`: the age from
+/// which a CLOSE-WAIT is stuck.
+///
+/// # Errors
+/// When /proc or the kernel's sockets cannot be read.
+pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
+    let found = scope.find()?;
+    let ask = Ask { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
+    let mut survey = survey::survey(found.places, ask, None)?;
+    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (sights, dump) = sights(&mut survey);
+    let ephemeral = host::ip_local_port_range();
+    let (mut all, mut pairs) = (Seen::default(), BTreeMap::<Label, Seen>::new());
+    for Sight { sockets, listeners, .. } in &sights {
+        for socket in sockets {
+            let Some(phase) = Phase::of(socket.state) else { continue };
+            let facts = dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
+            let diagnosis = diagnose(socket, facts.age, bound_ns);
+            let label = Label { side: facts.side, port: Some(facts.port) };
+            for seen in [&mut all, pairs.entry(label).or_default()] {
+                seen.take(phase, facts.age, diagnosis, bound_ns);
+            }
+        }
+    }
+    let mut incomplete = of_the_dump(&dump);
+    incomplete.extend(not_looked_at("sockets", refusals(&survey), found.denied as usize));
+    incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
+    let ports = pairs.into_iter().map(|(label, seen)| PortUse {
+        side: label.side,
+        port: label.port,
+        sockets: seen.states.values().map(|standing| standing.sockets).sum(),
+        stuck: seen.stuck,
+        possibly_stuck: seen.possibly_stuck,
+        closes: None,
+        closes_per_second: None,
+        states: seen.states(seen.states.keys().copied()),
+    });
+    Ok(PortsDocument {
+        schema: SCHEMA,
+        host: host::hostname(),
+        boot_id: host::boot_id(),
+        at,
+        source: Source::Snapshot,
+        incomplete,
+        stuck_after_seconds: seconds(bound_ns),
+        rate_seconds: None,
+        states: all.states(Phase::ALL.into_iter()),
+        transitions: Vec::new(),
+        ports: ports.collect(),
+    })
 }
 
 mod port_or_other {
@@ -171,6 +267,20 @@ mod tests {
         r#"{"side":"client","port":"other","sockets":0,"stuck":0,"possibly_stuck":0,"closes":null,"#,
         r#""closes_per_second":null,"states":[]}]}"#,
     );
+
+    #[test]
+    fn a_socket_at_work_is_not_stuck_and_an_interval_is_possibly() {
+        let mut seen = Seen::default();
+        let mut take =
+            |min_ns, max_ns, why| seen.take(Phase::CloseWait, Age { min_ns, max_ns }, Some(why), 60);
+        take(70, Some(70), Diagnosis::StillSending);
+        take(61, None, Diagnosis::NotRead);
+        take(10, None, Diagnosis::NotRead);
+        take(10, Some(59), Diagnosis::NotClosed);
+        assert_eq!((seen.stuck, seen.possibly_stuck), (1, 1));
+        let [state] = &seen.states([Phase::CloseWait].into_iter())[..] else { panic!() };
+        assert_eq!((state.sockets, state.oldest_seconds), (4, Some(70e-9)));
+    }
 
     #[test]
     fn reads_and_writes_the_document_as_promised() {
