@@ -4,6 +4,7 @@
 //! * [`kernel`]: everything that needs a kernel: the probe, the ring, dumps, owners.
 //! * [`tracker`]: one socket's life, from records and dumps to facts. Pure.
 //! * [`ledger`]: bounded counters and histograms of those facts. Pure.
+//! * [`exhaustion`]: how many of the ports that connect() may take are in use. Pure.
 //! * [`query`]: which sockets are stuck, since when, whose they are, and why.
 //! * [`kill`]: destroys stuck sockets, one at a time.
 //! * [`verify`]: what the agent says beside what the kernel says. Pure.
@@ -14,6 +15,7 @@
 
 pub mod agent;
 pub mod cli;
+pub mod exhaustion;
 pub mod failure;
 pub mod kernel;
 pub mod kill;

@@ -19,7 +19,7 @@ use crate::kernel::survey::{self, Answer, Ask, Key};
 use crate::tracker::join::Suspect;
 
 use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS};
-use super::pace::Pace;
+use super::pace::{Pace, SHARE};
 
 /// The CPU time from which on the rest of a dump's namespaces wait for the next one.
 const SLICE: Duration = Duration::from_millis(50);
@@ -181,7 +181,8 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
                 if stretched > dump_interval && pause <= dump_interval {
                     log::info!("dumps are {stretched:?} apart: one takes {:?} of CPU", dumped.cpu);
                 }
-                pause = stretched.max(dump_interval);
+                let spent = engine.borrow_mut().exhaustion.take_spent();
+                pause = (stretched + spent * SHARE).max(dump_interval);
                 engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
             }
             Err(why) => log::warn!("no dump of the kernel's sockets: {why:#}"),

@@ -16,6 +16,7 @@ use crate::kill::places::Places;
 use crate::ledger::Ledger;
 use crate::ledger::census::{Census, StuckAfter};
 use crate::ledger::names::Names;
+use crate::ledger::rates::Rates;
 use crate::query::tally::Holder;
 use crate::terms::{Flow, Phase};
 use crate::tracker::elsewhere::Round;
@@ -25,6 +26,7 @@ use crate::tracker::{Host, Tracker};
 
 use super::config::Config;
 use super::dumps::ids_of;
+use super::exhaustion::Watched;
 use super::hub::{Hub, Out};
 use super::namespaces::Namespaces;
 
@@ -52,6 +54,10 @@ pub struct Engine {
     pub ledger: Ledger,
     /// Who watches.
     pub hub: Hub,
+    /// What the ledger's counters were in the last minute.
+    pub rates: Rates,
+    /// The ports that connect() may take.
+    pub exhaustion: Watched,
     pub stuck_after: StuckAfter,
     pub dumps: Dumps,
     /// How many stuck sockets each owner had when they were looked for last.
@@ -96,6 +102,8 @@ impl Engine {
             tracker,
             ledger: Ledger::new(Names::new(config.max_ports, &config.name_ports, ephemeral.clone())),
             hub: Hub::default(),
+            rates: Rates::default(),
+            exhaustion: Watched::default(),
             stuck_after: config.stuck_after.clone(),
             dumps: Dumps { interval_ns: config.dump_interval.as_nanos() as u64, ..Dumps::default() },
             stuck_owners: Vec::new(),

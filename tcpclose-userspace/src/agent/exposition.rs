@@ -12,6 +12,7 @@ use crate::kernel::runs::Runs;
 use crate::ledger::census::Census;
 use crate::ledger::names::Label;
 use crate::query::tally::Holder;
+use crate::terms::Phase;
 
 use super::engine::Engine;
 
@@ -27,6 +28,7 @@ pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
         gauges(&mut families, &census, &stuck_labels(engine.stuck_after.bounds_ns()));
     }
     limit(&mut families);
+    ephemeral(&mut families, engine.exhaustion.fullest);
     owners(&mut families, &engine.stuck_owners);
     ledger(&mut families, engine);
     agent(&mut families, engine);
@@ -50,19 +52,19 @@ fn stuck_labels(bounds_ns: &[u64]) -> Vec<String> {
 
 fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
     let mut sockets = Family::gauge("tcpclose_sockets", "Sockets in the state now, minisockets included.");
-    for (&(label, phase), &n) in &census.sockets {
-        sockets
-            .add(&[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))], n as f64);
-    }
     let mut oldest = Family::gauge(
         "tcpclose_oldest_socket_age_seconds",
         "Proven minimum age of the oldest socket that is still in the state.",
     );
-    for (&(label, phase), &ns) in &census.oldest_ns {
-        oldest.add(
-            &[("state", phase.name()), ("side", label.side.name()), ("port", &port(label))],
-            ns as f64 / 1e9,
-        );
+    for (&(label, phase), standing) in &census.standing {
+        let port = port(label);
+        let labels = [("state", phase.name()), ("side", label.side.name()), ("port", &*port)];
+        sockets.add(&labels, standing.sockets as f64);
+        // Where a socket can stay for as long as a program, or a peer, likes.
+        let can_last = matches!(phase, Phase::CloseWait | Phase::FinWait2 | Phase::LastAck);
+        if can_last && standing.sockets > 0 {
+            oldest.add(&labels, standing.oldest_ns as f64 / 1e9);
+        }
     }
     let mut stuck = Family::gauge(
         "tcpclose_stuck_sockets",
@@ -90,6 +92,19 @@ fn limit(families: &mut Vec<MetricFamily>) {
         "TIME-WAITs of this network namespace divided by tcp_max_tw_buckets.",
     );
     if let Some(ratio) = host::time_wait_limit_used() {
+        used.add(&[], ratio);
+    }
+    families.push(used.done());
+}
+
+/// How near connect() is to running out of ports; nothing before the first look.
+fn ephemeral(families: &mut Vec<MetricFamily>, fullest: Option<f64>) {
+    let mut used = Family::gauge(
+        "tcpclose_ephemeral_ports_used_ratio",
+        "Ports in use divided by those that connect() may take, for the fullest tuple of local address, remote address \
+         and remote port; TIME-WAITs included.",
+    );
+    if let Some(ratio) = fullest {
         used.add(&[], ratio);
     }
     families.push(used.done());

@@ -22,7 +22,8 @@ use tokio::time::sleep;
 use super::engine::Engine;
 use super::kill::Caller;
 use super::lines::{self, Lines};
-use super::{exposition, kill, queries};
+use super::queries::Refused;
+use super::{exhaustion, exposition, kill, ports, queries};
 
 /// A client has this long to send its request's head. Longer than a scrape interval is likely to be, for it also bounds
 /// how long a connection may idle between two scrapes.
@@ -38,6 +39,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 const JSON_LINES: &str = "application/x-ndjson";
+
+const NOT_READY: &str = "not ready: the first dump is not in yet\n";
 
 type Answer = Response<Either<Full<Bytes>, Lines>>;
 
@@ -175,8 +178,8 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &Rc<RefCell<Engi
     let path = request.uri().path();
     let known = matches!(
         (face, path),
-        (_, "/" | "/metrics" | "/healthz" | "/readyz")
-            | (Face::Sockets(_), queries::PATH | kill::PATH | lines::PATH)
+        (_, "/" | "/metrics" | "/healthz" | "/readyz" | ports::PATH)
+            | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH | lines::PATH)
     );
     if !known {
         return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
@@ -197,9 +200,22 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &Rc<RefCell<Engi
         },
         "/healthz" => plain(StatusCode::OK, "ok\n"),
         "/readyz" if engine.borrow().ready => plain(StatusCode::OK, "ready\n"),
-        "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the first dump is not in yet\n"),
+        "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY),
+        ports::PATH => {
+            match ports::document(&mut engine.borrow_mut()).map(|ports| serde_json::to_vec(&ports)) {
+                Some(Ok(json)) => with_type(StatusCode::OK, JSON, json),
+                Some(Err(why)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+                None => plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY),
+            }
+        }
         "/" => with_type(StatusCode::OK, HTML, LANDING_PAGE),
         lines::PATH => watch(request.uri().query().unwrap_or_default(), engine),
+        exhaustion::PATH => {
+            match exhaustion::document(request.uri().query().unwrap_or_default(), engine).await {
+                Ok(json) => with_type(StatusCode::OK, JSON, json),
+                Err(why) => refused(why),
+            }
+        }
         _ => match queries::sockets(request.uri().query().unwrap_or_default(), engine).await {
             Ok(reply) => {
                 let mut answer = with_type(StatusCode::OK, JSON, reply.json);
@@ -210,10 +226,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &Rc<RefCell<Engi
                 }
                 answer
             }
-            Err(queries::Refused::Request(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
-            Err(queries::Refused::Failed(why)) => {
-                plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n"))
-            }
+            Err(why) => refused(why),
         },
     }
 }
@@ -244,8 +257,14 @@ async fn kill_one(request: Request<Incoming>, caller: Caller, engine: &RefCell<E
     };
     match kill::kill(&body, caller, engine).await {
         Ok(json) => with_type(StatusCode::OK, JSON, json),
-        Err(queries::Refused::Request(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
-        Err(queries::Refused::Failed(why)) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
+        Err(why) => refused(why),
+    }
+}
+
+fn refused(why: Refused) -> Answer {
+    match why {
+        Refused::Request(why) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        Refused::Failed(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
     }
 }
 

@@ -7,6 +7,7 @@
 //! * [`owners`]: whose the stuck sockets are, at an interval.
 //! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
 //! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
+//! * [`ports`]: the close phase by port, for whoever asks. [`exhaustion`]: how many of connect()'s ports are in use.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
@@ -18,6 +19,7 @@ pub mod config;
 pub mod drain;
 pub mod dumps;
 pub mod engine;
+pub mod exhaustion;
 pub mod exposition;
 pub mod http;
 pub mod hub;
@@ -27,6 +29,7 @@ pub mod lines;
 pub mod namespaces;
 pub mod owners;
 pub mod pace;
+pub mod ports;
 pub mod queries;
 pub mod sockets;
 pub mod state;
@@ -169,6 +172,8 @@ async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(
 
     first_dump(&engine).await?;
     engine.borrow_mut().tracker.forget_former();
+    spawn_local(ports::run(Rc::clone(&engine)));
+    spawn_local(exhaustion::run(Rc::clone(&engine)));
     if let Some(dir) = &held.state_dir {
         held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
     }

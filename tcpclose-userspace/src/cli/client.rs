@@ -14,6 +14,7 @@ use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
@@ -61,13 +62,23 @@ fn sockets_within(
         Said::NoAgent => return Ok(Reply::NoAgent),
         Said::Denied => return Ok(Reply::Denied),
     };
-    let document = understand(&body).map_err(|why| client.failure(why))?;
+    let document = understand(&body, SCHEMA).map_err(|why| client.failure(why))?;
     let stuck_after = headers
         .get(STUCK_AFTER)
         .and_then(|value| humantime::parse_duration(value.to_str().ok()?).ok())
         .or(older_than)
         .ok_or_else(|| client.failure(format!("its answer lacks the header {STUCK_AFTER}")))?;
     Ok(Reply::Answer { document, stuck_after })
+}
+
+/// What came of asking for a document.
+#[derive(Debug)]
+pub enum Asked<T> {
+    Document(T),
+    /// Nobody listens at the path.
+    NoAgent,
+    /// The path exists, and this user may not connect to it.
+    Denied,
 }
 
 /// Asks the agent at one path, with a connection for each question.
@@ -132,6 +143,18 @@ impl Client {
 
     pub fn get(&self, target: &str) -> Result<Said, Failure> {
         self.ask(Method::GET, target, Vec::new())
+    }
+
+    /// The document at `target`, of the version `schema`.
+    pub fn document<T: DeserializeOwned>(&self, target: &str, schema: u32) -> Result<Asked<T>, Failure> {
+        Ok(match self.get(target)? {
+            Said::Answer(answer) => {
+                let read = answer.expect_ok().and_then(|answer| understand(&answer.body, schema));
+                Asked::Document(read.map_err(|why| self.failure(why))?)
+            }
+            Said::NoAgent => Asked::NoAgent,
+            Said::Denied => Asked::Denied,
+        })
     }
 
     pub fn post(&self, target: &str, body: Vec<u8>) -> Result<Said, Failure> {
@@ -261,17 +284,17 @@ pub fn said(error: &hyper::Error) -> String {
     }
 }
 
-/// The document in `body`, if it is one of a version that this build reads.
-fn understand(body: &[u8]) -> Result<Document, String> {
+/// The document in `body`, if it is one of the version `expected`.
+fn understand<T: DeserializeOwned>(body: &[u8], expected: u32) -> Result<T, String> {
     #[derive(Deserialize)]
     struct Version {
         schema: u32,
     }
     let no_document = |error: serde_json::Error| format!("its answer is no document of tcpclose ({error})");
     match serde_json::from_slice(body) {
-        Ok(Version { schema: SCHEMA }) => serde_json::from_slice(body).map_err(no_document),
+        Ok(Version { schema }) if schema == expected => serde_json::from_slice(body).map_err(no_document),
         Ok(Version { schema }) => Err(format!(
-            "it speaks schema {schema}, and this tcpclose {} reads schema {SCHEMA}: use the two of one version",
+            "it speaks schema {schema}, and this tcpclose {} reads schema {expected}: use the two of one version",
             env!("CARGO_PKG_VERSION")
         )),
         Err(error) => Err(no_document(error)),

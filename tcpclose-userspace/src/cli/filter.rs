@@ -15,7 +15,7 @@ use crate::query::snapshot;
 use crate::terms::{Diagnosis, Phase};
 
 /// The bound where neither the arguments nor an agent name one.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
+pub const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 // No doc comment: clap would make it the help of the command that this is a part of.
 #[derive(Debug, Args)]

@@ -5,6 +5,9 @@
 //! * [`kill`]: `tcpclose kill`.
 //! * [`verify`]: `tcpclose verify`.
 //! * [`watch`]: `tcpclose watch`.
+//! * [`ports`]: `tcpclose ports`.
+//! * [`exhaustion`]: `tcpclose exhaustion`.
+//! * [`told`]: a document of the agent's, or the same without one.
 //! * [`filter`]: which sockets are meant, and where they are asked for.
 //! * [`client`]: asks the agent on its unix socket; [`follow`]: reads its stream.
 //! * [`interrupt`]: SIGINT and SIGTERM between two sockets.
@@ -14,6 +17,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod exhaustion;
 pub mod filter;
 pub mod follow;
 pub mod groups;
@@ -21,9 +25,11 @@ pub mod interrupt;
 pub mod kill;
 mod looks;
 pub mod next;
+pub mod ports;
 pub mod rates;
 pub mod stuck;
 pub mod table;
+mod told;
 pub mod verify;
 pub mod watch;
 
@@ -54,6 +60,8 @@ pub enum Cli {
     Agent(agent::Agent),
     Stuck(stuck::Stuck),
     Kill(kill::Kill),
+    Ports(ports::Ports),
+    Exhaustion(exhaustion::Exhaustion),
     Verify(verify::Verify),
     Watch(watch::Watch),
 }
@@ -65,6 +73,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Agent(agent)) => agent.run().map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),
         Ok(Cli::Kill(kill)) => kill.run(),
+        Ok(Cli::Ports(ports)) => ports.run(),
+        Ok(Cli::Exhaustion(exhaustion)) => exhaustion.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
         Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
@@ -199,6 +209,10 @@ mod tests {
             &["kill", "--diagnosis", "unknown"],
             &["kill", "--limit", "-1"],
             &["kill", "--check"],
+            &["ports", "--limit", "-1"],
+            &["ports", "8080"],
+            &["exhaustion", "--for", "-1s"],
+            &["exhaustion", "--limit", "all"],
             &["verify", "--for", "-1s"],
             &["verify", "banana"],
             &["watch", "--state", "established"],

@@ -85,6 +85,28 @@ pub fn span(seconds: f64) -> String {
     }
 }
 
+/// A measured time, to two or three digits: `420µs`, `8.9ms`, `120ms`, `1.2s`; from a minute on as [`span`] writes it.
+pub fn short(seconds: f64) -> String {
+    let (number, unit) = match seconds {
+        ..0.001 => (seconds * 1e6, "µs"),
+        ..1.0 => (seconds * 1e3, "ms"),
+        ..60.0 => (seconds, "s"),
+        _ => return span(seconds),
+    };
+    // As it is printed: 9.96 is 10, not 10.0.
+    if number < 9.95 && unit != "µs" { format!("{number:.1}{unit}") } else { format!("{number:.0}{unit}") }
+}
+
+/// A rate: `0`, `0.03`, `4.2`, `120`.
+pub fn rate(per_second: f64) -> String {
+    match per_second {
+        0.0 => "0".to_owned(),
+        ..0.095 => format!("{per_second:.2}"),
+        ..9.95 => format!("{per_second:.1}"),
+        _ => format!("{per_second:.0}"),
+    }
+}
+
 /// An age: `2m 5s` where it is known to what is shown, `12s–3m`, `≥12s`.
 pub fn age(age: &AgeSeconds) -> String {
     let min = span(age.min_seconds);
@@ -129,6 +151,17 @@ mod tests {
         ] {
             assert_eq!(span(seconds), text);
         }
+    }
+
+    #[test]
+    fn times_and_rates_have_two_or_three_digits() {
+        let times = [0.0, 0.00042, 0.0089, 0.00996, 0.12, 1.25, 9.96, 59.0, 61.0];
+        let text = ["0µs", "420µs", "8.9ms", "10ms", "120ms", "1.2s", "10s", "59s", "1m 1s"];
+        assert_eq!(times.map(short), text);
+        assert_eq!(
+            [0.0, 0.031, 0.099, 4.24, 9.96, 1234.5].map(rate),
+            ["0", "0.03", "0.1", "4.2", "10", "1234"]
+        );
     }
 
     #[test]

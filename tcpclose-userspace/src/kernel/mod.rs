@@ -14,12 +14,14 @@
 //! * [`survey`]: dumps of several network namespaces; [`account`]: with the kernel's sums beside.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: which processes hold a socket; [`process`]: what is known of one; [`cgroup`]: of its place.
+//! * [`ephemeral`]: which ports connect() may take, and which sockets have them.
 //! * [`host`]: names, clocks, limits.
 
 pub mod account;
 pub mod age;
 pub mod cgroup;
 pub mod destroy;
+pub mod ephemeral;
 pub mod hooks;
 pub mod host;
 pub mod layout;

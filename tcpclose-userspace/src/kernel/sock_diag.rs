@@ -113,6 +113,13 @@ pub struct Dump {
 ///
 /// The mask matches a minisocket's substate: FIN-WAIT-2 brings full sockets and minisockets.
 pub fn dump(states: u32, with_info: bool) -> io::Result<Dump> {
+    let mut sockets = Vec::new();
+    let dump = visit(states, with_info, |socket| sockets.push(socket))?;
+    Ok(Dump { sockets, ..dump })
+}
+
+/// The same, but hands each socket to `take`, and keeps none.
+pub fn visit(states: u32, with_info: bool, mut take: impl FnMut(Socket)) -> io::Result<Dump> {
     let (started_ns, cpu) = (monotonic_ns(), thread_cpu_ns());
     let mut dump = Dump { started_ns, ..Dump::default() };
     let request = dump_request(states, with_info);
@@ -120,7 +127,7 @@ pub fn dump(states: u32, with_info: bool) -> io::Result<Dump> {
         dump.interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
         match decode(answer.payload) {
             Some(socket) => {
-                dump.sockets.push(Socket { seen_ns: answer.seen_ns, window_ns: answer.window_ns, ..socket })
+                take(Socket { seen_ns: answer.seen_ns, window_ns: answer.window_ns, ..socket });
             }
             None => dump.malformed += 1,
         }

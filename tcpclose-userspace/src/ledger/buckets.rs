@@ -69,6 +69,31 @@ impl Histogram {
         self.sum_ns as f64 / 1e9
     }
 
+    /// Adds what `other`, a histogram of the same state, has counted.
+    pub fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(&other.counts) {
+            *count += more;
+        }
+        self.count += other.count;
+        self.sum_ns += other.sum_ns;
+    }
+
+    /// Which bucket the `q`-quantile is in (0 < `q` ≤ 1), and where in it if samples lie evenly there: what
+    /// Prometheus' `histogram_quantile` says. `None` without samples.
+    pub fn quantile(&self, q: f64) -> Option<Quantile> {
+        let rank = q * self.count as f64;
+        let (mut below, mut from_ns) = (0, 0);
+        for (&to_ns, &inside) in self.bounds_ns.iter().zip(&self.counts) {
+            if inside > 0 && (below + inside) as f64 >= rank {
+                let share = (rank - below as f64) / inside as f64;
+                let seconds = (from_ns as f64 + (to_ns - from_ns) as f64 * share) / 1e9;
+                return Some(Quantile { from_ns, to_ns: Some(to_ns), seconds: Some(seconds) });
+            }
+            (below, from_ns) = (below + inside, to_ns);
+        }
+        (self.count > 0).then_some(Quantile { from_ns, to_ns: None, seconds: None })
+    }
+
     /// Upper bound in seconds and how many samples were not above it; without `+Inf`, which is [`Self::count`].
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         self.bounds_ns.iter().zip(&self.counts).scan(0, |sum, (&bound, &count)| {
@@ -76,6 +101,17 @@ impl Histogram {
             Some((bound as f64 / 1e9, *sum))
         })
     }
+}
+
+/// Where a quantile lies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quantile {
+    /// Proven: not below this, nanoseconds.
+    pub from_ns: u64,
+    /// Proven: not above this; `None` beyond the last bound.
+    pub to_ns: Option<u64>,
+    /// By linear interpolation in between; `None` beyond the last bound.
+    pub seconds: Option<f64>,
 }
 
 #[cfg(test)]
@@ -91,6 +127,29 @@ mod tests {
         let got: Vec<_> = histogram.cumulative().collect();
         assert_eq!(got, [(1.0, 2), (30.0, 3), (59.0, 4), (66.0, 5), (120.0, 5)]);
         assert_eq!(histogram.count(), 6);
+    }
+
+    #[test]
+    fn a_quantile_is_interpolated_in_its_bucket() {
+        let mut histogram = Histogram::new(Phase::TimeWait);
+        assert_eq!(histogram.quantile(0.5), None);
+        for ns in [S / 2, 60 * S, 61 * S, 62 * S] {
+            histogram.observe(ns);
+        }
+        // The 2nd of 4: the first third of the bucket from 59 s to 66 s.
+        let Some(Quantile { from_ns, to_ns, seconds: Some(seconds) }) = histogram.quantile(0.5) else {
+            panic!()
+        };
+        assert_eq!((from_ns, to_ns), (59 * S, Some(66 * S)));
+        assert!((seconds - (59.0 + 7.0 / 3.0)).abs() < 1e-9, "{seconds}");
+        assert_eq!(histogram.quantile(0.25).unwrap().seconds, Some(1.0));
+        assert_eq!(histogram.quantile(1.0).unwrap().seconds, Some(66.0));
+        let mut beyond = Histogram::new(Phase::TimeWait);
+        beyond.observe(121 * S);
+        assert_eq!(beyond.quantile(0.5), Some(Quantile { from_ns: 120 * S, to_ns: None, seconds: None }));
+        histogram.add(&beyond);
+        assert_eq!((histogram.count(), histogram.sum_seconds()), (5, 304.5));
+        assert_eq!(histogram.quantile(0.99), beyond.quantile(0.5));
     }
 
     #[test]

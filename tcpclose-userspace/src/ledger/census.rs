@@ -84,12 +84,18 @@ impl StuckAfter {
     }
 }
 
+/// The sockets of one label in one state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub sockets: u64,
+    /// Proven minimum age of the oldest, nanoseconds; 0 where there is none.
+    pub oldest_ns: u64,
+}
+
 /// The gauges at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    pub sockets: BTreeMap<(Label, Phase), u64>,
-    /// Proven minimum age of the oldest, nanoseconds; for CLOSE-WAIT, FIN-WAIT-2 and LAST-ACK.
-    pub oldest_ns: BTreeMap<(Label, Phase), u64>,
+    pub standing: BTreeMap<(Label, Phase), Standing>,
     /// One count a bound, for every named pair and for `other` once it was not zero.
     pub stuck: BTreeMap<Label, Vec<u64>>,
     pub unproven: BTreeMap<Label, u64>,
@@ -112,11 +118,9 @@ impl Census {
         for life in lives {
             let pair = life.pair();
             let label = *labels.entry(pair).or_insert_with(|| names.label(pair, now_ns));
-            *census.sockets.entry((label, life.phase)).or_default() += 1;
-            if matches!(life.phase, Phase::CloseWait | Phase::FinWait2 | Phase::LastAck) {
-                let oldest = census.oldest_ns.entry((label, life.phase)).or_default();
-                *oldest = (*oldest).max(life.since.age(now_ns).min_ns);
-            }
+            let standing = census.standing.entry((label, life.phase)).or_default();
+            standing.sockets += 1;
+            standing.oldest_ns = standing.oldest_ns.max(life.since.age(now_ns).min_ns);
             match stuck_after.judge(life, now_ns, dumped) {
                 Stuckness::Stuck(class) => {
                     if let Some(n) =
@@ -227,12 +231,15 @@ mod tests {
         let census = Census::count(lives.iter(), &mut names, &bounds, &dumped, 100 * S);
         let server = Label { side: Side::Server, port: Some(80) };
         let client = Label { side: Side::Client, port: Some(443) };
+        let one = |age| Standing { sockets: 1, oldest_ns: age };
         assert_eq!(
-            census.sockets,
-            BTreeMap::from([((server, Phase::CloseWait), 1), ((server, Phase::LastAck), 1)])
+            census.standing,
+            BTreeMap::from([
+                ((server, Phase::CloseWait), one(99 * S)),
+                ((server, Phase::LastAck), one(98 * S))
+            ])
         );
         assert_eq!(census.stuck, BTreeMap::from([(server, vec![1, 0]), (client, vec![0, 0])]));
-        assert_eq!(census.oldest_ns[&(server, Phase::CloseWait)], 99 * S);
         assert_eq!(census.unproven, BTreeMap::from([(server, 0), (client, 0)]));
     }
 }

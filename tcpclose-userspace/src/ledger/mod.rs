@@ -3,10 +3,12 @@
 //! * [`buckets`]: the bounds of each state's histogram.
 //! * [`names`]: which ports have a series of their own, so that the number of series is bounded.
 //! * [`census`]: the gauges, counted over the tracker's lives at the moment they are asked for.
+//! * [`rates`]: how fast the counters grow.
 
 pub mod buckets;
 pub mod census;
 pub mod names;
+pub mod rates;
 
 use std::collections::BTreeSet;
 
@@ -148,9 +150,9 @@ impl Ledger {
     ) -> Census {
         let mut census = Census::count(lives, &mut self.names, stuck_after, dumped, now_ns);
         self.retire();
-        self.shown.extend(census.sockets.keys());
+        self.shown.extend(census.standing.keys());
         for &combination in &self.shown {
-            census.sockets.entry(combination).or_default();
+            census.standing.entry(combination).or_default();
         }
         for label in self.shown.iter().map(|&(label, _)| label) {
             census.stuck.entry(label).or_insert_with(|| vec![0; stuck_after.bounds_ns().len()]);

@@ -1,13 +1,15 @@
 //! Which sockets are in a close-phase state, since when, whose they are, and why.
 //!
 //! * [`document`]: the answer, as it travels and as `--json` prints it.
-//! * [`owners`]: whose they are.
+//! * [`owners`]: whose they are. [`ports`]: the close phase by port, as it travels; [`exhaustion`]: the ports in use.
 //! * [`tally`]: how many stuck sockets each has.
 //! * [`assemble`]: sockets, their listeners and their owners put together; pure.
 //! * [`snapshot`]: the answer from one dump, without an agent.
 
 pub mod document;
+pub mod exhaustion;
 mod owners;
+pub mod ports;
 pub mod tally;
 
 use std::io;
@@ -133,6 +135,13 @@ pub fn dumped_facts(
 /// Says in words what a dump and a look for owners did not see.
 pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<String> {
     let mut incomplete: Vec<String> = unknown_owners(owners, sockets).into_iter().collect();
+    incomplete.extend(of_the_dump(dump));
+    incomplete
+}
+
+/// Says in words what a dump did not see.
+fn of_the_dump(dump: &Dump) -> Vec<String> {
+    let mut incomplete = Vec::new();
     if dump.malformed > 0 {
         incomplete.push(format!("{} answers of the kernel could not be decoded", dump.malformed));
     }
@@ -195,6 +204,11 @@ pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String
     words
 }
 
+/// The namespaces that may not be entered.
+fn refusals(survey: &Survey) -> usize {
+    survey.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count()
+}
+
 /// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
 /// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
 pub fn snapshot(states: u32, bound_ns: u64, scope: Scope) -> io::Result<Document> {
@@ -214,9 +228,7 @@ pub fn snapshot(states: u32, bound_ns: u64, scope: Scope) -> io::Result<Document
         sockets.extend(assemble(&scene, facts));
     }
     let mut incomplete = incomplete(&dump, &owners, &sockets);
-    let refused =
-        survey.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count();
-    incomplete.extend(not_looked_at("sockets", refused, found.denied as usize));
+    incomplete.extend(not_looked_at("sockets", refusals(&survey), found.denied as usize));
     Ok(Document {
         schema: SCHEMA,
         host: host::hostname(),
