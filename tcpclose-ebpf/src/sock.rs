@@ -4,9 +4,12 @@
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
+};
 use tcpclose_common::event::{Words, flags};
 use tcpclose_common::layout::Layout;
+use tcpclose_common::state::TcpState;
 
 /// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
 #[unsafe(no_mangle)]
@@ -75,6 +78,9 @@ pub trait Load {
     /// # Safety
     /// `base` points to a kernel struct that has a `T` at `offset`.
     unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T;
+
+    /// The current task, as this door can load from it.
+    fn task() -> *const u8;
 }
 
 /// Plain loads through a pointer whose type the verifier knows.
@@ -88,6 +94,13 @@ impl Load for Typed {
         // compiler neither merges nor widens the load into one that the type does not have.
         unsafe { base.add(offset).cast::<T>().read_volatile() }
     }
+
+    /// Linux ≥ 5.11; this door's cookies are younger.
+    #[inline(always)]
+    fn task() -> *const u8 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_current_task_btf() as *const u8 }
+    }
 }
 
 /// Loads by helper, for an address that is a number to the verifier.
@@ -99,6 +112,12 @@ impl Load for Copied {
     unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
         // SAFETY: the helper checks the address itself. All types loaded here are integers, for which zero is a value.
         unsafe { bpf_probe_read_kernel(base.add(offset).cast::<T>()).unwrap_or(core::mem::zeroed()) }
+    }
+
+    #[inline(always)]
+    fn task() -> *const u8 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_current_task() as *const u8 }
     }
 }
 
@@ -136,14 +155,12 @@ pub fn timer_offset() -> usize {
 /// The process that runs now; `None` for a kernel thread, to which the last reference to a file can fall (fs/file_table.c,
 /// `delayed_fput()`).
 #[inline(always)]
-pub fn current_process() -> Option<u32> {
+pub fn current_process<L: Load>() -> Option<u32> {
     /// include/linux/sched.h, 5.8 to 6.18.
     const PF_KTHREAD: u32 = 0x0020_0000;
-    // SAFETY: helpers without arguments; the current task lives, and the load is checked by the helper.
-    let (flags, pid_tgid) = unsafe {
-        let task = bpf_get_current_task() as *const u8;
-        (Copied::load::<u32>(task, offset(&LAYOUT.task_flags)), bpf_get_current_pid_tgid())
-    };
+    // SAFETY: the current task lives; a helper without arguments.
+    let (flags, pid_tgid) =
+        unsafe { (L::load::<u32>(L::task(), offset(&LAYOUT.task_flags)), bpf_get_current_pid_tgid()) };
     (flags & PF_KTHREAD == 0).then_some((pid_tgid >> 32) as u32)
 }
 
@@ -211,23 +228,25 @@ pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
     unsafe { L::load(sk, offset(&LAYOUT.sk_protocol)) }
 }
 
-/// Reads what tells role, side and outcome apart. `tcp` is the same socket as a `struct tcp_sock`.
+/// Reads what tells role, side and outcome apart, at a step into the state `new`; what tells the outcome only at a step to
+/// CLOSE, for a load is a helper call at one door. `tcp` is the same socket as a `struct tcp_sock`.
 ///
 /// # Safety
 /// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.
 #[inline(always)]
-pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8) -> Facts {
+pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
+    let closing = new == TcpState::Close as u32;
     // SAFETY: the offsets are of struct sock, struct net and struct tcp_sock in this kernel's own BTF.
     unsafe {
-        let sk_flags: u64 = L::load(sk, offset(&LAYOUT.sk_flags));
+        let sk_flags: u64 = if closing { L::load(sk, offset(&LAYOUT.sk_flags)) } else { 0 };
         let backlog: u32 = L::load(sk, offset(&LAYOUT.sk_max_ack_backlog));
-        let shutdown: u8 = L::load(sk, offset(&LAYOUT.sk_shutdown));
+        let shutdown: u8 = if closing { L::load(sk, offset(&LAYOUT.sk_shutdown)) } else { 0 };
         let owned: i32 = L::load(sk, offset(&LAYOUT.sk_lock_owned));
-        let linger2: i32 = L::load(tcp, offset(&LAYOUT.linger2));
+        let linger2: i32 = if closing { L::load(tcp, offset(&LAYOUT.linger2)) } else { 0 };
         let snd_una: u32 = L::load(tcp, offset(&LAYOUT.snd_una));
         let write_seq: u32 = L::load(tcp, offset(&LAYOUT.write_seq));
-        let err: i32 = L::load(sk, offset(&LAYOUT.sk_err));
-        let err_soft: i32 = L::load(sk, offset(&LAYOUT.sk_err_soft));
+        let err: i32 = if closing { L::load(sk, offset(&LAYOUT.sk_err)) } else { 0 };
+        let err_soft: i32 = if closing { L::load(sk, offset(&LAYOUT.sk_err_soft)) } else { 0 };
         let when = |fact: bool, flag: u16| if fact { flag } else { 0 };
         Facts {
             flags: flags::FACTS

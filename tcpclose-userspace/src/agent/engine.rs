@@ -25,6 +25,7 @@ use crate::tracker::{Host, Tracker};
 
 use super::config::Config;
 use super::dumps::ids_of;
+use super::memory;
 use super::namespaces::Namespaces;
 
 /// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
@@ -277,7 +278,11 @@ impl Engine {
             started_ns: survey.started_ns,
             first: !self.ready,
         };
-        self.tracker.dump(&view, MOST_SUSPECTS, &mut self.ledger)
+        let suspects = self.tracker.dump(&view, MOST_SUSPECTS, &mut self.ledger);
+        if self.tracker.take_gave_back() {
+            memory::give_back();
+        }
+        suspects
     }
 
     /// Takes in that an exact lookup did not find `gone` either.

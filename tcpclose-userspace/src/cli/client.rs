@@ -241,14 +241,21 @@ fn understand(body: &[u8]) -> Result<Document, String> {
     struct Version {
         schema: u32,
     }
-    let no_document = |error: serde_json::Error| format!("its answer is no document of tcpclose ({error})");
-    match serde_json::from_slice(body) {
-        Ok(Version { schema: SCHEMA }) => serde_json::from_slice(body).map_err(no_document),
-        Ok(Version { schema }) => Err(format!(
+    // Most often it is, and to look at its schema first would be to read it twice.
+    let error = match serde_json::from_slice::<Document>(body) {
+        Ok(document) if document.schema == SCHEMA => return Ok(document),
+        Ok(_) => None,
+        Err(error) => Some(error),
+    };
+    match (serde_json::from_slice(body), error) {
+        (Ok(Version { schema }), _) if schema != SCHEMA => Err(format!(
             "it speaks schema {schema}, and this tcpclose {} reads schema {SCHEMA}: use the two of one version",
             env!("CARGO_PKG_VERSION")
         )),
-        Err(error) => Err(no_document(error)),
+        (Ok(_), None) => Err("its answer contradicts itself".to_owned()),
+        (_, Some(error)) | (Err(error), None) => {
+            Err(format!("its answer is no document of tcpclose ({error})"))
+        }
     }
 }
 
