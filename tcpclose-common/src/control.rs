@@ -4,22 +4,29 @@
 ///
 /// The agent raises `need_wakeup` before it sleeps. The probe, when it finds the ring filled past
 /// [`Self::wakeup_mark`], lowers it and wakes the agent: once a sleep, for a wakeup costs more than ten records
-/// (13.5 µs on Linux 6.18).
+/// (13.5 µs on Linux 6.18). It looks once a [stride](Self::stride_mask) of the ring.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
     /// 1 while the agent sleeps and wants to be woken; 0 otherwise.
     pub need_wakeup: u32,
-    _pad: u32,
+    /// A power of two less one: so many bytes of records, and one, lie between two looks at how full the ring is.
+    pub stride_mask: u32,
     /// Bytes of unread records in the ring from which the probe wakes the agent.
     pub wakeup_mark: u64,
 }
 
 impl Control {
-    pub const fn new(need_wakeup: bool, wakeup_mark: u64) -> Self {
-        Self { need_wakeup: need_wakeup as u32, _pad: 0, wakeup_mark }
+    /// Waking when a ring of `size` bytes, a power of two, is filled to a quarter, which leaves three for the time until the
+    /// agent runs; looking 64 times a round.
+    pub const fn new(need_wakeup: bool, size: u32) -> Self {
+        let stride = if size / 64 < LONGEST { LONGEST } else { size / 64 };
+        Self { need_wakeup: need_wakeup as u32, stride_mask: stride - 1, wakeup_mark: (size / 4) as u64 }
     }
 }
+
+/// A record, with the kernel's 8 bytes before it, takes less than this: so in so many bytes of the ring one begins.
+pub const LONGEST: u32 = 128;
 
 /// What the probe counts on each CPU, one element of the per-CPU array map `COUNTERS`.
 #[repr(C)]
@@ -27,4 +34,19 @@ impl Control {
 pub struct Counters {
     /// Records that found no room in the ring.
     pub lost: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_looks_before_the_mark_is_far_behind() {
+        for size in [4096, 65_536, 8 << 20, 1 << 30] {
+            let control = Control::new(true, size);
+            let stride = u64::from(control.stride_mask) + 1;
+            assert!(stride.is_power_of_two() && stride >= u64::from(LONGEST));
+            assert!(control.wakeup_mark + stride <= u64::from(size) / 3, "{size}");
+        }
+    }
 }

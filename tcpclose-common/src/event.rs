@@ -20,7 +20,7 @@ pub mod flags {
     pub const ACCEPTED: u16 = 1 << 3;
     /// `sk_lock.owned` ≠ 0: the step was made in process context.
     pub const OWNED: u16 = 1 << 4;
-    /// `SOCK_DONE`: the peer's FIN was taken.
+    /// `SOCK_DONE`: the peer's FIN was taken. This and the next three: at a step to CLOSE only.
     pub const DONE: u16 = 1 << 5;
     /// `SOCK_DEAD`: the program has closed its last fd.
     pub const DEAD: u16 = 1 << 6;

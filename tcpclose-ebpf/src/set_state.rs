@@ -11,7 +11,7 @@ use tcpclose_common::event::{FlowStep, Head, Open, Step, Words, flags, flow_hash
 use tcpclose_common::state::{TcpState, is_close_step, is_in, opens_life};
 
 use crate::ring;
-use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Typed};
+use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
 
 /// The states that this side's FIN leads to.
 const FIN_SENT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit();
@@ -33,15 +33,10 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
         return;
     }
     // SAFETY: both point to the tracepoint's own socket; this door loads only where the offsets are resolved.
-    let (facts, (local_port, remote_port), cookie) = unsafe {
-        (
-            sock::facts::<Typed>(sk, tcp, new),
-            sock::ports::<Typed>(sk, tcp),
-            bpf_get_socket_cookie(sk.cast_mut().cast()),
-        )
-    };
+    let (facts, (local_port, remote_port), cookie) =
+        unsafe { (sock::facts::<Typed>(sk, tcp, new), sock::ports::<Typed>(sk, tcp), cookie(sk)) };
     let numbers = facts.numbers;
-    let head = head(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
+    let head = head::<Typed>(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
     let sent = if opens_life(old) {
         // SAFETY: as above.
         let ((local, remote), inum) =
@@ -88,7 +83,7 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
         Facts::NONE
     };
     let numbers = facts.numbers;
-    let head = head(sk, (local_port, remote_port), old, new, facts, 0);
+    let head = head::<Copied>(sk, (local_port, remote_port), old, new, facts, 0);
     let sent = if opens_life(old) {
         // SAFETY: as for the facts.
         let inum = if sock::resolved() { unsafe { sock::netns_inum::<Copied>(sk as *const u8) } } else { 0 };
@@ -115,8 +110,23 @@ fn address(ctx: &TracePointContext, offset: usize) -> Words {
     [field(ctx, offset), field(ctx, offset + 4), field(ctx, offset + 8), field(ctx, offset + 12)]
 }
 
+/// The socket's cookie, which it gets here if it has none.
+///
+/// # Safety
+/// `sk` is the tracepoint's own socket.
 #[inline(always)]
-fn head(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16) -> Head {
+unsafe fn cookie(sk: *const u8) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match sock::cookie::<Typed>(sk) {
+            0 => bpf_get_socket_cookie(sk.cast_mut().cast()),
+            known => known,
+        }
+    }
+}
+
+#[inline(always)]
+fn head<L: Load>(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16) -> Head {
     let mut head = Head {
         key,
         // SAFETY: a helper without arguments.
@@ -134,7 +144,7 @@ fn head(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16
     // it would be whoever was interrupted.
     if facts.flags & flags::OWNED != 0
         && is_in(new, FIN_SENT)
-        && let Some(pid) = sock::current_process()
+        && let Some(pid) = sock::current_process::<L>()
     {
         head.set_closer(pid);
     }

@@ -4,7 +4,9 @@
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
+};
 use tcpclose_common::event::{Numbers, Words, flags};
 use tcpclose_common::layout::Layout;
 use tcpclose_common::state::{TcpState, is_in};
@@ -78,6 +80,9 @@ pub trait Load {
     /// # Safety
     /// `base` points to a kernel struct that has a `T` at `offset`.
     unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T;
+
+    /// The current task, as this door can load from it.
+    fn task() -> *const u8;
 }
 
 /// Plain loads through a pointer whose type the verifier knows.
@@ -91,6 +96,13 @@ impl Load for Typed {
         // compiler neither merges nor widens the load into one that the type does not have.
         unsafe { base.add(offset).cast::<T>().read_volatile() }
     }
+
+    /// Linux ≥ 5.11; this door's cookies are younger.
+    #[inline(always)]
+    fn task() -> *const u8 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_current_task_btf() as *const u8 }
+    }
 }
 
 /// Loads by helper, for an address that is a number to the verifier.
@@ -102,6 +114,12 @@ impl Load for Copied {
     unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T {
         // SAFETY: the helper checks the address itself. All types loaded here are integers, for which zero is a value.
         unsafe { bpf_probe_read_kernel(base.add(offset).cast::<T>()).unwrap_or(core::mem::zeroed()) }
+    }
+
+    #[inline(always)]
+    fn task() -> *const u8 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_current_task() as *const u8 }
     }
 }
 
@@ -141,14 +159,12 @@ pub fn timer_offset() -> usize {
 /// The process that runs now; `None` for a kernel thread, to which the last reference to a file can fall (fs/file_table.c,
 /// `delayed_fput()`).
 #[inline(always)]
-pub fn current_process() -> Option<u32> {
+pub fn current_process<L: Load>() -> Option<u32> {
     /// include/linux/sched.h, 5.8 to 6.18.
     const PF_KTHREAD: u32 = 0x0020_0000;
-    // SAFETY: helpers without arguments; the current task lives, and the load is checked by the helper.
-    let (flags, pid_tgid) = unsafe {
-        let task = bpf_get_current_task() as *const u8;
-        (Copied::load::<u32>(task, offset(&LAYOUT.task_flags)), bpf_get_current_pid_tgid())
-    };
+    // SAFETY: the current task lives; a helper without arguments.
+    let (flags, pid_tgid) =
+        unsafe { (L::load::<u32>(L::task(), offset(&LAYOUT.task_flags)), bpf_get_current_pid_tgid()) };
     (flags & PF_KTHREAD == 0).then_some((pid_tgid >> 32) as u32)
 }
 
@@ -225,24 +241,26 @@ pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
 /// The states at whose entry `write_seq` is what is told; see [`Numbers::snd`].
 const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() | TcpState::CloseWait.bit();
 
-/// Reads what tells role, side and outcome apart, at a step into the state `new`. `tcp` is the same socket as a `struct tcp_sock`.
+/// Reads what tells role, side and outcome apart, at a step into the state `new`; what tells the outcome only at a step to
+/// CLOSE, for a load is a helper call at one door. `tcp` is the same socket as a `struct tcp_sock`.
 ///
 /// # Safety
 /// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.
 #[inline(always)]
 pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
+    let closing = new == TcpState::Close as u32;
     // SAFETY: the offsets are of struct sock, struct net and struct tcp_sock in this kernel's own BTF.
     unsafe {
-        let sk_flags: u64 = L::load(sk, offset(&LAYOUT.sk_flags));
+        let sk_flags: u64 = if closing { L::load(sk, offset(&LAYOUT.sk_flags)) } else { 0 };
         let backlog: u32 = L::load(sk, offset(&LAYOUT.sk_max_ack_backlog));
-        let shutdown: u8 = L::load(sk, offset(&LAYOUT.sk_shutdown));
+        let shutdown: u8 = if closing { L::load(sk, offset(&LAYOUT.sk_shutdown)) } else { 0 };
         let owned: i32 = L::load(sk, offset(&LAYOUT.sk_lock_owned));
-        let linger2: i32 = L::load(tcp, offset(&LAYOUT.linger2));
+        let linger2: i32 = if closing { L::load(tcp, offset(&LAYOUT.linger2)) } else { 0 };
         let snd_una: u32 = L::load(tcp, offset(&LAYOUT.snd_una));
         let write_seq: u32 = L::load(tcp, offset(&LAYOUT.write_seq));
         let rcv_nxt: u32 = L::load(tcp, offset(&LAYOUT.rcv_nxt));
-        let err: i32 = L::load(sk, offset(&LAYOUT.sk_err));
-        let err_soft: i32 = L::load(sk, offset(&LAYOUT.sk_err_soft));
+        let err: i32 = if closing { L::load(sk, offset(&LAYOUT.sk_err)) } else { 0 };
+        let err_soft: i32 = if closing { L::load(sk, offset(&LAYOUT.sk_err_soft)) } else { 0 };
         let when = |fact: bool, flag: u16| if fact { flag } else { 0 };
         Facts {
             flags: flags::FACTS

@@ -16,19 +16,17 @@ use crate::{build, sh, test};
 /// Measure what tcpclose costs, and save it in target/bench
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only these figures: rate, closers, program, idle, stuck, dump, memory, scrape, throughput, growth
+    /// Only these figures: rate, closers, program, idle, stuck, dump, memory, scrape, throughput, growth, long. The last
+    /// takes 30 minutes, and is run only when named
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<OsString>,
     /// How often contenders take turns [default: 15]
     #[arg(long, value_name = "N")]
     pairs: Option<u32>,
-    /// How long each runs at a time, in the figures that are rates [default: 1]
+    /// How long each runs at a time, in the figures that are rates [default: 1; long: 1800]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// The figure that takes 30 minutes (or --seconds), and no other
-    #[arg(long, conflicts_with = "only")]
-    long: bool,
-    /// Also put the sections that were measured into docs/BENCHMARKS.md
+    /// Also put the sections that were measured into docs/BENCHMARKS.md; the others stay as they are
     #[arg(long)]
     write: bool,
 }
@@ -58,7 +56,7 @@ const SECTIONS: &[&str] = &[
 /// Runs the command.
 pub fn command(arguments: &Arguments) -> Result<()> {
     for name in &arguments.only {
-        let known = name.to_str().is_some_and(|name| name != "long" && SECTIONS.contains(&name));
+        let known = name.to_str().is_some_and(|name| SECTIONS.contains(&name));
         if !known {
             bail!("there is no figure {}; see `cargo xtask bench --help`", name.display());
         }
@@ -74,9 +72,6 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     let Some(mut command) = test::with_root()? else { bail!("the measurements need root") };
     command.args(["bench", "--package", "tcpclose-userspace", "--bench", "bench", "--"]);
     command.arg("--out").arg(&results).arg("--floor").arg(&floor);
-    if arguments.long {
-        command.arg("--long");
-    }
     if !arguments.only.is_empty() {
         command.arg("--only").args(&arguments.only);
     }

@@ -44,18 +44,15 @@ use report::Figure;
 #[derive(Parser)]
 #[command(name = "bench", bin_name = "cargo xtask bench")]
 struct Arguments {
-    /// Only these figures
+    /// Only these figures; without it, all but long
     #[arg(long, value_name = "NAME", value_enum, num_args = 1..)]
     only: Vec<Name>,
     /// How often contenders take turns
     #[arg(long, value_name = "N", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
-    /// How long each runs at a time, in the figures that are rates [default: 1]
+    /// How long each runs at a time, in the figures that are rates [default: 1; long: 1800]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<f64>,
-    /// The figure that takes 30 minutes, or --seconds if that is given, and no other
-    #[arg(long, conflicts_with = "only")]
-    long: bool,
     /// Folder for the results
     #[arg(long, value_name = "FOLDER", hide = true)]
     out: PathBuf,
@@ -89,6 +86,7 @@ enum Name {
     Scrape,
     Throughput,
     Growth,
+    Long,
 }
 
 impl Name {
@@ -104,6 +102,7 @@ impl Name {
             Self::Scrape => scrape::measure(setting),
             Self::Throughput => throughput::measure(setting),
             Self::Growth => growth::measure(setting),
+            Self::Long => long::measure(setting),
         }
     }
 }
@@ -131,15 +130,16 @@ fn run(arguments: Arguments) -> Result<()> {
             "note: {others} programs of others hang on the hook (agents that run?): they cost everybody"
         );
     }
-    let Arguments { only, pairs, seconds, long, out, floor, .. } = arguments;
-    let default = if long { long::SECONDS } else { SECONDS };
-    let setting = Setting { pairs: pairs as usize, seconds: seconds.unwrap_or(default), floor };
+    let Arguments { only, pairs, seconds, out, floor, .. } = arguments;
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    if long {
-        return long::measure(&setting)?.save(&out);
-    }
-    let names = if only.is_empty() { Name::value_variants().to_vec() } else { only };
+    let names = match only.is_empty() {
+        true => Name::value_variants().iter().copied().filter(|name| *name != Name::Long).collect(),
+        false => only,
+    };
     for name in names {
+        let default = if name == Name::Long { long::SECONDS } else { SECONDS };
+        let seconds = seconds.unwrap_or(default);
+        let setting = Setting { pairs: pairs as usize, seconds, floor: floor.clone() };
         let begun = std::time::Instant::now();
         let figure = name.measure(&setting)?;
         figure.save(&out)?;

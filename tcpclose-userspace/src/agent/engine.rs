@@ -28,6 +28,7 @@ use super::config::Config;
 use super::dumps::ids_of;
 use super::exhaustion::Watched;
 use super::hub::{Hub, Out};
+use super::memory;
 use super::namespaces::Namespaces;
 
 /// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
@@ -292,7 +293,11 @@ impl Engine {
             first: !self.ready,
         };
         let Self { tracker, ledger, hub, .. } = self;
-        tracker.dump(&view, MOST_SUSPECTS, &mut Out { ledger, hub })
+        let suspects = tracker.dump(&view, MOST_SUSPECTS, &mut Out { ledger, hub });
+        if tracker.take_gave_back() {
+            memory::give_back();
+        }
+        suspects
     }
 
     /// Takes in that an exact lookup did not find `gone` either.

@@ -11,6 +11,7 @@
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
+//! * `memory`: what is free goes back to the kernel.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
@@ -26,6 +27,7 @@ pub mod hub;
 pub mod kill;
 pub mod limits;
 pub mod lines;
+mod memory;
 pub mod namespaces;
 pub mod owners;
 pub mod pace;
@@ -71,7 +73,7 @@ pub const LOOK_UP: Duration = Duration::from_millis(500);
 /// # Errors
 /// When something that the agent needs is not to be had: a capability, a state hook, an address, the socket.
 pub fn run(config: &Config) -> Result<(), Failure> {
-    give_large_blocks_back();
+    memory::map_large_blocks();
     env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
@@ -98,19 +100,6 @@ struct Held {
     queries: Option<QuerySocket>,
     keeping: Option<Keeping>,
     state_dir: Option<StateDir>,
-}
-
-/// Keeps glibc from keeping what was freed: by default it raises the size from which a block is mapped on its own, and
-/// unmapped when freed, up to 32 MB as large blocks come and go. What a flood of connections took would stay.
-fn give_large_blocks_back() {
-    /// glibc's own default, which is constant once it is set.
-    #[cfg(target_env = "gnu")]
-    const MAPPED_FROM: libc::c_int = 128 << 10;
-    // SAFETY: it sets a number of malloc's own, under malloc's lock.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
-    }
 }
 
 fn cannot_start(why: io::Error) -> Failure {
@@ -172,6 +161,8 @@ async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(
 
     first_dump(&engine).await?;
     engine.borrow_mut().tracker.forget_former();
+    // The start has read the kernel's types, of which nothing is left in use.
+    memory::give_back();
     spawn_local(ports::run(Rc::clone(&engine)));
     spawn_local(exhaustion::run(Rc::clone(&engine)));
     if let Some(dir) = &held.state_dir {

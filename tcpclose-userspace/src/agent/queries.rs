@@ -51,7 +51,8 @@ pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Ref
     let Asked { phase, older_than } = parse(query).map_err(Refused::Request)?;
     let bound = older_than.unwrap_or_else(|| Duration::from_nanos(engine.borrow().stuck_after.first_ns()));
     let Described { document, .. } = describe(engine, phase, bound, Depth::WithPeers).await?;
-    let json = serde_json::to_vec(&document).context("the answer cannot be written")?;
+    let written = spawn_blocking(move || serde_json::to_vec(&document)).await.context("the writer died")?;
+    let json = written.context("the answer cannot be written")?;
     Ok(Reply { json, stuck_after: humantime::format_duration(bound).to_string() })
 }
 

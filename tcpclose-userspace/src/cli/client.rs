@@ -14,12 +14,11 @@ use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
-use crate::query::document::{Document, SCHEMA};
+use crate::query::document::{Document, SCHEMA, Versioned};
 use crate::terms::Phase;
 
 /// The header that names the bound which the agent's diagnosis took, as a humantime duration.
@@ -146,7 +145,7 @@ impl Client {
     }
 
     /// The document at `target`, of the version `schema`.
-    pub fn document<T: DeserializeOwned>(&self, target: &str, schema: u32) -> Result<Asked<T>, Failure> {
+    pub fn document<T: Versioned>(&self, target: &str, schema: u32) -> Result<Asked<T>, Failure> {
         Ok(match self.get(target)? {
             Said::Answer(answer) => {
                 let read = answer.expect_ok().and_then(|answer| understand(&answer.body, schema));
@@ -285,19 +284,26 @@ pub fn said(error: &hyper::Error) -> String {
 }
 
 /// The document in `body`, if it is one of the version `expected`.
-fn understand<T: DeserializeOwned>(body: &[u8], expected: u32) -> Result<T, String> {
+fn understand<T: Versioned>(body: &[u8], expected: u32) -> Result<T, String> {
     #[derive(Deserialize)]
     struct Version {
         schema: u32,
     }
-    let no_document = |error: serde_json::Error| format!("its answer is no document of tcpclose ({error})");
-    match serde_json::from_slice(body) {
-        Ok(Version { schema }) if schema == expected => serde_json::from_slice(body).map_err(no_document),
-        Ok(Version { schema }) => Err(format!(
+    // Most often it is, and to look at its schema first would be to read it twice.
+    let error = match serde_json::from_slice::<T>(body) {
+        Ok(document) if document.schema() == expected => return Ok(document),
+        Ok(_) => None,
+        Err(error) => Some(error),
+    };
+    match (serde_json::from_slice(body), error) {
+        (Ok(Version { schema }), _) if schema != expected => Err(format!(
             "it speaks schema {schema}, and this tcpclose {} reads schema {expected}: use the two of one version",
             env!("CARGO_PKG_VERSION")
         )),
-        Err(error) => Err(no_document(error)),
+        (Ok(_), None) => Err("its answer contradicts itself".to_owned()),
+        (_, Some(error)) | (Err(error), None) => {
+            Err(format!("its answer is no document of tcpclose ({error})"))
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which sockets `stuck` lists and `kill` destroys, and where they are asked for.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -118,9 +119,9 @@ impl Filter {
                 && (self.ports.is_empty() || self.ports.contains(&socket.port))
                 && self.pid.is_none_or(|pid| socket.owners.iter().any(|owner| owner.pid == pid))
         });
-        sockets.sort_by(|a, b| {
-            b.age.min_seconds.total_cmp(&a.age.min_seconds).then_with(|| a.cookie.cmp(&b.cookie))
-        });
+        // By keys of their own: a socket is four hundred bytes to move. The bits of numbers that are not negative ascend as
+        // they do.
+        sockets.sort_by_cached_key(|socket| (Reverse(socket.age.min_seconds.to_bits()), socket.cookie));
         sockets
     }
 

@@ -2,12 +2,11 @@
 
 use std::io;
 
-use serde::de::DeserializeOwned;
-
 use super::client::{Asked, Client, PATIENCE};
 use super::filter::Place;
 use super::table;
 use crate::failure::{Failure, printable};
+use crate::query::document::Versioned;
 
 /// A document, and where it comes from.
 pub struct Told<T> {
@@ -19,7 +18,7 @@ pub struct Told<T> {
 }
 
 /// Asks the agent at `place` for the document at `target`, of the version `schema`; where none answers, looks by itself.
-pub fn ask_or_look<T: DeserializeOwned>(
+pub fn ask_or_look<T: Versioned>(
     place: &Place,
     (target, schema): (&str, u32),
     look: impl FnOnce() -> io::Result<T>,

@@ -5,9 +5,9 @@
 //! * [`probe`]: load and attach the eBPF programs, best door first.
 //! * [`hooks`]: fentry and fexit on the minisocket's functions.
 //! * [`task_file`]: the iterator over all tasks' files.
-//! * [`ring`]: drain the ring buffer; `positions`: how full it is.
+//! * [`ring`]: drain the ring buffer; `consumer`: through a window on it.
 //! * [`runs`]: how often the programs ran.
-//! * [`sock_diag`]: dump and look up TCP sockets; [`age`]: what their fields prove of their age.
+//! * [`sock_diag`]: dump and look up TCP sockets; [`lookups`]: many at a time; [`age`]: what their fields prove of their age.
 //! * [`destroy`]: end one socket by SOCK_DESTROY.
 //! * [`mib`]: the kernel's own counters of TCP.
 //! * [`netns`]: finds network namespaces, and goes into them.
@@ -20,15 +20,16 @@
 pub mod account;
 pub mod age;
 pub mod cgroup;
+mod consumer;
 pub mod destroy;
 pub mod ephemeral;
 pub mod hooks;
 pub mod host;
 pub mod layout;
+pub mod lookups;
 pub mod mib;
 pub mod netns;
 pub mod owners;
-mod positions;
 pub mod probe;
 pub mod process;
 pub mod ring;

@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
-use anyhow::{Context, Result};
-use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
+use anyhow::{Context, Result, bail};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use aya::{Ebpf, Pod};
 use tcpclose_common::control::{Control, Counters};
 use tcpclose_common::event::Record;
 
-use super::positions::Positions;
+use super::consumer::Consumer;
 
 /// Records that one [`Ring::drain`] takes at most, so that a flood cannot keep the agent from everything else.
 const AT_ONCE: u64 = 1 << 18;
@@ -40,28 +40,24 @@ unsafe impl Pod for CpuCounters {}
 
 /// The ring, and the two maps that go with it.
 pub struct Ring {
-    events: RingBuf<MapData>,
+    events: Consumer,
     control: Array<MapData, ControlWord>,
     counters: PerCpuArray<MapData, CpuCounters>,
-    positions: Positions,
-    wakeup_mark: u64,
+    size: u32,
     most_used: u64,
 }
 
 impl Ring {
-    /// Takes the ring's maps out of the loaded object. `size` is the ring's in bytes; the probe wakes a sleeping
-    /// agent when a quarter of it is filled, which leaves three quarters for the time until it runs.
+    /// Takes the ring's maps out of the loaded object. `size` is the ring's in bytes.
     pub fn take(ebpf: &mut Ebpf, size: u32) -> Result<Self> {
         let mut map = |name: &'static str| ebpf.take_map(name).with_context(|| format!("no map {name}"));
-        let events = RingBuf::try_from(map("EVENTS")?)?;
-        let positions = Positions::of(events.as_raw_fd()).context("the ring's positions cannot be mapped")?;
+        let Map::RingBuf(events) = map("EVENTS")? else { bail!("EVENTS is no ring buffer") };
         let mut ring = Self {
-            events,
-            positions,
+            events: Consumer::new(events)?,
             most_used: 0,
             control: Array::try_from(map("CONTROL")?)?,
             counters: PerCpuArray::try_from(map("COUNTERS")?)?,
-            wakeup_mark: u64::from(size / 4),
+            size,
         };
         ring.sleep()?;
         Ok(ring)
@@ -71,24 +67,30 @@ impl Ring {
     pub fn drain(&mut self, mut each: impl FnMut(&Record)) -> Taken {
         let mut taken = Taken::default();
         // Between two drains it only fills.
-        self.most_used = self.most_used.max(self.positions.used());
-        while let Some(bytes) = self.events.next() {
+        self.most_used = self.most_used.max(self.events.used());
+        while taken.records < AT_ONCE {
+            let bytes = match self.events.next() {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => return taken,
+                Err(why) => {
+                    log::error!("the ring cannot be read now: {why}");
+                    return taken;
+                }
+            };
             taken.records += 1;
-            match Record::decode(&bytes) {
+            match Record::decode(bytes) {
                 Some(record) => each(&record),
                 None => taken.malformed += 1,
             }
-            if taken.records == AT_ONCE {
-                taken.more = true;
-                break;
-            }
         }
+        self.events.tell();
+        taken.more = true;
         taken
     }
 
     /// Says that the agent is about to sleep: from here on the probe wakes it, once, when the ring fills.
     pub fn sleep(&mut self) -> Result<()> {
-        self.control.set(0, ControlWord(Control::new(true, self.wakeup_mark)), 0)?;
+        self.control.set(0, ControlWord(Control::new(true, self.size)), 0)?;
         Ok(())
     }
 

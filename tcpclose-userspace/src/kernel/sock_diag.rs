@@ -14,12 +14,12 @@ use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
-use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 use tcpclose_common::state::TcpState;
 
 use crate::kernel::host::{monotonic_ns, thread_cpu_ns};
+use crate::kernel::lookups::{Wanted, lookups};
 use crate::terms::Flow;
 
 /// One socket as the kernel described it.
@@ -145,44 +145,10 @@ pub fn visit(states: u32, with_info: bool, mut take: impl FnMut(Socket)) -> io::
 /// The socket with these addresses and this cookie (any cookie, for `None`), in any state; `None` when it is gone. A
 /// socket that is bound to an interface is found only with that interface's index.
 pub fn lookup(flow: &Flow, interface: u32, cookie: Option<u64>) -> io::Result<Option<Socket>> {
-    // Both ends v4-mapped are looked up as IPv4, whatever family the socket has (net/ipv4/inet_diag.c,
-    // inet_diag_find_one_icsk(), 5.8 to 6.18); a kernel without IPv6 knows AF_INET alone.
-    let found = lookup_in(libc::AF_INET6, flow, interface, cookie)?;
-    if found.is_none() && flow.is_v4() {
-        return lookup_in(libc::AF_INET, flow, interface, cookie);
-    }
-    Ok(found)
+    lookups(&[Wanted { flow: *flow, interface, cookie }])?.pop().unwrap_or(Ok(None))
 }
 
-fn lookup_in(family: i32, flow: &Flow, interface: u32, cookie: Option<u64>) -> io::Result<Option<Socket>> {
-    // INET_DIAG_NOCOOKIE in both words (include/uapi/linux/inet_diag.h).
-    let request = SockDiagMessage::InetRequest(exact(family, flow, interface, cookie.unwrap_or(u64::MAX)));
-    let mut found = None;
-    let result = exchange(&message(NLM_F_REQUEST, request.into()), |answer| {
-        found = decode(answer.payload).map(|socket| Socket {
-            seen_ns: answer.seen_ns,
-            window_ns: answer.window_ns,
-            ..socket
-        });
-    });
-    match result {
-        // The same addresses lead to a listener, or to a later connection.
-        Ok(()) => Ok(found
-            .filter(|socket| socket.flow == *flow && cookie.is_none_or(|cookie| socket.cookie == cookie))),
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                // No such socket; another cookie; no such family on this kernel.
-                Some(libc::ENOENT | libc::ESTALE | libc::EAFNOSUPPORT | libc::EINVAL)
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The request for the one socket with these addresses and this cookie; `family` as in [`lookup`]'s two tries.
+/// The request for the one socket with these addresses and this cookie; `family` as in [`lookups`]' two tries.
 pub(super) fn exact(family: i32, flow: &Flow, interface: u32, cookie: u64) -> InetRequest {
     let address = |address: Ipv6Addr| match address.to_ipv4_mapped() {
         Some(v4) if family == libc::AF_INET => IpAddr::V4(v4),
@@ -309,7 +275,7 @@ fn is_dump(request: &[u8]) -> bool {
 }
 
 /// The errno at the start of an NLMSG_ERROR or NLMSG_DONE, 0 or negative.
-fn status(payload: &[u8]) -> io::Result<()> {
+pub(super) fn status(payload: &[u8]) -> io::Result<()> {
     match take(payload, 0).map(i32::from_ne_bytes) {
         Some(errno @ ..0) => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
         _ => Ok(()),

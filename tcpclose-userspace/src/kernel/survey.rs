@@ -9,6 +9,7 @@ use std::time::Duration;
 use tcpclose_common::state::TcpState;
 
 use super::host::{monotonic_ns, thread_cpu_ns};
+use super::lookups::{Wanted, lookups};
 use super::netns::{self, Netns, Place, Population};
 use super::sock_diag::{self, Dump, Socket};
 use crate::terms::Flow;
@@ -115,6 +116,13 @@ pub struct Key {
     pub cookie: u64,
 }
 
+impl Key {
+    fn wanted(&self) -> Wanted {
+        let Self { flow, interface, cookie, .. } = *self;
+        Wanted { flow, interface, cookie: (cookie != 0).then_some(cookie) }
+    }
+}
+
 /// What a look-up says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -136,8 +144,15 @@ pub fn look_up(places: &[(u32, Place)], keys: &[Key]) -> io::Result<(Vec<Answer>
                 continue;
             }
             let there = traveller.enter(place).is_ok_and(|netns| netns.id == *id);
-            for (key, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
-                let here = if there { one(key) } else { Answer::Unknown };
+            let wanted: Vec<Wanted> = keys.iter().filter(|key| concerns(key)).map(Key::wanted).collect();
+            let asked = if there { lookups(&wanted).ok() } else { None };
+            let mut said = asked.into_iter().flatten();
+            for (_, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
+                let here = match said.next() {
+                    Some(Ok(Some(socket))) => Answer::There(socket),
+                    Some(Ok(None)) => Answer::Gone,
+                    Some(Err(_)) | None => Answer::Unknown,
+                };
                 // Of any namespace, it is gone when it is in none of them.
                 if answer.is_none_or(|before| before == Answer::Gone) {
                     *answer = Some(here);
@@ -147,14 +162,6 @@ pub fn look_up(places: &[(u32, Place)], keys: &[Key]) -> io::Result<(Vec<Answer>
         let answers = answers.into_iter().map(|answer| answer.unwrap_or(Answer::Unknown)).collect();
         (answers, thread_cpu_ns().saturating_sub(cpu))
     })
-}
-
-fn one(key: &Key) -> Answer {
-    match sock_diag::lookup(&key.flow, key.interface, (key.cookie != 0).then_some(key.cookie)) {
-        Ok(Some(socket)) => Answer::There(socket),
-        Ok(None) => Answer::Gone,
-        Err(_) => Answer::Unknown,
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use serde::de::{Deserializer, Error as _};
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::kernel::process::Runs;
@@ -13,6 +13,17 @@ use crate::terms::{Age, Diagnosis, Phase, Side};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
+
+/// A document that says which version of its kind it is.
+pub trait Versioned: DeserializeOwned {
+    fn schema(&self) -> u32;
+}
+
+impl Versioned for Document {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Document {

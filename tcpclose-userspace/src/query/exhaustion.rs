@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::document::Source;
+use super::document::{Source, Versioned};
 use super::not_looked_at;
 use crate::exhaustion::looks::Look;
 use crate::exhaustion::{Kind, Table, Taken, Tuple};
@@ -24,6 +24,12 @@ use crate::kernel::process;
 pub const SCHEMA: u32 = 1;
 /// Processes that a tuple names: those with most of its ports.
 const MOST_PROCESSES: usize = 5;
+
+impl Versioned for ExhaustionDocument {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExhaustionDocument {

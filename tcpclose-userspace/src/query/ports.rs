@@ -10,7 +10,7 @@ use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
-use super::document::{Source, named, seconds};
+use super::document::{Source, Versioned, named, seconds};
 use super::{Sight, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
 use crate::kernel::host;
 use crate::kernel::netns::Scope;
@@ -22,6 +22,12 @@ use crate::terms::{Age, Diagnosis, Phase, Side};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
+
+impl Versioned for PortsDocument {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PortsDocument {

@@ -151,6 +151,12 @@ impl Tracker {
         lives.shrink_to_fit();
         by_key.shrink_to_fit(|at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
         by_flow.shrink_to_fit();
+        self.gave_back = true;
+    }
+
+    /// Whether memory was given back since the last call.
+    pub fn take_gave_back(&mut self) -> bool {
+        std::mem::take(&mut self.gave_back)
     }
 
     pub(super) fn identity(&self, netns: u32, cookie: u64, flow: &Flow) -> Identity {

@@ -103,6 +103,8 @@ pub struct Tracker {
     former: Option<keep::Former>,
     /// What is to be kept for the next agent, if anything is.
     changes: Option<keep::Changes>,
+    /// See [`Self::take_gave_back`].
+    gave_back: bool,
 }
 
 /// What tells one life from another across records and dumps.
@@ -132,6 +134,7 @@ impl Tracker {
             settling: VecDeque::new(),
             former: None,
             changes: None,
+            gave_back: false,
         }
     }
 
