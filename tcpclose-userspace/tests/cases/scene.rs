@@ -286,7 +286,9 @@ impl Scene {
     /// When the state that the kernel shows first fulfils `is`.
     pub fn when(&mut self, most: Duration, is: impl Fn(Option<u8>) -> bool) -> Moment {
         let until = Instant::now() + most;
-        let mut before_ns = now_ns();
+        // A look may take a second where many look: it can be over before the first look here.
+        let entered = self.lives[self.life].last().map(|stayed| stayed.entered.before_ns);
+        let mut before_ns = entered.unwrap_or_else(now_ns);
         loop {
             let asked_ns = now_ns();
             if is(self.kernel_state()) {
