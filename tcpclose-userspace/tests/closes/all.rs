@@ -10,7 +10,7 @@ use tcpclose_userspace::terms::Phase::TimeWait;
 use super::common::free_port;
 use super::left_out::Witness;
 use super::rounds::{Round, Wrong};
-use super::stage::{Bracket, Family, Look, Stage, Timeline, fence, now, state_of};
+use super::stage::{Bracket, Family, Look, Stage, Timeline, fence, now, seconds, state_of};
 use super::table::CASES;
 use super::verdict::{ENTRY, Run, judge_standing, judge_totals};
 use super::watcher::Watcher;
@@ -19,6 +19,10 @@ use super::{Done, note_gaps, starting};
 /// TCP_TIMEWAIT_LEN, and how late its timer can be at CONFIG_HZ=100, the worst (2.05 s at 250, 4.1 s at 1000).
 const LENGTH: f64 = 60.0;
 const LATENESS: f64 = 5.1;
+
+/// For so long after the plays every TIME-WAIT is there, nanoseconds. An agent whose dumps are farther apart may not have
+/// seen that a minisocket is in TIME-WAIT now.
+const SETTLED: u64 = 35_000_000_000;
 
 /// A case of the table, by its place there, and how its ends talk.
 pub type Play = (usize, Family);
@@ -59,8 +63,9 @@ pub fn round(plays: &[Play]) -> Round<Play> {
     let before: Vec<_> = watchers.iter().map(Watcher::metrics).collect();
     let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
 
+    let play = |port| plays[ports.iter().position(|&of| of == port).unwrap()];
     let done = AtomicBool::new(false);
-    let mut hopeless = Vec::new();
+    let (mut hopeless, mut late) = (Vec::new(), Vec::new());
     let runs = scope(|threads| {
         threads.spawn(|| note_gaps(&watchers, &done));
         let _done = Done(&done);
@@ -76,9 +81,14 @@ pub fn round(plays: &[Play]) -> Round<Play> {
             })
             .collect();
         let mut runs: Vec<Run> = playing.into_iter().map(|thread| thread.join().unwrap()).collect();
+        let until = now() + SETTLED;
         for (agent, watcher) in watchers.iter().enumerate() {
-            for (port, what) in time_wait_ages(watcher, &runs) {
-                note(agent, port, what);
+            for (port, what) in time_wait_ages(watcher, &runs, until) {
+                if watcher.gap() < seconds(SETTLED) {
+                    note(agent, port, what);
+                } else {
+                    late.push(play(port));
+                }
             }
         }
         hopeless = watch_the_ends(&mut runs);
@@ -100,15 +110,13 @@ pub fn round(plays: &[Play]) -> Round<Play> {
             left_out[agent]
         );
     }
-    let play = |port| plays[ports.iter().position(|&of| of == port).unwrap()];
     let wrong = found.into_inner().unwrap().into_iter();
     let wrong = wrong.map(|wrong| Wrong { agent: wrong.agent, play: play(wrong.play), what: wrong.what });
-    Round { wrong: wrong.collect(), hopeless, late: Vec::new(), left_out }
+    Round { wrong: wrong.collect(), hopeless, late, left_out }
 }
 
-/// Asks for every TIME-WAIT's age, once a dump has seen all of them. What is wrong, by port.
-fn time_wait_ages(watcher: &Watcher, runs: &[Run]) -> Vec<(u16, Vec<String>)> {
-    let until = now() + 20_000_000_000;
+/// Asks for every TIME-WAIT's age, once a dump has seen all of them, or when it is `until`. What is wrong, by port.
+fn time_wait_ages(watcher: &Watcher, runs: &[Run], until: u64) -> Vec<(u16, Vec<String>)> {
     loop {
         let from = now();
         let document = watcher.sockets(TimeWait);
