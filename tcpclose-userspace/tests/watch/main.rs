@@ -179,7 +179,7 @@ fn filters_let_through_what_they_name_and_nothing_else() {
     let mut readers: Vec<(Reader, Passes<'_>)> = filters
         .map(|(arguments, passes)| (Reader::json(&agent, &[arguments, &["--port", &here]].concat()), passes))
         .into();
-    // As many as may watch are an eighth of those that want to.
+    // With this one eight watch, and no more may.
     let _last = Reader::json(&agent, &["--port", &free_port().to_string()]);
     let refused = reader::refused(&agent.socket(), &[]);
     assert!(refused.contains("8 watch already") && refused.lines().count() == 1, "{refused}");
