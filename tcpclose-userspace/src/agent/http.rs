@@ -42,7 +42,7 @@ const JSON_LINES: &str = "application/x-ndjson";
 
 const NOT_READY: &str = "not ready: the first dump is not in yet\n";
 
-type Answer = Response<Either<Full<Bytes>, Lines>>;
+type Answer = Response<Full<Bytes>>;
 
 /// Which of the two faces a request came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,9 +147,9 @@ where
         let service = service_fn(|request| {
             let (engine, watching) = (Rc::clone(&engine), &watching);
             async move {
-                let answer = answer(request, face, &engine).await;
-                watching.set(matches!(answer.body(), Either::Right(_)));
-                Ok::<_, Infallible>(answer)
+                let served = stream_or_answer(request, face, &engine).await;
+                watching.set(matches!(served.body(), Either::Right(_)));
+                Ok::<_, Infallible>(served)
             }
         });
         let connection = hyper::server::conn::http1::Builder::new()
@@ -174,12 +174,37 @@ where
     Served { task, watches }
 }
 
-async fn answer(request: Request<Incoming>, face: Face, engine: &Rc<RefCell<Engine>>) -> Answer {
+/// A stream for who watches (`GET /v1/watch`), an answer for everybody else.
+async fn stream_or_answer(
+    request: Request<Incoming>,
+    face: Face,
+    engine: &Rc<RefCell<Engine>>,
+) -> Response<Either<Full<Bytes>, Lines>> {
+    if face == Face::Aggregates || request.uri().path() != lines::PATH {
+        return answer(request, face, engine).await.map(Either::Left);
+    }
+    if request.method() != Method::GET {
+        return not_allowed("GET only\n", "GET").map(Either::Left);
+    }
+    let refusal = match Lines::begin(request.uri().query().unwrap_or_default(), engine) {
+        Ok(lines) => {
+            let (head, _) = with_type(StatusCode::OK, JSON_LINES, "").into_parts();
+            return Response::from_parts(head, Either::Right(lines));
+        }
+        Err(lines::Refused::Filter(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        Err(lines::Refused::TooMany) => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, lines::Refused::too_many() + "\n")
+        }
+    };
+    refusal.map(Either::Left)
+}
+
+async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
     let path = request.uri().path();
     let known = matches!(
         (face, path),
         (_, "/" | "/metrics" | "/healthz" | "/readyz" | ports::PATH)
-            | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH | lines::PATH)
+            | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH)
     );
     if !known {
         return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
@@ -209,7 +234,6 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &Rc<RefCell<Engi
             }
         }
         "/" => with_type(StatusCode::OK, HTML, LANDING_PAGE),
-        lines::PATH => watch(request.uri().query().unwrap_or_default(), engine),
         exhaustion::PATH => {
             match exhaustion::document(request.uri().query().unwrap_or_default(), engine).await {
                 Ok(json) => with_type(StatusCode::OK, JSON, json),
@@ -228,21 +252,6 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &Rc<RefCell<Engi
             }
             Err(why) => refused(why),
         },
-    }
-}
-
-/// `GET /v1/watch`.
-fn watch(query: &str, engine: &Rc<RefCell<Engine>>) -> Answer {
-    match Lines::begin(query, engine) {
-        Ok(lines) => {
-            let mut answer = with_type(StatusCode::OK, JSON_LINES, "");
-            *answer.body_mut() = Either::Right(lines);
-            answer
-        }
-        Err(lines::Refused::Filter(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
-        Err(lines::Refused::TooMany) => {
-            plain(StatusCode::SERVICE_UNAVAILABLE, lines::Refused::too_many() + "\n")
-        }
     }
 }
 
@@ -290,7 +299,7 @@ fn not_allowed(text: &'static str, methods: &'static str) -> Answer {
 }
 
 fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Either::Left(Full::new(body.into())));
+    let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer

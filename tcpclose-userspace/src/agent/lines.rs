@@ -156,27 +156,41 @@ fn line(step: &Transition, time: String, owner: Option<Closer>, more: bool, engi
     }
 }
 
-/// Names of processes, so that a busy one is not looked up for each of its closes.
+/// Names of processes, so that a busy one is not looked up for each of its closes, and one that has ended since keeps its
+/// own.
 #[derive(Default)]
-struct Names {
-    /// When each began, nanoseconds since boot, and its comm; `None` where there is no such process.
-    known: HashMap<u32, (Instant, Option<(u64, String)>)>,
+struct Names(HashMap<u32, Name>);
+
+/// What a look at a process has found.
+struct Name {
+    /// When that was, by two clocks.
+    looked: Instant,
+    looked_ns: u64,
+    /// When the process began, nanoseconds since boot.
+    began_ns: u64,
+    comm: String,
 }
 
 impl Names {
     fn of(&mut self, closer: life::Closer, now: &Clocks) -> Closer {
         let pid = closer.pid.get();
-        let closed_ns = now.uptime_ns.saturating_sub(now.ago_ns(closer.at_ns));
-        let looked = self.known.get(&pid).filter(|(at, _)| at.elapsed() < NAMES_LAST);
-        if looked.is_none() {
-            if self.known.len() >= MOST_NAMES {
-                self.known.clear();
+        let (closed_ns, closed_since_boot_ns) =
+            (closer.at_ns, now.uptime_ns.saturating_sub(now.ago_ns(closer.at_ns)));
+        let believed = |name: &Name| closed_ns <= name.looked_ns || name.looked.elapsed() < NAMES_LAST;
+        if !self.0.get(&pid).is_some_and(believed) {
+            if self.0.len() >= MOST_NAMES {
+                self.0.clear();
             }
-            self.known.insert(pid, (Instant::now(), process::started(pid)));
+            match process::started(pid) {
+                Some((began_ns, comm)) => {
+                    let looked_ns = now.monotonic_ns;
+                    self.0.insert(pid, Name { looked: Instant::now(), looked_ns, began_ns, comm });
+                }
+                None => drop(self.0.remove(&pid)),
+            }
         }
-        let process = self.known.get(&pid).and_then(|(_, process)| process.as_ref());
         // Who began later only has its number.
-        let comm = process.filter(|(began_ns, _)| *began_ns <= closed_ns).map(|(_, comm)| comm.clone());
-        Closer { pid, comm }
+        let name = self.0.get(&pid).filter(|name| name.began_ns <= closed_since_boot_ns);
+        Closer { pid, comm: name.map(|name| name.comm.clone()) }
     }
 }

@@ -28,6 +28,9 @@ use crate::watch::line::{Item, Line};
 /// TIME-WAIT and orphaned FIN-WAIT-2 included, which no tracepoint reports. Asks the agent; where none runs it attaches
 /// by itself, which needs root. AFTER is the time spent in the state that was left: 1.203 s where both ends of it were
 /// seen, 30–31 s where they are known to lie within that, unknown where the state was entered before anybody looked.
+///
+/// In a drawing, what nobody saw is `not observed`. An ACK is drawn as sent where it falls due: a delayed one leaves up to
+/// 200 ms later.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tcpclose watch --port 8080\n  tcpclose watch --handshake --port 443\n  \

@@ -20,9 +20,9 @@ use super::{Tracker, role_proven_by};
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
 pub(super) const MARGIN_NS: u64 = 100_000_000;
 
-/// A measured length of TIME-WAIT is taken for a new one when it differs by more than this: jiffies and the time
-/// between a step and its timer make up some 10 ms.
-const LENGTH_TOLERANCE_NS: u64 = 50_000_000;
+/// How far off an instant may be that is read off a timer: jiffies and the time between a step and its timer make up some
+/// 10 ms. A measured length of TIME-WAIT is taken for a new one when it differs by more.
+pub(super) const TIMER_TOLERANCE_NS: u64 = 50_000_000;
 
 /// A measurement this close to a whole number of seconds means that number.
 const WHOLE_TOLERANCE_NS: u64 = 250_000_000;
@@ -304,7 +304,7 @@ impl Tracker {
         }
         let Some(length) = shortest.map(meant_length) else { return };
         match self.time_wait_ns {
-            Some(known) if length.abs_diff(known) <= LENGTH_TOLERANCE_NS => {}
+            Some(known) if length.abs_diff(known) <= TIMER_TOLERANCE_NS => {}
             // Longer, but only one: perhaps re-armed.
             Some(known) if length > known && samples < 3 => {}
             _ => self.time_wait_ns = Some(length),

@@ -8,6 +8,7 @@ use crate::terms::{Age, Flow, Outcome, Phase, Role, Side};
 
 use super::Tracker;
 use super::fact::{Fact, Sink};
+use super::join::TIMER_TOLERANCE_NS;
 use super::life::{Closer, Life, Since};
 
 /// Who told of a step.
@@ -66,18 +67,23 @@ pub(super) struct Told {
     pub(super) source: Source,
     pub(super) snd: Option<u32>,
     pub(super) rcv: Option<u32>,
+    /// How far off its instants may be, nanoseconds.
+    pub(super) error_ns: u64,
 }
 
 impl Told {
-    pub(super) const BY_DUMP: Self = Self { source: Source::Diag, snd: None, rcv: None };
-    pub(super) const BY_HOOK: Self = Self { source: Source::Hooks, snd: None, rcv: None };
-    /// By the record of another socket's step.
-    pub(super) const BY_ANOTHER: Self = Self { source: Source::Tracepoint, snd: None, rcv: None };
+    pub(super) const BY_HOOK: Self = Self { source: Source::Hooks, snd: None, rcv: None, error_ns: 0 };
+    /// By a minisocket's timer, which counts in jiffies; and a busy machine is late to look.
+    pub(super) const BY_DUMP: Self =
+        Self { source: Source::Diag, error_ns: TIMER_TOLERANCE_NS, ..Self::BY_HOOK };
+    /// By the record of another socket's step: what ended here may be known by its timer only.
+    pub(super) const BY_ANOTHER: Self = Self { source: Source::Tracepoint, ..Self::BY_DUMP };
 
     pub(super) fn by_record(head: &Head, numbers: Numbers) -> Self {
         let read = head.flags & flags::FACTS != 0;
         let known = |number| read.then_some(number);
-        Self { source: Source::Tracepoint, snd: known(numbers.snd), rcv: known(numbers.rcv) }
+        let (snd, rcv) = (known(numbers.snd), known(numbers.rcv));
+        Self { source: Source::Tracepoint, snd, rcv, error_ns: 0 }
     }
 }
 
@@ -94,13 +100,14 @@ pub(super) struct Step {
 
 impl Step {
     pub(super) fn of(&self, life: &Life) -> Transition {
-        let Self { at_ns, from, to, spent, outcome, told: Told { source, snd, rcv } } = *self;
+        let Self { at_ns, from, to, spent, outcome, told } = *self;
+        let Told { source, snd, rcv, error_ns } = told;
         let Life { cookie, flow, netns, inum, side, port, role, closer, .. } = *life;
         Transition {
             at_ns,
             from,
             to,
-            spent,
+            spent: spent.give_or_take(error_ns),
             cookie,
             flow,
             netns,
@@ -128,6 +135,14 @@ pub(super) fn tell(life: &Life, step: Step, out: &mut impl Sink) {
 impl Age {
     /// Nothing is proven.
     pub(super) const UNKNOWN: Self = Self { min_ns: 0, max_ns: None };
+
+    /// The same with instants that may be off by so much.
+    fn give_or_take(self, error_ns: u64) -> Self {
+        Self {
+            min_ns: self.min_ns.saturating_sub(error_ns),
+            max_ns: self.max_ns.map(|max| max.saturating_add(error_ns)),
+        }
+    }
 }
 
 /// The time from an entry to an end that lie in two intervals.

@@ -103,8 +103,9 @@ fn header(connection: &Connection, own_netns: u32) -> String {
         Role::None => ("this side, no closer", "peer"),
         Role::Unknown => ("this side, who closed first is unknown", "peer"),
     };
-    let width = WORDS + 2 + WIRE - 1;
-    let _ = writeln!(text, "{:INDENT$}{here:<width$}{there}", "");
+    // Each over its own end of the wire.
+    let rest = (WORDS + 1 + WIRE).saturating_sub(here.len()).max(there.len() + 2);
+    let _ = writeln!(text, "{:INDENT$}{here}{there:>rest$}", "");
     text
 }
 
@@ -222,7 +223,9 @@ fn acts(step: &Line) -> Vec<Act> {
             Outcome::Graceful => vec![fin_received, ack_sent],
             Outcome::ResetReceived => vec![Act::Received("RST received", Number::None)],
             Outcome::ResetSent => vec![Act::Sent("RST sent", Number::None)],
-            Outcome::Aborted => vec![Act::Ended("aborted by the program: a RST instead of a FIN")],
+            Outcome::Aborted => {
+                vec![Act::Ended("aborted by the program (linger 0, unread data, disconnect)")]
+            }
             Outcome::Timeout => vec![Act::Ended("timed out: the peer was silent for too long")],
             Outcome::Destroyed => vec![Act::Ended("destroyed from outside (SOCK_DESTROY)")],
             Outcome::Unknown => vec![Act::Ended("ended; by what was not observed")],

@@ -52,7 +52,7 @@ fn the_active_closer() {
     let drawing = drawn(Role::Active, &steps, None);
     assert_eq!(
         drawing,
-        "                    active closer (this side)                        passive closer (peer)
+        "                    active closer (this side)   passive closer (peer)
                     ESTABLISHED
  ①                  FIN sent      ── seq=1000 ──────────────────────▶
                     FIN-WAIT-1
@@ -75,7 +75,7 @@ fn the_passive_closer() {
     ];
     assert_eq!(
         drawn(Role::Passive, &steps, Some(Outcome::Graceful)),
-        "                    passive closer (this side)                       active closer (peer)
+        "                    passive closer (this side)   active closer (peer)
                     ESTABLISHED
  ①                  FIN received  ◀────────────────────── seq=1000 ──
  ②                  ACK sent      ── ack=1001 ──────────────────────▶
@@ -99,7 +99,7 @@ fn both_at_once() {
     let drawing = drawn(Role::Simultaneous, &steps, None);
     assert_eq!(
         drawing,
-        "                    simultaneous closer (this side)                  simultaneous closer (peer)
+        "                    simultaneous closer (this side)  simultaneous closer (peer)
                     ESTABLISHED
  ①                  FIN sent      ── seq=1000 ──────────────────────▶
                     FIN-WAIT-1
@@ -134,7 +134,7 @@ fn what_the_rung_cannot_see_is_not_observed() {
     let late = [(LastAck, Close, None, Some(5001), Some(1001))];
     assert_eq!(
         drawn(Role::Passive, &late, Some(Outcome::Graceful)),
-        "                    passive closer (this side)                       active closer (peer)
+        "                    passive closer (this side)   active closer (peer)
                     ESTABLISHED
  ①                  FIN received  ◀────────────────── not observed ──
  ②                  ACK sent      ── not observed ──────────────────▶
@@ -171,7 +171,10 @@ fn a_close_that_was_none_draws_itself_as_what_it_was() {
     for (outcome, line) in [
         (Outcome::ResetReceived, " ✕  +3.000 s        RST received  ◀──────────────────────────────────\n"),
         (Outcome::ResetSent, " ✕  +3.000 s        RST sent      ──────────────────────────────────▶\n"),
-        (Outcome::Aborted, " ✕  +3.000 s        aborted by the program: a RST instead of a FIN\n"),
+        (
+            Outcome::Aborted,
+            " ✕  +3.000 s        aborted by the program (linger 0, unread data, disconnect)\n",
+        ),
         (Outcome::Timeout, " ✕  +3.000 s        timed out: the peer was silent for too long\n"),
         (Outcome::Destroyed, " ✕  +3.000 s        destroyed from outside (SOCK_DESTROY)\n"),
         (Outcome::Unknown, " ✕  +3.000 s        ended; by what was not observed\n"),
@@ -183,9 +186,9 @@ fn a_close_that_was_none_draws_itself_as_what_it_was() {
     let at_once = [(Established, Close, None, Some(1000), Some(5000))];
     assert_eq!(
         drawn(Role::None, &at_once, Some(Outcome::Aborted)),
-        "                    this side, no closer                             peer
+        "                    this side, no closer                         peer
                     ESTABLISHED
- ✕                  aborted by the program: a RST instead of a FIN
+ ✕                  aborted by the program (linger 0, unread data, disconnect)
                     CLOSED
 "
     );

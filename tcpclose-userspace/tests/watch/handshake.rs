@@ -83,19 +83,24 @@ fn the_drawing_has_the_sequence_numbers_of_the_wire() {
     if !can_attach() {
         return;
     }
+    // There before the agents are: one that comes later is dumped when it is found, and the host may have a thousand.
+    let netns = Netns::new(&[]).unwrap();
     for (hook, agent) in Agent::on_each_hook(&[]) {
         let port = free_port();
         let mut reader = Reader::at(&agent.socket(), &["--handshake", "--port", &port.to_string()]);
         let hooked = agent.metrics().has("tcpclose_hook_info", &[("hook", "time_wait"), ("rung", "hooks")]);
         std::thread::scope(|scope| {
-            scope.spawn(|| in_a_namespace(&mut reader, port, hook, hooked)).join().unwrap();
+            let play = || {
+                netns.enter().unwrap();
+                in_a_namespace(&mut reader, port, hook, hooked);
+            };
+            scope.spawn(play).join().unwrap();
         });
     }
 }
 
 /// In a network namespace of its own, whose wire nobody else uses.
 fn in_a_namespace(reader: &mut Reader, port: u16, hook: &str, hooked: bool) {
-    let _netns = Netns::enter_new().unwrap();
     let stage = Stage::at(port);
 
     let capture = Capture::begin();

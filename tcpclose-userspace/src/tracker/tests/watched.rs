@@ -128,11 +128,12 @@ fn what_dumps_tell_comes_with_its_error() {
     dump(&mut bench, T0 + S, FinWait2, 59 * S);
     // The timer tells when the FIN came: 1.5 s after the first step.
     dump(&mut bench, T0 + 2 * S, TimeWait, TIME_WAIT - 500 * MS);
-    assert_eq!(steps(&mut bench), [(FinWait2, TimeWait, Age::exact(1499 * MS))]);
+    let spent = Age { min_ns: 1449 * MS, max_ns: Some(1549 * MS) };
+    assert_eq!(steps(&mut bench), [(FinWait2, TimeWait, spent)], "1,499 ms, as well as a timer tells");
     // It was due at T0 + 61.5 s, and gone by the dump at T0 + 63 s.
     dump(&mut bench, T0 + 61 * S, TimeWait, 500 * MS);
     bench.dump(T0 + 63 * S, false, &[]);
-    let spent = Age { min_ns: 60 * S, max_ns: Some(61_500 * MS) };
+    let spent = Age { min_ns: 59_950 * MS, max_ns: Some(61_550 * MS) };
     assert_eq!(steps(&mut bench), [(TimeWait, Close, spent)]);
 }
 
@@ -157,7 +158,7 @@ fn a_socket_that_vanished_is_told_to_whoever_watches() {
     bench.tracker.gone(&suspects[0], T0 + 2 * S, &mut bench.heard);
     let told = bench.watched();
     assert_eq!((told[0].from, told[0].to, told[0].outcome), (CloseWait, Close, Some(Outcome::Unknown)));
-    assert_eq!((told[0].source, told[0].spent), (Source::Diag, Age { min_ns: 0, max_ns: Some(2 * S) }));
+    assert_eq!((told[0].source, told[0].spent), (Source::Diag, Age { min_ns: 0, max_ns: Some(2_050 * MS) }));
 }
 
 #[test]
