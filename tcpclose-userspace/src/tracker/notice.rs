@@ -107,7 +107,12 @@ impl Tracker {
             }
         };
         let sk = if self.by_cookie { 0 } else { notice.sk };
-        self.change(at, |life| (life.birth, life.cookie, life.sk) = (birth, head.key, sk));
+        self.change(at, |life| {
+            (life.birth, life.cookie) = (birth, head.key);
+            if life.body == Body::Socket {
+                life.mark = sk;
+            }
+        });
         if !self.by_cookie && birth == Birth::Born {
             self.by_birth.insert(head.key, at);
         }
