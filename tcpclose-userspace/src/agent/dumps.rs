@@ -19,10 +19,14 @@ use crate::kernel::survey::{self, Answer, Ask, Key};
 use crate::tracker::join::Suspect;
 
 use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS};
+use super::memory;
 use super::pace::{Pace, SHARE};
 
 /// The CPU time from which on the rest of a dump's namespaces wait for the next one.
 const SLICE: Duration = Duration::from_millis(50);
+
+/// What a dump of more sockets takes is worth giving back.
+const MANY: usize = 10_000;
 
 /// What a dump has come to.
 struct Dumped {
@@ -59,6 +63,7 @@ async fn dump(
     cpu_ns += took.as_nanos() as u64;
     let taken_ns = survey.finished_ns - survey.started_ns;
     let rest = std::mem::take(&mut survey.rest);
+    let met: usize = survey.looked.iter().map(|looked| looked.dump.sockets.len()).sum();
     let places: Vec<(u32, Place)> =
         survey.looked.into_iter().map(|looked| (looked.netns.id, looked.place)).collect();
 
@@ -69,6 +74,9 @@ async fn dump(
             spawn_blocking(move || absent(&places, suspects)).await.context("a lookup died")??;
         engine.borrow_mut().take_gone(&gone);
         cpu_ns += lookup_ns;
+    }
+    if met > MANY {
+        spawn_blocking(memory::give_back);
     }
     engine.borrow_mut().dumps.last_ns = taken_ns;
     Ok(Dumped { cpu: Duration::from_nanos(cpu_ns), again, rest })

@@ -211,7 +211,7 @@ impl Engine {
     /// the bound, or not for half of it.
     fn needs_look(&self, life: &Life, now_ns: u64, first: u64) -> bool {
         let age = life.since.age(now_ns);
-        let due_ns = life.since.latest_ns.max(life.sent_ns).saturating_add(first);
+        let due_ns = life.since.latest_ns.max(life.sent_ns()).saturating_add(first);
         self.namespaces.reaches(life.netns)
             && (age.is_past(first) || age.may_be_past(first))
             && (life.seen_ns < due_ns && due_ns <= now_ns || now_ns.saturating_sub(life.seen_ns) > first / 2)

@@ -164,7 +164,7 @@ fn closers(picks: &[Pick<'_>], engine: &Engine) -> HashMap<u64, Closer> {
                 remote_port: tuple.remote_port,
             };
             let life = engine.life_of(netns.id, taken.cookie, &flow);
-            if let Some(closer) = life.and_then(|life| life.closer) {
+            if let Some(closer) = life.and_then(|life| life.closer()) {
                 let (pid, at_ns) = (closer.pid, closer.at_ns);
                 closers.insert(taken.cookie, (pid.get(), now_ns.saturating_sub(at_ns)));
             }

@@ -1,4 +1,4 @@
-//! `GET /v1/sockets?state=close_wait[&older_than=60s]`: every socket in a state, with what the tracker knows of its
+//! `GET /v1/sockets?state=close_wait[&owners=once][&older_than=60s]`: every socket in a state, with what the tracker knows of its
 //! age and what a fresh dump and /proc know of the rest.
 
 use std::cell::RefCell;
@@ -17,9 +17,11 @@ use crate::kernel::survey::{self, Ask, Looked, Survey};
 use crate::query::document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket};
 use crate::query::{self, Facts, Peers, Scene, Sight};
 use crate::terms::{Age, Diagnosis, Phase};
+use crate::tracker::Tracker;
 use crate::tracker::life::{Body, Closer, Life};
 
 use super::engine::Engine;
+use super::memory;
 
 /// Where the command line asks.
 pub const PATH: &str = "/v1/sockets";
@@ -48,10 +50,21 @@ impl From<anyhow::Error> for Refused {
 
 /// Answers the query `query` (what stands after the `?`).
 pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Refused> {
-    let Asked { phase, older_than } = parse(query).map_err(Refused::Request)?;
+    let Asked { phase, older_than, owners_once } = parse(query).map_err(Refused::Request)?;
     let bound = older_than.unwrap_or_else(|| Duration::from_nanos(engine.borrow().stuck_after.first_ns()));
-    let Described { document, .. } = describe(engine, phase, bound, Depth::WithPeers).await?;
-    let written = spawn_blocking(move || serde_json::to_vec(&document)).await.context("the writer died")?;
+    let Described { mut document, .. } = describe(engine, phase, bound, Depth::WithPeers).await?;
+    // What so many took would stay with malloc otherwise.
+    let many = document.sockets.len() > 1000;
+    let written = spawn_blocking(move || {
+        if owners_once {
+            document.name_owners_once();
+        }
+        serde_json::to_vec(&document)
+    });
+    let written = written.await.context("the writer died")?;
+    if many {
+        spawn_blocking(memory::give_back);
+    }
     let json = written.context("the answer cannot be written")?;
     Ok(Reply { json, stuck_after: humantime::format_duration(bound).to_string() })
 }
@@ -108,11 +121,13 @@ pub async fn describe(
 struct Asked {
     phase: Phase,
     older_than: Option<Duration>,
+    /// What is known of an owner is said once.
+    owners_once: bool,
 }
 
 /// Reads the query's fields; keys that it does not know are a newer client's and change nothing that it asks here.
 fn parse(query: &str) -> Result<Asked, String> {
-    let mut asked = Asked { phase: Phase::CloseWait, older_than: None };
+    let mut asked = Asked { phase: Phase::CloseWait, older_than: None, owners_once: false };
     for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
         match key {
             "state" => {
@@ -123,6 +138,7 @@ fn parse(query: &str) -> Result<Asked, String> {
                 let bound = humantime::parse_duration(value);
                 asked.older_than = Some(bound.map_err(|why| format!("older_than={value}: {why}"))?);
             }
+            "owners" => asked.owners_once = value == "once",
             _ => {}
         }
     }
@@ -165,7 +181,7 @@ impl Known {
             .tracker
             .lives()
             .filter(|life| life.phase == phase && life.netns != 0 && !dumped.contains(&life.netns))
-            .map(|life| elsewhere(life, engine.namespaces.get(life.netns), now_ns))
+            .map(|life| elsewhere(life, &engine.tracker, engine.namespaces.get(life.netns), now_ns))
             .collect();
         Self {
             facts,
@@ -235,11 +251,11 @@ fn tighter(tracked: Age, dumped: Age) -> Age {
 
 /// Who closed a socket, and how long ago.
 fn closer(life: &Life, now_ns: u64) -> Option<(u32, u64)> {
-    life.closer.map(|Closer { pid, at_ns }| (pid.get(), now_ns.saturating_sub(at_ns)))
+    life.closer().map(|Closer { pid, at_ns }| (pid.get(), now_ns.saturating_sub(at_ns)))
 }
 
 /// A socket of which only records are known.
-fn elsewhere(life: &Life, netns: Option<&Netns>, now_ns: u64) -> StuckSocket {
+fn elsewhere(life: &Life, tracker: &Tracker, netns: Option<&Netns>, now_ns: u64) -> StuckSocket {
     StuckSocket {
         state: life.phase,
         side: life.side,
@@ -247,10 +263,10 @@ fn elsewhere(life: &Life, netns: Option<&Netns>, now_ns: u64) -> StuckSocket {
         local: life.flow.local(),
         peer: life.flow.remote(),
         cookie: Cookie(life.cookie),
-        interface: life.interface,
+        interface: tracker.interface_of(life),
         inode: 0,
         uid: 0,
-        netns: netns.map_or(life.inum, |netns| netns.inum),
+        netns: netns.map_or(tracker.inum_of(life.netns), |netns| netns.inum),
         netns_id: life.netns,
         netns_name: netns.and_then(|netns| netns.name.clone()),
         age: life.since.age(now_ns).into(),

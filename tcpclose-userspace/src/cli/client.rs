@@ -1,7 +1,7 @@
 //! Asks the agent on its unix socket: HTTP/1.1.
 //!
-//! To `GET /v1/sockets?state=close_wait[&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
-//! that the diagnosis takes; left out, the agent takes its first `--stuck-after`. The bound it took is in the header
+//! To `GET /v1/sockets?state=close_wait[&owners=once][&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
+//! that the diagnosis takes; `owners=once` has what is known of a process said once. Left out, the agent takes its first `--stuck-after`. The bound it took is in the header
 //! [`STUCK_AFTER`].
 
 use std::io::{self, ErrorKind};
@@ -61,7 +61,8 @@ fn sockets_within(
         Said::NoAgent => return Ok(Reply::NoAgent),
         Said::Denied => return Ok(Reply::Denied),
     };
-    let document = understand(&body, SCHEMA).map_err(|why| client.failure(why))?;
+    let mut document: Document = understand(&body, SCHEMA).map_err(|why| client.failure(why))?;
+    document.name_every_owner();
     let stuck_after = headers
         .get(STUCK_AFTER)
         .and_then(|value| humantime::parse_duration(value.to_str().ok()?).ok())
@@ -183,7 +184,7 @@ impl Client {
 
 /// The path and query of the request.
 fn target(state: Phase, older_than: Option<Duration>) -> String {
-    let mut target = format!("/v1/sockets?state={}", state.name());
+    let mut target = format!("/v1/sockets?state={}&owners=once", state.name());
     if let Some(bound) = older_than {
         // humantime puts spaces between units, which a query has to escape: one unit, none.
         match bound.subsec_nanos() {
@@ -347,10 +348,13 @@ mod tests {
         let (reply, request) = ask_one_who_says(http("tcpclose-stuck-after: 1m 30s\r\n", DOCUMENT));
         let Ok(Reply::Answer { document, stuck_after }) = reply else { panic!("{reply:?}") };
         assert_eq!((document.host.as_str(), stuck_after), ("h", Duration::from_secs(90)));
-        assert!(request.starts_with("GET /v1/sockets?state=close_wait HTTP/1.1\r\n"), "{request}");
+        assert!(
+            request.starts_with("GET /v1/sockets?state=close_wait&owners=once HTTP/1.1\r\n"),
+            "{request}"
+        );
         assert_eq!(
             target(Phase::LastAck, Some(Duration::from_secs(90))),
-            "/v1/sockets?state=last_ack&older_than=90s"
+            "/v1/sockets?state=last_ack&owners=once&older_than=90s"
         );
         assert!(
             target(Phase::LastAck, Some(Duration::from_millis(1500))).ends_with("older_than=1500000000ns")

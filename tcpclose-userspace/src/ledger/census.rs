@@ -65,7 +65,7 @@ impl StuckAfter {
         let age = life.since.age(now_ns);
         // A program that at the last look had written within the bound was at work on a half-close. That it has been
         // silent since, only the next look can tell.
-        if life.sent_ns != 0 && life.seen_ns.saturating_sub(life.sent_ns) < first {
+        if life.sent_ns() != 0 && life.seen_ns.saturating_sub(life.sent_ns()) < first {
             return Stuckness::Not;
         }
         if age.may_be_past(first) {
@@ -161,11 +161,9 @@ mod tests {
         let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
         Life {
             cookie: 1,
-            sk: 0,
+            mark: 0,
             flow,
             netns: NETNS,
-            inum: NETNS,
-            interface: 0,
             port: 80,
             side: Side::Server,
             role: Role::Passive,
@@ -177,9 +175,8 @@ mod tests {
             event_ns: 0,
             seen_ns: u64::MAX / 2,
             missed: false,
-            expires_ns: 0,
-            sent_ns: 0,
-            closer: None,
+            acted_ns: 0,
+            closer_pid: None,
         }
     }
 
@@ -205,13 +202,13 @@ mod tests {
         assert_eq!(judge(&sure), Stuckness::Stuck(0));
         assert_eq!(judge(&Life { phase: Phase::LastAck, ..sure }), Stuckness::Not);
         let looked = Life { seen_ns: now - 10 * S, ..sure };
-        assert_eq!(judge(&Life { sent_ns: now - 11 * S, ..looked }), Stuckness::Not, "still sending");
+        assert_eq!(judge(&Life { acted_ns: now - 11 * S, ..looked }), Stuckness::Not, "still sending");
         assert_eq!(
-            judge(&Life { sent_ns: now - 69 * S, ..looked }),
+            judge(&Life { acted_ns: now - 69 * S, ..looked }),
             Stuckness::Not,
             "not known to have stopped"
         );
-        assert_eq!(judge(&Life { sent_ns: now - 70 * S, ..looked }), Stuckness::Stuck(0), "sent long ago");
+        assert_eq!(judge(&Life { acted_ns: now - 70 * S, ..looked }), Stuckness::Stuck(0), "sent long ago");
         assert_eq!(judge(&Life { seen_ns: now - 50 * S, ..sure }), Stuckness::Not, "not looked at since");
         assert_eq!(judge(&Life { seen_ns: 0, netns: 8, ..sure }), Stuckness::Stuck(0), "cannot be looked at");
         let interval = Since { earliest_ns: now - 100 * S, latest_ns: now - 10 * S };

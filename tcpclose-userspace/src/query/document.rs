@@ -3,6 +3,7 @@
 //! A reader ignores keys that it does not know, so that keys can be added; [`SCHEMA`] changes only when a key changes
 //! its meaning or goes.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
@@ -104,8 +105,34 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
+impl Document {
+    /// Says of a process where it is first named what there is to say, and after that its pid and descriptors only: a
+    /// quarter of what fifteen thousand sockets of one process take to write and to read.
+    pub fn name_owners_once(&mut self) {
+        let mut named = HashSet::new();
+        for owner in self.every_owner().filter(|owner| !named.insert(owner.pid)) {
+            *owner = Owner { pid: owner.pid, fd: owner.fd, ..Owner::default() };
+        }
+    }
+
+    /// Undoes [`Self::name_owners_once`].
+    pub fn name_every_owner(&mut self) {
+        let mut named: HashMap<u32, Owner> = HashMap::new();
+        for owner in self.every_owner() {
+            let first = named.entry(owner.pid).or_insert_with(|| owner.clone());
+            if owner.comm.is_empty() {
+                *owner = Owner { fd: owner.fd, ..first.clone() };
+            }
+        }
+    }
+
+    fn every_owner(&mut self) -> impl Iterator<Item = &mut Owner> {
+        self.sockets.iter_mut().flat_map(|socket| socket.owners.iter_mut().chain(&mut socket.peer_owners))
+    }
+}
+
 /// A process that holds a socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     pub pid: u32,
     /// May hold control characters: escape it for a terminal.
@@ -303,6 +330,22 @@ mod tests {
         let socket = &document.sockets[0];
         assert_eq!((socket.cookie, socket.diagnosis), (Cookie(0x4fe4d), Some(Diagnosis::NotClosed)));
         assert_eq!(serde_json::to_string(&document).unwrap(), SAMPLE);
+    }
+
+    #[test]
+    fn owners_that_are_named_once_are_all_named_again() {
+        let mut document: Document = serde_json::from_str(SAMPLE).unwrap();
+        let mut other = document.sockets[0].clone();
+        (other.cookie, other.owners[0].fd) = (Cookie(2), 18);
+        other.peer_owners = vec![Owner { pid: 1, comm: String::new(), ..other.owners[0].clone() }];
+        document.sockets.extend([other.clone(), other]);
+        let whole = document.clone();
+        document.name_owners_once();
+        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, ..Owner::default() }]);
+        let text = serde_json::to_string(&document).unwrap();
+        let mut read: Document = serde_json::from_str(&text).unwrap();
+        read.name_every_owner();
+        assert_eq!(read, whole);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Which life a record, a notice or a dump speaks of, and how lives come and go.
 
+use std::collections::HashSet;
+
 use tcpclose_common::event::Head;
 
 use crate::terms::Flow;
@@ -31,7 +33,9 @@ impl Tracker {
 
     /// The life of a flow in `netns`, as a record or a dump tells that.
     pub(super) fn slot_of_flow(&self, netns: u32, flow_hash: u64) -> Option<usize> {
-        self.by_flow.get(&(netns_key(&self.host, netns), flow_hash)).copied()
+        let flow = (netns_key(&self.host, netns), flow_hash);
+        self.by_flow
+            .get(flow, |at| self.lives.get(at).and_then(|life| flow_of(&self.host, self.by_cookie, life)))
     }
 
     /// The life that a dump speaks of.
@@ -49,10 +53,10 @@ impl Tracker {
 
     pub(super) fn insert(&mut self, life: Life) -> usize {
         let (key, flow) = (key_of(self.by_cookie, &life), flow_of(&self.host, self.by_cookie, &life));
-        // By an eighth at a time, not twofold: memory that nobody uses is what a life costs too. The C library lets large
-        // blocks grow where they are, or moves their pages and not what is in them.
+        // By little at a time, not twofold: memory that nobody uses is what a life costs too. The C library lets large blocks
+        // grow where they are, or moves their pages and not what is in them.
         if self.lives.len() == self.lives.capacity() {
-            self.lives.reserve_exact(self.lives.len() / 8 + 16);
+            self.lives.reserve_exact(self.lives.len() / 32 + 16);
         }
         let at = self.lives.insert(life);
         self.index(at, key, flow);
@@ -83,7 +87,8 @@ impl Tracker {
             by_key.insert(key, at, |at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
         }
         if let Some(flow) = flow {
-            self.by_flow.insert(flow, at);
+            let Self { by_flow, lives, host, by_cookie, .. } = self;
+            by_flow.insert(flow, at, |at| lives.get(at).and_then(|life| flow_of(host, *by_cookie, life)));
         }
     }
 
@@ -103,8 +108,8 @@ impl Tracker {
 
     /// The same of `flow`.
     pub(super) fn forget_flow(&mut self, at: usize, flow: Option<(u32, u64)>) {
-        if let Some(flow) = flow.filter(|flow| self.by_flow.get(flow) == Some(&at)) {
-            self.by_flow.remove(&flow);
+        if let Some(flow) = flow {
+            self.by_flow.remove(flow, at);
         }
     }
 
@@ -114,6 +119,9 @@ impl Tracker {
         self.forget_key(at, key_of(self.by_cookie, &life));
         self.forget_flow(at, flow_of(&self.host, self.by_cookie, &life));
         self.forget_birth(at, life.cookie);
+        if !self.interfaces.is_empty() {
+            self.interfaces.remove(&life.cookie);
+        }
         if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
             self.just_ended.push(life.cookie);
         }
@@ -121,6 +129,46 @@ impl Tracker {
             ended.insert(identity_of(&self.host, self.by_cookie, life.netns, life.cookie, &life.flow));
         }
         life
+    }
+
+    /// The interface that it is bound to, as the last dump had it: a look-up needs it. 0 for none.
+    pub fn interface_of(&self, life: &Life) -> u32 {
+        if self.interfaces.is_empty() {
+            return 0;
+        }
+        self.interfaces.get(&life.cookie).copied().unwrap_or(0)
+    }
+
+    /// Takes in the interface of the socket with this cookie, by a dump.
+    pub(super) fn bound_to(&mut self, cookie: u64, interface: u32) {
+        if interface != 0 {
+            self.interfaces.insert(cookie, interface);
+        } else if !self.interfaces.is_empty() {
+            self.interfaces.remove(&cookie);
+        }
+    }
+
+    /// `ns.inum` of a network namespace that lives are in, as a record or a dump told it; 0 where none did.
+    pub fn inum_of(&self, netns: u32) -> u32 {
+        self.inums.get(&netns).copied().unwrap_or(0)
+    }
+
+    pub(super) fn told_inum(&mut self, netns: u32, inum: u32) {
+        /// Namespaces that no life is in any more are forgotten at the latest when there are so many.
+        const MANY: usize = 4096;
+        // Records come in runs of one namespace.
+        if self.last_inum == (netns, inum) || inum == 0 || netns == 0 {
+            return;
+        }
+        self.last_inum = (netns, inum);
+        if self.inums.get(&netns) == Some(&inum) {
+            return;
+        }
+        if self.inums.len() >= MANY {
+            let live: HashSet<u32> = self.lives.iter().map(|(_, life)| life.netns).collect();
+            self.inums.retain(|netns, _| live.contains(netns));
+        }
+        self.inums.insert(netns, inum);
     }
 
     /// Gives the memory of a past flood back, once three quarters of it lie idle.
@@ -142,15 +190,14 @@ impl Tracker {
             if let Some(at) = by_birth.get_mut(&life.cookie).filter(|at| **at == from) {
                 *at = to;
             }
-            let flow = flow_of(host, *by_cookie, life);
-            if let Some(at) = flow.and_then(|flow| by_flow.get_mut(&flow)).filter(|at| **at == from) {
-                *at = to;
+            if let Some(flow) = flow_of(host, *by_cookie, life) {
+                by_flow.moved(flow, from, to);
             }
             true
         });
         lives.shrink_to_fit();
         by_key.shrink_to_fit(|at| lives.get(at).and_then(|life| key_of(*by_cookie, life)));
-        by_flow.shrink_to_fit();
+        by_flow.shrink_to_fit(|at| lives.get(at).and_then(|life| flow_of(host, *by_cookie, life)));
         self.gave_back = true;
     }
 
@@ -180,7 +227,7 @@ fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
     match life.body {
         Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
         Body::Socket if by_cookie => known(life.cookie),
-        Body::Socket => known(life.sk).or(known(life.cookie)),
+        Body::Socket => known(life.sk()).or(known(life.cookie)),
     }
 }
 

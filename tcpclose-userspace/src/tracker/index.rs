@@ -1,20 +1,17 @@
 //! Lives by what they are kept under: a table of slots alone, four bytes each. The key of a slot is asked of its life.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
+use std::marker::PhantomData;
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
-use rustc_hash::FxBuildHasher;
 
 /// Slots by key. No key leads to two. Where a method takes `key_of`, that tells the key of the life in a slot.
-///
-/// Keys are cookies and addresses, which the kernel gives out: nobody else has a choice in them, so the hash needs no
-/// secret.
 #[derive(Default)]
-pub(super) struct Index(HashTable<u32>);
-
-fn hash(key: u64) -> u64 {
-    FxBuildHasher.hash_one(key)
+pub(super) struct Index<K, S> {
+    slots: HashTable<u32>,
+    hasher: S,
+    keys: PhantomData<K>,
 }
 
 /// There are fewer lives than 2³²: a socket takes more than a kilobyte in the kernel.
@@ -22,15 +19,17 @@ fn slot(at: usize) -> u32 {
     at as u32
 }
 
-impl Index {
-    pub(super) fn get(&self, key: u64, key_of: impl Fn(usize) -> Option<u64>) -> Option<usize> {
-        self.0.find(hash(key), |&slot| key_of(slot as usize) == Some(key)).map(|&slot| slot as usize)
+impl<K: Copy + Eq + Hash, S: BuildHasher> Index<K, S> {
+    pub(super) fn get(&self, key: K, key_of: impl Fn(usize) -> Option<K>) -> Option<usize> {
+        let same = |&slot: &u32| key_of(slot as usize) == Some(key);
+        self.slots.find(self.hasher.hash_one(key), same).map(|&slot| slot as usize)
     }
 
     /// Makes `key` lead to the life at `at`, whose key it is, and to no other.
-    pub(super) fn insert(&mut self, key: u64, at: usize, key_of: impl Fn(usize) -> Option<u64>) {
+    pub(super) fn insert(&mut self, key: K, at: usize, key_of: impl Fn(usize) -> Option<K>) {
         let same = |&slot: &u32| key_of(slot as usize) == Some(key);
-        match self.0.entry(hash(key), same, rehash(&key_of)) {
+        let hash = self.hasher.hash_one(key);
+        match self.slots.entry(hash, same, rehash(&self.hasher, &key_of)) {
             Entry::Occupied(mut entry) => *entry.get_mut() = slot(at),
             Entry::Vacant(entry) => {
                 entry.insert(slot(at));
@@ -39,42 +38,45 @@ impl Index {
     }
 
     /// Takes back that `key`, which the life at `at` has or had last, leads there; if it does.
-    pub(super) fn remove(&mut self, key: u64, at: usize) {
-        if let Ok(entry) = self.0.find_entry(hash(key), |&known| known == slot(at)) {
+    pub(super) fn remove(&mut self, key: K, at: usize) {
+        let hash = self.hasher.hash_one(key);
+        if let Ok(entry) = self.slots.find_entry(hash, |&known| known == slot(at)) {
             entry.remove();
         }
     }
 
     /// Says that the life with `key` went from one slot to another.
-    pub(super) fn moved(&mut self, key: u64, from: usize, to: usize) {
-        if let Some(at) = self.0.find_mut(hash(key), |&known| known == slot(from)) {
+    pub(super) fn moved(&mut self, key: K, from: usize, to: usize) {
+        let hash = self.hasher.hash_one(key);
+        if let Some(at) = self.slots.find_mut(hash, |&known| known == slot(from)) {
             *at = slot(to);
         }
     }
 
-    pub(super) fn shrink_to_fit(&mut self, key_of: impl Fn(usize) -> Option<u64>) {
-        self.0.shrink_to_fit(rehash(&key_of));
+    pub(super) fn shrink_to_fit(&mut self, key_of: impl Fn(usize) -> Option<K>) {
+        self.slots.shrink_to_fit(rehash(&self.hasher, &key_of));
     }
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.slots.is_empty()
     }
 }
 
 /// The hash of the life in a slot. Every slot in the table has a life with a key.
-fn rehash(key_of: &impl Fn(usize) -> Option<u64>) -> impl Fn(&u32) -> u64 {
-    |&slot| key_of(slot as usize).map_or(0, hash)
+fn rehash<K: Hash>(hasher: &impl BuildHasher, key_of: &impl Fn(usize) -> Option<K>) -> impl Fn(&u32) -> u64 {
+    |&slot| key_of(slot as usize).map_or(0, |key| hasher.hash_one(key))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustc_hash::FxBuildHasher;
 
     #[test]
     fn a_key_leads_to_the_last_that_took_it_until_that_one_goes() {
         let mut keys: Vec<Option<u64>> = (0..1000).map(|n| Some(n * 64 + 1)).collect();
-        let mut index = Index::default();
+        let mut index = Index::<u64, FxBuildHasher>::default();
         for at in 0..keys.len() {
             index.insert(keys[at].unwrap(), at, |at| keys[at]);
         }

@@ -122,6 +122,9 @@ impl Tracker {
     /// `most`: those that an exact lookup does not find either go to [`Self::gone`].
     pub fn dump(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
         let ended = self.ended_meanwhile.take().unwrap_or_default();
+        for (&netns, &inum) in &view.covers.netns {
+            self.told_inum(netns, inum);
+        }
         if view.states & TcpState::Listen.bit() != 0 {
             self.listening.retain(|(netns, ..)| !view.covers.netns.contains_key(netns));
         }
@@ -207,19 +210,19 @@ impl Tracker {
         }
         // Found in this namespace, it is of it.
         let netns = if life.netns == 0 { seen.netns } else { life.netns };
-        let inum = view.covers.netns.get(&netns).copied().unwrap_or(life.inum);
         let flow = if life.flow.has_addresses() { life.flow } else { seen.flow };
         if (life.netns, life.flow, life.cookie) != (netns, flow, seen.cookie) {
             self.change(at, |life| (life.netns, life.flow, life.cookie) = (netns, flow, seen.cookie));
         }
+        self.bound_to(seen.cookie, seen.interface);
         let life = &mut self.lives[at];
-        (life.inum, life.interface, life.missed) = (inum, seen.interface, false);
+        life.missed = false;
         match (life.body, seen.body) {
             (Body::Minisocket, Body::Minisocket) => self.minisocket(at, seen, phase, out),
             _ if life.event_ns + MARGIN_NS > view.started_ns => {}
             (Body::Socket, Body::Socket) if life.phase == phase => {
                 life.seen_ns = seen.seen_ns;
-                life.sent_ns = seen.sent_ns.unwrap_or(life.sent_ns);
+                life.set_sent_ns(seen.sent_ns.unwrap_or(life.sent_ns()));
             }
             // Records were lost on the way from what we knew to what is.
             _ => {
@@ -266,8 +269,8 @@ impl Tracker {
         let life = &mut self.lives[at];
         life.seen_ns = seen.seen_ns;
         // An expired timer that has not fired yet keeps the instant it was due at.
-        if seen.expires_ns != 0 || life.expires_ns == 0 {
-            life.expires_ns = seen.seen_ns + seen.expires_ns;
+        if seen.expires_ns != 0 || life.expires_ns() == 0 {
+            life.mark = seen.seen_ns + seen.expires_ns;
         }
     }
 
@@ -341,13 +344,12 @@ impl Tracker {
             (Body::Minisocket, _) => Since { earliest_ns: 0, latest_ns: seen.seen_ns },
             (Body::Socket, _) => Since::of_age(seen.age, seen.seen_ns),
         };
+        self.bound_to(seen.cookie, seen.interface);
         self.insert(Life {
             cookie: seen.cookie,
-            sk: 0,
+            mark: if seen.body == Body::Minisocket { seen.seen_ns + seen.expires_ns } else { 0 },
             flow: seen.flow,
             netns: seen.netns,
-            inum: view.covers.netns.get(&seen.netns).copied().unwrap_or(0),
-            interface: seen.interface,
             port: self.port(side, seen.flow.local_port, seen.flow.remote_port),
             side,
             role: role_proven_by(phase),
@@ -359,9 +361,8 @@ impl Tracker {
             event_ns: 0,
             missed: false,
             seen_ns: if view.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
-            expires_ns: if seen.body == Body::Minisocket { seen.seen_ns + seen.expires_ns } else { 0 },
-            sent_ns: seen.sent_ns.unwrap_or(0),
-            closer: None,
+            acted_ns: if phase == Phase::CloseWait { seen.sent_ns.unwrap_or(0) } else { 0 },
+            closer_pid: None,
         })
     }
 
@@ -378,9 +379,12 @@ impl Tracker {
         // be looked up one by one. (At the classic door the later socket's first record has ended them.)
         let mut taken: Option<HashSet<(u32, Flow, u32)>> = None;
         let by_cookie = self.by_cookie;
+        let interfaces = &self.interfaces;
+        let interface_of = |life: &Life| interfaces.get(&life.cookie).copied().unwrap_or(0);
         let mut is_taken = |life: &Life| {
             let flows = || view.seen.iter().map(|seen| (seen.netns, seen.flow, seen.interface)).collect();
-            by_cookie && taken.get_or_insert_with(flows).contains(&(life.netns, life.flow, life.interface))
+            by_cookie
+                && taken.get_or_insert_with(flows).contains(&(life.netns, life.flow, interface_of(life)))
         };
         for (at, life) in &mut self.lives {
             if !view.covers.should_show(life)
@@ -390,7 +394,7 @@ impl Tracker {
             {
                 continue;
             }
-            let due = life.expires_ns != 0 && life.expires_ns <= view.started_ns;
+            let due = life.expires_ns() != 0 && life.expires_ns() <= view.started_ns;
             if life.body == Body::Minisocket && (due && (!self.told.lives || self.lossy) || is_taken(life)) {
                 over.push(at);
             } else if suspects.len() < most {
@@ -398,7 +402,7 @@ impl Tracker {
                     netns: life.netns,
                     flow: life.flow,
                     cookie: life.cookie,
-                    interface: life.interface,
+                    interface: interface_of(life),
                     slot: at,
                     event_ns: life.event_ns,
                     seen_ns: life.seen_ns,

@@ -249,7 +249,8 @@ impl Tracker {
             ports && kept.phase == left && kept.since.latest_ns <= head.time_ns
         };
         let kept = self.former.as_mut()?.with_cookie(head.key, body, same)?;
-        let mut life = Life { flow: kept.flow, since: kept.since, body, ..Self::blank(head, left) };
+        let mut life = Life { flow: kept.flow, since: kept.since, ..Self::blank(head, left) };
+        life.become_body(body);
         kept.describe(&mut life);
         Some(life)
     }

@@ -53,9 +53,8 @@ pub enum Body {
     Minisocket,
 }
 
-/// The process that made this side's FIN. Packed, and never 0, so that a life has 12 bytes for it and not 24.
+/// The process that made this side's FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(Rust, packed(4))]
 pub struct Closer {
     /// As the first PID namespace numbers it.
     pub pid: NonZeroU32,
@@ -78,17 +77,13 @@ pub enum Birth {
 pub struct Life {
     /// The socket cookie; 0 while it is not known.
     pub cookie: u64,
-    /// The address of the `struct sock`, by which the classic door knows it; 0 at the tp_btf door and after →CLOSE.
-    pub sk: u64,
+    /// Of a full socket [`Self::sk`], of a minisocket [`Self::expires_ns`].
+    pub(crate) mark: u64,
     /// Both ends; without addresses when the opening record was never seen.
     pub flow: Flow,
     /// What identifies its network namespace, as in a record's [`netns`](tcpclose_common::event::Head::netns); 0 while
     /// unknown.
     pub netns: u32,
-    /// `ns.inum` of that; 0 where nobody told.
-    pub inum: u32,
-    /// The interface that it is bound to, as the last dump had it: a look-up needs it. 0 for none.
-    pub interface: u32,
     /// The service port.
     pub port: u16,
     pub side: Side,
@@ -107,22 +102,57 @@ pub struct Life {
     pub seen_ns: u64,
     /// The last dump that should have seen it did not, and nothing was heard of it since.
     pub missed: bool,
-    /// When the minisocket's timer will run out, as the last dump had it; 0 if none has.
-    pub expires_ns: u64,
-    /// The last time the program is known to have written to it; 0 if no dump told.
-    pub sent_ns: u64,
-    /// Who closed this side, or shut it down, where a record told.
-    pub closer: Option<Closer>,
+    /// In CLOSE-WAIT [`Self::sent_ns`], later when [`Self::closer`] closed it.
+    pub(crate) acted_ns: u64,
+    pub(crate) closer_pid: Option<NonZeroU32>,
 }
 
 impl Life {
     pub const fn pair(&self) -> Pair {
         Pair { side: self.side, port: self.port }
     }
+
+    /// The address of the `struct sock`, by which the classic door knows it; 0 at the tp_btf door and after →CLOSE.
+    pub fn sk(&self) -> u64 {
+        if self.body == Body::Socket { self.mark } else { 0 }
+    }
+
+    /// When the minisocket's timer will run out, as the last dump had it; 0 if none has.
+    pub fn expires_ns(&self) -> u64 {
+        if self.body == Body::Minisocket { self.mark } else { 0 }
+    }
+
+    /// Makes of a full socket a minisocket that no dump has seen; what is one stays it.
+    pub(super) fn become_body(&mut self, body: Body) {
+        if self.body != body {
+            (self.body, self.mark) = (body, 0);
+        }
+    }
+
+    /// The last time that the program is known to have written to a socket in CLOSE-WAIT; 0 if no dump told.
+    pub fn sent_ns(&self) -> u64 {
+        if self.phase == Phase::CloseWait && self.closer_pid.is_none() { self.acted_ns } else { 0 }
+    }
+
+    /// Takes in when that was, in CLOSE-WAIT.
+    pub fn set_sent_ns(&mut self, ns: u64) {
+        if self.phase == Phase::CloseWait && self.closer_pid.is_none() {
+            self.acted_ns = ns;
+        }
+    }
+
+    /// Who closed this side, or shut it down, where a record told.
+    pub fn closer(&self) -> Option<Closer> {
+        self.closer_pid.map(|pid| Closer { pid, at_ns: self.acted_ns })
+    }
+
+    pub(super) fn set_closer(&mut self, closer: Closer) {
+        (self.closer_pid, self.acted_ns) = (Some(closer.pid), closer.at_ns);
+    }
 }
 
 /// A million of them are nothing unheard of.
-const _: () = assert!(size_of::<Life>() <= 136);
+const _: () = assert!(size_of::<Life>() <= 112);
 
 #[cfg(test)]
 mod tests {

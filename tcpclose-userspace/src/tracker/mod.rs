@@ -31,12 +31,12 @@ mod over;
 mod tests;
 pub mod transition;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
 use tcpclose_common::event::{Head, Open, Record, flags};
 use tcpclose_common::state::TcpState;
@@ -74,14 +74,15 @@ pub struct Tracker {
     lives: Slab<Life>,
     /// By cookie (tp_btf) or by address of the full socket (classic door; while that is not known, by cookie too). A
     /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
-    /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18).
-    by_key: Index,
+    /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18). The
+    /// kernel gives these out and nobody else has a choice in them, so the hash needs no secret.
+    by_key: Index<u64, FxBuildHasher>,
     /// By cookie, at the classic door: sockets whose minisocket is born. Should the record of the →CLOSE be lost, the socket's
     /// address leads nowhere any more. (At the tp_btf door the cookie still does.)
     by_birth: FxHashMap<u64, usize>,
     /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
-    by_flow: HashMap<(u32, u64), usize, Keyed>,
+    by_flow: Index<(u32, u64), Keyed>,
     /// Where somebody listens, by namespace, as of the last dump that looked there.
     listening: HashSet<(u32, Ipv6Addr, u16), Keyed>,
     /// Lives that ended while a dump is under way: what it says of them is no news.
@@ -103,6 +104,12 @@ pub struct Tracker {
     former: Option<keep::Former>,
     /// What is to be kept for the next agent, if anything is.
     changes: Option<keep::Changes>,
+    /// Of those few sockets that are bound to one, by cookie.
+    interfaces: FxHashMap<u64, u32>,
+    /// `ns.inum` by what identifies a namespace.
+    inums: FxHashMap<u32, u32>,
+    /// The last of these that was told.
+    last_inum: (u32, u32),
     /// See [`Self::take_gave_back`].
     gave_back: bool,
 }
@@ -122,7 +129,7 @@ impl Tracker {
             lives: Slab::new(),
             by_key: Index::default(),
             by_birth: FxHashMap::default(),
-            by_flow: HashMap::default(),
+            by_flow: Index::default(),
             listening: HashSet::default(),
             ended_meanwhile: None,
             time_wait_ns: None,
@@ -134,6 +141,9 @@ impl Tracker {
             settling: VecDeque::new(),
             former: None,
             changes: None,
+            interfaces: FxHashMap::default(),
+            inums: FxHashMap::default(),
+            last_inum: (0, 0),
             gave_back: false,
         }
     }
@@ -215,6 +225,7 @@ impl Tracker {
         let port = self.port(side, head.local_port, head.remote_port);
         let (at_ns, told) = (head.time_ns, transition::Told::by_record(head, open.numbers));
         let first = Step { at_ns, from: old, to: new, spent: Age::UNKNOWN, outcome: None, told };
+        self.told_inum(head.netns, open.inum);
         let Some(phase) = Phase::of(new) else {
             // Straight to CLOSE: no FIN was sent or taken, and no phase was entered.
             let outcome = match ending::read(old, head) {
@@ -222,9 +233,9 @@ impl Tracker {
                 Ending::TimeWait | Ending::FinWait2 | Ending::Reset | Ending::Unclear => Outcome::Unknown,
             };
             let pair = Pair { side, port };
-            let life = Life { flow, side, port, inum: open.inum, ..Self::blank(head, Phase::FinWait1) };
+            let life = Life { flow, side, port, ..Self::blank(head, Phase::FinWait1) };
             let life = Life { role: Role::None, ..life };
-            transition::tell(&life, Step { outcome: Some(outcome), ..first }, out);
+            self.tell(&life, Step { outcome: Some(outcome), ..first }, out);
             out.fact(head.time_ns, Fact::Closed { pair, role: Role::None, outcome });
             return;
         };
@@ -233,8 +244,8 @@ impl Tracker {
             Phase::CloseWait => Role::Passive,
             _ => Role::Unknown,
         };
-        let life = Life { flow, side, port, role, phase, inum: open.inum, ..Self::blank(head, phase) };
-        transition::tell(&life, first, out);
+        let life = Life { flow, side, port, role, phase, ..Self::blank(head, phase) };
+        self.tell(&life, first, out);
         self.insert(Life { since: Since::exact(head.time_ns), ..life });
     }
 
@@ -264,7 +275,7 @@ impl Tracker {
                     self.end_minisocket(at, head.time_ns, transition::Told::BY_ANOTHER, out);
                 }
                 // Known by a dump alone, which ran between this step and its drain: the record knows better.
-                Life { sk: 0, .. } => {
+                life if life.sk() == 0 => {
                     self.remove(at);
                 }
                 // The earlier connection's socket. Its →CLOSE is on its way from another CPU (tcp_time_wait has the
@@ -283,20 +294,20 @@ impl Tracker {
         let side = self.side_of(head, None);
         let port = self.port(side, head.local_port, head.remote_port);
         let flow = Flow::of_hash(flow_hash, head.local_port, head.remote_port);
-        let life = Life { side, port, flow, body, ..Self::blank(head, left) };
+        let mut life = Life { side, port, flow, ..Self::blank(head, left) };
+        life.become_body(body);
         self.insert(life)
     }
 
     /// A life in `phase` of which only the record is known.
     fn blank(head: &Head, phase: Phase) -> Life {
         let cookie = head.flags & flags::COOKIE != 0;
+        let closer = closer(head);
         Life {
             cookie: if cookie { head.key } else { 0 },
-            sk: if cookie { 0 } else { head.key },
+            mark: if cookie { 0 } else { head.key },
             flow: Flow::of_hash(0, head.local_port, head.remote_port),
             netns: head.netns,
-            inum: 0,
-            interface: 0,
             port: 0,
             side: Side::Unknown,
             role: role_proven_by(phase),
@@ -308,9 +319,8 @@ impl Tracker {
             event_ns: head.time_ns,
             seen_ns: 0,
             missed: false,
-            expires_ns: 0,
-            sent_ns: 0,
-            closer: closer(head),
+            acted_ns: closer.map_or(0, |closer| closer.at_ns),
+            closer_pid: closer.map(|closer| closer.pid),
         }
     }
 
@@ -331,12 +341,13 @@ impl Tracker {
             Some(next) => {
                 self.leave(at, left, now, out);
                 self.enter(at, next, Since::exact(now));
-                let life = &mut self.lives[at];
-                life.closer = closer(head).or(life.closer);
+                if let Some(closer) = closer(head) {
+                    self.lives[at].set_closer(closer);
+                }
                 if next == Phase::Closing {
                     self.lives[at].role = Role::Simultaneous;
                 }
-                transition::tell(&self.lives[at], step, out);
+                self.tell(&self.lives[at], step, out);
                 return;
             }
             // Its minisocket, of which more is known by now than this step can tell.
@@ -346,7 +357,7 @@ impl Tracker {
         match ending {
             Ending::Over(outcome) => {
                 self.leave(at, left, now, out);
-                transition::tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
+                self.tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
                 self.count(at, now, outcome, out);
                 self.remove(at);
                 return;
@@ -355,7 +366,9 @@ impl Tracker {
                 self.leave(at, left, now, out);
                 if self.told.resets {
                     out.fact(now, Fact::Transition { from: step.from, to: step.to });
-                    let unsettled = out.is_watched().then(|| Box::new(step.of(&self.lives[at])));
+                    let unsettled = out
+                        .is_watched()
+                        .then(|| Box::new(step.of(&self.lives[at], self.inum_of(self.lives[at].netns))));
                     let life = &mut self.lives[at];
                     life.counted = true;
                     let (pair, role) = (life.pair(), life.role);
@@ -368,7 +381,7 @@ impl Tracker {
                     });
                 } else {
                     let step = Step { outcome: Some(Outcome::Unknown), ..step };
-                    transition::tell(&self.lives[at], step, out);
+                    self.tell(&self.lives[at], step, out);
                     self.count(at, now, Outcome::Unknown, out);
                 }
                 self.remove(at);
@@ -379,7 +392,7 @@ impl Tracker {
                 self.leave(at, left, now, out);
                 let graceful = ending == Ending::TimeWait;
                 let outcome = if graceful { Outcome::Graceful } else { Outcome::Unknown };
-                transition::tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
+                self.tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
                 self.count(at, now, outcome, out);
                 self.remove(at);
                 return;
@@ -407,7 +420,10 @@ impl Tracker {
     /// Only the minisocket of the life at `at` is left.
     fn outlive_socket(&mut self, at: usize) {
         self.forget_birth(at, self.lives[at].cookie);
-        self.change(at, |life| (life.body, life.sk, life.seen_ns) = (Body::Minisocket, 0, 0));
+        self.change(at, |life| {
+            life.become_body(Body::Minisocket);
+            life.seen_ns = 0;
+        });
     }
 
     /// The full socket is gone; a minisocket goes on.
@@ -452,8 +468,12 @@ impl Tracker {
         let life = &mut self.lives[at];
         life.phase = phase;
         life.since = since;
-        life.expires_ns = 0;
-        life.sent_ns = 0;
+        if life.body == Body::Minisocket {
+            life.mark = 0;
+        }
+        if life.closer_pid.is_none() {
+            life.acted_ns = 0;
+        }
     }
 
     /// TIME-WAIT is where a close is over for both programs.
@@ -469,7 +489,7 @@ impl Tracker {
         self.enter(at, Phase::TimeWait, since);
         let (from, to) = (left.state(), TcpState::TimeWait);
         let step = Step { at_ns: since.latest_ns, from, to, spent, outcome: None, told };
-        transition::tell(&self.lives[at], step, out);
+        self.tell(&self.lives[at], step, out);
         self.count(at, since.latest_ns, Outcome::Graceful, out);
     }
 
@@ -503,9 +523,12 @@ impl Tracker {
         let sk = if self.by_cookie { 0 } else { head.key };
         let life = &mut self.lives[at];
         (life.event_ns, life.missed) = (head.time_ns, false);
-        if life.sk != sk || life.netns == 0 && head.netns != 0 {
+        let has_moved = life.body == Body::Socket && life.mark != sk;
+        if has_moved || life.netns == 0 && head.netns != 0 {
             self.change(at, |life| {
-                life.sk = sk;
+                if has_moved {
+                    life.mark = sk;
+                }
                 if life.netns == 0 {
                     life.netns = head.netns;
                 }

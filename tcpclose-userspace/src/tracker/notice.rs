@@ -118,7 +118,12 @@ impl Tracker {
             }
         };
         let sk = if self.by_cookie { 0 } else { notice.sk };
-        self.change(at, |life| (life.birth, life.cookie, life.sk) = (birth, head.key, sk));
+        self.change(at, |life| {
+            (life.birth, life.cookie) = (birth, head.key);
+            if life.body == Body::Socket {
+                life.mark = sk;
+            }
+        });
         if !self.by_cookie && birth == Birth::Born {
             self.by_birth.insert(head.key, at);
         }
@@ -180,7 +185,7 @@ impl Tracker {
         let (from, to, told) = (phase.state(), TcpState::Close, transition::Told::BY_HOOK);
         let settled = Some(if phase == Phase::TimeWait { Outcome::Graceful } else { outcome });
         let spent = self.spent(at, phase, Since::exact(now));
-        transition::tell(&self.lives[at], Step { at_ns: now, from, to, spent, outcome: settled, told }, out);
+        self.tell(&self.lives[at], Step { at_ns: now, from, to, spent, outcome: settled, told }, out);
         if phase == Phase::TimeWait {
             out.fact(now, Fact::TimeWaitEnded { how });
             // Counted at its entry, unless the record of that was lost.

@@ -7,7 +7,7 @@ use crate::terms::{Age, Outcome, Phase};
 use super::Tracker;
 use super::fact::{Ended, Fact, Sink, Why};
 use super::life::Since;
-use super::transition::{self, Step, Told, between};
+use super::transition::{Step, Told, between};
 
 impl Tracker {
     /// The full socket is gone, and no record said how.
@@ -21,7 +21,9 @@ impl Tracker {
             let spent = self.spent(at, phase, end);
             let outcome = Some(Outcome::Unknown);
             let (from, to, told) = (phase.state(), TcpState::Close, Told::BY_DUMP);
-            out.transition(Step { at_ns: now, from, to, spent, outcome, told }.of(life));
+            out.transition(
+                Step { at_ns: now, from, to, spent, outcome, told }.of(life, self.inum_of(life.netns)),
+            );
         }
         self.count(at, now, Outcome::Unknown, out);
         self.remove(at);
@@ -59,14 +61,14 @@ impl Tracker {
     ) {
         let life = self.lives[at];
         let seen = life.seen_ns != 0;
-        let expired = life.expires_ns != 0 && life.expires_ns <= now;
+        let expired = life.expires_ns() != 0 && life.expires_ns() <= now;
         let presumed = life.phase == Phase::TimeWait && !life.counted;
         let before = life.event_ns.saturating_sub(life.since.latest_ns);
         let last = match life.seen_ns {
             0 if before > now.saturating_sub(life.event_ns) => Some(life.event_ns),
             0 => None,
             // It was seen after its timer was due: timers are late.
-            seen_ns if expired => Some(seen_ns.max(life.expires_ns)),
+            seen_ns if expired => Some(seen_ns.max(life.expires_ns())),
             seen_ns => Some(seen_ns),
         };
         let end = last.unwrap_or(now);
@@ -88,7 +90,7 @@ impl Tracker {
         let spent = if presumed { Age::UNKNOWN } else { between(life.since, ended) };
         let settled = if life.phase == Phase::TimeWait && !presumed { Outcome::Graceful } else { outcome };
         let step = Step { at_ns: end, from, to: TcpState::Close, spent, outcome: Some(settled), told };
-        transition::tell(&life, step, out);
+        self.tell(&life, step, out);
         if life.phase == Phase::TimeWait && !presumed {
             let how = match (seen, expired) {
                 (false, _) => Ended::Unknown,

@@ -48,6 +48,7 @@ pub struct Transition {
     pub flow: Flow,
     /// As in [`Life`].
     pub netns: u32,
+    /// As [`Tracker::inum_of`] has it.
     pub inum: u32,
     pub side: Side,
     pub port: u16,
@@ -99,10 +100,10 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn of(&self, life: &Life) -> Transition {
+    pub(super) fn of(&self, life: &Life, inum: u32) -> Transition {
         let Self { at_ns, from, to, spent, outcome, told } = *self;
         let Told { source, snd, rcv, error_ns } = told;
-        let Life { cookie, flow, netns, inum, side, port, role, closer, .. } = *life;
+        let Life { cookie, flow, netns, side, port, role, .. } = *life;
         Transition {
             at_ns,
             from,
@@ -115,7 +116,7 @@ impl Step {
             side,
             port,
             role,
-            closer,
+            closer: life.closer(),
             outcome,
             source,
             snd,
@@ -124,11 +125,13 @@ impl Step {
     }
 }
 
-/// Tells of a step to who counts and, where somebody watches, to them.
-pub(super) fn tell(life: &Life, step: Step, out: &mut impl Sink) {
-    out.fact(step.at_ns, Fact::Transition { from: step.from, to: step.to });
-    if out.is_watched() {
-        out.transition(step.of(life));
+impl Tracker {
+    /// Tells of a step to who counts and, where somebody watches, to them.
+    pub(super) fn tell(&self, life: &Life, step: Step, out: &mut impl Sink) {
+        out.fact(step.at_ns, Fact::Transition { from: step.from, to: step.to });
+        if out.is_watched() {
+            out.transition(step.of(life, self.inum_of(life.netns)));
+        }
     }
 }
 

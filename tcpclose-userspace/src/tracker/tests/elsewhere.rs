@@ -52,7 +52,7 @@ fn the_same_flow_in_two_namespaces_is_two_lives() {
         let there = Seen { netns: THERE, cookie: 8, ..here };
         assert_eq!(view(&mut bench, &[HERE, THERE], at, &[here, there]), 0);
         assert_eq!(bench.told(), []);
-        let inums: Vec<u32> = bench.tracker.lives().map(|life| life.inum).collect();
+        let inums: Vec<u32> = bench.tracker.lives().map(|life| bench.tracker.inum_of(life.netns)).collect();
         assert_eq!(inums, [HERE ^ 1, THERE ^ 1]);
         // Neither is missed by a dump of the other's namespace.
         let again = Seen { seen_ns: T0 + 2 * S, expires_ns: 58 * S, ..here };

@@ -265,7 +265,7 @@ fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
 fn who_closed_is_kept_from_the_step_that_told() {
     let mut bench = Bench::btf();
     let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
-    let closer = |bench: &Bench| bench.tracker.find(HERE, 7, &flow).unwrap().closer;
+    let closer = |bench: &Bench| bench.tracker.find(HERE, 7, &flow).unwrap().closer();
     let mut open = bench.head(7, &flow, T0, (Established, FinWait1), 0);
     open.set_closer(4_194_304);
     bench.take(open, &flow);
