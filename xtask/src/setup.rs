@@ -63,6 +63,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "runc", package: "runc", why: "runs it where cgroups are hybrid" },
     Tool { program: "busybox", package: "busybox-static", why: "is all that is in it" },
     Tool { program: "wrk", package: "wrk", why: "makes the load" },
+    Tool { program: "tmux", package: "tmux", why: "is the terminal that top is tested in" },
 ];
 
 /// What benchmarks compare with.

@@ -180,7 +180,10 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
             dumped.map(|dumped| (of_others.after(choosing + dumped.cpu), dumped, ask))
         } else {
             pause = dump_interval;
-            engine.borrow_mut().dumps.interval_ns = pause.as_nanos() as u64;
+            let mut engine = engine.borrow_mut();
+            engine.dumps.interval_ns = pause.as_nanos() as u64;
+            // In a time without dumps they had the share to themselves.
+            engine.exhaustion.take_spent();
             continue;
         };
         match dumped {

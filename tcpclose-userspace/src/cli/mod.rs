@@ -7,6 +7,7 @@
 //! * [`watch`]: `tcpclose watch`.
 //! * [`ports`]: `tcpclose ports`.
 //! * [`exhaustion`]: `tcpclose exhaustion`.
+//! * [`top`]: `tcpclose top`.
 //! * [`told`]: a document of the agent's, or the same without one.
 //! * [`filter`]: which sockets are meant, and where they are asked for.
 //! * [`client`]: asks the agent on its unix socket; [`follow`]: reads its stream.
@@ -30,6 +31,7 @@ pub mod rates;
 pub mod stuck;
 pub mod table;
 mod told;
+pub mod top;
 pub mod verify;
 pub mod watch;
 
@@ -62,6 +64,7 @@ pub enum Cli {
     Kill(kill::Kill),
     Ports(ports::Ports),
     Exhaustion(exhaustion::Exhaustion),
+    Top(top::Top),
     Verify(verify::Verify),
     Watch(watch::Watch),
 }
@@ -75,6 +78,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Kill(kill)) => kill.run(),
         Ok(Cli::Ports(ports)) => ports.run(),
         Ok(Cli::Exhaustion(exhaustion)) => exhaustion.run(),
+        Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
         Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
@@ -211,6 +215,7 @@ mod tests {
             &["kill", "--check"],
             &["ports", "--limit", "-1"],
             &["ports", "8080"],
+            &["top", "--port", "80"],
             &["exhaustion", "--for", "-1s"],
             &["exhaustion", "--limit", "all"],
             &["verify", "--for", "-1s"],
