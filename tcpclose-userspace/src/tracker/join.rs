@@ -391,7 +391,9 @@ impl Tracker {
                 continue;
             }
             let due = life.expires_ns != 0 && life.expires_ns <= view.started_ns;
-            if life.body == Body::Minisocket && (due && (!self.told.lives || self.lossy) || is_taken(life)) {
+            if life.body == Body::Minisocket
+                && (due && (!self.told.lives || self.loss.is_some()) || is_taken(life))
+            {
                 over.push(at);
             } else if suspects.len() < most {
                 suspects.push(Suspect {
@@ -405,6 +407,8 @@ impl Tracker {
                 });
             } else if life.missed {
                 missed_twice.push(at);
+            } else {
+                self.unsettled = true;
             }
             life.missed = true;
         }
