@@ -1,11 +1,12 @@
 //! An agent, and connections in all the states and with all the ends that the dashboard shows.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -13,6 +14,12 @@ use crate::common::{Agent, Metrics, free_port, half_closed_client};
 
 /// Sockets that their server never closes.
 const LEAKED: usize = 20;
+
+/// Dumps must have seen a TIME-WAIT for its end to make a sample; they stretch on a busy machine.
+const SEEN_AFTER: Duration = Duration::from_secs(5);
+
+/// Should none of those be seen, others last for 60 s.
+const PATIENCE: Duration = Duration::from_secs(150);
 
 /// What goes on until it is dropped.
 pub struct Scene {
@@ -56,13 +63,14 @@ impl Scene {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let traffic = std::thread::spawn(move || {
+            let mut waiting = VecDeque::new();
             while !told.load(Ordering::Relaxed) {
-                every_end(&listener);
+                every_end(&listener, &mut waiting);
                 sleep(Duration::from_millis(200));
             }
         });
         let scene = Self { agent, ports, stop, traffic: Some(traffic), _leak: leak };
-        scene.agent.metrics_when(Duration::from_secs(60), "everything has come up", |metrics| {
+        scene.agent.metrics_when(PATIENCE, "everything has come up", |metrics| {
             scene.is_whole(metrics)
         });
         scene
@@ -91,8 +99,8 @@ impl Drop for Scene {
     }
 }
 
-/// One connection of each kind, on the port of `listener`.
-fn every_end(listener: &TcpListener) {
+/// One connection of each kind, on the port of `listener`. `waiting`: peers of TIME-WAITs, and since when.
+fn every_end(listener: &TcpListener, waiting: &mut VecDeque<(Instant, SocketAddr)>) {
     let address = listener.local_addr().unwrap();
     let pair = || (TcpStream::connect(address).unwrap(), listener.accept().unwrap().0);
     // The server takes a while to close.
@@ -105,14 +113,13 @@ fn every_end(listener: &TcpListener) {
     let (client, _server) = pair();
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
-    // A TIME-WAIT of the server that a new connection of the same pair of ports takes.
-    let from: SocketAddr = {
-        let (mut client, server) = pair();
-        let from = client.local_addr().unwrap();
-        drop(server);
-        client.read_to_end(&mut Vec::new()).unwrap();
-        from
-    };
+    // A TIME-WAIT of the server, which later a new connection of the same pair of ports takes.
+    let (mut client, server) = pair();
+    waiting.push_back((Instant::now(), client.local_addr().unwrap()));
+    drop(server);
+    client.read_to_end(&mut Vec::new()).unwrap();
+    drop(client);
+    let Some((_, from)) = waiting.pop_front_if(|(since, _)| since.elapsed() > SEEN_AFTER) else { return };
     let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     client.set_reuse_address(true).unwrap();
     // Another process may have been given the port meanwhile.
