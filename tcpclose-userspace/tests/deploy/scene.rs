@@ -70,9 +70,7 @@ impl Scene {
             }
         });
         let scene = Self { agent, ports, stop, traffic: Some(traffic), _leak: leak };
-        scene.agent.metrics_when(PATIENCE, "everything has come up", |metrics| {
-            scene.is_whole(metrics)
-        });
+        scene.agent.metrics_when(PATIENCE, "everything has come up", |metrics| scene.is_whole(metrics));
         scene
     }
 
@@ -119,7 +117,8 @@ fn every_end(listener: &TcpListener, waiting: &mut VecDeque<(Instant, SocketAddr
     drop(server);
     client.read_to_end(&mut Vec::new()).unwrap();
     drop(client);
-    let Some((_, from)) = waiting.pop_front_if(|(since, _)| since.elapsed() > SEEN_AFTER) else { return };
+    let Some(&(_, from)) = waiting.front().filter(|(since, _)| since.elapsed() > SEEN_AFTER) else { return };
+    waiting.pop_front();
     let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     client.set_reuse_address(true).unwrap();
     // Another process may have been given the port meanwhile.
