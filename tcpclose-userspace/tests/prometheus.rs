@@ -7,100 +7,16 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use common::prometheus::Prometheus;
 use common::{Agent, can_attach, free_port};
-use serde_json::Value;
-use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// The upper bounds of CLOSE-WAIT's buckets, as DESIGN.md has them.
 const BUCKETS: [f64; 12] = [0.001, 0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0];
-
-/// Debian's Prometheus; ended when dropped.
-struct Prometheus {
-    process: Child,
-    port: u16,
-    _folder: TempDir,
-}
-
-impl Prometheus {
-    /// Scrapes each of `targets` (a name and an address) once a second.
-    fn start(targets: &[(&str, String)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let mut config = "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\nscrape_configs:\n".to_owned();
-        for (name, address) in targets {
-            config += &format!("  - job_name: {name}\n    static_configs:\n      - targets: ['{address}']\n");
-        }
-        std::fs::write(folder.path().join("prometheus.yml"), config).unwrap();
-        let process = Command::new("prometheus")
-            .current_dir(folder.path())
-            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--log.level=error"])
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut prometheus = Self { process, port, _folder: folder };
-        let until = Instant::now() + PATIENCE;
-        while prometheus.get("/-/ready").is_none_or(|(status, _)| status != 200) {
-            let ended = prometheus.process.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < until, "Prometheus is not ready: {ended:?}");
-            sleep(Duration::from_millis(50));
-        }
-        prometheus
-    }
-
-    /// `GET path`: status and body; `None` while nobody listens.
-    fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
-        write!(stream, "GET {path} HTTP/1.0\r\nhost: 127.0.0.1:{}\r\n\r\n", self.port).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        Some((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
-    }
-
-    /// The value of an instant query for each job.
-    fn query(&self, expression: &str) -> Vec<(String, f64)> {
-        let encoded: String = expression.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        let (status, body) = self.get(&format!("/api/v1/query?query={encoded}")).unwrap();
-        assert_eq!(status, 200, "{body}");
-        let answer: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(answer["status"], "success");
-        let series = answer["data"]["result"].as_array().unwrap().iter().map(|series| {
-            let value = series["value"][1].as_str().unwrap().parse().unwrap();
-            (series["metric"]["job"].as_str().unwrap().to_owned(), value)
-        });
-        series.collect()
-    }
-
-    /// Asks again until every job of `jobs` is answered with a value for which `done` holds.
-    fn query_when(&self, jobs: &[&str], expression: &str, done: impl Fn(f64) -> bool) -> Vec<(String, f64)> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let values = self.query(expression);
-            let all = jobs.iter().all(|job| values.iter().any(|(j, value)| j == job && done(*value)));
-            if all && values.len() == jobs.len() {
-                println!("{expression}: {values:?}");
-                return values;
-            }
-            assert!(Instant::now() < until, "{expression}: {values:?}");
-            sleep(Duration::from_millis(100));
-        }
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 /// A server that keeps `n` sockets in CLOSE-WAIT for about `hold`, all at once: the least and the most that the test's
 /// clock allows for any of them.

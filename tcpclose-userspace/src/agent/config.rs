@@ -11,7 +11,7 @@ use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
 use crate::ledger::census::StuckAfter;
 
-/// Made from the command line once; nothing reads arguments after that.
+/// Made from the command line, variables and a file; nothing reads those after that, but for a reload.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where metrics are served.

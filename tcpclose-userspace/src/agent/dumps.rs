@@ -21,6 +21,7 @@ use crate::tracker::join::Suspect;
 use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS};
 use super::memory;
 use super::pace::{Pace, SHARE};
+use super::reload::Intervals;
 
 /// The CPU time from which on the rest of a dump's namespaces wait for the next one.
 const SLICE: Duration = Duration::from_millis(50);
@@ -154,7 +155,7 @@ pub async fn first(engine: &RefCell<Engine>) -> Result<()> {
 }
 
 /// Dumps for as long as the agent runs.
-pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile_interval: Duration) {
+pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
     let mut reconciled = Instant::now();
     // Records were lost since the last round began, and before that.
     let (mut lost, mut lost_before) = (false, false);
@@ -162,18 +163,19 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
     // Without BTF no record tells its namespace: only a look at all of them at once shows that something is gone.
     let most = engine.borrow().probe.facts.then_some(SLICE);
     let (mut of_rounds, mut of_others) = (Pace::default(), Pace::default());
-    let mut pause = dump_interval;
+    let mut pause = intervals.dump.get();
     // What the last dump asked for, and where, if it left absences unsettled.
     let mut again: Option<(Ask, Vec<Place>)> = None;
     loop {
         sleep(pause).await;
+        let dump_interval = intervals.dump.get();
         lost |= engine.borrow_mut().has_lost();
         let (wanted, choosing) = timed(|| engine.borrow().wanted(host::monotonic_ns()));
         let wanted = again.take().or(wanted);
         let (round_is_due, looking) = timed(|| {
             let engine = engine.borrow();
             lost || engine.namespaces.is_searching()
-                || reconciled.elapsed() >= reconcile_interval
+                || reconciled.elapsed() >= intervals.reconcile.get()
                 || engine.has_new_namespace()
         });
         let choosing = choosing + looking;

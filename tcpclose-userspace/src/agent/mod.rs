@@ -1,6 +1,6 @@
 //! The agent: everything that runs, on one thread.
 //!
-//! * [`config`]: what it is told to do.
+//! * [`config`]: what it is told to do; [`reload`]: what of it can change while it runs.
 //! * [`engine`]: the one owner of probe, tracker and ledger.
 //! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
 //! * [`dumps`]: the first dumps, those that follow minisockets, and the reconcile; [`namespaces`]: where, [`pace`]: when.
@@ -33,6 +33,7 @@ pub mod owners;
 pub mod pace;
 pub mod ports;
 pub mod queries;
+pub mod reload;
 pub mod sockets;
 pub mod state;
 
@@ -46,7 +47,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use log::LevelFilter;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 use tokio::time::timeout;
 
@@ -60,6 +61,7 @@ use crate::watch::line::Item;
 use claim::{Patience, StateDir};
 use config::Config;
 use engine::Engine;
+use reload::{Again, Intervals, Reload};
 use sockets::QuerySocket;
 use state::Keeping;
 
@@ -69,13 +71,15 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// How often who watches is asked whether it still wants to, when nothing comes.
 pub const LOOK_UP: Duration = Duration::from_millis(500);
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT. SIGHUP has it ask `again` for its settings.
 ///
 /// # Errors
 /// When something that the agent needs is not to be had: a capability, a state hook, an address, the socket.
-pub fn run(config: &Config) -> Result<(), Failure> {
+pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     memory::map_large_blocks();
-    env_logger::Builder::new().filter_level(config.log_level).format_target(false).init();
+    // All of it, so that the level can be raised as well: this is asked only after the level has been.
+    env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
+    log::set_max_level(config.log_level);
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
     kill::require(config.allow_kill)?;
@@ -89,7 +93,7 @@ pub fn run(config: &Config) -> Result<(), Failure> {
         .map_err(cannot_start)?;
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
     let mut held = Held::default();
-    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, connections, &mut held));
+    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, again, connections, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
     done
@@ -109,14 +113,21 @@ fn cannot_start(why: io::Error) -> Failure {
 
 /// Starts and serves. Signals are heard from the first moment on, so that one that comes early ends the agent as
 /// cleanly as any.
-async fn until_told_to_end(config: &Config, connections: usize, held: &mut Held) -> Result<(), Failure> {
+async fn until_told_to_end(
+    config: &Config,
+    again: Again<'_>,
+    connections: usize,
+    held: &mut Held,
+) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_start)?;
+    // It would end the agent, were it not heard.
+    let hangups = signal(SignalKind::hangup()).map_err(cannot_start)?;
     let done = tokio::select! {
         biased;
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        done = start(config, connections, held) => done,
+        done = start(config, again, hangups, connections, held) => done,
     };
     if let Some(keeping) = held.keeping.take() {
         keeping.end(LAST_WAIT).await;
@@ -126,7 +137,13 @@ async fn until_told_to_end(config: &Config, connections: usize, held: &mut Held)
 }
 
 /// Gets the agent everything that it needs, has it serve, and never returns but for a failure.
-async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(), Failure> {
+async fn start(
+    config: &Config,
+    again: Again<'_>,
+    hangups: Signal,
+    connections: usize,
+    held: &mut Held,
+) -> Result<(), Failure> {
     // An address that is in use may be that of the agent whose socket is waited for.
     let early = match sockets::listen(&config.listen) {
         Err(refused) if !refused.in_use() => return Err(refused.into()),
@@ -172,10 +189,12 @@ async fn start(config: &Config, connections: usize, held: &mut Held) -> Result<(
     // Nobody may be there to read it, which is no reason to end.
     let kept = held.state_dir.as_ref().map(|dir| dir.path.as_path());
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses, kept).as_bytes());
-    if let Some(interval) = config.owner_interval {
-        spawn_local(owners::run(Rc::clone(&engine), interval));
+    let intervals = Rc::new(Intervals::of(config));
+    let mut reload = Reload::new(Rc::clone(&engine), Rc::clone(&intervals), config);
+    tokio::select! {
+        () = dumps::run(engine, intervals) => {}
+        () = reload.run(hangups, again) => {}
     }
-    dumps::run(engine, config.dump_interval, config.reconcile_interval).await;
     Ok(())
 }
 
@@ -231,7 +250,7 @@ pub fn watch_alone(
         first_dump(&engine).await?;
         let Ok(mut lines) = lines::Lines::of(filter, &engine) else { return Ok(()) };
         ready(&engine.borrow());
-        spawn_local(dumps::run(engine, config.dump_interval, config.reconcile_interval));
+        spawn_local(dumps::run(engine, Rc::new(Intervals::of(config))));
         loop {
             let items = timeout(LOOK_UP, lines.next()).await.ok();
             if each(items)?.is_break() {

@@ -19,7 +19,7 @@ use super::DEFAULT_SOCKET;
 /// Watch how connections end, and serve it to Prometheus and to the command line.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tcpclose agent\n  tcpclose agent --listen 0.0.0.0:9923 --stuck-after 30s,10m --name-port 8080"
+    after_help = "Examples:\n  tcpclose agent\n  tcpclose agent --listen 0.0.0.0:9923 --stuck-after 30s,10m --name-port 8080\n  tcpclose agent --config ./tcpclose.toml --check-config"
 )]
 pub struct Agent {
     /// Serve metrics at this address and port; may be repeated.
@@ -95,6 +95,17 @@ pub struct Agent {
     /// speaks too.
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level)]
     log_level: LevelFilter,
+
+    /// Take from this TOML file what neither an argument nor its variable, in brackets here, says [default:
+    /// /etc/tcpclose/tcpclose.toml, where there is one]
+    #[arg(long, value_name = "PATH")]
+    #[allow(dead_code, reason = "read by cli::config")]
+    config: Option<PathBuf>,
+
+    /// Print the settings in force and where each is from, as such a file, and end.
+    #[arg(long)]
+    #[allow(dead_code, reason = "read by cli::config")]
+    check_config: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -129,8 +140,13 @@ enum OwnersChoice {
 }
 
 impl Agent {
-    pub fn run(self) -> Result<(), Failure> {
-        agent::run(&Config {
+    /// Runs, and asks `again` for the settings as they are then, when it is told to reload them.
+    pub fn run(self, again: &dyn Fn() -> Result<Config, Failure>) -> Result<(), Failure> {
+        agent::run(&self.config(), again)
+    }
+
+    pub fn config(self) -> Config {
+        Config {
             listen: self.listen,
             socket: self.socket,
             state_dir: self.state_dir,
@@ -160,7 +176,7 @@ impl Agent {
             ring_size: self.ring_size,
             allow_kill: self.allow_kill,
             log_level: self.log_level,
-        })
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The command line: arguments in, text or JSON out, an exit status.
 //!
-//! * [`agent`]: `tcpclose agent`.
+//! * [`agent`]: `tcpclose agent`; [`config`]: its settings from arguments, variables and a file.
 //! * [`stuck`]: `tcpclose stuck`.
 //! * [`kill`]: `tcpclose kill`.
 //! * [`verify`]: `tcpclose verify`.
@@ -18,6 +18,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod config;
 pub mod exhaustion;
 pub mod filter;
 pub mod follow;
@@ -45,8 +46,10 @@ use clap::Parser;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use serde::Serialize;
 
+use crate::agent::config::Config;
 use crate::failure::Failure;
 use crate::kernel::netns::Scope;
+use config::Stop;
 
 /// Where the agent listens for the command line, unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
@@ -72,8 +75,9 @@ pub enum Cli {
 /// Runs the command line `arguments` (the program's name first) and says how it went: 0, 1 for a check that found
 /// something, 2 for a failure.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let done = match Cli::try_parse_from(arguments) {
-        Ok(Cli::Agent(agent)) => agent.run().map(|()| ExitCode::SUCCESS),
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let done = match config::parse(&arguments) {
+        Ok(Cli::Agent(agent)) => agent.run(&|| reload(&arguments)).map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),
         Ok(Cli::Kill(kill)) => kill.run(),
         Ok(Cli::Ports(ports)) => ports.run(),
@@ -81,13 +85,25 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
-        Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
-        Err(error) => Err(Failure::of_arguments(&error)),
+        Err(Stop::Answer(text)) => print(&text).map(|()| ExitCode::SUCCESS),
+        Err(Stop::Failed(failure)) => Err(failure),
     };
     done.unwrap_or_else(|failure| {
         let _ = writeln!(io::stderr(), "{failure}");
         ExitCode::from(Failure::EXIT)
     })
+}
+
+/// The agent's settings as they are now.
+fn reload(arguments: &[OsString]) -> Result<Config, Failure> {
+    match config::parse(arguments) {
+        Ok(Cli::Agent(agent)) => Ok(agent.config()),
+        Err(Stop::Failed(failure)) => Err(failure),
+        // The arguments are what they were when they asked for an agent.
+        Ok(_) | Err(Stop::Answer(_)) => {
+            Err(Failure::new("reloading", "the arguments no longer ask for an agent", "restart it"))
+        }
+    }
 }
 
 /// Writes `text` to standard output. A reader that has gone away (`| head`) is no failure.

@@ -11,6 +11,8 @@
     reason = "each test program uses its part; clippy's leave for tests does not reach helpers of one"
 )]
 
+pub mod prometheus;
+
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};

@@ -1,0 +1,144 @@
+//! SIGHUP: the settings are read again. What can change while the agent runs does, and what cannot is said.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, Write as _};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::signal::unix::Signal;
+use tokio::task::{JoinHandle, spawn_local};
+
+use super::config::Config;
+use super::engine::Engine;
+use super::{kill, owners};
+use crate::failure::{Failure, printable};
+
+/// Reads the settings as they are now.
+pub type Again<'a> = &'a dyn Fn() -> Result<Config, Failure>;
+
+/// Between dumps; they are looked at before each one.
+pub struct Intervals {
+    pub dump: Cell<Duration>,
+    pub reconcile: Cell<Duration>,
+}
+
+impl Intervals {
+    pub const fn of(config: &Config) -> Self {
+        Self { dump: Cell::new(config.dump_interval), reconcile: Cell::new(config.reconcile_interval) }
+    }
+}
+
+/// What the agent runs by, and where to change it.
+pub struct Reload {
+    engine: Rc<RefCell<Engine>>,
+    intervals: Rc<Intervals>,
+    now: Config,
+    owners: Option<JoinHandle<()>>,
+}
+
+impl Reload {
+    /// Begins to count owners, if that is what `config` says.
+    pub fn new(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>, config: &Config) -> Self {
+        let mut reload = Self { engine, intervals, now: config.clone(), owners: None };
+        reload.count_owners();
+        reload
+    }
+
+    /// Reloads at each of `hangups`, for as long as the agent runs.
+    pub async fn run(&mut self, mut hangups: Signal, again: Again<'_>) {
+        loop {
+            if hangups.recv().await.is_none() {
+                return std::future::pending().await;
+            }
+            let said = match again() {
+                Ok(next) => self.take(&next),
+                Err(failure) => format!("{failure}; nothing is reloaded"),
+            };
+            // Whatever the log level: somebody has asked. And nobody may be there to read it.
+            let _ = writeln!(io::stderr(), "{}", printable(&said));
+        }
+    }
+
+    /// Takes what it can of `next`, and says what that is.
+    fn take(&mut self, next: &Config) -> String {
+        let now = &self.now;
+        let fixed = [
+            ("listen", now.listen != next.listen),
+            ("socket", now.socket != next.socket),
+            ("state-dir", now.state_dir != next.state_dir),
+            ("max-ports", now.max_ports != next.max_ports),
+            ("name-port", now.name_ports != next.name_ports),
+            ("state-hook", now.state_hook != next.state_hook),
+            ("time-wait", now.time_wait != next.time_wait),
+            ("owners", now.owners != next.owners),
+            ("netns", now.netns != next.netns),
+            ("ring-size", now.ring_size != next.ring_size),
+        ];
+        // Without the capability it stays as it is.
+        let refused = kill::require(next.allow_kill).err();
+        let allow_kill = if refused.is_some() { now.allow_kill } else { next.allow_kill };
+        let changed = [
+            ("stuck-after", now.stuck_after != next.stuck_after),
+            ("reconcile-interval", now.reconcile_interval != next.reconcile_interval),
+            ("dump-interval", now.dump_interval != next.dump_interval),
+            ("owner-interval", now.owner_interval != next.owner_interval),
+            ("allow-kill", now.allow_kill != allow_kill),
+            ("log-level", now.log_level != next.log_level),
+        ];
+        let owners_change = self.now.owner_interval != next.owner_interval;
+        self.now.stuck_after = next.stuck_after.clone();
+        self.now.reconcile_interval = next.reconcile_interval;
+        self.now.dump_interval = next.dump_interval;
+        self.now.owner_interval = next.owner_interval;
+        self.now.allow_kill = allow_kill;
+        self.now.log_level = next.log_level;
+        {
+            let mut engine = self.engine.borrow_mut();
+            engine.stuck_after = self.now.stuck_after.clone();
+            engine.allow_kill = self.now.allow_kill;
+        }
+        self.intervals.dump.set(self.now.dump_interval);
+        self.intervals.reconcile.set(self.now.reconcile_interval);
+        log::set_max_level(self.now.log_level);
+        if owners_change {
+            self.count_owners();
+        }
+
+        let mut said =
+            format!("tcpclose: reloaded: {}", names(&changed).unwrap_or("nothing has changed".to_owned()));
+        if let Some(fixed) = names(&fixed) {
+            said += &format!("; restart it for {fixed}");
+        }
+        if let Some(Failure { what, why, .. }) = refused {
+            said += &format!("; {what} is left as it was: {why}");
+        }
+        said
+    }
+
+    /// Counts owners at the interval of now, or no longer.
+    fn count_owners(&mut self) {
+        if let Some(running) = self.owners.take() {
+            running.abort();
+            self.engine.borrow_mut().stuck_owners.clear();
+        }
+        let engine = || Rc::clone(&self.engine);
+        self.owners = self.now.owner_interval.map(|interval| spawn_local(owners::run(engine(), interval)));
+    }
+}
+
+/// Those that are true; `None` where none is.
+fn names(of: &[(&str, bool)]) -> Option<String> {
+    let names: Vec<&str> = of.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_differs_is_named() {
+        assert_eq!(names(&[("a", false)]), None);
+        assert_eq!(names(&[("a", true), ("b", false), ("c", true)]).as_deref(), Some("a, c"));
+    }
+}

@@ -1,0 +1,49 @@
+//! `--check-config`: the settings in force, as a file that says the same.
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
+
+use super::file::Entry;
+use super::{CONFIG, agent_of, is_flag, is_list, settings_of};
+
+/// One line a setting: its key, its value, and where that is from.
+pub fn settings(command: &Command, matches: &ArgMatches, entries: &[&Entry]) -> String {
+    let mut lines = String::new();
+    for (arg, long) in settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG) {
+        let id = arg.get_id().as_str();
+        let Some(agent) = agent_of(matches) else { continue };
+        // The later of two holds.
+        let entry = entries.iter().rfind(|entry| entry.id == id);
+        let from = match (agent.value_source(id), entry) {
+            (Some(ValueSource::CommandLine), _) => "argument",
+            (_, Some(entry)) => &entry.from,
+            _ => "default",
+        };
+        let line = match value(agent, arg) {
+            Some(value) => format!("{long} = {value}  # {from}\n"),
+            None => format!("# {long}: {from}\n"),
+        };
+        lines.push_str(&crate::failure::printable(line.trim_end()));
+        lines.push('\n');
+    }
+    lines
+}
+
+/// The value of `arg` in TOML; `None` where it has none.
+fn value(agent: &ArgMatches, arg: &Arg) -> Option<String> {
+    let id = arg.get_id().as_str();
+    if is_flag(arg) {
+        return Some(agent.get_flag(id).to_string());
+    }
+    let raw = agent.get_raw(id)?.map(|raw| {
+        let text = raw.to_string_lossy();
+        // What JSON writes for a text, TOML reads.
+        if text.parse::<u64>().is_ok() {
+            text.into_owned()
+        } else {
+            serde_json::Value::from(text).to_string()
+        }
+    });
+    let values: Vec<String> = raw.collect();
+    Some(if is_list(arg) { format!("[{}]", values.join(", ")) } else { values.concat() })
+}
