@@ -8,7 +8,8 @@
 //! * [`stage`]: agents, namespaces, and all cases at once. [`report`]: what is printed.
 //!
 //! What an agent tells wrong fails the test, but where the kernel itself says that it left out the agent's program that
-//! often (`common/left_out.rs`): then that case is played again (`common/rounds.rs`).
+//! often (`common/left_out.rs`), or where its dumps were too far apart for a phase that only they tell of: then that case
+//! is played again, until it is told right (`common/rounds.rs`).
 //!
 //! `TCPCLOSE_RUNGS=btf+diag,tracepoint+hooks` leaves the other rungs out. `TCPCLOSE_NO_SKIP` says that this kernel has every rung: one that does not start is then a failure.
 

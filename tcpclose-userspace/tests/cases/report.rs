@@ -7,7 +7,7 @@ use super::common::Metrics;
 use super::rounds::{Round, Wrong};
 use super::rungs::Rung;
 use super::stage::{Watcher, expected_ends};
-use super::verdict::{Error, Played, differences};
+use super::verdict::{Error, Played, differences, too_brief};
 
 /// How a TIME-WAIT can have ended, as tcpclose_time_wait_ended_total says it.
 const REASONS: [&str; 8] =
@@ -20,7 +20,9 @@ const MEASURABLE: f64 = 0.05;
 /// kernel did not tell each agent of.
 pub fn judge(watchers: &[Watcher], played: &[Played], left_out: Vec<u64>) -> Round<usize> {
     let mut lines = String::new();
-    let (mut right, mut wrong, mut hopeless) = (0, Vec::new(), Vec::new());
+    let (mut right, mut wrong, mut hopeless, mut late) = (0, Vec::new(), Vec::new(), Vec::new());
+    // By agent, how many cases were too brief for it.
+    let mut brief = vec![0; watchers.len()];
     let mut errors: BTreeMap<Rung, Vec<Error>> = BTreeMap::new();
     let told: Vec<_> = watchers.iter().map(|watcher| (watcher, watcher.agent.metrics())).collect();
     for played in played {
@@ -29,18 +31,23 @@ pub fn judge(watchers: &[Watcher], played: &[Played], left_out: Vec<u64>) -> Rou
             let errors = errors.entry(watcher.rung).or_default();
             let found = differences(played, watcher.rung, metrics, watcher.dumps, errors);
             right += line(&mut lines, played.case.name, watcher.rung, &found);
-            let found =
-                found.into_iter().map(|what| format!("{} {}: {what}", watcher.rung, played.case.name));
+            let (none, rung) = (found.is_empty(), watcher.rung);
+            let found = found.into_iter().map(|what| format!("{rung} {}: {what}", played.case.name));
             match played.lives {
+                Ok(_) if none => {}
+                Ok(_) if too_brief(played, watcher.rung, watcher.dumps) => {
+                    brief[agent] += 1;
+                    late.push(played.number);
+                }
                 Ok(_) => wrong.extend(found.map(|what| Wrong { agent, play: played.number, what })),
                 // It was never played: that is no agent's doing, and no kernel's.
                 Err(_) => hopeless.extend(found),
             }
         }
     }
-    for ((watcher, metrics), &left_out) in told.iter().zip(&left_out) {
+    for (agent, ((watcher, metrics), &left_out)) in told.iter().zip(&left_out).enumerate() {
         let Watcher { rung, place, .. } = watcher;
-        let ends = ends(watcher, metrics, played, left_out);
+        let ends = ends(watcher, metrics, played, left_out + brief[agent]);
         right += line(&mut lines, &format!("{place:?}: how TIME-WAITs ended"), *rung, &ends);
         let losses = losses(watcher, metrics, left_out);
         right += line(&mut lines, &format!("{place:?}: nothing lost, nothing mended"), *rung, &losses);
@@ -57,7 +64,7 @@ pub fn judge(watchers: &[Watcher], played: &[Played], left_out: Vec<u64>) -> Rou
     print_errors(&errors);
     let differ = lines.lines().filter(|line| line.starts_with(DIFFERS)).count();
     println!("{} cases on {} rungs: {right} lines ok, {differ} differ", played.len(), errors.len());
-    Round { wrong, hopeless, late: Vec::new(), left_out }
+    Round { wrong, hopeless, late, left_out }
 }
 
 const DIFFERS: &str = "DIFFERS";
@@ -72,8 +79,9 @@ fn line(lines: &mut String, name: &str, rung: Rung, differences: &[String]) -> u
     usize::from(differences.is_empty())
 }
 
-/// What is wrong with how many TIME-WAITs ended how. One that is left out of one number may be in another.
-fn ends(watcher: &Watcher, metrics: &Metrics, played: &[Played], left_out: u64) -> Vec<String> {
+/// What is wrong with how many TIME-WAITs ended how, of which an agent may not know so many: one that is left out of one
+/// number may be in another.
+fn ends(watcher: &Watcher, metrics: &Metrics, played: &[Played], unknown: u64) -> Vec<String> {
     let wanted = expected_ends(watcher, played);
     let mut found = Vec::new();
     let mut apart = 0.0;
@@ -85,7 +93,7 @@ fn ends(watcher: &Watcher, metrics: &Metrics, played: &[Played], left_out: u64) 
             found.push(format!("{got} TIME-WAITs {reason}, not {want}"));
         }
     }
-    if apart <= 2.0 * left_out as f64 { Vec::new() } else { found }
+    if apart <= 2.0 * unknown as f64 { Vec::new() } else { found }
 }
 
 /// What was lost or mended, and no more often than the kernel left a program out.

@@ -65,6 +65,14 @@ pub fn differences(
     differences
 }
 
+/// Whether `played` had a phase that dumps alone tell of, shorter than two of their intervals were: one that may be unseen,
+/// and what it was for with it. On a host with much else to do an emulated machine's dumps are that far apart.
+pub fn too_brief(played: &Played, rung: Rung, dumps: Dumps) -> bool {
+    let lives = played.lives.iter().flatten().flatten();
+    let mut dumped = lives.filter(|stayed| stayed.stay.time.told(rung) == "dump");
+    dumped.any(|stayed| truth(stayed).1 < 2.0 * (dumps.apart + dumps.took))
+}
+
 /// Holds the duration histograms of the case's port against the brackets.
 fn samples(
     played: &Played,
