@@ -77,7 +77,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Exhaustion(exhaustion)) => exhaustion.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
-        Err(error) if !error.use_stderr() => print(&error.render().to_string()).map(|()| ExitCode::SUCCESS),
+        // Clap's own way: in colour on a terminal, unless NO_COLOR says otherwise.
+        Err(error) if !error.use_stderr() => written(error.print()).map(|()| ExitCode::SUCCESS),
         Err(error) => Err(Failure::of_arguments(&error)),
     };
     done.unwrap_or_else(|failure| {
@@ -89,7 +90,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Writes `text` to standard output. A reader that has gone away (`| head`) is no failure.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+fn written(done: io::Result<()>) -> Result<(), Failure> {
+    match done {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new("writing to standard output", error, "make room there, or write elsewhere"))
         }
