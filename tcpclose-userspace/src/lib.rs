@@ -11,6 +11,7 @@
 //! * [`agent`]: the run loop, `/metrics`, the query API.
 //! * [`cli`]: the command line.
 //! * [`watch`]: each step as a line, finished connections as drawings. Pure.
+//! * [`progress`]: how far long work is, on a terminal.
 //! * [`failure`]: the one line that a person reads when something cannot be done.
 
 pub mod agent;
@@ -20,6 +21,7 @@ pub mod failure;
 pub mod kernel;
 pub mod kill;
 pub mod ledger;
+pub mod progress;
 pub mod query;
 pub mod terms;
 pub mod tracker;

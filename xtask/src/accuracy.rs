@@ -11,6 +11,7 @@ use crate::{sh, test};
 
 /// Measure how exact durations are, on this kernel or in guests, and keep it in docs/ACCURACY.md
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask accuracy\n  cargo xtask accuracy --kernel 6.12")]
 pub struct Arguments {
     /// Kernels to boot and measure on, instead of this machine's
     #[arg(long = "kernel", value_name = "KERNEL", value_enum)]

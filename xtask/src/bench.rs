@@ -15,6 +15,7 @@ use crate::{build, sh, test};
 
 /// Measure what tcpclose costs, and save it in target/bench
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask bench --only rate idle\n  cargo xtask bench --write")]
 pub struct Arguments {
     /// Only these figures: rate, closers, program, idle, stuck, owners, dump, memory, scrape, throughput, growth, long. The last
     /// takes 30 minutes, and is run only when named

@@ -10,6 +10,10 @@ mod accuracy;
 mod apt;
 mod bench;
 mod build;
+mod demo;
+#[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
+#[path = "../../tcpclose-userspace/src/progress.rs"]
+mod progress;
 mod run;
 mod setup;
 mod sh;
@@ -20,7 +24,7 @@ mod vm;
 
 /// Set up, build, run and test tcpclose
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = "Example: cargo xtask run")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -30,12 +34,16 @@ struct Arguments {
 enum Command {
     Setup(setup::Arguments),
     /// Build the release binary, target/release/tcpclose, with the eBPF object in it
+    #[command(after_help = "Example:\n  cargo xtask build && target/release/tcpclose stuck")]
     Build,
     Run(run::Arguments),
     Test(test::Arguments),
     Vm(vm::Arguments),
     Accuracy(accuracy::Arguments),
     Bench(bench::Arguments),
+    Demo(demo::Arguments),
+    #[command(hide = true)]
+    DemoPlayer(demo::stage::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +55,8 @@ fn main() -> ExitCode {
         Command::Vm(arguments) => vm::command(&arguments),
         Command::Accuracy(arguments) => accuracy::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
+        Command::Demo(arguments) => demo::command(&arguments),
+        Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -54,6 +64,23 @@ fn main() -> ExitCode {
             // Not through Debug: that prints a backtrace where RUST_BACKTRACE is set.
             eprintln!("error: {why:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent_and_every_help_shows_an_example() {
+        let mut command = Arguments::command();
+        command.clone().debug_assert();
+        assert!(command.render_long_help().to_string().contains("Example"));
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set())
+        {
+            assert!(sub.render_long_help().to_string().contains("Example"), "{}", sub.get_name());
         }
     }
 }

@@ -9,6 +9,9 @@ use crate::{build, sh};
 
 /// Set up, build and run `tcpclose agent`, with sudo if needed
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask run\n  cargo xtask run -- --listen 0.0.0.0:9923 --stuck-after 30s,10m"
+)]
 pub struct Arguments {
     /// Arguments of the agent
     #[arg(last = true, value_name = "ARGS")]

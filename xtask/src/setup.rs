@@ -6,12 +6,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 
 use crate::apt::{self, Apt};
+use crate::progress::{self, Ticker};
 use crate::sh;
 use crate::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
 use crate::vm::{self, kit::Part};
 
 /// Find or install what building and testing need
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask setup\n  cargo xtask setup --for build")]
 pub struct Arguments {
     /// What it should be ready for
     #[arg(long = "for", value_name = "PURPOSE", value_enum, default_value_t = Purpose::All)]
@@ -62,6 +64,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "podman", package: "podman", why: "runs a container" },
     Tool { program: "runc", package: "runc", why: "runs it where cgroups are hybrid" },
     Tool { program: "busybox", package: "busybox-static", why: "is all that is in it" },
+    Tool { program: "chromium", package: "chromium", why: "looks at the agent's page" },
     Tool { program: "wrk", package: "wrk", why: "makes the load" },
     Tool { program: "tmux", package: "tmux", why: "is the terminal that top is tested in" },
 ];
@@ -142,14 +145,20 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
         eprintln!("missing: {}", part.describe());
     }
     let apt = Apt::updated()?;
+    let mut steps =
+        Steps::new(usize::from(toolchain.is_some()) + usize::from(!tools.is_empty()) + parts.len());
     if let Some(missing) = toolchain {
+        steps.next("what builds the probe");
         install_toolchain(apt.as_ref(), &missing, rustup)?;
         toolchain::find().context("that did not make the eBPF toolchain complete")?;
     }
     if !tools.is_empty() {
+        steps.next("programs");
         install_tools(apt.as_ref(), &tools)?;
     }
     for part in parts {
+        steps.next(part.describe());
+        let _ticker = Ticker::start(format!("fetching {}", part.describe()));
         let fetched = match &apt {
             Some(apt) => part.fetch(apt),
             None => Err(anyhow!("it comes from Debian's packages, and there is no apt-get here")),
@@ -162,6 +171,23 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
         }
     }
     Ok(Work::Installed)
+}
+
+/// How far it is, for who waits.
+struct Steps {
+    done: usize,
+    all: usize,
+}
+
+impl Steps {
+    const fn new(all: usize) -> Self {
+        Self { done: 0, all }
+    }
+
+    fn next(&mut self, what: impl std::fmt::Display) {
+        self.done += 1;
+        progress::note(&format!("step {} of {}: {what}", self.done, self.all));
+    }
 }
 
 fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Result<()> {

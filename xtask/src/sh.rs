@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::progress;
+
 /// The workspace's folder. Cargo tells it at run time; the folder may have moved since xtask was compiled.
 pub fn workspace() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR")
@@ -71,6 +73,7 @@ pub fn ask(command: &mut Command) -> Option<String> {
 
 /// Writes the command to standard error.
 pub fn show(command: &Command) {
+    progress::clear();
     eprintln!("$ {}", line(command));
 }
 

@@ -13,6 +13,7 @@ use crate::{sh, vm};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
 pub struct Arguments {
     /// Also what takes long: floods, here and in guests
     #[arg(long)]

@@ -40,6 +40,9 @@ const DEFAULT_PATIENCE: u64 = 900;
 
 /// Run tests of the agent on other kernels, in virtual machines
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --kernel 6.1 -- sh -c 'tcpclose agent & sleep 5; tcpclose stuck'"
+)]
 pub struct Arguments {
     /// Kernels to boot
     #[arg(long = "kernel", value_name = "KERNEL", value_enum, default_values_t = Kernel::ALL)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
+use tcpclose_userspace::progress;
 
 use crate::Setting;
 use crate::contender::Agent;
@@ -52,7 +53,7 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
             tell("tracker + ledger", rate.median, format!("{:.1} ns a record", 1e9 / rate.median));
         }
         rows.push(row);
-        eprintln!("growth: {sockets} sockets are done");
+        progress::note(&format!("growth: {sockets} sockets are done"));
     }
     Ok(Figure {
         name: "growth",

@@ -40,6 +40,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use report::Figure;
+use tcpclose_userspace::progress::{self, Ticker};
 
 /// Measure what tcpclose costs
 #[derive(Parser)]
@@ -135,18 +136,20 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     let Arguments { only, pairs, seconds, out, floor, .. } = arguments;
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let names = match only.is_empty() {
+    let names: Vec<Name> = match only.is_empty() {
         true => Name::value_variants().iter().copied().filter(|name| *name != Name::Long).collect(),
         false => only,
     };
-    for name in names {
+    for (at, &name) in names.iter().enumerate() {
         let default = if name == Name::Long { long::SECONDS } else { SECONDS };
         let seconds = seconds.unwrap_or(default);
         let setting = Setting { pairs: pairs as usize, seconds, floor: floor.clone() };
         let begun = std::time::Instant::now();
+        let ticker = Ticker::start(format!("figure {} of {}", at + 1, names.len()));
         let figure = name.measure(&setting)?;
+        drop(ticker);
         figure.save(&out)?;
-        eprintln!("{} took {:.0} s", figure.name, begun.elapsed().as_secs_f64());
+        progress::note(&format!("{} took {:.0} s", figure.name, begun.elapsed().as_secs_f64()));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tcpclose_userspace::progress;
 
 use crate::Setting;
 use crate::contender::{Contender, Running};
@@ -54,7 +55,7 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
                 runs.push((second, run, run.rate / last_bare.rate));
             }
         }
-        eprintln!("rate: round {} of {}", round + 1, setting.pairs);
+        progress::note(&format!("rate: round {} of {}", round + 1, setting.pairs));
     }
     Ok(figure(setting, &bare, &runs))
 }

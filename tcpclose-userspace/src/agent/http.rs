@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use super::engine::Engine;
 use super::kill::Caller;
 use super::lines::{self, Lines};
+use super::page::Page;
 use super::queries::Refused;
 use super::{exhaustion, exposition, kill, ports, queries};
 
@@ -36,7 +37,6 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// prometheus::TEXT_FORMAT with the charset that it is in.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
-const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 const JSON_LINES: &str = "application/x-ndjson";
 
@@ -203,11 +203,12 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     let path = request.uri().path();
     let known = matches!(
         (face, path),
-        (_, "/" | "/metrics" | "/healthz" | "/readyz" | ports::PATH)
+        (_, "/metrics" | "/healthz" | "/readyz" | ports::PATH)
             | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH)
     );
-    if !known {
-        return plain(StatusCode::NOT_FOUND, "not found; try /metrics\n");
+    let page = Page::at(path);
+    if !known && page.is_none() {
+        return plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n");
     }
     if let (Face::Sockets(caller), kill::PATH) = (face, path) {
         if request.method() != Method::POST {
@@ -217,6 +218,9 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return not_allowed("GET and HEAD only\n", "GET, HEAD");
+    }
+    if let Some(page) = page {
+        return page.answer(request.headers());
     }
     match path {
         "/metrics" => match exposition::render(&mut engine.borrow_mut()) {
@@ -233,7 +237,6 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
                 None => plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY),
             }
         }
-        "/" => with_type(StatusCode::OK, HTML, LANDING_PAGE),
         exhaustion::PATH => {
             match exhaustion::document(request.uri().query().unwrap_or_default(), engine).await {
                 Ok(json) => with_type(StatusCode::OK, JSON, json),
@@ -276,17 +279,6 @@ fn refused(why: Refused) -> Answer {
         Refused::Failed(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
     }
 }
-
-/// `/`: where to go from here.
-const LANDING_PAGE: &str = concat!(
-    "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>tcpclose</title>",
-    "<h1>tcpclose ",
-    env!("CARGO_PKG_VERSION"),
-    "</h1><p>How TCP connections end on this host.</p>",
-    "<ul><li><a href=\"/metrics\">/metrics</a> for Prometheus</li>",
-    "<li><a href=\"/healthz\">/healthz</a> and <a href=\"/readyz\">/readyz</a></li></ul>",
-    "<p>Which sockets are stuck, and whose: <code>tcpclose stuck</code> on the host.</p></html>\n"
-);
 
 fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     with_type(status, TEXT, text)

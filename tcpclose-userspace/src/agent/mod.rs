@@ -5,7 +5,8 @@
 //! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
 //! * [`dumps`]: the first dumps, those that follow minisockets, and the reconcile; [`namespaces`]: where, [`pace`]: when.
 //! * [`owners`]: whose the stuck sockets are, at an interval.
-//! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what.
+//! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what. [`page`]: what a
+//!   browser gets.
 //! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
 //! * [`ports`]: the close phase by port, for whoever asks. [`exhaustion`]: how many of connect()'s ports are in use.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
@@ -31,6 +32,7 @@ mod memory;
 pub mod namespaces;
 pub mod owners;
 pub mod pace;
+pub mod page;
 pub mod ports;
 pub mod queries;
 pub mod reload;
@@ -312,6 +314,7 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<
     }
     for address in addresses {
         line("metrics", &format!("{address}/metrics"));
+        line("page", &format!("{address}/"));
     }
     match kept {
         Some(folder) => line("state", &folder.display().to_string()),

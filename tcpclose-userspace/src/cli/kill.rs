@@ -1,7 +1,7 @@
 //! `tcpclose kill`: destroys stuck sockets by SOCK_DESTROY.
 
 use std::cell::RefCell;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use crate::kill::places::Places;
 use crate::kill::plan::{DIAGNOSES, Leave, Left, plan};
 use crate::kill::report::{Fate, Report, Tally};
 use crate::kill::{Order, Outcome, SCHEMA, execute};
+use crate::progress;
 use crate::query::document::{Source, StuckSocket};
 use crate::terms::{Diagnosis, Phase};
 
@@ -373,34 +374,30 @@ fn told(socket: &StuckSocket, elsewhere: bool, outcome: &Outcome) -> String {
     line
 }
 
-/// How far it is, on a terminal only.
+/// How far it is.
 struct Progress {
     on: bool,
     shown: bool,
 }
 
 impl Progress {
-    /// Nothing is said of what is over sooner.
-    const WORTH: Duration = Duration::from_secs(1);
-
     fn new(alone: bool) -> Self {
         // Where standard output is the same terminal, its lines are the progress; ours stands below them.
-        let on = io::stderr().is_terminal() && (alone || io::stdout().is_terminal());
+        let on = alone || io::stdout().is_terminal();
         Self { on, shown: false }
     }
 
     fn show(&mut self, done: usize, all: usize, left: Duration) {
-        if self.on && (self.shown || left >= Self::WORTH) {
+        if self.on && (self.shown || left >= progress::WORTH) {
             let left = table::span(left.as_secs_f64());
-            // Nobody may be there to read it.
-            let _ = write!(io::stderr(), "\r\x1b[K{done} of {all}, {left} left");
+            progress::show(&format!("{done} of {all}, {left} left"));
             self.shown = true;
         }
     }
 
     fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
-            let _ = write!(io::stderr(), "\r\x1b[K");
+            progress::clear();
         }
     }
 }

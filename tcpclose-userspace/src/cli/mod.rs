@@ -85,6 +85,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
+        // Clap's own way: in colour on a terminal, unless NO_COLOR says otherwise.
+        Err(Stop::Help(help)) => written(help.print()).map(|()| ExitCode::SUCCESS),
         Err(Stop::Answer(text)) => print(&text).map(|()| ExitCode::SUCCESS),
         Err(Stop::Failed(failure)) => Err(failure),
     };
@@ -100,7 +102,7 @@ fn reload(arguments: &[OsString]) -> Result<Config, Failure> {
         Ok(Cli::Agent(agent)) => Ok(agent.config()),
         Err(Stop::Failed(failure)) => Err(failure),
         // The arguments are what they were when they asked for an agent.
-        Ok(_) | Err(Stop::Answer(_)) => {
+        Ok(_) | Err(Stop::Answer(_) | Stop::Help(_)) => {
             Err(Failure::new("reloading", "the arguments no longer ask for an agent", "restart it"))
         }
     }
@@ -109,7 +111,11 @@ fn reload(arguments: &[OsString]) -> Result<Config, Failure> {
 /// Writes `text` to standard output. A reader that has gone away (`| head`) is no failure.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+fn written(done: io::Result<()>) -> Result<(), Failure> {
+    match done {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new("writing to standard output", error, "make room there, or write elsewhere"))
         }

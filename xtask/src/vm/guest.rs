@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::QEMU;
+use crate::progress::{self, Ticker};
 use crate::sh;
 
 /// What init.sh's words to xtask come after, be it within a line.
@@ -88,6 +89,8 @@ impl Guest {
 
         let mut report = Report::default();
         let mut since = start;
+        let most = self.patience.as_secs();
+        let _ticker = Ticker::start(format!("a guest with Linux {} (at most {most} s)", self.name));
         loop {
             let left = self.patience.saturating_sub(start.elapsed());
             let line = match lines.recv_timeout(left) {
@@ -109,6 +112,7 @@ impl Guest {
             };
             report.skipped.extend(skipped(output));
             if word.is_none() || !output.is_empty() {
+                progress::clear();
                 // Not println!, which panics when nobody reads.
                 let _ = writeln!(io::stdout(), "{:<4} | {output}", self.name);
             }

@@ -32,18 +32,16 @@ const CONFIG: &str = "config";
 /// Why there is no command to run.
 #[derive(Debug)]
 pub enum Stop {
-    /// Something was asked for that this is: a help text, the version, the settings.
+    /// A help text or the version was asked for.
+    Help(Error),
+    /// The settings were asked for, which are these.
     Answer(String),
     Failed(Failure),
 }
 
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
-        if error.use_stderr() {
-            Self::Failed(Failure::of_arguments(&error))
-        } else {
-            Self::Answer(error.render().to_string())
-        }
+        if error.use_stderr() { Self::Failed(Failure::of_arguments(&error)) } else { Self::Help(error) }
     }
 }
 

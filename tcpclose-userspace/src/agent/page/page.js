@@ -1,0 +1,229 @@
+// Asks the agent for /metrics again and again, and shows what it says: nothing here comes from anywhere else.
+
+import { Scrape, Span } from "./metrics.js";
+import { PortTable } from "./ports.js";
+import { age, between, count, rate, roughly, short, state } from "./words.js";
+
+const EVERY = 2000;
+/** An agent that has not answered by then is not there. */
+const PATIENCE = 5000;
+/** How far back "the last minute" goes. */
+const MINUTE = 60_000;
+/** A scrape that comes a little late is within it all the same. */
+const SLACK = 500;
+
+/** What each ladder of tcpclose_hook_info is for. */
+const HOOKS = { state: "States seen by", time_wait: "TIME-WAIT seen by", owners: "Owners found by" };
+
+const at = (id) => document.getElementById(id);
+const table = new PortTable(at("port-table"), at("filter"), at("ports-empty"));
+
+/** The scrapes of this agent, the oldest first: a minute's. */
+let scrapes = [];
+/** The agent's clock, seconds, when it last answered; by its whole seconds. */
+let clock = 0;
+/** The wall clock at that moment, as this machine writes it. */
+let asOf = "";
+
+/** Sets a text only where it changes, so that a screen reader and a selection are left alone. */
+function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function element(name, text, className) {
+  const node = document.createElement(name);
+  node.textContent = text;
+  if (className) node.className = className;
+  return node;
+}
+
+/** What the agent is doing: `live`, `starting` or `gone`, and the words for it. */
+function status(agent, words) {
+  document.documentElement.dataset.agent = agent;
+  say(at("status"), words);
+}
+
+async function ask() {
+  let text;
+  try {
+    const answer = await fetch("metrics", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    text = await answer.text();
+    if (!answer.ok) {
+      status("gone", `The agent cannot tell its numbers: ${text.trim()}`);
+      return;
+    }
+    clock = Date.parse(answer.headers.get("date")) / 1000;
+  } catch {
+    const last = asOf === "" ? "" : ` What stands here is as of ${asOf}.`;
+    status("gone", `The agent does not answer.${last}`);
+    say(at("updated"), "");
+    document.title = "no agent · tcpclose";
+    return;
+  }
+  const now = new Scrape(text, performance.now());
+  // A counter of another agent has nothing to do with this one's.
+  scrapes = scrapes.filter(({ at, began }) => began === now.began && now.at - at <= MINUTE + SLACK);
+  scrapes.push(now);
+  asOf = new Date().toLocaleTimeString();
+  show();
+}
+
+/** What rates and medians are over, as chosen. */
+function span() {
+  const now = scrapes.at(-1);
+  if (document.querySelector("input[name=span]:checked").value === "start") {
+    return new Span(undefined, now, clock - now.began);
+  }
+  return new Span(scrapes[0], now, (now.at - scrapes[0].at) / 1000);
+}
+
+function show() {
+  const now = scrapes.at(-1);
+  const over = span();
+  if (now.has("tcpclose_reconcile_last_success_timestamp_seconds")) {
+    status("live", "Live");
+  } else {
+    status("starting", "The agent is starting: its first look at the kernel’s sockets is not in yet.");
+  }
+  say(at("updated"), `updated ${asOf}`);
+  machine(over);
+  facts(now);
+  owners(now);
+  table.show(over);
+  steps(over);
+  const stuck = now.sum("tcpclose_stuck_sockets");
+  document.title = stuck > 0 ? `${count(stuck)} stuck · tcpclose` : "tcpclose";
+  const version = now.select("tcpclose_build_info")[0]?.labels.version;
+  say(at("version"), `tcpclose ${version ?? ""}`);
+}
+
+function machine(over) {
+  const { now } = over;
+  const counted = now.has("tcpclose_reconcile_last_success_timestamp_seconds");
+  for (const box of document.querySelectorAll("#machine .box")) {
+    const name = box.dataset.state;
+    const [, number, note] = box.querySelectorAll("text");
+    if (name === "established") {
+      // Sockets that have not begun to close are nothing that the agent follows.
+      fill(number, now.sum("tcpclose_transitions_total", { from: name }));
+      early(note, over, name, "began to close");
+      continue;
+    }
+    if (name === "closed") {
+      fill(number, now.sum("tcpclose_closes_total"));
+      say(note, "have ended");
+      continue;
+    }
+    const sockets = counted ? now.sum("tcpclose_sockets", { state: name }) : undefined;
+    fill(number, sockets);
+    box.classList.toggle("none", !sockets);
+    const stuck = name === "close_wait" ? now.sum("tcpclose_stuck_sockets") : 0;
+    box.classList.toggle("stuck", stuck > 0);
+    if (stuck > 0) say(note, `${count(stuck)} stuck`);
+    else if (note) early(note, over, name, "");
+  }
+  for (const step of document.querySelectorAll("#machine .step")) {
+    const [from, to] = step.dataset.step.split(" ");
+    const risen = over.rate("tcpclose_transitions_total", { from, to });
+    say(step.querySelector(".rate"), rate(risen));
+    step.classList.toggle("moving", risen > 0);
+    const median = step.querySelector(".median");
+    if (median) say(median, roughly(over.median({ state: from })?.value));
+  }
+}
+
+/** A count may grow, and its box does not. */
+function fill(node, n) {
+  say(node, short(n));
+  node.classList.toggle("long", n >= 1e5);
+}
+
+/** Steps from a state to CLOSED that have no arrow: a RST, an abort, a timeout. */
+function early(note, over, from, otherwise) {
+  const ends = over.rate("tcpclose_transitions_total", { from, to: "closed" });
+  say(note, ends > 0 ? `${rate(ends)} cut off` : otherwise);
+}
+
+function facts(now) {
+  const stuck = now.sum("tcpclose_stuck_sockets");
+  const possibly = now.sum("tcpclose_stuck_sockets_unproven");
+  const counted = now.has("tcpclose_reconcile_last_success_timestamp_seconds");
+  say(at("stuck"), counted ? count(stuck) : "–");
+  at("stuck").parentElement.classList.toggle("some", stuck > 0);
+  say(at("stuck-words"), `in CLOSE-WAIT for longer than ${age(now.sum("tcpclose_stuck_after_seconds"))}`);
+
+  const oldest = now.select("tcpclose_oldest_socket_age_seconds", { state: "close_wait" });
+  const rungs = now.select("tcpclose_hook_info").map(({ labels: { hook, rung } }) => {
+    const [degraded] = now.select("tcpclose_hook_degraded", { hook });
+    return [HOOKS[hook] ?? hook, degraded?.value ? `${rung} (a better one was refused)` : rung];
+  });
+  const lost = now.sum("tcpclose_events_lost_total");
+  const limit = now.select("tcpclose_time_wait_limit_used_ratio")[0]?.value;
+  const rows = [
+    ["Possibly stuck", count(possibly)],
+    ["Oldest CLOSE-WAIT", oldest.length > 0 ? age(Math.max(...oldest.map(({ value }) => value))) : "–"],
+    ["TIME-WAIT table", limit === undefined ? "–" : `${(limit * 100).toFixed(limit < 0.1 ? 1 : 0)} % full`],
+    ["Events lost", count(lost), lost > 0],
+    ...rungs,
+  ];
+  const list = at("facts");
+  while (list.children.length > rows.length * 2) list.lastElementChild.remove();
+  rows.forEach(([term, value, bad], row) => {
+    if (list.children.length <= row * 2) list.append(element("dt", term), element("dd", value));
+    say(list.children[row * 2], term);
+    say(list.children[row * 2 + 1], value);
+    list.children[row * 2 + 1].classList.toggle("bad", bad === true);
+  });
+}
+
+/** Whose the stuck sockets are, the most first. */
+function owners(now) {
+  const named = now.select("tcpclose_stuck_owner_sockets").filter(({ value }) => value > 0);
+  named.sort((a, b) => b.value - a.value);
+  at("owners").hidden = named.length === 0;
+  const lines = named.slice(0, 8).map(({ labels: { comm, unit, container_id: container }, value }) => {
+    return [count(value), [comm, unit || container].filter(Boolean).join(" · ")];
+  });
+  const list = at("owner-list");
+  if (list.dataset.shown === JSON.stringify(lines)) return;
+  list.dataset.shown = JSON.stringify(lines);
+  list.replaceChildren(...lines.map(([number, name]) => {
+    const line = document.createElement("li");
+    line.append(element("b", number), element("span", name));
+    return line;
+  }));
+}
+
+/** The drawing as a table, with the steps that it has no arrow for. */
+function steps(over) {
+  const body = at("step-table").tBodies[0];
+  const seen = over.now.select("tcpclose_transitions_total");
+  while (body.rows.length > seen.length) body.deleteRow(-1);
+  seen.forEach(({ labels: { from, to }, value }, at) => {
+    const row = body.rows[at] ?? body.insertRow();
+    if (row.cells.length === 0) {
+      const head = element("th", "");
+      head.scope = "row";
+      row.append(head, element("td", ""));
+      for (let n = 0; n < 3; n += 1) row.append(element("td", "", "number"));
+    }
+    const rises = rate(over.rate("tcpclose_transitions_total", { from, to }));
+    const texts = [state(from), state(to), count(value), rises, between(over.median({ state: from }))];
+    texts.forEach((text, cell) => say(row.cells[cell], text));
+  });
+}
+
+/** One question after the other, and none while nobody looks. */
+async function run() {
+  for (;;) {
+    if (!document.hidden) await ask();
+    await new Promise((next) => setTimeout(next, EVERY));
+  }
+}
+
+say(at("host"), location.host);
+for (const choice of document.querySelectorAll("input[name=span]")) {
+  choice.addEventListener("change", () => scrapes.length > 0 && show());
+}
+document.addEventListener("visibilitychange", () => !document.hidden && ask());
+run();

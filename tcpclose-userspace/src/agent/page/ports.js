@@ -1,0 +1,139 @@
+// The table of ports: sorted by any column, filtered, one row a pair of side and port that stays the same element.
+
+import { ports } from "./metrics.js";
+import { about, age, count, rate, state } from "./words.js";
+
+const sockets = (name) => ({
+  id: name,
+  title: state(name),
+  value: (row) => row.sockets[name] ?? 0,
+  text: (row) => count(row.sockets[name] ?? 0),
+});
+
+/** A port as a number, `other` after all of them. */
+const number = ({ port }) => (port === "other" ? 65_536 : Number(port));
+
+const COLUMNS = [
+  { id: "port", title: "Port", value: number, text: (row) => row.port, up: true, words: true },
+  { id: "side", title: "Side", value: (row) => row.side, text: (row) => row.side, up: true, words: true },
+  ...["close_wait", "last_ack", "fin_wait_1", "fin_wait_2", "closing", "time_wait"].map(sockets),
+  {
+    id: "stuck",
+    title: "Stuck",
+    value: (row) => row.stuck + row.possibly / 1e6,
+    text: (row) => count(row.stuck) + (row.possibly > 0 ? ` (${count(row.possibly)} more?)` : ""),
+  },
+  { id: "oldest", title: "Oldest CLOSE-WAIT", value: (row) => row.oldest ?? 0, text: (row) => age(row.oldest) },
+  { id: "median", title: "Median CLOSE-WAIT", value: (row) => row.median?.value ?? 0, text: (row) => about(row.median?.value) },
+  { id: "closes", title: "Closes", value: (row) => row.rate ?? 0, text: (row) => rate(row.rate) },
+];
+
+/** More than this are not shown: an agent may be told to name thousands. */
+const MOST = 200;
+
+export class PortTable {
+  constructor(table, filter, empty) {
+    this.body = table.tBodies[0];
+    this.head = table.tHead.rows[0];
+    this.filter = filter;
+    this.empty = empty;
+    /** Rows by side and port. */
+    this.rows = new Map();
+    /** Until somebody chooses: the stuck ones first, then by number, so that no row jumps about. */
+    this.sorted = undefined;
+    for (const column of COLUMNS) this.addHead(column);
+    filter.addEventListener("input", () => this.over && this.show(this.over));
+  }
+
+  addHead(column) {
+    const head = document.createElement("th");
+    head.scope = "col";
+    head.setAttribute("role", "columnheader");
+    head.className = column.words ? "" : "number";
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = column.title;
+    button.addEventListener("click", () => this.sort(column));
+    head.append(button);
+    this.head.append(head);
+  }
+
+  /** A column by its own natural direction first, then the other way round. */
+  sort(column) {
+    const again = this.sorted?.column === column;
+    this.sorted = { column, up: again ? !this.sorted.up : column.up === true };
+    [...this.head.cells].forEach((head, at) => {
+      head.removeAttribute("aria-sort");
+      if (COLUMNS[at] === column) head.setAttribute("aria-sort", this.sorted.up ? "ascending" : "descending");
+    });
+    if (this.over) this.show(this.over);
+  }
+
+  order(a, b) {
+    const usual = b.stuck - a.stuck || number(a) - number(b) || (a.key < b.key ? -1 : 1);
+    if (!this.sorted) return usual;
+    const { column, up } = this.sorted;
+    const [left, right] = [column.value(a), column.value(b)];
+    if (left === right) return usual;
+    return left < right === up ? -1 : 1;
+  }
+
+  show(over) {
+    this.over = over;
+    const wanted = this.filter.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    const all = ports(over);
+    const fitting = all.filter(({ key }) => wanted.every((word) => key.includes(word)));
+    const shown = fitting.sort((a, b) => this.order(a, b)).slice(0, MOST);
+    const gone = new Set(this.rows.keys());
+    shown.forEach((row, at) => {
+      gone.delete(row.key);
+      const line = this.line(row);
+      if (this.body.rows[at] !== line) this.body.insertBefore(line, this.body.rows[at] ?? null);
+    });
+    for (const key of gone) {
+      this.rows.get(key).remove();
+      this.rows.delete(key);
+    }
+    this.remark(all.length, fitting.length);
+  }
+
+  remark(all, fitting) {
+    let words = "";
+    if (all === 0) words = "No connection has closed since the agent began.";
+    else if (fitting === 0) words = "None of the ports is like that.";
+    else if (fitting > MOST) words = `${count(fitting - MOST)} more: narrow them down above.`;
+    this.empty.hidden = words === "";
+    if (this.empty.textContent !== words) this.empty.textContent = words;
+  }
+
+  /** The row's element, with its numbers of now. */
+  line(row) {
+    let line = this.rows.get(row.key);
+    if (!line) {
+      line = document.createElement("tr");
+      line.setAttribute("role", "row");
+      line.dataset.pair = row.key;
+      line.append(...COLUMNS.map(cell));
+      this.rows.set(row.key, line);
+    }
+    COLUMNS.forEach((column, at) => {
+      const text = column.text(row);
+      const cell = line.cells[at];
+      if (cell.textContent !== text) cell.textContent = text;
+      if (!column.words) cell.classList.toggle("zero", !column.value(row));
+    });
+    return line;
+  }
+}
+
+function cell(column) {
+  const head = column.id === "port";
+  const cell = document.createElement(head ? "th" : "td");
+  // On a phone the rows are no table to the style, and must stay one to a screen reader.
+  cell.setAttribute("role", head ? "rowheader" : "cell");
+  if (head) cell.scope = "row";
+  cell.className = column.words ? column.id : "number";
+  cell.dataset.label = column.title;
+  cell.dataset.column = column.id;
+  return cell;
+}
