@@ -13,7 +13,8 @@
 //! * [`netns`]: finds network namespaces, and goes into them.
 //! * [`survey`]: dumps of several network namespaces; [`account`]: with the kernel's sums beside.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
-//! * [`owners`]: which processes hold a socket; [`process`]: what is known of one; [`cgroup`]: of its place.
+//! * [`owners`]: which processes hold a socket; [`files`]: what they have open; [`process`]: what is known of one;
+//!   [`cgroup`]: of its place.
 //! * [`ephemeral`]: which ports connect() may take, and which sockets have them.
 //! * [`host`]: names, clocks, limits.
 
@@ -23,6 +24,7 @@ pub mod cgroup;
 mod consumer;
 pub mod destroy;
 pub mod ephemeral;
+pub mod files;
 pub mod hooks;
 pub mod host;
 pub mod layout;
