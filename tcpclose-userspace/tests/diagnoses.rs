@@ -8,22 +8,17 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{Agent, Metrics, can_attach, free_port, half_closed_client};
+use common::{Agent, Metrics, can_attach, half_closed_client, listen};
 use tcpclose_userspace::query::document::{Document, Source, StuckSocket};
 use tcpclose_userspace::terms::{Diagnosis, Phase, Side};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn listen() -> (TcpListener, u16) {
-    let port = free_port();
-    (TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(), port)
-}
 
 fn fd(file: &impl AsRawFd) -> u32 {
     file.as_raw_fd() as u32

@@ -301,6 +301,12 @@ impl Metrics {
     }
 }
 
+/// A listener on a [`free_port`].
+pub fn listen() -> (TcpListener, u16) {
+    let port = free_port();
+    (TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(), port)
+}
+
 /// A TCP port outside the local port range (a pair of such a port has a name at once) on which nobody listens, and
 /// that no other test of this process was given.
 pub fn free_port() -> u16 {
