@@ -16,7 +16,7 @@ use crate::{build, sh, test};
 /// Measure what tcpclose costs, and save it in target/bench
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only these figures: rate, closers, program, idle, stuck, dump, memory, scrape, throughput, growth, long. The last
+    /// Only these figures: rate, closers, program, idle, stuck, owners, dump, memory, scrape, throughput, growth, long. The last
     /// takes 30 minutes, and is run only when named
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<OsString>,
@@ -45,6 +45,7 @@ const SECTIONS: &[&str] = &[
     "program",
     "idle",
     "stuck",
+    "owners",
     "dump",
     "memory",
     "scrape",

@@ -1,6 +1,6 @@
 //! What tcpclose costs, side by side with the floor under it and with what people use now: `cargo xtask bench`.
 //!
-//! * [`rate`], [`closers`], [`program`], [`idle`], [`stuck`], [`dump`], [`memory`], [`scrape`], [`throughput`],
+//! * [`rate`], [`closers`], [`program`], [`idle`], [`stuck`], [`owners`], [`dump`], [`memory`], [`scrape`], [`throughput`],
 //!   [`growth`], [`long`]: one figure each.
 //! * [`contender`]: who is measured; [`load`]: what by; [`process`]: how; [`place`]: where.
 //! * [`report`]: medians and quartiles, as a table and as JSON.
@@ -25,6 +25,7 @@ mod idle;
 mod load;
 mod long;
 mod memory;
+mod owners;
 mod process;
 mod program;
 mod rate;
@@ -81,6 +82,7 @@ enum Name {
     Program,
     Idle,
     Stuck,
+    Owners,
     Dump,
     Memory,
     Scrape,
@@ -97,6 +99,7 @@ impl Name {
             Self::Program => program::measure(setting),
             Self::Idle => idle::measure(setting),
             Self::Stuck => stuck::measure(setting),
+            Self::Owners => owners::measure(setting),
             Self::Dump => dump::measure(setting),
             Self::Memory => memory::measure(setting),
             Self::Scrape => scrape::measure(setting),
