@@ -9,6 +9,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 
 use crate::kernel::host;
 use crate::kernel::runs::Runs;
+use crate::ledger::Ledger;
 use crate::ledger::census::Census;
 use crate::ledger::names::Label;
 use crate::query::tally::Holder;
@@ -30,7 +31,7 @@ pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
     limit(&mut families);
     ephemeral(&mut families, engine.exhaustion.fullest);
     owners(&mut families, &engine.stuck_owners);
-    ledger(&mut families, engine);
+    ledger(&mut families, &engine.ledger, engine.overflows());
     agent(&mut families, engine);
     families.extend(ProcessCollector::for_self().collect());
     families.retain(|family: &MetricFamily| !family.get_metric().is_empty());
@@ -123,8 +124,7 @@ fn owners(families: &mut Vec<MetricFamily>, counts: &[(Holder, u64)]) {
     families.push(owners.done());
 }
 
-fn ledger(families: &mut Vec<MetricFamily>, engine: &Engine) {
-    let ledger = &engine.ledger;
+fn ledger(families: &mut Vec<MetricFamily>, ledger: &Ledger, time_wait_overflows: u64) {
     let mut durations = Family::new(
         "tcpclose_state_duration_seconds",
         "Time that sockets spent in a close-phase state, observed when they left it.",
@@ -186,7 +186,7 @@ fn ledger(families: &mut Vec<MetricFamily>, engine: &Engine) {
         "tcpclose_time_wait_overflows_total",
         "TIME-WAITs skipped because the kernel's table was full.",
     );
-    overflows.add(&[], engine.overflows() as f64);
+    overflows.add(&[], time_wait_overflows as f64);
     let folded = Family::counter(
         "tcpclose_ports_folded_total",
         "Closes counted under port=\"other\" for want of a name.",
@@ -238,7 +238,8 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     info.add(&[("hook", "owners"), ("rung", engine.probe.owners.name())], 1.0);
     let namespaces = Family::gauge(
         "tcpclose_netns_info",
-        "The network namespaces that dumps look at: all, some (others may not be entered), or the agent's own.",
+        "The network namespaces that dumps look at: all, found (nothing leads to some others), some (others may not be entered), \
+         or the agent's own.",
     )
     .with(&[("dumped", engine.namespaces.dumped())], 1.0);
     let mut degraded = Family::gauge(
@@ -348,24 +349,5 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_without_run_statistics_leaves_no_zeros() {
-        let samples = |runs| program_runs(runs).map(|family| family.metrics.len());
-        assert_eq!(samples(Runs { missed: 3, ..Runs::default() }), [0, 0]);
-        assert_eq!(samples(Runs { count: 2, ns: 80, missed: 0 }), [1, 1]);
-        let [seconds, _] = program_runs(Runs { count: 2, ns: 2_500_000_000, missed: 0 });
-        assert_eq!(seconds.metrics[0].get_counter().get_value(), 2.5);
-    }
-
-    #[test]
-    fn age_labels_are_written_as_the_flag_writes_them() {
-        let s = 1_000_000_000;
-        assert_eq!(
-            stuck_labels(&[60 * s, 600 * s, 3600 * s, 5400 * s, 2 * s, s / 2]),
-            ["1m", "10m", "1h", "1h30m", "2s", "500ms"]
-        );
-    }
-}
+#[path = "exposition_tests.rs"]
+mod tests;

@@ -22,8 +22,9 @@ use census::{Census, StuckAfter};
 use names::{Label, Names, Retired};
 
 /// Kinds of close (role and outcome) that all labels together may have, for each label that can exist. A host has a
-/// handful a port; the bound keeps a hostile one from making all of them. Beyond it a new kind counts as unknown.
-const CLOSE_KINDS_PER_LABEL: usize = 20;
+/// handful a port; the bound keeps a hostile one from making all of them, and with them more series than are promised.
+/// Beyond it a new kind counts as unknown.
+const CLOSE_KINDS_PER_LABEL: usize = 14;
 
 /// As many as the kernel has numbers for, and one that it does not use.
 const STATES: usize = TcpState::BoundInactive as usize + 1;
