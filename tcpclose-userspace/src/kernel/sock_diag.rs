@@ -18,7 +18,8 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 use tcpclose_common::state::TcpState;
 
-use crate::kernel::host::{monotonic_ns, thread_cpu_ns};
+use crate::kernel::age::TICK_NS;
+use crate::kernel::host::{monotonic_ns, thread_cpu_ns, tick_ns};
 use crate::kernel::lookups::{Wanted, lookups};
 use crate::terms::Flow;
 
@@ -52,7 +53,7 @@ pub struct Socket {
     pub times: Option<Times>,
     /// CLOCK_MONOTONIC, nanoseconds: the kernel wrote this answer at most [`Self::window_ns`] before, never after.
     pub seen_ns: u64,
-    /// How long before [`Self::seen_ns`] the kernel may have written this answer, nanoseconds.
+    /// How long before [`Self::seen_ns`] the kernel may have written this answer, or counted its ticks to, nanoseconds.
     pub window_ns: u64,
 }
 
@@ -218,6 +219,12 @@ pub(super) struct Answer<'a> {
     window_ns: u64,
 }
 
+/// What a socket's times are counted to, at `now_ns`: the last tick. One that is no later than a tick is allowed for by
+/// [`crate::kernel::age`]; when it is later, all ages in the answer are too short by that.
+fn by_ticks(now_ns: u64) -> u64 {
+    now_ns.min(tick_ns() + TICK_NS)
+}
+
 /// Sends `request` and hands every message of the answer to `take`.
 pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::Result<()> {
     let netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
@@ -229,12 +236,12 @@ pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::
 
     // The kernel answers a lookup, and fills the first batch of a dump, inside send(); it fills each batch after
     // that at the end of the recv() that hands out the one before (netlink_dump_start(), netlink_recvmsg()).
-    let mut filling_ns = monotonic_ns();
+    let mut filling_ns = by_ticks(monotonic_ns());
     netlink.send(request, 0)?;
     loop {
         let seen_ns = monotonic_ns();
         let window_ns = seen_ns - filling_ns;
-        filling_ns = seen_ns;
+        filling_ns = by_ticks(seen_ns);
         buffer.clear();
         match netlink.recv(&mut buffer, libc::MSG_TRUNC) {
             Ok(length) if length > buffer.len() => {
