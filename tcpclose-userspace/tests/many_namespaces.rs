@@ -18,12 +18,13 @@ use std::sync::Barrier;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Agent, can_attach, free_port};
+use common::{Agent, can_attach, listen};
 use place::{Netns, set_sysctl};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// What the dumps may take of a core, with half of that for what a machine that does something else charges them.
-const SHARE: f64 = 0.01 * 1.5;
+/// What dumps may take of a core. On a machine that does nothing else the agent with them stays below that too; what others
+/// do here meanwhile it has to take the records of.
+const SHARE: f64 = 0.01;
 const SOCKETS: usize = 200_000;
 const WATCHED: Duration = Duration::from_secs(40);
 
@@ -78,7 +79,7 @@ fn one_percent(namespaces: usize) {
         println!("{namespaces} namespaces after {:.1?}", begun.elapsed());
         let _full = Netns::enter_new().unwrap();
         set_sysctl("tcp_max_tw_buckets", "300000").unwrap();
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).unwrap();
+        let listener = listen().0;
         let begun = Instant::now();
         time_waits(&listener, SOCKETS);
         let sockstat = fs::read_to_string("/proc/thread-self/net/sockstat").unwrap();
@@ -103,15 +104,17 @@ fn one_percent(namespaces: usize) {
         sleep(WATCHED);
         let (after, watched) = (both(), begun.elapsed().as_secs_f64());
         let besides = (after.1 - before.1) / watched;
-        let share = (after.0 - before.0) / watched - besides;
+        let all = (after.0 - before.0) / watched;
+        let share = all - besides;
         let before = before.0;
         let metrics = agent.metrics();
         println!(
             "{namespaces} namespaces: ready after {ready:.1?} and {first} s of CPU, {before} s after the second; then \
-             {:.2} % of a core for dumps and {:.2} % besides, dumps {:.1} s apart",
+             {:.2} % of a core: {:.2} % for dumps, {:.1} s apart, and {:.2} % besides",
+            all * 100.0,
             share * 100.0,
+            metrics.sum("tcpclose_reconcile_interval_seconds", &[]),
             besides * 100.0,
-            metrics.sum("tcpclose_reconcile_interval_seconds", &[])
         );
         let asked = Instant::now();
         assert!(agent.stuck(&["--older-than", "1s"]).status.success());

@@ -8,6 +8,8 @@
 )]
 
 mod common;
+#[path = "namespaces/held.rs"]
+mod held;
 #[path = "namespaces/named.rs"]
 mod named;
 

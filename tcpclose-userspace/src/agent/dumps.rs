@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::kernel::host;
-use crate::kernel::netns::Place;
+use crate::kernel::netns::{Descriptors, Place};
 use crate::kernel::survey::{self, Answer, Ask, Key};
 use crate::tracker::join::Suspect;
 
@@ -64,8 +64,9 @@ async fn dump(
     let taken_ns = survey.finished_ns - survey.started_ns;
     let rest = std::mem::take(&mut survey.rest);
     let met: usize = survey.looked.iter().map(|looked| looked.dump.sockets.len()).sum();
-    let places: Vec<(u32, Place)> =
-        survey.looked.into_iter().map(|looked| (looked.netns.id, looked.place)).collect();
+    let keep_places = || survey.looked.into_iter().map(|looked| (looked.netns.id, looked.place)).collect();
+    let (places, letting_go): (Vec<(u32, Place)>, Duration) = timed(keep_places);
+    cpu_ns += letting_go.as_nanos() as u64;
 
     let more = suspects.len() >= MOST_SUSPECTS;
     let again = more.then(|| places.iter().map(|(_, place)| place.clone()).collect());
@@ -108,11 +109,23 @@ async fn go_round(engine: &RefCell<Engine>, most: Option<Duration>, lost: bool) 
     let mut cpu = Duration::ZERO;
     let begins = !engine.borrow().namespaces.is_searching();
     if begins {
-        let (scope, started_ns) = (engine.borrow().namespaces.scope(), host::monotonic_ns());
-        let search = spawn_blocking(move || timed(|| scope.find()));
+        let started_ns = host::monotonic_ns();
+        let (scope, descriptors) = {
+            let namespaces = &engine.borrow().namespaces;
+            (namespaces.scope(), namespaces.descriptors(started_ns))
+        };
+        let all = matches!(descriptors, Descriptors::All);
+        let search = spawn_blocking(move || timed(|| scope.find(&descriptors)));
         let (found, took) = search.await.context("the search died")?;
         let found = found.context("/proc cannot be read")?;
-        cpu += took + timed(|| engine.borrow_mut().begin_round(found, started_ns)).1;
+        cpu += took;
+        if all {
+            // That has a pace of its own.
+            cpu = cpu.saturating_sub(Duration::from_nanos(found.descriptors_ns));
+            let mut engine = engine.borrow_mut();
+            engine.namespaces.looked_at_descriptors(found.descriptors_ns, host::monotonic_ns());
+        }
+        cpu += timed(|| engine.borrow_mut().begin_round(found, started_ns)).1;
     }
     let places = engine.borrow_mut().namespaces.unvisited();
     let mut dumped = dump(engine, EVERYTHING, places, most, begins).await.inspect_err(|_| {
@@ -157,12 +170,13 @@ pub async fn run(engine: Rc<RefCell<Engine>>, dump_interval: Duration, reconcile
         lost |= engine.borrow_mut().has_lost();
         let (wanted, choosing) = timed(|| engine.borrow().wanted(host::monotonic_ns()));
         let wanted = again.take().or(wanted);
-        let round_is_due = {
+        let (round_is_due, looking) = timed(|| {
             let engine = engine.borrow();
             lost || engine.namespaces.is_searching()
                 || reconciled.elapsed() >= reconcile_interval
                 || engine.has_new_namespace()
-        };
+        });
+        let choosing = choosing + looking;
         let is_round = round_is_due && !(was_round && wanted.is_some());
         was_round = is_round;
         let dumped = if is_round {

@@ -174,7 +174,7 @@ impl Engine {
         let more = lost > self.lost;
         if more {
             log::warn!("{} records lost", lost - self.lost);
-            self.tracker.records_lost();
+            self.tracker.records_lost(host::monotonic_ns());
             self.hub.tell_lost(lost - self.lost);
         }
         self.lost = lost;

@@ -110,9 +110,12 @@ async fn paced_look(engine: &RefCell<Engine>) -> Result<Duration> {
 /// Answers the query `query` (what stands after the `?`): `limit=20`.
 pub async fn document(query: &str, engine: &RefCell<Engine>) -> Result<Vec<u8>, Refused> {
     let limit = parse(query).map_err(Refused::Request)?;
-    let scope = engine.borrow().namespaces.scope();
+    let (scope, descriptors) = {
+        let namespaces = &engine.borrow().namespaces;
+        (namespaces.scope(), namespaces.descriptors_known())
+    };
     let looked = spawn_blocking(move || {
-        let found = scope.find()?;
+        let found = scope.find(&descriptors)?;
         anyhow::Ok((ephemeral::look(&found.places)?, found.denied))
     });
     let (looked, denied) =

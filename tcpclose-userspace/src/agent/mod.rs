@@ -37,6 +37,7 @@ pub mod sockets;
 pub mod state;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
@@ -320,7 +321,7 @@ fn namespaces(engine: &Engine) -> Vec<String> {
     match namespaces.scope() {
         Scope::Current => vec![own.to_owned()],
         Scope::All => {
-            let refused = namespaces.incomplete(0);
+            let refused = namespaces.incomplete(&BTreeMap::new());
             let all = if others == 0 && !refused.is_empty() {
                 own.to_owned()
             } else {

@@ -3,13 +3,20 @@
 //! The reconcile goes through all of them, a round; on a host with many that takes several dumps. In between, the
 //! namespaces are dumped whose lives need it. Only places are remembered, never a handle.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::ErrorKind;
 
 use crate::kernel::host::{self, Capability};
-use crate::kernel::netns::{self, Found, Netns, Place, Scope};
+use crate::kernel::netns::{self, Descriptors, Found, Netns, Place, Scope};
 use crate::kernel::survey::Survey;
 use crate::query;
+
+/// The pause between two looks at all descriptors is this many times the CPU time of one. They are beside the dumps' pace,
+/// in which they would be the dearest by far.
+const DESCRIPTORS_SHARE: u64 = 1000;
+
+/// Namespaces that are named where nothing leads there; of more, how many there are.
+const MOST_NAMED: usize = 5;
 
 /// A namespace that a dump has been in.
 #[derive(Clone, Debug)]
@@ -51,6 +58,8 @@ pub struct Namespaces {
     /// Those that lives are in, and that the last round did not find.
     hidden: HashSet<u32>,
     round: Option<Round>,
+    /// CLOCK_MONOTONIC from which on all descriptors may be looked at again.
+    descriptors_ns: u64,
     /// Of the last whole round.
     refused: u32,
     denied: u32,
@@ -67,6 +76,7 @@ impl Namespaces {
             former,
             hidden: HashSet::new(),
             round: None,
+            descriptors_ns: 0,
             refused: 0,
             denied: 0,
         }
@@ -86,11 +96,13 @@ impl Namespaces {
         self.scope == Scope::All && host::has_cap(Capability::SysAdmin)
     }
 
-    /// Which namespaces dumps look at: `all`, `some` or `own`.
+    /// Which namespaces dumps look at: `all`, `found` (all to which something leads, and there are others), `some` (others may
+    /// not be entered) or `own`.
     pub fn dumped(&self) -> &'static str {
         match self.everywhere() {
             false => "own",
             true if self.refused > 0 || self.denied > 0 => "some",
+            true if !self.hidden.is_empty() => "found",
             true => "all",
         }
     }
@@ -119,6 +131,25 @@ impl Namespaces {
             self.known.values().filter(|known| ids.is_none_or(|ids| ids.contains(&known.netns.id))).collect();
         known.sort_unstable_by_key(|known| (known.dumped_ns, known.netns.id != self.own.id));
         known.into_iter().map(|known| (known.netns.id, known.place.clone())).collect()
+    }
+
+    /// Which descriptors a search at `now_ns` is to look at.
+    pub fn descriptors(&self, now_ns: u64) -> Descriptors {
+        if now_ns >= self.descriptors_ns {
+            return Descriptors::All;
+        }
+        self.descriptors_known()
+    }
+
+    /// Those by which namespaces were found.
+    pub fn descriptors_known(&self) -> Descriptors {
+        let held = self.known.values().filter(|known| known.place.is_held_open());
+        Descriptors::Those(held.map(|known| known.place.clone()).collect())
+    }
+
+    /// All descriptors were looked at until `now_ns`, for `cpu_ns` of CPU time.
+    pub fn looked_at_descriptors(&mut self, cpu_ns: u64, now_ns: u64) {
+        self.descriptors_ns = now_ns.saturating_add(cpu_ns.saturating_mul(DESCRIPTORS_SHARE));
     }
 
     /// Whether a round is under way.
@@ -207,24 +238,85 @@ impl Namespaces {
         former.retain(|id| *id == own.id || known.contains_key(id) || with_lives.contains(id));
     }
 
-    /// Says in words what the last round was not allowed to see; `elsewhere`: sockets that are known by records alone.
-    pub fn incomplete(&self, elsewhere: usize) -> Vec<String> {
+    /// Whether the last round has not found this one, which lives are in.
+    pub fn is_hidden(&self, id: u32) -> bool {
+        self.hidden.contains(&id)
+    }
+
+    /// Says in words what the last round was not allowed to see. `elsewhere`: namespaces that only records tell of, by inode,
+    /// and how many of the sockets asked for are in each.
+    pub fn incomplete(&self, elsewhere: &BTreeMap<u32, usize>) -> Vec<String> {
         let mut incomplete = {
             let sockets = "sockets that are older than the agent";
             query::not_looked_at(sockets, self.refused as usize, self.denied as usize)
         };
-        if elsewhere > 0 {
-            let sockets =
-                if elsewhere == 1 { "1 socket is".to_owned() } else { format!("{elsewhere} sockets are") };
-            let why = match self.scope {
-                Scope::Current => "--netns current looks at the agent's own alone",
-                Scope::All if self.refused > 0 || self.denied > 0 => "where dumps may not look",
-                Scope::All => "to which no process, file in /run/netns or mount leads",
-            };
-            incomplete.push(format!(
-                "{sockets} in other network namespaces, {why}: their owners, queues and diagnosis are unknown"
-            ));
+        if elsewhere.is_empty() {
+            return incomplete;
         }
+        let sockets = match elsewhere.values().sum::<usize>() {
+            0 => "sockets that are older than the agent may be".to_owned(),
+            1 => "1 socket is".to_owned(),
+            n => format!("{n} sockets are"),
+        };
+        let why = match self.scope {
+            Scope::Current => "--netns current looks at the agent's own alone",
+            Scope::All if self.refused > 0 || self.denied > 0 => "where dumps may not look",
+            Scope::All => "to which no process, file in /run/netns, mount or descriptor leads",
+        };
+        let unknown = match elsewhere.values().any(|&n| n > 0) {
+            true => "their owners, queues and diagnosis are unknown, and older sockets there are missing",
+            false => "they are missing",
+        };
+        incomplete.push(format!(
+            "{sockets} in other network namespaces{}, {why}: {unknown}",
+            named(elsewhere.keys().copied())
+        ));
         incomplete
+    }
+}
+
+/// The namespaces with these inodes, in brackets; without BTF none is known.
+fn named(inums: impl Iterator<Item = u32>) -> String {
+    let mut named: Vec<String> =
+        inums.filter(|&inum| inum != 0).map(|inum| format!("net:[{inum}]")).collect();
+    let more = named.len().saturating_sub(MOST_NAMED);
+    if more > 0 {
+        named.truncate(MOST_NAMED);
+        named.push(format!("and {more} more"));
+    }
+    if named.is_empty() { String::new() } else { format!(" ({})", named.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nothing_leads_to_is_named() {
+        let namespaces = Namespaces::new(Scope::All);
+        let said = |elsewhere: &[(u32, usize)]| {
+            namespaces.incomplete(&elsewhere.iter().copied().collect()).join("; ")
+        };
+        assert_eq!(said(&[]), "");
+        assert_eq!(
+            said(&[(4_026_532_001, 2), (4_026_532_008, 1)]),
+            "3 sockets are in other network namespaces (net:[4026532001], net:[4026532008]), to which no process, file in \
+             /run/netns, mount or descriptor leads: their owners, queues and diagnosis are unknown, and older sockets there \
+             are missing"
+        );
+        assert!(said(&[(7, 0)]).starts_with("sockets that are older than the agent may be in other network"));
+        let many: Vec<(u32, usize)> = (1..=7).map(|inum| (inum, 0)).collect();
+        assert!(said(&many).contains("net:[5], and 2 more)"));
+    }
+
+    #[test]
+    fn all_descriptors_are_looked_at_for_a_thousandth_of_the_time() {
+        let mut namespaces = Namespaces::new(Scope::All);
+        assert!(matches!(namespaces.descriptors(0), Descriptors::All));
+        namespaces.looked_at_descriptors(200_000_000, 10_000_000_000);
+        assert!(
+            matches!(namespaces.descriptors(209_000_000_000), Descriptors::Those(places) if places.is_empty())
+        );
+        assert!(matches!(namespaces.descriptors(210_000_000_000), Descriptors::All));
     }
 }

@@ -1,9 +1,11 @@
-//! How far apart dumps are, so that all of them together take at most 1 % of a core.
+//! How far apart dumps are, so that an agent with all of them together takes less than 1 % of a core.
 
 use std::time::Duration;
 
-/// The pause after a dump is this many times its CPU time.
-pub const SHARE: u32 = 100;
+/// The pause after a dump is this many times its CPU time: two thirds of a percent. The rest of the one percent is for what
+/// cannot be charged to one dump: the ring's timer, the state file, a look at all descriptors, a thread's making and end, and
+/// dumps dearer than the middle one.
+pub const SHARE: u32 = 150;
 
 /// The costs of the last dumps of one kind.
 ///
@@ -36,11 +38,11 @@ mod tests {
     fn one_dump_that_cost_too_much_changes_nothing_and_two_do() {
         let ms = Duration::from_millis;
         let mut pace = Pace::default();
-        assert_eq!(pace.after(ms(10)), ms(1000));
-        assert_eq!(pace.after(ms(3000)), ms(1000));
-        assert_eq!(pace.after(ms(11)), ms(1100));
-        assert_eq!(pace.after(ms(9)), ms(1100));
-        assert_eq!(pace.after(ms(200)), ms(1100));
-        assert_eq!(pace.after(ms(200)), ms(20_000), "it has become dearer");
+        assert_eq!(pace.after(ms(10)), ms(1500));
+        assert_eq!(pace.after(ms(3000)), ms(1500));
+        assert_eq!(pace.after(ms(11)), ms(1650));
+        assert_eq!(pace.after(ms(9)), ms(1650));
+        assert_eq!(pace.after(ms(200)), ms(1650));
+        assert_eq!(pace.after(ms(200)), ms(30_000), "it has become dearer");
     }
 }

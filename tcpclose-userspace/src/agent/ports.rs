@@ -42,7 +42,7 @@ pub fn document(engine: &mut Engine) -> Option<PortsDocument> {
     engine.drain_all();
     let now_ns = host::monotonic_ns();
     let census = engine.census(now_ns);
-    let incomplete = engine.namespaces.incomplete(0);
+    let incomplete = engine.namespaces.incomplete(&BTreeMap::new());
     let head =
         Head { incomplete, at: host::wall_clock(), now_ns, stuck_after_ns: engine.stuck_after.first_ns() };
     Some(assemble(head, &engine.ledger, &census, &engine.rates))

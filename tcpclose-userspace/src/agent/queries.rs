@@ -2,7 +2,7 @@
 //! age and what a fresh dump and /proc know of the rest.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -98,8 +98,11 @@ pub async fn describe(
         let places = match places {
             Some(places) => places,
             None => {
-                let scope = engine.borrow().namespaces.scope();
-                spawn_blocking(move || scope.find()).await??.places
+                let (scope, descriptors) = {
+                    let namespaces = &engine.borrow().namespaces;
+                    (namespaces.scope(), namespaces.descriptors_known())
+                };
+                spawn_blocking(move || scope.find(&descriptors)).await??.places
             }
         };
         anyhow::Ok(spawn_blocking(move || survey::survey(places, ask, None)).await??)
@@ -177,15 +180,23 @@ impl Known {
             }
         }
         let dumped: HashSet<u32> = survey.looked.iter().map(|looked| looked.netns.id).collect();
-        let elsewhere: Vec<StuckSocket> = engine
-            .tracker
-            .lives()
-            .filter(|life| life.phase == phase && life.netns != 0 && !dumped.contains(&life.netns))
-            .map(|life| elsewhere(life, &engine.tracker, engine.namespaces.get(life.netns), now_ns))
-            .collect();
+        let (mut elsewhere, mut unseen) = (Vec::new(), BTreeMap::new());
+        for life in engine.tracker.lives().filter(|life| life.netns != 0 && !dumped.contains(&life.netns)) {
+            if life.phase == phase {
+                elsewhere.push(self::elsewhere(
+                    life,
+                    &engine.tracker,
+                    engine.namespaces.get(life.netns),
+                    now_ns,
+                ));
+                *unseen.entry(engine.tracker.inum_of(life.netns)).or_default() += 1;
+            } else if engine.namespaces.is_hidden(life.netns) {
+                unseen.entry(engine.tracker.inum_of(life.netns)).or_default();
+            }
+        }
         Self {
             facts,
-            incomplete: engine.namespaces.incomplete(elsewhere.len()),
+            incomplete: engine.namespaces.incomplete(&unseen),
             elsewhere,
             at: host::wall_clock(),
             now_ns,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::client::{Client, Said};
 use crate::failure::Failure;
 use crate::kernel::account::{self, Account, Order};
-use crate::kernel::netns::{self, Netns, Place};
+use crate::kernel::netns::{self, Descriptors, Netns, Place};
 use crate::verify::samples::Samples;
 use crate::verify::{Look, Sight, Sockets, View};
 
@@ -91,10 +91,10 @@ impl<'a> Looks<'a> {
         Ok(Look { namespaces, metrics: Samples::parse(&String::from_utf8_lossy(&metrics.body)) })
     }
 
-    /// The sockets of every namespace.
-    pub fn sockets(&mut self) -> Result<BTreeMap<u32, Sockets>, Failure> {
-        let accounts = self.journey(Order::DumpThenSums)?;
-        Ok(accounts.into_iter().map(|account| (account.netns.id, Sockets::new(&account.sockets))).collect())
+    /// What the kernel says of every namespace: a dump, and sums that were read before.
+    pub fn views(&mut self) -> Result<BTreeMap<u32, View>, Failure> {
+        let accounts = self.journey(Order::SumsThenDump)?;
+        Ok(accounts.into_iter().map(|account| (account.netns.id, view(account))).collect())
     }
 
     /// Sleeps, and looks out for namespaces that come and go.
@@ -103,7 +103,7 @@ impl<'a> Looks<'a> {
         while left > SEARCH {
             sleep(SEARCH);
             left -= SEARCH;
-            self.search()?;
+            self.search(&Descriptors::NONE)?;
         }
         sleep(left);
         Ok(())
@@ -124,8 +124,8 @@ impl<'a> Looks<'a> {
         }
     }
 
-    fn search(&mut self) -> Result<Vec<Place>, Failure> {
-        let found = netns::find().map_err(|error| Failure::new("/proc", error, "mount it"))?;
+    fn search(&mut self, descriptors: &Descriptors) -> Result<Vec<Place>, Failure> {
+        let found = netns::find(descriptors).map_err(|error| Failure::new("/proc", error, "mount it"))?;
         self.last = found.places.iter().map(|place| place.inum).collect();
         self.found.extend(&self.last);
         self.denied = found.denied;
@@ -133,7 +133,7 @@ impl<'a> Looks<'a> {
     }
 
     fn journey(&mut self, order: Order) -> Result<Vec<Account>, Failure> {
-        let places = self.search()?;
+        let places = self.search(&Descriptors::All)?;
         let accounts = account::accounts(&places, order).map_err(|error: io::Error| {
             let todo = "mount /proc, and load the modules inet_diag and tcp_diag";
             Failure::new("the kernel's account of TCP", error, todo)

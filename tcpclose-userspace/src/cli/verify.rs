@@ -1,8 +1,6 @@
 //! `tcpclose verify`: the agent's account beside the kernel's.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -16,10 +14,11 @@ use super::looks::Looks;
 use super::{DEFAULT_SOCKET, duration, json, print, table};
 use crate::failure::{Failure, printable};
 use crate::kernel::mib::SockStat;
+use crate::kernel::netns::Netns;
 use crate::kernel::{host, netns};
 use crate::verify::samples::Samples;
 use crate::verify::verdict::{Causes, Verdict};
-use crate::verify::{Look, Reach, Row, Rungs, Sight, counters, gauges, lost, reach};
+use crate::verify::{Look, Reach, Row, Rungs, Sight, counters, gauges, has_hidden, lost, reach};
 
 /// The version of the document.
 const SCHEMA: u32 = 1;
@@ -32,6 +31,8 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 const MARGIN: Duration = Duration::from_millis(500);
 const OWN_ONLY: &str = "the agent does not dump every network namespace: of those that it does not, it knows what hooks \
     tell, and what it counts lies between its own namespace's numbers and those of all";
+const HIDDEN: &str = "the agent tracks sockets in network namespaces to which no process, file in /run/netns, mount or \
+    descriptor leads: the kernel's numbers lack them";
 
 /// Hold the agent's numbers against the kernel's own: sock_diag, sockstat and the MIB counters
 ///
@@ -66,7 +67,7 @@ struct Audit {
     at: String,
     /// From the first look to the second.
     seconds: f64,
-    /// The inode of this network namespace.
+    /// The inode of the agent's network namespace.
     netns: u32,
     /// Every one that was looked into.
     namespaces: Vec<Namespace>,
@@ -121,9 +122,7 @@ impl Verify {
     }
 
     fn audit(&self, client: &Client) -> Result<Audit, Failure> {
-        let mut incomplete = self.ready(client)?;
-        let own =
-            netns::own().map_err(|error| Failure::new("this network namespace", error, "mount /proc"))?;
+        let (own, mut incomplete) = self.ready(client)?;
         let mut looks = Looks::new(client);
         let began = SystemTime::now();
         let start = host::monotonic_ns();
@@ -132,7 +131,7 @@ impl Verify {
         let lag = if rungs.dumps() { lag(&from.metrics) } else { Duration::ZERO };
         looks.pause(self.period.saturating_sub(lag))?;
         let earlier = match rungs.dumps() {
-            true => Some(looks.sockets()?),
+            true => Some(looks.views()?),
             false => None,
         };
         looks.pause(lag)?;
@@ -150,7 +149,8 @@ impl Verify {
             if began_at(&from) != began_at(&to) {
                 return Err(Failure::new("verify", "the agent was started anew meanwhile", "run it again"));
             }
-            let elsewhere = looks.unseen(&to).any();
+            let hidden = has_hidden(&from.metrics) || has_hidden(&to.metrics);
+            let elsewhere = hidden || looks.unseen(&to).any();
             let meanwhile = Causes { lost: lost(&to.metrics) - lost(&from.metrics), elsewhere };
             let unmended = Causes { lost: unmended(&from.metrics, &to.metrics, began), elsewhere };
             let reach = reach(&to.metrics, own.id);
@@ -166,6 +166,9 @@ impl Verify {
             }
         }
         incomplete.extend(looks.unseen(&to).words());
+        if has_hidden(&from.metrics) || has_hidden(&to.metrics) {
+            incomplete.push(HIDDEN.to_owned());
+        }
         if reach(&to.metrics, own.id) != Reach::All {
             incomplete.push(OWN_ONLY.to_owned());
         }
@@ -189,8 +192,8 @@ impl Verify {
         })
     }
 
-    /// Whether the agent can be held against anything yet, and what cannot be told of it.
-    fn ready(&self, client: &Client) -> Result<Vec<String>, Failure> {
+    /// Whether the agent can be held against anything yet: its network namespace, and what cannot be told of it.
+    fn ready(&self, client: &Client) -> Result<(Netns, Vec<String>), Failure> {
         let answer = match client.get("/readyz")? {
             Said::Answer(answer) => answer,
             Said::NoAgent => {
@@ -212,23 +215,27 @@ impl Verify {
         }
         let agent = answer.agent;
         answer.expect_ok().map_err(|why| client.failure(why))?;
-        let netns = agent
-            .and_then(|pid| fs::metadata(format!("/proc/{pid}/ns/net")).ok())
-            .map(|meta| meta.ino() as u32);
-        match (netns, netns::own().ok().map(|own| own.inum)) {
-            (Some(agents), Some(own)) if agents != own => Err(Failure::new(
+        let own =
+            netns::own().map_err(|error| Failure::new("this network namespace", error, "mount /proc"))?;
+        let place = agent.and_then(|pid| netns::place_of(u32::try_from(pid).ok()?).ok().zip(Some(pid)));
+        let Some((place, pid)) = place else {
+            let unknown = "whether the agent is in this network namespace is unknown (CAP_SYS_PTRACE is needed to tell)";
+            return Ok((own, vec![unknown.to_owned()]));
+        };
+        // Its own numbers are those of its own namespace, which another namespace's are no measure of.
+        let entered = netns::travel(|traveller| traveller.enter(&place)).and_then(|entered| entered);
+        match entered {
+            Ok(agents) => Ok((agents, Vec::new())),
+            Err(why) => Err(Failure::new(
                 "verify",
-                format!("the agent is in another network namespace, net:[{agents}]"),
                 format!(
-                    "run it there: nsenter --net=/proc/{}/ns/net tcpclose verify",
-                    agent.unwrap_or_default()
+                    "the agent is in another network namespace, net:[{}], not entered: {why}",
+                    place.inum
+                ),
+                format!(
+                    "run it with CAP_SYS_ADMIN, or there: nsenter --net=/proc/{pid}/ns/net tcpclose verify"
                 ),
             )),
-            (Some(_), Some(_)) => Ok(Vec::new()),
-            _ => Ok(vec![
-                "whether the agent is in this network namespace is unknown (CAP_SYS_PTRACE is needed to tell)"
-                    .to_owned(),
-            ]),
         }
     }
 

@@ -4,20 +4,21 @@
 //! container's interfaces alive. So nothing here is kept open: what is remembered is where a namespace was found, and
 //! whoever goes there looks again whether it is still that one (inodes are used again).
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
-use std::fs::{self, File};
+mod search;
+
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
 
 use super::mib;
+pub use search::{Descriptors, Found, Scope, find};
 
 /// A network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,12 +41,21 @@ pub struct Place {
     ways: Vec<Way>,
 }
 
+impl Place {
+    /// Whether descriptors lead there, and a search has to look through all of them to find it.
+    pub fn is_held_open(&self) -> bool {
+        self.ways.iter().any(|way| matches!(way, Way::Descriptor { .. }))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Way {
     /// A thread that is in it.
     Task { pid: u32, tid: u32 },
     /// A file that it is mounted on.
     File(PathBuf),
+    /// A descriptor by which a process holds it.
+    Descriptor { pid: u32, fd: u32 },
 }
 
 impl Way {
@@ -53,32 +63,22 @@ impl Way {
         match self {
             Self::Task { pid, tid } => format!("/proc/{pid}/task/{tid}/ns/net").into(),
             Self::File(path) => path.clone(),
+            Self::Descriptor { pid, fd } => format!("/proc/{pid}/fd/{fd}").into(),
         }
     }
-}
 
-/// Which network namespaces are looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// Every one.
-    #[default]
-    All,
-    /// The caller's own.
-    Current,
-}
-
-/// Ways to one namespace that are remembered.
-const WAYS: usize = 3;
-/// Other mount namespaces whose mounts are looked through: container runtimes have few, containers have none.
-const MOUNT_NAMESPACES: usize = 16;
-
-/// What a search has found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// The caller's own first.
-    pub places: Vec<Place>,
-    /// Other namespaces than the caller's whose processes it may not look at.
-    pub denied: u32,
+    /// Opens it, if the namespace with this inode is there.
+    fn open(&self, inum: u32) -> io::Result<File> {
+        // What is there by now may be another file, which to open is to wait for (a FIFO) or to start something (a
+        // device): so it is taken hold of first, looked at, and opened then.
+        let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(self.path())?;
+        let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+        let nsfs = glance("/proc/thread-self/ns/net")?.0;
+        if glance(&path)? != (nsfs, inum) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        File::open(path)
+    }
 }
 
 /// The caller's own network namespace.
@@ -90,6 +90,18 @@ pub fn own() -> io::Result<Netns> {
 /// Where the caller's own network namespace is.
 pub fn own_place() -> io::Result<Place> {
     Ok(Place { inum: identity("/proc/thread-self/ns/net")?.1, name: None, ways: vec![here()] })
+}
+
+/// The same of a file that may be any: a file system that is away is not waited for.
+fn glance(path: impl AsRef<Path>) -> io::Result<(u64, u32)> {
+    let there = statx(CWD, path.as_ref(), AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+    Ok((makedev(there.stx_dev_major, there.stx_dev_minor), there.stx_ino as u32))
+}
+
+/// Where the network namespace of a process is.
+pub fn place_of(pid: u32) -> io::Result<Place> {
+    let way = Way::Task { pid, tid: pid };
+    Ok(Place { inum: identity(way.path())?.1, name: None, ways: vec![way] })
 }
 
 /// A thread that is in the caller's: this process's first one, where that is, for the calling one may end.
@@ -132,198 +144,6 @@ fn identity(path: impl AsRef<Path>) -> io::Result<(u64, u32)> {
     fs::metadata(path).map(|meta| (meta.dev(), meta.ino() as u32))
 }
 
-impl Scope {
-    /// Finds the namespaces.
-    pub fn find(self) -> io::Result<Found> {
-        match self {
-            Self::All => find(),
-            Self::Current => Ok(Found { places: vec![own_place()?], denied: 0 }),
-        }
-    }
-}
-
-/// Finds every network namespace that a process or thread is in, that has a file in /run/netns, or that is mounted
-/// somewhere: here, and in the mount namespaces of other processes.
-pub fn find() -> io::Result<Found> {
-    let (nsfs, own) = identity("/proc/thread-self/ns/net")?;
-    let mut search = Search {
-        nsfs,
-        net: net_of("/proc/thread-self").unwrap_or(0),
-        denied: HashSet::new(),
-        found: Found::default(),
-        at: HashMap::new(),
-    };
-    search.add(own, here(), None);
-    for folder in ["/run/netns", "/var/run/netns"] {
-        search.folder(Path::new(folder));
-    }
-    let mut mounts = Vec::new();
-    search.mounts("/proc/self/mountinfo", Path::new("/"));
-    if let Ok((_, own)) = identity("/proc/self/ns/mnt") {
-        mounts.push(own);
-    }
-    for process in fs::read_dir("/proc")?.flatten() {
-        if let Some(pid) = number(&process.file_name()) {
-            search.process(pid, &process.path(), &mut mounts);
-        }
-    }
-    let Search { found: Found { places, .. }, mut denied, .. } = search;
-    if !denied.is_empty() {
-        // Another way may lead there.
-        for way in places.iter().flat_map(|place| &place.ways) {
-            if let Way::Task { pid, .. } = way
-                && let Some(net) = net_of(format!("/proc/{pid}"))
-            {
-                denied.remove(&net);
-            }
-        }
-    }
-    Ok(Found { places, denied: denied.len() as u32 })
-}
-
-/// What tells the network namespaces of processes apart that the caller may not look at: /proc/PID/net needs no such
-/// right, and each namespace has entries of its own there, with inodes of their own (fs/proc/proc_net.c,
-/// get_proc_task_net(); fs/proc/inode.c, proc_get_inode(), 5.8 to 6.18).
-fn net_of(process: impl AsRef<Path>) -> Option<u64> {
-    fs::metadata(process.as_ref().join("net/sockstat")).ok().map(|meta| meta.ino())
-}
-
-fn number(name: &std::ffi::OsStr) -> Option<u32> {
-    name.to_str()?.parse().ok()
-}
-
-struct Search {
-    /// The device of the kernel's namespace files.
-    nsfs: u64,
-    /// What [`net_of`] tells of the caller's own.
-    net: u64,
-    /// The same of those that may not be looked at.
-    denied: HashSet<u64>,
-    found: Found,
-    /// Where in `found` a namespace is, by inode.
-    at: HashMap<u32, usize>,
-}
-
-impl Search {
-    fn add(&mut self, inum: u32, way: Way, name: Option<String>) {
-        let places = &mut self.found.places;
-        let at = *self.at.entry(inum).or_insert_with(|| {
-            places.push(Place { inum, name: None, ways: Vec::new() });
-            places.len() - 1
-        });
-        let Some(place) = places.get_mut(at) else { return };
-        place.name = place.name.take().or(name);
-        if place.ways.len() < WAYS {
-            place.ways.push(way);
-        }
-    }
-
-    /// The files of `ip netns`. One that is no namespace, or no longer, is on another device.
-    fn folder(&mut self, folder: &Path) {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if let Ok((device, inum)) = identity(&path)
-                && device == self.nsfs
-            {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                self.add(inum, Way::File(path), Some(name));
-            }
-        }
-    }
-
-    /// The mounts of another process, seen through its root directory.
-    fn mounts(&mut self, table: &str, root: &Path) {
-        // Mount points are any bytes.
-        let table = fs::read(table).unwrap_or_default();
-        for line in table.split(|byte| *byte == b'\n') {
-            if let Some((inum, point)) = mounted(line) {
-                let inside = point.strip_prefix("/").unwrap_or(&point);
-                self.add(inum, Way::File(root.join(inside)), name_of(&point));
-            }
-        }
-    }
-
-    /// `mounts`: mount namespaces that were looked through.
-    fn process(&mut self, pid: u32, proc: &Path, mounts: &mut Vec<u32>) {
-        match identity(proc.join("ns/net")) {
-            Ok((_, inum)) => self.add(inum, Way::Task { pid, tid: pid }, None),
-            Err(why) if why.kind() == ErrorKind::PermissionDenied => {
-                // Where not even that can be told, each process counts.
-                let net = net_of(proc).unwrap_or(u64::from(pid) << 32);
-                if net != self.net {
-                    self.denied.insert(net);
-                }
-                return;
-            }
-            // It has ended, perhaps not all of its threads.
-            Err(_) => {}
-        }
-        // The directory's links are the threads and two more (fs/proc/base.c, proc_task_getattr(), 5.8 to 6.18).
-        if fs::metadata(proc.join("task")).is_ok_and(|meta| meta.nlink() != 3) {
-            self.threads(pid, proc);
-        }
-        if mounts.len() <= MOUNT_NAMESPACES
-            && let Ok((_, namespace)) = identity(proc.join("ns/mnt"))
-            && !mounts.contains(&namespace)
-        {
-            mounts.push(namespace);
-            self.mounts(&format!("/proc/{pid}/mountinfo"), &proc.join("root"));
-        }
-    }
-
-    fn threads(&mut self, pid: u32, proc: &Path) {
-        for thread in fs::read_dir(proc.join("task")).into_iter().flatten().flatten() {
-            if let Some(tid) = number(&thread.file_name()).filter(|tid| *tid != pid)
-                && let Ok((_, inum)) = identity(thread.path().join("ns/net"))
-            {
-                self.add(inum, Way::Task { pid, tid }, None);
-            }
-        }
-    }
-}
-
-/// Which network namespace a line of a mountinfo mounts, and where.
-fn mounted(line: &[u8]) -> Option<(u32, PathBuf)> {
-    // 36 25 0:4 net:[4026532008] /run/netns/blue rw shared:7 - nsfs nsfs rw (Documentation/filesystems/proc.rst, 3.5)
-    let mut fields = line.split(|byte| *byte == b' ');
-    let root = str::from_utf8(fields.nth(3)?).ok()?;
-    let inum = root.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
-    let point = unescaped(fields.next()?);
-    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
-    (rest.next()? == b"nsfs").then(|| (inum, OsString::from_vec(point).into()))
-}
-
-/// Takes the escapes out that the kernel writes for space, tab, newline and backslash: `\040` (fs/seq_file.c,
-/// mangle_path()).
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, after @ ..] = rest {
-        rest = after;
-        let octal = match rest {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if *first == b'\\' => {
-                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
-            }
-            _ => None,
-        };
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                rest = rest.get(3..).unwrap_or_default();
-            }
-            None => out.push(*first),
-        }
-    }
-    out
-}
-
-/// The name that a mount point of `ip netns` gives.
-fn name_of(point: &Path) -> Option<String> {
-    let folder = point.parent()?;
-    let named = [Path::new("/run/netns"), Path::new("/var/run/netns")].contains(&folder);
-    named.then(|| point.file_name().map(|name| name.to_string_lossy().into_owned())).flatten()
-}
-
 /// Runs `journey` on a thread that goes from namespace to namespace, and ends: whatever happens on the way, no thread is
 /// left in a namespace that it was not born in.
 ///
@@ -363,10 +183,7 @@ impl Traveller {
     }
 
     fn enter_by(&mut self, way: &Way, place: &Place) -> io::Result<()> {
-        let file = File::open(way.path())?;
-        if file.metadata()?.ino() as u32 != place.inum {
-            return Err(ErrorKind::NotFound.into());
-        }
+        let file = way.open(place.inum)?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
         self.moved = true;
         Ok(())

@@ -4,6 +4,7 @@ use std::sync::mpsc;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use super::search::{mounted, name_of, unescaped};
 use super::*;
 
 /// Runs `test` while a thread is in a new network namespace, with that one's identity; `None` where none may be made.
@@ -32,7 +33,7 @@ fn a_threads_namespace_is_found_and_entered_and_told_from_our_own() {
     beside_a_namespace(|other| {
         let here = own().unwrap();
         assert!(here.id != other.id && here.inum != other.inum);
-        let found = find().unwrap();
+        let found = find(&Descriptors::NONE).unwrap();
         assert_eq!(found.places[0].inum, here.inum, "the caller's own comes first");
         let place = found.places.iter().find(|place| place.inum == other.inum).unwrap();
         let (entered, population) =
@@ -53,7 +54,7 @@ fn a_threads_namespace_is_found_and_entered_and_told_from_our_own() {
 fn a_namespace_that_is_gone_is_not_found_and_its_place_is_no_other() {
     let mut place = None;
     let made = beside_a_namespace(|other| {
-        let found = find().unwrap();
+        let found = find(&Descriptors::NONE).unwrap();
         place = found.places.into_iter().find(|place| place.inum == other.inum);
         assert!(place.is_some());
     });
@@ -68,6 +69,45 @@ fn a_namespace_that_is_gone_is_not_found_and_its_place_is_no_other() {
         let entered = travel(|traveller| traveller.enter(&moved)).unwrap();
         assert_eq!(entered.unwrap_err().kind(), ErrorKind::NotFound);
     }
+}
+
+#[test]
+fn a_namespace_that_only_a_descriptor_holds_is_found_by_it() {
+    let mut held = None;
+    let made = beside_a_namespace(|other| {
+        let found = find(&Descriptors::NONE).unwrap();
+        let place = found.places.into_iter().find(|place| place.inum == other.inum).unwrap();
+        held = Some((File::open(place.ways[0].path()).unwrap(), other.clone()));
+    });
+    let Some((_, (file, other))) = made.zip(held) else { return };
+    let there = |descriptors: &Descriptors| {
+        find(descriptors).unwrap().places.into_iter().find(|place| place.inum == other.inum)
+    };
+    // Its thread has been joined, and leaves /proc a moment later.
+    while there(&Descriptors::NONE).is_some() {
+        thread::yield_now();
+    }
+    let place = there(&Descriptors::All).unwrap();
+    assert!(place.is_held_open());
+    assert_eq!(travel(|traveller| traveller.enter(&place)).unwrap().unwrap(), other);
+    // It is found again without a look at all.
+    let known = Descriptors::Those(vec![place]);
+    assert!(there(&known).is_some());
+    drop(file);
+    assert!(there(&known).is_none() && there(&Descriptors::All).is_none());
+}
+
+/// A way that leads to something else by now: to open it would be to wait for its other end.
+#[test]
+fn a_descriptor_that_is_another_file_by_now_is_not_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+        .unwrap();
+    let inum = fs::metadata(&path).unwrap().ino() as u32;
+    let place = Place { inum, name: None, ways: vec![Way::File(path)] };
+    let entered = travel(|traveller| traveller.enter(&place)).unwrap();
+    assert_eq!(entered.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use super::Outcome;
-use crate::kernel::netns::{self, Netns, Place};
+use crate::kernel::netns::{self, Descriptors, Netns, Place};
 
 /// A namespace that was searched for in vain is not searched for again before.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);
@@ -74,7 +74,11 @@ impl Places {
         if self.in_vain.contains_key(&inum) {
             return false;
         }
-        let Ok(found) = netns::find() else { return false };
+        let Ok(mut found) = netns::find(&Descriptors::NONE) else { return false };
+        if !found.places.iter().any(|place| place.inum == inum) {
+            let Ok(more) = netns::find(&Descriptors::All) else { return false };
+            found = more;
+        }
         self.denied = found.denied;
         self.found = found.places.into_iter().map(|place| (place.inum, place)).collect();
         true

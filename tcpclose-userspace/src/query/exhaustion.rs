@@ -16,7 +16,7 @@ use crate::exhaustion::looks::Look;
 use crate::exhaustion::{Kind, Table, Taken, Tuple};
 use crate::kernel::ephemeral::{self, Looked};
 use crate::kernel::host;
-use crate::kernel::netns::{Found, Netns, Scope};
+use crate::kernel::netns::{Descriptors, Found, Netns, Scope};
 use crate::kernel::owners::{self, Owners};
 use crate::kernel::process;
 
@@ -298,7 +298,7 @@ pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Resu
 /// # Errors
 /// When /proc or the kernel's sockets cannot be read.
 pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<ExhaustionDocument> {
-    let Found { places, denied } = scope.find()?;
+    let Found { places, denied, .. } = scope.find(&Descriptors::All)?;
     let before = match period.is_zero() {
         true => None,
         false => Some(remember(&ephemeral::look(&places)?)),

@@ -19,7 +19,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
-use crate::kernel::netns::{Netns, Place, Scope};
+use crate::kernel::netns::{Descriptors, Netns, Place, Scope};
 use crate::kernel::owners::{Look, Owners};
 use crate::kernel::sock_diag::{Dump, Socket};
 use crate::kernel::survey::{self, Ask, Survey};
@@ -88,6 +88,10 @@ pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<Stuc
         .collect()
 }
 
+/// By how much too young a busy machine may show a write: it is told in ticks, and those of a virtual machine were seen
+/// 71 ms late (6.18). A connection whose FIN came at once was written to, by its handshake, just before.
+const LATE_TICKS_NS: u64 = 200_000_000;
+
 /// Why `socket`, in CLOSE-WAIT for `age`, is still there; `None` in other states. Who sent within `bound_ns` is
 /// at work, unless that was before the FIN came.
 pub fn diagnose(socket: &Socket, age: Age, bound_ns: u64) -> Option<Diagnosis> {
@@ -97,7 +101,7 @@ pub fn diagnose(socket: &Socket, age: Age, bound_ns: u64) -> Option<Diagnosis> {
     if owners::not_accepted(socket) {
         return Some(Diagnosis::NotAccepted);
     }
-    let sent_since_the_fin = |ns: u64| age.max_ns.is_none_or(|age| ns <= age);
+    let sent_since_the_fin = |ns: u64| age.max_ns.is_none_or(|age| ns.saturating_add(LATE_TICKS_NS) <= age);
     if socket
         .times
         .is_some_and(|times| times.last_sent_ns < bound_ns && sent_since_the_fin(times.last_sent_ns))
@@ -212,7 +216,7 @@ fn refusals(survey: &Survey) -> usize {
 /// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
 /// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
 pub fn snapshot(states: u32, bound_ns: u64, scope: Scope) -> io::Result<Document> {
-    let found = scope.find()?;
+    let found = scope.find(&Descriptors::All)?;
     let ask = Ask { states: states | TcpState::Listen.bit(), info: true };
     let mut survey = survey::survey(found.places, ask, None)?;
     let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
@@ -272,10 +276,12 @@ mod tests {
         assert_eq!(why(&close_wait(0, MINUTE)), Some(Diagnosis::NotClosed));
         assert_eq!(why(&Socket { state: TcpState::LastAck, ..close_wait(0, 0) }), None);
         // What was sent before the FIN came is no sign of a half-close at work.
-        assert_eq!(
-            diagnose(&close_wait(0, 3 * SECOND), Age::exact(2 * SECOND), MINUTE),
-            Some(Diagnosis::NotClosed)
-        );
+        for age in [2 * SECOND, 3 * SECOND + SECOND / 10] {
+            assert_eq!(
+                diagnose(&close_wait(0, 3 * SECOND), Age::exact(age), MINUTE),
+                Some(Diagnosis::NotClosed)
+            );
+        }
     }
 
     #[test]

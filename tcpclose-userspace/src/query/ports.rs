@@ -13,7 +13,7 @@ use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 use super::document::{Source, Versioned, named, seconds};
 use super::{Sight, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
 use crate::kernel::host;
-use crate::kernel::netns::Scope;
+use crate::kernel::netns::{Descriptors, Scope};
 use crate::kernel::survey::{self, Ask};
 use crate::ledger::buckets::{self, Histogram};
 use crate::ledger::census::Standing;
@@ -185,7 +185,7 @@ impl Seen {
 /// # Errors
 /// When /proc or the kernel's sockets cannot be read.
 pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
-    let found = scope.find()?;
+    let found = scope.find(&Descriptors::All)?;
     let ask = Ask { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
     let mut survey = survey::survey(found.places, ask, None)?;
     let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());

@@ -8,7 +8,7 @@ use crate::terms::Outcome;
 use super::Tracker;
 use super::fact::{Ended, Fact, Mended, Sink, Why};
 use super::join::MARGIN_NS;
-use super::life::Body;
+use super::life::{Body, Life};
 use super::transition::Told;
 
 /// What a search for every network namespace of the host has come to.
@@ -17,7 +17,7 @@ pub struct Round<'a> {
     pub found: &'a dyn Fn(u32) -> bool,
     /// Whether an earlier one had.
     pub former: &'a dyn Fn(u32) -> bool,
-    /// Nothing was hidden from it: what it has not found no process is in, and nothing is mounted on.
+    /// Nothing was hidden from it: what it has not found no process is in, nothing is mounted on, and no descriptor leads to.
     pub sure: bool,
     /// Records were lost since the one before.
     pub lost: bool,
@@ -25,6 +25,21 @@ pub struct Round<'a> {
     pub started_ns: u64,
     /// CLOCK_MONOTONIC when it was done.
     pub finished_ns: u64,
+}
+
+/// Records that were lost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Loss {
+    /// CLOCK_MONOTONIC: they were lost before.
+    noticed_ns: u64,
+    /// Whole rounds since, one after the other, in which every life could be compared with the kernel.
+    rounds: u8,
+}
+
+impl Loss {
+    pub(super) const fn new(noticed_ns: u64) -> Self {
+        Self { noticed_ns, rounds: 0 }
+    }
 }
 
 impl Tracker {
@@ -44,8 +59,9 @@ impl Tracker {
                 Body::Minisocket if self.told.lives => gone && again || round.sure && round.lost,
                 // Nothing more will be heard of it.
                 Body::Minisocket => true,
-                // It would hold its namespace: a descriptor may, that nobody else has. Its end was lost.
-                Body::Socket => gone && again || round.sure && round.lost,
+                // It holds its namespace, if nothing else does, until its end is told (an orphan, or one whose holder is
+                // elsewhere); unless that was lost.
+                Body::Socket => self.loss.is_some() && gone && again || round.sure && round.lost,
             };
             if ends {
                 over.push((at, gone));
@@ -64,6 +80,22 @@ impl Tracker {
                 Body::Minisocket => self.lose_sight(at, round.finished_ns, out),
             }
         }
+        self.mend(round);
+    }
+
+    /// Whether a loss is mended by now. A life whose last record came before the loss was noticed is what the kernel says
+    /// once a dump that began later has met or missed it; one with a record since was compared with that record. What a dump
+    /// leaves alone, since its record is younger than the margin, the next round's does not.
+    fn mend(&mut self, round: &Round<'_>) {
+        let Some(mut loss) = self.loss else { return };
+        let own = self.host.netns;
+        let dumped = |life: &Life| life.netns == own || (round.found)(life.netns);
+        let whole = round.sure
+            && round.started_ns > loss.noticed_ns
+            && !std::mem::take(&mut self.unsettled)
+            && !self.lives.iter().any(|(_, life)| !dumped(life) && life.event_ns <= loss.noticed_ns);
+        loss.rounds = if whole { loss.rounds + 1 } else { 0 };
+        self.loss = (loss.rounds < 2).then_some(loss);
     }
 
     /// A minisocket where no dump looks, and no hook tells.

@@ -395,7 +395,9 @@ impl Tracker {
                 continue;
             }
             let due = life.expires_ns() != 0 && life.expires_ns() <= view.started_ns;
-            if life.body == Body::Minisocket && (due && (!self.told.lives || self.lossy) || is_taken(life)) {
+            if life.body == Body::Minisocket
+                && (due && (!self.told.lives || self.loss.is_some()) || is_taken(life))
+            {
                 over.push(at);
             } else if suspects.len() < most {
                 suspects.push(Suspect {
@@ -409,6 +411,8 @@ impl Tracker {
                 });
             } else if life.missed {
                 missed_twice.push(at);
+            } else {
+                self.unsettled = true;
             }
             life.missed = true;
         }

@@ -105,7 +105,7 @@ impl Journal {
     /// What has changed in `tracker`'s lives. Every step until `until_ns`, less a margin for probes that are still at
     /// their record, is in it; 0 when records were lost, so that nobody knows.
     pub fn batch(&mut self, tracker: &mut Tracker, until_ns: u64) -> Batch {
-        let until_ns = if tracker.lossy { 0 } else { until_ns.saturating_sub(MARGIN_NS) };
+        let until_ns = if tracker.loss.is_some() { 0 } else { until_ns.saturating_sub(MARGIN_NS) };
         let Some(changes) = &mut tracker.changes else { return Batch::Nothing };
         if self.anew || changes.all || self.appended > self.whole + SLACK {
             changes.forget();

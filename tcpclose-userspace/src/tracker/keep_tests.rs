@@ -1,5 +1,8 @@
 //! What one tracker keeps and the next takes up: no kernel, no root, every instant an argument.
 
+mod files;
+mod random;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -187,7 +190,7 @@ fn one_that_went_on_while_no_agent_ran_has_an_interval_from_the_last_save() {
     assert_eq!((life.side, life.role), (Side::Server, Role::Passive));
 
     // Where records were lost, nobody knows what went on before the save.
-    a.records_lost();
+    a.records_lost(T0);
     file.save(&mut journal, &mut a, saved + S);
     let mut b = tracker(true);
     first_dump(&mut b, file.read(now), now, &[seen(sock(1), LastAck, now, between(0, 100 * S))]);
@@ -346,196 +349,6 @@ impl Dice {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
-}
-
-/// What a socket went through: each state and when it was entered.
-type History = Vec<(u64, TcpState)>;
-
-fn history(dice: &mut Dice) -> History {
-    let ways: [&[TcpState]; 3] = [&[CloseWait, LastAck, Close], &[FinWait1, FinWait2], &[FinWait1, Closing]];
-    let way = ways[dice.below(3) as usize];
-    let mut at = T0 + dice.below(20 * S);
-    let mut history = History::new();
-    for &state in way {
-        history.push((at, state));
-        let long = dice.below(2) == 0;
-        at += 1 + dice.below(if long { 20 * S } else { 300 * MS });
-    }
-    history
-}
-
-fn state_at(history: &History, at: u64) -> Option<(u64, TcpState)> {
-    history.iter().rev().find(|(since, _)| *since <= at).copied().filter(|(_, state)| *state != Close)
-}
-
-/// Whatever went on, whenever the first agent was killed, wherever its last write was torn: what the second one says of
-/// an entry holds; and what stayed as it was at the last save is exact.
-#[test]
-fn whatever_happened_what_is_taken_up_holds() {
-    for round in 0..200 {
-        let mut dice = Dice(round);
-        let by_cookie = round % 2 == 0;
-        let histories: Vec<History> = (0..60).map(|_| history(&mut dice)).collect();
-        let mut events: Vec<(u64, usize, (TcpState, TcpState))> = Vec::new();
-        for (n, history) in histories.iter().enumerate() {
-            let mut old = Established;
-            for &(at, new) in history {
-                events.push((at, n, (old, new)));
-                old = new;
-            }
-        }
-        events.sort_by_key(|(at, ..)| *at);
-
-        let (mut a, mut journal, mut file) = keeping(by_cookie);
-        let killed = T0 + dice.below(40 * S);
-        let mut events = events.into_iter().peekable();
-        let mut complete = Vec::new();
-        for save in (0..).map(|n| T0 + n * 500 * MS).take_while(|at| *at < killed) {
-            while let Some((at, n, what)) = events.next_if(|(at, ..)| *at <= save) {
-                step(&mut a, sock(n as u64), at, what);
-            }
-            file.save(&mut journal, &mut a, save);
-            complete.push((file.0.len(), save));
-        }
-        // The last write may be torn.
-        let torn = dice.below(100) as usize;
-        let first = complete.first().map_or(0, |(length, _)| *length);
-        let length = file.0.len().saturating_sub(torn).max(first);
-        file.0.truncate(length);
-        let Some(&(_, saved)) = complete.iter().rev().find(|(end, _)| *end <= length) else { continue };
-
-        let now = killed + dice.below(30 * S);
-        let mut seen_now = Vec::new();
-        let mut truth = BTreeMap::new();
-        for (n, history) in histories.iter().enumerate() {
-            let Some((entered, state)) = state_at(history, now) else { continue };
-            let age = now - entered;
-            let max = (dice.below(4) != 0).then(|| age + dice.below(10 * S));
-            let proven = Age { min_ns: age - dice.below(age + 1), max_ns: max };
-            let mut seen = seen(sock(n as u64), state, now, proven);
-            if state == FinWait2 && dice.below(2) == 0 {
-                seen = Seen { body: Body::Minisocket, expires_ns: S, ..seen };
-            }
-            seen_now.push(seen);
-            truth.insert(sock(n as u64).cookie, (entered, state_at(history, saved), seen));
-        }
-        let mut b = tracker(by_cookie);
-        let told = first_dump(&mut b, file.read(now), now, &seen_now);
-        assert_eq!(told, []);
-        assert_eq!(b.len(), truth.len());
-        for life in b.lives() {
-            let (entered, then, seen) = &truth[&life.cookie];
-            let holds = (life.since.earliest_ns..=life.since.latest_ns).contains(entered);
-            assert!(holds, "round {round}: {life:?} entered at {entered}");
-            let stayed = *then == Some((*entered, seen.state));
-            let known = by_cookie || (seen.body == Body::Socket && seen.age.max_ns.is_some());
-            if stayed && known {
-                assert_eq!(life.since, Since::exact(*entered), "round {round}: {life:?}");
-            }
-        }
-    }
-}
-
-/// What the recorded files hold.
-fn recorded() -> Vec<Kept> {
-    let life = |n: u64, phase, since| Kept {
-        cookie: n,
-        flow: flow(n),
-        netns: HERE,
-        port: 80,
-        side: Side::Server,
-        role: Role::Passive,
-        phase,
-        body: Body::Socket,
-        counted: false,
-        since,
-    };
-    vec![
-        life(1, Phase::CloseWait, Since::exact(T0)),
-        life(2, Phase::LastAck, Since { earliest_ns: 0, latest_ns: T0 + S }),
-        Kept { cookie: 0, side: Side::Unknown, ..life(3, Phase::CloseWait, Since::exact(T0 + 2 * S)) },
-        Kept {
-            side: Side::Client,
-            role: Role::Active,
-            body: Body::Minisocket,
-            port: 40_004,
-            counted: true,
-            flow: Flow::new("[2001:db8::1]:40004".parse().unwrap(), "[2001:db8::2]:443".parse().unwrap()),
-            ..life(4, Phase::FinWait2, Since::exact(T0 + 3 * S))
-        },
-    ]
-}
-
-fn sorted(former: &Former) -> Vec<Kept> {
-    let mut lives: Vec<Kept> = former.lives().copied().collect();
-    lives.sort_by_key(|kept| (kept.since.latest_ns, kept.cookie));
-    lives
-}
-
-const FORMAT_1: &[u8] = include_bytes!("../../tests/state/format-1");
-const TO_COME: &[u8] = include_bytes!("../../tests/state/format-2-to-come");
-const UNTIL: u64 = T0 + 9 * S;
-
-#[test]
-fn files_of_every_version_so_far_are_read() {
-    let former = journal::read(FORMAT_1, BOOT, T0 + 10 * S).unwrap();
-    assert_eq!((sorted(&former), former.until_ns()), (recorded(), UNTIL));
-    // Whoever changes what is written counts up FORMAT and records another file; this one stays.
-    if FORMAT == 1 {
-        assert_eq!(journal::write(BOOT, &recorded(), UNTIL), FORMAT_1);
-    }
-}
-
-#[test]
-fn a_later_versions_file_is_read_for_what_this_one_knows() {
-    let former = journal::read(TO_COME, BOOT, T0 + 10 * S).unwrap();
-    assert_eq!((sorted(&former), former.until_ns()), (recorded(), UNTIL));
-}
-
-#[test]
-fn a_file_of_no_use_is_refused_and_says_why() {
-    let read = |bytes: &[u8]| journal::read(bytes, BOOT, T0 + 10 * S).map(|former| former.len());
-    assert_eq!(read(FORMAT_1), Ok(4));
-    let other = "11111111-2222-3333-4444-555555555555";
-    assert_eq!(journal::read(FORMAT_1, other, T0 + 10 * S).err(), Some(Refused::OtherBoot));
-    assert_eq!(journal::read(FORMAT_1, "", T0 + 10 * S).err(), Some(Refused::OtherBoot));
-    assert!(
-        matches!(journal::read(FORMAT_1, BOOT, T0 + 8 * S), Err(Refused::Corrupt(why)) if why.contains("future"))
-    );
-    for bytes in
-        [&b""[..], b"tcpclose", b"\x7fELF, and something longer than a header would be, with more behind it"]
-    {
-        assert!(matches!(read(bytes), Err(Refused::Corrupt(_))));
-    }
-    // Any bit that flips is noticed, but in a torn end.
-    for at in 0..FORMAT_1.len() {
-        let mut bytes = FORMAT_1.to_vec();
-        bytes[at] ^= 1 << (at % 8);
-        assert!(matches!(read(&bytes), Err(Refused::Corrupt(_))), "byte {at}");
-    }
-    // Cut anywhere, it is a torn end or, within the header, corrupt. Nothing panics.
-    for length in 0..FORMAT_1.len() {
-        match read(&FORMAT_1[..length]) {
-            Ok(n) => assert_eq!(n, 0, "{length}"),
-            Err(why) => assert!(matches!(why, Refused::Corrupt(_)), "{length}: {why}"),
-        }
-    }
-    let mut dice = Dice(7);
-    for _ in 0..2_000 {
-        let noise: Vec<u8> = (0..dice.below(200)).map(|_| dice.below(256) as u8).collect();
-        assert!(read(&noise).is_err());
-    }
-}
-
-#[test]
-fn a_file_that_needs_a_later_reader_says_so() {
-    let mut bytes = FORMAT_1.to_vec();
-    bytes[8..12].copy_from_slice(&[3, 0, 2, 0]);
-    let sum = crc32fast::hash(&bytes[..50]).to_le_bytes();
-    bytes[50..54].copy_from_slice(&sum);
-    let refused = journal::read(&bytes, BOOT, T0 + 10 * S).err();
-    assert_eq!(refused, Some(Refused::TooNew(3)));
-    assert!(refused.unwrap().to_string().contains("later version"));
 }
 
 /// `cargo test --release -- --ignored --nocapture what_keeping_costs`: each save of an agent that tracks 100,000

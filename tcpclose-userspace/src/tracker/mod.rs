@@ -91,8 +91,12 @@ pub struct Tracker {
     time_wait_ns: Option<u64>,
     /// Whether lives are keyed by cookie (tp_btf) or by socket address and flow (classic door).
     by_cookie: bool,
-    /// Records were lost.
-    lossy: bool,
+    /// Records were lost, at any time: what dumps had to add since may be older than the agent or not, and nothing tells.
+    ever_lost: bool,
+    /// Records were lost, and what they would have told may still be missing.
+    loss: Option<elsewhere::Loss>,
+    /// A dump missed more lives than could be looked up.
+    unsettled: bool,
     /// What was entered before this was there before the agent, unless its record was lost: when the first dump was
     /// done. `None` until then.
     complete_ns: Option<u64>,
@@ -134,7 +138,9 @@ impl Tracker {
             ended_meanwhile: None,
             time_wait_ns: None,
             by_cookie,
-            lossy: false,
+            ever_lost: false,
+            loss: None,
+            unsettled: false,
             complete_ns: None,
             told: Told::default(),
             just_ended: JustEnded::default(),
@@ -206,9 +212,10 @@ impl Tracker {
         }
     }
 
-    /// Says that records were lost: from here on a phase without an entry may be one of theirs.
-    pub fn records_lost(&mut self) {
-        self.lossy = true;
+    /// Says that records were lost, as noticed at `now_ns`: from here on a phase without an entry may be one of theirs.
+    pub fn records_lost(&mut self, now_ns: u64) {
+        self.ever_lost = true;
+        self.loss = Some(elsewhere::Loss::new(now_ns));
     }
 
     /// A socket's first step.
@@ -506,7 +513,7 @@ impl Tracker {
     fn why(&self, life: &Life) -> Why {
         let later = self.complete_ns.is_some_and(|ns| life.since.latest_ns > ns);
         let later = later && life.netns == self.host.netns;
-        if self.lossy || later { Why::Lost } else { Why::BeforeAgent }
+        if self.ever_lost || later { Why::Lost } else { Why::BeforeAgent }
     }
 
     /// Learns from a record what an adopted life did not know yet.

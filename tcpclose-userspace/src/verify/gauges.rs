@@ -9,37 +9,51 @@ use super::{Look, Part, Reach, Row, Sight, Sockets, View, span};
 use crate::kernel::mib::SockStat;
 use crate::terms::Phase;
 
-/// The agent's `tcpclose_sockets` at `look`. `earlier`: where minisockets are followed by dumps, the sockets at a time
-/// before which every step has been dumped by then.
-pub fn agent(
-    look: &Look,
-    earlier: Option<&BTreeMap<u32, Sockets>>,
-    reach: Reach,
-    causes: &Causes,
-) -> Vec<Row> {
-    let none = Sockets::default();
+/// The agent's `tcpclose_sockets` at `look`. `earlier`: where minisockets are followed by dumps, what the kernel said at a
+/// time before which every step has been dumped by then.
+pub fn agent(look: &Look, earlier: Option<&BTreeMap<u32, View>>, reach: Reach, causes: &Causes) -> Vec<Row> {
+    let none = View::default();
+    let before = |id| earlier.map(|earlier| earlier.get(&id).unwrap_or(&none));
+    let skipped = earlier.map_or(0, |earlier| skipped(look, earlier, reach));
     let rows = Phase::ALL.into_iter().map(|phase| {
         let agent = look.metrics.sum("tcpclose_sockets", &[("state", phase.name())]) as i64;
         let agent = Span::exact(agent);
-        let (kernel, namespaces) = look.sum(reach, |id, sight| {
-            in_phase(phase, sight, earlier.map(|earlier| earlier.get(&id).unwrap_or(&none)))
-        });
-        Row {
-            what: format!("sockets in {}", phase.name()),
-            agent,
-            kernel: Some(kernel),
-            verdict: causes.judge(agent, kernel),
-            namespaces,
-        }
+        let (kernel, namespaces) = look.sum(reach, |id, sight| in_phase(phase, sight, before(id)));
+        let verdict = match agent.beyond(kernel) {
+            beyond if is_of_minisockets(phase) && (1..=skipped).contains(&beyond) => {
+                Verdict::Explained(format!(
+                    "the kernel's table of TIME-WAITs was full: {skipped} were skipped (TCPTimeWaitOverflow), and the agent \
+                     knows that of each when a dump does not show it"
+                ))
+            }
+            _ => causes.judge(agent, kernel),
+        };
+        Row { what: format!("sockets in {}", phase.name()), agent, kernel: Some(kernel), verdict, namespaces }
     });
     rows.collect()
 }
 
+/// Phases of minisockets: for want of room the kernel makes none, and where no hook says so the agent takes it for made.
+fn is_of_minisockets(phase: Phase) -> bool {
+    matches!(phase, Phase::FinWait2 | Phase::TimeWait)
+}
+
+/// How many minisockets the kernel did not make since `earlier`.
+fn skipped(look: &Look, earlier: &BTreeMap<u32, View>, reach: Reach) -> i64 {
+    let count = |view: &View| view.counters.get("TCPTimeWaitOverflow") as i64;
+    let since = |id, sight: &Sight| {
+        let first = earlier.get(&id).map_or(0, count);
+        let last = [&sight.before, &sight.after].into_iter().flatten().map(count).max().unwrap_or(first);
+        Span { min: 0, max: (last - first).max(0) }
+    };
+    look.sum(reach, since).0.max
+}
+
 /// How many sockets of a namespace the agent can rightly say are in `phase`.
-fn in_phase(phase: Phase, sight: &Sight, earlier: Option<&Sockets>) -> Span {
+fn in_phase(phase: Phase, sight: &Sight, earlier: Option<&View>) -> Span {
     let of = |sockets: &Sockets| sockets.in_state(phase.state());
     let (before, after) = sight.sockets(of);
-    let (Some(earlier), Phase::FinWait2 | Phase::TimeWait) = (earlier, phase) else {
+    let Some(View { sockets: earlier, .. }) = earlier.filter(|_| is_of_minisockets(phase)) else {
         return span(&before, &after);
     };
     // Minisockets switch and end with no event: what was true since `earlier` can still be the agent's word.
@@ -117,6 +131,7 @@ fn orphans(look: &Look) -> Row {
 mod tests {
     use super::super::tests::{look as look_at, socket};
     use super::*;
+    use crate::kernel::mib::Counters;
 
     fn view(sockets: &[(TcpState, u64)]) -> View {
         let mini = |state| matches!(state, TcpState::FinWait2 | TcpState::TimeWait);
@@ -155,13 +170,34 @@ mod tests {
         use TcpState::{FinWait2, TimeWait};
         let earlier = look(&[(TimeWait, 7), (TimeWait, 8), (FinWait2, 9)], "", &[]);
         let earlier = earlier.namespaces.into_values().filter_map(|sight| sight.before);
-        let earlier = earlier.map(|view| (1, view.sockets)).collect();
+        let earlier = earlier.map(|view| (1, view)).collect();
         let now = [(TimeWait, 8), (TimeWait, 9)];
         let look = look(&now, ONE, &now);
         let rows = agent(&look, Some(&earlier), Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 1, max: 3 }));
         assert_eq!(of(&rows, Phase::FinWait2).kernel, Some(Span { min: 0, max: 1 }));
         assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
+    }
+
+    #[test]
+    fn what_the_kernel_skipped_since_is_explained_and_no_more() {
+        let view = |overflows| View {
+            counters: Counters([("TCPTimeWaitOverflow", overflows)].into()),
+            ..view(&[(TcpState::TimeWait, 1)])
+        };
+        let earlier = BTreeMap::from([(1, view(10))]);
+        let at = |overflows| {
+            let look = look_at(ONE, [(1, Some(view(overflows)), Some(view(overflows)))]);
+            let rows = agent(&look, Some(&earlier), Reach::All, &Causes::default());
+            assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Differs);
+            of(&rows, Phase::TimeWait).verdict.clone()
+        };
+        assert_eq!((at(10), at(11)), (Verdict::Differs, Verdict::Differs));
+        assert!(matches!(at(12), Verdict::Explained(why) if why.contains("2 were skipped")));
+        // With hooks the agent is told of each.
+        let look = look_at(ONE, [(1, Some(view(12)), Some(view(12)))]);
+        let rows = agent(&look, None, Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
     }
 
     #[test]

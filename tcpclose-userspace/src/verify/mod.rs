@@ -185,10 +185,19 @@ impl Look {
 
 /// Which namespaces the gauges are of, with the agent's `own`.
 pub fn reach(metrics: &Samples, own: u32) -> Reach {
-    match metrics.label("tcpclose_netns_info", &[], "dumped").as_deref() {
-        Some("all") => Reach::All,
+    match dumped(metrics).as_deref() {
+        Some("all" | "found") => Reach::All,
         _ => Reach::Own(own),
     }
+}
+
+/// Whether the agent tracks sockets in namespaces to which nothing leads, for us as for it.
+pub fn has_hidden(metrics: &Samples) -> bool {
+    dumped(metrics).as_deref() == Some("found")
+}
+
+fn dumped(metrics: &Samples) -> Option<String> {
+    metrics.label("tcpclose_netns_info", &[], "dumped")
 }
 
 /// The rungs in use, as `tcpclose_hook_info` names them.
@@ -249,7 +258,8 @@ pub(crate) mod tests {
         assert_eq!((sum, parts.len(), parts[0].netns), (Span { min: 2, max: 20 }, 1, 1002));
         let dumps = |all| Samples::parse(&format!("tcpclose_netns_info{{dumped=\"{all}\"}} 1\n"));
         assert_eq!(reach(&dumps("all"), 7), Reach::All);
-        assert_eq!(reach(&dumps("some"), 7), Reach::Own(7));
+        assert_eq!((reach(&dumps("found"), 7), reach(&dumps("some"), 7)), (Reach::All, Reach::Own(7)));
+        assert!(has_hidden(&dumps("found")) && !has_hidden(&dumps("all")));
         assert_eq!(reach(&Samples::default(), 7), Reach::Own(7));
     }
 

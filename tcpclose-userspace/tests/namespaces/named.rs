@@ -103,6 +103,11 @@ impl Service {
         (client, self.listener.accept().unwrap().0)
     }
 
+    /// The server's end of a connection that somebody has made.
+    pub fn accept(&self) -> TcpStream {
+        self.listener.accept().unwrap().0
+    }
+
     /// Makes so many CLOSE-WAITs, and so many TIME-WAITs on the server's side.
     pub fn close(&mut self, netns: &Named, close_waits: usize, time_waits: usize) {
         let made = netns.inside(|| {

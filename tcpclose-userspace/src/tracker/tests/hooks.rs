@@ -233,7 +233,7 @@ fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {
             if took(4) {
                 bench.notice(News::Flipped, T0 + 5 * MS, (FinWait2, TimeWait), 0);
             }
-            bench.tracker.records_lost();
+            bench.tracker.records_lost(T0);
             let at = T0 + S;
             let minisocket = seen(TimeWait, Body::Minisocket, client(), 7, at, 59 * S);
             let suspects = bench.dump(at, false, &[minisocket]);

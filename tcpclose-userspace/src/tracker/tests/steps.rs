@@ -171,7 +171,7 @@ fn a_stranger_of_which_only_the_end_is_seen_counts_and_makes_no_duration() {
             closed(SERVER, Role::Passive, Outcome::Graceful),
         ]
     );
-    bench.tracker.records_lost();
+    bench.tracker.records_lost(T0);
     bench.step(8, &server(), T0, (CloseWait, LastAck), ACCEPTED);
     assert_eq!(bench.told()[0], Fact::Unseen { phase: Phase::CloseWait, why: Why::Lost });
 }

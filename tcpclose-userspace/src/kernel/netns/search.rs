@@ -1,0 +1,294 @@
+//! The search for network namespaces: where processes are, where they are mounted, and what descriptors hold.
+//!
+//! What holds one besides is not looked for: a descriptor on its way in a unix socket, a socket that was made in it by
+//! a process that is elsewhere, an orphan.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::super::files;
+use super::super::host::thread_cpu_ns;
+use super::{Place, Way, glance, here, identity, own_place};
+
+/// Which network namespaces are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Every one.
+    #[default]
+    All,
+    /// The caller's own.
+    Current,
+}
+
+/// Ways to one namespace that are remembered.
+const WAYS: usize = 3;
+/// Other mount namespaces whose mounts are looked through: container runtimes have few, containers have none.
+const MOUNT_NAMESPACES: usize = 16;
+
+/// What a search has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The caller's own first.
+    pub places: Vec<Place>,
+    /// Other namespaces than the caller's whose processes it may not look at.
+    pub denied: u32,
+    /// The CPU time that looking at descriptors took, nanoseconds.
+    pub descriptors_ns: u64,
+}
+
+/// Which descriptors a search looks at. To look through all is as dear as to look for owners.
+#[derive(Clone, Debug)]
+pub enum Descriptors {
+    All,
+    /// Those alone by which an earlier search has found these places.
+    Those(Vec<Place>),
+}
+
+impl Descriptors {
+    pub const NONE: Self = Self::Those(Vec::new());
+}
+
+impl Scope {
+    /// Finds the namespaces.
+    pub fn find(self, descriptors: &Descriptors) -> io::Result<Found> {
+        match self {
+            Self::All => find(descriptors),
+            Self::Current => Ok(Found { places: vec![own_place()?], ..Found::default() }),
+        }
+    }
+}
+
+/// Finds every network namespace that a process or thread is in, that has a file in /run/netns, that is mounted
+/// somewhere (here, and in the mount namespaces of other processes), or that a descriptor holds.
+pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
+    let (nsfs, own) = identity("/proc/thread-self/ns/net")?;
+    let mut search = Search {
+        nsfs,
+        net: net_of("/proc/thread-self").unwrap_or(0),
+        denied: HashSet::new(),
+        found: Found::default(),
+        at: HashMap::new(),
+    };
+    search.add(own, here(), None);
+    for folder in ["/run/netns", "/var/run/netns"] {
+        search.folder(Path::new(folder));
+    }
+    let mut mounts = Vec::new();
+    search.mounts("/proc/self/mountinfo", Path::new("/"));
+    if let Ok((_, own)) = identity("/proc/self/ns/mnt") {
+        mounts.push(own);
+    }
+    for process in fs::read_dir("/proc")?.flatten() {
+        if let Some(pid) = number(&process.file_name()) {
+            search.process(pid, &process.path(), &mut mounts);
+        }
+    }
+    let before = thread_cpu_ns();
+    match descriptors {
+        // Processes that show no files were counted above.
+        Descriptors::All => {
+            files::each(|pid, fd, target| search.descriptor(pid, fd, target))?;
+        }
+        Descriptors::Those(places) => places.iter().for_each(|place| search.again(place)),
+    }
+    let descriptors_ns = thread_cpu_ns().saturating_sub(before);
+    let Search { found: Found { places, .. }, mut denied, .. } = search;
+    if !denied.is_empty() {
+        // Another way may lead there.
+        for way in places.iter().flat_map(|place| &place.ways) {
+            if let Way::Task { pid, .. } = way
+                && let Some(net) = net_of(format!("/proc/{pid}"))
+            {
+                denied.remove(&net);
+            }
+        }
+    }
+    Ok(Found { places, denied: denied.len() as u32, descriptors_ns })
+}
+
+/// What tells the network namespaces of processes apart that the caller may not look at: /proc/PID/net needs no such
+/// right, and each namespace has entries of its own there, with inodes of their own (fs/proc/proc_net.c,
+/// get_proc_task_net(); fs/proc/inode.c, proc_get_inode(), 5.8 to 6.18).
+fn net_of(process: impl AsRef<Path>) -> Option<u64> {
+    fs::metadata(process.as_ref().join("net/sockstat")).ok().map(|meta| meta.ino())
+}
+
+fn number(name: &std::ffi::OsStr) -> Option<u32> {
+    name.to_str()?.parse().ok()
+}
+
+struct Search {
+    /// The device of the kernel's namespace files.
+    nsfs: u64,
+    /// What [`net_of`] tells of the caller's own.
+    net: u64,
+    /// The same of those that may not be looked at.
+    denied: HashSet<u64>,
+    found: Found,
+    /// Where in `found` a namespace is, by inode.
+    at: HashMap<u32, usize>,
+}
+
+impl Search {
+    fn add(&mut self, inum: u32, way: Way, name: Option<String>) {
+        let places = &mut self.found.places;
+        let at = *self.at.entry(inum).or_insert_with(|| {
+            places.push(Place { inum, name: None, ways: Vec::new() });
+            places.len() - 1
+        });
+        let Some(place) = places.get_mut(at) else { return };
+        place.name = place.name.take().or(name);
+        if place.ways.len() < WAYS {
+            place.ways.push(way);
+        }
+    }
+
+    /// The files of `ip netns`. One that is no namespace, or no longer, is on another device.
+    fn folder(&mut self, folder: &Path) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if let Ok((device, inum)) = identity(&path)
+                && device == self.nsfs
+            {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                self.add(inum, Way::File(path), Some(name));
+            }
+        }
+    }
+
+    /// The mounts of another process, seen through its root directory.
+    fn mounts(&mut self, table: &str, root: &Path) {
+        // Mount points are any bytes.
+        let table = fs::read(table).unwrap_or_default();
+        for line in table.split(|byte| *byte == b'\n') {
+            if let Some((inum, point)) = mounted(line) {
+                let inside = point.strip_prefix("/").unwrap_or(&point);
+                self.add(inum, Way::File(root.join(inside)), name_of(&point));
+            }
+        }
+    }
+
+    /// `mounts`: mount namespaces that were looked through.
+    fn process(&mut self, pid: u32, proc: &Path, mounts: &mut Vec<u32>) {
+        match identity(proc.join("ns/net")) {
+            Ok((_, inum)) => self.add(inum, Way::Task { pid, tid: pid }, None),
+            Err(why) if why.kind() == ErrorKind::PermissionDenied => {
+                // Where not even that can be told, each process counts.
+                let net = net_of(proc).unwrap_or(u64::from(pid) << 32);
+                if net != self.net {
+                    self.denied.insert(net);
+                }
+                return;
+            }
+            // It has ended, perhaps not all of its threads.
+            Err(_) => {}
+        }
+        // The directory's links are the threads and two more (fs/proc/base.c, proc_task_getattr(), 5.8 to 6.18).
+        if fs::metadata(proc.join("task")).is_ok_and(|meta| meta.nlink() != 3) {
+            self.threads(pid, proc);
+        }
+        if mounts.len() <= MOUNT_NAMESPACES
+            && let Ok((_, namespace)) = identity(proc.join("ns/mnt"))
+            && !mounts.contains(&namespace)
+        {
+            mounts.push(namespace);
+            self.mounts(&format!("/proc/{pid}/mountinfo"), &proc.join("root"));
+        }
+    }
+
+    fn descriptor(&mut self, pid: u32, fd: u32, target: &[u8]) {
+        let way = Way::Descriptor { pid, fd };
+        if let Some(inum) = files::inode_of("net", target) {
+            self.add(inum, way, None);
+        } else if may_be_a_mount(target)
+            && let Ok((device, inum)) = glance(way.path())
+            && device == self.nsfs
+            && is_net(&way, inum)
+        {
+            self.add(inum, way, None);
+        }
+    }
+
+    /// Whether the descriptors that held a place hold it still.
+    fn again(&mut self, place: &Place) {
+        for way in place.ways.iter().filter(|way| matches!(way, Way::Descriptor { .. })) {
+            if glance(way.path()).is_ok_and(|there| there == (self.nsfs, place.inum)) {
+                self.add(place.inum, way.clone(), None);
+            }
+        }
+    }
+
+    fn threads(&mut self, pid: u32, proc: &Path) {
+        for thread in fs::read_dir(proc.join("task")).into_iter().flatten().flatten() {
+            if let Some(tid) = number(&thread.file_name()).filter(|tid| *tid != pid)
+                && let Ok((_, inum)) = identity(thread.path().join("ns/net"))
+            {
+                self.add(inum, Way::Task { pid, tid }, None);
+            }
+        }
+    }
+}
+
+/// Whether a descriptor's link can be that of a namespace which was opened where it was mounted: the link is then that
+/// path, or what is left of it since (fs/d_path.c, d_path(), 5.8 to 6.18). Sockets, pipes and the like have names of their own.
+fn may_be_a_mount(target: &[u8]) -> bool {
+    target.starts_with(b"/") && !target.starts_with(b"/dev/") && !target.starts_with(b"/memfd:")
+}
+
+/// Whether the namespace to which a descriptor leads is a network namespace.
+fn is_net(way: &Way, inum: u32) -> bool {
+    // NS_GET_NSTYPE (include/uapi/linux/nsfs.h).
+    const TYPE: libc::Ioctl = 0xb703;
+    way.open(inum).is_ok_and(|file| {
+        // SAFETY: the request takes no argument.
+        unsafe { libc::ioctl(file.as_raw_fd(), TYPE) == libc::CLONE_NEWNET }
+    })
+}
+
+/// Which network namespace a line of a mountinfo mounts, and where.
+pub(super) fn mounted(line: &[u8]) -> Option<(u32, PathBuf)> {
+    // 36 25 0:4 net:[4026532008] /run/netns/blue rw shared:7 - nsfs nsfs rw (Documentation/filesystems/proc.rst, 3.5)
+    let mut fields = line.split(|byte| *byte == b' ');
+    let root = str::from_utf8(fields.nth(3)?).ok()?;
+    let inum = root.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
+    let point = unescaped(fields.next()?);
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    (rest.next()? == b"nsfs").then(|| (inum, OsString::from_vec(point).into()))
+}
+
+/// Takes the escapes out that the kernel writes for space, tab, newline and backslash: `\040` (fs/seq_file.c,
+/// mangle_path()).
+pub(super) fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, after @ ..] = rest {
+        rest = after;
+        let octal = match rest {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if *first == b'\\' => {
+                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
+            }
+            _ => None,
+        };
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                rest = rest.get(3..).unwrap_or_default();
+            }
+            None => out.push(*first),
+        }
+    }
+    out
+}
+
+/// The name that a mount point of `ip netns` gives.
+pub(super) fn name_of(point: &Path) -> Option<String> {
+    let folder = point.parent()?;
+    let named = [Path::new("/run/netns"), Path::new("/var/run/netns")].contains(&folder);
+    named.then(|| point.file_name().map(|name| name.to_string_lossy().into_owned())).flatten()
+}
