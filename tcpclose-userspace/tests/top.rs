@@ -134,7 +134,7 @@ fn from_the_ports_to_a_sockets_owner_and_back_to_the_shell() {
     assert!(colours(&tmux) > 0, "what is stuck is red");
 
     // Any size, while it runs.
-    for (width, height) in [("120", "40"), ("50", "10"), ("80", "24")] {
+    for (width, height) in [("50", "10"), ("80", "24"), ("120", "40")] {
         tmux.tmux(&["resize-window", "-x", width, "-y", height]);
         tmux.until("its row after a resize", |screen| {
             let fits = screen.lines().all(|line| line.chars().count() <= width.parse().unwrap());
