@@ -15,7 +15,7 @@ pub mod prometheus;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
 use tcpclose_common::state::TcpState;
 use tcpclose_userspace::kernel::sock_diag;
 use tcpclose_userspace::terms::Flow;
@@ -318,13 +319,19 @@ pub fn free_port() -> u16 {
     let mut port = next.unwrap_or(20_000 + (std::process::id() % 100) as u16 * 100);
     loop {
         port = if port >= 32_000 { 20_000 } else { port + 1 };
-        let free = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
-            && TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)).is_ok();
-        if free {
+        if can_bind((Ipv4Addr::UNSPECIFIED, port).into()) && can_bind((Ipv6Addr::UNSPECIFIED, port).into()) {
             *next = Some(port);
             return port;
         }
     }
+}
+
+/// Whether a listener could have this address. Asked without one: a child that another test starts at this moment has it
+/// for as long as it takes to exec, and a listener would be in the way until then.
+fn can_bind(address: SocketAddr) -> bool {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).is_ok()
 }
 
 /// A client that has sent `data` and its FIN, and the server's kernel has taken both.
