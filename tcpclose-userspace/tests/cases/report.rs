@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::common::Metrics;
-use super::rounds::{Round, Wrong};
+use super::rounds::{Round, Wrong, untold};
 use super::rungs::Rung;
 use super::stage::{Watcher, expected_ends};
+use super::table::CASES;
 use super::verdict::{Error, Played, differences, too_brief};
 
 /// How a TIME-WAIT can have ended, as tcpclose_time_wait_ended_total says it.
@@ -18,7 +19,7 @@ const MEASURABLE: f64 = 0.05;
 
 /// Prints what every agent told of every case, and says what was not what the table says. `left_out`: how many events the
 /// kernel did not tell each agent of.
-pub fn judge(watchers: &[Watcher], played: &[Played], left_out: Vec<u64>) -> Round<usize> {
+pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) -> Round<usize> {
     let mut lines = String::new();
     let (mut right, mut wrong, mut hopeless, mut late) = (0, Vec::new(), Vec::new(), Vec::new());
     // By agent, how many cases were too brief for it.
@@ -44,6 +45,15 @@ pub fn judge(watchers: &[Watcher], played: &[Played], left_out: Vec<u64>) -> Rou
                 Err(_) => hopeless.extend(found),
             }
         }
+    }
+    let mended: Vec<f64> = told
+        .iter()
+        .map(|(watcher, metrics)| watcher.grown(metrics, "tcpclose_reconcile_corrections_total", &[]))
+        .collect();
+    let sees = |agent: usize, number: usize| watchers[agent].sees(CASES[number].place);
+    for number in untold(&wrong, &mended, sees) {
+        let seeing = left_out.iter_mut().enumerate().filter(|&(agent, _)| sees(agent, number));
+        seeing.for_each(|(_, left_out)| *left_out += 1);
     }
     for (agent, ((watcher, metrics), &left_out)) in told.iter().zip(&left_out).enumerate() {
         let Watcher { rung, place, .. } = watcher;

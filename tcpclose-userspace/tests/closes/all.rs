@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tcpclose_userspace::terms::Phase::TimeWait;
 
-use super::common::free_port;
+use super::common::{Metrics, free_port};
 use super::left_out::Witness;
-use super::rounds::{Round, Wrong};
+use super::rounds::{Round, Wrong, untold};
 use super::stage::{Bracket, Family, Look, Stage, Timeline, fence, now, seconds, state_of};
 use super::table::CASES;
 use super::verdict::{ENTRY, Run, judge_standing, judge_totals};
@@ -96,11 +96,21 @@ pub fn round(plays: &[Play]) -> Round<Play> {
     });
 
     let last: Vec<_> = watchers.iter().map(|watcher| watcher.once_none_is_left(&ports)).collect();
-    let left_out = witness.left_out();
+    let mut left_out = witness.left_out();
     for (agent, watcher) in watchers.iter().enumerate() {
         for run in &runs {
             note(agent, run.port, run.judge(watcher, &last[agent]));
         }
+    }
+    let wrong = found.into_inner().unwrap().into_iter();
+    let wrong = wrong.map(|wrong| Wrong { agent: wrong.agent, play: play(wrong.play), what: wrong.what });
+    let wrong: Vec<_> = wrong.collect();
+    let corrections = |metrics: &Metrics| metrics.sum("tcpclose_reconcile_corrections_total", &[]);
+    let mended: Vec<f64> =
+        last.iter().zip(&before).map(|(last, before)| corrections(last) - corrections(before)).collect();
+    let untold = untold(&wrong, &mended, |_, _| true).len() as u64;
+    for (agent, watcher) in watchers.iter().enumerate() {
+        left_out[agent] += untold;
         hopeless.extend(judge_totals(watcher, &runs, &before[agent], &last[agent], left_out[agent]));
         println!(
             "{}: {} closes, dumps {:.3} s apart, left out {} times",
@@ -110,9 +120,7 @@ pub fn round(plays: &[Play]) -> Round<Play> {
             left_out[agent]
         );
     }
-    let wrong = found.into_inner().unwrap().into_iter();
-    let wrong = wrong.map(|wrong| Wrong { agent: wrong.agent, play: play(wrong.play), what: wrong.what });
-    Round { wrong: wrong.collect(), hopeless, late, left_out }
+    Round { wrong, hopeless, late, left_out }
 }
 
 /// Asks for every TIME-WAIT's age, once a dump has seen all of them, or when it is `until`. What is wrong, by port.
