@@ -30,6 +30,8 @@ pub const PATH: &str = "/exhaustion";
 const INTERVAL: Duration = Duration::from_secs(15);
 /// They take at most a tenth of what all dumps together may take: the pause is this many times longer.
 const PART: u32 = 10;
+/// CPU time of one of them: where that does not suffice, namespaces with few sockets are left out.
+const BUDGET: Duration = Duration::from_millis(50);
 /// Over less than this rates are rough, over less than [`SHORTEST`] there are none.
 const LONG_ENOUGH: Duration = Duration::from_secs(5);
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -90,7 +92,7 @@ async fn paced_look(engine: &RefCell<Engine>) -> Result<Duration> {
     let places =
         engine.borrow().namespaces.places(None).into_iter().map(|(_, place)| place).collect::<Vec<_>>();
     let looked = spawn_blocking(move || {
-        let looked = ephemeral::look(&places)?;
+        let looked = ephemeral::look(&places, BUDGET)?;
         let before = host::thread_cpu_ns();
         let look = exhaustion::remember(&looked);
         let cost_ns = looked.cpu_ns + host::thread_cpu_ns().saturating_sub(before);
@@ -116,7 +118,7 @@ pub async fn document(query: &str, engine: &RefCell<Engine>) -> Result<Vec<u8>, 
     };
     let looked = spawn_blocking(move || {
         let found = scope.find(&descriptors)?;
-        anyhow::Ok((ephemeral::look(&found.places)?, found.denied))
+        anyhow::Ok((ephemeral::look(&found.places, exhaustion::BUDGET)?, found.denied))
     });
     let (looked, denied) =
         looked.await.context("the look died")?.context("no dump of the kernel's sockets")?;

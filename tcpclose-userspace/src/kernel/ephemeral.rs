@@ -2,13 +2,15 @@
 //!
 //! A socket may have a range of its own (`IP_LOCAL_PORT_RANGE`, since 6.3), which nothing shows from outside.
 
+use std::cmp::Reverse;
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
 use super::host::{self, monotonic_ns, thread_cpu_ns};
-use super::netns::{self, Netns, Place, Population};
+use super::netns::{self, Netns, Place};
 use super::sock_diag;
 use crate::exhaustion::ports::PortSet;
 use crate::exhaustion::{Choice, Reuse, Table, Whose};
@@ -26,6 +28,8 @@ pub struct Looked {
     pub tables: Vec<(Netns, Table)>,
     /// Where nobody could go, and why.
     pub failed: Vec<(Place, io::Error)>,
+    /// Namespaces for which the time did not suffice; none of them has more sockets than those in `tables`.
+    pub left: usize,
     /// The kernel's table changed under a walk, or an answer could not be decoded.
     pub imperfect: bool,
     /// CLOCK_MONOTONIC at the end, nanoseconds.
@@ -34,21 +38,41 @@ pub struct Looked {
     pub cpu_ns: u64,
 }
 
-/// Goes to `places` and looks who has which port.
+/// Goes to `places` and looks who has which port: where the most sockets are first, until `budget` of CPU time is spent. A
+/// walk goes over the kernel's whole table, whatever is in the namespace (net/ipv4/inet_diag.c, inet_diag_dump_icsk()): a
+/// thousand of them are some ten seconds.
 ///
 /// # Errors
 /// When a namespace that was entered gives no dump: what the kernel lacks there it lacks in all.
-pub fn look(places: &[Place]) -> io::Result<Looked> {
+pub fn look(places: &[Place], budget: Duration) -> io::Result<Looked> {
     netns::travel(|traveller| {
         let cpu = thread_cpu_ns();
+        let spent = || Duration::from_nanos(thread_cpu_ns().saturating_sub(cpu));
         let mut looked = Looked::default();
+        let mut crowds = Vec::new();
         for place in places {
+            match traveller.enter(place) {
+                Ok(_) => {
+                    let sockets = netns::population().map_or(u64::MAX, |p| p.sockets + p.minisockets);
+                    if sockets > 0 {
+                        crowds.push((sockets, place));
+                    }
+                }
+                Err(why) => looked.failed.push((place.clone(), why)),
+            }
+        }
+        crowds.sort_by_key(|&(sockets, _)| Reverse(sockets));
+        for (nth, (_, place)) in crowds.iter().enumerate() {
+            if nth > 0 && spent() > budget {
+                looked.left = crowds.len() - nth;
+                break;
+            }
             match traveller.enter(place) {
                 Ok(netns) => {
                     let table = table(&mut looked.imperfect)?;
                     looked.tables.push((netns, table));
                 }
-                Err(why) => looked.failed.push((place.clone(), why)),
+                Err(why) => looked.failed.push(((*place).clone(), why)),
             }
         }
         looked.at_ns = monotonic_ns();
@@ -60,10 +84,6 @@ pub fn look(places: &[Place]) -> io::Result<Looked> {
 /// The sockets of this thread's namespace.
 fn table(imperfect: &mut bool) -> io::Result<Table> {
     let mut table = Table::new(choice());
-    let nobody = Population { sockets: 0, minisockets: 0 };
-    if netns::population() == Some(nobody) {
-        return Ok(table);
-    }
     // Listeners come first, then what is bound, then the rest (inet_diag_dump_icsk(), 5.8 to 6.18).
     let dump = sock_diag::visit(CONNECTED | BOUND, false, |socket| match socket.state {
         TcpState::Listen | TcpState::BoundInactive => table.bind(&socket),
@@ -107,7 +127,7 @@ mod tests {
     fn a_connection_of_ours_is_in_the_table() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let looked = look(&[netns::own_place().unwrap()]).unwrap();
+        let looked = look(&[netns::own_place().unwrap()], Duration::ZERO).unwrap();
         let [(_, table)] = &looked.tables[..] else { panic!("{looked:?}") };
         let (_, taken) = table
             .tuples()

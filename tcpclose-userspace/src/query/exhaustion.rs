@@ -22,6 +22,9 @@ use crate::kernel::process;
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
+
+/// CPU time of a look that somebody waits for: who asks an agent does so for some seconds.
+pub const BUDGET: Duration = Duration::from_secs(2);
 /// Processes that a tuple names: those with most of its ports.
 const MOST_PROCESSES: usize = 5;
 
@@ -262,6 +265,12 @@ pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Resu
     let refused =
         looked.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count();
     let mut incomplete = not_looked_at("sockets", refused, *denied);
+    if looked.left > 0 {
+        incomplete.push(format!(
+            "{} network namespaces with few sockets were left out: all of them take more than {BUDGET:?} of CPU",
+            looked.left
+        ));
+    }
     if looked.imperfect {
         incomplete.push("the kernel's table changed under the dump: sockets may be missing".to_owned());
     }
@@ -301,10 +310,10 @@ pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<Exha
     let Found { places, denied, .. } = scope.find(&Descriptors::All)?;
     let before = match period.is_zero() {
         true => None,
-        false => Some(remember(&ephemeral::look(&places)?)),
+        false => Some(remember(&ephemeral::look(&places, BUDGET)?)),
     };
     sleep(period);
-    let looked = ephemeral::look(&places)?;
+    let looked = ephemeral::look(&places, BUDGET)?;
     let scene = Scene {
         looked: &looked,
         before: before.as_ref(),
