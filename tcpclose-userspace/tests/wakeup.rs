@@ -19,7 +19,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 const RING: usize = 256 << 10;
 /// What both ends of a connection leave in the ring: two records with addresses, four without, a header of 8 bytes each
 /// (kernel/bpf/ringbuf.c, BPF_RINGBUF_HDR_SZ).
-const OF_A_CONNECTION: usize = 2 * (72 + 8) + 4 * (40 + 8);
+const OF_A_CONNECTION: usize = 2 * (80 + 8) + 4 * (48 + 8);
 /// A burst takes less of the ring than is free when the agent has been woken, all bursts of a round more than it holds.
 const BURST: usize = RING * 2 / 5 / OF_A_CONNECTION;
 const BURSTS: usize = 4;
