@@ -9,12 +9,14 @@
     reason = "clippy's leave for tests does not reach helpers of an integration test"
 )]
 
+#[path = "common/nobody.rs"]
+mod nobody;
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ use tcpclose_common::state::TcpState;
 use tcpclose_userspace::kernel::sock_diag;
 use tcpclose_userspace::query::document::{Document, Source, StuckSocket};
 use tcpclose_userspace::terms::{Diagnosis, Flow, Phase, Side};
+
+use nobody::Nobody;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tcpclose");
 
@@ -307,21 +311,17 @@ fn without_privileges_sockets_are_listed_and_owners_are_unknown() {
         eprintln!("skipped: only root can become another user");
         return;
     }
-    // The binary where every user may run it.
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let binary = directory.path().join("tcpclose");
-    std::fs::copy(BINARY, &binary).unwrap();
+    let user = Nobody::new();
     // A live agent whose socket this user may not open.
-    let path = directory.path().join("agent.sock");
+    let path = user.folder().join("agent.sock");
     let _agent = UnixListener::bind(&path).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
 
     let server = Server::local();
     let _pair = (server.half_closed_client(b""), server.accept());
     let port = server.port().to_string();
-    let mut nobody = Command::new(binary);
-    nobody.uid(65534).gid(65534).args(["stuck", "--older-than", "0s", "--port", &port]);
+    let mut nobody = user.command();
+    nobody.args(["stuck", "--older-than", "0s", "--port", &port]);
     nobody.arg("--socket").arg(&path);
     let text = String::from_utf8(run(&mut nobody).stdout).unwrap();
     assert!(text.starts_with("1 socket in CLOSE-WAIT for 0s or longer\n") && text.contains("unknown, uid 0"));

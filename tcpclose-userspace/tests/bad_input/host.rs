@@ -7,16 +7,11 @@ fn a_missing_privilege_is_named_before_anything_else() {
     if !can_attach() {
         return;
     }
-    // The binary where every user may run it.
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let binary = folder.path().join("tcpclose");
-    fs::copy(BINARY, &binary).unwrap();
-
+    let user = Nobody::new();
     // Neither the default socket's directory nor the port would be this user's to have, which is not what is said.
     let nobody = |arguments: &[&str]| {
-        let mut command = Command::new(&binary);
-        command.uid(65534).gid(65534).args(arguments);
+        let mut command = user.command();
+        command.args(arguments);
         command
     };
     const BOTH: [&str; 3] =
@@ -27,7 +22,7 @@ fn a_missing_privilege_is_named_before_anything_else() {
     let output = run_within(SOON, &mut nobody(&["stuck", "--no-agent", "--json"]));
     assert!(output.status.success() && output.stderr.is_empty());
 
-    let socket = folder.path().join("tcpclose.sock");
+    let socket = user.folder().join("tcpclose.sock");
     let with = |capabilities| {
         let mut command = with_capabilities(capabilities);
         command.args(["agent", "--listen", "127.0.0.1:0", "--socket"]).arg(&socket);

@@ -1,12 +1,13 @@
 //! How a watch ends, and that it can do without an agent.
 
-use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use super::closes::Stage;
+use super::common::nobody::Nobody;
 use super::common::{Agent, BINARY, can_attach, free_port};
 use super::reader::{Reader, steps_of};
 use super::{ACTIVE, PASSIVE, PATIENCE};
@@ -87,24 +88,16 @@ fn without_an_agent_and_without_privileges_it_says_what_it_lacks() {
     if !can_attach() {
         return;
     }
-    let done = Command::new(BINARY)
-        .args(["watch", "--socket", "/nonexistent/tcpclose.sock"])
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
-    let said = String::from_utf8(done.stderr).unwrap();
-    assert_eq!((done.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+    let user = Nobody::new();
+    let refusal = |socket: &Path| {
+        let done = user.command().args(["watch", "--socket"]).arg(socket).output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!((done.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+        said
+    };
+    let said = refusal(Path::new("/nonexistent/tcpclose.sock"));
     assert!(said.contains("CAP_BPF") && said.contains("run it as root"), "{said}");
     let agent = Agent::start(&[]);
-    let done = Command::new(BINARY)
-        .args(["watch", "--socket"])
-        .arg(agent.socket())
-        .uid(65534)
-        .gid(65534)
-        .output()
-        .unwrap();
-    let said = String::from_utf8(done.stderr).unwrap();
-    assert_eq!((done.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+    let said = refusal(&agent.socket());
     assert!(said.contains("this user may not connect to it"), "{said}");
 }
