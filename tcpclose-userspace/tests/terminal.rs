@@ -18,11 +18,11 @@ const ESCAPE: char = '\u{1b}';
 /// What a command writes on a terminal of its own: script's, from util-linux.
 fn on_a_terminal(line: &str, environment: &[(&str, &str)]) -> String {
     let mut command = Command::new("script");
-    command
-        .args(["-qec", line, "/dev/null"])
-        .stdin(Stdio::null())
-        .env("TERM", "xterm")
-        .env_remove("NO_COLOR");
+    command.args(["-qec", line, "/dev/null"]).stdin(Stdio::null()).env("TERM", "xterm");
+    // What else speaks for colour or against it: a log of CI shows it, whatever TERM is (anstyle_query::is_ci).
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
+        command.env_remove(name);
+    }
     text(command.envs(environment.iter().copied()).output().unwrap())
 }
 
