@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 use common::{Agent, BINARY, can_attach};
 use named::{Named, ip};
 use serde_json::Value;
+use tcpclose_userspace::kernel::ephemeral;
+use tcpclose_userspace::kernel::netns::{Descriptors, Place, find};
 
 /// No loopback address: TIME-WAITs of it are not taken again by default.
 const HERE: &str = "10.77.0.1";
@@ -164,6 +166,31 @@ fn connect_fails_when_it_says_so_and_not_before() {
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!((&words[2..6], words[8]), (&["95", "95", "100", "94"][..], "none"), "{text}");
     assert!(text.contains("taken by bind() 1"), "{text}");
+}
+
+#[test]
+fn a_look_begins_where_the_most_sockets_are_and_counts_what_it_leaves_out() {
+    if !can_attach() {
+        return;
+    }
+    let namespaces = [narrow("few"), narrow("many")];
+    let mut servers = namespaces.each_ref().map(|netns| Server::new(netns, &format!("{HERE}:9000")));
+    for (server, connections) in servers.iter_mut().zip([2, 20]) {
+        (0..connections).for_each(|_| server.connect().unwrap());
+    }
+    let places = find(&Descriptors::NONE).unwrap().places;
+    let ours: Vec<Place> = places
+        .into_iter()
+        .filter(|place| namespaces.iter().any(|netns| netns.inum == u64::from(place.inum)))
+        .collect();
+    let seen = |budget| {
+        let looked = ephemeral::look(&ours, budget).unwrap();
+        let inums = looked.tables.iter().map(|(netns, _)| u64::from(netns.inum)).collect::<Vec<_>>();
+        (inums, looked.left)
+    };
+    let [few, many] = namespaces.each_ref().map(|netns| netns.inum);
+    assert_eq!(seen(Duration::ZERO), (vec![many], 1));
+    assert_eq!(seen(Duration::from_secs(60)), (vec![many, few], 0));
 }
 
 #[test]
