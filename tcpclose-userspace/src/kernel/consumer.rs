@@ -142,10 +142,16 @@ impl Consumer {
                 return Ok(None);
             }
             let length = (word & !DISCARD) as usize;
-            self.at = self.at.wrapping_add((HEADER + length).next_multiple_of(8));
+            let next = self.at.wrapping_add((HEADER + length).next_multiple_of(8));
             if word & DISCARD == 0 {
-                return self.body((start + HEADER) & (self.size - 1), length).map(Some);
+                let (start, length) =
+                    ((start + HEADER) & (self.size - 1), if length > LONGEST { 0 } else { length });
+                let torn = self.bring(start, length)?;
+                self.at = next;
+                let body = if torn { self.torn.get(..length) } else { Some(self.seen(start, length)) };
+                return Ok(Some(body.unwrap_or_default()));
             }
+            self.at = next;
         }
     }
 
@@ -157,15 +163,13 @@ impl Consumer {
         }
     }
 
-    /// The `length` bytes of data at `start`.
-    fn body(&mut self, start: usize, length: usize) -> io::Result<&[u8]> {
-        if length > LONGEST {
-            return Ok(&[]);
-        }
+    /// Brings the `length` bytes of data at `start` to where they can be read: into the window or, where they lie across
+    /// two, together in `torn`, which it says.
+    fn bring(&mut self, start: usize, length: usize) -> io::Result<bool> {
         self.look_at(start)?;
         let here = self.window_at + self.window.length - start;
         if length <= here {
-            return Ok(self.seen(start, length));
+            return Ok(false);
         }
         let mut torn = self.torn;
         let (head, tail) = torn.split_at_mut(here);
@@ -176,7 +180,7 @@ impl Consumer {
             tail.copy_from_slice(self.seen(rest, length - here));
         }
         self.torn = torn;
-        Ok(self.torn.get(..length).unwrap_or_default())
+        Ok(true)
     }
 
     /// Bytes in the window.
