@@ -182,6 +182,18 @@ impl Client {
     }
 }
 
+/// Nobody listens at `socket`, and the command needs somebody there.
+pub fn none_there(socket: &Path) -> Failure {
+    let todo = "start one (tcpclose agent), or name its --socket";
+    Failure::new(format!("agent at {}", socket.display()), "none is there", todo)
+}
+
+/// This user may not connect to `socket`, and the command needs who listens there.
+pub fn denied(socket: &Path) -> Failure {
+    let todo = "run it as root, or as the user that the agent runs as";
+    Failure::new(format!("agent at {}", socket.display()), "this user may not connect to it", todo)
+}
+
 /// The path and query of the request.
 fn target(state: Phase, older_than: Option<Duration>) -> String {
     let mut target = format!("/v1/sockets?state={}&owners=once", state.name());

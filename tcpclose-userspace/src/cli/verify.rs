@@ -196,18 +196,8 @@ impl Verify {
     fn ready(&self, client: &Client) -> Result<(Netns, Vec<String>), Failure> {
         let answer = match client.get("/readyz")? {
             Said::Answer(answer) => answer,
-            Said::NoAgent => {
-                let what = format!("agent at {}", self.socket.display());
-                return Err(Failure::new(what, "none is there", "start one, or name its --socket"));
-            }
-            Said::Denied => {
-                let what = format!("agent at {}", self.socket.display());
-                return Err(Failure::new(
-                    what,
-                    "this user may not connect to it",
-                    "run this as the agent's user",
-                ));
-            }
+            Said::NoAgent => return Err(client::none_there(&self.socket)),
+            Said::Denied => return Err(client::denied(&self.socket)),
         };
         if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE {
             let what = format!("agent at {}", self.socket.display());

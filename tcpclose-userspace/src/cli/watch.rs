@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::client;
 use super::filter::{own_netns, pid, state};
 use super::follow::{Followed, follow};
 use super::{DEFAULT_SOCKET, duration, port};
@@ -84,13 +85,7 @@ impl Watch {
             match follow(&self.socket, &self.wanted(), ready, each)? {
                 Followed::Done => return Ok(ExitCode::SUCCESS),
                 Followed::NoAgent => {}
-                Followed::Denied => {
-                    return Err(Failure::new(
-                        format!("agent at {}", self.socket.display()),
-                        "this user may not connect to it",
-                        "run it as root, or as the user that the agent runs as",
-                    ));
-                }
+                Followed::Denied => return Err(client::denied(&self.socket)),
             }
         }
         let ready = |engine: &Engine| {
@@ -206,13 +201,10 @@ impl<'a> Show<'a> {
 /// Writes to standard output at once; breaks when its reader has gone (`| head`).
 fn write(text: &str) -> Result<ControlFlow<()>, Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => Ok(ControlFlow::Continue(())),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
-        Err(error) => {
-            Err(Failure::new("writing to standard output", error, "make room there, or write elsewhere"))
-        }
-    }
+    let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let gone = done.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
+    super::written(done)?;
+    Ok(if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
 }
 
 /// Whether somebody reads what is written: a pipe without a reader is in error, which a write would only find out when

@@ -67,15 +67,10 @@ fn ports(client: &Client, socket: &Path) -> Result<PortsDocument, Failure> {
 }
 
 fn known<T>(asked: Asked<T>, socket: &Path) -> Result<T, Failure> {
-    let agent = format!("agent at {}", socket.display());
     match asked {
         Asked::Document(document) => Ok(document),
-        Asked::NoAgent => {
-            Err(Failure::new(agent, "none is there", "start one (tcpclose agent), or name its --socket"))
-        }
-        Asked::Denied => {
-            Err(Failure::new(agent, "this user may not connect to it", "run it as the agent's user"))
-        }
+        Asked::NoAgent => Err(client::none_there(socket)),
+        Asked::Denied => Err(client::denied(socket)),
     }
 }
 
