@@ -74,7 +74,7 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
     print_errors(&errors);
     let differ = lines.lines().filter(|line| line.starts_with(DIFFERS)).count();
     println!("{} cases on {} rungs: {right} lines ok, {differ} differ", played.len(), errors.len());
-    Round { wrong, hopeless, late, left_out }
+    Round { wrong, hopeless, unclear: Vec::new(), late, left_out }
 }
 
 const DIFFERS: &str = "DIFFERS";

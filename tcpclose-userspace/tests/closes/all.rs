@@ -65,7 +65,7 @@ pub fn round(plays: &[Play]) -> Round<Play> {
 
     let play = |port| plays[ports.iter().position(|&of| of == port).unwrap()];
     let done = AtomicBool::new(false);
-    let (mut hopeless, mut late) = (Vec::new(), Vec::new());
+    let (mut hopeless, mut unclear, mut late) = (Vec::new(), Vec::new(), Vec::new());
     let runs = scope(|threads| {
         threads.spawn(|| note_gaps(&watchers, &done));
         let _done = Done(&done);
@@ -111,7 +111,8 @@ pub fn round(plays: &[Play]) -> Round<Play> {
     let untold = untold(&wrong, &mended, |_, _| true).len() as u64;
     for (agent, watcher) in watchers.iter().enumerate() {
         left_out[agent] += untold;
-        hopeless.extend(judge_totals(watcher, &runs, &before[agent], &last[agent], left_out[agent]));
+        let wrong = judge_totals(watcher, &runs, &before[agent], &last[agent], left_out[agent]);
+        if left_out[agent] == 0 { &mut hopeless } else { &mut unclear }.extend(wrong);
         println!(
             "{}: {} closes, dumps {:.3} s apart, left out {} times",
             watcher.name(),
@@ -120,7 +121,7 @@ pub fn round(plays: &[Play]) -> Round<Play> {
             left_out[agent]
         );
     }
-    Round { wrong, hopeless, late, left_out }
+    Round { wrong, hopeless, unclear, late, left_out }
 }
 
 /// Asks for every TIME-WAIT's age, once a dump has seen all of them, or when it is `until`. What is wrong, by port.

@@ -90,7 +90,7 @@ pub fn round(families: &[Family]) -> Round<Family> {
     }
     drop(standing);
     wrong.retain(|wrong| !late.contains(&wrong.play));
-    Round { wrong, hopeless: Vec::new(), late, left_out }
+    Round { wrong, hopeless: Vec::new(), unclear: Vec::new(), late, left_out }
 }
 
 fn stage(family: Family) -> Stage<'static> {
