@@ -1,18 +1,19 @@
 //! Who holds what: one pass over all open files, by each rung of the ladder.
 
-use std::collections::HashSet;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use log::LevelFilter;
+use rustc_hash::FxHashSet;
 use serde::Serialize;
 use serde_json::json;
 use tcpclose_common::state::TcpState;
+use tcpclose_userspace::kernel::files::{self, Haste, Wanted};
 use tcpclose_userspace::kernel::host::thread_cpu_ns;
 use tcpclose_userspace::kernel::owners::{self, Look};
 use tcpclose_userspace::kernel::probe::Probe;
+use tcpclose_userspace::kernel::sock_diag;
 use tcpclose_userspace::kernel::task_file::OwnersHook;
-use tcpclose_userspace::kernel::{files, sock_diag};
 
 use crate::Setting;
 use crate::load::{self, Holders};
@@ -27,8 +28,8 @@ const RUNGS: [OwnersHook; 2] = [OwnersHook::TaskFile, OwnersHook::Proc];
 /// What the passes were over, and what each took.
 #[derive(Serialize)]
 struct Runs {
-    /// Files that all processes of this host had open.
-    files: u64,
+    /// Descriptors on sockets that all processes of this host had.
+    sockets: usize,
     by_rung: Vec<(&'static str, Vec<Took>)>,
 }
 
@@ -36,7 +37,7 @@ fn run(turns: usize) -> Result<Runs> {
     load::in_a_namespace(|| {
         let _holders = Holders::of(SOCKETS)?;
         let dump = sock_diag::dump(TcpState::CloseWait.bit(), false)?;
-        let inodes: HashSet<u32> = dump.sockets.iter().map(|socket| socket.inode).collect();
+        let inodes: FxHashSet<u32> = dump.sockets.iter().map(|socket| socket.inode).collect();
         let mut probe = Probe::attach(None, None, Some(OwnersHook::TaskFile), RING, LevelFilter::Off)
             .context("no probe")?;
         let mut by_rung = RUNGS.map(|rung| (rung.name(), Vec::new()));
@@ -44,22 +45,21 @@ fn run(turns: usize) -> Result<Runs> {
             for (rung, (_, runs)) in RUNGS.into_iter().zip(&mut by_rung) {
                 let look = match rung {
                     OwnersHook::TaskFile => probe.look(),
-                    OwnersHook::Proc => Look::Proc,
+                    OwnersHook::Proc => Look::Proc(Haste::Leisurely),
                 };
                 let (begun, cpu) = (Instant::now(), thread_cpu_ns());
                 let found = owners::find(&inodes, look)?;
                 let cpu = (thread_cpu_ns() - cpu) as f64 / 1e9;
                 let took = Took { wall: begun.elapsed().as_secs_f64(), cpu };
-                ensure!(found.by_inode.len() >= SOCKETS, "{} owners were found", found.by_inode.len());
+                ensure!(found.sockets() >= SOCKETS, "{} owners were found", found.sockets());
                 // The first turn warms caches.
                 if turn > 0 {
                     runs.push(took);
                 }
             }
         }
-        let mut files = 0;
-        files::each(|_, _, _| files += 1)?;
-        Ok(Runs { files, by_rung: by_rung.to_vec() })
+        let sockets = files::read(Haste::Leisurely, Wanted::Sockets)?.sockets.len();
+        Ok(Runs { sockets, by_rung: by_rung.to_vec() })
     })
 }
 
@@ -78,9 +78,9 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         title: "Whose 45,000 sockets are",
         method: format!(
             "One pass over the files of all processes (`kernel::owners::find`, as the agent makes it for `stuck` and at \
-             --owner-interval), which had {} open, for the owners of 45,000 CLOSE-WAITs that three processes hold; {} \
+             --owner-interval), {} of them sockets, for the owners of 45,000 CLOSE-WAITs that three processes hold; {} \
              turns; the probe is loaded before. Milliseconds, median (quartiles).",
-            runs.files, setting.pairs
+            runs.sockets, setting.pairs
         ),
         columns: vec!["pass", "wall ms", "CPU ms"],
         rows,

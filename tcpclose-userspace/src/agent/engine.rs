@@ -245,6 +245,12 @@ impl Engine {
         (self.ready && all_found).then(|| places.into_iter().map(|(_, place)| place).collect())
     }
 
+    /// Whether so many sockets are in `phase` that some will want an owner.
+    pub fn has_many(&self, phase: Phase) -> bool {
+        const MANY: usize = 256;
+        self.tracker.lives().filter(|life| life.phase == phase).take(MANY).count() == MANY
+    }
+
     /// Begins a round over what a search has found.
     pub fn begin_round(&mut self, found: Found, started_ns: u64) {
         let with_lives = ids_of(self.tracker.lives());

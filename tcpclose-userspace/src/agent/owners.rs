@@ -8,9 +8,10 @@ use tokio::time::sleep;
 
 use super::engine::Engine;
 use super::pace::SHARE;
-use super::queries::{self, Depth, Described};
+use super::queries::{self, Described};
 use crate::kernel::host;
 use crate::ledger::census::Stuckness;
+use crate::query::Depth;
 use crate::query::document::seconds;
 use crate::query::tally::tally;
 use crate::terms::Phase;

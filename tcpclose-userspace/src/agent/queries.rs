@@ -1,21 +1,23 @@
-//! `GET /v1/sockets?state=close_wait[&owners=once][&older_than=60s]`: every socket in a state, with what the tracker knows of its
+//! `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]`: every socket in a state, with what the tracker knows of its
 //! age and what a fresh dump and /proc know of the rest.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustc_hash::FxHashMap;
 use tcpclose_common::state::TcpState;
 use tokio::task::spawn_blocking;
 
 use crate::kernel::age::proven_age;
+use crate::kernel::files::Files;
 use crate::kernel::host;
 use crate::kernel::netns::Netns;
-use crate::kernel::owners::Look;
+use crate::kernel::owners::{self, Look};
 use crate::kernel::survey::{self, Ask, Looked, Survey};
 use crate::query::document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket};
-use crate::query::{self, Facts, Peers, Scene, Sight};
+use crate::query::{self, Depth, Facts, Scene, Sight};
 use crate::terms::{Age, Diagnosis, Phase};
 use crate::tracker::Tracker;
 use crate::tracker::life::{Body, Closer, Life};
@@ -50,9 +52,9 @@ impl From<anyhow::Error> for Refused {
 
 /// Answers the query `query` (what stands after the `?`).
 pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Refused> {
-    let Asked { phase, older_than, owners_once } = parse(query).map_err(Refused::Request)?;
+    let Asked { phase, older_than, owners_once, depth } = parse(query).map_err(Refused::Request)?;
     let bound = older_than.unwrap_or_else(|| Duration::from_nanos(engine.borrow().stuck_after.first_ns()));
-    let Described { mut document, .. } = describe(engine, phase, bound, Depth::WithPeers).await?;
+    let Described { mut document, .. } = describe(engine, phase, bound, depth).await?;
     // What so many took would stay with malloc otherwise.
     let many = document.sockets.len() > 1000;
     let written = spawn_blocking(move || {
@@ -67,15 +69,6 @@ pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Ref
     }
     let json = written.context("the answer cannot be written")?;
     Ok(Reply { json, stuck_after: humantime::format_duration(bound).to_string() })
-}
-
-/// How far to look for owners.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Depth {
-    /// Those of the sockets themselves.
-    Owners,
-    /// Those of local peers too: a look-up a socket.
-    WithPeers,
 }
 
 /// The sockets in a state, and what it took to describe them.
@@ -107,14 +100,24 @@ pub async fn describe(
         };
         anyhow::Ok(spawn_blocking(move || survey::survey(places, ask, None)).await??)
     };
+    // Where a pass over all files is sure to be needed, it goes beside the dumps.
+    let many = engine.borrow().has_many(phase);
+    let seen = many.then(|| {
+        let look = engine.borrow_mut().probe.look();
+        spawn_blocking(move || owners::look(look, None))
+    });
     let survey = looked().await.context("no dump of the kernel's sockets")?;
-    let survey_ns = survey.cpu_ns;
+    let seen = match seen {
+        Some(seen) => Some(seen.await.context("the look for owners died")?.context("/proc cannot be read")?),
+        None => None,
+    };
+    let survey_ns = survey.cpu_ns + seen.as_ref().map_or(0, |seen| seen.cpu_ns);
     let before = host::thread_cpu_ns();
     let known = Known::gather(phase, &survey, depth, &mut engine.borrow_mut());
     let gather_ns = host::thread_cpu_ns().saturating_sub(before);
     let describe = move || {
         let before = host::thread_cpu_ns();
-        let document = known.document(survey, bound)?;
+        let document = known.document(survey, seen, bound)?;
         let own_ns = host::thread_cpu_ns().saturating_sub(before);
         Ok(Described { document, cpu_ns: survey_ns + gather_ns + own_ns })
     };
@@ -126,11 +129,13 @@ struct Asked {
     older_than: Option<Duration>,
     /// What is known of an owner is said once.
     owners_once: bool,
+    depth: Depth,
 }
 
 /// Reads the query's fields; keys that it does not know are a newer client's and change nothing that it asks here.
 fn parse(query: &str) -> Result<Asked, String> {
-    let mut asked = Asked { phase: Phase::CloseWait, older_than: None, owners_once: false };
+    let mut asked =
+        Asked { phase: Phase::CloseWait, older_than: None, owners_once: false, depth: Depth::WithPeers };
     for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
         match key {
             "state" => {
@@ -142,6 +147,7 @@ fn parse(query: &str) -> Result<Asked, String> {
                 asked.older_than = Some(bound.map_err(|why| format!("older_than={value}: {why}"))?);
             }
             "owners" => asked.owners_once = value == "once",
+            "peers" if value == "no" => asked.depth = Depth::Owners,
             _ => {}
         }
     }
@@ -150,7 +156,7 @@ fn parse(query: &str) -> Result<Asked, String> {
 
 /// What the tracker knows that the answer needs, taken out of it at one instant.
 struct Known {
-    facts: HashMap<u64, Facts>,
+    facts: FxHashMap<u64, Facts>,
     /// Sockets in network namespaces that could not be dumped: only their records are known.
     elsewhere: Vec<StuckSocket>,
     incomplete: Vec<String>,
@@ -166,7 +172,7 @@ impl Known {
     fn gather(phase: Phase, survey: &Survey, depth: Depth, engine: &mut Engine) -> Self {
         engine.drain_all();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
-        let mut facts = HashMap::new();
+        let mut facts = FxHashMap::default();
         for Looked { netns, dump, .. } in &survey.looked {
             for socket in &dump.sockets {
                 let Some(life) = engine.life_of(netns.id, socket.cookie, &socket.flow) else { continue };
@@ -208,13 +214,11 @@ impl Known {
     }
 
     /// Reads owners and puts everything together. Blocks for as long as a pass over all files takes.
-    fn document(self, mut survey: Survey, bound: Duration) -> Result<Document> {
+    fn document(self, mut survey: Survey, seen: Option<Files>, bound: Duration) -> Result<Document> {
         let (mut sights, dump) = query::sights(&mut survey);
-        let peers = match self.depth {
-            Depth::WithPeers => Peers::of(&sights),
-            Depth::Owners => Peers::default(),
-        };
-        let owners = query::find_owners(&mut sights, &peers, self.look).context("/proc cannot be read")?;
+        let peers = self.depth.peers(&sights);
+        let owners =
+            query::find_owners(&mut sights, &peers, seen, self.look).context("/proc cannot be read")?;
         let mut described = Vec::new();
         for Sight { netns, sockets, listeners, .. } in &sights {
             let scene = Scene {
@@ -299,6 +303,8 @@ mod tests {
     fn a_query_is_read_or_refused() {
         let asked = parse("state=last_ack&older_than=90s&later=1").ok().unwrap();
         assert_eq!((asked.phase, asked.older_than), (Phase::LastAck, Some(Duration::from_secs(90))));
+        assert_eq!(asked.depth, Depth::WithPeers);
+        assert_eq!(parse("peers=no").ok().unwrap().depth, Depth::Owners);
         assert_eq!(parse("").ok().unwrap().phase, Phase::CloseWait);
         assert!(parse("state=banana").is_err_and(|why| why.contains("banana")));
         assert!(parse("older_than=soon").is_err_and(|why| why.contains("soon")));

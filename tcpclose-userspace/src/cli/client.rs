@@ -1,7 +1,7 @@
 //! Asks the agent on its unix socket: HTTP/1.1.
 //!
-//! To `GET /v1/sockets?state=close_wait[&owners=once][&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
-//! that the diagnosis takes; `owners=once` has what is known of a process said once. Left out, the agent takes its first `--stuck-after`. The bound it took is in the header
+//! To `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
+//! that the diagnosis takes; `owners=once` has what is known of a process said once, `peers=no` leaves out who holds the other ends. Left out, the agent takes its first `--stuck-after`. The bound it took is in the header
 //! [`STUCK_AFTER`].
 
 use std::io::{self, ErrorKind};
@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
+use crate::query::Depth;
 use crate::query::document::{Document, SCHEMA, Versioned};
 use crate::terms::Phase;
 
@@ -45,18 +46,23 @@ pub enum Reply {
 }
 
 /// Asks the agent at `path` for the sockets in `state`.
-pub fn sockets(path: &Path, state: Phase, older_than: Option<Duration>) -> Result<Reply, Failure> {
-    sockets_within(PATIENCE, path, state, older_than)
+pub fn sockets(
+    path: &Path,
+    state: Phase,
+    older_than: Option<Duration>,
+    depth: Depth,
+) -> Result<Reply, Failure> {
+    sockets_within(PATIENCE, path, &target(state, older_than, depth), older_than)
 }
 
 fn sockets_within(
     patience: Duration,
     path: &Path,
-    state: Phase,
+    target: &str,
     older_than: Option<Duration>,
 ) -> Result<Reply, Failure> {
     let client = Client::new(path, patience)?;
-    let Answer { headers, body, .. } = match client.get(&target(state, older_than))? {
+    let Answer { headers, body, .. } = match client.get(target)? {
         Said::Answer(answer) => answer.expect_ok().map_err(|why| client.failure(why))?,
         Said::NoAgent => return Ok(Reply::NoAgent),
         Said::Denied => return Ok(Reply::Denied),
@@ -195,8 +201,11 @@ pub fn denied(socket: &Path) -> Failure {
 }
 
 /// The path and query of the request.
-fn target(state: Phase, older_than: Option<Duration>) -> String {
+fn target(state: Phase, older_than: Option<Duration>, depth: Depth) -> String {
     let mut target = format!("/v1/sockets?state={}&owners=once", state.name());
+    if depth == Depth::Owners {
+        target.push_str("&peers=no");
+    }
     if let Some(bound) = older_than {
         // humantime puts spaces between units, which a query has to escape: one unit, none.
         match bound.subsec_nanos() {
@@ -347,7 +356,7 @@ mod tests {
             let _ = stream.write_all(&answer);
             String::from_utf8(request).unwrap()
         });
-        let reply = sockets(&path, Phase::CloseWait, None);
+        let reply = sockets(&path, Phase::CloseWait, None, Depth::WithPeers);
         (reply, agent.join().unwrap())
     }
 
@@ -365,11 +374,12 @@ mod tests {
             "{request}"
         );
         assert_eq!(
-            target(Phase::LastAck, Some(Duration::from_secs(90))),
+            target(Phase::LastAck, Some(Duration::from_secs(90)), Depth::WithPeers),
             "/v1/sockets?state=last_ack&owners=once&older_than=90s"
         );
         assert!(
-            target(Phase::LastAck, Some(Duration::from_millis(1500))).ends_with("older_than=1500000000ns")
+            target(Phase::LastAck, Some(Duration::from_millis(1500)), Depth::Owners)
+                .ends_with("older_than=1500000000ns")
         );
     }
 
@@ -403,11 +413,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let silent = UnixListener::bind(&path).unwrap();
-        let line = sockets_within(Duration::from_millis(50), &path, Phase::CloseWait, None).unwrap_err();
+        let line = sockets_within(Duration::from_millis(50), &path, "/v1/sockets", None).unwrap_err();
         assert!(line.to_string().contains("no answer within 50ms"), "{line}");
         drop(silent);
         std::fs::remove_file(&path).unwrap();
-        let ask = || sockets(&path, Phase::CloseWait, None);
+        let ask = || sockets(&path, Phase::CloseWait, None, Depth::WithPeers);
         assert!(matches!(ask(), Ok(Reply::NoAgent)));
         drop(UnixListener::bind(&path).unwrap());
         assert!(matches!(ask(), Ok(Reply::NoAgent)));

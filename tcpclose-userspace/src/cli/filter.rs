@@ -12,7 +12,7 @@ use super::{DEFAULT_SOCKET, NetnsChoice, duration, port, table};
 use crate::failure::Failure;
 use crate::kernel::netns;
 use crate::query::document::{Document, StuckSocket};
-use crate::query::snapshot;
+use crate::query::{Depth, snapshot};
 use crate::terms::{Diagnosis, Phase};
 
 /// The bound where neither the arguments nor an agent name one.
@@ -72,11 +72,11 @@ pub struct Findings {
 
 impl Filter {
     /// Asks the agent at `place`; where none answers, takes a snapshot.
-    pub fn find(&self, place: &Place) -> Result<Findings, Failure> {
+    pub fn find(&self, place: &Place, depth: Depth) -> Result<Findings, Failure> {
         let why_snapshot = if place.no_agent {
             "snapshot".to_owned()
         } else {
-            match client::sockets(&place.socket, self.state, self.older_than)? {
+            match client::sockets(&place.socket, self.state, self.older_than, depth)? {
                 Reply::Answer { document, stuck_after } => {
                     let bound = self.older_than.unwrap_or(stuck_after);
                     return Ok(Findings { document, bound, source: "agent".to_owned() });
@@ -86,19 +86,20 @@ impl Filter {
                     return self.snapshot(
                         format!("snapshot (no access to {})", place.socket.display()),
                         Some(place),
+                        depth,
                     );
                 }
             }
         };
-        self.snapshot(why_snapshot, None)
+        self.snapshot(why_snapshot, None, depth)
     }
 
     /// `denied`: where an agent is that was not asked.
-    fn snapshot(&self, source: String, denied: Option<&Place>) -> Result<Findings, Failure> {
+    fn snapshot(&self, source: String, denied: Option<&Place>, depth: Depth) -> Result<Findings, Failure> {
         let bound = self.older_than.unwrap_or(STUCK_AFTER);
         let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
         let mut document =
-            snapshot(self.state.state().bit(), bound_ns, self.netns.scope()).map_err(|error| {
+            snapshot(self.state.state().bit(), bound_ns, self.netns.scope(), depth).map_err(|error| {
                 Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
             })?;
         if let Some(place) = denied {

@@ -79,8 +79,8 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
                 pids.dedup();
                 Who::Owners(pids)
             }
-            By::Unit => places(socket, |owner| owner.unit.as_ref()),
-            By::Container => places(socket, |owner| owner.container_id.as_ref()),
+            By::Unit => places(socket, |owner| owner.place.unit.as_ref()),
+            By::Container => places(socket, |owner| owner.place.container_id.as_ref()),
         };
         let key = Key {
             possibly: *possibly,
@@ -256,22 +256,23 @@ pub fn process(owner: &Owner) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::kernel::cgroup::Place;
+    use crate::kernel::process::Process;
     use crate::query::document::Cookie;
     use crate::terms::{Age, Phase};
 
     pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
-        Owner {
-            pid,
+        let process = Process {
             comm: comm.into(),
-            fd: 5,
-            exe: None,
-            runs: None,
-            unit: None,
-            container_id: None,
-            pod_uid: None,
             fds_used: Some(fds.0),
             fds_limit: Some(fds.1),
-        }
+            ..Process::default()
+        };
+        Owner { pid, fd: 5, process: process.into() }
+    }
+
+    pub fn in_place(owner: Owner, place: Place) -> Owner {
+        Owner { process: Process { place, ..(*owner.process).clone() }.into(), ..owner }
     }
 
     pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
@@ -381,10 +382,10 @@ pub(crate) mod tests {
     #[test]
     fn units_and_containers_are_groups_of_their_own() {
         let id = format!("containerd://{}", "0123456789abcdef".repeat(4));
-        let placed = |pid, unit: Option<&str>, container: Option<&str>| Owner {
-            unit: unit.map(str::to_owned),
-            container_id: container.map(str::to_owned),
-            ..owner(pid, "a", (1, 2))
+        let placed = |pid, unit: Option<&str>, container: Option<&str>| {
+            let unit = unit.map(str::to_owned);
+            let place = Place { unit, container_id: container.map(str::to_owned), pod_uid: None };
+            in_place(owner(pid, "a", (1, 2)), place)
         };
         let sockets = [
             socket(60, &[placed(1, Some("api.service"), None), placed(2, Some("api.service"), None)]),

@@ -21,6 +21,7 @@ use crate::kill::plan::{DIAGNOSES, Leave, Left, plan};
 use crate::kill::report::{Fate, Report, Tally};
 use crate::kill::{Order, Outcome, SCHEMA, execute};
 use crate::progress;
+use crate::query::Depth;
 use crate::query::document::{Source, StuckSocket};
 use crate::terms::{Diagnosis, Phase};
 
@@ -112,7 +113,7 @@ struct Done {
 
 impl Kill {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let mut findings = self.filter.find(&self.place)?;
+        let mut findings = self.filter.find(&self.place, Depth::WithPeers)?;
         let looked = Instant::now();
         let sockets = std::mem::take(&mut findings.document.sockets);
         let leave = Leave {

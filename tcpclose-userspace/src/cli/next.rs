@@ -33,11 +33,16 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
 mod tests {
     use super::super::groups::tests::owner;
     use super::*;
+    use crate::kernel::process::Process;
 
     #[test]
     fn the_executable_tells_the_tool_and_the_diagnosis_what_to_look_for() {
+        let running = |runs| {
+            let owner = owner(42, "a\x1b", (1, 2));
+            Owner { process: Process { runs, ..(*owner.process).clone() }.into(), ..owner }
+        };
         let said = |runs, diagnosis| {
-            let (why, command) = step(&Owner { runs, ..owner(42, "a\x1b", (1, 2)) }, Some(diagnosis))?;
+            let (why, command) = step(&running(runs), Some(diagnosis))?;
             Some(format!("{why} {command}"))
         };
         let words = [

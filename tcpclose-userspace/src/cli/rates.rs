@@ -1,6 +1,6 @@
 //! How fast processes run out of file descriptors.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 use crate::query::document::{Owner, StuckSocket};
 use crate::terms::Diagnosis;
@@ -9,7 +9,7 @@ use crate::terms::Diagnosis;
 #[derive(Debug, Default)]
 pub struct Rates {
     /// By pid.
-    ages: HashMap<u32, Ages>,
+    ages: FxHashMap<u32, Ages>,
 }
 
 /// The ages of what one process holds, a descriptor each, seconds.

@@ -9,6 +9,7 @@ use super::groups::{self, By, Listed};
 use super::rates::Rates;
 use super::{json, print, table};
 use crate::failure::{Failure, printable};
+use crate::query::Depth;
 use crate::query::document::StuckSocket;
 
 /// How many groups are shown unless told otherwise.
@@ -56,7 +57,9 @@ pub fn number(text: &str) -> Result<usize, &'static str> {
 
 impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let mut findings = self.filter.find(&self.place)?;
+        // Groups are not told apart by who holds the other ends.
+        let depth = if self.json || self.sockets { Depth::WithPeers } else { Depth::Owners };
+        let mut findings = self.filter.find(&self.place, depth)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
         // Before the filters: a process loses its descriptors to all of them.
         let rates = Rates::of(&sockets, findings.bound.as_secs_f64());

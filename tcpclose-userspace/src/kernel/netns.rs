@@ -18,7 +18,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
 
 use super::mib;
-pub use search::{Descriptors, Found, Scope, find};
+pub use search::{Descriptors, Found, Scope, find, held};
 
 /// A network namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -46,6 +46,11 @@ impl Runs {
 }
 
 impl Process {
+    /// Whether nothing is known of it.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Reads what is known of the process `pid`; `None` when it has ended.
     pub fn read(pid: u32) -> Option<Self> {
         let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::Iter;
 use aya::{Btf, Ebpf};
 
+use super::files::Haste;
 use super::owners::Look;
 use super::probe::{reason, refused};
 use crate::failure::Failure;
@@ -57,11 +58,11 @@ pub fn choose(
 /// How to look for owners now, by the rung `hook`.
 pub fn look(ebpf: &mut Ebpf, hook: OwnersHook) -> Look {
     if hook == OwnersHook::Proc {
-        return Look::Proc;
+        return Look::Proc(Haste::Leisurely);
     }
     open(ebpf).map(Look::TaskFile).unwrap_or_else(|why| {
         log::warn!("the iterator over files cannot be opened, /proc is read instead: {why:#}");
-        Look::Proc
+        Look::Proc(Haste::Leisurely)
     })
 }
 

@@ -3,13 +3,18 @@
 //! A reader ignores keys that it does not know, so that keys can be added; [`SCHEMA`] changes only when a key changes
 //! its meaning or goes.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
+use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
 
-use serde::de::{DeserializeOwned, Deserializer, Error as _};
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde::de::{DeserializeOwned, Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::kernel::process::Runs;
+use crate::kernel::cgroup::Place;
+use crate::kernel::process::{Process, Runs};
 use crate::terms::{Age, Diagnosis, Phase, Side};
 
 /// The version of the document that this build writes and reads.
@@ -109,19 +114,19 @@ impl Document {
     /// Says of a process where it is first named what there is to say, and after that its pid and descriptors only: a
     /// quarter of what fifteen thousand sockets of one process take to write and to read.
     pub fn name_owners_once(&mut self) {
-        let mut named = HashSet::new();
+        let mut named = FxHashSet::default();
         for owner in self.every_owner().filter(|owner| !named.insert(owner.pid)) {
-            *owner = Owner { pid: owner.pid, fd: owner.fd, ..Owner::default() };
+            owner.process = nobody();
         }
     }
 
     /// Undoes [`Self::name_owners_once`].
     pub fn name_every_owner(&mut self) {
-        let mut named: HashMap<u32, Owner> = HashMap::new();
+        let mut named: FxHashMap<u32, Arc<Process>> = FxHashMap::default();
         for owner in self.every_owner() {
-            let first = named.entry(owner.pid).or_insert_with(|| owner.clone());
+            let first = named.entry(owner.pid).or_insert_with(|| owner.process.clone());
             if owner.comm.is_empty() {
-                *owner = Owner { fd: owner.fd, ..first.clone() };
+                owner.process = first.clone();
             }
         }
     }
@@ -131,34 +136,88 @@ impl Document {
     }
 }
 
-/// A process that holds a socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A process that holds a socket, by one of its descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     pub pid: u32,
-    /// May hold control characters: escape it for a terminal.
-    pub comm: String,
     pub fd: u32,
+    /// What is known of the process, once for all that it holds.
+    pub process: Arc<Process>,
+}
+
+impl Deref for Owner {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// [`Owner`] as it is written.
+#[derive(Serialize, Deserialize)]
+struct Flat<'a> {
+    pid: u32,
+    /// May hold control characters: escape it for a terminal.
+    comm: Cow<'a, str>,
+    fd: u32,
     /// Where its executable lies, seen from its own root. May hold control characters too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exe: Option<String>,
+    exe: Option<Cow<'a, str>>,
     /// What executes it: `jvm`, `python`, `go` or `native`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "named_or_null")]
-    pub runs: Option<Runs>,
+    runs: Option<Runs>,
     /// The systemd unit that it runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
+    unit: Option<Cow<'a, str>>,
     /// `containerd://<64 hexadecimal digits>`; without the runtime where its cgroups do not tell that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub container_id: Option<String>,
+    container_id: Option<Cow<'a, str>>,
     /// The uid of its Kubernetes pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod_uid: Option<String>,
+    pod_uid: Option<Cow<'a, str>>,
     /// File descriptors that the process has in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fds_used: Option<u64>,
+    fds_used: Option<u64>,
     /// The process's soft limit of open files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fds_limit: Option<u64>,
+    fds_limit: Option<u64>,
+}
+
+impl Serialize for Owner {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Self { pid, fd, process } = self;
+        let Process { comm, exe, runs, place, fds_used, fds_limit } = &**process;
+        let flat = Flat {
+            pid: *pid,
+            comm: comm.into(),
+            fd: *fd,
+            exe: exe.as_deref().map(Cow::from),
+            runs: *runs,
+            unit: place.unit.as_deref().map(Cow::from),
+            container_id: place.container_id.as_deref().map(Cow::from),
+            pod_uid: place.pod_uid.as_deref().map(Cow::from),
+            fds_used: *fds_used,
+            fds_limit: *fds_limit,
+        };
+        flat.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Owner {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let Flat { pid, comm, fd, exe, runs, unit, container_id, pod_uid, fds_used, fds_limit } =
+            Flat::deserialize(from)?;
+        let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
+        let place = Place { unit: owned(unit), container_id: owned(container_id), pod_uid: owned(pod_uid) };
+        let process = Process { comm: comm.into_owned(), exe: owned(exe), runs, place, fds_used, fds_limit };
+        Ok(Self { pid, fd, process: if process.is_nothing() { nobody() } else { Arc::new(process) } })
+    }
+}
+
+/// A process of which nothing is said; one for all.
+fn nobody() -> Arc<Process> {
+    static NOBODY: LazyLock<Arc<Process>> = LazyLock::new(Arc::default);
+    NOBODY.clone()
 }
 
 /// The process that ended this side's stream, by close() or before that by shutdown().
@@ -216,9 +275,30 @@ impl Serialize for Cookie {
 
 impl<'de> Deserialize<'de> for Cookie {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        u64::from_str_radix(&text, 16).map(Self).map_err(D::Error::custom)
+        text(from, |text| u64::from_str_radix(text, 16).map(Self).map_err(|why| why.to_string()))
     }
+}
+
+/// Reads a string by `read`, without a copy of it.
+fn text<'de, T, D: Deserializer<'de>>(
+    from: D,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    struct Text<F>(F);
+
+    impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
+        type Value = T;
+
+        fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+            to.write_str("a string")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            (self.0)(text).map_err(E::custom)
+        }
+    }
+
+    from.deserialize_str(Text(read))
 }
 
 /// A word of [`crate::terms`] that is written by its name.
@@ -277,8 +357,7 @@ pub(crate) mod named {
     }
 
     pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
-        let name = String::deserialize(from)?;
-        T::from_name(&name).ok_or_else(|| D::Error::custom(format_args!("unknown word {name:?}")))
+        text(from, |name| T::from_name(name).ok_or_else(|| format!("unknown word {name:?}")))
     }
 }
 
@@ -301,12 +380,21 @@ pub(crate) mod named_list {
 pub(crate) mod named_or_null {
     use super::*;
 
+    /// A word, unless it is one that we do not know.
+    struct Word<T>(Option<T>);
+
+    impl<'de, T: Named> Deserialize<'de> for Word<T> {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            text(from, |name| Ok(Self(T::from_name(name))))
+        }
+    }
+
     pub fn serialize<T: Named, S: Serializer>(word: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
         word.map(T::name).serialize(to)
     }
 
     pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-        Ok(Option::<String>::deserialize(from)?.and_then(|name| T::from_name(&name)))
+        Ok(Option::<Word<T>>::deserialize(from)?.and_then(|Word(word)| word))
     }
 }
 
@@ -337,11 +425,11 @@ mod tests {
         let mut document: Document = serde_json::from_str(SAMPLE).unwrap();
         let mut other = document.sockets[0].clone();
         (other.cookie, other.owners[0].fd) = (Cookie(2), 18);
-        other.peer_owners = vec![Owner { pid: 1, comm: String::new(), ..other.owners[0].clone() }];
+        other.peer_owners = vec![Owner { pid: 1, fd: 7, process: nobody() }];
         document.sockets.extend([other.clone(), other]);
         let whole = document.clone();
         document.name_owners_once();
-        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, ..Owner::default() }]);
+        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, process: nobody() }]);
         let text = serde_json::to_string(&document).unwrap();
         let mut read: Document = serde_json::from_str(&text).unwrap();
         read.name_every_owner();

@@ -2,12 +2,14 @@
 //! of local address, remote address and port use most of the ports that connect() may take, and whose those are.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
+use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
 use super::document::{Source, Versioned};
@@ -15,10 +17,11 @@ use super::not_looked_at;
 use crate::exhaustion::looks::Look;
 use crate::exhaustion::{Kind, Table, Taken, Tuple};
 use crate::kernel::ephemeral::{self, Looked};
+use crate::kernel::files::Haste;
 use crate::kernel::host;
 use crate::kernel::netns::{Descriptors, Found, Netns, Scope};
 use crate::kernel::owners::{self, Owners};
-use crate::kernel::process;
+use crate::kernel::process::{self, Process};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -159,7 +162,7 @@ pub fn fullest(looked: &Looked, limit: usize) -> (Vec<Pick<'_>>, usize) {
 }
 
 /// The inodes of what `picks` hold.
-pub fn inodes(picks: &[Pick<'_>]) -> HashSet<u32> {
+pub fn inodes(picks: &[Pick<'_>]) -> FxHashSet<u32> {
     picks.iter().flat_map(|pick| pick.taken).map(|taken| taken.inode).filter(|inode| *inode != 0).collect()
 }
 
@@ -204,14 +207,14 @@ fn describe(
 fn shares_of_owners(taken: &[Taken], owners: &Owners) -> Vec<Share> {
     let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
     for taken in taken.iter().filter(|taken| taken.inode != 0) {
-        if let Some(holder) = owners.of(taken.inode).first() {
+        if let Some(holder) = owners.of(taken.inode).next() {
             *counts.entry(holder.pid).or_default() += 1;
         }
     }
     largest(counts, |pid, sockets| {
         let process = owners.processes.get(&pid).cloned().unwrap_or_default();
-        let place = process.place;
-        Share { pid, comm: Some(process.comm), unit: place.unit, container_id: place.container_id, sockets }
+        let Process { comm, place, .. } = Arc::unwrap_or_clone(process);
+        Share { pid, comm: Some(comm), unit: place.unit, container_id: place.container_id, sockets }
     })
 }
 
@@ -322,7 +325,7 @@ pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<Exha
         source: Source::Snapshot,
         denied: denied as usize,
     };
-    assemble(&scene, limit, owners::Look::Proc)
+    assemble(&scene, limit, owners::Look::Proc(Haste::Hurried))
 }
 
 /// What of a look the next one needs.
@@ -361,11 +364,10 @@ mod tests {
         let (picks, all) = fullest(&looked, 1);
         assert_eq!((picks.len(), all), (1, 2));
         let holders =
-            |pid, inodes: std::ops::Range<u32>| inodes.map(move |inode| (inode, vec![Holder { pid, fd: 3 }]));
-        let owners = Owners {
-            by_inode: holders(5, 1001..1003).chain(holders(4, 1003..1006)).collect(),
-            ..Owners::default()
-        };
+            |pid, inodes: std::ops::Range<u32>| inodes.map(move |inode| (inode, Holder { pid, fd: 3 }));
+        let held = holders(5, 1001..1003).chain(holders(4, 1003..1006)).collect();
+        let processes = [4, 5].map(|pid| (pid, Arc::default())).into_iter().collect();
+        let owners = Owners::new(held, processes, 0);
         // No process has this number (PID_MAX_LIMIT is 2²²).
         let closers = HashMap::from([(1006, (u32::MAX, 1)), (1007, (u32::MAX, 2))]);
         let before = Look::default();

@@ -14,12 +14,14 @@ pub mod tally;
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::thread;
 
 use tcpclose_common::state::TcpState;
 
 use crate::kernel::age::proven_age;
+use crate::kernel::files::{self, Files, Haste, Wanted};
 use crate::kernel::host;
-use crate::kernel::netns::{Descriptors, Netns, Place, Scope};
+use crate::kernel::netns::{self, Descriptors, Found, Netns, Place, Scope};
 use crate::kernel::owners::{Look, Owners};
 use crate::kernel::sock_diag::{Dump, Socket};
 use crate::kernel::survey::{self, Ask, Survey};
@@ -27,6 +29,24 @@ use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
 use document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
 pub use owners::{Peers, find_owners, listeners_of, name_closers};
 use owners::{owners_of, peer_owners_of, unknown_owners};
+
+/// How far to look for owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Those of the sockets themselves.
+    Owners,
+    /// Those of local peers too, which are looked up first.
+    WithPeers,
+}
+
+impl Depth {
+    pub fn peers(self, sights: &[Sight]) -> Peers {
+        match self {
+            Self::Owners => Peers::default(),
+            Self::WithPeers => Peers::of(sights),
+        }
+    }
+}
 
 /// What is known of a socket beyond its dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,16 +233,34 @@ fn refusals(survey: &Survey) -> usize {
     survey.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count()
 }
 
+/// The sockets of every namespace and, for as long as those are dumped, who holds sockets. Also how many namespaces there
+/// are whose processes do not show them.
+fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Files, Survey)> {
+    thread::scope(|threads| {
+        let walk = || files::read(Haste::Hurried, Wanted::NamespacesAndSockets);
+        let walking = thread::Builder::new().name("files".to_owned()).spawn_scoped(threads, walk)?;
+        let Found { places, denied, .. } = scope.find(&Descriptors::NONE)?;
+        let mut survey = survey::survey(places.clone(), ask, None)?;
+        let files = walking.join().map_err(|_| io::Error::other("the look at files died"))??;
+        if scope == Scope::All {
+            let held = netns::held(&files, &places)?;
+            if !held.is_empty() {
+                survey.add(survey::survey(held, ask, None)?);
+            }
+        }
+        Ok((denied, files, survey))
+    })
+}
+
 /// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
 /// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
-pub fn snapshot(states: u32, bound_ns: u64, scope: Scope) -> io::Result<Document> {
-    let found = scope.find(&Descriptors::All)?;
+pub fn snapshot(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Result<Document> {
     let ask = Ask { states: states | TcpState::Listen.bit(), info: true };
-    let mut survey = survey::survey(found.places, ask, None)?;
+    let (denied, files, mut survey) = look_around(ask, scope)?;
     let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
     let (mut sights, dump) = sights(&mut survey);
-    let peers = Peers::of(&sights);
-    let owners = find_owners(&mut sights, &peers, Look::Proc)?;
+    let peers = depth.peers(&sights);
+    let owners = find_owners(&mut sights, &peers, Some(files), Look::Proc(Haste::Hurried))?;
 
     let ephemeral = host::ip_local_port_range();
     let mut sockets = Vec::new();
@@ -232,7 +270,7 @@ pub fn snapshot(states: u32, bound_ns: u64, scope: Scope) -> io::Result<Document
         sockets.extend(assemble(&scene, facts));
     }
     let mut incomplete = incomplete(&dump, &owners, &sockets);
-    incomplete.extend(not_looked_at("sockets", refusals(&survey), found.denied as usize));
+    incomplete.extend(not_looked_at("sockets", refusals(&survey), denied as usize));
     Ok(Document {
         schema: SCHEMA,
         host: host::hostname(),

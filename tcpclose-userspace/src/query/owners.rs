@@ -4,15 +4,16 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::Ipv6Addr;
 
+use rustc_hash::{FxHashMap, FxHashSet};
 use tcpclose_common::state::TcpState;
 
 use super::document::{ClosedBy, Owner, StuckSocket, seconds};
 use super::{Scene, Sight};
-use crate::kernel::cgroup::Place;
+use crate::kernel::files::Files;
 use crate::kernel::host::{self, Capability};
 use crate::kernel::netns::Place as NetnsPlace;
 use crate::kernel::owners::{self as holders, Holder, Look, Owners};
-use crate::kernel::process::{self, Process};
+use crate::kernel::process;
 use crate::kernel::sock_diag::Socket;
 use crate::kernel::survey::{self, Answer, Key};
 use crate::terms::{Flow, Phase};
@@ -35,7 +36,7 @@ pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<I
 
 /// The other ends of connections within one network namespace: by a socket's cookie, its peer.
 #[derive(Clone, Debug, Default)]
-pub struct Peers(HashMap<u64, Socket>);
+pub struct Peers(FxHashMap<u64, Socket>);
 
 impl Peers {
     /// Looks up the peers of those sockets whose remote address is one that their namespace uses itself. What was closed
@@ -43,6 +44,7 @@ impl Peers {
     pub fn of(sights: &[Sight]) -> Self {
         let mut cookies = Vec::new();
         let mut keys = Vec::new();
+        let mut states = 0;
         for Sight { netns, sockets, listeners, .. } in sights {
             let own: HashSet<Ipv6Addr> =
                 sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
@@ -53,9 +55,14 @@ impl Peers {
                     Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
                 cookies.push(socket.cookie);
                 keys.push(Key { netns: netns.id, flow: other, interface: 0, cookie: 0 });
+                states |= peer_states(socket.state);
             }
         }
-        let found = cookies.into_iter().zip(look_up(sights, &keys).unwrap_or_default());
+        if keys.is_empty() {
+            return Self::default();
+        }
+        let answers = survey::meet(&places(sights), &keys, states).unwrap_or_default();
+        let found = cookies.into_iter().zip(answers);
         Self(found.filter_map(|(cookie, answer)| Some((cookie, there(answer)?))).collect())
     }
 
@@ -71,27 +78,42 @@ fn there(answer: Answer) -> Option<Socket> {
     }
 }
 
-/// Looks `keys` up in the namespaces of `sights`.
-fn look_up(sights: &[Sight], keys: &[Key]) -> io::Result<Vec<Answer>> {
-    if keys.is_empty() {
-        return Ok(Vec::new());
-    }
-    let places: Vec<(u32, NetnsPlace)> =
-        sights.iter().map(|sight| (sight.netns.id, sight.place.clone())).collect();
-    Ok(survey::look_up(&places, keys)?.0)
+/// The states in which a process can hold the other end of a connection whose one end is in `state`.
+fn peer_states(state: TcpState) -> u32 {
+    use TcpState::{CloseWait, Closing, Established, FinWait1, FinWait2, LastAck};
+    let states: &[TcpState] = match state {
+        // Only a FIN leads there.
+        CloseWait => &[FinWait1, FinWait2],
+        _ => &[Established, FinWait1, FinWait2, CloseWait, LastAck, Closing],
+    };
+    states.iter().fold(0, |all, state| all | state.bit())
 }
 
-/// Finds the owners of everything in sight, and leaves out what was closed since the dump.
-pub fn find_owners(sights: &mut [Sight], peers: &Peers, look: Look) -> io::Result<Owners> {
+/// What identifies each namespace of `sights`, and where it is.
+fn places(sights: &[Sight]) -> Vec<(u32, NetnsPlace)> {
+    sights.iter().map(|sight| (sight.netns.id, sight.place.clone())).collect()
+}
+
+/// Finds the owners of everything in sight, and leaves out what was closed since the dump. `seen`: what was held meanwhile,
+/// if that was looked at.
+pub fn find_owners(
+    sights: &mut [Sight],
+    peers: &Peers,
+    seen: Option<Files>,
+    look: Look,
+) -> io::Result<Owners> {
     let inodes =
         sights.iter().flat_map(|sight| wanted_inodes(&sight.sockets, &sight.listeners, peers)).collect();
-    let owners = holders::find(&inodes, look)?;
+    let owners = match seen {
+        Some(seen) => holders::find_in(&inodes, seen, look)?,
+        None => holders::find(&inodes, look)?,
+    };
     still_there(sights, &owners)?;
     Ok(owners)
 }
 
 /// The inodes whose owners [`super::assemble`] asks for.
-fn wanted_inodes(sockets: &[Socket], listeners: &[Socket], peers: &Peers) -> HashSet<u32> {
+fn wanted_inodes(sockets: &[Socket], listeners: &[Socket], peers: &Peers) -> FxHashSet<u32> {
     let all = || sockets.iter().chain(sockets.iter().filter_map(|socket| peers.of_socket(socket)));
     let queues = all()
         .filter(|socket| not_accepted(socket))
@@ -112,7 +134,7 @@ fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
     if owners.denied > 0 {
         return Ok(());
     }
-    let doubtful = |socket: &Socket| socket.inode != 0 && owners.of(socket.inode).is_empty();
+    let doubtful = |socket: &Socket| socket.inode != 0 && !owners.has(socket.inode);
     let mut keys = Vec::new();
     for sight in &*sights {
         keys.extend(sight.sockets.iter().filter(|socket| doubtful(socket)).map(|socket| Key {
@@ -122,7 +144,10 @@ fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
             cookie: socket.cookie,
         }));
     }
-    let mut answers = look_up(sights, &keys)?.into_iter();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut answers = survey::look_up(&places(sights), &keys)?.0.into_iter();
     for sight in sights {
         sight.sockets.retain(|socket| {
             !doubtful(socket) || answers.next().and_then(there).is_some_and(|now| now.state == socket.state)
@@ -132,21 +157,8 @@ fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
 }
 
 fn owner(holder: &Holder, owners: &Owners) -> Owner {
-    let Process { comm, exe, runs, place, fds_used, fds_limit } =
-        owners.processes.get(&holder.pid).cloned().unwrap_or_default();
-    let Place { unit, container_id, pod_uid } = place;
-    Owner {
-        pid: holder.pid,
-        comm,
-        fd: holder.fd,
-        exe,
-        runs,
-        unit,
-        container_id,
-        pod_uid,
-        fds_used,
-        fds_limit,
-    }
+    let process = owners.processes.get(&holder.pid).cloned().unwrap_or_default();
+    Owner { pid: holder.pid, fd: holder.fd, process }
 }
 
 /// Whose `socket` is: of one that was not accepted, the holders of its listener.
@@ -157,7 +169,7 @@ pub(super) fn owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
             .map(|holder| owner(holder, scene.owners))
             .collect()
     } else {
-        scene.owners.of(socket.inode).iter().map(|holder| owner(holder, scene.owners)).collect()
+        scene.owners.of(socket.inode).map(|holder| owner(holder, scene.owners)).collect()
     };
     owners.sort_unstable_by_key(|owner| (owner.pid, owner.fd));
     owners
@@ -219,6 +231,8 @@ pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::tests::{MINUTE, close_wait, socket};
     use super::super::{Facts, assemble, incomplete};
     use super::*;
@@ -251,10 +265,9 @@ mod tests {
     fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
         let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
         let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
-        assert_eq!(wanted_inodes(&sockets, &listeners, &Peers::default()), HashSet::from([3, 7]));
-        let mut owners = Owners::default();
-        owners.by_inode.insert(3, vec![Holder { pid: 42, fd: 5 }]);
-        owners.processes.insert(42, Process { comm: "api".into(), ..Process::default() });
+        assert_eq!(wanted_inodes(&sockets, &listeners, &Peers::default()), FxHashSet::from_iter([3, 7]));
+        let api = Arc::new(process::Process { comm: "api".into(), ..process::Process::default() });
+        let owners = Owners::new(vec![(3, Holder { pid: 42, fd: 5 })], FxHashMap::from_iter([(42, api)]), 0);
         let netns = Netns { id: 7, inum: 1, name: Some("blue".into()) };
         let scene = Scene {
             sockets: &sockets,
@@ -276,7 +289,8 @@ mod tests {
             said.len() == 1 && said[0].starts_with("owners of 1 socket are unknown: no process"),
             "{said:?}"
         );
-        let denied = Owners { denied: 3, ..owners };
+        let mut denied = owners;
+        denied.denied = 3;
         let said = incomplete(&Dump::default(), &denied, &described);
         let privileged = host::has_cap(Capability::SysPtrace) && host::has_cap(Capability::DacReadSearch);
         let words =

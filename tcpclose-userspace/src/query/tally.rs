@@ -32,9 +32,9 @@ impl Holder {
         let text = |name: &Option<String>| printable(name.as_deref().unwrap_or_default()).into_owned();
         Self {
             comm: printable(&owner.comm).into_owned(),
-            unit: text(&owner.unit),
-            container_id: text(&owner.container_id),
-            uid: text(&owner.pod_uid),
+            unit: text(&owner.place.unit),
+            container_id: text(&owner.place.container_id),
+            uid: text(&owner.place.pod_uid),
         }
     }
 }
@@ -69,7 +69,8 @@ pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(Holder, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::groups::tests::{owner, socket};
+    use crate::cli::groups::tests::{in_place, owner, socket};
+    use crate::kernel::cgroup::Place;
 
     #[test]
     fn each_stuck_socket_counts_once_and_the_largest_are_named() {
@@ -105,12 +106,14 @@ mod tests {
 
     #[test]
     fn places_are_labels() {
-        let placed = Owner {
-            unit: Some("api.service".into()),
-            container_id: Some("containerd://ab".into()),
-            pod_uid: Some("2c".into()),
-            ..owner(1, "api", (1, 2))
-        };
+        let placed = in_place(
+            owner(1, "api", (1, 2)),
+            Place {
+                unit: Some("api.service".into()),
+                container_id: Some("containerd://ab".into()),
+                pod_uid: Some("2c".into()),
+            },
+        );
         let [(holder, 1)] = &tally(&[socket(60, &[placed])], 60.0)[..] else { panic!("one") };
         assert_eq!(
             (&*holder.unit, &*holder.container_id, &*holder.uid),

@@ -111,9 +111,9 @@ fn a_real_containers_process_is_named_with_its_container() {
         assert!(!owners.is_empty(), "{asker}");
         for owner in owners {
             println!("{asker}: {owner:?}");
-            assert_eq!(owner.container_id, Some(format!("podman://{}", container.id)), "{asker}");
+            assert_eq!(owner.place.container_id, Some(format!("podman://{}", container.id)), "{asker}");
             assert_eq!(owner.exe.as_deref(), Some("/bin/busybox"), "{asker}");
-            assert_eq!((&owner.unit, &owner.pod_uid), (&None, &None), "{asker}");
+            assert_eq!((&owner.place.unit, &owner.place.pod_uid), (&None, &None), "{asker}");
         }
     }
 }

@@ -28,11 +28,15 @@ fn units_containers_and_pods_are_told_by_real_cgroups() {
         for (asker, document) in askers.ask(server.port()) {
             let owner = |pid| only(&document).owners.iter().find(|owner| owner.pid == pid).unwrap();
             let contained = owner(container.pid());
-            assert_eq!(contained.container_id, Some(format!("containerd://{id}")), "{asker}");
-            assert_eq!((contained.pod_uid.as_deref(), &contained.unit), (Some(uid), &None), "{asker}");
+            assert_eq!(contained.place.container_id, Some(format!("containerd://{id}")), "{asker}");
+            assert_eq!(
+                (contained.place.pod_uid.as_deref(), &contained.place.unit),
+                (Some(uid), &None),
+                "{asker}"
+            );
             let served = owner(unit.pid());
-            assert_eq!(served.unit.as_deref(), Some("api@7.service"), "{asker}");
-            assert_eq!((&served.container_id, &served.pod_uid), (&None, &None), "{asker}");
+            assert_eq!(served.place.unit.as_deref(), Some("api@7.service"), "{asker}");
+            assert_eq!((&served.place.container_id, &served.place.pod_uid), (&None, &None), "{asker}");
         }
         drop((container, unit));
     }
@@ -86,7 +90,7 @@ fn hostile_names_break_neither_table_nor_json_nor_exposition() {
     let owner = &only(&document).owners[0];
     assert_eq!((owner.pid, &*owner.comm), (child.pid(), "a\n\"\\\u{1b}[31m\u{fffd}\r}"));
     assert!(owner.exe.as_ref().is_some_and(|exe| exe.len() > 3800), "{:?}", owner.exe);
-    assert_eq!((&owner.unit, &owner.container_id), (&None, &None));
+    assert_eq!((&owner.place.unit, &owner.place.container_id), (&None, &None));
 
     let metrics = agent.metrics_when(PATIENCE, "a count by owner", |metrics| {
         metrics.text.contains("tcpclose_stuck_owner_sockets{comm=\"a")

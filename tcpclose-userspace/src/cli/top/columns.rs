@@ -107,7 +107,7 @@ pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     facts.push(("namespace", printable(netns.trim_end()).into_owned()));
     facts.push(("cookie", format!("sk:{:x} inode {} uid {}", socket.cookie.0, socket.inode, socket.uid)));
     for owner in &socket.owners {
-        let place = [&owner.unit, &owner.container_id, &owner.exe].into_iter().flatten().cloned();
+        let place = [&owner.place.unit, &owner.place.container_id, &owner.exe].into_iter().flatten().cloned();
         let text = [format!("{}:{}", groups::process(owner), owner.fd)].into_iter().chain(place);
         facts.push(("owner", printable(&text.collect::<Vec<_>>().join("  ")).into_owned()));
     }

@@ -12,8 +12,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::super::files;
+use super::super::files::{self, Files, Haste, Wanted};
 use super::super::host::thread_cpu_ns;
+use super::super::owners::Holder;
 use super::{Place, Way, glance, here, identity, own_place};
 
 /// Which network namespaces are looked at.
@@ -67,14 +68,7 @@ impl Scope {
 /// Finds every network namespace that a process or thread is in, that has a file in /run/netns, that is mounted
 /// somewhere (here, and in the mount namespaces of other processes), or that a descriptor holds.
 pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
-    let (nsfs, own) = identity("/proc/thread-self/ns/net")?;
-    let mut search = Search {
-        nsfs,
-        net: net_of("/proc/thread-self").unwrap_or(0),
-        denied: HashSet::new(),
-        found: Found::default(),
-        at: HashMap::new(),
-    };
+    let (mut search, own) = Search::begin()?;
     search.add(own, here(), None);
     for folder in ["/run/netns", "/var/run/netns"] {
         search.folder(Path::new(folder));
@@ -89,15 +83,16 @@ pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
             search.process(pid, &process.path(), &mut mounts);
         }
     }
-    let before = thread_cpu_ns();
+    let mut descriptors_ns = 0;
     match descriptors {
         // Processes that show no files were counted above.
         Descriptors::All => {
-            files::each(|pid, fd, target| search.descriptor(pid, fd, target))?;
+            let before = thread_cpu_ns();
+            search.files(&files::read(Haste::Leisurely, Wanted::Namespaces)?);
+            descriptors_ns = thread_cpu_ns().saturating_sub(before);
         }
         Descriptors::Those(places) => places.iter().for_each(|place| search.again(place)),
     }
-    let descriptors_ns = thread_cpu_ns().saturating_sub(before);
     let Search { found: Found { places, .. }, mut denied, .. } = search;
     if !denied.is_empty() {
         // Another way may lead there.
@@ -110,6 +105,15 @@ pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
         }
     }
     Ok(Found { places, denied: denied.len() as u32, descriptors_ns })
+}
+
+/// The namespaces that descriptors hold, by a look at all of them, and that are none of `known`.
+pub fn held(files: &Files, known: &[Place]) -> io::Result<Vec<Place>> {
+    let (mut search, _) = Search::begin()?;
+    search.files(files);
+    let mut places = search.found.places;
+    places.retain(|place| known.iter().all(|known| known.inum != place.inum));
+    Ok(places)
 }
 
 /// What tells the network namespaces of processes apart that the caller may not look at: /proc/PID/net needs no such
@@ -136,6 +140,19 @@ struct Search {
 }
 
 impl Search {
+    /// Also the inode of the caller's own namespace.
+    fn begin() -> io::Result<(Self, u32)> {
+        let (nsfs, own) = identity("/proc/thread-self/ns/net")?;
+        let net = net_of("/proc/thread-self").unwrap_or(0);
+        let search = Self { nsfs, net, denied: HashSet::new(), found: Found::default(), at: HashMap::new() };
+        Ok((search, own))
+    }
+
+    fn files(&mut self, files: &Files) {
+        files.namespaces.iter().for_each(|(inum, holder)| self.add(*inum, way(*holder), None));
+        files.mounts.iter().for_each(|holder| self.mount(*holder));
+    }
+
     fn add(&mut self, inum: u32, way: Way, name: Option<String>) {
         let places = &mut self.found.places;
         let at = *self.at.entry(inum).or_insert_with(|| {
@@ -202,12 +219,10 @@ impl Search {
         }
     }
 
-    fn descriptor(&mut self, pid: u32, fd: u32, target: &[u8]) {
-        let way = Way::Descriptor { pid, fd };
-        if let Some(inum) = files::inode_of("net", target) {
-            self.add(inum, way, None);
-        } else if may_be_a_mount(target)
-            && let Ok((device, inum)) = glance(way.path())
+    /// What holds a namespace open by the path at which it was mounted.
+    fn mount(&mut self, holder: Holder) {
+        let way = way(holder);
+        if let Ok((device, inum)) = glance(way.path())
             && device == self.nsfs
             && is_net(&way, inum)
         {
@@ -235,10 +250,8 @@ impl Search {
     }
 }
 
-/// Whether a descriptor's link can be that of a namespace which was opened where it was mounted: the link is then that
-/// path, or what is left of it since (fs/d_path.c, d_path(), 5.8 to 6.18). Sockets, pipes and the like have names of their own.
-fn may_be_a_mount(target: &[u8]) -> bool {
-    target.starts_with(b"/") && !target.starts_with(b"/dev/") && !target.starts_with(b"/memfd:")
+fn way(Holder { pid, fd }: Holder) -> Way {
+    Way::Descriptor { pid, fd }
 }
 
 /// Whether the namespace to which a descriptor leads is a network namespace.
