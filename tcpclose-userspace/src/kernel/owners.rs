@@ -11,6 +11,7 @@ use std::io::{self, Read};
 
 use tcpclose_common::held::Held;
 
+use super::cgroup::namespace::with_whole_paths;
 use super::files;
 use super::process::Process;
 
@@ -64,7 +65,8 @@ pub fn find(inodes: &HashSet<u32>, look: Look) -> io::Result<Owners> {
         Look::Proc => walk(inodes)?,
     };
     let pids: HashSet<u32> = owners.by_inode.values().flatten().map(|holder| holder.pid).collect();
-    owners.processes = pids.into_iter().filter_map(|pid| Some((pid, Process::read(pid)?))).collect();
+    owners.processes =
+        with_whole_paths(|| pids.iter().filter_map(|&pid| Some((pid, Process::read(pid)?))).collect());
     let Owners { by_inode, processes, .. } = &mut owners;
     for holders in by_inode.values_mut() {
         holders.retain(|holder| processes.contains_key(&holder.pid));
