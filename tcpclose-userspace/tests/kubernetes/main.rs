@@ -213,4 +213,18 @@ fn a_pod_has_what_it_needs_and_no_more() {
     let expected = ["CAP_BPF", "CAP_DAC_READ_SEARCH", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"]
         .map(str::to_owned);
     assert_eq!(given, BTreeSet::from(expected));
+
+    // The unit has the same, and the table says of each what it is for.
+    let root = workspace(".");
+    if let Ok(unit) = std::fs::read_to_string(root.join("deploy/systemd/tcpclose.service")) {
+        for set in ["CapabilityBoundingSet=", "AmbientCapabilities="] {
+            let line = unit.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+            assert_eq!(line.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), given, "{set}");
+        }
+    }
+    if let Ok(table) = std::fs::read_to_string(root.join("docs/PRIVILEGES.md")) {
+        for one in &given {
+            assert!(table.lines().any(|line| line.starts_with(&format!("| `{one}`"))), "{one}");
+        }
+    }
 }
