@@ -138,13 +138,16 @@ fn with_the_rights_of_its_pod_the_agent_finds_what_is_stuck_in_another_container
     if !can_attach() {
         return;
     }
-    let mut node = match Node::new() {
-        Ok(node) => node,
-        Err(why) => return eprintln!("SKIPPED: no image can be built here: {why}"),
-    };
-    let agent = match node.agent(&[]) {
-        Ok(agent) => agent,
-        Err(why) => return eprintln!("SKIPPED: no container runs here: {why}"),
+    let started = Node::new().and_then(|mut node| {
+        let agent = node.agent(&[])?;
+        Ok((node, agent))
+    });
+    let (mut node, agent) = match started {
+        Ok(started) => started,
+        Err(why) => {
+            assert!(std::env::var_os("CI").is_none(), "no container runs here: {why}");
+            return eprintln!("SKIPPED: no container runs here: {why}");
+        }
     };
     let pid = node.podman.inspect(&agent, "{{.State.Pid}}");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
