@@ -77,6 +77,19 @@ fn incomplete(document: &Value) -> String {
 }
 
 #[test]
+fn the_fullest_table_of_time_waits_is_told_wherever_it_is() {
+    if !can_attach() {
+        return;
+    }
+    let full = Named::new("full");
+    full.inside(|| fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "10").unwrap());
+    Service::listen(&full, free_port()).close(&full, 0, 9);
+    let ratio = Agent::start(&[]).metrics().sum("tcpclose_time_wait_limit_used_ratio", &[]);
+    println!("{ratio} of the fullest");
+    assert!(ratio >= 0.9);
+}
+
+#[test]
 fn what_is_in_two_namespaces_is_counted_listed_and_named() {
     if !can_attach() {
         return;

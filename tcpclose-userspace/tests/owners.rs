@@ -14,6 +14,8 @@ mod common;
 mod container;
 #[path = "owners/places.rs"]
 mod places;
+#[path = "owners/pod.rs"]
+mod pod;
 #[path = "owners/stage.rs"]
 mod stage;
 

@@ -28,7 +28,7 @@ pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
         let census = engine.census(host::monotonic_ns());
         gauges(&mut families, &census, &stuck_labels(engine.stuck_after.bounds_ns()));
     }
-    limit(&mut families);
+    limit(&mut families, engine.namespaces.time_wait_limit_used());
     ephemeral(&mut families, engine.exhaustion.fullest);
     owners(&mut families, &engine.stuck_owners);
     ledger(&mut families, &engine.ledger, engine.overflows());
@@ -87,12 +87,12 @@ fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
 }
 
 /// How full the kernel's table of TIME-WAITs is; nothing where /proc does not tell.
-fn limit(families: &mut Vec<MetricFamily>) {
+fn limit(families: &mut Vec<MetricFamily>, fullest: Option<f64>) {
     let mut used = Family::gauge(
         "tcpclose_time_wait_limit_used_ratio",
-        "TIME-WAITs of this network namespace divided by tcp_max_tw_buckets.",
+        "TIME-WAITs divided by tcp_max_tw_buckets, in the network namespace where that is highest, of those that are dumped.",
     );
-    if let Some(ratio) = host::time_wait_limit_used() {
+    if let Some(ratio) = fullest {
         used.add(&[], ratio);
     }
     families.push(used.done());

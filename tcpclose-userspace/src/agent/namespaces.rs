@@ -25,6 +25,8 @@ pub struct Known {
     pub place: Place,
     /// CLOCK_MONOTONIC of the last dump that looked at it.
     dumped_ns: u64,
+    /// How full its table of TIME-WAITs was then.
+    limit_used: Option<f64>,
 }
 
 /// A search through all namespaces, under way.
@@ -133,6 +135,14 @@ impl Namespaces {
         known.into_iter().map(|known| (known.netns.id, known.place.clone())).collect()
     }
 
+    /// How full the table of TIME-WAITs is where it is fullest: in the agent's own namespace now, in the others as of the last
+    /// dump there.
+    pub fn time_wait_limit_used(&self) -> Option<f64> {
+        let others = self.known.values().filter(|known| known.netns.id != self.own.id);
+        let others = others.filter_map(|known| known.limit_used);
+        others.chain(host::time_wait_limit_used()).reduce(f64::max)
+    }
+
     /// Which descriptors a search at `now_ns` is to look at.
     pub fn descriptors(&self, now_ns: u64) -> Descriptors {
         if now_ns >= self.descriptors_ns {
@@ -184,7 +194,12 @@ impl Namespaces {
             if netns.id == self.own.id {
                 self.own.name.clone_from(&netns.name);
             }
-            let known = Known { netns, place: looked.place.clone(), dumped_ns: survey.started_ns };
+            let known = Known {
+                netns,
+                place: looked.place.clone(),
+                dumped_ns: survey.started_ns,
+                limit_used: looked.limit_used,
+            };
             self.former.insert(known.netns.id);
             // Its inode is another namespace's now.
             self.known.retain(|id, former| *id == known.netns.id || former.netns.inum != known.netns.inum);

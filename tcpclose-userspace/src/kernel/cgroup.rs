@@ -11,6 +11,10 @@
 //!
 //! Whoever may make cgroups may name them like a container. A unit's name is taken only where systemd could have made
 //! it, so that no other byte gets out of here.
+//!
+//! [`namespace`]: whose view of them is read.
+
+pub mod namespace;
 
 use std::fs;
 
@@ -27,7 +31,8 @@ pub struct Place {
     pub pod_uid: Option<String>,
 }
 
-/// The place of the process `pid`; an empty one where its cgroups cannot be read.
+/// The place of the process `pid`; an empty one where its cgroups cannot be read. Of what a cgroup namespace hides from the
+/// calling thread nothing is told: [`namespace::with_whole_paths`].
 pub fn of(pid: u32) -> Place {
     fs::read(format!("/proc/{pid}/cgroup"))
         .map(|text| parse(&String::from_utf8_lossy(&text)))

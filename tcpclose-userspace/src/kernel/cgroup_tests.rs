@@ -113,6 +113,81 @@ fn kubernetes() {
     }
 }
 
+/// What people have posted of their nodes, with the ids replaced: where, and what is told.
+#[test]
+fn nodes_as_they_were_recorded() {
+    let pod = |layout: &str, container: &str| is(layout, None, Some(container), true);
+    let v1 = |path: &str| {
+        format!("12:cpuset:{path}\n11:files:/\n10:hugetlb:{path}\n1:name=systemd:{path}\n0::{path}\n")
+    };
+    let burstable = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podU_ID.slice";
+    let besteffort = "kubepods-besteffort-podU_ID.slice";
+
+    // CRI-O, systemd, v1 (opencontainers/runc#4620); cgroupfs (cri-o/cri-o#812, google/cadvisor#3538).
+    pod(&v1(&format!("{burstable}/crio-ID.scope")), "cri-o://ID");
+    pod(&v1("/kubepods/burstable/podUID/crio-ID"), "cri-o://ID");
+    // Its sandbox, where it makes no infra container (containerd/nri#227); what crun makes below a container.
+    pod(&format!("0::{burstable}/crio-ID\n"), "cri-o://ID");
+    pod(&format!("0::{burstable}/crio-ID.scope/container\n"), "cri-o://ID");
+    // Docker and cri-dockerd: systemd (open-telemetry/opentelemetry-java#4732), cgroupfs (cri-o/cri-o#842).
+    pod(
+        &v1(&format!("/kubepods.slice/kubepods-besteffort.slice/{besteffort}/docker-ID.scope")),
+        "docker://ID",
+    );
+    pod(&v1("/kubepods/burstable/podUID/ID"), "ID");
+    // containerd: v2, systemd (cryptnono/cryptnono#47); cgroupfs: k3s (rancher/k3k#792), Talos (spinningfactory/kloak#177).
+    pod(
+        &format!("0::/kubepods.slice/kubepods-besteffort.slice/{besteffort}/cri-containerd-ID.scope\n"),
+        "containerd://ID",
+    );
+    pod("0::/kubepods/burstable/podUID/ID\n", "ID");
+    pod("0::/kubepods/podUID/ID\n", "ID");
+    // The systemd driver's path taken literally, below another service in some hierarchies and below none in others
+    // (open-telemetry/opentelemetry-java#4507).
+    let literal = format!("{besteffort}:cri-containerd:ID");
+    let service = "/system.slice/containerd.service";
+    is(
+        &format!(
+            "11:perf_event:/{literal}\n10:blkio:{service}/{literal}\n1:name=systemd:{service}/{literal}\n"
+        ),
+        Some("containerd.service"),
+        Some("containerd://ID"),
+        true,
+    );
+    // kind: Docker by systemd around it, v1 (sustainable-computing-io/kepler#153); v2 seen from within the node
+    // (containerd/nri#227). The container asked for is the inner one.
+    let kubelet = "kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-podU_ID.slice";
+    pod(
+        &v1(&format!("/system.slice/docker-INNER.scope/{kubelet}/cri-containerd-ID.scope")),
+        "containerd://ID",
+    );
+    pod(&format!("0::/{kubelet}/cri-containerd-ID.scope\n"), "containerd://ID");
+    pod(&v1("/docker/INNER/kubelet/kubepods/besteffort/podUID/ID"), "ID");
+    // minikube: CRI-O in Docker (kubernetes/minikube#11280).
+    pod(
+        &v1(&format!("/docker/INNER/kubepods.slice/kubepods-besteffort.slice/{besteffort}/crio-ID.scope")),
+        "cri-o://ID",
+    );
+    // From another pod, of the same class and of a better one, and of the own pod: what the namespace leaves
+    // (inspektor-gadget/inspektor-gadget#3085).
+    pod(&format!("0::/../../{besteffort}/cri-containerd-ID.scope\n"), "containerd://ID");
+    pod("0::/../../../kubepods-podU_ID.slice/cri-containerd-ID.scope\n", "containerd://ID");
+    is("0::/../cri-containerd-ID.scope\n", None, Some("containerd://ID"), false);
+    is("0::/../../../../system.slice/sshd.service\n", Some("sshd.service"), None, false);
+    is("0::/../ID\n", None, Some("ID"), false);
+    // What is no pod's: the node's own services, where systemd does not run (siderolabs/talos#3950); a build (cryptnono#47).
+    is("0::/kubelet\n", None, None, false);
+    is("0::/docker/buildkit/t4967jvf8rbufklrhkicskyes\n", None, None, false);
+    // A hybrid node whose systemd stayed at the root (moby/moby#33352), or at containerd's unit (ctrsploit/ctrsploit#280).
+    is("10:perf_event:/docker/ID\n9:net_cls:/\n1:name=systemd:/\n", None, Some("docker://ID"), false);
+    is(
+        "9:blkio:/docker/ID\n1:name=systemd:/docker/ID\n0::/system.slice/containerd.service\n",
+        None,
+        Some("docker://ID"),
+        false,
+    );
+}
+
 #[test]
 fn podman() {
     let podman =

@@ -67,11 +67,11 @@ pub fn time_wait_overflows() -> Option<u64> {
     mib::counter(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPTimeWaitOverflow")
 }
 
-/// Minisockets of the caller's network namespace (of the host before 6.1) divided by `tcp_max_tw_buckets`. FIN-WAIT-2
+/// Minisockets of the calling thread's network namespace (of the host before 6.1) divided by its `tcp_max_tw_buckets`. FIN-WAIT-2
 /// minisockets are among them, as they are in what the kernel compares with the limit (inet_twsk_alloc).
 pub fn time_wait_limit_used() -> Option<f64> {
     let most: f64 = fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets").ok()?.trim().parse().ok()?;
-    let sockets = fs::read_to_string("/proc/net/sockstat").ok()?;
+    let sockets = fs::read_to_string("/proc/thread-self/net/sockstat").ok()?;
     let used = mib::stat(&sockets, "TCP:", "tw")?;
     (most > 0.0).then(|| used as f64 / most)
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tcpclose_common::held::Held;
 
+use super::cgroup::namespace::with_whole_paths;
 use super::files::{self, Files, Haste, Wanted};
 use super::host::thread_cpu_ns;
 use super::process::Process;
@@ -97,7 +98,8 @@ pub fn find_in(inodes: &FxHashSet<u32>, seen: Files, again: Look) -> io::Result<
 
 fn known(held: Vec<(u32, Holder)>, denied: u32) -> Owners {
     let pids: FxHashSet<u32> = held.iter().map(|(_, holder)| holder.pid).collect();
-    let processes = pids.into_iter().filter_map(|pid| Some((pid, Arc::new(Process::read(pid)?)))).collect();
+    let read = |&pid: &u32| Some((pid, Arc::new(Process::read(pid)?)));
+    let processes = with_whole_paths(|| pids.iter().filter_map(read).collect());
     Owners::new(held, processes, denied)
 }
 

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 
 use tcpclose_common::state::TcpState;
 
-use super::host::{monotonic_ns, thread_cpu_ns};
+use super::host::{self, monotonic_ns, thread_cpu_ns};
 use super::lookups::{Wanted, lookups};
 use super::netns::{self, Netns, Place, Population};
 use super::sock_diag::{self, Dump, Socket};
@@ -31,6 +31,8 @@ pub struct Ask {
 pub struct Looked {
     pub netns: Netns,
     pub place: Place,
+    /// [`host::time_wait_limit_used`] there.
+    pub limit_used: Option<f64>,
     pub dump: Dump,
 }
 
@@ -73,7 +75,10 @@ pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Resul
         let mut places = places.into_iter();
         for place in places.by_ref() {
             match traveller.enter(&place) {
-                Ok(netns) => survey.looked.push(Looked { netns, place, dump: dump(ask)? }),
+                Ok(netns) => {
+                    let limit_used = host::time_wait_limit_used();
+                    survey.looked.push(Looked { netns, place, limit_used, dump: dump(ask)? });
+                }
                 Err(why) => survey.failed.push((place, why)),
             }
             survey.cpu_ns = thread_cpu_ns().saturating_sub(cpu);

@@ -187,7 +187,7 @@ pub struct Sight {
 pub fn sights(survey: &mut Survey) -> (Vec<Sight>, Dump) {
     let mut all = Dump::default();
     let sight = |looked: survey::Looked| {
-        let survey::Looked { netns, place, dump } = looked;
+        let survey::Looked { netns, place, dump, .. } = looked;
         all.malformed += dump.malformed;
         all.interrupted |= dump.interrupted;
         let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =

@@ -12,6 +12,7 @@
 )]
 
 pub mod nobody;
+pub mod podman;
 pub mod prometheus;
 
 use std::collections::BTreeMap;

@@ -36,6 +36,12 @@ impl Cgroups {
 
     /// Moves the process `pid` into the cgroup `path` below our own, made where it is not there.
     pub fn take(&mut self, pid: u32, path: &OsStr) {
+        let folder = self.make(path);
+        fs::write(folder.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    /// The cgroup `path` below our own.
+    pub fn make(&mut self, path: &OsStr) -> PathBuf {
         let mut folder = self.root.clone();
         for part in Path::new(path) {
             folder.push(part);
@@ -44,7 +50,7 @@ impl Cgroups {
                 self.made.push(folder.clone());
             }
         }
-        fs::write(folder.join("cgroup.procs"), pid.to_string()).unwrap();
+        folder
     }
 
     /// Moves this process out of them, to the root of the hierarchy.
