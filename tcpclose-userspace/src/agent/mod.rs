@@ -10,13 +10,16 @@
 //! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
 //! * [`ports`]: the close phase by port, for whoever asks. [`exhaustion`]: how many of connect()'s ports are in use.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
-//! * [`sockets`]: where they are served. [`limits`]: to how many at a time, [`room`]: and who goes when there are more,
+//! * [`sockets`]: where they are served, or [`activation`]: where systemd has them served. [`limits`]: to how many at a
+//!   time, [`room`]: and who goes when there are more,
 //!   [`stage`]: or is too slow. [`door`]: who is let in at the metrics port.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
+//! * [`notify`]: what systemd is told.
 //! * `memory`: what is free goes back to the kernel.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
+pub mod activation;
 pub mod claim;
 pub mod config;
 pub mod door;
@@ -32,6 +35,7 @@ pub mod limits;
 pub mod lines;
 mod memory;
 pub mod namespaces;
+pub mod notify;
 pub mod owners;
 pub mod pace;
 pub mod page;
@@ -64,10 +68,12 @@ use crate::kernel::task_file::OwnersHook;
 use crate::kernel::{host, time_wait};
 use crate::watch::filter::Filter;
 use crate::watch::line::Item;
+use activation::Passed;
 use claim::{Patience, StateDir};
 use config::Config;
 use door::Door;
 use engine::Engine;
+use notify::Notify;
 use reload::{Again, Intervals, Reload};
 use room::Room;
 use sockets::QuerySocket;
@@ -92,6 +98,8 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     probe::require(config.state_hook)?;
     kill::require(config.allow_kill)?;
     let door = Door::open(config.web_config.as_deref())?;
+    let passed = activation::take()?;
+    let notify = Rc::new(Notify::from_environment());
     let connections = limits::connections(config.listen.len())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -102,8 +110,9 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
         .map_err(cannot_start)?;
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
     let mut held = Held::default();
-    let faces = Faces { door: Rc::new(door), connections };
-    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, again, faces, &mut held));
+    let faces = Faces { passed, door: Rc::new(door), connections };
+    let done =
+        LocalSet::new().block_on(&runtime, until_told_to_end(config, again, faces, &notify, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
     done
@@ -119,6 +128,8 @@ struct Held {
 
 /// Where the agent is asked, by whom, and by how many at a time.
 struct Faces {
+    /// What systemd listens at for it.
+    passed: Passed,
     door: Rc<Door>,
     connections: usize,
 }
@@ -133,6 +144,7 @@ async fn until_told_to_end(
     config: &Config,
     again: Again<'_>,
     faces: Faces,
+    notify: &Rc<Notify>,
     held: &mut Held,
 ) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_start)?;
@@ -143,8 +155,9 @@ async fn until_told_to_end(
         biased;
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        done = start(config, again, faces, hangups, held) => done,
+        done = start(config, again, faces, hangups, notify, held) => done,
     };
+    notify.stopping();
     if let Some(keeping) = held.keeping.take() {
         keeping.end(LAST_WAIT).await;
     }
@@ -158,17 +171,26 @@ async fn start(
     again: Again<'_>,
     faces: Faces,
     hangups: Signal,
+    notify: &Rc<Notify>,
     held: &mut Held,
 ) -> Result<(), Failure> {
-    let Faces { door, connections } = faces;
+    let Faces { passed, door, connections } = faces;
+    passed.never_block().map_err(cannot_start)?;
     // An address that is in use may be that of the agent whose socket is waited for.
-    let early = match sockets::listen(&config.listen) {
-        Err(refused) if !refused.in_use() => return Err(refused.into()),
-        early => early.ok(),
+    let early = if passed.metrics.is_empty() {
+        match sockets::listen(&config.listen) {
+            Err(refused) if !refused.in_use() => return Err(refused.into()),
+            early => early.ok(),
+        }
+    } else {
+        Some(passed.metrics)
     };
     let mut patience = Patience::new(config.wait);
     held.state_dir = claim::state_dir(config.state_dir.as_deref(), &mut patience).await?;
-    let socket = held.queries.insert(sockets::listen_for_queries(&config.socket, &mut patience).await?);
+    let socket = held.queries.insert(match passed.queries {
+        Some(listener) => QuerySocket::passed(listener),
+        None => sockets::listen_for_queries(&config.socket, &mut patience).await?,
+    });
     let listeners = match early {
         Some(listeners) => listeners,
         None => sockets::listen(&config.listen)?,
@@ -185,6 +207,7 @@ async fn start(
     let served = Served {
         at: listeners.iter().filter_map(|listener| sockets::url(listener, door.speaks_tls())).collect(),
         curl: door.curl(),
+        queries: socket.to_string(),
     };
     let room = Rc::new(RefCell::new(Room::new(connections)));
     for listener in listeners {
@@ -192,7 +215,7 @@ async fn start(
     }
     let unix = socket.listener.try_clone().map_err(cannot_start)?;
     spawn_local(http::serve_queries(unix, Room::new(connections), Rc::clone(&engine)));
-    spawn_local(drain::run(Rc::clone(&engine)));
+    spawn_local(drain::run(Rc::clone(&engine), Rc::clone(notify)));
 
     first_dump(&engine).await?;
     engine.borrow_mut().tracker.forget_former();
@@ -203,6 +226,8 @@ async fn start(
     if let Some(dir) = &held.state_dir {
         held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
     }
+    let addresses: Vec<&str> = served.at.iter().map(|(url, _)| url.as_str()).collect();
+    notify.ready(&format!("watching; metrics at {}", addresses.join(" ")));
     // Nobody may be there to read it, which is no reason to end.
     let kept = held.state_dir.as_ref().map(|dir| dir.path.as_path());
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, kept).as_bytes());
@@ -210,7 +235,7 @@ async fn start(
     let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
     tokio::select! {
         () = dumps::run(engine, intervals) => {}
-        () = reload.run(hangups, again) => {}
+        () = reload.run(hangups, again, notify) => {}
     }
     Ok(())
 }
@@ -263,7 +288,7 @@ pub fn watch_alone(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let done = LocalSet::new().block_on(&runtime, async {
         let engine = attach(config).await?;
-        spawn_local(drain::run(Rc::clone(&engine)));
+        spawn_local(drain::run(Rc::clone(&engine), Rc::default()));
         first_dump(&engine).await?;
         let Ok(mut lines) = lines::Lines::of(filter, &engine) else { return Ok(()) };
         ready(&engine.borrow());
@@ -285,6 +310,8 @@ struct Served {
     at: Vec<(String, &'static str)>,
     /// What to ask them with.
     curl: String,
+    /// The unix socket.
+    queries: String,
 }
 
 /// What is printed when the agent is ready.
@@ -346,7 +373,7 @@ fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path
         Some(folder) => line("state", &folder.display().to_string()),
         None => line("state", "none: ages will not outlive this agent"),
     }
-    line("queries", &config.socket.display().to_string());
+    line("queries", &served.queries);
     if config.allow_kill {
         line("", "tcpclose kill may destroy sockets through it (--allow-kill)");
     }

@@ -11,6 +11,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use super::config::Config;
 use super::door::{self, Door};
 use super::engine::Engine;
+use super::notify::Notify;
 use super::{kill, owners};
 use crate::failure::{Failure, printable};
 
@@ -52,11 +53,12 @@ impl Reload {
     }
 
     /// Reloads at each of `hangups`, for as long as the agent runs.
-    pub async fn run(&mut self, mut hangups: Signal, again: Again<'_>) {
+    pub async fn run(&mut self, mut hangups: Signal, again: Again<'_>, notify: &Notify) {
         loop {
             if hangups.recv().await.is_none() {
                 return std::future::pending().await;
             }
+            notify.reloading();
             let said = match again() {
                 Ok(next) => {
                     let web = self.door.reread().await;
@@ -66,6 +68,7 @@ impl Reload {
             };
             // Whatever the log level: somebody has asked. And nobody may be there to read it.
             let _ = writeln!(io::stderr(), "{}", printable(&said));
+            notify.ready(said.trim_start_matches("tcpclose: "));
         }
     }
 

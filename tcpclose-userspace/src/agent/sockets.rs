@@ -3,7 +3,7 @@
 use rustix::fs::Mode;
 use rustix::process::umask;
 use socket2::{Domain, SockRef, Socket, Type};
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
@@ -102,8 +102,27 @@ pub struct QuerySocket {
     made: Option<(u64, u64)>,
 }
 
+impl QuerySocket {
+    /// One that systemd has made, and removes.
+    pub fn passed(listener: UnixListener) -> Self {
+        Self { listener, path: PathBuf::new(), made: None }
+    }
+}
+
+impl fmt::Display for QuerySocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.listener.local_addr().as_ref().map(|address| address.as_pathname()) {
+            Ok(Some(path)) => path.display().fmt(f),
+            _ => f.write_str("a socket of systemd's without a path"),
+        }
+    }
+}
+
 impl Drop for QuerySocket {
     fn drop(&mut self) {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
         // Somebody may have removed our file and put another agent's in its place.
         if self.made.is_some() && identity(&self.path) != self.made {
             return;

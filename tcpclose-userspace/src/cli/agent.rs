@@ -23,7 +23,7 @@ use super::DEFAULT_SOCKET;
 )]
 pub struct Agent {
     /// Serve metrics at this address and port; may be repeated. [::]:9923 is every address, IPv6 and IPv4, unless an IPv4
-    /// address is given with the same port; :9923 is the same.
+    /// address is given with the same port; :9923 is the same. TCP sockets that systemd passes take its place.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address, alias = "web.listen-address")]
     listen: Vec<SocketAddr>,
 
@@ -32,7 +32,7 @@ pub struct Agent {
     #[arg(long, value_name = "PATH", alias = "web.config.file")]
     web_config: Option<PathBuf>,
 
-    /// Answer the command line at this unix socket (mode 0600).
+    /// Answer the command line at this unix socket (mode 0600). A unix socket that systemd passes takes its place.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = super::socket_path())]
     socket: PathBuf,
 
