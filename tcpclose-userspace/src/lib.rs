@@ -8,6 +8,7 @@
 //! * [`query`]: which sockets are stuck, since when, whose they are, and why.
 //! * [`kill`]: destroys stuck sockets, one at a time.
 //! * [`verify`]: what the agent says beside what the kernel says. Pure.
+//! * [`web`]: who may scrape, and over what: TLS, certificates, passwords.
 //! * [`agent`]: the run loop, `/metrics`, the query API.
 //! * [`cli`]: the command line.
 //! * [`watch`]: each step as a line, finished connections as drawings. Pure.
@@ -27,3 +28,4 @@ pub mod terms;
 pub mod tracker;
 pub mod verify;
 pub mod watch;
+pub mod web;

@@ -66,6 +66,9 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "busybox", package: "busybox-static", why: "is all that is in it" },
     Tool { program: "chromium", package: "chromium", why: "looks at the agent's page" },
     Tool { program: "wrk", package: "wrk", why: "makes the load" },
+    Tool { program: "curl", package: "curl", why: "asks for the agent's pages" },
+    Tool { program: "openssl", package: "openssl", why: "makes certificates" },
+    Tool { program: "systemd-socket-activate", package: "systemd", why: "passes sockets to the agent" },
     Tool { program: "tmux", package: "tmux", why: "is the terminal that top is tested in" },
 ];
 

@@ -16,6 +16,8 @@ use crate::ledger::census::StuckAfter;
 pub struct Config {
     /// Where metrics are served.
     pub listen: Vec<SocketAddr>,
+    /// By what file, in the format of Prometheus' exporter toolkit; `None`: to everybody.
+    pub web_config: Option<PathBuf>,
     /// Where the command line asks.
     pub socket: PathBuf,
     /// Where ages are kept for the next agent; `None` for the default directory, where it is to be had.
@@ -54,6 +56,7 @@ impl Config {
     pub fn alone() -> Self {
         Self {
             listen: Vec::new(),
+            web_config: None,
             socket: PathBuf::new(),
             state_dir: None,
             wait: Duration::ZERO,

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 use crate::kernel::probe::Probe;
 
 use super::engine::Engine;
+use super::notify::Notify;
 
 const BUSY: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(1);
@@ -38,8 +39,8 @@ impl AsRawFd for RingFd {
     }
 }
 
-/// Drains for as long as the agent runs.
-pub async fn run(engine: Rc<RefCell<Engine>>) {
+/// Drains for as long as the agent runs, and says each time that it does.
+pub async fn run(engine: Rc<RefCell<Engine>>, notify: Rc<Notify>) {
     let fd = RingFd(engine.borrow().probe.ring.as_raw_fd());
     // SAFETY: the descriptor belongs to the ring in `engine`, of which this task holds a reference until it ends, and
     // the AsyncFd ends before that.
@@ -50,6 +51,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>) {
     let mut pause = BUSY;
     loop {
         let (records, more) = engine.borrow_mut().drain();
+        notify.alive();
         if more {
             yield_now().await;
             continue;
@@ -62,7 +64,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>) {
             log::warn!("the probe cannot call: {why:#}");
         }
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep(pause.min(notify.pause())) => {}
             ready = called.readable() => {
                 if let Ok(mut ready) = ready {
                     ready.clear_ready();

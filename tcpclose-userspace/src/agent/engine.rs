@@ -1,7 +1,9 @@
 //! The one owner of probe, tracker and ledger. Everything that the agent does is a call of this, on one thread.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 
 use tcpclose_common::control::Counters;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
@@ -79,6 +81,8 @@ pub struct Engine {
     pub allow_kill: bool,
     /// Where its orders have found network namespaces.
     pub kill_places: Places,
+    /// What `--web-config` names is wrong, and what it said before is in use.
+    pub web_config_wrong: Rc<Cell<bool>>,
 }
 
 impl Engine {
@@ -117,6 +121,7 @@ impl Engine {
             ready: false,
             allow_kill: config.allow_kill,
             kill_places: Places::default(),
+            web_config_wrong: Rc::default(),
         }
     }
 

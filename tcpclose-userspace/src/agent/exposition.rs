@@ -249,10 +249,15 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     degraded.add(&[("hook", "state")], f64::from(u8::from(!engine.probe.declined.is_empty())));
     degraded.add(&[("hook", "time_wait")], f64::from(u8::from(!engine.probe.time_wait_declined.is_empty())));
     degraded.add(&[("hook", "owners")], f64::from(u8::from(engine.probe.owners_declined.is_some())));
+    let web = Family::gauge(
+        "tcpclose_web_config_wrong",
+        "1 while the --web-config file, or one that it names, is wrong and what it said before stays in use.",
+    )
+    .with(&[], f64::from(u8::from(engine.web_config_wrong.get())));
     let build = Family::gauge("tcpclose_build_info", "The version of this agent.")
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     families.extend(
-        [received, lost, used, interval, took, success, bound, info, namespaces, degraded, build]
+        [received, lost, used, interval, took, success, bound, info, namespaces, degraded, web, build]
             .map(Family::done),
     );
 }

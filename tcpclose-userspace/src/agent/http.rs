@@ -1,7 +1,6 @@
 //! What is served to whom: aggregates on TCP, sockets on the unix socket.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
@@ -14,25 +13,31 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::{JoinHandle, spawn_local};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
 
+use super::door::Door;
 use super::engine::Engine;
 use super::kill::Caller;
 use super::lines::{self, Lines};
 use super::page::Page;
 use super::queries::Refused;
+use super::room::{Room, Served, Source, admit};
+use super::stage::{Answering, Stage, Staged};
 use super::{exhaustion, exposition, kill, ports, queries};
 
-/// A client has this long to send its request's head. Longer than a scrape interval is likely to be, for it also bounds
-/// how long a connection may idle between two scrapes.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
+/// A request's head, in bytes; the answer to a longer one is 431.
+const LARGEST_HEAD: usize = 16 << 10;
+const MOST_HEADERS: usize = 64;
 
-/// A connection is closed after this long, whatever its client does: one that stops reading holds its answer no
-/// longer. But not one that watches.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// As Go's server says it.
+const NO_TLS: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n\
+    this port speaks TLS; try https://\n";
 
 /// prometheus::TEXT_FORMAT with the charset that it is in.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -52,14 +57,23 @@ enum Face {
 }
 
 /// Serves scrapes for as long as the agent runs.
-pub async fn serve_scrapes(listener: TcpListener, room: Rc<RefCell<Room>>, engine: Rc<RefCell<Engine>>) {
+pub async fn serve_scrapes(
+    listener: TcpListener,
+    room: Rc<RefCell<Room>>,
+    door: Rc<Door>,
+    engine: Rc<RefCell<Engine>>,
+) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(why) => return log::error!("no scrapes: {why}"),
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => admit(&room, || serve(stream, Face::Aggregates, &engine)).await,
+            Ok((stream, from)) => {
+                let (door, engine) = (Rc::clone(&door), Rc::clone(&engine));
+                let serving = async move |stage: &Rc<Stage>| serve_at(&door, stream, &engine, stage).await;
+                admit(&room, || begin(from.ip().into(), serving)).await;
+            }
             Err(why) => not_accepted(&why).await,
         }
     }
@@ -76,57 +90,13 @@ pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCel
         match listener.accept().await {
             Ok((stream, _)) => {
                 let face = Face::Sockets(Caller::of(&stream));
-                admit(&room, || serve(stream, face, &engine)).await;
+                let engine = Rc::clone(&engine);
+                let serving = async move |stage: &Rc<Stage>| serve(stream, face, None, &engine, stage).await;
+                admit(&room, || begin(Source::Here, serving)).await;
             }
             Err(why) => not_accepted(&why).await,
         }
     }
-}
-
-/// Who is being served, the oldest first. Whoever comes is let in: if newcomers waited for a place, clients who ask
-/// nothing or stop reading would keep Prometheus out until their time is up.
-pub struct Room {
-    /// One more sends the oldest away.
-    most: usize,
-    served: VecDeque<Served>,
-}
-
-/// A connection.
-struct Served {
-    task: JoinHandle<()>,
-    /// Its client watches: it stays for as long as it likes, and [`Hub`](super::hub::Hub) sees to how many do.
-    watches: Rc<Cell<bool>>,
-}
-
-impl Room {
-    pub const fn new(most: usize) -> Self {
-        Self { most, served: VecDeque::new() }
-    }
-
-    /// The connection that must go before another one is let in.
-    fn too_many(&mut self) -> Option<Served> {
-        if self.served.len() >= self.most {
-            self.served.retain(|connection| !connection.task.is_finished());
-        }
-        if self.served.len() < self.most {
-            return None;
-        }
-        log::info!("{} connections: the oldest is closed for a new one", self.most);
-        let oldest = self.served.iter().position(|connection| !connection.watches.get());
-        self.served.remove(oldest.unwrap_or(0))
-    }
-}
-
-/// Lets a connection into `room`, whose service `begin` begins. When the room is full the oldest one is closed first,
-/// descriptor and all: there may be none to spare.
-async fn admit(room: &RefCell<Room>, begin: impl FnOnce() -> Served) {
-    let oldest = room.borrow_mut().too_many();
-    if let Some(oldest) = oldest {
-        oldest.task.abort();
-        // It ends as told, which is no news.
-        let _ = oldest.task.await;
-    }
-    room.borrow_mut().served.push_back(begin());
 }
 
 /// A failed accept is the client's (it hung up) or the host's (no descriptors): a pause, so that the second does not
@@ -136,50 +106,92 @@ async fn not_accepted(why: &std::io::Error) {
     sleep(Duration::from_millis(100)).await;
 }
 
-fn serve<S>(stream: S, face: Face, engine: &Rc<RefCell<Engine>>) -> Served
-where
+/// Serves one who came to the TCP face: TLS first, where the door says so.
+async fn serve_at(door: &Rc<Door>, mut stream: TcpStream, engine: &Rc<RefCell<Engine>>, stage: &Rc<Stage>) {
+    door.look().await;
+    let Some(tls) = door.now().tls.clone() else {
+        return serve(stream, Face::Aggregates, Some(door), engine, stage).await;
+    };
+    // A handshake's first byte is 22; no request begins with that.
+    let mut first = [0];
+    if matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase() {
+        log::info!("a client speaks HTTP where TLS is spoken");
+        // It may have gone. What it has sent is read, or closing would reset the connection, and what it is told with it.
+        let _ = stream.write_all(NO_TLS).await;
+        let _ = stream.shutdown().await;
+        let mut scrap = [0; 1024];
+        while matches!(stream.read(&mut scrap).await, Ok(n) if n > 0) {}
+        return;
+    }
+    match TlsAcceptor::from(tls).accept(stream).await {
+        Ok(stream) => serve(stream, Face::Aggregates, Some(door), engine, stage).await,
+        // A wrong certificate, an old version, a scanner: the client's doing, which the log can be asked for.
+        Err(why) => log::info!("no TLS with a client: {why}"),
+    }
+}
+
+/// Serves HTTP on `stream` until its client has enough, or a failure.
+async fn serve<S>(
+    stream: S,
+    face: Face,
+    door: Option<&Rc<Door>>,
+    engine: &Rc<RefCell<Engine>>,
+    stage: &Rc<Stage>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let engine = Rc::clone(engine);
-    let watches = Rc::new(Cell::new(false));
-    let watching = Rc::clone(&watches);
-    let task = spawn_local(async move {
-        let service = service_fn(|request| {
-            let (engine, watching) = (Rc::clone(&engine), &watching);
-            async move {
-                let served = stream_or_answer(request, face, &engine).await;
-                watching.set(matches!(served.body(), Either::Right(_)));
-                Ok::<_, Infallible>(served)
+    stage.speaks();
+    let service = service_fn(|request| {
+        stage.is_asked();
+        async move {
+            let served = stream_or_answer(request, face, door, engine).await;
+            if matches!(served.body(), Either::Right(_)) {
+                stage.watch();
             }
-        });
-        let connection = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service);
-        let too_long = async {
-            sleep(CONNECTION_TIMEOUT).await;
-            while watching.get() {
-                sleep(CONNECTION_TIMEOUT).await;
-            }
-        };
-        let done = tokio::select! {
-            done = connection => done,
-            () = too_long => Ok(()),
-        };
-        // Whoever hangs up mid-answer has gone, and nothing else has happened.
-        if let Err(why) = done {
-            log::debug!("a connection ended: {why}");
+            Ok::<_, Infallible>(served.map(|body| Answering::new(body, stage)))
         }
     });
-    Served { task, watches }
+    let done = hyper::server::conn::http1::Builder::new()
+        .header_read_timeout(None)
+        .max_header_size(LARGEST_HEAD)
+        .max_headers(MOST_HEADERS)
+        .serve_connection(TokioIo::new(Staged::new(stream, stage)), service)
+        .await;
+    // Whoever hangs up mid-answer has gone, and nothing else has happened.
+    if let Err(why) = done {
+        log::debug!("a connection ended: {why}");
+    }
+}
+
+/// A connection, for as long as `serving` takes and its client is not too slow.
+fn begin(source: Source, serving: impl AsyncFnOnce(&Rc<Stage>) + 'static) -> Served {
+    let stage = Stage::begin();
+    let of_task = Rc::clone(&stage);
+    let task = spawn_local(async move {
+        tokio::select! {
+            biased;
+            () = serving(&of_task) => {}
+            () = of_task.time_is_up() => log::debug!("a connection ended: its client was too slow"),
+        }
+    });
+    Served { task, stage, source }
 }
 
 /// A stream for who watches (`GET /v1/watch`), an answer for everybody else.
 async fn stream_or_answer(
     request: Request<Incoming>,
     face: Face,
+    door: Option<&Rc<Door>>,
     engine: &Rc<RefCell<Engine>>,
 ) -> Response<Either<Full<Bytes>, Lines>> {
+    if let Some(door) = door {
+        let mut answer = match door.refuses(request.headers()).await {
+            Some(refusal) => refusal,
+            None => answer(request, face, engine).await,
+        };
+        door.add_headers(answer.headers_mut());
+        return answer.map(Either::Left);
+    }
     if face == Face::Aggregates || request.uri().path() != lines::PATH {
         return answer(request, face, engine).await.map(Either::Left);
     }
@@ -280,7 +292,7 @@ fn refused(why: Refused) -> Answer {
     }
 }
 
-fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+pub fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     with_type(status, TEXT, text)
 }
 

@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::failure::Failure;
 
-/// Connections that are served at a time, on the addresses together and on the socket; one more sends the oldest
+/// Connections that are served at a time, on the addresses together and on the socket; one more sends another
 /// away.
 const MOST_CONNECTIONS: usize = 64;
 

@@ -10,14 +10,19 @@
 //! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
 //! * [`ports`]: the close phase by port, for whoever asks. [`exhaustion`]: how many of connect()'s ports are in use.
 //! * [`kill`]: destroys a socket for the command line, where that was allowed.
-//! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
+//! * [`sockets`]: where they are served, or [`activation`]: where systemd has them served. [`limits`]: to how many at a
+//!   time, [`room`]: and who goes when there are more,
+//!   [`stage`]: or is too slow. [`door`]: who is let in at the metrics port.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
+//! * [`notify`]: what systemd is told.
 //! * `memory`: what is free goes back to the kernel.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
+pub mod activation;
 pub mod claim;
 pub mod config;
+pub mod door;
 pub mod drain;
 pub mod dumps;
 pub mod engine;
@@ -30,13 +35,16 @@ pub mod limits;
 pub mod lines;
 mod memory;
 pub mod namespaces;
+pub mod notify;
 pub mod owners;
 pub mod pace;
 pub mod page;
 pub mod ports;
 pub mod queries;
 pub mod reload;
+pub mod room;
 pub mod sockets;
+pub mod stage;
 pub mod state;
 
 use std::cell::RefCell;
@@ -60,10 +68,14 @@ use crate::kernel::task_file::OwnersHook;
 use crate::kernel::{host, time_wait};
 use crate::watch::filter::Filter;
 use crate::watch::line::Item;
+use activation::Passed;
 use claim::{Patience, StateDir};
 use config::Config;
+use door::Door;
 use engine::Engine;
+use notify::Notify;
 use reload::{Again, Intervals, Reload};
+use room::Room;
 use sockets::QuerySocket;
 use state::Keeping;
 
@@ -85,17 +97,22 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
     kill::require(config.allow_kill)?;
+    let door = Door::open(config.web_config.as_deref())?;
+    let passed = activation::take()?;
+    let notify = Rc::new(Notify::from_environment());
     let connections = limits::connections(config.listen.len())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // A dump, its lookups, a walk over /proc for a query.
-        .max_blocking_threads(4)
+        // A dump, its lookups, a walk over /proc for a query; a password, a look at certificates.
+        .max_blocking_threads(6)
         .build()
         .map_err(cannot_start)?;
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
     let mut held = Held::default();
-    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, again, connections, &mut held));
+    let faces = Faces { passed, door: Rc::new(door), connections };
+    let done =
+        LocalSet::new().block_on(&runtime, until_told_to_end(config, again, faces, &notify, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
     done
@@ -109,6 +126,14 @@ struct Held {
     state_dir: Option<StateDir>,
 }
 
+/// Where the agent is asked, by whom, and by how many at a time.
+struct Faces {
+    /// What systemd listens at for it.
+    passed: Passed,
+    door: Rc<Door>,
+    connections: usize,
+}
+
 fn cannot_start(why: io::Error) -> Failure {
     Failure::new("cannot start", why, "report this")
 }
@@ -118,7 +143,8 @@ fn cannot_start(why: io::Error) -> Failure {
 async fn until_told_to_end(
     config: &Config,
     again: Again<'_>,
-    connections: usize,
+    faces: Faces,
+    notify: &Rc<Notify>,
     held: &mut Held,
 ) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_start)?;
@@ -129,8 +155,9 @@ async fn until_told_to_end(
         biased;
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        done = start(config, again, hangups, connections, held) => done,
+        done = start(config, again, faces, hangups, notify, held) => done,
     };
+    notify.stopping();
     if let Some(keeping) = held.keeping.take() {
         keeping.end(LAST_WAIT).await;
     }
@@ -142,18 +169,28 @@ async fn until_told_to_end(
 async fn start(
     config: &Config,
     again: Again<'_>,
+    faces: Faces,
     hangups: Signal,
-    connections: usize,
+    notify: &Rc<Notify>,
     held: &mut Held,
 ) -> Result<(), Failure> {
+    let Faces { passed, door, connections } = faces;
+    passed.never_block().map_err(cannot_start)?;
     // An address that is in use may be that of the agent whose socket is waited for.
-    let early = match sockets::listen(&config.listen) {
-        Err(refused) if !refused.in_use() => return Err(refused.into()),
-        early => early.ok(),
+    let early = if passed.metrics.is_empty() {
+        match sockets::listen(&config.listen) {
+            Err(refused) if !refused.in_use() => return Err(refused.into()),
+            early => early.ok(),
+        }
+    } else {
+        Some(passed.metrics)
     };
     let mut patience = Patience::new(config.wait);
     held.state_dir = claim::state_dir(config.state_dir.as_deref(), &mut patience).await?;
-    let socket = held.queries.insert(sockets::listen_for_queries(&config.socket, &mut patience).await?);
+    let socket = held.queries.insert(match passed.queries {
+        Some(listener) => QuerySocket::passed(listener),
+        None => sockets::listen_for_queries(&config.socket, &mut patience).await?,
+    });
     let listeners = match early {
         Some(listeners) => listeners,
         None => sockets::listen(&config.listen)?,
@@ -162,22 +199,23 @@ async fn start(
     let boot_id = host::boot_id();
     let former = held.state_dir.as_ref().and_then(|dir| state::former(dir, &boot_id));
     let engine = attach(config).await?;
+    engine.borrow_mut().web_config_wrong = door.is_wrong();
     if let Some(former) = former {
         engine.borrow_mut().tracker.set_former(former);
     }
 
-    let addresses: Vec<String> = listeners
-        .iter()
-        .filter_map(|listener| listener.local_addr().ok())
-        .map(|address| format!("http://{address}"))
-        .collect();
-    let room = Rc::new(RefCell::new(http::Room::new(connections)));
+    let served = Served {
+        at: listeners.iter().filter_map(|listener| sockets::url(listener, door.speaks_tls())).collect(),
+        curl: door.curl(),
+        queries: socket.to_string(),
+    };
+    let room = Rc::new(RefCell::new(Room::new(connections)));
     for listener in listeners {
-        spawn_local(http::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&engine)));
+        spawn_local(http::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&door), Rc::clone(&engine)));
     }
     let unix = socket.listener.try_clone().map_err(cannot_start)?;
-    spawn_local(http::serve_queries(unix, http::Room::new(connections), Rc::clone(&engine)));
-    spawn_local(drain::run(Rc::clone(&engine)));
+    spawn_local(http::serve_queries(unix, Room::new(connections), Rc::clone(&engine)));
+    spawn_local(drain::run(Rc::clone(&engine), Rc::clone(notify)));
 
     first_dump(&engine).await?;
     engine.borrow_mut().tracker.forget_former();
@@ -188,14 +226,16 @@ async fn start(
     if let Some(dir) = &held.state_dir {
         held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
     }
+    let addresses: Vec<&str> = served.at.iter().map(|(url, _)| url.as_str()).collect();
+    notify.ready(&format!("watching; metrics at {}", addresses.join(" ")));
     // Nobody may be there to read it, which is no reason to end.
     let kept = held.state_dir.as_ref().map(|dir| dir.path.as_path());
-    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &addresses, kept).as_bytes());
+    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, kept).as_bytes());
     let intervals = Rc::new(Intervals::of(config));
-    let mut reload = Reload::new(Rc::clone(&engine), Rc::clone(&intervals), config);
+    let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
     tokio::select! {
         () = dumps::run(engine, intervals) => {}
-        () = reload.run(hangups, again) => {}
+        () = reload.run(hangups, again, notify) => {}
     }
     Ok(())
 }
@@ -248,7 +288,7 @@ pub fn watch_alone(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let done = LocalSet::new().block_on(&runtime, async {
         let engine = attach(config).await?;
-        spawn_local(drain::run(Rc::clone(&engine)));
+        spawn_local(drain::run(Rc::clone(&engine), Rc::default()));
         first_dump(&engine).await?;
         let Ok(mut lines) = lines::Lines::of(filter, &engine) else { return Ok(()) };
         ready(&engine.borrow());
@@ -264,8 +304,18 @@ pub fn watch_alone(
     done
 }
 
+/// Where the agent may be asked.
+struct Served {
+    /// Addresses of metrics, with a remark or none.
+    at: Vec<(String, &'static str)>,
+    /// What to ask them with.
+    curl: String,
+    /// The unix socket.
+    queries: String,
+}
+
 /// What is printed when the agent is ready.
-fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<&Path>) -> String {
+fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path>) -> String {
     let mut text = format!(
         "tcpclose {} watches how TCP connections end on {}\n",
         env!("CARGO_PKG_VERSION"),
@@ -312,15 +362,18 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<
     if let Some(declined) = &engine.probe.owners_declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
-    for address in addresses {
+    for (address, remark) in &served.at {
         line("metrics", &format!("{address}/metrics"));
         line("page", &format!("{address}/"));
+        if !remark.is_empty() {
+            line("", remark);
+        }
     }
     match kept {
         Some(folder) => line("state", &folder.display().to_string()),
         None => line("state", "none: ages will not outlive this agent"),
     }
-    line("queries", &config.socket.display().to_string());
+    line("queries", &served.queries);
     if config.allow_kill {
         line("", "tcpclose kill may destroy sockets through it (--allow-kill)");
     }
@@ -329,8 +382,8 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<
         Some(path) => format!(" --socket {path}"),
     };
     line("try", &format!("tcpclose stuck{socket}"));
-    if let Some(address) = addresses.first() {
-        line("", &format!("curl -s {address}/metrics | grep tcpclose_sockets"));
+    if let Some((address, _)) = served.at.first() {
+        line("", &format!("{} {address}/metrics | grep tcpclose_sockets", served.curl));
     }
     text
 }

@@ -9,7 +9,9 @@ use tokio::signal::unix::Signal;
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::config::Config;
+use super::door::{self, Door};
 use super::engine::Engine;
+use super::notify::Notify;
 use super::{kill, owners};
 use crate::failure::{Failure, printable};
 
@@ -31,6 +33,7 @@ impl Intervals {
 /// What the agent runs by, and where to change it.
 pub struct Reload {
     engine: Rc<RefCell<Engine>>,
+    door: Rc<Door>,
     intervals: Rc<Intervals>,
     now: Config,
     owners: Option<JoinHandle<()>>,
@@ -38,32 +41,43 @@ pub struct Reload {
 
 impl Reload {
     /// Begins to count owners, if that is what `config` says.
-    pub fn new(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>, config: &Config) -> Self {
-        let mut reload = Self { engine, intervals, now: config.clone(), owners: None };
+    pub fn new(
+        engine: Rc<RefCell<Engine>>,
+        door: Rc<Door>,
+        intervals: Rc<Intervals>,
+        config: &Config,
+    ) -> Self {
+        let mut reload = Self { engine, door, intervals, now: config.clone(), owners: None };
         reload.count_owners();
         reload
     }
 
     /// Reloads at each of `hangups`, for as long as the agent runs.
-    pub async fn run(&mut self, mut hangups: Signal, again: Again<'_>) {
+    pub async fn run(&mut self, mut hangups: Signal, again: Again<'_>, notify: &Notify) {
         loop {
             if hangups.recv().await.is_none() {
                 return std::future::pending().await;
             }
+            notify.reloading();
             let said = match again() {
-                Ok(next) => self.take(&next),
+                Ok(next) => {
+                    let web = self.door.reread().await;
+                    self.take(&next, web)
+                }
                 Err(failure) => format!("{failure}; nothing is reloaded"),
             };
             // Whatever the log level: somebody has asked. And nobody may be there to read it.
             let _ = writeln!(io::stderr(), "{}", printable(&said));
+            notify.ready(said.trim_start_matches("tcpclose: "));
         }
     }
 
-    /// Takes what it can of `next`, and says what that is.
-    fn take(&mut self, next: &Config) -> String {
+    /// Takes what it can of `next`, and says what that is; and what `web` came to, which is taken already.
+    fn take(&mut self, next: &Config, web: door::Again) -> String {
         let now = &self.now;
         let fixed = [
             ("listen", now.listen != next.listen),
+            ("web-config", now.web_config != next.web_config),
             ("socket", now.socket != next.socket),
             ("state-dir", now.state_dir != next.state_dir),
             ("max-ports", now.max_ports != next.max_ports),
@@ -84,6 +98,7 @@ impl Reload {
             ("owner-interval", now.owner_interval != next.owner_interval),
             ("allow-kill", now.allow_kill != allow_kill),
             ("log-level", now.log_level != next.log_level),
+            ("what web-config says", web == door::Again::New),
         ];
         let owners_change = self.now.owner_interval != next.owner_interval;
         self.now.stuck_after = next.stuck_after.clone();
@@ -111,6 +126,9 @@ impl Reload {
         }
         if let Some(Failure { what, why, .. }) = refused {
             said += &format!("; {what} is left as it was: {why}");
+        }
+        if let Some(Failure { what, why, .. }) = self.door.wrong() {
+            said += &format!("; what web-config said before stays in use: {what}: {why}");
         }
         said
     }

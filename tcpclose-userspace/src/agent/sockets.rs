@@ -2,7 +2,8 @@
 
 use rustix::fs::Mode;
 use rustix::process::umask;
-use std::fmt::Display;
+use socket2::{Domain, SockRef, Socket, Type};
+use std::fmt::{self, Display};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
@@ -16,17 +17,43 @@ use crate::failure::Failure;
 
 use super::claim::{self, Patience};
 
+/// Connections that may wait to be accepted; the kernel takes net.core.somaxconn where that is less.
+const BACKLOG: i32 = 1024;
+
 /// Listens for scrapes on all of `addresses`.
 pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Refused> {
     let listen = |address: &SocketAddr| {
-        let listener = TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+        let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!takes_both(address, addresses))?;
+        }
+        socket.bind(&(*address).into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(TcpListener::from(socket))
     };
     addresses
         .iter()
         .map(|address| listen(address).map_err(|why| Refused { address: *address, why }))
         .collect()
+}
+
+/// Whether a listener at `address` takes IPv4 as well, whatever net.ipv6.bindv6only says: `[::]` does, where none of
+/// `addresses` is an IPv4 one with this port.
+fn takes_both(address: &SocketAddr, addresses: &[SocketAddr]) -> bool {
+    let taken = |other: &SocketAddr| other.is_ipv4() && other.port() == address.port() && other.port() != 0;
+    address.is_ipv6() && address.ip().is_unspecified() && !addresses.iter().any(taken)
+}
+
+/// What a browser or Prometheus is given for `listener`, and a remark where that takes one.
+pub fn url(listener: &TcpListener, tls: bool) -> Option<(String, &'static str)> {
+    let address = listener.local_addr().ok()?;
+    let both = address.is_ipv6()
+        && address.ip().is_unspecified()
+        && !SockRef::from(listener).only_v6().unwrap_or(true);
+    let scheme = if tls { "https" } else { "http" };
+    Some((format!("{scheme}://{address}"), if both { "at all addresses, IPv6 and IPv4" } else { "" }))
 }
 
 /// An address on which we cannot listen.
@@ -59,6 +86,9 @@ impl From<Refused> for Failure {
             ErrorKind::PermissionDenied => {
                 Self::new(what, why, "choose a port above 1023 with --listen, or grant CAP_NET_BIND_SERVICE")
             }
+            _ if why.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                Self::new(what, "this kernel has no IPv6", "choose an IPv4 address with --listen")
+            }
             _ => Self::new(what, why, "choose another address with --listen"),
         }
     }
@@ -72,8 +102,27 @@ pub struct QuerySocket {
     made: Option<(u64, u64)>,
 }
 
+impl QuerySocket {
+    /// One that systemd has made, and removes.
+    pub fn passed(listener: UnixListener) -> Self {
+        Self { listener, path: PathBuf::new(), made: None }
+    }
+}
+
+impl fmt::Display for QuerySocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.listener.local_addr().as_ref().map(|address| address.as_pathname()) {
+            Ok(Some(path)) => path.display().fmt(f),
+            _ => f.write_str("a socket of systemd's without a path"),
+        }
+    }
+}
+
 impl Drop for QuerySocket {
     fn drop(&mut self) {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
         // Somebody may have removed our file and put another agent's in its place.
         if self.made.is_some() && identity(&self.path) != self.made {
             return;
@@ -187,5 +236,44 @@ async fn occupant(path: &Path) -> io::Result<Occupant> {
         // A full backlog: it is alive, and busy.
         Err(why) if why.kind() == ErrorKind::WouldBlock => Ok(Occupant::Live),
         Err(why) => Err(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_listener_takes_ipv4_where_no_other_does() {
+        let dual = |all: &[&str]| {
+            let all: Vec<SocketAddr> = all.iter().map(|address| address.parse().unwrap()).collect();
+            takes_both(&all[0], &all)
+        };
+        assert!(dual(&["[::]:9923"]) && dual(&["[::]:9923", "127.0.0.1:9924"]));
+        assert!(!dual(&["[::]:9923", "0.0.0.0:9923"]) && !dual(&["[::]:9923", "127.0.0.1:9923"]));
+        assert!(dual(&["[::]:0", "127.0.0.1:0"]));
+        assert!(!dual(&["[::1]:9923"]) && !dual(&["0.0.0.0:9923"]));
+    }
+
+    #[test]
+    fn all_of_several_addresses_are_served() {
+        let both = |family: &str| format!("{family}:0").parse::<SocketAddr>().unwrap();
+        let listeners = listen(&[both("[::]"), both("127.0.0.1"), both("[::1]")]).unwrap();
+        let port = |n: usize| listeners[n].local_addr().unwrap().port();
+        std::net::TcpStream::connect(("127.0.0.1", port(1))).unwrap();
+        std::net::TcpStream::connect(("::1", port(2))).unwrap();
+        let in_use = listen(&[listeners[1].local_addr().unwrap()]).unwrap_err();
+        assert!(in_use.in_use());
+        assert!(Failure::from(in_use).to_string().contains("the address is in use; stop the program"));
+        // An IPv4 address of the same port beside it leaves it IPv6 only.
+        let port = port(1);
+        drop(listeners);
+        let address = |text: String| text.parse::<SocketAddr>().unwrap();
+        let both = [address(format!("[::]:{port}")), address(format!("0.0.0.0:{port}"))];
+        assert_eq!(listen(&both).unwrap().len(), 2);
+        let listeners = listen(&both[..1]).unwrap();
+        std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        std::net::TcpStream::connect(("::1", port)).unwrap();
+        drop(listeners);
     }
 }

@@ -22,11 +22,17 @@ use super::DEFAULT_SOCKET;
     after_help = "Examples:\n  tcpclose agent\n  tcpclose agent --listen 0.0.0.0:9923 --stuck-after 30s,10m --name-port 8080\n  tcpclose agent --config ./tcpclose.toml --check-config"
 )]
 pub struct Agent {
-    /// Serve metrics at this address and port; may be repeated.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address)]
+    /// Serve metrics at this address and port; may be repeated. [::]:9923 is every address, IPv6 and IPv4, unless an IPv4
+    /// address is given with the same port; :9923 is the same. TCP sockets that systemd passes take its place.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address, alias = "web.listen-address")]
     listen: Vec<SocketAddr>,
 
-    /// Answer the command line at this unix socket (mode 0600).
+    /// Serve them as this file says, in the format of Prometheus' exporter toolkit: over TLS, to whom has a certificate or a
+    /// password. Read again when it, or what it names, has changed.
+    #[arg(long, value_name = "PATH", alias = "web.config.file")]
+    web_config: Option<PathBuf>,
+
+    /// Answer the command line at this unix socket (mode 0600). A unix socket that systemd passes takes its place.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = super::socket_path())]
     socket: PathBuf,
 
@@ -148,6 +154,7 @@ impl Agent {
     pub fn config(self) -> Config {
         Config {
             listen: self.listen,
+            web_config: self.web_config,
             socket: self.socket,
             state_dir: self.state_dir,
             wait: self.wait,
@@ -181,7 +188,12 @@ impl Agent {
 }
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {
-    text.parse().map_err(|_| "not an address; write for example 127.0.0.1:9923 or [::]:9923")
+    // As Go's programs take it.
+    let all = text.strip_prefix(':').map(|port| format!("[::]:{port}"));
+    all.as_deref()
+        .unwrap_or(text)
+        .parse()
+        .map_err(|_| "not an address; write for example 127.0.0.1:9923 or [::]:9923")
 }
 
 fn stuck_after(text: &str) -> Result<StuckAfter, String> {
@@ -255,6 +267,15 @@ mod tests {
         assert_eq!(stuck_after("1m, 10m").unwrap().bounds_ns(), [60_000_000_000, 600_000_000_000]);
         for bad in ["", "banana", "10m,1m", "1m,1m", "0s", "1m,,2m"] {
             assert!(stuck_after(bad).unwrap_err().contains("1m,10m,1h"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_port_alone_is_every_address() {
+        assert_eq!(address(":9923"), address("[::]:9923"));
+        assert_eq!(address("[::1]:9923").unwrap().to_string(), "[::1]:9923");
+        for bad in ["", ":", "9923", ":x", "localhost:9923", "::1:9923", "[::1]", "vsock://:1", "1.2.3.4"] {
+            assert!(address(bad).is_err(), "{bad}");
         }
     }
 

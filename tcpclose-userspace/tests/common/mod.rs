@@ -149,7 +149,9 @@ impl Agent {
         let until = Instant::now() + Duration::from_secs(5);
         loop {
             let said = self.said();
-            if let Some((_, rest)) = said.split_once("http://") {
+            // `http://127.0.0.1:PORT/metrics`, or with https.
+            let line = said.lines().find_map(|line| line.strip_prefix("  metrics "));
+            if let Some((_, rest)) = line.and_then(|line| line.split_once("://")) {
                 return rest.split('/').next().unwrap().to_owned();
             }
             assert!(Instant::now() < until, "no address in {said}");

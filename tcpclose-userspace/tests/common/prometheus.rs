@@ -29,10 +29,7 @@ impl Prometheus {
 
     /// The same, and evaluates `rules` as often.
     pub fn start_with(targets: &[(&str, String)], rules: Option<&Path>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let mut config =
-            "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s\n".to_owned();
+        let mut config = String::new();
         if let Some(rules) = rules {
             config += &format!("rule_files: ['{}']\n", rules.display());
         }
@@ -40,6 +37,16 @@ impl Prometheus {
         for (name, address) in targets {
             config += &format!("  - job_name: {name}\n    static_configs:\n      - targets: ['{address}']\n");
         }
+        Self::start_by(&config)
+    }
+
+    /// Runs by `config`, to which the intervals are added.
+    pub fn start_by(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let global =
+            "global:\n  scrape_interval: 1s\n  scrape_timeout: 1s\n  evaluation_interval: 1s\n".to_owned();
+        let config = global + config;
         std::fs::write(folder.path().join("prometheus.yml"), config).unwrap();
         let process = Command::new("prometheus")
             .current_dir(folder.path())

@@ -49,9 +49,9 @@ fn a_container_of_the_agents_own_pod_is_told_with_its_pod() {
         let snapshot = || within(&[]).args(["stuck", "--no-agent"]).args(question).output().unwrap();
         for output in [agent.stuck(&question), snapshot()] {
             let of_pod = owner(&output, sibling.pid());
-            assert_eq!(of_pod.container_id, Some(format!("containerd://{others}")));
-            assert_eq!((of_pod.pod_uid.as_deref(), &of_pod.unit), (Some(UID), &None));
-            assert_eq!(owner(&output, elsewhere.pid()).container_id, Some(format!("docker://{elsewheres}")));
+            assert_eq!(of_pod.place.container_id, Some(format!("containerd://{others}")));
+            assert_eq!((of_pod.place.pod_uid.as_deref(), &of_pod.place.unit), (Some(UID), &None));
+            assert_eq!(owner(&output, elsewhere.pid()).place.container_id, Some(format!("docker://{elsewheres}")));
         }
         // Who may not leave the namespace tells what is left of the paths, and nothing besides.
         let bound = within(&["setpriv", "--bounding-set=-sys_admin"])
@@ -60,8 +60,8 @@ fn a_container_of_the_agents_own_pod_is_told_with_its_pod() {
             .output()
             .unwrap();
         let of_pod = owner(&bound, sibling.pid());
-        assert_eq!(of_pod.container_id, Some(format!("containerd://{others}")));
-        assert_eq!((of_pod.pod_uid, of_pod.unit), (None, None));
+        assert_eq!(of_pod.place.container_id, Some(format!("containerd://{others}")));
+        assert_eq!((of_pod.place.pod_uid.clone(), of_pod.place.unit.clone()), (None, None));
         drop((agent, sibling, elsewhere));
     }
 }

@@ -28,6 +28,8 @@ pub const DEFAULT_FILE: &str = "/etc/tcpclose/tcpclose.toml";
 const ARGUMENT_ONLY: [&str; 1] = ["check_config"];
 /// The argument that names the file, which can be no key of it.
 const CONFIG: &str = "config";
+/// The argument that names a file of another format, which is checked as well.
+const WEB_CONFIG: &str = "web_config";
 
 /// Why there is no command to run.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ fn parse_with(
     let all: Vec<&Entry> = entries.iter().chain(&variables).collect();
     let matches = with_defaults(command.clone(), all.iter().copied()).try_get_matches_from(arguments)?;
     if agent_of(&matches).is_some_and(|agent| agent.get_flag(ARGUMENT_ONLY[0])) {
+        let web = agent_of(&matches).and_then(|agent| agent.get_one::<PathBuf>(WEB_CONFIG));
+        web.map_or(Ok(()), |path| crate::web::loaded::load(path).0.map(drop))?;
         return Err(Stop::Answer(show::settings(&command, &matches, &all)));
     }
     Ok(Cli::from_arg_matches(&matches)?)

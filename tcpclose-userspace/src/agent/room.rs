@@ -1,0 +1,128 @@
+//! Who is being served, the oldest first. Whoever comes is let in: if newcomers waited for a place, clients who ask
+//! nothing or stop reading would keep Prometheus out until their time is up.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::rc::Rc;
+
+use tokio::task::JoinHandle;
+
+use super::stage::Stage;
+
+/// Where connections come from: one address, or the 64 bits of which an IPv6 host chooses its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// This host, by a unix socket.
+    Here,
+    V4(Ipv4Addr),
+    V6(u64),
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(address) => Self::V4(address),
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => Self::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
+        }
+    }
+}
+
+/// A connection.
+pub struct Served {
+    pub task: JoinHandle<()>,
+    pub stage: Rc<Stage>,
+    pub source: Source,
+}
+
+pub struct Room {
+    /// One more sends another away.
+    most: usize,
+    served: VecDeque<Served>,
+}
+
+impl Room {
+    pub const fn new(most: usize) -> Self {
+        Self { most, served: VecDeque::new() }
+    }
+
+    /// The connection that must go before another one is let in: of the source that has most of them, the oldest one that
+    /// waits; else the oldest one that waits; else the oldest. So a flood from some addresses drives out itself, and who has
+    /// asked gets an answer.
+    fn too_many(&mut self) -> Option<Served> {
+        if self.served.len() >= self.most {
+            self.served.retain(|connection| !connection.task.is_finished());
+        }
+        if self.served.len() < self.most {
+            return None;
+        }
+        log::info!("{} connections: one is closed for a new one", self.most);
+        let among: Vec<(Source, bool, bool)> = self
+            .served
+            .iter()
+            .map(|served| (served.source, served.stage.waits(), served.stage.watches()))
+            .collect();
+        self.served.remove(who_goes(&among))
+    }
+}
+
+/// Of connections by age: where each is from, whether it waits, whether it watches.
+fn who_goes(among: &[(Source, bool, bool)]) -> usize {
+    let has = |source: Source| among.iter().filter(|(from, ..)| *from == source).count();
+    // The last of equals is taken, so that in reverse the oldest is.
+    let crowd = among.iter().rev().map(|(source, ..)| *source).max_by_key(|source| has(*source));
+    let first = |is: &dyn Fn(&(Source, bool, bool)) -> bool| among.iter().position(is);
+    first(&|(source, waits, watches)| Some(*source) == crowd && *waits && !watches)
+        .or_else(|| first(&|(_, waits, watches)| *waits && !watches))
+        .or_else(|| first(&|(source, _, watches)| Some(*source) == crowd && !watches))
+        .or_else(|| first(&|(_, _, watches)| !watches))
+        .unwrap_or(0)
+}
+
+/// Lets a connection into `room`, whose service `begin` begins. When the room is full one is closed first, descriptor
+/// and all: there may be none to spare.
+pub async fn admit(room: &RefCell<Room>, begin: impl FnOnce() -> Served) {
+    let goes = room.borrow_mut().too_many();
+    if let Some(goes) = goes {
+        goes.task.abort();
+        // It ends as told, which is no news.
+        let _ = goes.task.await;
+    }
+    room.borrow_mut().served.push_back(begin());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source {
+        text.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn an_ipv6_host_is_one_source_whatever_address_it_takes() {
+        assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:2"));
+        assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
+        assert_eq!(source("::ffff:10.0.0.1"), source("10.0.0.1"));
+        assert_eq!(source("::1"), source("127.0.0.1"));
+    }
+
+    #[test]
+    fn a_crowd_drives_out_itself_and_whoever_has_asked_stays() {
+        let (a, b) = (source("10.0.0.1"), source("10.0.0.2"));
+        let (waits, asked) = ((true, false), (false, false));
+        let goes = |among: &[(Source, (bool, bool))]| {
+            let among: Vec<_> =
+                among.iter().map(|(source, (waits, watches))| (*source, *waits, *watches)).collect();
+            who_goes(&among)
+        };
+        assert_eq!(goes(&[(a, waits), (b, waits), (b, waits)]), 1);
+        assert_eq!(goes(&[(a, waits), (b, asked), (b, waits)]), 2);
+        assert_eq!(goes(&[(a, waits), (b, asked), (b, asked)]), 0);
+        assert_eq!(goes(&[(a, asked), (b, asked), (b, asked)]), 1);
+        assert_eq!(goes(&[(a, asked), (b, asked)]), 0);
+        assert_eq!(goes(&[(a, (false, true)), (a, asked)]), 1);
+        assert_eq!(goes(&[(a, (false, true))]), 0);
+    }
+}

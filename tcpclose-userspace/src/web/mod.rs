@@ -1,0 +1,19 @@
+//! `--web-config`: who may scrape, and over what, in the format of Prometheus' exporter toolkit.
+//!
+//! * [`config`]: the file, from bytes to what it asks for, or one line of what is wrong. Pure, as are [`yaml`] and [`fields`],
+//!   which it stands on, and [`bucket`], the rate limit.
+//! * [`loaded`]: the same with the files read that it names, and whether they have changed since.
+//! * [`tls`]: what rustls makes of it; [`clients`]: whose certificates are taken.
+//! * [`passwords`]: basic authentication.
+
+pub mod bucket;
+pub mod clients;
+pub mod config;
+mod fields;
+pub mod loaded;
+pub mod passwords;
+pub mod tls;
+pub mod yaml;
+
+#[cfg(test)]
+mod config_tests;
