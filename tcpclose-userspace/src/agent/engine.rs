@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use tcpclose_common::control::Counters;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
+use crate::kernel::accounts::Group;
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
 use crate::kernel::netns::{Found, Place};
@@ -77,6 +78,8 @@ pub struct Engine {
     pub ready: bool,
     /// `tcpclose kill` may destroy through this agent.
     pub allow_kill: bool,
+    /// Who may, besides root.
+    pub kill_group: Option<Group>,
     /// Where its orders have found network namespaces.
     pub kill_places: Places,
 }
@@ -116,6 +119,7 @@ impl Engine {
             overflows_before: host::time_wait_overflows().unwrap_or(0),
             ready: false,
             allow_kill: config.allow_kill,
+            kill_group: config.kill_group.clone(),
             kill_places: Places::default(),
         }
     }

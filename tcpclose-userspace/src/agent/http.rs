@@ -15,12 +15,13 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use log::Level;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::sleep;
 
+use super::caller::Caller;
 use super::engine::Engine;
-use super::kill::Caller;
 use super::lines::{self, Lines};
 use super::page::Page;
 use super::queries::Refused;
@@ -45,10 +46,10 @@ const NOT_READY: &str = "not ready: the first dump is not in yet\n";
 type Answer = Response<Full<Bytes>>;
 
 /// Which of the two faces a request came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Face {
     Aggregates,
-    Sockets(Caller),
+    Sockets(Rc<Caller>),
 }
 
 /// Serves scrapes for as long as the agent runs.
@@ -75,7 +76,7 @@ pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCel
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let face = Face::Sockets(Caller::of(&stream));
+                let face = Face::Sockets(Rc::new(Caller::of(&stream)));
                 admit(&room, || serve(stream, face, &engine)).await;
             }
             Err(why) => not_accepted(&why).await,
@@ -145,7 +146,7 @@ where
     let watching = Rc::clone(&watches);
     let task = spawn_local(async move {
         let service = service_fn(|request| {
-            let (engine, watching) = (Rc::clone(&engine), &watching);
+            let (face, engine, watching) = (face.clone(), Rc::clone(&engine), &watching);
             async move {
                 let served = stream_or_answer(request, face, &engine).await;
                 watching.set(matches!(served.body(), Either::Right(_)));
@@ -180,6 +181,10 @@ async fn stream_or_answer(
     face: Face,
     engine: &Rc<RefCell<Engine>>,
 ) -> Response<Either<Full<Bytes>, Lines>> {
+    if let Face::Sockets(caller) = &face {
+        let level = if request.uri().path() == kill::PATH { Level::Info } else { Level::Debug };
+        log::log!(level, "{} {} asked by {caller}", request.method(), request.uri().path());
+    }
     if face == Face::Aggregates || request.uri().path() != lines::PATH {
         return answer(request, face, engine).await.map(Either::Left);
     }
@@ -202,7 +207,7 @@ async fn stream_or_answer(
 async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
     let path = request.uri().path();
     let known = matches!(
-        (face, path),
+        (&face, path),
         (_, "/metrics" | "/healthz" | "/readyz" | ports::PATH)
             | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH)
     );
@@ -210,7 +215,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     if !known && page.is_none() {
         return plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n");
     }
-    if let (Face::Sockets(caller), kill::PATH) = (face, path) {
+    if let (Face::Sockets(caller), kill::PATH) = (&face, path) {
         if request.method() != Method::POST {
             return not_allowed("POST only\n", "POST");
         }
@@ -259,9 +264,10 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
 }
 
 /// `POST /v1/kill`.
-async fn kill_one(request: Request<Incoming>, caller: Caller, engine: &RefCell<Engine>) -> Answer {
-    if !engine.borrow().allow_kill {
-        return plain(StatusCode::FORBIDDEN, kill::NOT_ALLOWED);
+async fn kill_one(request: Request<Incoming>, caller: &Caller, engine: &RefCell<Engine>) -> Answer {
+    if let Some(why) = kill::forbidden(caller, &engine.borrow()) {
+        log::warn!("POST {} refused: {}", kill::PATH, why.trim_end());
+        return plain(StatusCode::FORBIDDEN, why);
     }
     let body = match Limited::new(request.into_body(), kill::LONGEST_ORDER).collect().await {
         Ok(body) => body.to_bytes(),

@@ -9,13 +9,14 @@
 //!   browser gets.
 //! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
 //! * [`ports`]: the close phase by port, for whoever asks. [`exhaustion`]: how many of connect()'s ports are in use.
-//! * [`kill`]: destroys a socket for the command line, where that was allowed.
+//! * [`kill`]: destroys a socket for the command line, where that was allowed to who asks: [`caller`].
 //! * [`sockets`]: where they are served. [`limits`]: to how many at a time.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
 //! * `memory`: what is free goes back to the kernel.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
+pub mod caller;
 pub mod claim;
 pub mod config;
 pub mod drain;
@@ -40,7 +41,6 @@ pub mod sockets;
 pub mod state;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
@@ -55,9 +55,10 @@ use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::kernel::netns::Scope;
+use crate::kernel::privileges::{self, Kept};
 use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
-use crate::kernel::{host, time_wait};
+use crate::kernel::{accounts, host, time_wait};
 use crate::watch::filter::Filter;
 use crate::watch::line::Item;
 use claim::{Patience, StateDir};
@@ -82,6 +83,8 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     // All of it, so that the level can be raised as well: this is asked only after the level has been.
     env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
     log::set_max_level(config.log_level);
+    let kept = Kept { netns: config.netns == Scope::All, kill: config.allow_kill };
+    kept.begin();
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
     kill::require(config.allow_kill)?;
@@ -91,11 +94,13 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
         .enable_all()
         // A dump, its lookups, a walk over /proc for a query.
         .max_blocking_threads(4)
+        .on_thread_start(move || kept.on_thread())
         .build()
         .map_err(cannot_start)?;
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
     let mut held = Held::default();
-    let done = LocalSet::new().block_on(&runtime, until_told_to_end(config, again, connections, &mut held));
+    let done =
+        LocalSet::new().block_on(&runtime, until_told_to_end(config, again, kept, connections, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
     done
@@ -118,6 +123,7 @@ fn cannot_start(why: io::Error) -> Failure {
 async fn until_told_to_end(
     config: &Config,
     again: Again<'_>,
+    kept: Kept,
     connections: usize,
     held: &mut Held,
 ) -> Result<(), Failure> {
@@ -129,7 +135,7 @@ async fn until_told_to_end(
         biased;
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        done = start(config, again, hangups, connections, held) => done,
+        done = start(config, again, hangups, kept, connections, held) => done,
     };
     if let Some(keeping) = held.keeping.take() {
         keeping.end(LAST_WAIT).await;
@@ -143,6 +149,7 @@ async fn start(
     config: &Config,
     again: Again<'_>,
     hangups: Signal,
+    kept: Kept,
     connections: usize,
     held: &mut Held,
 ) -> Result<(), Failure> {
@@ -153,7 +160,8 @@ async fn start(
     };
     let mut patience = Patience::new(config.wait);
     held.state_dir = claim::state_dir(config.state_dir.as_deref(), &mut patience).await?;
-    let socket = held.queries.insert(sockets::listen_for_queries(&config.socket, &mut patience).await?);
+    let queries = sockets::listen_for_queries(&config.socket, config.access, &mut patience).await?;
+    let socket = held.queries.insert(queries);
     let listeners = match early {
         Some(listeners) => listeners,
         None => sockets::listen(&config.listen)?,
@@ -162,6 +170,7 @@ async fn start(
     let boot_id = host::boot_id();
     let former = held.state_dir.as_ref().and_then(|dir| state::former(dir, &boot_id));
     let engine = attach(config).await?;
+    kept.settle(|| engine.borrow_mut().probe.ring.is_readable());
     if let Some(former) = former {
         engine.borrow_mut().tracker.set_former(former);
     }
@@ -312,6 +321,12 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<
     if let Some(declined) = &engine.probe.owners_declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
+    let mut privileges = privileges::in_words().into_iter();
+    let user = accounts::user_name(rustix::process::geteuid().as_raw());
+    line("user", &format!("{user}; capabilities kept: {}", privileges.next().unwrap_or_default()));
+    for lost in privileges {
+        line("", &lost);
+    }
     for address in addresses {
         line("metrics", &format!("{address}/metrics"));
         line("page", &format!("{address}/"));
@@ -322,7 +337,9 @@ fn summary(engine: &Engine, config: &Config, addresses: &[String], kept: Option<
     }
     line("queries", &config.socket.display().to_string());
     if config.allow_kill {
-        line("", "tcpclose kill may destroy sockets through it (--allow-kill)");
+        let group = config.kill_group.as_ref().map(|group| format!(" and members of {}", group.name));
+        let who = format!("root{}", group.unwrap_or_default());
+        line("", &format!("{who} may destroy sockets through it: tcpclose kill (--allow-kill)"));
     }
     let socket = match config.socket.to_str() {
         Some(crate::cli::DEFAULT_SOCKET) | None => String::new(),
@@ -343,13 +360,13 @@ fn namespaces(engine: &Engine) -> Vec<String> {
     match namespaces.scope() {
         Scope::Current => vec![own.to_owned()],
         Scope::All => {
-            let refused = namespaces.incomplete(&BTreeMap::new());
+            let refused = namespaces.refusals();
             let all = if others == 0 && !refused.is_empty() {
                 own.to_owned()
             } else {
                 format!("all ({} now)", others + 1)
             };
-            [vec![all], refused].concat()
+            [vec![all], refused, Vec::from_iter(namespaces.unsearched())].concat()
         }
     }
 }

@@ -15,8 +15,10 @@ pub mod nobody;
 pub mod prometheus;
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -68,6 +70,16 @@ impl Agent {
     /// As [`Self::start_by`]; an agent that ends instead of getting ready is an error: what it said.
     pub fn try_start_by(command: Command, arguments: &[&str]) -> Result<Self, String> {
         let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().to_owned();
+        let mut agent = Self::spawn(command, folder, &state, arguments);
+        agent.until_ready().map(|()| agent)
+    }
+
+    /// As [`Self::try_start_by`], in a folder of the user `uid`, whom `command` is to become.
+    pub fn try_start_as(uid: u32, command: Command, arguments: &[&str]) -> Result<Self, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        chown(folder.path(), Some(uid), Some(uid)).unwrap();
         let state = folder.path().to_owned();
         let mut agent = Self::spawn(command, folder, &state, arguments);
         agent.until_ready().map(|()| agent)
