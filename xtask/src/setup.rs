@@ -66,6 +66,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "busybox", package: "busybox-static", why: "is all that is in it" },
     Tool { program: "chromium", package: "chromium", why: "looks at the agent's page" },
     Tool { program: "wrk", package: "wrk", why: "makes the load" },
+    Tool { program: "systemd-analyze", package: "systemd", why: "judges the unit" },
     Tool { program: "tmux", package: "tmux", why: "is the terminal that top is tested in" },
 ];
 
