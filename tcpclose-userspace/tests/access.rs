@@ -96,6 +96,30 @@ fn who_may_destroy_is_decided_by_the_agent() {
 }
 
 #[test]
+fn the_group_can_change_while_it_runs() {
+    if !can_attach() {
+        return;
+    }
+    let user = Nobody::new();
+    let (listener, port) = listen();
+    let file = user.folder().join("tcpclose.toml");
+    let settings = "allow-kill = true\nsocket-mode = \"0666\"\n";
+    fs::write(&file, settings).unwrap();
+    let agent = start(&["--config", file.to_str().unwrap()]);
+    let mut pair = Pair::new(&listener, port, b"");
+    grow_old();
+    let ask = || killed_by(as_user(&user, USER, GROUP, &[]), &agent, port);
+    assert!(refusal(&ask()).contains("there is no --kill-group"));
+    let more = format!("{settings}kill-group = {GROUP}\nsocket-group = {GROUP}\n");
+    // What it said of the refusal comes first.
+    agent.until_it_says("POST /v1/kill refused");
+    let said = agent.reloaded(|| fs::write(&file, more).unwrap());
+    assert_eq!(said, "tcpclose: reloaded: kill-group; restart it for socket-group");
+    assert!(text(&ask()).contains("destroyed 1 of 1"));
+    pair.assert_destroyed();
+}
+
+#[test]
 fn everybody_who_asks_is_logged_at_debug() {
     if !can_attach() {
         return;

@@ -85,6 +85,7 @@ const BENCH_TOOLS: &[Tool] = &[
 const VM_TOOLS: &[Tool] = &[
     Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
     Tool { program: "setpriv", package: "util-linux", why: "ends a guest with its xtask" },
+    Tool { program: "debootstrap", package: "debootstrap", why: "makes the root that systemd boots in" },
 ];
 
 /// Runs the command.

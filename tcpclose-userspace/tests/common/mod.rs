@@ -210,6 +210,30 @@ impl Agent {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Returns when it has said `words`.
+    pub fn until_it_says(&self, words: &str) {
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.said().contains(words) {
+            assert!(Instant::now() < until, "no {words:?} in {}", self.said());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Has it reload what `change` makes of its settings, and returns what it says.
+    pub fn reloaded(&self, change: impl FnOnce()) -> String {
+        let before = self.said().lines().count();
+        change();
+        self.signal(rustix::process::Signal::HUP);
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(line) = self.said().lines().nth(before) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < until, "it says nothing of a reload");
+            sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Sends `signal` and waits for the end.
     pub fn end(&mut self, signal: rustix::process::Signal) -> ExitStatus {
         self.signal(signal);
