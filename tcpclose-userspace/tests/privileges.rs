@@ -17,6 +17,7 @@ mod stage;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -53,13 +54,18 @@ fn all_but(without: &[&str]) -> Vec<&'static str> {
 
 /// The program as [`USER`] with these capabilities and no others, as a unit's User= and AmbientCapabilities= start it.
 fn as_own_user(user: &Nobody, capabilities: &[&str]) -> Command {
+    in_group(None, user, capabilities)
+}
+
+/// The same with a supplementary group, as SupplementaryGroups= adds it.
+fn in_group(group: Option<u32>, user: &Nobody, capabilities: &[&str]) -> Command {
     let sets: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
     let mut command = Command::new("setpriv");
     command.args([
         &format!("--reuid={USER}"),
         &format!("--regid={USER}"),
-        "--clear-groups",
-        "--no-new-privs",
+        &group.map_or("--clear-groups".to_owned(), |group| format!("--groups={group}")),
+        &"--no-new-privs".to_owned(),
     ]);
     for set in ["inh-caps", "ambient-caps", "bounding-set"] {
         command.arg(format!("--{set}=-all{sets}"));
@@ -243,6 +249,21 @@ fn an_own_user_with_six_capabilities_has_every_feature_and_keeps_four() {
         assert!(scene.there.half_closed[0].take_error().unwrap().is_some());
         assert_holds(&agent, &[&working[..], &["net_admin"]].concat(), &working);
     }
+}
+
+#[test]
+fn a_socket_for_a_group_of_its_users_takes_no_capability() {
+    if !can_attach() {
+        return;
+    }
+    const GROUP: u32 = 64_301;
+    let user = Nobody::new();
+    let command = in_group(Some(GROUP), &user, &["bpf", "perfmon"]);
+    let arguments = ["--socket-mode", "0660", "--socket-group", &GROUP.to_string()];
+    let agent = Agent::try_start_as(USER, command, &arguments).unwrap();
+    let file = fs::metadata(agent.socket()).unwrap();
+    assert_eq!((file.mode() & 0o7777, file.uid(), file.gid()), (0o660, USER, GROUP));
+    assert_holds(&agent, &[], &[]);
 }
 
 #[test]
