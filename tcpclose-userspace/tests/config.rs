@@ -11,11 +11,9 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Agent, BINARY, can_attach};
-use rustix::process::Signal;
 
 fn check(file: &Path, variables: &[(&str, &str)], arguments: &[&str]) -> Output {
     Command::new(BINARY)
@@ -64,21 +62,6 @@ fn check_config_prints_what_holds_and_refuses_what_is_wrong() {
     }
 }
 
-/// Has the agent reload what `change` makes of its settings, and returns what it says.
-fn reloaded(agent: &Agent, change: impl FnOnce()) -> String {
-    let before = agent.said().lines().count();
-    change();
-    agent.signal(Signal::HUP);
-    let until = Instant::now() + Duration::from_secs(30);
-    loop {
-        if let Some(line) = agent.said().lines().nth(before) {
-            return line.to_owned();
-        }
-        assert!(Instant::now() < until, "it says nothing of a reload");
-        sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn a_reload_takes_what_can_change_and_says_what_cannot() {
     if !can_attach() {
@@ -93,7 +76,7 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
     let bound = || agent.metrics().sum("tcpclose_stuck_after_seconds", &[]);
     assert_eq!(bound(), 120.0);
 
-    let said = |settings: &str| reloaded(&agent, || fs::write(&file, settings).unwrap());
+    let said = |settings: &str| agent.reloaded(|| fs::write(&file, settings).unwrap());
     assert_eq!(said(first), "tcpclose: reloaded: nothing has changed");
     assert_eq!(
         said(
@@ -112,7 +95,7 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
         wrong.ends_with("did you mean stuck-after? else see tcpclose agent --help; nothing is reloaded"),
         "{wrong}"
     );
-    let gone = reloaded(&agent, || fs::remove_file(&file).unwrap());
+    let gone = agent.reloaded(|| fs::remove_file(&file).unwrap());
     assert!(gone.contains("No such file") && gone.ends_with("; nothing is reloaded"), "{gone}");
     assert_eq!(bound(), 3.0);
     // Against what runs, not against what was asked for last: the ring is what it was, and so are names.

@@ -10,6 +10,7 @@ mod accuracy;
 mod apt;
 mod bench;
 mod build;
+mod debian;
 mod demo;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 #[path = "../../tcpclose-userspace/src/progress.rs"]

@@ -69,6 +69,7 @@ const TEST_TOOLS: &[Tool] = &[
     Tool { program: "curl", package: "curl", why: "asks for the agent's pages" },
     Tool { program: "openssl", package: "openssl", why: "makes certificates" },
     Tool { program: "systemd-socket-activate", package: "systemd", why: "passes sockets to the agent" },
+    Tool { program: "systemd-analyze", package: "systemd", why: "judges the unit" },
     Tool { program: "tmux", package: "tmux", why: "is the terminal that top is tested in" },
 ];
 
@@ -87,6 +88,7 @@ const BENCH_TOOLS: &[Tool] = &[
 const VM_TOOLS: &[Tool] = &[
     Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
     Tool { program: "setpriv", package: "util-linux", why: "ends a guest with its xtask" },
+    Tool { program: "debootstrap", package: "debootstrap", why: "makes the root that systemd boots in" },
 ];
 
 /// Runs the command.

@@ -162,7 +162,7 @@ fn skipped(what: &str, why: &'static str) -> Outcome {
 }
 
 /// True if sudo asks no password, or there is somebody to ask.
-fn can_sudo() -> bool {
+pub fn can_sudo() -> bool {
     let quiet = sh::ask(Command::new("sudo").args(["-n", "true"])).is_some();
     quiet
         || (io::stdin().is_terminal()

@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: the agent and its tests on other kernels, each in a virtual machine of its own.
 //!
 //! A guest is a Debian kernel and one archive that is its whole filesystem: busybox, the release agent, the test
-//! programs and vm/init.sh, which runs them and says how they ended.
+//! programs and vm/init.sh, which runs them and says how they ended. [`systemd`] is one with a whole Debian.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ mod initramfs;
 pub mod kit;
 mod modules;
 mod programs;
+mod systemd;
 
 /// The emulator.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -36,6 +37,9 @@ const LONG_PROGRAMS: &[&str] = &["reuse", "flood"];
 /// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
 
+/// Of a guest, MiB.
+const MEMORY: u32 = 1024;
+
 const DEFAULT_PATIENCE: u64 = 900;
 
 /// Run tests of the agent on other kernels, in virtual machines
@@ -47,6 +51,9 @@ pub struct Arguments {
     /// Kernels to boot
     #[arg(long = "kernel", value_name = "KERNEL", value_enum, default_values_t = Kernel::ALL)]
     kernels: Vec<Kernel>,
+    /// Boot Debian with systemd and the agent's unit instead, and look at it there; takes root to make that Debian
+    #[arg(long, conflicts_with = "command")]
+    systemd: bool,
     /// Seconds after which a guest is ended
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_PATIENCE)]
     patience: u64,
@@ -60,6 +67,10 @@ pub struct Arguments {
 pub fn command(arguments: &Arguments) -> Result<()> {
     if !POSSIBLE {
         bail!("guests are x86-64 machines, and this is another");
+    }
+    if arguments.systemd {
+        setup::ready(Purpose::Vm, false)?;
+        return systemd::boot(&arguments.kernels, Duration::from_secs(arguments.patience));
     }
     let jobs = match arguments.command.split_first() {
         None => tests(false),
@@ -92,7 +103,14 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     if sh::find(QEMU).is_none() || !Part::missing()?.is_empty() {
         return Ok(Err("QEMU or Debian's kernels are not here (`cargo xtask setup` fetches them)"));
     }
-    boot_all(&Kernel::ALL, &jobs, None, Duration::from_secs(DEFAULT_PATIENCE)).map(Ok)
+    let patience = Duration::from_secs(DEFAULT_PATIENCE);
+    boot_all(&Kernel::ALL, &jobs, None, patience)?;
+    if long && (sh::is_root() || test::can_sudo()) {
+        systemd::boot(&Kernel::ALL, patience)?;
+    } else if long {
+        eprintln!("\nSKIPPED: the guest with systemd: it takes root to make its Debian\n");
+    }
+    Ok(Ok(()))
 }
 
 /// Runs a test program with these arguments under `kernel`, and returns all that it wrote.
@@ -136,25 +154,42 @@ fn boot_all(kernels: &[Kernel], jobs: &[Job], given: Option<Program>, patience: 
     let mut programs = programs::build(&wanted)?;
     programs.extend(given);
 
-    let mut summary = Vec::new();
-    let mut failed = Vec::new();
+    let mut summary = Summary::default();
     for kernel in kernels {
         for job in jobs {
             let guest = prepare(*kernel, job, &programs, patience)?;
-            let report = guest.run()?;
-            let (line, ok) = summarize(kernel.name(), job, &report);
-            summary.push(line);
-            if !ok {
-                summary.push(format!("     see {} and {}", guest.log.display(), guest.console.display()));
-                failed.push(format!("{} under Linux {}", job.name, kernel.name()));
-            }
+            summary.run(*kernel, job, &guest)?;
         }
     }
-    eprintln!("\n{}", summary.join("\n"));
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+    summary.end()
+}
+
+/// How guests went, one after the other.
+#[derive(Default)]
+struct Summary {
+    lines: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Summary {
+    fn run(&mut self, kernel: Kernel, job: &Job, guest: &Guest) -> Result<()> {
+        let report = guest.run()?;
+        let (line, ok) = summarize(kernel.name(), job, &report);
+        self.lines.push(line);
+        if !ok {
+            self.lines.push(format!("     see {} and {}", guest.log.display(), guest.console.display()));
+            self.failed.push(format!("{} under Linux {}", job.name, kernel.name()));
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn end(self) -> Result<()> {
+        eprintln!("\n{}", self.lines.join("\n"));
+        if !self.failed.is_empty() {
+            bail!("failed: {}", self.failed.join(", "));
+        }
+        Ok(())
+    }
 }
 
 /// Makes the guest's filesystem.
@@ -164,12 +199,7 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
     root.file("/init", include_bytes!("vm/init.sh"));
     root.file("/bin/busybox", &read(&busybox)?);
     root.link("/bin/sh", "busybox");
-    let modules = modules::resolve(&kit::modules(kernel)?, MODULES, &busybox)?;
-    for (name, content) in &modules {
-        root.file(&format!("/modules/{name}.ko"), content);
-    }
-    let order: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
-    root.file("/modules/order", order.join("\n").as_bytes());
+    put_modules(&mut root, kernel, &busybox)?;
     for program in programs {
         root.file(&format!("/programs/{}", program.name), &read(&program.file)?);
         // A test knows the agent by the path that cargo told it when it was compiled.
@@ -187,11 +217,23 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
         initramfs,
         log: log(kernel, &job.name)?,
         console: file("console.log"),
+        memory: MEMORY,
         patience,
     })
 }
 
-fn read(file: &PathBuf) -> Result<Vec<u8>> {
+/// The modules that guests need, and the order in which they load.
+fn put_modules(root: &mut Initramfs, kernel: Kernel, busybox: &Path) -> Result<()> {
+    let modules = modules::resolve(&kit::modules(kernel)?, MODULES, busybox)?;
+    for (name, content) in &modules {
+        root.file(&format!("/modules/{name}.ko"), content);
+    }
+    let order: Vec<&str> = modules.iter().map(|(name, _)| name.as_str()).collect();
+    root.file("/modules/order", order.join("\n").as_bytes());
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 

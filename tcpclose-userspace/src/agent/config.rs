@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::kernel::accounts::Group;
 use crate::kernel::netns::Scope;
 use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
 use crate::ledger::census::StuckAfter;
+
+use super::sockets::Access;
 
 /// Made from the command line, variables and a file; nothing reads those after that, but for a reload.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub struct Config {
     pub web_config: Option<PathBuf>,
     /// Where the command line asks.
     pub socket: PathBuf,
+    /// Whose that is.
+    pub access: Access,
     /// Where ages are kept for the next agent; `None` for the default directory, where it is to be had.
     pub state_dir: Option<PathBuf>,
     /// How long to wait for another agent to leave the socket and the directory.
@@ -48,6 +53,8 @@ pub struct Config {
     pub ring_size: u32,
     /// Whether `tcpclose kill` may destroy through this agent.
     pub allow_kill: bool,
+    /// Whose members may have it destroy, besides root.
+    pub kill_group: Option<Group>,
     pub log_level: LevelFilter,
 }
 
@@ -58,6 +65,7 @@ impl Config {
             listen: Vec::new(),
             web_config: None,
             socket: PathBuf::new(),
+            access: Access::default(),
             state_dir: None,
             wait: Duration::ZERO,
             stuck_after: StuckAfter::default(),
@@ -72,6 +80,7 @@ impl Config {
             owner_interval: None,
             ring_size: 8 << 20,
             allow_kill: false,
+            kill_group: None,
             log_level: LevelFilter::Off,
         }
     }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use tcpclose_common::control::Counters;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
+use crate::kernel::accounts::Group;
 use crate::kernel::age::proven_age;
 use crate::kernel::host;
 use crate::kernel::netns::{Found, Place};
@@ -79,6 +80,8 @@ pub struct Engine {
     pub ready: bool,
     /// `tcpclose kill` may destroy through this agent.
     pub allow_kill: bool,
+    /// Who may, besides root.
+    pub kill_group: Option<Group>,
     /// Where its orders have found network namespaces.
     pub kill_places: Places,
     /// What `--web-config` names is wrong, and what it said before is in use.
@@ -120,6 +123,7 @@ impl Engine {
             overflows_before: host::time_wait_overflows().unwrap_or(0),
             ready: false,
             allow_kill: config.allow_kill,
+            kill_group: config.kill_group.clone(),
             kill_places: Places::default(),
             web_config_wrong: Rc::default(),
         }

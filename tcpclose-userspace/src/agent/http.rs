@@ -14,15 +14,16 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use log::Level;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
+use super::caller::Caller;
 use super::door::Door;
 use super::engine::Engine;
-use super::kill::Caller;
 use super::lines::{self, Lines};
 use super::page::Page;
 use super::queries::Refused;
@@ -50,10 +51,10 @@ const NOT_READY: &str = "not ready: the first dump is not in yet\n";
 type Answer = Response<Full<Bytes>>;
 
 /// Which of the two faces a request came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Face {
     Aggregates,
-    Sockets(Caller),
+    Sockets(Rc<Caller>),
 }
 
 /// Serves scrapes for as long as the agent runs.
@@ -89,7 +90,7 @@ pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCel
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let face = Face::Sockets(Caller::of(&stream));
+                let face = Face::Sockets(Rc::new(Caller::of(&stream)));
                 let engine = Rc::clone(&engine);
                 let serving = async move |stage: &Rc<Stage>| serve(stream, face, None, &engine, stage).await;
                 admit(&room, || begin(Source::Here, serving)).await;
@@ -143,6 +144,7 @@ async fn serve<S>(
     stage.speaks();
     let service = service_fn(|request| {
         stage.is_asked();
+        let face = face.clone();
         async move {
             let served = stream_or_answer(request, face, door, engine).await;
             if matches!(served.body(), Either::Right(_)) {
@@ -184,6 +186,10 @@ async fn stream_or_answer(
     door: Option<&Rc<Door>>,
     engine: &Rc<RefCell<Engine>>,
 ) -> Response<Either<Full<Bytes>, Lines>> {
+    if let Face::Sockets(caller) = &face {
+        let level = if request.uri().path() == kill::PATH { Level::Info } else { Level::Debug };
+        log::log!(level, "{} {} asked by {caller}", request.method(), request.uri().path());
+    }
     if let Some(door) = door {
         let mut answer = match door.refuses(request.headers()).await {
             Some(refusal) => refusal,
@@ -214,7 +220,7 @@ async fn stream_or_answer(
 async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
     let path = request.uri().path();
     let known = matches!(
-        (face, path),
+        (&face, path),
         (_, "/metrics" | "/healthz" | "/readyz" | ports::PATH)
             | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH)
     );
@@ -222,7 +228,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     if !known && page.is_none() {
         return plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n");
     }
-    if let (Face::Sockets(caller), kill::PATH) = (face, path) {
+    if let (Face::Sockets(caller), kill::PATH) = (&face, path) {
         if request.method() != Method::POST {
             return not_allowed("POST only\n", "POST");
         }
@@ -271,9 +277,10 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
 }
 
 /// `POST /v1/kill`.
-async fn kill_one(request: Request<Incoming>, caller: Caller, engine: &RefCell<Engine>) -> Answer {
-    if !engine.borrow().allow_kill {
-        return plain(StatusCode::FORBIDDEN, kill::NOT_ALLOWED);
+async fn kill_one(request: Request<Incoming>, caller: &Caller, engine: &RefCell<Engine>) -> Answer {
+    if let Some(why) = kill::forbidden(caller, &engine.borrow()) {
+        log::warn!("POST {} refused: {}", kill::PATH, why.trim_end());
+        return plain(StatusCode::FORBIDDEN, why);
     }
     let body = match Limited::new(request.into_body(), kill::LONGEST_ORDER).collect().await {
         Ok(body) => body.to_bytes(),

@@ -1,17 +1,18 @@
 //! `POST /v1/kill`: destroys one socket for the command line, where the agent was started with `--allow-kill`. The
-//! command line chooses and paces; every one is logged here with who asked.
+//! command line chooses and paces; who may is decided here, and every one is logged with who asked.
 
 use std::cell::RefCell;
-use std::fmt;
 
 use anyhow::Context;
-use tokio::net::UnixStream;
-use tokio::task::spawn_blocking;
+use tokio::sync::oneshot;
 
 use crate::failure::Failure;
-use crate::kernel::host::{Capability, has_cap};
+use crate::kernel::accounts::Group;
+use crate::kernel::host::Capability;
+use crate::kernel::privileges;
 use crate::kill::{Order, Outcome, SCHEMA, execute};
 
+use super::caller::Caller;
 use super::engine::Engine;
 use super::queries::Refused;
 
@@ -24,41 +25,27 @@ pub const NOT_ALLOWED: &str = "this agent was started without --allow-kill\n";
 /// An order has some 400 bytes.
 pub const LONGEST_ORDER: usize = 16 << 10;
 
-/// Who asks, by the credentials of the unix socket: of the process that connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// As the agent's PID namespace numbers it; `None` where it has none there.
-    pid: Option<i32>,
-    uid: Option<u32>,
+/// Why `caller` may not have sockets destroyed here, as it is answered; `None` when it may.
+pub fn forbidden(caller: &Caller, engine: &Engine) -> Option<String> {
+    if !engine.allow_kill {
+        return Some(NOT_ALLOWED.to_owned());
+    }
+    let group = engine.kill_group.as_ref();
+    (!caller.may_kill(group)).then(|| not_yours(caller, group))
 }
 
-impl Caller {
-    pub fn of(stream: &UnixStream) -> Self {
-        let credentials = stream.peer_cred().ok();
-        Self {
-            pid: credentials.and_then(|credentials| credentials.pid()),
-            uid: credentials.map(|credentials| credentials.uid()),
-        }
-    }
-}
-
-impl fmt::Display for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.pid {
-            Some(pid) => write!(f, "pid {pid}")?,
-            None => f.write_str("pid unknown")?,
-        }
-        match self.uid {
-            Some(uid) => write!(f, " uid {uid}"),
-            None => f.write_str(" uid unknown"),
-        }
-    }
+fn not_yours(caller: &Caller, group: Option<&Group>) -> String {
+    let who = match group {
+        Some(group) => format!("only root and members of the group {}", group.name),
+        None => "only root (there is no --kill-group)".to_owned(),
+    };
+    format!("{who} may have this agent destroy sockets, and this is {caller}\n")
 }
 
 /// # Errors
 /// When the agent is to destroy sockets and may not.
 pub fn require(allow_kill: bool) -> Result<(), Failure> {
-    if !allow_kill || has_cap(Capability::NetAdmin) {
+    if !allow_kill || privileges::holds(Capability::NetAdmin) {
         return Ok(());
     }
     Err(Failure::new(
@@ -69,7 +56,7 @@ pub fn require(allow_kill: bool) -> Result<(), Failure> {
 }
 
 /// Carries out the order in `body`. Returns its [`Outcome`] as JSON.
-pub async fn kill(body: &[u8], caller: Caller, engine: &RefCell<Engine>) -> Result<Vec<u8>, Refused> {
+pub async fn kill(body: &[u8], caller: &Caller, engine: &RefCell<Engine>) -> Result<Vec<u8>, Refused> {
     let order: Order = serde_json::from_slice(body)
         .map_err(|why| Refused::Request(format!("no order of tcpclose: {why}")))?;
     if order.schema != SCHEMA {
@@ -85,8 +72,14 @@ pub async fn kill(body: &[u8], caller: Caller, engine: &RefCell<Engine>) -> Resu
     );
     // Another order that comes meanwhile searches for itself.
     let mut places = std::mem::take(&mut engine.borrow_mut().kill_places);
-    let done = spawn_blocking(move || (execute(&order, &mut places), places)).await;
-    let (outcome, places) = done.context("the order died")?;
+    let (tell, done) = oneshot::channel();
+    let work = move || {
+        let outcome = execute(&order, &mut places);
+        // Who asked may have hung up.
+        let _ = tell.send((outcome, places));
+    };
+    privileges::with_everything_held(work).context("no thread for the order")?;
+    let (outcome, places) = done.await.context("the order died")?;
     engine.borrow_mut().kill_places = places;
     match &outcome {
         Outcome::Destroyed => log::warn!("destroyed {described}"),

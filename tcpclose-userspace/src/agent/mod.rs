@@ -9,7 +9,7 @@
 //!   browser gets.
 //! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
 //! * [`ports`]: the close phase by port, for whoever asks. [`exhaustion`]: how many of connect()'s ports are in use.
-//! * [`kill`]: destroys a socket for the command line, where that was allowed.
+//! * [`kill`]: destroys a socket for the command line, where that was allowed to who asks: [`caller`].
 //! * [`sockets`]: where they are served, or [`activation`]: where systemd has them served. [`limits`]: to how many at a
 //!   time, [`room`]: and who goes when there are more,
 //!   [`stage`]: or is too slow. [`door`]: who is let in at the metrics port.
@@ -20,6 +20,7 @@
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
 pub mod activation;
+pub mod caller;
 pub mod claim;
 pub mod config;
 pub mod door;
@@ -48,7 +49,6 @@ pub mod stage;
 pub mod state;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
@@ -63,9 +63,10 @@ use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::kernel::netns::Scope;
+use crate::kernel::privileges::{self, Kept};
 use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
-use crate::kernel::{host, time_wait};
+use crate::kernel::{accounts, host, time_wait};
 use crate::watch::filter::Filter;
 use crate::watch::line::Item;
 use activation::Passed;
@@ -94,6 +95,8 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     // All of it, so that the level can be raised as well: this is asked only after the level has been.
     env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
     log::set_max_level(config.log_level);
+    let kept = Kept { netns: config.netns == Scope::All, kill: config.allow_kill };
+    kept.begin();
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
     kill::require(config.allow_kill)?;
@@ -106,11 +109,12 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
         .enable_all()
         // A dump, its lookups, a walk over /proc for a query; a password, a look at certificates.
         .max_blocking_threads(6)
+        .on_thread_start(move || kept.on_thread())
         .build()
         .map_err(cannot_start)?;
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
     let mut held = Held::default();
-    let faces = Faces { passed, door: Rc::new(door), connections };
+    let faces = Faces { passed, door: Rc::new(door), connections, kept };
     let done =
         LocalSet::new().block_on(&runtime, until_told_to_end(config, again, faces, &notify, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
@@ -126,12 +130,13 @@ struct Held {
     state_dir: Option<StateDir>,
 }
 
-/// Where the agent is asked, by whom, and by how many at a time.
+/// Where the agent is asked, by whom, and by how many at a time; and what it may do.
 struct Faces {
     /// What systemd listens at for it.
     passed: Passed,
     door: Rc<Door>,
     connections: usize,
+    kept: Kept,
 }
 
 fn cannot_start(why: io::Error) -> Failure {
@@ -174,7 +179,7 @@ async fn start(
     notify: &Rc<Notify>,
     held: &mut Held,
 ) -> Result<(), Failure> {
-    let Faces { passed, door, connections } = faces;
+    let Faces { passed, door, connections, kept } = faces;
     passed.never_block().map_err(cannot_start)?;
     // An address that is in use may be that of the agent whose socket is waited for.
     let early = if passed.metrics.is_empty() {
@@ -189,7 +194,7 @@ async fn start(
     held.state_dir = claim::state_dir(config.state_dir.as_deref(), &mut patience).await?;
     let socket = held.queries.insert(match passed.queries {
         Some(listener) => QuerySocket::passed(listener),
-        None => sockets::listen_for_queries(&config.socket, &mut patience).await?,
+        None => sockets::listen_for_queries(&config.socket, config.access, &mut patience).await?,
     });
     let listeners = match early {
         Some(listeners) => listeners,
@@ -200,6 +205,7 @@ async fn start(
     let former = held.state_dir.as_ref().and_then(|dir| state::former(dir, &boot_id));
     let engine = attach(config).await?;
     engine.borrow_mut().web_config_wrong = door.is_wrong();
+    kept.settle(|| engine.borrow_mut().probe.ring.is_readable());
     if let Some(former) = former {
         engine.borrow_mut().tracker.set_former(former);
     }
@@ -229,8 +235,8 @@ async fn start(
     let addresses: Vec<&str> = served.at.iter().map(|(url, _)| url.as_str()).collect();
     notify.ready(&format!("watching; metrics at {}", addresses.join(" ")));
     // Nobody may be there to read it, which is no reason to end.
-    let kept = held.state_dir.as_ref().map(|dir| dir.path.as_path());
-    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, kept).as_bytes());
+    let folder = held.state_dir.as_ref().map(|dir| dir.path.as_path());
+    let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, folder).as_bytes());
     let intervals = Rc::new(Intervals::of(config));
     let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
     tokio::select! {
@@ -362,6 +368,12 @@ fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path
     if let Some(declined) = &engine.probe.owners_declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
+    let mut privileges = privileges::in_words().into_iter();
+    let user = accounts::user_name(rustix::process::geteuid().as_raw());
+    line("user", &format!("{user}; capabilities kept: {}", privileges.next().unwrap_or_default()));
+    for lost in privileges {
+        line("", &lost);
+    }
     for (address, remark) in &served.at {
         line("metrics", &format!("{address}/metrics"));
         line("page", &format!("{address}/"));
@@ -375,7 +387,9 @@ fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path
     }
     line("queries", &served.queries);
     if config.allow_kill {
-        line("", "tcpclose kill may destroy sockets through it (--allow-kill)");
+        let group = config.kill_group.as_ref().map(|group| format!(" and members of {}", group.name));
+        let who = format!("root{}", group.unwrap_or_default());
+        line("", &format!("{who} may destroy sockets through it: tcpclose kill (--allow-kill)"));
     }
     let socket = match config.socket.to_str() {
         Some(crate::cli::DEFAULT_SOCKET) | None => String::new(),
@@ -396,13 +410,13 @@ fn namespaces(engine: &Engine) -> Vec<String> {
     match namespaces.scope() {
         Scope::Current => vec![own.to_owned()],
         Scope::All => {
-            let refused = namespaces.incomplete(&BTreeMap::new());
+            let refused = namespaces.refusals();
             let all = if others == 0 && !refused.is_empty() {
                 own.to_owned()
             } else {
                 format!("all ({} now)", others + 1)
             };
-            [vec![all], refused].concat()
+            [vec![all], refused, Vec::from_iter(namespaces.unsearched())].concat()
         }
     }
 }

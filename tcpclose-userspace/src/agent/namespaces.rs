@@ -258,13 +258,26 @@ impl Namespaces {
         self.hidden.contains(&id)
     }
 
+    /// Says in words where the last round was not allowed to look.
+    pub fn refusals(&self) -> Vec<String> {
+        let sockets = "sockets that are older than the agent";
+        query::not_looked_at(sockets, self.refused as usize, self.denied as usize)
+    }
+
+    /// Says in words what no round can find.
+    pub fn unsearched(&self) -> Option<String> {
+        (self.everywhere() && !host::has_cap(Capability::DacReadSearch)).then(|| {
+            "network namespaces that only descriptors of other users' processes hold are not found: \
+             CAP_DAC_READ_SEARCH is needed to see those"
+                .to_owned()
+        })
+    }
+
     /// Says in words what the last round was not allowed to see. `elsewhere`: namespaces that only records tell of, by inode,
     /// and how many of the sockets asked for are in each.
     pub fn incomplete(&self, elsewhere: &BTreeMap<u32, usize>) -> Vec<String> {
-        let mut incomplete = {
-            let sockets = "sockets that are older than the agent";
-            query::not_looked_at(sockets, self.refused as usize, self.denied as usize)
-        };
+        let mut incomplete = self.refusals();
+        incomplete.extend(self.unsearched());
         if elsewhere.is_empty() {
             return incomplete;
         }

@@ -12,8 +12,10 @@ use super::config::Config;
 use super::door::{self, Door};
 use super::engine::Engine;
 use super::notify::Notify;
-use super::{kill, owners};
+use super::owners;
 use crate::failure::{Failure, printable};
+use crate::kernel::host::Capability;
+use crate::kernel::privileges;
 
 /// Reads the settings as they are now.
 pub type Again<'a> = &'a dyn Fn() -> Result<Config, Failure>;
@@ -79,6 +81,9 @@ impl Reload {
             ("listen", now.listen != next.listen),
             ("web-config", now.web_config != next.web_config),
             ("socket", now.socket != next.socket),
+            ("socket-mode", now.access.mode != next.access.mode),
+            ("socket-owner", now.access.owner != next.access.owner),
+            ("socket-group", now.access.group != next.access.group),
             ("state-dir", now.state_dir != next.state_dir),
             ("max-ports", now.max_ports != next.max_ports),
             ("name-port", now.name_ports != next.name_ports),
@@ -87,16 +92,17 @@ impl Reload {
             ("owners", now.owners != next.owners),
             ("netns", now.netns != next.netns),
             ("ring-size", now.ring_size != next.ring_size),
+            // An agent that was to destroy nothing has given the capability up.
+            ("allow-kill", next.allow_kill && !now.allow_kill),
         ];
-        // Without the capability it stays as it is.
-        let refused = kill::require(next.allow_kill).err();
-        let allow_kill = if refused.is_some() { now.allow_kill } else { next.allow_kill };
+        let allow_kill = now.allow_kill && next.allow_kill;
         let changed = [
             ("stuck-after", now.stuck_after != next.stuck_after),
             ("reconcile-interval", now.reconcile_interval != next.reconcile_interval),
             ("dump-interval", now.dump_interval != next.dump_interval),
             ("owner-interval", now.owner_interval != next.owner_interval),
             ("allow-kill", now.allow_kill != allow_kill),
+            ("kill-group", now.kill_group != next.kill_group),
             ("log-level", now.log_level != next.log_level),
             ("what web-config says", web == door::Again::New),
         ];
@@ -105,12 +111,18 @@ impl Reload {
         self.now.reconcile_interval = next.reconcile_interval;
         self.now.dump_interval = next.dump_interval;
         self.now.owner_interval = next.owner_interval;
+        if self.now.allow_kill && !allow_kill {
+            // Held by this thread alone, and by those that carry an order out.
+            privileges::give_up(Capability::NetAdmin);
+        }
         self.now.allow_kill = allow_kill;
+        self.now.kill_group.clone_from(&next.kill_group);
         self.now.log_level = next.log_level;
         {
             let mut engine = self.engine.borrow_mut();
             engine.stuck_after = self.now.stuck_after.clone();
             engine.allow_kill = self.now.allow_kill;
+            engine.kill_group.clone_from(&self.now.kill_group);
         }
         self.intervals.dump.set(self.now.dump_interval);
         self.intervals.reconcile.set(self.now.reconcile_interval);
@@ -123,9 +135,6 @@ impl Reload {
             format!("tcpclose: reloaded: {}", names(&changed).unwrap_or("nothing has changed".to_owned()));
         if let Some(fixed) = names(&fixed) {
             said += &format!("; restart it for {fixed}");
-        }
-        if let Some(Failure { what, why, .. }) = refused {
-            said += &format!("; {what} is left as it was: {why}");
         }
         if let Some(Failure { what, why, .. }) = self.door.wrong() {
             said += &format!("; what web-config said before stays in use: {what}: {why}");

@@ -1,13 +1,14 @@
 //! The sockets that the agent serves on.
 
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, Gid, Mode, Uid, chownat};
 use rustix::process::umask;
 use socket2::{Domain, SockRef, Socket, Type};
 use std::fmt::{self, Display};
-use std::fs;
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
@@ -139,9 +140,72 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 
 const ANOTHER: &str = "choose another path with --socket";
 
-/// Listens for queries at `path`, mode 0600. A socket that a dead agent left there is replaced; for a live one to
+/// Who may connect to the query socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Of the file: to connect is to write.
+    pub mode: u32,
+    /// The agent's own where it is not given.
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self { mode: 0o600, owner: None, group: None }
+    }
+}
+
+impl Access {
+    /// The mode with which the file is made: of one that is to be somebody else's, its owner's alone.
+    fn first_mode(self) -> u32 {
+        if self.owner.is_none() && self.group.is_none() { self.mode } else { 0o600 }
+    }
+
+    /// Gives the file at `path` away, if it is the one of `made`. Nobody may connect at any moment who may not at the end.
+    fn give(self, path: &Path, made: Option<(u64, u64)>) -> Result<(), Failure> {
+        let Self { mode, owner, group } = self;
+        if owner.is_none() && group.is_none() {
+            return Ok(());
+        }
+        let failure = |what: String, why: io::Error, todo: &str| {
+            let what = format!("cannot listen at {}: its {what}", path.display());
+            Failure::new(what, why, todo)
+        };
+        let other = |why: io::Error| failure("file".to_owned(), why, ANOTHER);
+        // What is there now is taken hold of, so that nothing else can be put in its place meanwhile.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path);
+        let file = file.map_err(other)?;
+        let there = file.metadata().map(|meta| (meta.dev(), meta.ino())).map_err(other)?;
+        if made.is_some_and(|made| made != there) {
+            return Err(other(io::Error::other("somebody has put another one there")));
+        }
+        let chown = |owner: Option<u32>, group: Option<u32>| {
+            let (owner, group) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+            chownat(&file, "", owner, group, AtFlags::EMPTY_PATH).map_err(io::Error::from)
+        };
+        if let Some(gid) = group {
+            let todo = "make the agent's user a member of it, or grant CAP_CHOWN";
+            chown(None, group).map_err(|why| failure(format!("group cannot be {gid}"), why, todo))?;
+        }
+        let by_descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+        fs::set_permissions(by_descriptor, Permissions::from_mode(mode))
+            .map_err(|why| failure(format!("mode cannot be {mode:04o}"), why, "report this"))?;
+        if let Some(uid) = owner {
+            let todo = "leave --socket-owner out, or grant CAP_CHOWN";
+            chown(owner, None).map_err(|why| failure(format!("owner cannot be {uid}"), why, todo))?;
+        }
+        Ok(())
+    }
+}
+
+/// Listens for queries at `path`, which those of `access` may. A socket that a dead agent left there is replaced; for a live one to
 /// leave, waits with `patience`.
-pub async fn listen_for_queries(path: &Path, patience: &mut Patience) -> Result<QuerySocket, Failure> {
+pub async fn listen_for_queries(
+    path: &Path,
+    access: Access,
+    patience: &mut Patience,
+) -> Result<QuerySocket, Failure> {
     let failure = |why: &dyn Display, todo: &str| {
         Failure::new(format!("cannot listen at {}", path.display()), why, todo)
     };
@@ -200,11 +264,12 @@ pub async fn listen_for_queries(path: &Path, patience: &mut Patience) -> Result<
         }
     }
     // The mode is that of the file's making, so that nobody can connect before it is changed.
-    let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let before = umask(Mode::from_raw_mode(0o777 & !access.first_mode()));
     let bound = UnixListener::bind(path);
     umask(before);
     let listener = bound.map_err(|why| failure(&why, ANOTHER))?;
     let socket = QuerySocket { listener, path: path.to_owned(), made: identity(path) };
+    access.give(path, socket.made)?;
     drop(held);
     socket.listener.set_nonblocking(true).map_err(|why| failure(&why, "report this"))?;
     Ok(socket)

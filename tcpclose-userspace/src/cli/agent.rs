@@ -7,9 +7,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
+use crate::agent::sockets::Access;
 use crate::agent::{self, config::Config};
 use crate::cli::NetnsChoice;
 use crate::failure::Failure;
+use crate::kernel::accounts::{self, Group};
 use crate::kernel::probe::{StateHook, TimeWaitHook};
 use crate::kernel::task_file::OwnersHook;
 use crate::ledger::census::StuckAfter;
@@ -32,9 +34,21 @@ pub struct Agent {
     #[arg(long, value_name = "PATH", alias = "web.config.file")]
     web_config: Option<PathBuf>,
 
-    /// Answer the command line at this unix socket (mode 0600). A unix socket that systemd passes takes its place.
+    /// Answer the command line at this unix socket. A unix socket that systemd passes takes its place.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = super::socket_path())]
     socket: PathBuf,
+
+    /// Who may connect to the socket: the mode of its file.
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    socket_mode: u32,
+
+    /// The user whose the socket is, by name or number [default: the agent's]
+    #[arg(long, value_name = "USER", value_parser = accounts::user)]
+    socket_owner: Option<u32>,
+
+    /// The group whose the socket is, by name or number [default: the agent's]
+    #[arg(long, value_name = "GROUP", value_parser = accounts::group)]
+    socket_group: Option<Group>,
 
     /// Keep in this directory what lets ages outlive the agent. One agent a directory [default: /run/tcpclose, or
     /// nothing is kept where that cannot be]
@@ -92,10 +106,14 @@ pub struct Agent {
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size)]
     ring_size: u32,
 
-    /// Let `tcpclose kill` destroy sockets through this agent. Whoever may connect to the --socket then may, and each one
-    /// is logged.
+    /// Let `tcpclose kill` destroy sockets through this agent, for root and for the --kill-group. Each one is logged.
     #[arg(long)]
     allow_kill: bool,
+
+    /// The group, by name or number, whose members may have sockets destroyed with --allow-kill, if they may connect to the
+    /// --socket [default: none, root alone may]
+    #[arg(long, value_name = "GROUP", value_parser = accounts::group)]
+    kill_group: Option<Group>,
 
     /// What to say on standard error: off, error, warn, info, debug or trace. From debug on, the probe in the kernel
     /// speaks too.
@@ -156,6 +174,11 @@ impl Agent {
             listen: self.listen,
             web_config: self.web_config,
             socket: self.socket,
+            access: Access {
+                mode: self.socket_mode,
+                owner: self.socket_owner,
+                group: self.socket_group.map(|group| group.gid),
+            },
             state_dir: self.state_dir,
             wait: self.wait,
             stuck_after: self.stuck_after,
@@ -182,6 +205,7 @@ impl Agent {
             owner_interval: self.owner_interval.0,
             ring_size: self.ring_size,
             allow_kill: self.allow_kill,
+            kill_group: self.kill_group,
             log_level: self.log_level,
         }
     }
@@ -244,6 +268,17 @@ fn ring_size(text: &str) -> Result<u32, &'static str> {
     if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) { Ok(bytes) } else { Err(WHY) }
 }
 
+/// A file's mode as chmod takes it. Without its 0 at the front it may be a decimal number: what a file's 0o660 is read as.
+fn mode(text: &str) -> Result<u32, &'static str> {
+    const WHY: &str =
+        "not a mode; write one in octal with a 0 at the front, from 0000 to 0777, for example \"0660\"";
+    let octal = text
+        .strip_prefix('0')
+        .filter(|rest| rest.len() <= 3 && rest.bytes().all(|b| matches!(b, b'0'..=b'7')));
+    u32::from_str_radix(octal.map(|rest| if rest.is_empty() { "0" } else { rest }).ok_or(WHY)?, 8)
+        .map_err(|_| WHY)
+}
+
 fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
     text.parse().map_err(|_| "not a level; write off, error, warn, info, debug or trace")
 }
@@ -259,6 +294,18 @@ mod tests {
         assert_eq!(ring_size("4096"), Ok(4096));
         for bad in ["", "0", "3M", "2048", "8G", "8m", "-8M", "4096M", "banana", "M"] {
             assert!(ring_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn modes_are_octal_and_say_so() {
+        for (text, expected) in
+            [("0600", 0o600), ("0660", 0o660), ("0777", 0o777), ("0000", 0), ("066", 0o66), ("0", 0)]
+        {
+            assert_eq!(mode(text), Ok(expected), "{text}");
+        }
+        for bad in ["", "660", "432", "0o660", "0888", "01777", "-600", "0 60", "rw-rw----"] {
+            assert!(mode(bad).is_err_and(|why| why.contains("0660")), "{bad}");
         }
     }
 

@@ -12,7 +12,7 @@ use super::filter::{Filter, Findings, Place};
 use super::groups::Listed;
 use super::interrupt::Interrupt;
 use super::{filter, groups, json, print, stuck, table};
-use crate::agent::kill::PATH;
+use crate::agent::kill::{NOT_ALLOWED, PATH};
 use crate::failure::{Failure, printable};
 use crate::kernel::host::{self, Capability, has_cap};
 use crate::kill::pace::Pace;
@@ -281,8 +281,12 @@ impl Kill {
         };
         if answer.status == hyper::StatusCode::FORBIDDEN {
             let what = format!("agent at {}", self.place.socket.display());
-            let todo = "restart it with that flag, or add --no-agent to destroy from here";
-            return Err(Failure::new(what, answer.first_line(), todo));
+            let why = answer.first_line();
+            let todo = match why == NOT_ALLOWED.trim_end() {
+                true => "restart it with that flag, or add --no-agent to destroy from here",
+                false => "ask as one of them, or add --no-agent to destroy from here",
+            };
+            return Err(Failure::new(what, why, todo));
         }
         let answer = answer.expect_ok().map_err(|why| client.failure(why))?;
         serde_json::from_slice(&answer.body)

@@ -89,6 +89,10 @@ pub enum Capability {
 }
 
 impl Capability {
+    /// In the order of their numbers.
+    pub const ALL: [Self; 6] =
+        [Self::DacReadSearch, Self::NetAdmin, Self::SysPtrace, Self::SysAdmin, Self::Perfmon, Self::Bpf];
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::DacReadSearch => "CAP_DAC_READ_SEARCH",

@@ -16,9 +16,11 @@
 //! * [`owners`]: which processes hold a socket; [`files`]: what they have open; [`process`]: what is known of one;
 //!   [`cgroup`]: of its place.
 //! * [`ephemeral`]: which ports connect() may take, and which sockets have them.
-//! * [`host`]: names, clocks, limits.
+//! * [`host`]: names, clocks, limits. [`accounts`]: users and groups.
+//! * [`privileges`]: capabilities, and how they are given up.
 
 pub mod account;
+pub mod accounts;
 pub mod age;
 pub mod cgroup;
 mod consumer;
@@ -32,6 +34,7 @@ pub mod lookups;
 pub mod mib;
 pub mod netns;
 pub mod owners;
+pub mod privileges;
 pub mod probe;
 pub mod process;
 pub mod ring;

@@ -94,6 +94,11 @@ impl Ring {
         Ok(())
     }
 
+    /// Whether its maps can be read and written with what this thread may do.
+    pub fn is_readable(&mut self) -> bool {
+        self.counters().is_ok() && self.sleep().is_ok()
+    }
+
     /// The most bytes of the ring that were in use when a drain began, the kernel's 8 a record included.
     pub fn most_used(&self) -> u64 {
         self.most_used

@@ -28,7 +28,7 @@ use crate::kernel::survey::{self, Ask, Survey};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
 use document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
 pub use owners::{Peers, find_owners, listeners_of, name_closers};
-use owners::{owners_of, peer_owners_of, unknown_owners};
+use owners::{owners_of, peer_owners_of, unknown_owners, unknown_programs};
 
 /// How far to look for owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +159,7 @@ pub fn dumped_facts(
 /// Says in words what a dump and a look for owners did not see.
 pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<String> {
     let mut incomplete: Vec<String> = unknown_owners(owners, sockets).into_iter().collect();
+    incomplete.extend(unknown_programs(owners));
     incomplete.extend(of_the_dump(dump));
     incomplete
 }

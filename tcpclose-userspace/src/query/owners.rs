@@ -229,6 +229,18 @@ pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option
     })
 }
 
+/// Says in words whose executables are not known, and why.
+pub(super) fn unknown_programs(owners: &Owners) -> Option<String> {
+    let unknown = owners.processes.values().filter(|process| process.exe.is_none()).count();
+    let processes = if unknown == 1 { "1 process".to_owned() } else { format!("{unknown} processes") };
+    (unknown > 0 && !host::has_cap(Capability::SysPtrace)).then(|| {
+        format!(
+            "the executables of {processes} are unknown: {} is needed to read other users' /proc/PID/exe",
+            Capability::SysPtrace.name()
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -266,7 +278,8 @@ mod tests {
         let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
         let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
         assert_eq!(wanted_inodes(&sockets, &listeners, &Peers::default()), FxHashSet::from_iter([3, 7]));
-        let api = Arc::new(process::Process { comm: "api".into(), ..process::Process::default() });
+        let exe = Some("/api".into());
+        let api = Arc::new(process::Process { comm: "api".into(), exe, ..process::Process::default() });
         let owners = Owners::new(vec![(3, Holder { pid: 42, fd: 5 })], FxHashMap::from_iter([(42, api)]), 0);
         let netns = Netns { id: 7, inum: 1, name: Some("blue".into()) };
         let scene = Scene {

@@ -16,8 +16,10 @@ pub mod podman;
 pub mod prometheus;
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -69,6 +71,16 @@ impl Agent {
     /// As [`Self::start_by`]; an agent that ends instead of getting ready is an error: what it said.
     pub fn try_start_by(command: Command, arguments: &[&str]) -> Result<Self, String> {
         let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().to_owned();
+        let mut agent = Self::spawn(command, folder, &state, arguments);
+        agent.until_ready().map(|()| agent)
+    }
+
+    /// As [`Self::try_start_by`], in a folder of the user `uid`, whom `command` is to become.
+    pub fn try_start_as(uid: u32, command: Command, arguments: &[&str]) -> Result<Self, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        chown(folder.path(), Some(uid), Some(uid)).unwrap();
         let state = folder.path().to_owned();
         let mut agent = Self::spawn(command, folder, &state, arguments);
         agent.until_ready().map(|()| agent)
@@ -199,6 +211,30 @@ impl Agent {
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Returns when it has said `words`.
+    pub fn until_it_says(&self, words: &str) {
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.said().contains(words) {
+            assert!(Instant::now() < until, "no {words:?} in {}", self.said());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Has it reload what `change` makes of its settings, and returns what it says.
+    pub fn reloaded(&self, change: impl FnOnce()) -> String {
+        let before = self.said().lines().count();
+        change();
+        self.signal(rustix::process::Signal::HUP);
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(line) = self.said().lines().nth(before) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < until, "it says nothing of a reload");
+            sleep(Duration::from_millis(20));
+        }
     }
 
     /// Sends `signal` and waits for the end.

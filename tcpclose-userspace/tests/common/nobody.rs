@@ -26,7 +26,7 @@ impl Nobody {
         Self { folder, binary }
     }
 
-    /// A folder that nobody may read and not write.
+    /// A folder that nobody may read and not write, with the program in it.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }

@@ -56,6 +56,8 @@ pub struct Guest {
     pub log: PathBuf,
     /// What its kernel says goes here.
     pub console: PathBuf,
+    /// MiB.
+    pub memory: u32,
     /// How long it may take.
     pub patience: Duration,
 }
@@ -142,7 +144,8 @@ impl Guest {
         let console = |file: &Path| format!("file:{}", file.display());
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", QEMU]);
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]);
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
+        command.args(["-m", &self.memory.to_string()]);
         // Two serial lines, ttyS0 and ttyS1, and nothing else: no screen, no disk, no network.
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.args(["-serial", &console(&self.console), "-serial", "stdio"]);

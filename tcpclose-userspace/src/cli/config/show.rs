@@ -37,8 +37,8 @@ fn value(agent: &ArgMatches, arg: &Arg) -> Option<String> {
     }
     let raw = agent.get_raw(id)?.map(|raw| {
         let text = raw.to_string_lossy();
-        // What JSON writes for a text, TOML reads.
-        if text.parse::<u64>().is_ok() {
+        // What JSON writes for a text, TOML reads. A mode begins with 0, as no number of theirs may.
+        if text.parse::<u64>().is_ok_and(|number| number.to_string() == text) {
             text.into_owned()
         } else {
             serde_json::Value::from(text).to_string()

@@ -1,0 +1,73 @@
+//! The guest that boots Debian with systemd and the agent's unit, as a server does. What is looked at there is
+//! systemd/check.sh.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::guest::Guest;
+use super::initramfs::Initramfs;
+use super::kit::{self, Kernel};
+use super::programs::{self, Job};
+use super::read;
+use crate::{debian, sh};
+
+/// What its root has besides the smallest Debian.
+const INCLUDED: &str = "systemd-sysv";
+/// Its root is unpacked into memory, and for a moment there twice.
+const MEMORY: u32 = 2048;
+/// Its name in the summary, which check.sh says too.
+const NAME: &str = "systemd";
+
+/// What `cargo xtask vm --systemd` does.
+pub fn boot(kernels: &[Kernel], patience: Duration) -> Result<()> {
+    let programs = programs::build(&[])?;
+    let archive = debian::archive(&kit::folder()?, INCLUDED)?;
+    let job = Job { name: NAME.to_owned(), words: Vec::new() };
+    let mut summary = super::Summary::default();
+    for kernel in kernels {
+        let guest = prepare(*kernel, &programs, &archive, patience)?;
+        summary.run(*kernel, &job, &guest)?;
+    }
+    summary.end()
+}
+
+fn prepare(
+    kernel: Kernel,
+    programs: &[programs::Program],
+    archive: &Path,
+    patience: Duration,
+) -> Result<Guest> {
+    let busybox = kit::busybox()?;
+    let mut root = Initramfs::new();
+    root.file("/init", include_bytes!("systemd/init.sh"));
+    root.file("/check.sh", include_bytes!("systemd/check.sh"));
+    root.file("/check.service", include_bytes!("systemd/check.service"));
+    root.file("/bin/busybox", &read(&busybox)?);
+    root.link("/bin/sh", "busybox");
+    super::put_modules(&mut root, kernel, &busybox)?;
+    for program in programs {
+        root.file(&format!("/programs/{}", program.name), &read(&program.file)?);
+    }
+    let units = sh::workspace().join("deploy/systemd");
+    for unit in ["tcpclose.service", "netns-current.conf", "allow-kill.conf"] {
+        root.file(&format!("/unit/{unit}"), &read(&units.join(unit))?);
+    }
+    root.file("/debian.tar", &read(archive)?);
+
+    let folder = kit::folder()?;
+    let file = |kind: &str| folder.join(format!("{}-{NAME}.{kind}", kernel.name()));
+    let initramfs = file("cpio");
+    fs::write(&initramfs, root.finish()).with_context(|| format!("cannot write {}", initramfs.display()))?;
+    Ok(Guest {
+        name: kernel.name(),
+        kernel: kit::image(kernel)?,
+        initramfs,
+        log: super::log(kernel, NAME)?,
+        console: file("console.log"),
+        memory: MEMORY,
+        patience,
+    })
+}
