@@ -62,6 +62,7 @@ use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
 use tokio::time::timeout;
 
 use crate::failure::Failure;
+use crate::kernel::cgroup::namespace;
 use crate::kernel::netns::Scope;
 use crate::kernel::privileges::{self, Kept};
 use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
@@ -95,7 +96,8 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     // All of it, so that the level can be raised as well: this is asked only after the level has been.
     env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
     log::set_max_level(config.log_level);
-    let kept = Kept { netns: config.netns == Scope::All, kill: config.allow_kill };
+    let enter = config.netns == Scope::All || namespace::is_narrow();
+    let kept = Kept { enter, kill: config.allow_kill };
     kept.begin();
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
