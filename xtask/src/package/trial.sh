@@ -9,6 +9,8 @@ kind=$1 root=$2 package=$3 version=$4
 file=$(basename "$package")
 config=/etc/tcpclose/tcpclose.toml
 agent=
+machine=
+cgroup=
 
 fail() {
     printf 'FAILED: %s\n' "$*" >&2
@@ -17,9 +19,14 @@ fail() {
 passed() { printf '  %s: %s\n' "$kind" "$*"; }
 
 # Nothing of the caller's environment, above all no TCPCLOSE_… variable. An array, so that `&` starts the program itself.
-inside=(env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C HOME=/root
-    DEBIAN_FRONTEND=noninteractive chroot "$root")
-trap '[ -z "$agent" ] || kill -KILL "$agent"' EXIT
+path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+clean=(env -i "PATH=$path" LC_ALL=C HOME=/root DEBIAN_FRONTEND=noninteractive)
+inside=("${clean[@]}" chroot "$root")
+end() {
+    [ -z "$agent" ] || kill -KILL "$agent"
+    halt
+}
+trap end EXIT
 
 ip link set lo up
 mkdir -p "$root/proc" "$root/sys" "$root/run"
@@ -126,6 +133,78 @@ is_gone() {
     passed "nothing is left"
 }
 
+# Boots the root: systemd as the first process of a PID namespace, which takes all others with it, in a cgroup of its own.
+boot() {
+    local above tries
+    above=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET) || fail "no cgroup2 is mounted"
+    cgroup=$above/tcpclose-trial-$$
+    mkdir "$cgroup"
+    # The cgroup namespace begins where its first process is. The root is one of a mount, not of chroot: with that no unit
+    # could have mounts of its own.
+    sh -c 'echo $$ >"$1/cgroup.procs" && exec unshare --mount --pid --fork --kill-child --cgroup --propagation private \
+        sh -c "mount --bind $2 $2 && cd $2 && mount -t proc proc proc && mount -t sysfs sysfs sys &&
+            mount -t cgroup2 cgroup2 sys/fs/cgroup && mount -t tmpfs tmpfs run && pivot_root . . && umount --lazy . &&
+            exec env -i container=trial PATH=$3 /lib/systemd/systemd --log-target=null --show-status=no"' \
+        sh "$cgroup" "$root" "$path" &
+    machine=$!
+    for ((tries = 0; tries < 600; tries++)); do
+        first=$(cat "/proc/$machine/task/$machine/children" 2>/dev/null) || fail "systemd does not start"
+        first=${first%% *}
+        [ -n "$first" ] && booted systemctl is-active --quiet basic.target 2>/dev/null && return
+        sleep 0.1
+    done
+    fail "systemd does not boot: $(booted systemctl list-jobs)"
+}
+booted() {
+    nsenter --target "$first" --mount --pid --cgroup "${clean[@]}" "$@"
+}
+halt() {
+    if [ -n "$machine" ]; then
+        # unshare ends its child with itself, and the kernel whatever was in its namespace.
+        kill -KILL "$machine" 2>/dev/null || true
+        wait "$machine" 2>/dev/null || true
+        machine=
+    fi
+    if [ -n "$cgroup" ]; then
+        for _ in {1..100}; do
+            find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
+            [ -d "$cgroup" ] || break
+            sleep 0.1
+        done
+        cgroup=
+    fi
+}
+
+# The agent's process, by systemd; 0 where it does not run.
+main_pid() { booted systemctl show --property=MainPID --value tcpclose.service; }
+serves() {
+    local tries
+    for ((tries = 0; tries < 600; tries++)); do
+        get /readyz 2>/dev/null | grep -q '^ready' && return
+        sleep 0.1
+    done
+    fail "the unit does not serve: $(booted systemctl status --no-pager tcpclose.service)"
+}
+
+# What installing over what is there does to an agent that systemd runs. $@: how to.
+restarts_only_what_runs() {
+    local before
+    before=$(main_pid)
+    booted "$@" >/dev/null
+    serves
+    [ "$(main_pid)" != "$before" ] || fail "after the upgrade the old agent runs"
+    booted systemctl stop tcpclose.service
+    booted "$@" >/dev/null
+    [ "$(main_pid)" = 0 ] || fail "an upgrade started what was stopped"
+    booted systemctl disable --quiet tcpclose.service
+    booted "$@" >/dev/null
+    [ "$(main_pid)" = 0 ] || fail "an upgrade started what was stopped and disabled"
+    [ "$(booted systemctl is-enabled tcpclose.service)" = disabled ] || fail "an upgrade enabled what was disabled"
+    booted systemctl start tcpclose.service
+    serves
+    passed "an upgrade restarts the agent where it runs, and only there"
+}
+
 mkdir -p "$root/packages"
 # What a system of .rpm packages has from its first one, and Debian has not.
 [ "$kind" != rpm ] || mkdir -p "$root/usr/share/licenses" "$root/usr/share/zsh/site-functions"
@@ -152,6 +231,14 @@ deb)
     [ "$has_state" = state ] || fail "removed, not purged, and state is gone"
     "${inside[@]}" dpkg --purge tcpclose
     is_gone
+
+    boot
+    booted dpkg --install "/packages/$file" >/dev/null
+    serves
+    passed "systemd runs it as the user tcpclose, from its installation on"
+    restarts_only_what_runs dpkg --install "/packages/$file"
+    booted dpkg --purge tcpclose >/dev/null
+    ! get /readyz >/dev/null 2>&1 || fail "purged, and an agent runs"
     ;;
 rpm)
     # Debian has no .rpm that provides what it asks for.
@@ -169,6 +256,16 @@ rpm)
     rm "$root$config.rpmsave"
     rmdir "$root/etc/tcpclose"
     is_gone
+
+    boot
+    booted rpm --install --nodeps "/packages/$file"
+    [ "$(main_pid)" = 0 ] || fail "its installation starts the agent"
+    booted systemctl start tcpclose.service
+    serves
+    passed "systemd runs it as the user tcpclose"
+    restarts_only_what_runs rpm --upgrade --replacepkgs --nodeps "/packages/$file"
+    booted rpm --erase tcpclose
+    ! get /readyz >/dev/null 2>&1 || fail "erased, and an agent runs"
     ;;
 tarball)
     tar --extract --file "$package" --directory "$root"
