@@ -40,6 +40,9 @@ pub fn build(source: &Source) -> Result<PathBuf> {
         .current_dir(&source.folder)
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        // A seventh smaller than with the settings of `cargo xtask build`: 7.3 MiB for 8.5.
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env("SOURCE_DATE_EPOCH", source.epoch.to_string())
         .args(["build", "--locked", "--release", "--package", "tcpclose-userspace", "--bin", "tcpclose"])

@@ -2,7 +2,7 @@
 //! network namespace that end with it.
 //!
 //! The roots of the .deb and the .rpm are copies of one made with debootstrap: of this system's release, from where its
-//! own packages come. The tarball's is an empty folder, which proves that its binary needs nothing of a system.
+//! own packages come. They are booted as well, for only systemd shows what an upgrade does to an agent that runs. The tarball's is an empty folder, which proves that its binary needs nothing of a system.
 
 use std::fs;
 use std::path::{Path, PathBuf};
