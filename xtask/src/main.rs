@@ -12,6 +12,7 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 #[path = "../../tcpclose-userspace/src/progress.rs"]
 mod progress;
@@ -43,6 +44,7 @@ enum Command {
     Accuracy(accuracy::Arguments),
     Bench(bench::Arguments),
     Demo(demo::Arguments),
+    Package(package::Arguments),
     #[command(hide = true)]
     DemoPlayer(demo::stage::Arguments),
 }
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Accuracy(arguments) => accuracy::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
         Command::Demo(arguments) => demo::command(&arguments),
+        Command::Package(arguments) => package::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     };
     match done {

@@ -34,6 +34,10 @@ pub enum Purpose {
     Test,
     /// Measuring what the agent costs
     Bench,
+    /// Making packages
+    Package,
+    /// Making packages, and trying them
+    Trial,
     /// All of these
     All,
 }
@@ -85,6 +89,21 @@ const BENCH_TOOLS: &[Tool] = &[
     },
 ];
 
+/// What makes packages.
+const PACKAGE_TOOLS: &[Tool] = &[
+    Tool { program: "dpkg-deb", package: "dpkg", why: "makes the .deb" },
+    Tool { program: "rpmbuild", package: "rpm", why: "makes the .rpm" },
+    Tool { program: "readelf", package: "binutils", why: "tells what a binary needs" },
+    Tool { program: "xz", package: "xz-utils", why: "packs the tarball" },
+];
+
+/// What tries them.
+const TRIAL_TOOLS: &[Tool] = &[
+    Tool { program: "lintian", package: "lintian", why: "checks the .deb" },
+    Tool { program: "debootstrap", package: "debootstrap", why: "makes roots to try packages in" },
+    Tool { program: "ip", package: "iproute2", why: "has a network namespace up" },
+];
+
 const VM_TOOLS: &[Tool] = &[
     Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
     Tool { program: "setpriv", package: "util-linux", why: "ends a guest with its xtask" },
@@ -106,7 +125,9 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
         Purpose::Vm => " and what guests take",
         Purpose::Test => ", the tests' tools and what guests take",
         Purpose::Bench => " and what benchmarks compare with",
-        Purpose::All => ", the tests' and benchmarks' tools and what guests take",
+        Purpose::Package => " and what makes packages",
+        Purpose::Trial => " and what makes and tries packages",
+        Purpose::All => ", the tests', benchmarks' and packages' tools and what guests take",
     };
     println!("{done}: found {rustc} ({release}), {linker}{tests}");
     Ok(())
@@ -130,6 +151,12 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
     }
     if matches!(purpose, Purpose::Bench | Purpose::All) {
         tools.extend(BENCH_TOOLS);
+    }
+    if matches!(purpose, Purpose::Package | Purpose::Trial | Purpose::All) {
+        tools.extend(PACKAGE_TOOLS);
+    }
+    if matches!(purpose, Purpose::Trial | Purpose::All) {
+        tools.extend(TRIAL_TOOLS);
     }
     if matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE {
         tools.extend(VM_TOOLS);

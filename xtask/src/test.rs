@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::{sh, vm};
+use crate::{package, sh, vm};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
 pub struct Arguments {
-    /// Also what takes long: floods, here and in guests
+    /// Also what takes long: floods, here and in guests, and the packages
     #[arg(long)]
     all: bool,
 }
@@ -37,6 +37,7 @@ const STEPS: &[(&str, Step)] = &[
     ("unit tests", unit),
     ("live tests", live),
     ("guests", guests),
+    ("packages", packages),
 ];
 
 /// Runs the command: stops at the first step that fails.
@@ -136,6 +137,19 @@ fn guests(arguments: &Arguments) -> Result<Outcome> {
         Ok(()) => Ok(Outcome::Passed),
         Err(why) => Ok(skipped("guests", why)),
     }
+}
+
+/// The packages: the same from two builds, and each installed, run and removed.
+fn packages(arguments: &Arguments) -> Result<Outcome> {
+    if !arguments.all {
+        return Ok(Outcome::Skipped("they take --all"));
+    }
+    let packages = package::make(true)?;
+    if !(sh::is_root() || can_sudo()) {
+        return Ok(skipped("trying the packages", "needs root"));
+    }
+    package::trial::run(&packages)?;
+    Ok(Outcome::Passed)
 }
 
 /// Tells tests that they may take long.

@@ -266,14 +266,38 @@ fn linker_llvm(text: &str) -> Option<u32> {
 
 fn linker_path() -> Option<PathBuf> {
     // cargo install puts it in CARGO_HOME, which a login through sudo or a service does not have on PATH.
-    let cargo_home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(cargo_home.map(|home| home.join("bin")))
+        .chain(cargo_home().map(|home| home.join("bin")))
         .map(|folder| folder.join("bpf-linker"))
         .find(|file| file.is_file())
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    let told = env::var_os("CARGO_HOME").map(PathBuf::from);
+    told.or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+}
+
+/// Rustc's flags for an object that does not say where it was built: paths are written down for panics, and in the
+/// probe's line information.
+pub fn remapped(workspace: &Path) -> Vec<OsString> {
+    // One folder a registry, whose name is the registry's host.
+    let registries = cargo_home().and_then(|home| home.join("registry/src").read_dir().ok());
+    let mut registries: Vec<PathBuf> =
+        registries.into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path()).collect();
+    registries.sort();
+    let mut flags = vec![remap(workspace, "/tcpclose")];
+    flags.extend(registries.iter().map(|folder| remap(folder, "/crates")));
+    flags
+}
+
+/// The flag that has rustc write `name` for `folder`.
+pub fn remap(folder: &Path, name: &str) -> OsString {
+    let mut flag = OsString::from("--remap-path-prefix=");
+    flag.push(folder);
+    flag.push("=");
+    flag.push(name);
+    flag
 }
 
 /// Standard output of a command that succeeded. Its standard error is nobody's.
@@ -333,6 +357,10 @@ impl Toolchain {
         // take the build host's.
         flags.push("\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf");
         flags.push(format!("\x1f--cfg=bpf_target_arch=\"{}\"", bpf_arch(&machine.arch)));
+        for remapped in remapped(workspace) {
+            flags.push("\x1f");
+            flags.push(remapped);
+        }
         if !self.compiler.version.unstable {
             command.env("RUSTC_BOOTSTRAP", "1");
         }

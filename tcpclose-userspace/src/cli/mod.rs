@@ -14,6 +14,7 @@
 //! * [`interrupt`]: SIGINT and SIGTERM between two sockets.
 //! * [`groups`]: sockets put together; [`rates`]: how fast processes run out of descriptors;
 //!   [`next`]: what to run next.
+//! * [`generate`]: man pages and completions, for packages.
 //! * [`table`]: columns and short words for people.
 
 pub mod agent;
@@ -22,6 +23,7 @@ pub mod config;
 pub mod exhaustion;
 pub mod filter;
 pub mod follow;
+pub mod generate;
 pub mod groups;
 pub mod interrupt;
 pub mod kill;
@@ -70,6 +72,7 @@ pub enum Cli {
     Top(top::Top),
     Verify(verify::Verify),
     Watch(watch::Watch),
+    Generate(generate::Generate),
 }
 
 /// Runs the command line `arguments` (the program's name first) and says how it went: 0, 1 for a check that found
@@ -85,6 +88,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
+        Ok(Cli::Generate(generate)) => generate.run(),
         // Clap's own way: in colour on a terminal, unless NO_COLOR says otherwise.
         Err(Stop::Help(help)) => written(help.print()).map(|()| ExitCode::SUCCESS),
         Err(Stop::Answer(text)) => print(&text).map(|()| ExitCode::SUCCESS),

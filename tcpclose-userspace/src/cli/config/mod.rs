@@ -5,9 +5,11 @@
 //!
 //! * [`file`]: the file.
 //! * [`show`]: what came of it all, for `--check-config`.
+//! * [`template`]: the file that packages install.
 
 mod file;
 mod show;
+mod template;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +22,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use super::Cli;
 use crate::failure::Failure;
 use file::Entry;
+
+pub use template::template;
 
 /// Read where it is there, and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/tcpclose/tcpclose.toml";
@@ -91,6 +95,20 @@ fn parse_with(
         return Err(Stop::Answer(show::settings(&command, &matches, &all)));
     }
     Ok(Cli::from_arg_matches(&matches)?)
+}
+
+/// The commands as documents show them: those that help lists, and the agent's arguments with their variables.
+pub fn documented() -> Command {
+    let whole =
+        Cli::command().mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists).mut_args(named_in_help));
+    // Completions would list what is hidden too.
+    let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let shown: Vec<Command> = shown.collect();
+    let version = whole.get_version().unwrap_or_default().to_owned();
+    let about = whole.get_about().cloned().unwrap_or_default();
+    let example = whole.get_after_help().cloned().unwrap_or_default();
+    let root = Command::new(whole.get_name().to_owned()).version(version).about(about).after_help(example);
+    root.subcommand_required(true).subcommands(shown)
 }
 
 /// The one command that has settings.

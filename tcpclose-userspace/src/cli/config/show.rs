@@ -1,5 +1,7 @@
 //! `--check-config`: the settings in force, as a file that says the same.
 
+use std::ffi::OsStr;
+
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
@@ -35,8 +37,13 @@ fn value(agent: &ArgMatches, arg: &Arg) -> Option<String> {
     if is_flag(arg) {
         return Some(agent.get_flag(id).to_string());
     }
-    let raw = agent.get_raw(id)?.map(|raw| {
-        let text = raw.to_string_lossy();
+    Some(written(arg, agent.get_raw(id)?))
+}
+
+/// These values of `arg` in TOML.
+pub fn written<'a>(arg: &Arg, values: impl IntoIterator<Item = &'a OsStr>) -> String {
+    let values = values.into_iter().map(|value| {
+        let text = value.to_string_lossy();
         // What JSON writes for a text, TOML reads. A mode begins with 0, as no number of theirs may.
         if text.parse::<u64>().is_ok_and(|number| number.to_string() == text) {
             text.into_owned()
@@ -44,6 +51,6 @@ fn value(agent: &ArgMatches, arg: &Arg) -> Option<String> {
             serde_json::Value::from(text).to_string()
         }
     });
-    let values: Vec<String> = raw.collect();
-    Some(if is_list(arg) { format!("[{}]", values.join(", ")) } else { values.concat() })
+    let values: Vec<String> = values.collect();
+    if is_list(arg) { format!("[{}]", values.join(", ")) } else { values.concat() }
 }

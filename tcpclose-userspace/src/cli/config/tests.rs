@@ -158,3 +158,32 @@ fn only_the_agent_has_settings() {
     let help = help.to_string();
     assert!(help.contains("TCPCLOSE_STUCK_AFTER") && !help.contains("TCPCLOSE_CHECK_CONFIG"), "{help}");
 }
+
+#[test]
+fn the_packaged_file_says_every_default_and_changes_nothing() {
+    let file = template();
+    let code: Vec<&str> = file.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    assert_eq!(code, [""; 0], "{file}");
+    assert!(file.lines().all(|line| line.chars().count() <= 120), "{file}");
+    let plain = settings(&[], &[], None);
+    assert_eq!(settings(&[], &[], Some(&file)), plain);
+
+    // Every setting is in it, and with the # off it is what it was.
+    let settable: Vec<&str> =
+        file.lines().filter(|line| line.starts_with('#') && !line.starts_with("# ")).collect();
+    let settable: Vec<&str> = settable.into_iter().filter(|line| *line != "#").collect();
+    assert_eq!(settable.len(), plain.lines().count(), "{file}");
+    let with_default = settable.iter().filter(|line| !line.ends_with("# not set"));
+    let uncommented: String =
+        with_default.map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+    let without_places = |text: &str| {
+        let values = text.lines().map(|line| line.split("  # ").next().unwrap_or_default().to_owned());
+        values.collect::<Vec<_>>()
+    };
+    let same = settings(&[], &[], Some(&uncommented));
+    assert_eq!(without_places(&same), without_places(&plain));
+    assert!(
+        uncommented.contains("listen = [\"127.0.0.1:9923\"]\n") && uncommented.contains("max-ports = 32\n")
+    );
+    assert!(file.contains("[TCPCLOSE_STATE_HOOK]\n#   auto: The best that this kernel loads\n"), "{file}");
+}
