@@ -11,6 +11,7 @@ mod apt;
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 #[path = "../../tcpclose-userspace/src/progress.rs"]
 mod progress;
@@ -42,6 +43,7 @@ enum Command {
     Accuracy(accuracy::Arguments),
     Bench(bench::Arguments),
     Demo(demo::Arguments),
+    Fuzz(fuzz::Arguments),
     #[command(hide = true)]
     DemoPlayer(demo::stage::Arguments),
 }
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Accuracy(arguments) => accuracy::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
         Command::Demo(arguments) => demo::command(&arguments),
+        Command::Fuzz(arguments) => fuzz::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     };
     match done {

@@ -34,6 +34,8 @@ pub enum Purpose {
     Test,
     /// Measuring what the agent costs
     Bench,
+    /// Fuzzing
+    Fuzz,
     /// All of these
     All,
 }
@@ -84,6 +86,9 @@ const BENCH_TOOLS: &[Tool] = &[
     },
 ];
 
+/// What the fuzzer takes besides the agent's toolchain.
+const FUZZ_TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++", why: "builds libFuzzer" }];
+
 const VM_TOOLS: &[Tool] = &[
     Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
     Tool { program: "setpriv", package: "util-linux", why: "ends a guest with its xtask" },
@@ -104,6 +109,7 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
         Purpose::Vm => " and what guests take",
         Purpose::Test => ", the tests' tools and what guests take",
         Purpose::Bench => " and what benchmarks compare with",
+        Purpose::Fuzz => " and what builds libFuzzer",
         Purpose::All => ", the tests' and benchmarks' tools and what guests take",
     };
     println!("{done}: found {rustc} ({release}), {linker}{tests}");
@@ -128,6 +134,9 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
     }
     if matches!(purpose, Purpose::Bench | Purpose::All) {
         tools.extend(BENCH_TOOLS);
+    }
+    if matches!(purpose, Purpose::Fuzz | Purpose::All) {
+        tools.extend(FUZZ_TOOLS);
     }
     if matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE {
         tools.extend(VM_TOOLS);
