@@ -5,7 +5,7 @@
 //! * [`targets::sock_diag`]: the datagrams of a dump.
 //! * [`targets::state`]: the state file.
 //! * [`targets::query`]: paths and queries of the unix socket, filters of who watches, orders to kill.
-//! * [`targets::config`]: the agent's TOML file.
+//! * [`targets::config`]: the agent's TOML file; [`targets::web`]: the web configuration.
 //!
 //! A target more is a file in `targets/`, a line in [`TARGETS`] and a folder with seeds in `corpus/`.
 //!
@@ -24,6 +24,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("records", targets::records::read),
     ("sock_diag", targets::sock_diag::read),
     ("state", targets::state::read),
+    ("web", targets::web::read),
 ];
 
 #[cfg(test)]

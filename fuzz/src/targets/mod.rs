@@ -5,6 +5,7 @@ pub mod query;
 pub mod records;
 pub mod sock_diag;
 pub mod state;
+pub mod web;
 
 /// Bytes that are taken from the front.
 struct Bytes<'a>(&'a [u8]);

@@ -51,7 +51,10 @@ fn a_container_of_the_agents_own_pod_is_told_with_its_pod() {
             let of_pod = owner(&output, sibling.pid());
             assert_eq!(of_pod.place.container_id, Some(format!("containerd://{others}")));
             assert_eq!((of_pod.place.pod_uid.as_deref(), &of_pod.place.unit), (Some(UID), &None));
-            assert_eq!(owner(&output, elsewhere.pid()).place.container_id, Some(format!("docker://{elsewheres}")));
+            assert_eq!(
+                owner(&output, elsewhere.pid()).place.container_id,
+                Some(format!("docker://{elsewheres}"))
+            );
         }
         // Who may not leave the namespace tells what is left of the paths, and nothing besides.
         let bound = within(&["setpriv", "--bounding-set=-sys_admin"])
