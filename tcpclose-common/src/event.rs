@@ -237,7 +237,8 @@ impl Record {
         let head = record.head();
         let open = matches!(record, Self::Open(_));
         let (old, new) = (u32::from(head.old), u32::from(head.new));
-        let sound = (head.flags & flags::OPEN != 0) == open
+        let kind = if open { flags::OPEN } else { 0 };
+        let sound = head.flags & (flags::OPEN | flags::NOTICE) == kind
             && crate::state::is_close_step(old, new)
             && crate::state::TcpState::from_raw(head.old).is_some()
             && open == crate::state::opens_life(old);
@@ -389,6 +390,12 @@ mod tests {
         }
         let head = Head { err: 99, flags: flags::NOTICE, ..open().head };
         assert_eq!(Record::decode(&bytes(&Notice { head, sk: 9 })), None);
+        // Its length is a notice's and no other record's.
+        let step = Step { head: Head { old: 5, new: 7, ..head }, numbers: Numbers::default() };
+        assert_eq!(Record::decode(&bytes(&FlowStep { step, flow: 1 })), None);
+        let mut open = open();
+        open.head.flags |= flags::NOTICE;
+        assert_eq!(Record::decode(&bytes(&open)), None);
     }
 
     #[test]

@@ -95,19 +95,20 @@ impl std::error::Error for Failure {}
 /// `text` with control characters escaped: a program's name, or what a stranger answered, must not reach the
 /// terminal as commands or as lines of its own.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    // The bidirectional marks reorder what stands around them.
-    let hostile = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    if !text.chars().any(hostile) {
+    if !text.chars().any(is_hostile) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if hostile(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
+        if is_hostile(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
     }
     Cow::Owned(escaped)
+}
+
+/// Whether a terminal may take it for a command, or put what follows elsewhere. All of these are below 2¹⁶.
+pub fn is_hostile(c: char) -> bool {
+    // The bidirectional marks reorder what stands around them.
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod fuzz;
 mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 #[path = "../../tcpclose-userspace/src/progress.rs"]
@@ -45,6 +46,7 @@ enum Command {
     Bench(bench::Arguments),
     Demo(demo::Arguments),
     Package(package::Arguments),
+    Fuzz(fuzz::Arguments),
     #[command(hide = true)]
     DemoPlayer(demo::stage::Arguments),
 }
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::command(&arguments),
         Command::Demo(arguments) => demo::command(&arguments),
         Command::Package(arguments) => package::command(&arguments),
+        Command::Fuzz(arguments) => fuzz::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     };
     match done {

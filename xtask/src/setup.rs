@@ -38,6 +38,8 @@ pub enum Purpose {
     Package,
     /// Making packages, and trying them
     Trial,
+    /// Fuzzing
+    Fuzz,
     /// All of these
     All,
 }
@@ -103,6 +105,8 @@ const TRIAL_TOOLS: &[Tool] = &[
     Tool { program: "debootstrap", package: "debootstrap", why: "makes roots to try packages in" },
     Tool { program: "ip", package: "iproute2", why: "has a network namespace up" },
 ];
+/// What the fuzzer takes besides the agent's toolchain.
+const FUZZ_TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++", why: "builds libFuzzer" }];
 
 const VM_TOOLS: &[Tool] = &[
     Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
@@ -125,6 +129,7 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
         Purpose::Vm => " and what guests take",
         Purpose::Test => ", the tests' tools and what guests take",
         Purpose::Bench => " and what benchmarks compare with",
+        Purpose::Fuzz => " and what builds libFuzzer",
         Purpose::Package => " and what makes packages",
         Purpose::Trial => " and what makes and tries packages",
         Purpose::All => ", the tests', benchmarks' and packages' tools and what guests take",
@@ -157,6 +162,9 @@ pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
     }
     if matches!(purpose, Purpose::Trial | Purpose::All) {
         tools.extend(TRIAL_TOOLS);
+    }
+    if matches!(purpose, Purpose::Fuzz | Purpose::All) {
+        tools.extend(FUZZ_TOOLS);
     }
     if matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE {
         tools.extend(VM_TOOLS);

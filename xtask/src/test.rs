@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::{package, sh, vm};
+use crate::{fuzz, package, sh, vm};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
 pub struct Arguments {
-    /// Also what takes long: floods, here and in guests, and the packages
+    /// Also what takes long: a fuzzer, torture, floods, here and in guests, and the packages
     #[arg(long)]
     all: bool,
 }
@@ -35,6 +35,7 @@ const STEPS: &[(&str, Step)] = &[
     ("fmt", fmt),
     ("clippy", clippy),
     ("unit tests", unit),
+    ("fuzz", fuzz),
     ("live tests", live),
     ("guests", guests),
     ("packages", packages),
@@ -44,7 +45,7 @@ const STEPS: &[(&str, Step)] = &[
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    for (name, step) in STEPS {
+    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.all || *name != "fuzz") {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {
@@ -92,10 +93,23 @@ fn clippy(_: &Arguments) -> Result<Outcome> {
     )
 }
 
+/// How many histories the property tests try: some seconds' worth, or minutes'.
+const CASES: &str = "PROPTEST_CASES";
+const MANY_CASES: &str = "10000";
+
 fn unit(arguments: &Arguments) -> Result<Outcome> {
     let mut command = sh::cargo();
     command.args(["test", "--workspace", "--exclude", "tcpclose-ebpf", "--lib", "--bins"]);
+    if arguments.all && env::var_os(CASES).is_none() {
+        command.env(CASES, MANY_CASES);
+    }
     passed(with_long(&mut command, arguments))
+}
+
+/// Their corpus is played by the unit tests.
+fn fuzz(_: &Arguments) -> Result<Outcome> {
+    fuzz::command(&fuzz::Arguments::usual())?;
+    Ok(Outcome::Passed)
 }
 
 /// The integration tests: real sockets, the kernel's own tracepoint. All of it needs root.
@@ -186,12 +200,16 @@ pub fn can_sudo() -> bool {
 
 /// The variable by which cargo is told how to start what it builds for the host.
 fn runner_variable() -> Result<String> {
-    let version = sh::ask(sh::cargo().arg("-vV")).context("cargo -vV failed")?;
-    let host = host(&version).context("cargo -vV names no host")?;
-    Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace(['-', '.'], "_")))
+    Ok(format!("CARGO_TARGET_{}_RUNNER", host()?.to_uppercase().replace(['-', '.'], "_")))
 }
 
-fn host(version: &str) -> Option<&str> {
+/// The machine that cargo builds for unless told otherwise, as it calls it.
+pub fn host() -> Result<String> {
+    let version = sh::ask(sh::cargo().arg("-vV")).context("cargo -vV failed")?;
+    host_in(&version).map(str::to_owned).context("cargo -vV names no host")
+}
+
+fn host_in(version: &str) -> Option<&str> {
     version.lines().find_map(|line| line.strip_prefix("host:")).map(str::trim)
 }
 
@@ -202,8 +220,8 @@ mod tests {
     #[test]
     fn cargo_names_its_host() {
         let text = "cargo 1.95.0\nrelease: 1.95.0\nhost: x86_64-unknown-linux-gnu\nos: Debian\n";
-        assert_eq!(host(text), Some("x86_64-unknown-linux-gnu"));
-        assert_eq!(host("cargo 1.95.0\n"), None);
+        assert_eq!(host_in(text), Some("x86_64-unknown-linux-gnu"));
+        assert_eq!(host_in("cargo 1.95.0\n"), None);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 /// other programs but busybox's.
 const GUEST_PROGRAMS: &[&str] = &["closes", "cases"];
 /// Those that take long, all of whose tests are marked so.
-const LONG_PROGRAMS: &[&str] = &["reuse", "flood"];
+const LONG_PROGRAMS: &[&str] = &["reuse", "flood", "wall_clock"];
 
 /// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];

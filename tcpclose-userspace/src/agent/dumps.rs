@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::kernel::host;
 use crate::kernel::netns::{Descriptors, Place};
 use crate::kernel::survey::{self, Answer, Ask, Key};
+use crate::terms::Phase;
 use crate::tracker::join::Suspect;
 
 use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS};
@@ -94,7 +95,12 @@ fn absent(places: &[(u32, Place)], mut suspects: Vec<Suspect>) -> Result<(Vec<Su
     let keys: Vec<Key> = suspects.iter().map(key).collect();
     let (answers, cpu_ns) = survey::look_up(places, &keys)?;
     let mut answers = answers.into_iter();
-    suspects.retain(|_| answers.next() == Some(Answer::Gone));
+    suspects.retain(|_| match answers.next() {
+        Some(Answer::Gone) => true,
+        // Another connection of these addresses, or another of this socket: what was closing is over.
+        Some(Answer::There(socket)) => Phase::of(socket.state).is_none(),
+        Some(Answer::Unknown) | None => false,
+    });
     Ok((suspects, cpu_ns))
 }
 

@@ -146,7 +146,10 @@ pub async fn document(query: &str, engine: &RefCell<Engine>) -> Result<Vec<u8>, 
 }
 
 /// Reads the query's fields; keys that it does not know are a newer client's.
-fn parse(query: &str) -> Result<usize, String> {
+///
+/// # Errors
+/// What is wrong with one that it knows.
+pub fn parse(query: &str) -> Result<usize, String> {
     let mut limit = TUPLES;
     for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
         if key == "limit" {

@@ -124,16 +124,21 @@ pub async fn describe(
     spawn_blocking(describe).await.context("the look for owners died")?
 }
 
-struct Asked {
-    phase: Phase,
-    older_than: Option<Duration>,
+/// What a query asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub phase: Phase,
+    pub older_than: Option<Duration>,
     /// What is known of an owner is said once.
-    owners_once: bool,
-    depth: Depth,
+    pub owners_once: bool,
+    pub depth: Depth,
 }
 
 /// Reads the query's fields; keys that it does not know are a newer client's and change nothing that it asks here.
-fn parse(query: &str) -> Result<Asked, String> {
+///
+/// # Errors
+/// What is wrong with one that it knows.
+pub fn parse(query: &str) -> Result<Asked, String> {
     let mut asked =
         Asked { phase: Phase::CloseWait, older_than: None, owners_once: false, depth: Depth::WithPeers };
     for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {

@@ -2,21 +2,22 @@
 
 use std::fs;
 use std::ops::RangeInclusive;
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::kernel::mib;
 
-/// CLOCK_MONOTONIC, nanoseconds: the clock of `bpf_ktime_get_ns`.
+/// CLOCK_MONOTONIC of the host, nanoseconds: the clock of `bpf_ktime_get_ns`, whatever time namespace this process is in.
 pub fn monotonic_ns() -> u64 {
-    nanoseconds(ClockId::Monotonic)
+    nanoseconds(ClockId::Monotonic).saturating_add_signed(-AHEAD.monotonic_ns)
 }
 
 /// CLOCK_MONOTONIC as of the last tick, nanoseconds: how far the tick counter had come (kernel/time/tick-sched.c,
 /// tick_do_update_jiffies64(), 5.8 to 6.18). On a virtual machine whose CPUs have to wait it comes late: 71 ms were seen.
 pub fn tick_ns() -> u64 {
-    nanoseconds(ClockId::MonotonicCoarse)
+    nanoseconds(ClockId::MonotonicCoarse).saturating_add_signed(-AHEAD.monotonic_ns)
 }
 
 /// CPU time of the calling thread, nanoseconds.
@@ -26,7 +27,31 @@ pub fn thread_cpu_ns() -> u64 {
 
 /// Time since boot, suspends included, nanoseconds. Never less than what the kernel's tick counter has counted.
 pub fn uptime_ns() -> u64 {
-    nanoseconds(ClockId::Boottime)
+    nanoseconds(ClockId::Boottime).saturating_add_signed(-AHEAD.boottime_ns)
+}
+
+/// By how much the clocks of this process are ahead of the host's (time_namespaces(7), since 5.6).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Ahead {
+    monotonic_ns: i64,
+    boottime_ns: i64,
+}
+
+/// A process stays in the time namespace that it was started in.
+static AHEAD: LazyLock<Ahead> = LazyLock::new(|| {
+    fs::read_to_string("/proc/self/timens_offsets").map(|text| Ahead::parse(&text)).unwrap_or_default()
+});
+
+impl Ahead {
+    /// Reads lines like `monotonic  1000  0`: seconds and nanoseconds.
+    fn parse(text: &str) -> Self {
+        let of = |clock: &str| {
+            let mut words = text.lines().find_map(|line| line.strip_prefix(clock))?.split_ascii_whitespace();
+            let mut number = || words.next()?.parse::<i64>().ok();
+            number()?.checked_mul(1_000_000_000)?.checked_add(number()?)
+        };
+        Self { monotonic_ns: of("monotonic").unwrap_or(0), boottime_ns: of("boottime").unwrap_or(0) }
+    }
 }
 
 fn nanoseconds(clock: ClockId) -> u64 {
@@ -142,6 +167,14 @@ mod tests {
         assert!(time_wait_overflows().is_some() && time_wait_limit_used().is_some());
         assert!(wall_clock().ends_with('Z') && wall_clock().len() == "2026-11-22T11:00:00.123456789Z".len());
         assert!(ip_local_port_range().start() < ip_local_port_range().end());
+    }
+
+    #[test]
+    fn a_time_namespace_is_read_from_its_lines() {
+        let text = "monotonic           1000         5\nboottime             -20         0\n";
+        let ahead = Ahead { monotonic_ns: 1_000_000_000_005, boottime_ns: -20_000_000_000 };
+        assert_eq!(Ahead::parse(text), ahead);
+        assert_eq!(Ahead::parse(""), Ahead::default());
     }
 
     #[test]

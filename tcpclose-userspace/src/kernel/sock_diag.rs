@@ -9,6 +9,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::ControlFlow;
 
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
@@ -252,29 +253,42 @@ pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
-        let mut rest = &buffer[..];
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest).map_err(|_| {
-                io::Error::new(ErrorKind::InvalidData, "sock_diag: malformed netlink framing")
-            })?;
-            let (kind, payload) = (message.message_type(), message.payload());
-            // Messages are aligned to 4 bytes; the last one of a datagram may go without its padding.
-            let next = (message.length() as usize).next_multiple_of(4).min(rest.len());
-            let ours = message.sequence_number() == SEQUENCE;
-            let flags = message.flags();
-            rest = &rest[next..];
-            match kind {
-                _ if !ours => {}
-                NLMSG_ERROR | NLMSG_DONE => return status(payload),
-                _ => {
-                    take(Answer { flags, payload, seen_ns, window_ns });
-                    if !dumping {
-                        return Ok(());
-                    }
-                }
-            }
+        let over = messages(&buffer, |flags, payload| {
+            take(Answer { flags, payload, seen_ns, window_ns });
+            if dumping { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        if over.is_break() {
+            return Ok(());
         }
     }
+}
+
+/// Hands flags and payload of every message in `datagram` to `take`, until that or the message says that it was the last
+/// of the answer.
+///
+/// # Errors
+/// The errno that ends an answer, and what is no netlink message.
+pub fn messages<'a>(
+    datagram: &'a [u8],
+    mut take: impl FnMut(u16, &'a [u8]) -> ControlFlow<()>,
+) -> io::Result<ControlFlow<()>> {
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest)
+            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "sock_diag: malformed netlink framing"))?;
+        let (kind, flags, payload) = (message.message_type(), message.flags(), message.payload());
+        // Messages are aligned to 4 bytes; the last one of a datagram may go without its padding.
+        let next = (message.length() as usize).next_multiple_of(4).min(rest.len());
+        let ours = message.sequence_number() == SEQUENCE;
+        rest = rest.get(next..).unwrap_or_default();
+        match kind {
+            _ if !ours => {}
+            NLMSG_ERROR | NLMSG_DONE => return status(payload).map(ControlFlow::Break),
+            _ if take(flags, payload).is_break() => return Ok(ControlFlow::Break(())),
+            _ => {}
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 fn is_dump(request: &[u8]) -> bool {

@@ -6,7 +6,9 @@ use tcpclose_common::event::Head;
 
 use crate::terms::Flow;
 
+use super::fact::Sink;
 use super::life::{Body, Life};
+use super::transition::Told;
 use super::{Host, Identity, Tracker};
 
 impl Tracker {
@@ -24,6 +26,29 @@ impl Tracker {
         let at = self.slot_of_flow(head.netns, flow_hash)?;
         // The flow's minisocket does not step; this is a later socket of which the first record was lost.
         (self.lives[at].body == Body::Socket).then_some(at)
+    }
+
+    /// Clears, at the classic door, what stands under the address or the flow of a socket that steps and whose first record
+    /// was lost.
+    pub(super) fn make_way(&mut self, head: &Head, flow_hash: u64, out: &mut impl Sink) {
+        if self.by_cookie {
+            return;
+        }
+        if let Some(at) = self.at(head.key) {
+            let known = self.lives[at].flow.hash64();
+            if known != 0 && known != flow_hash {
+                // The slab gave the address to another socket; the end of this one was lost, too.
+                self.displaced(at, head.time_ns, out);
+            } else {
+                return;
+            }
+        }
+        // One flow, one socket: the earlier connection's minisocket is gone.
+        if let Some(at) = self.slot_of_flow(head.netns, flow_hash)
+            && self.lives[at].body == Body::Minisocket
+        {
+            self.end_minisocket(at, head.time_ns, Told::BY_ANOTHER, out);
+        }
     }
 
     /// The life that is kept under `key`.

@@ -186,6 +186,7 @@ impl Tracker {
             return;
         }
         let Life { phase, since, counted, event_ns, .. } = self.remove(other);
+        self.changed(at);
         let life = &mut self.lives[at];
         (life.phase, life.since) = (phase, since);
         life.counted |= counted;
@@ -251,7 +252,7 @@ impl Tracker {
         }
         if flipped {
             // Not before the last sighting in FIN-WAIT-2, nor before the hand-over, nor after this sighting.
-            let floor = life.event_ns.max(life.seen_ns).max(life.since.latest_ns);
+            let floor = life.event_ns.max(life.seen_ns).max(life.since.earliest_ns);
             let since = match self.time_wait_entry(seen) {
                 Some(entry) => Since::exact(entry.clamp(floor, floor.max(seen.seen_ns))),
                 None => Since { earliest_ns: floor, latest_ns: seen.seen_ns },
@@ -367,23 +368,25 @@ impl Tracker {
     }
 
     /// Lives that this dump should have seen. A minisocket whose timer was due ends, and one whose flow has another
-    /// socket now; the others are suspects. Of those that are too many to be looked up, the ones that the dump before
-    /// this one should have seen too are gone: what a dump skips is a chance of where its batches end, and does not
-    /// strike twice. So a table of minisockets that is full, which leaves nothing of each close, and on the `diag` rung
-    /// no word of that, cannot make us hold more than what closes within a few dumps.
+    /// socket now; the others are suspects. Of those that are too many to be looked up, or have no addresses to be found
+    /// by, the ones that the dump before this one should have seen too are gone: what a dump skips is a chance of where
+    /// its batches end, and does not strike twice. So a table of minisockets that is full, which leaves nothing of each
+    /// close, and on the `diag` rung no word of that, cannot make us hold more than what closes within a few dumps.
     fn absent(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
         let mut over = Vec::new();
-        let mut missed_twice = Vec::new();
+        let mut gone = Vec::new();
         let mut suspects = Vec::new();
         // One flow, one socket. Where flows are reused fast, more minisockets end this way between two dumps than can
-        // be looked up one by one. (At the classic door the later socket's first record has ended them.)
+        // be looked up one by one. (At the classic door the later socket's first record has ended them. Where that was lost,
+        // a look-up could not tell what has no cookie from the later socket.)
         let mut taken: Option<HashSet<(u32, Flow, u32)>> = None;
         let by_cookie = self.by_cookie;
         let interfaces = &self.interfaces;
         let interface_of = |life: &Life| interfaces.get(&life.cookie).copied().unwrap_or(0);
         let mut is_taken = |life: &Life| {
             let flows = || view.seen.iter().map(|seen| (seen.netns, seen.flow, seen.interface)).collect();
-            by_cookie
+            let nameless = !by_cookie && life.cookie == 0;
+            (nameless || by_cookie && life.body == Body::Minisocket)
                 && taken.get_or_insert_with(flows).contains(&(life.netns, life.flow, interface_of(life)))
         };
         for (at, life) in &mut self.lives {
@@ -399,7 +402,9 @@ impl Tracker {
                 && (due && (!self.told.lives || self.loss.is_some()) || is_taken(life))
             {
                 over.push(at);
-            } else if suspects.len() < most {
+            } else if life.body == Body::Socket && is_taken(life) {
+                gone.push(at);
+            } else if suspects.len() < most && life.flow.has_addresses() {
                 suspects.push(Suspect {
                     netns: life.netns,
                     flow: life.flow,
@@ -410,7 +415,7 @@ impl Tracker {
                     seen_ns: life.seen_ns,
                 });
             } else if life.missed {
-                missed_twice.push(at);
+                gone.push(at);
             } else {
                 self.unsettled = true;
             }
@@ -419,7 +424,7 @@ impl Tracker {
         for at in over {
             self.end_minisocket(at, view.started_ns, Told::BY_DUMP, out);
         }
-        for at in missed_twice {
+        for at in gone {
             self.end_absent(at, view.started_ns, out);
         }
         suspects

@@ -198,6 +198,7 @@ impl Tracker {
             Record::Open(open) => self.open(open, old, new, out),
             Record::Step(step, flow) => {
                 let Some(left) = Phase::of(old) else { return };
+                self.make_way(head, *flow, out);
                 let at = self
                     .slot_of_step(head, *flow)
                     .unwrap_or_else(|| self.stranger(head, *flow, left, Body::Socket));

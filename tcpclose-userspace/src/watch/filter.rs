@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::terms::{Outcome, Phase};
 use crate::tracker::transition::Transition;
 
+/// Nothing lasts longer, and no longer number of nanoseconds can be read: 584 years.
+const LONGEST: Duration = Duration::from_nanos(u64::MAX);
+
 /// An empty one lets everything through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
@@ -41,7 +44,7 @@ impl Filter {
         fields.extend(self.outcomes.iter().map(|outcome| format!("outcome={}", outcome.name())));
         fields.extend(self.pid.map(|pid| format!("pid={pid}")));
         if !self.longer_than.is_zero() {
-            fields.push(format!("longer_than={}ns", self.longer_than.as_nanos()));
+            fields.push(format!("longer_than={}ns", self.longer_than.min(LONGEST).as_nanos()));
         }
         if self.more {
             fields.push("more=1".to_owned());
@@ -71,7 +74,7 @@ impl Filter {
                 "pid" => filter.pid = Some(value.parse().map_err(|_| wrong("not a process id"))?),
                 "longer_than" => {
                     let bound = humantime::parse_duration(value);
-                    filter.longer_than = bound.map_err(|why| wrong(&why.to_string()))?;
+                    filter.longer_than = bound.map_err(|why| wrong(&why.to_string()))?.min(LONGEST);
                 }
                 "more" => filter.more = value == "1",
                 _ => return Err(format!("{key}: no such filter")),
@@ -126,6 +129,10 @@ mod tests {
         let filter = Filter::parse(query).unwrap();
         assert_eq!((filter.query().as_str(), filter.longer_than), (query, Duration::from_millis(1500)));
         assert_eq!(Filter::parse(&Filter::default().query()), Ok(Filter::default()));
+        for longest in ["584years", "585years", "18446744073709551615s"] {
+            let filter = Filter::parse(&format!("longer_than={longest}")).unwrap();
+            assert_eq!(Filter::parse(&filter.query()), Ok(filter));
+        }
         for bad in
             ["port=", "port=70000", "state=limbo", "outcome=good", "pid=x", "longer_than=soon", "color=red"]
         {

@@ -80,7 +80,11 @@ pub fn read(path: &Path, command: &Command) -> Result<Vec<Entry>, Unread> {
     }
 }
 
-fn entries(text: &str, file: &str, command: &Command) -> Result<Vec<Entry>, Failure> {
+/// The settings in the `text` of a `file`.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn entries(text: &str, file: &str, command: &Command) -> Result<Vec<Entry>, Failure> {
     let table: Table = toml::from_str(text).map_err(|error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;

@@ -111,6 +111,21 @@ pub fn documented() -> Command {
     root.subcommand_required(true).subcommands(shown)
 }
 
+/// The agent's settings by the `text` of a file and nothing else, as `--check-config` prints them.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn of_text(text: &str) -> Result<String, Failure> {
+    let command = Cli::command().mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists));
+    let entries = file::entries(text, "tcpclose.toml", &command)?;
+    let all: Vec<&Entry> = entries.iter().collect();
+    let refused = |error: Error| Failure::of_arguments(&error);
+    let parsed = with_defaults(command.clone(), &entries).try_get_matches_from(["tcpclose", AGENT]);
+    let matches = parsed.map_err(refused)?;
+    Cli::from_arg_matches(&matches).map_err(refused)?;
+    Ok(show::settings(&command, &matches, &all))
+}
+
 /// The one command that has settings.
 const AGENT: &str = "agent";
 

@@ -44,13 +44,26 @@ fn value(agent: &ArgMatches, arg: &Arg) -> Option<String> {
 pub fn written<'a>(arg: &Arg, values: impl IntoIterator<Item = &'a OsStr>) -> String {
     let values = values.into_iter().map(|value| {
         let text = value.to_string_lossy();
-        // What JSON writes for a text, TOML reads. A mode begins with 0, as no number of theirs may.
-        if text.parse::<u64>().is_ok_and(|number| number.to_string() == text) {
-            text.into_owned()
-        } else {
-            serde_json::Value::from(text).to_string()
+        // A number as TOML writes it: not `080`, nor one beyond its range.
+        match text.parse::<i64>() {
+            Ok(number) if number.to_string() == *text => text.into_owned(),
+            _ => quoted(&text),
         }
     });
     let values: Vec<String> = values.collect();
     if is_list(arg) { format!("[{}]", values.join(", ")) } else { values.concat() }
+}
+
+/// A text in TOML, with nothing in it that could harm a terminal or that TOML forbids.
+fn quoted(text: &str) -> String {
+    // What JSON writes for a text, TOML reads; but for DEL, which JSON leaves as it is.
+    let mut quoted = String::new();
+    for c in serde_json::Value::from(text).to_string().chars() {
+        if crate::failure::is_hostile(c) {
+            quoted.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            quoted.push(c);
+        }
+    }
+    quoted
 }

@@ -187,3 +187,19 @@ fn the_packaged_file_says_every_default_and_changes_nothing() {
     );
     assert!(file.contains("[TCPCLOSE_STATE_HOOK]\n#   auto: The best that this kernel loads\n"), "{file}");
 }
+
+/// What a fuzzer found: numbers that TOML writes otherwise, and characters that it does not allow.
+#[test]
+fn what_is_shown_can_be_read_again() {
+    for text in [
+        "name-port = \"080\"",
+        "state-dir = '18446744073709551615'",
+        "socket = \"/a\\u007f\\u202e\\n\\u0080\"",
+    ] {
+        let shown = of_text(text).unwrap();
+        let again = of_text(&shown).unwrap();
+        let key = text.split(' ').next().unwrap();
+        assert_eq!(line(&again, key), line(&shown, key));
+        assert!(!shown.chars().any(|c| c != '\n' && crate::failure::is_hostile(c)), "{shown:?}");
+    }
+}

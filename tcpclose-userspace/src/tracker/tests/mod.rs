@@ -17,6 +17,7 @@ mod dumps;
 mod elsewhere;
 mod hooks;
 mod losses;
+mod model;
 mod steps;
 mod watched;
 
@@ -116,9 +117,9 @@ impl Bench {
         }
     }
 
-    fn take(&mut self, head: Head, flow: &Flow) {
+    fn record_of(&self, head: Head, flow: &Flow) -> Record {
         let hash = if self.by_cookie { 0 } else { flow.hash64() };
-        let record = if tcpclose_common::state::opens_life(head.old.into()) {
+        if tcpclose_common::state::opens_life(head.old.into()) {
             Record::Open(Open {
                 head: Head { flags: head.flags | OPEN, ..head },
                 numbers: self.numbers,
@@ -129,7 +130,11 @@ impl Bench {
             })
         } else {
             Record::Step(Step { head, numbers: self.numbers }, hash)
-        };
+        }
+    }
+
+    fn take(&mut self, head: Head, flow: &Flow) {
+        let record = self.record_of(head, flow);
         self.tracker.record(&record, &mut self.heard);
     }
 

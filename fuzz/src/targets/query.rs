@@ -1,0 +1,61 @@
+//! What a request asks: `METHOD PATH?QUERY` and, behind a line's end, its body.
+
+use hyper::Uri;
+use tcpclose_userspace::agent::{exhaustion, kill, lines, page, queries};
+use tcpclose_userspace::failure::printable;
+use tcpclose_userspace::kill::Order;
+use tcpclose_userspace::watch::filter::Filter;
+
+/// Reads it as the agent does, behind its HTTP library.
+pub fn read(bytes: &[u8]) {
+    let at = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
+    let (target, body) = bytes.split_at(at);
+    let body = body.get(1..).unwrap_or_default();
+    let Ok(uri) = Uri::try_from(target) else { return };
+    let query = uri.query().unwrap_or_default();
+    let refusal = match uri.path() {
+        queries::PATH => match queries::parse(query) {
+            Ok(asked) => {
+                // The answer names the bound in a header.
+                if let Some(bound) = asked.older_than {
+                    let said = humantime::format_duration(bound).to_string();
+                    assert_eq!(humantime::parse_duration(&said), Ok(bound), "{query}");
+                }
+                return;
+            }
+            Err(why) => why,
+        },
+        exhaustion::PATH => match exhaustion::parse(query) {
+            Ok(limit) => return assert!(limit <= 1000, "{query}"),
+            Err(why) => why,
+        },
+        lines::PATH => match Filter::parse(query) {
+            Ok(filter) => {
+                assert_eq!(Filter::parse(&filter.query()).as_ref(), Ok(&filter), "{query}");
+                return;
+            }
+            Err(why) => why,
+        },
+        kill::PATH => match serde_json::from_slice::<Order>(body) {
+            Ok(order) => {
+                let Ok(text) = serde_json::to_vec(&order) else { panic!("{order:?} cannot be written") };
+                match serde_json::from_slice::<Order>(&text) {
+                    Ok(again) => assert_eq!(without_times(again), without_times(order)),
+                    Err(why) => panic!("{order:?}: {why}"),
+                }
+                return;
+            }
+            Err(why) => why.to_string(),
+        },
+        path => {
+            let _ = page::Page::at(path);
+            return;
+        }
+    };
+    assert!(!refusal.is_empty() && !printable(&refusal).contains('\n'), "{refusal}");
+}
+
+/// Numbers with a point are read to within their last digit.
+fn without_times(order: Order) -> Order {
+    Order { stuck_after_seconds: 0.0, max_age_seconds: None, ..order }
+}

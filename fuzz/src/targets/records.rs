@@ -1,0 +1,136 @@
+//! Records of the ring: a byte that says the rung, then each record behind its length.
+
+use tcpclose_common::event::{FlowStep, Head, Notice, Numbers, Open, Record, Step};
+use tcpclose_userspace::ledger::Ledger;
+use tcpclose_userspace::ledger::census::StuckAfter;
+use tcpclose_userspace::ledger::names::Names;
+use tcpclose_userspace::terms::Phase;
+use tcpclose_userspace::tracker::fact::{Fact, Sink};
+use tcpclose_userspace::tracker::notice::Told;
+use tcpclose_userspace::tracker::transition::Transition;
+use tcpclose_userspace::tracker::{Host, Tracker};
+
+use super::Bytes;
+
+const HERE: u32 = 1;
+/// Later than any host has run, and so far from the end that no sum of instants leaves its type.
+const LATEST_NS: u64 = 1 << 62;
+
+struct Books {
+    ledger: Ledger,
+    closes: u64,
+    dwelt: u64,
+}
+
+impl Sink for Books {
+    fn fact(&mut self, at_ns: u64, fact: Fact) {
+        match fact {
+            Fact::Closed { .. } => self.closes += 1,
+            Fact::Dwelt { ns, .. } => {
+                assert!(ns < LATEST_NS, "{fact:?}");
+                self.dwelt += 1;
+            }
+            _ => {}
+        }
+        self.ledger.fact(at_ns, fact);
+    }
+
+    fn is_watched(&self) -> bool {
+        true
+    }
+
+    fn transition(&mut self, step: Transition) {
+        assert!(step.spent.max_ns.is_none_or(|max| step.spent.min_ns <= max), "{step:?}");
+    }
+}
+
+/// Reads them, and hands them to a tracker.
+pub fn read(bytes: &[u8]) {
+    let mut rest = Bytes(bytes);
+    let rung = rest.byte();
+    let [by_cookie, told, hooks] = [1, 2, 4].map(|bit| rung & bit != 0);
+    let host = Host { netns: HERE, everywhere: rung & 8 != 0, told, ephemeral: 32768..=60999 };
+    let mut tracker = Tracker::new(host, by_cookie);
+    tracker.set_told(Told { births: hooks, lives: hooks, resets: hooks, since_ns: 0 });
+    let ledger = Ledger::new(Names::new(4, &[], 32768..=60999));
+    let mut books = Books { ledger, closes: 0, dwelt: 0 };
+    let (mut records, mut latest) = (0, 0);
+    while !rest.0.is_empty() {
+        let length = usize::from(rest.byte());
+        let bytes = rest.take(length);
+        let Some(mut record) = Record::decode(bytes) else { continue };
+        assert_eq!(Record::decode(&encode(&record)), Some(record));
+        let head = match &mut record {
+            Record::Open(open) => &mut open.head,
+            Record::Step(step, _) => &mut step.head,
+            Record::Notice(notice, _) => &mut notice.head,
+        };
+        head.time_ns %= LATEST_NS;
+        latest = latest.max(head.time_ns);
+        records += 1;
+        tracker.record(&record, &mut books);
+        assert!(tracker.len() <= records);
+        if rung & 16 != 0 {
+            tracker.settle(latest, &mut books);
+        }
+        if rung & 32 != 0 && records % 8 == 0 {
+            tracker.records_lost(latest);
+        }
+    }
+    tracker.settle(LATEST_NS + (1 << 40), &mut books);
+    let census = books.ledger.census(tracker.lives(), &StuckAfter::default(), &|_| false, latest);
+    for phase in Phase::ALL {
+        let of = census.standing.iter().filter(|((_, each), _)| *each == phase);
+        let gauge: u64 = of.map(|(_, standing)| standing.sockets).sum();
+        assert_eq!(gauge as usize, tracker.lives().filter(|life| life.phase == phase).count());
+    }
+    // A name that was lost takes its counts along.
+    assert!(books.ledger.closes().map(|(.., n)| n).sum::<u64>() <= books.closes);
+    assert!(books.ledger.durations().map(|(.., each)| each.count()).sum::<u64>() <= books.dwelt);
+}
+
+/// What the probe writes for `record`.
+pub fn encode(record: &Record) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let head = |bytes: &mut Vec<u8>, head: &Head| {
+        bytes.extend(head.key.to_ne_bytes());
+        bytes.extend(head.time_ns.to_ne_bytes());
+        bytes.extend(head.local_port.to_ne_bytes());
+        bytes.extend(head.remote_port.to_ne_bytes());
+        bytes.extend([head.old, head.new]);
+        bytes.extend(head.flags.to_ne_bytes());
+        bytes.extend(head.netns.to_ne_bytes());
+        bytes.extend(head.err.to_ne_bytes());
+        bytes.extend(head.err_soft.to_ne_bytes());
+    };
+    let numbers = |bytes: &mut Vec<u8>, numbers: &Numbers| {
+        bytes.extend(numbers.snd.to_ne_bytes());
+        bytes.extend(numbers.rcv.to_ne_bytes());
+    };
+    match record {
+        Record::Open(open) => {
+            head(&mut bytes, &open.head);
+            numbers(&mut bytes, &open.numbers);
+            for word in open.local.iter().chain(&open.remote).chain([&open.inum, &open.spare]) {
+                bytes.extend(word.to_ne_bytes());
+            }
+            assert_eq!(bytes.len(), size_of::<Open>());
+        }
+        Record::Step(step, flow) => {
+            head(&mut bytes, &step.head);
+            numbers(&mut bytes, &step.numbers);
+            assert_eq!(bytes.len(), size_of::<Step>());
+            // What is no hash is at the tp_btf door.
+            if *flow != 0 {
+                bytes.extend(flow.to_ne_bytes());
+                assert_eq!(bytes.len(), size_of::<FlowStep>());
+            }
+        }
+        Record::Notice(notice, _) => {
+            head(&mut bytes, &notice.head);
+            bytes.extend(notice.sk.to_ne_bytes());
+            assert_eq!(bytes.len(), size_of::<Notice>());
+        }
+    }
+    bytes
+}
