@@ -33,8 +33,14 @@ fn gauge(metrics: &Metrics, port: u16, state: &str) -> usize {
     metrics.sum("tcpclose_sockets", &[("state", state), ("port", &port.to_string())]) as usize
 }
 
-/// Waits until the gauges of each service equal what `ss` shows in its namespace. Returns CLOSE-WAITs and TIME-WAITs.
-fn until_equal(agent: &Agent, services: &[(&Named, u16)], when: &str) -> Vec<(usize, usize)> {
+/// Waits until the gauges of each service equal what `ss` shows in its namespace, and `all` says of the CLOSE-WAITs and
+/// TIME-WAITs of each that they are all there: a close takes a moment.
+fn until_equal(
+    agent: &Agent,
+    services: &[(&Named, u16)],
+    when: &str,
+    all: impl Fn(&[(usize, usize)]) -> bool,
+) {
     let until = Instant::now() + PATIENCE;
     loop {
         let shown = || -> Vec<Vec<usize>> {
@@ -46,9 +52,10 @@ fn until_equal(agent: &Agent, services: &[(&Named, u16)], when: &str) -> Vec<(us
             .iter()
             .map(|(_, port)| STATES.iter().map(|(state, _)| gauge(&metrics, *port, state)).collect())
             .collect();
-        if before == after && gauges == after {
+        let counted: Vec<(usize, usize)> = gauges.iter().map(|of| (of[0], of[1])).collect();
+        if before == after && gauges == after && all(&counted) {
             println!("{when}: gauges equal ss: {gauges:?}");
-            return gauges.iter().map(|of| (of[0], of[1])).collect();
+            return;
         }
         assert!(Instant::now() < until, "{when}: gauges {gauges:?}, ss {after:?}\n{}", metrics.text);
         sleep(Duration::from_millis(200));
@@ -109,17 +116,18 @@ fn what_is_in_two_namespaces_is_counted_listed_and_named() {
     let current = Agent::start(&[&arguments[..], &["--netns", "current"]].concat());
     let at: Vec<(&Named, u16)> = vec![(&blue, ports[0]), (&red, ports[1])];
     for (hook, agent) in &agents {
-        let counted = until_equal(agent, &at, &format!("{hook}, before"));
-        assert!(counted.iter().all(|(close_waits, _)| *close_waits == 20));
+        until_equal(agent, &at, &format!("{hook}, before"), |counted| {
+            counted.iter().all(|(close_waits, _)| *close_waits == 20)
+        });
     }
     // And what came later.
     for (n, (netns, service)) in services.iter_mut().enumerate() {
         service.close(netns, 10 + n, 10);
     }
     for (hook, agent) in &agents {
-        let counted = until_equal(agent, &at, &format!("{hook}, after"));
-        let close_waits: Vec<usize> = counted.iter().map(|(close_waits, _)| *close_waits).collect();
-        assert_eq!(close_waits, [30, 31]);
+        until_equal(agent, &at, &format!("{hook}, after"), |counted| {
+            counted.iter().map(|(close_waits, _)| *close_waits).eq([30, 31])
+        });
 
         let document = json(&agent.stuck(&["--older-than", "1ms", "--json"]));
         for ((netns, port), n) in at.iter().zip([30, 31]) {
@@ -186,8 +194,7 @@ fn a_deleted_namespace_goes_while_agents_run_and_leaves_no_life() {
         .collect();
     service.close(&gone, 5, 10);
     for (hook, agent) in &agents {
-        let counted = until_equal(agent, &[(&gone, port)], hook);
-        assert_eq!(counted, [(10, 40)]);
+        until_equal(agent, &[(&gone, port)], hook, |counted| counted == [(10, 40)]);
     }
     service.abort();
     gone.delete();
