@@ -1,4 +1,4 @@
-//! A Debian of this system's release, made with debootstrap, as an archive.
+//! A Debian of this system's release, made with debootstrap, as a root or as an archive of one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,20 +26,13 @@ const LEFT_OUT: &[&str] = &[
 
 /// The smallest Debian with the packages `included` (with commas), as `debian-SUITE.tar` in `folder`: made once. Takes root.
 pub fn archive(folder: &Path, included: &str) -> Result<PathBuf> {
-    let (mirror, suite) = origin()?;
-    let archive = folder.join(format!("debian-{suite}-{}.tar", included.replace(',', "-")));
+    let origin = Origin::of_this_system()?;
+    let archive = folder.join(format!("debian-{}-{}.tar", origin.suite, included.replace(',', "-")));
     if archive.is_file() {
         return Ok(archive);
     }
     let root = folder.join("debian.partial");
-    remove(&root)?;
-    let _ticker = Ticker::start(format!("a root of {suite}"));
-    // Debootstrap does not look at what its caller's PATH lacks.
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let mut debootstrap =
-        sh::as_root("debootstrap", &[("PATH", path), ("DEBIAN_FRONTEND", "noninteractive")]);
-    debootstrap.args(["--variant=minbase", &format!("--include={included}")]);
-    sh::run(debootstrap.arg(&suite).arg(&root).arg(&mirror))?;
+    origin.make(&root, included)?;
     let partial = folder.join("debian.tar.partial");
     let mut tar = sh::as_root("tar", &[]);
     tar.arg("--create").arg("--file").arg(&partial).arg("--directory").arg(&root);
@@ -51,16 +44,40 @@ pub fn archive(folder: &Path, included: &str) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Where this system's packages come from, and which release it is.
-fn origin() -> Result<(String, String)> {
-    let mut apt = Command::new("apt-get");
-    let targets =
-        sh::ask(apt.args(["indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"]));
-    let targets = targets.context("apt-get tells no origin of packages: this takes a system with apt")?;
-    let os = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    match of_this_release(&targets, &os) {
-        Some((mirror, suite)) => Ok((mirror.to_owned(), suite.to_owned())),
-        None => bail!("none of apt's sources is this system's release"),
+/// Where this system's packages come from.
+pub struct Origin {
+    mirror: String,
+    /// Which release it is.
+    pub suite: String,
+}
+
+impl Origin {
+    pub fn of_this_system() -> Result<Self> {
+        let mut apt = Command::new("apt-get");
+        let targets = sh::ask(apt.args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(CODENAME)",
+            "Created-By: Packages",
+        ]));
+        let targets = targets.context("apt-get tells no origin of packages: this takes a system with apt")?;
+        let os = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+        match of_this_release(&targets, &os) {
+            Some((mirror, suite)) => Ok(Self { mirror: mirror.to_owned(), suite: suite.to_owned() }),
+            None => bail!("none of apt's sources is this system's release"),
+        }
+    }
+
+    /// Makes the smallest Debian with the packages `included` (with commas) in `root`, in place of what is there. Takes root.
+    pub fn make(&self, root: &Path, included: &str) -> Result<()> {
+        remove(root)?;
+        let _ticker = Ticker::start(format!("a root of {}", self.suite));
+        // Debootstrap does not look at what its caller's PATH lacks.
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let mut debootstrap =
+            sh::as_root("debootstrap", &[("PATH", path), ("DEBIAN_FRONTEND", "noninteractive")]);
+        debootstrap.args(["--variant=minbase", &format!("--include={included}")]);
+        sh::run(debootstrap.arg(&self.suite).arg(root).arg(&self.mirror))
     }
 }
 
@@ -71,7 +88,7 @@ fn of_this_release<'a>(targets: &'a str, os_release: &str) -> Option<(&'a str, &
 }
 
 /// Removes a root, which is root's.
-fn remove(root: &Path) -> Result<()> {
+pub fn remove(root: &Path) -> Result<()> {
     if root.exists() {
         sh::run(sh::as_root("rm", &[]).args(["--recursive", "--force", "--one-file-system"]).arg(root))?;
     }

@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::{Packages, VERSION, name};
-use crate::progress::Ticker;
+use crate::debian::{self, Origin};
 use crate::setup::{self, Purpose};
 use crate::{build, sh};
 
@@ -30,7 +30,7 @@ pub fn run(packages: &Packages) -> Result<()> {
     fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
     for (kind, package) in [("deb", &packages.deb), ("rpm", &packages.rpm), ("tarball", &packages.tarball)] {
         let root = folder.join(format!("root-{kind}"));
-        remove_root(&root)?;
+        debian::remove(&root)?;
         if kind == "tarball" {
             fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
         } else {
@@ -44,7 +44,7 @@ pub fn run(packages: &Packages) -> Result<()> {
         sh::run(trial.arg(kind).arg(&root).arg(package).arg(VERSION)).with_context(|| {
             format!("{} does not pass its trial; its root is {}", name(package), root.display())
         })?;
-        remove_root(&root)?;
+        debian::remove(&root)?;
     }
     Ok(())
 }
@@ -59,23 +59,16 @@ fn lint(deb: &Path) -> Result<()> {
 
 /// The root that others are copies of. It appears when everything is in it.
 fn base(folder: &Path) -> Result<PathBuf> {
-    let (mirror, suite) = origin()?;
-    let base = folder.join(format!("root-of-{suite}"));
+    let origin = Origin::of_this_system()?;
+    let base = folder.join(format!("root-of-{}", origin.suite));
     // A newer list of what is in it makes another root.
     let stamp = base.join("included");
     if fs::read_to_string(&stamp).is_ok_and(|included| included == INCLUDED) {
         return Ok(base);
     }
-    remove_root(&base)?;
+    debian::remove(&base)?;
     let partial = folder.join("root.partial");
-    remove_root(&partial)?;
-    let _ticker = Ticker::start(format!("a root of {suite}"));
-    // Debootstrap does not look at what its caller's PATH lacks.
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    let mut debootstrap =
-        sh::as_root("debootstrap", &[("PATH", path), ("DEBIAN_FRONTEND", "noninteractive")]);
-    debootstrap.args(["--variant=minbase", &format!("--include={INCLUDED}")]);
-    sh::run(debootstrap.arg(&suite).arg(&partial).arg(&mirror))?;
+    origin.make(&partial, INCLUDED)?;
     sh::run(
         sh::as_root("sh", &[])
             .args(["-c", "printf %s \"$1\" >\"$2\"", "sh", INCLUDED])
@@ -83,45 +76,4 @@ fn base(folder: &Path) -> Result<PathBuf> {
     )?;
     sh::run(sh::as_root("mv", &[]).arg(&partial).arg(&base))?;
     Ok(base)
-}
-
-/// Where this system's packages come from, and which release it is.
-fn origin() -> Result<(String, String)> {
-    let mut apt = Command::new("apt-get");
-    let targets =
-        sh::ask(apt.args(["indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"]));
-    let targets =
-        targets.context("apt-get tells no origin of packages: the trial takes a system with apt")?;
-    let os = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    match first_of_release(&targets, &os) {
-        Some((mirror, suite)) => Ok((mirror.to_owned(), suite.to_owned())),
-        None => bail!("none of apt's sources is this system's release"),
-    }
-}
-
-fn first_of_release<'a>(targets: &'a str, os_release: &str) -> Option<(&'a str, &'a str)> {
-    let codename = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
-    let mut targets = targets.lines().filter_map(|line| line.split_once(' '));
-    targets.find(|(_, suite)| *suite == codename)
-}
-
-/// Removes a root, which is root's.
-fn remove_root(root: &Path) -> Result<()> {
-    if root.exists() {
-        sh::run(sh::as_root("rm", &[]).args(["--recursive", "--force", "--one-file-system"]).arg(root))?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_root_is_of_this_systems_release() {
-        let targets = "http://a/security/ bookworm-security\nhttp://b/debian/ bookworm\nhttp://b/debian/ bookworm-updates\n";
-        let os = "ID=debian\nVERSION_CODENAME=bookworm\n";
-        assert_eq!(first_of_release(targets, os), Some(("http://b/debian/", "bookworm")));
-        assert_eq!(first_of_release(targets, "VERSION_CODENAME=trixie\n"), None);
-    }
 }
