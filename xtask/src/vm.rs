@@ -207,17 +207,22 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
     }
     root.file("/commands", commands(job, environment()).as_bytes());
 
+    guest(kernel, &job.name, root, MEMORY, patience)
+}
+
+/// The guest that runs the job `name` in `root`, with so many MiB of memory.
+fn guest(kernel: Kernel, name: &str, root: Initramfs, memory: u32, patience: Duration) -> Result<Guest> {
     let folder = kit::folder()?;
-    let file = |kind: &str| folder.join(format!("{}-{}.{kind}", kernel.name(), job.name));
+    let file = |kind: &str| folder.join(format!("{}-{name}.{kind}", kernel.name()));
     let initramfs = file("cpio");
     fs::write(&initramfs, root.finish()).with_context(|| format!("cannot write {}", initramfs.display()))?;
     Ok(Guest {
         name: kernel.name(),
         kernel: kit::image(kernel)?,
         initramfs,
-        log: log(kernel, &job.name)?,
+        log: log(kernel, name)?,
         console: file("console.log"),
-        memory: MEMORY,
+        memory,
         patience,
     })
 }

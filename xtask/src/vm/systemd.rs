@@ -1,11 +1,10 @@
 //! The guest that boots Debian with systemd and the agent's unit, as a server does. What is looked at there is
 //! systemd/check.sh.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::guest::Guest;
 use super::initramfs::Initramfs;
@@ -56,18 +55,5 @@ fn prepare(
         root.file(&format!("/unit/{unit}"), &read(&units.join(unit))?);
     }
     root.file("/debian.tar", &read(archive)?);
-
-    let folder = kit::folder()?;
-    let file = |kind: &str| folder.join(format!("{}-{NAME}.{kind}", kernel.name()));
-    let initramfs = file("cpio");
-    fs::write(&initramfs, root.finish()).with_context(|| format!("cannot write {}", initramfs.display()))?;
-    Ok(Guest {
-        name: kernel.name(),
-        kernel: kit::image(kernel)?,
-        initramfs,
-        log: super::log(kernel, NAME)?,
-        console: file("console.log"),
-        memory: MEMORY,
-        patience,
-    })
+    super::guest(kernel, NAME, root, MEMORY, patience)
 }
