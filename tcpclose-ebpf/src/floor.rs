@@ -9,9 +9,9 @@ mod sock;
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::macros::{btf_tracepoint, map, tracepoint};
 use aya_ebpf::maps::{PerCpuArray, RingBuf};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use tcpclose_common::state::is_close_step;
 
 /// As many bytes as the agent's default.
@@ -40,22 +40,41 @@ pub fn filter(ctx: BtfTracePointContext) -> i32 {
 /// The filter, then a record to the ring that wakes nobody.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn record(ctx: BtfTracePointContext) -> i32 {
-    if !passes(&ctx) {
-        return 0;
+    if passes(&ctx) {
+        send();
     }
+    0
+}
+
+/// [`empty`] at the classic door.
+#[tracepoint(category = "sock", name = "inet_sock_set_state")]
+pub fn empty_classic(_: TracePointContext) -> u32 {
+    0
+}
+
+/// [`record`] at the classic door.
+#[tracepoint(category = "sock", name = "inet_sock_set_state")]
+pub fn record_classic(ctx: TracePointContext) -> u32 {
+    if sock::classic::close_step(&ctx).is_some() {
+        send();
+    }
+    0
+}
+
+#[inline(always)]
+fn send() {
     let Some(mut entry) = EVENTS.reserve::<Blank>(0) else {
         if let Some(lost) = LOST.get_ptr_mut(0) {
             // SAFETY: this CPU's element of a map that lives as long as the program.
             unsafe { *lost += 1 };
         }
-        return 0;
+        return;
     };
     let mut blank: Blank = [0; 8];
     // SAFETY: a helper without arguments.
     blank[0] = unsafe { bpf_ktime_get_ns() };
     entry.write(blank);
     entry.submit(BPF_RB_NO_WAKEUP.into());
-    0
 }
 
 /// As in `set_state`.

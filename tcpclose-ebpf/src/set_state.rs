@@ -11,6 +11,7 @@ use tcpclose_common::event::{FlowStep, Head, Open, Step, Words, flags, flow_hash
 use tcpclose_common::state::{TcpState, is_close_step, is_in, opens_life};
 
 use crate::ring;
+use crate::sock::classic::{self, field};
 use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
 
 /// The states that this side's FIN leads to.
@@ -48,33 +49,14 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     log(ctx, sent, old, new, local_port, remote_port);
 }
 
-/// The fields of the classic tracepoint after the common header, from
-/// `/sys/kernel/tracing/events/sock/inet_sock_set_state/format` (include/trace/events/sock.h; `protocol` is a u16
-/// since 5.6, the rest is older).
-mod format {
-    pub const SKADDR: usize = 8;
-    pub const OLDSTATE: usize = 16;
-    pub const NEWSTATE: usize = 20;
-    pub const SPORT: usize = 24;
-    pub const DPORT: usize = 26;
-    pub const PROTOCOL: usize = 30;
-    pub const SADDR_V6: usize = 40;
-    pub const DADDR_V6: usize = 56;
-}
-
 /// The classic door: the tracepoint's own fields, and what BTF tells of the rest.
 #[inline(always)]
 pub fn by_tracepoint(ctx: &TracePointContext) {
-    let old: u32 = field(ctx, format::OLDSTATE);
-    let new: u32 = field(ctx, format::NEWSTATE);
-    let protocol: u16 = field(ctx, format::PROTOCOL);
-    if !is_close_step(old, new) || protocol != IPPROTO_TCP {
-        return;
-    }
-    let sk: u64 = field(ctx, format::SKADDR);
-    let local_port: u16 = field(ctx, format::SPORT);
-    let remote_port: u16 = field(ctx, format::DPORT);
-    let (local, remote) = (address(ctx, format::SADDR_V6), address(ctx, format::DADDR_V6));
+    let Some((old, new)) = classic::close_step(ctx) else { return };
+    let sk: u64 = field(ctx, classic::SKADDR);
+    let local_port: u16 = field(ctx, classic::SPORT);
+    let remote_port: u16 = field(ctx, classic::DPORT);
+    let (local, remote) = (address(ctx, classic::SADDR_V6), address(ctx, classic::DADDR_V6));
     let facts = if sock::resolved() {
         let sk = sk as *const u8;
         // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
@@ -93,14 +75,6 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
         ring::send(FlowStep { step: Step { head, numbers }, flow })
     };
     log(ctx, sent, old, new, local_port, remote_port);
-}
-
-/// A field of the classic tracepoint's record.
-#[inline(always)]
-fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
-    // SAFETY: the context of a tracepoint program is its record; the verifier holds the offset and the size against
-    // the record's (kernel/trace/bpf_trace.c, tp_prog_is_valid_access).
-    unsafe { ctx.as_ptr().cast::<u8>().add(offset).cast::<T>().read_volatile() }
 }
 
 /// An address of the classic tracepoint's record. Its IPv6 fields hold IPv4 addresses too, v4-mapped

@@ -325,3 +325,39 @@ unsafe fn v6<L: Load>(sk: *const u8, at: usize) -> Words {
     // SAFETY: the caller's promise; in6_addr is an array of four u32 to the verifier too.
     unsafe { [L::load(sk, at), L::load(sk, at + 4), L::load(sk, at + 8), L::load(sk, at + 12)] }
 }
+
+/// The record of the classic tracepoint.
+pub mod classic {
+    use aya_ebpf::EbpfContext;
+    use aya_ebpf::programs::TracePointContext;
+    use tcpclose_common::state::is_close_step;
+
+    use super::IPPROTO_TCP;
+
+    // Its fields after the common header, from `/sys/kernel/tracing/events/sock/inet_sock_set_state/format`
+    // (include/trace/events/sock.h; `protocol` is a u16 since 5.6, the rest is older).
+    pub const SKADDR: usize = 8;
+    const OLDSTATE: usize = 16;
+    const NEWSTATE: usize = 20;
+    pub const SPORT: usize = 24;
+    pub const DPORT: usize = 26;
+    const PROTOCOL: usize = 30;
+    pub const SADDR_V6: usize = 40;
+    pub const DADDR_V6: usize = 56;
+
+    #[inline(always)]
+    pub fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
+        // SAFETY: the context of a tracepoint program is its record; the verifier holds the offset and the size against
+        // the record's (kernel/trace/bpf_trace.c, tp_prog_is_valid_access).
+        unsafe { ctx.as_ptr().cast::<u8>().add(offset).cast::<T>().read_volatile() }
+    }
+
+    /// The states that it leads from and to, if it is a step of a TCP socket's close phase.
+    #[inline(always)]
+    pub fn close_step(ctx: &TracePointContext) -> Option<(u32, u32)> {
+        let old: u32 = field(ctx, OLDSTATE);
+        let new: u32 = field(ctx, NEWSTATE);
+        let protocol: u16 = field(ctx, PROTOCOL);
+        (is_close_step(old, new) && protocol == IPPROTO_TCP).then_some((old, new))
+    }
+}

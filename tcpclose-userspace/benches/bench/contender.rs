@@ -27,6 +27,10 @@ pub enum Contender {
     Filter,
     /// The filter and a 64-byte record, drained each 20 ms.
     Record,
+    /// An empty program at the classic tracepoint.
+    EmptyClassic,
+    /// [`Self::Record`] at the classic tracepoint.
+    RecordClassic,
     /// The agent by tp_btf.
     Btf,
     /// The agent by the classic tracepoint.
@@ -37,10 +41,12 @@ pub enum Contender {
 
 impl Contender {
     /// All but [`Self::Bare`].
-    pub const WATCHERS: [Self; 7] = [
+    pub const WATCHERS: [Self; 9] = [
         Self::Empty,
         Self::Filter,
         Self::Record,
+        Self::EmptyClassic,
+        Self::RecordClassic,
         Self::Btf,
         Self::Tracepoint,
         Self::Tcplife,
@@ -53,6 +59,8 @@ impl Contender {
             Self::Empty => "empty tp_btf program",
             Self::Filter => "filter only",
             Self::Record => "bare 64-byte record, drained each 20 ms",
+            Self::EmptyClassic => "empty program, classic tracepoint",
+            Self::RecordClassic => "bare record, classic tracepoint",
             Self::Btf => "tcpclose agent, tp_btf",
             Self::Tracepoint => "tcpclose agent, classic tracepoint",
             Self::Tcplife => "tcplife >/dev/null",
@@ -67,6 +75,8 @@ impl Contender {
             Self::Empty => Floor::attach(floor, "empty").map(Running::Floor),
             Self::Filter => Floor::attach(floor, "filter").map(Running::Floor),
             Self::Record => Floor::attach(floor, "record").map(Running::Floor),
+            Self::EmptyClassic => Floor::attach(floor, "empty_classic").map(Running::Floor),
+            Self::RecordClassic => Floor::attach(floor, "record_classic").map(Running::Floor),
             Self::Btf => Agent::start(&["--state-hook", "btf"]).map(Running::Agent),
             Self::Tracepoint => Agent::start(&["--state-hook", "tracepoint"]).map(Running::Agent),
             Self::Tcplife => Tool::start("tcplife").map(Running::Tool),

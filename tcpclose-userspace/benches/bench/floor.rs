@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::{PerCpuArray, RingBuf};
-use aya::programs::BtfTracePoint;
+use aya::programs::Program;
 use aya::{Btf, Ebpf, EbpfLoader, GlobalData, Pod};
 use tcpclose_common::layout::Layout;
-use tcpclose_userspace::kernel::{host, layout};
+use tcpclose_userspace::kernel::{host, layout, tracefs};
 
 /// As the agent's while records come.
 const DRAIN: Duration = Duration::from_millis(20);
@@ -45,10 +45,19 @@ impl Floor {
             .override_global("LAYOUT", GlobalData::from(&layout), true)
             .load_file(object)
             .with_context(|| format!("{} does not load", object.display()))?;
-        let loaded: &mut BtfTracePoint = ebpf.program_mut(program).context("no such program")?.try_into()?;
-        loaded.load("inet_sock_set_state", &btf)?;
-        loaded.attach()?;
-        let ring = if program == "record" { ebpf.take_map("EVENTS") } else { None };
+        match ebpf.program_mut(program).context("no such program")? {
+            Program::BtfTracePoint(program) => {
+                program.load("inet_sock_set_state", &btf)?;
+                program.attach()?;
+            }
+            Program::TracePoint(program) => {
+                program.load()?;
+                let attached = tracefs::visible(|| program.attach("sock", "inet_sock_set_state"));
+                attached.context("no tracefs")??;
+            }
+            _ => bail!("{program} is no tracepoint's"),
+        }
+        let ring = if program.starts_with("record") { ebpf.take_map("EVENTS") } else { None };
         let drainer = ring.map(|ring| anyhow::Ok(Drainer::start(RingBuf::try_from(ring)?))).transpose()?;
         Ok(Self { ebpf, drainer })
     }

@@ -115,7 +115,7 @@ fn sample(contender: Contender, setting: &Setting) -> Result<Sample> {
 
 /// Programs that look as if they hang on this hook, by their names: the agent has others as well.
 pub fn on_the_hook() -> Result<Vec<u32>> {
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 9] = [
         "set_state_btf",
         "set_state_trace",
         "handle_set_stat",
@@ -123,6 +123,8 @@ pub fn on_the_hook() -> Result<Vec<u32>> {
         "empty",
         "filter",
         "record",
+        "empty_classic",
+        "record_classic",
     ];
     let mut ids = Vec::new();
     for program in loaded_programs() {

@@ -152,6 +152,10 @@ fn figure(setting: &Setting, bare: &[Run], runs: &[(Contender, Run, f64)]) -> Fi
         let (rate, cpu) = (median(contender), per_million(contender).map_or(0.0, |cpu| cpu.median));
         let lost: u64 = of(contender).map(|(_, run, _)| run.lost).sum();
         let mut verdicts = vec![reached(rate >= floor, &format!("≥ {floor} of bare"))];
+        if contender == Contender::Tracepoint {
+            let [empty, record] = [Contender::EmptyClassic, Contender::RecordClassic].map(median);
+            verdicts.push(format!("there an empty program leaves {empty:.3} and a bare record {record:.3}"));
+        }
         if contender == Contender::Btf {
             verdicts.push(reached(rate >= record - 0.02, "within 0.02 of the bare record"));
         }
@@ -171,7 +175,7 @@ fn figure(setting: &Setting, bare: &[Run], runs: &[(Contender, Run, f64)]) -> Fi
     for contender in Contender::WATCHERS {
         let lost: u64 = of(contender).map(|(_, run, _)| run.lost).sum();
         let made: u64 = of(contender).map(|(_, run, _)| u64::from(run.connections)).sum();
-        let quiet = matches!(contender, Contender::Empty | Contender::Filter);
+        let quiet = matches!(contender, Contender::Empty | Contender::Filter | Contender::EmptyClassic);
         rows.push(vec![
             contender.name().to_owned(),
             cell(Spread::of(of(contender).map(|(_, run, _)| run.rate)), 1.0, 0),
