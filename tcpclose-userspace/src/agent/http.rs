@@ -21,6 +21,8 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
+use crate::query::wire::{Form, JSON};
+
 use super::caller::Caller;
 use super::door::Door;
 use super::engine::Engine;
@@ -43,7 +45,6 @@ const NO_TLS: &[u8] =
 /// prometheus::TEXT_FORMAT with the charset that it is in.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
-const JSON: &str = "application/json";
 const JSON_LINES: &str = "application/x-ndjson";
 
 const NOT_READY: &str = "not ready: the first dump is not in yet\n";
@@ -240,6 +241,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     if let Some(page) = page {
         return page.answer(request.headers());
     }
+    let form = Form::accepted(request.headers());
     match path {
         "/metrics" => match exposition::render(&mut engine.borrow_mut()) {
             Ok(text) => with_type(StatusCode::OK, METRICS, text),
@@ -261,9 +263,9 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
                 Err(why) => refused(why),
             }
         }
-        _ => match queries::sockets(request.uri().query().unwrap_or_default(), engine).await {
+        _ => match queries::sockets(request.uri().query().unwrap_or_default(), form, engine).await {
             Ok(reply) => {
-                let mut answer = with_type(StatusCode::OK, JSON, reply.json);
+                let mut answer = with_type(StatusCode::OK, form.media_type(), reply.written);
                 if let Ok(bound) = HeaderValue::from_str(&reply.stuck_after) {
                     answer
                         .headers_mut()

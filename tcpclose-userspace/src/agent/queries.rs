@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpclose_common::state::TcpState;
 use tokio::task::spawn_blocking;
 
@@ -15,8 +15,10 @@ use crate::kernel::files::Files;
 use crate::kernel::host;
 use crate::kernel::netns::Netns;
 use crate::kernel::owners::{self, Look};
+use crate::kernel::sock_diag::Socket;
 use crate::kernel::survey::{self, Ask, Looked, Survey};
 use crate::query::document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket};
+use crate::query::wire::Form;
 use crate::query::{self, Depth, Facts, Scene, Sight};
 use crate::terms::{Age, Diagnosis, Phase};
 use crate::tracker::Tracker;
@@ -30,8 +32,8 @@ pub const PATH: &str = "/v1/sockets";
 
 /// What a query is answered with.
 pub struct Reply {
-    /// A [`Document`].
-    pub json: Vec<u8>,
+    /// A [`Document`] in the form that was asked for.
+    pub written: Vec<u8>,
     /// The bound that the diagnosis took, as humantime writes it.
     pub stuck_after: String,
 }
@@ -51,7 +53,7 @@ impl From<anyhow::Error> for Refused {
 }
 
 /// Answers the query `query` (what stands after the `?`).
-pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Refused> {
+pub async fn sockets(query: &str, form: Form, engine: &RefCell<Engine>) -> Result<Reply, Refused> {
     let Asked { phase, older_than, owners_once, depth } = parse(query).map_err(Refused::Request)?;
     let bound = older_than.unwrap_or_else(|| Duration::from_nanos(engine.borrow().stuck_after.first_ns()));
     let Described { mut document, .. } = describe(engine, phase, bound, depth).await?;
@@ -61,14 +63,14 @@ pub async fn sockets(query: &str, engine: &RefCell<Engine>) -> Result<Reply, Ref
         if owners_once {
             document.name_owners_once();
         }
-        serde_json::to_vec(&document)
+        form.write(&document)
     });
     let written = written.await.context("the writer died")?;
     if many {
         spawn_blocking(memory::give_back);
     }
-    let json = written.context("the answer cannot be written")?;
-    Ok(Reply { json, stuck_after: humantime::format_duration(bound).to_string() })
+    let written = written.map_err(anyhow::Error::msg).context("the answer cannot be written")?;
+    Ok(Reply { written, stuck_after: humantime::format_duration(bound).to_string() })
 }
 
 /// The sockets in a state, and what it took to describe them.
@@ -177,7 +179,8 @@ impl Known {
     fn gather(phase: Phase, survey: &Survey, depth: Depth, engine: &mut Engine) -> Self {
         engine.drain_all();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
-        let mut facts = FxHashMap::default();
+        let met = survey.looked.iter().map(|looked| looked.dump.sockets.len()).sum();
+        let mut facts = FxHashMap::with_capacity_and_hasher(met, FxBuildHasher);
         for Looked { netns, dump, .. } in &survey.looked {
             for socket in &dump.sockets {
                 let Some(life) = engine.life_of(netns.id, socket.cookie, &socket.flow) else { continue };
@@ -234,11 +237,12 @@ impl Known {
                 netns,
                 bound_ns: u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX),
             };
-            described.extend(query::assemble(&scene, |socket| {
+            let facts = |socket: &Socket| {
                 self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
                     query::dumped_facts(socket, listeners, &self.ephemeral, self.now_ns, self.uptime_ns)
                 })
-            }));
+            };
+            query::assemble(&scene, facts, &mut described);
         }
         let mut incomplete = query::incomplete(&dump, &owners, &described);
         incomplete.extend(self.incomplete);

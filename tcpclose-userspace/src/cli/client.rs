@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
 use crate::query::Depth;
 use crate::query::document::{Document, SCHEMA, Versioned};
+use crate::query::wire::{ACCEPT_EITHER, Form};
 use crate::terms::Phase;
 
 /// The header that names the bound which the agent's diagnosis took, as a humantime duration.
@@ -62,14 +62,15 @@ fn sockets_within(
     older_than: Option<Duration>,
 ) -> Result<Reply, Failure> {
     let client = Client::new(path, patience)?;
-    let Answer { headers, body, .. } = match client.get(target)? {
+    let answer = match client.get(target)? {
         Said::Answer(answer) => answer.expect_ok().map_err(|why| client.failure(why))?,
         Said::NoAgent => return Ok(Reply::NoAgent),
         Said::Denied => return Ok(Reply::Denied),
     };
-    let mut document: Document = understand(&body, SCHEMA).map_err(|why| client.failure(why))?;
+    let mut document: Document = answer.document(SCHEMA).map_err(|why| client.failure(why))?;
     document.name_every_owner();
-    let stuck_after = headers
+    let stuck_after = answer
+        .headers
         .get(STUCK_AFTER)
         .and_then(|value| humantime::parse_duration(value.to_str().ok()?).ok())
         .or(older_than)
@@ -110,7 +111,7 @@ pub enum Said {
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
-    pub body: Bytes,
+    pub body: Vec<u8>,
     /// What was asked for.
     pub asked: String,
     /// The process that answered, in this PID namespace.
@@ -128,6 +129,11 @@ impl Answer {
             }
             status => Err(format!("it answered {status}: {}", self.first_line())),
         }
+    }
+
+    /// The document that it is, if that is of the version `schema`.
+    fn document<T: Versioned>(&self, schema: u32) -> Result<T, String> {
+        Form::of(&self.headers).read(&self.body, schema)
     }
 
     /// The first line of the body, cut where it is long.
@@ -155,7 +161,7 @@ impl Client {
     pub fn document<T: Versioned>(&self, target: &str, schema: u32) -> Result<Asked<T>, Failure> {
         Ok(match self.get(target)? {
             Said::Answer(answer) => {
-                let read = answer.expect_ok().and_then(|answer| understand(&answer.body, schema));
+                let read = answer.expect_ok().and_then(|answer| answer.document(schema));
                 Asked::Document(read.map_err(|why| self.failure(why))?)
             }
             Said::NoAgent => Asked::NoAgent,
@@ -254,6 +260,7 @@ pub async fn send(path: &Path, method: Method, target: &str, body: Vec<u8>) -> R
         .method(method)
         .uri(target)
         .header(hyper::header::HOST, "tcpclose")
+        .header(hyper::header::ACCEPT, ACCEPT_EITHER)
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| said(&error))?;
@@ -267,14 +274,16 @@ async fn ask(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result
         Sent::Denied => return Ok(Said::Denied),
     };
     let (status, headers) = (response.status(), response.headers().clone());
-    let body = Limited::new(response.into_body(), LONGEST_ANSWER)
-        .collect()
-        .await
-        .map_err(|error| match error.downcast_ref::<hyper::Error>() {
+    let mut arriving = Limited::new(response.into_body(), LONGEST_ANSWER);
+    let told = usize::try_from(arriving.size_hint().lower()).unwrap_or(0);
+    let mut body = Vec::with_capacity(told.min(LONGEST_ANSWER));
+    while let Some(frame) = arriving.frame().await {
+        let frame = frame.map_err(|error| match error.downcast_ref::<hyper::Error>() {
             Some(error) => said(error),
             None => error.to_string(),
-        })?
-        .to_bytes();
+        })?;
+        body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+    }
     Ok(Said::Answer(Answer { status, headers, body, asked: target.to_owned(), agent }))
 }
 
@@ -301,30 +310,6 @@ pub fn said(error: &hyper::Error) -> String {
         match source {
             Some(source) => format!("{error}: {source}"),
             None => error.to_string(),
-        }
-    }
-}
-
-/// The document in `body`, if it is one of the version `expected`.
-fn understand<T: Versioned>(body: &[u8], expected: u32) -> Result<T, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        schema: u32,
-    }
-    // Most often it is, and to look at its schema first would be to read it twice.
-    let error = match serde_json::from_slice::<T>(body) {
-        Ok(document) if document.schema() == expected => return Ok(document),
-        Ok(_) => None,
-        Err(error) => Some(error),
-    };
-    match (serde_json::from_slice(body), error) {
-        (Ok(Version { schema }), _) if schema != expected => Err(format!(
-            "it speaks schema {schema}, and this tcpclose {} reads schema {expected}: use the two of one version",
-            env!("CARGO_PKG_VERSION")
-        )),
-        (Ok(_), None) => Err("its answer contradicts itself".to_owned()),
-        (_, Some(error)) | (Err(error), None) => {
-            Err(format!("its answer is no document of tcpclose ({error})"))
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Sockets put together by owner, port, peer, unit or container, so that one leak is one line.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use clap::ValueEnum;
+use rustc_hash::FxHashMap;
 
 use super::rates::Rates;
 use super::{next, table};
@@ -67,7 +68,7 @@ pub struct Group<'a> {
 
 /// Groups `listed`: proven ones before possible ones, then the largest first.
 pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
-    let mut groups: HashMap<Key, Vec<&StuckSocket>> = HashMap::new();
+    let mut groups: FxHashMap<Key, Vec<&StuckSocket>> = FxHashMap::default();
     for Listed { socket, possibly, elsewhere } in listed {
         let who = match by {
             By::Port => Who::Anyone,

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use tcpclose_common::held::Held;
 
 use super::cgroup::namespace::with_whole_paths;
@@ -43,7 +43,7 @@ impl Owners {
         held.retain(|(_, holder)| processes.contains_key(&holder.pid));
         held.sort_unstable();
         held.dedup();
-        let mut by_inode = FxHashMap::default();
+        let mut by_inode = FxHashMap::with_capacity_and_hasher(held.len(), FxBuildHasher);
         let mut begin = 0;
         for of_one in held.chunk_by(|(a, _), (b, _)| a == b) {
             let end = begin + of_one.len() as u32;

@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::destroy;
 use crate::kernel::sock_diag::{self, Socket};
 use crate::query::diagnose;
-use crate::query::document::{Cookie, StuckSocket, named, named_list};
+use crate::query::document::{Cookie, StuckSocket};
+use crate::query::words::{named, named_list};
 use crate::terms::{Age, Diagnosis, Flow, Phase};
 use places::Places;
 

@@ -1,18 +1,19 @@
-//! The JSON document that `GET /v1/sockets` answers with and `tcpclose stuck --json` prints.
+//! The document that `GET /v1/sockets` answers with and `tcpclose stuck --json` prints; [`super::wire`] has the forms in
+//! which it travels.
 //!
 //! A reader ignores keys that it does not know, so that keys can be added; [`SCHEMA`] changes only when a key changes
 //! its meaning or goes.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use serde::de::{DeserializeOwned, Deserializer, Error, Visitor};
+use serde::de::{DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::words::{self, named, named_or_null};
 use crate::kernel::cgroup::Place;
 use crate::kernel::process::{Process, Runs};
 use crate::terms::{Age, Diagnosis, Phase, Side};
@@ -263,138 +264,26 @@ pub fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// A socket cookie, in hexadecimal without leading zeros.
+/// A socket cookie; in JSON in hexadecimal without leading zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Cookie(pub u64);
 
 impl Serialize for Cookie {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&format_args!("{:x}", self.0))
+        if to.is_human_readable() {
+            to.collect_str(&format_args!("{:x}", self.0))
+        } else {
+            to.serialize_u64(self.0)
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for Cookie {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        text(from, |text| u64::from_str_radix(text, 16).map(Self).map_err(|why| why.to_string()))
-    }
-}
-
-/// Reads a string by `read`, without a copy of it.
-fn text<'de, T, D: Deserializer<'de>>(
-    from: D,
-    read: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<T, D::Error> {
-    struct Text<F>(F);
-
-    impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
-        type Value = T;
-
-        fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-            to.write_str("a string")
+        if !from.is_human_readable() {
+            return u64::deserialize(from).map(Self);
         }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-            (self.0)(text).map_err(E::custom)
-        }
-    }
-
-    from.deserialize_str(Text(read))
-}
-
-/// A word of [`crate::terms`] that is written by its name.
-pub(crate) trait Named: Copy + Sized {
-    fn name(self) -> &'static str;
-    fn from_name(name: &str) -> Option<Self>;
-}
-
-impl Named for Phase {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|phase| phase.name() == name)
-    }
-}
-
-impl Named for Side {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|side| side.name() == name)
-    }
-}
-
-impl Named for Runs {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|runs| runs.name() == name)
-    }
-}
-
-impl Named for Diagnosis {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    /// A diagnosis that a newer agent knows is [`Self::Unknown`] here.
-    fn from_name(name: &str) -> Option<Self> {
-        let known = [Self::NotAccepted, Self::StillSending, Self::NotRead, Self::NotClosed];
-        Some(known.into_iter().find(|diagnosis| diagnosis.name() == name).unwrap_or(Self::Unknown))
-    }
-}
-
-pub(crate) mod named {
-    use super::*;
-
-    pub fn serialize<T: Named, S: Serializer>(word: &T, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(word.name())
-    }
-
-    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
-        text(from, |name| T::from_name(name).ok_or_else(|| format!("unknown word {name:?}")))
-    }
-}
-
-pub(crate) mod named_list {
-    use super::*;
-
-    pub fn serialize<T: Named, S: Serializer>(words: &[T], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(words.iter().map(|word| word.name()))
-    }
-
-    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
-        let names = Vec::<String>::deserialize(from)?;
-        let word = |name: String| {
-            T::from_name(&name).ok_or_else(|| D::Error::custom(format_args!("unknown word {name:?}")))
-        };
-        names.into_iter().map(word).collect()
-    }
-}
-
-pub(crate) mod named_or_null {
-    use super::*;
-
-    /// A word, unless it is one that we do not know.
-    struct Word<T>(Option<T>);
-
-    impl<'de, T: Named> Deserialize<'de> for Word<T> {
-        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-            text(from, |name| Ok(Self(T::from_name(name))))
-        }
-    }
-
-    pub fn serialize<T: Named, S: Serializer>(word: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
-        word.map(T::name).serialize(to)
-    }
-
-    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-        Ok(Option::<Word<T>>::deserialize(from)?.and_then(|Word(word)| word))
+        words::text(from, |text| u64::from_str_radix(text, 16).map(Self).map_err(|why| why.to_string()))
     }
 }
 

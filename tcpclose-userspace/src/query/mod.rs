@@ -1,6 +1,6 @@
 //! Which sockets are in a close-phase state, since when, whose they are, and why.
 //!
-//! * [`document`]: the answer, as it travels and as `--json` prints it.
+//! * [`document`]: the answer, as it travels and as `--json` prints it; [`wire`]: the forms in which it travels.
 //! * [`owners`]: whose they are. [`ports`]: the close phase by port, as it travels; [`exhaustion`]: the ports in use.
 //! * [`tally`]: how many stuck sockets each has.
 //! * [`assemble`]: sockets, their listeners and their owners put together; pure.
@@ -11,6 +11,8 @@ pub mod exhaustion;
 mod owners;
 pub mod ports;
 pub mod tally;
+pub mod wire;
+pub(crate) mod words;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -72,40 +74,38 @@ pub struct Scene<'a> {
     pub bound_ns: u64,
 }
 
-/// Describes every socket of `scene` that is in the close phase. `facts` tells what the tracker, or the dump alone,
-/// knows of each.
-pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts) -> Vec<StuckSocket> {
-    scene
-        .sockets
-        .iter()
-        .filter_map(|socket| {
-            let state = Phase::of(socket.state)?;
-            let Facts { side, port, age, closer } = facts(socket);
-            let diagnosis = diagnose(socket, age, scene.bound_ns);
-            Some(StuckSocket {
-                state,
-                side,
-                port,
-                local: socket.flow.local(),
-                peer: socket.flow.remote(),
-                cookie: Cookie(socket.cookie),
-                interface: socket.interface,
-                inode: socket.inode,
-                uid: socket.uid,
-                netns: scene.netns.inum,
-                netns_id: scene.netns.id,
-                netns_name: scene.netns.name.clone(),
-                age: age.into(),
-                unread_bytes: unread_data(socket),
-                unsent_bytes: socket.unsent,
-                last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
-                diagnosis,
-                owners: owners_of(socket, scene),
-                closed_by: closer.filter(|_| socket.inode == 0).map(ClosedBy::from),
-                peer_owners: peer_owners_of(socket, scene),
-            })
+/// Describes every socket of `scene` that is in the close phase, into `described`. `facts` tells what the tracker, or the
+/// dump alone, knows of each.
+pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts, described: &mut Vec<StuckSocket>) {
+    // All at once: a socket is hundreds of bytes to move each time that the room doubles.
+    described.reserve(scene.sockets.len());
+    described.extend(scene.sockets.iter().filter_map(|socket| {
+        let state = Phase::of(socket.state)?;
+        let Facts { side, port, age, closer } = facts(socket);
+        let diagnosis = diagnose(socket, age, scene.bound_ns);
+        Some(StuckSocket {
+            state,
+            side,
+            port,
+            local: socket.flow.local(),
+            peer: socket.flow.remote(),
+            cookie: Cookie(socket.cookie),
+            interface: socket.interface,
+            inode: socket.inode,
+            uid: socket.uid,
+            netns: scene.netns.inum,
+            netns_id: scene.netns.id,
+            netns_name: scene.netns.name.clone(),
+            age: age.into(),
+            unread_bytes: unread_data(socket),
+            unsent_bytes: socket.unsent,
+            last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
+            diagnosis,
+            owners: owners_of(socket, scene),
+            closed_by: closer.filter(|_| socket.inode == 0).map(ClosedBy::from),
+            peer_owners: peer_owners_of(socket, scene),
         })
-        .collect()
+    }));
 }
 
 /// By how much too young a busy machine may show a write: it is told in ticks, and those of a virtual machine were seen
@@ -268,7 +268,7 @@ pub fn snapshot(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::R
     for Sight { netns, sockets: seen, listeners, .. } in &sights {
         let scene = Scene { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
         let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
-        sockets.extend(assemble(&scene, facts));
+        assemble(&scene, facts, &mut sockets);
     }
     let mut incomplete = incomplete(&dump, &owners, &sockets);
     incomplete.extend(not_looked_at("sockets", refusals(&survey), denied as usize));

@@ -102,8 +102,11 @@ pub fn find_owners(
     seen: Option<Files>,
     look: Look,
 ) -> io::Result<Owners> {
-    let inodes =
-        sights.iter().flat_map(|sight| wanted_inodes(&sight.sockets, &sight.listeners, peers)).collect();
+    let mut inodes = FxHashSet::default();
+    for Sight { sockets, listeners, .. } in &*sights {
+        inodes.reserve(sockets.len());
+        inodes.extend(wanted_inodes(sockets, listeners, peers));
+    }
     let owners = match seen {
         Some(seen) => holders::find_in(&inodes, seen, look)?,
         None => holders::find(&inodes, look)?,
@@ -113,13 +116,17 @@ pub fn find_owners(
 }
 
 /// The inodes whose owners [`super::assemble`] asks for.
-fn wanted_inodes(sockets: &[Socket], listeners: &[Socket], peers: &Peers) -> FxHashSet<u32> {
-    let all = || sockets.iter().chain(sockets.iter().filter_map(|socket| peers.of_socket(socket)));
+fn wanted_inodes<'a>(
+    sockets: &'a [Socket],
+    listeners: &'a [Socket],
+    peers: &'a Peers,
+) -> impl Iterator<Item = u32> + 'a {
+    let all = move || sockets.iter().chain(sockets.iter().filter_map(|socket| peers.of_socket(socket)));
     let queues = all()
         .filter(|socket| not_accepted(socket))
         .flat_map(|socket| listeners_of(&socket.flow, listeners))
         .map(|listener| listener.inode);
-    all().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0).collect()
+    all().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0)
 }
 
 /// A child in the accept queue has no struct socket yet, and so no inode (net/core/sock.c, `sock_i_ino()`, 5.8 to 6.18);
@@ -277,7 +284,8 @@ mod tests {
     fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
         let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
         let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
-        assert_eq!(wanted_inodes(&sockets, &listeners, &Peers::default()), FxHashSet::from_iter([3, 7]));
+        let wanted: FxHashSet<u32> = wanted_inodes(&sockets, &listeners, &Peers::default()).collect();
+        assert_eq!(wanted, FxHashSet::from_iter([3, 7]));
         let exe = Some("/api".into());
         let api = Arc::new(process::Process { comm: "api".into(), exe, ..process::Process::default() });
         let owners = Owners::new(vec![(3, Holder { pid: 42, fd: 5 })], FxHashMap::from_iter([(42, api)]), 0);
@@ -291,7 +299,8 @@ mod tests {
             bound_ns: MINUTE,
         };
         let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE), closer: None };
-        let described = assemble(&scene, |_| facts);
+        let mut described = Vec::new();
+        assemble(&scene, |_| facts, &mut described);
         assert_eq!(described.len(), 2);
         assert_eq!((described[0].owners[0].pid, described[0].owners[0].fd), (42, 5));
         assert_eq!(described[0].unread_bytes, 5);

@@ -10,7 +10,8 @@ use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
-use super::document::{Source, Versioned, named, seconds};
+use super::document::{Source, Versioned, seconds};
+use super::words::named;
 use super::{Sight, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
 use crate::kernel::host;
 use crate::kernel::netns::{Descriptors, Scope};

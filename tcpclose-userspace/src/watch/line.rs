@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use tcpclose_common::state::TcpState;
 
-use crate::query::document::{Cookie, Named, named, named_or_null};
+use crate::query::document::Cookie;
+use crate::query::words::{Named, named, named_or_null};
 use crate::terms::{Age, Outcome, Role, Side};
 use crate::tracker::transition::Source;
 

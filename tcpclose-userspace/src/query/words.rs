@@ -1,0 +1,128 @@
+//! Words of [`crate::terms`] in documents: each is written by its name.
+
+use std::fmt;
+
+use serde::de::{Deserializer, Error, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::kernel::process::Runs;
+use crate::terms::{Diagnosis, Phase, Side};
+
+/// Reads a string by `read`, without a copy of it.
+pub(super) fn text<'de, T, D: Deserializer<'de>>(
+    from: D,
+    read: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    struct Text<F>(F);
+
+    impl<T, F: FnOnce(&str) -> Result<T, String>> Visitor<'_> for Text<F> {
+        type Value = T;
+
+        fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+            to.write_str("a string")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+            (self.0)(text).map_err(E::custom)
+        }
+    }
+
+    from.deserialize_str(Text(read))
+}
+
+/// A word of [`crate::terms`] that is written by its name.
+pub(crate) trait Named: Copy + Sized {
+    fn name(self) -> &'static str;
+    fn from_name(name: &str) -> Option<Self>;
+}
+
+impl Named for Phase {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| phase.name() == name)
+    }
+}
+
+impl Named for Side {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|side| side.name() == name)
+    }
+}
+
+impl Named for Runs {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|runs| runs.name() == name)
+    }
+}
+
+impl Named for Diagnosis {
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
+
+    /// A diagnosis that a newer agent knows is [`Self::Unknown`] here.
+    fn from_name(name: &str) -> Option<Self> {
+        let known = [Self::NotAccepted, Self::StillSending, Self::NotRead, Self::NotClosed];
+        Some(known.into_iter().find(|diagnosis| diagnosis.name() == name).unwrap_or(Self::Unknown))
+    }
+}
+
+pub(crate) mod named {
+    use super::*;
+
+    pub fn serialize<T: Named, S: Serializer>(word: &T, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(word.name())
+    }
+
+    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+        text(from, |name| T::from_name(name).ok_or_else(|| format!("unknown word {name:?}")))
+    }
+}
+
+pub(crate) mod named_list {
+    use super::*;
+
+    pub fn serialize<T: Named, S: Serializer>(words: &[T], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(words.iter().map(|word| word.name()))
+    }
+
+    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+        let names = Vec::<String>::deserialize(from)?;
+        let word = |name: String| {
+            T::from_name(&name).ok_or_else(|| D::Error::custom(format_args!("unknown word {name:?}")))
+        };
+        names.into_iter().map(word).collect()
+    }
+}
+
+pub(crate) mod named_or_null {
+    use super::*;
+
+    /// A word, unless it is one that we do not know.
+    struct Word<T>(Option<T>);
+
+    impl<'de, T: Named> Deserialize<'de> for Word<T> {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            text(from, |name| Ok(Self(T::from_name(name))))
+        }
+    }
+
+    pub fn serialize<T: Named, S: Serializer>(word: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+        word.map(T::name).serialize(to)
+    }
+
+    pub fn deserialize<'de, T: Named, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+        Ok(Option::<Word<T>>::deserialize(from)?.and_then(|Word(word)| word))
+    }
+}
