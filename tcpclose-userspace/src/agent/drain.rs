@@ -1,8 +1,8 @@
 //! Takes records from the ring on a timer.
 //!
 //! A wakeup for each burst costs a host most of its connection rate, so nobody is woken: the ring is drained each
-//! 20 ms while records come, and the pause doubles up to 1 s while none do. Between drains the probe wakes us only if
-//! the ring fills past its mark. Whoever asks (a scrape, a query, a dump) drains first, so no answer is old.
+//! 20 ms to 1 s, so that a drain takes some two hundred records. Between drains the probe wakes us only if the ring fills
+//! past its mark. Whoever asks (a scrape, a query, a dump) drains first, so no answer is old.
 
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use aya_log::EbpfLogger;
+use tcpclose_common::event::Open;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{spawn_local, yield_now};
@@ -25,9 +26,20 @@ const IDLE: Duration = Duration::from_secs(1);
 /// While somebody watches, who is to see what happens as it does.
 const WATCHED: Duration = Duration::from_millis(100);
 
-/// The pause before the next drain, after one that took `records`.
-fn pause_after(records: u64, pause: Duration) -> Duration {
-    if records > 0 { BUSY } else { (pause * 2).min(IDLE) }
+/// Records that a drain should take: it costs a wakeup, some microseconds, and a record some tens of nanoseconds.
+const BATCH: u64 = 200;
+
+/// The records that a drain of a ring of so many bytes should take: [`BATCH`], unless those would fill an eighth of it.
+fn batch(ring_size: u32) -> u64 {
+    (u64::from(ring_size) / 8 / size_of::<Open>() as u64).clamp(1, BATCH)
+}
+
+/// The pause before the next drain, after one of `pause` that took `records`: shorter at once where more come, longer by
+/// steps where fewer do.
+fn pause_after(records: u64, pause: Duration, batch: u64) -> Duration {
+    let due = |records: u64| pause.mul_f64(batch as f64 / records as f64);
+    let pause = if records * 2 > batch { due(records) } else { pause * 2 };
+    pause.clamp(BUSY, IDLE)
 }
 
 /// The ring's descriptor, which the engine owns for as long as the tasks of this thread run.
@@ -49,6 +61,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>, notify: Rc<Notify>) {
         Err(why) => return log::error!("the ring cannot be polled: {why}"),
     };
     let mut pause = BUSY;
+    let batch = batch(engine.borrow().probe.ring.size());
     loop {
         let (records, more) = engine.borrow_mut().drain();
         notify.alive();
@@ -56,7 +69,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>, notify: Rc<Notify>) {
             yield_now().await;
             continue;
         }
-        pause = pause_after(records, pause);
+        pause = pause_after(records, pause, batch);
         if engine.borrow().hub.is_watched() {
             pause = pause.min(WATCHED);
         }
@@ -101,11 +114,29 @@ mod tests {
     fn the_pause_backs_off_to_a_second_and_comes_back_at_once() {
         let mut pause = BUSY;
         let mut pauses = Vec::new();
-        for _ in 0..8 {
-            pause = pause_after(0, pause);
+        for records in [0, 1, BATCH / 2, 0, 0, 0, 0, 0] {
+            pause = pause_after(records, pause, BATCH);
             pauses.push(pause.as_millis());
         }
         assert_eq!(pauses, [40, 80, 160, 320, 640, 1000, 1000, 1000]);
-        assert_eq!(pause_after(1, pause), BUSY);
+        assert_eq!(pause_after(1_000_000, pause, BATCH), BUSY);
+    }
+
+    #[test]
+    fn a_small_ring_is_drained_more_often() {
+        assert_eq!([8 << 20, 1 << 20, 4096].map(batch), [BATCH, BATCH, 6]);
+    }
+
+    #[test]
+    fn a_steady_stream_is_taken_in_batches() {
+        for a_second in [400, 1000, 5000, 9900] {
+            let mut pause = IDLE;
+            for _ in 0..10 {
+                let records = (a_second as f64 * pause.as_secs_f64()) as u64;
+                pause = pause_after(records, pause, BATCH);
+            }
+            let records = a_second as f64 * pause.as_secs_f64();
+            assert!((100.0..=201.0).contains(&records), "{records} of {a_second} a second");
+        }
     }
 }

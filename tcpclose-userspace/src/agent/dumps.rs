@@ -27,6 +27,9 @@ use super::reload::Intervals;
 /// The CPU time from which on the rest of a dump's namespaces wait for the next one.
 const SLICE: Duration = Duration::from_millis(50);
 
+/// How long at most the dumps rest while nothing is tracked and no record comes.
+const REST: Duration = Duration::from_secs(10);
+
 /// What a dump of more sockets takes is worth giving back.
 const MANY: usize = 10_000;
 
@@ -173,6 +176,16 @@ pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
     // What the last dump asked for, and where, if it left absences unsettled.
     let mut again: Option<(Ask, Vec<Place>)> = None;
     loop {
+        // While nothing is tracked there is nothing to follow, and on an idle host each look would wake it for nothing.
+        let in_hand = lost || again.is_some() || engine.borrow().namespaces.is_searching();
+        if !in_hand && !engine.borrow().tracks_any() {
+            let stirred = Rc::clone(&engine.borrow().stirred);
+            let rest = intervals.reconcile.get().saturating_sub(reconciled.elapsed()).min(REST);
+            tokio::select! {
+                () = stirred.notified() => {}
+                () = sleep(rest) => {}
+            }
+        }
         sleep(pause).await;
         let dump_interval = intervals.dump.get();
         lost |= engine.borrow_mut().has_lost();

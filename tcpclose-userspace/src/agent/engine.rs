@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use tcpclose_common::control::Counters;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
+use tokio::sync::Notify;
 
 use crate::kernel::accounts::Group;
 use crate::kernel::age::proven_age;
@@ -70,6 +71,8 @@ pub struct Engine {
     pub received: u64,
     /// Records that could not be decoded.
     pub malformed: u64,
+    /// Tells those who rest while nothing is tracked that something may be: records were taken, or a dump has met sockets.
+    pub stirred: Rc<Notify>,
     /// Records lost so far, as last looked.
     lost: u64,
     pub namespaces: Namespaces,
@@ -117,6 +120,7 @@ impl Engine {
             stuck_owners: Vec::new(),
             received: 0,
             malformed: 0,
+            stirred: Rc::default(),
             lost: 0,
             namespaces,
             ephemeral,
@@ -141,6 +145,9 @@ impl Engine {
         }
         self.received += taken.records;
         self.malformed += taken.malformed;
+        if taken.records > 0 {
+            self.stirred.notify_waiters();
+        }
         (taken.records, taken.more)
     }
 
@@ -312,6 +319,9 @@ impl Engine {
         if tracker.take_gave_back() {
             memory::give_back();
         }
+        if self.tracks_any() {
+            self.stirred.notify_waiters();
+        }
         suspects
     }
 
@@ -330,6 +340,10 @@ impl Engine {
     pub fn census(&mut self, now_ns: u64) -> Census {
         let Self { ledger, tracker, stuck_after, namespaces, .. } = self;
         ledger.census(tracker.lives(), stuck_after, &|netns| namespaces.reaches(netns), now_ns)
+    }
+
+    pub fn tracks_any(&self) -> bool {
+        self.tracker.lives().next().is_some()
     }
 
     /// What is known of a dumped socket.

@@ -181,16 +181,25 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self, stop: Rc<Notify>) {
         loop {
-            self.save().await;
+            let nothing = self.save().await;
+            let stirred = Rc::clone(&self.engine.borrow().stirred);
+            let due = async {
+                if nothing {
+                    stirred.notified().await;
+                }
+                sleep(self.pause).await;
+            };
             tokio::select! {
                 biased;
-                () = stop.notified() => return self.save().await,
-                () = sleep(self.pause) => {}
+                () = stop.notified() => break,
+                () = due => {}
             }
         }
+        self.save().await;
     }
 
-    async fn save(&mut self) {
+    /// Returns whether there is nothing on file, and nothing to put there.
+    async fn save(&mut self) -> bool {
         let until_ns = self.engine.borrow_mut().drain_for_save();
         // What draining costs is spent in any case.
         let before = host::thread_cpu_ns();
@@ -202,7 +211,7 @@ impl Keeper {
         };
         self.spend(bytes, made_ns);
         if batch == Batch::Nothing {
-            return;
+            return true;
         }
         let mut file = std::mem::replace(&mut self.file, StateFile::new(Path::new("")));
         let folder = file.folder.clone();
@@ -242,6 +251,7 @@ impl Keeper {
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
         }
+        false
     }
 
     /// Says now and then what saving costs.

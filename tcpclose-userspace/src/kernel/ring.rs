@@ -99,6 +99,11 @@ impl Ring {
         self.counters().is_ok() && self.sleep().is_ok()
     }
 
+    /// In bytes.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
     /// The most bytes of the ring that were in use when a drain began, the kernel's 8 a record included.
     pub fn most_used(&self) -> u64 {
         self.most_used
