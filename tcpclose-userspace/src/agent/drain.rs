@@ -14,7 +14,7 @@ use tcpclose_common::event::Open;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{spawn_local, yield_now};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::kernel::probe::Probe;
 
@@ -34,11 +34,10 @@ fn batch(ring_size: u32) -> u64 {
     (u64::from(ring_size) / 8 / size_of::<Open>() as u64).clamp(1, BATCH)
 }
 
-/// The pause before the next drain, after one of `pause` that took `records`: shorter at once where more come, longer by
-/// steps where fewer do.
-fn pause_after(records: u64, pause: Duration, batch: u64) -> Duration {
-    let due = |records: u64| pause.mul_f64(batch as f64 / records as f64);
-    let pause = if records * 2 > batch { due(records) } else { pause * 2 };
+/// The pause before the next drain, after one that took the `records` of so long: shorter at once where more come, longer
+/// by steps where fewer do.
+fn pause_after(records: u64, of: Duration, batch: u64) -> Duration {
+    let pause = if records * 2 > batch { of.mul_f64(batch as f64 / records as f64) } else { of * 2 };
     pause.clamp(BUSY, IDLE)
 }
 
@@ -60,16 +59,19 @@ pub async fn run(engine: Rc<RefCell<Engine>>, notify: Rc<Notify>) {
         Ok(called) => called,
         Err(why) => return log::error!("the ring cannot be polled: {why}"),
     };
-    let mut pause = BUSY;
     let batch = batch(engine.borrow().probe.ring.size());
+    // As of the last pause; others have drained in the meantime.
+    let (mut received, mut since) = (0, Instant::now());
     loop {
-        let (records, more) = engine.borrow_mut().drain();
+        let more = engine.borrow_mut().drain();
         notify.alive();
         if more {
             yield_now().await;
             continue;
         }
-        pause = pause_after(records, pause, batch);
+        let now = engine.borrow().received;
+        let mut pause = pause_after(now - received, since.elapsed(), batch);
+        (received, since) = (now, Instant::now());
         if engine.borrow().hub.is_watched() {
             pause = pause.min(WATCHED);
         }

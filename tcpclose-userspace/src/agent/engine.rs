@@ -133,8 +133,8 @@ impl Engine {
         }
     }
 
-    /// Takes what is in the ring. Returns how many records that were, and whether there may be more.
-    pub fn drain(&mut self) -> (u64, bool) {
+    /// Takes what is in the ring. Returns whether there may be more.
+    pub fn drain(&mut self) -> bool {
         let before_ns = host::monotonic_ns();
         let Self { probe, tracker, ledger, hub, .. } = self;
         let mut out = Out { ledger, hub };
@@ -148,14 +148,14 @@ impl Engine {
         if taken.records > 0 {
             self.stirred.notify_waiters();
         }
-        (taken.records, taken.more)
+        taken.more
     }
 
     /// Takes all that is in the ring now. Whether that was all.
     pub fn drain_all(&mut self) -> bool {
         /// More than the largest ring holds; what comes in the meantime is not waited for.
         const ROUNDS: usize = 100;
-        (0..ROUNDS).any(|_| !self.drain().1)
+        (0..ROUNDS).any(|_| !self.drain())
     }
 
     /// Takes all that is in the ring now, and returns the instant until when every step is known; 0 when records were
