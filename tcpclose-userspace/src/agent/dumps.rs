@@ -178,7 +178,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
     loop {
         // While nothing is tracked there is nothing to follow, and on an idle host each look would wake it for nothing.
         let in_hand = lost || again.is_some() || engine.borrow().namespaces.is_searching();
-        if !in_hand && !engine.borrow().tracks_any() {
+        if !in_hand && engine.borrow().tracker.is_empty() {
             let stirred = Rc::clone(&engine.borrow().stirred);
             let rest = intervals.reconcile.get().saturating_sub(reconciled.elapsed()).min(REST);
             tokio::select! {

@@ -319,7 +319,7 @@ impl Engine {
         if tracker.take_gave_back() {
             memory::give_back();
         }
-        if self.tracks_any() {
+        if !self.tracker.is_empty() {
             self.stirred.notify_waiters();
         }
         suspects
@@ -340,10 +340,6 @@ impl Engine {
     pub fn census(&mut self, now_ns: u64) -> Census {
         let Self { ledger, tracker, stuck_after, namespaces, .. } = self;
         ledger.census(tracker.lives(), stuck_after, &|netns| namespaces.reaches(netns), now_ns)
-    }
-
-    pub fn tracks_any(&self) -> bool {
-        self.tracker.lives().next().is_some()
     }
 
     /// What is known of a dumped socket.

@@ -150,10 +150,16 @@ impl Tracker {
         if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
             self.just_ended.push(life.cookie);
         }
+        self.no_news_of(&life);
+        life
+    }
+
+    /// What a dump that is under way says of `life` is older than what is known: that it is over, or that another socket
+    /// has its flow.
+    pub(super) fn no_news_of(&mut self, life: &Life) {
         if let Some(ended) = &mut self.ended_meanwhile {
             ended.insert(identity_of(&self.host, self.by_cookie, life.netns, life.cookie, &life.flow));
         }
-        life
     }
 
     /// The interface that it is bound to, as the last dump had it: a look-up needs it. 0 for none.

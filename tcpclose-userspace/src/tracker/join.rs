@@ -12,10 +12,11 @@ use tcpclose_common::state::TcpState;
 
 use crate::terms::{Age, Flow, Outcome, Phase, Side};
 
+use super::Tracker;
 use super::fact::{Fact, Mended, Sink, Why};
 use super::life::{Birth, Body, Life, Since};
+use super::opening::role_proven_by;
 use super::transition::Told;
-use super::{Tracker, role_proven_by};
 
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
 pub(super) const MARGIN_NS: u64 = 100_000_000;

@@ -4,7 +4,7 @@
 //! [`Fact`]s come out. No fd, no clock, no async: every instant is an argument.
 //!
 //! * [`life`]: what is known of one socket.
-//! * [`ending`]: what a →CLOSE of the tracepoint means. [`over`]: ends that no record told.
+//! * [`opening`]: how a life begins. [`side`]: which end it is. [`ending`]: what a →CLOSE of the tracepoint means. [`over`]: ends that no record told.
 //! * [`join`]: what a dump adds: the minisockets, and what the records missed.
 //! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
 //! * [`notice`]: what hooks tell of minisockets and resets.
@@ -26,29 +26,30 @@ pub mod keep;
 mod keep_tests;
 pub mod life;
 pub mod notice;
+mod opening;
 mod over;
+mod side;
 #[cfg(test)]
 mod tests;
 pub mod transition;
 
 use std::collections::{HashSet, VecDeque};
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::num::NonZeroU32;
+use std::net::Ipv6Addr;
 use std::ops::RangeInclusive;
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
-use tcpclose_common::event::{Head, Open, Record, flags};
+use tcpclose_common::event::{Head, Record};
 use tcpclose_common::state::TcpState;
 
-use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, address_of};
+use crate::terms::{Flow, Outcome, Phase, Role};
 use ended::JustEnded;
 use ending::Ending;
-use fact::{Fact, Pair, Sink, Why};
-use find::flow_of;
+use fact::{Fact, Sink, Why};
 use index::Index;
-use life::{Birth, Body, Closer, Life, Since};
+use life::{Birth, Body, Life, Since};
 use notice::{Settling, Told};
+use opening::closer;
 use transition::Step;
 
 /// What the tracker must know of the host.
@@ -85,7 +86,7 @@ pub struct Tracker {
     by_flow: Index<(u32, u64), Keyed>,
     /// Where somebody listens, by namespace, as of the last dump that looked there.
     listening: HashSet<(u32, Ipv6Addr, u16), Keyed>,
-    /// Lives that ended while a dump is under way: what it says of them is no news.
+    /// Lives that ended, or whose flow another socket took, while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
     time_wait_ns: Option<u64>,
@@ -217,119 +218,6 @@ impl Tracker {
     pub fn records_lost(&mut self, now_ns: u64) {
         self.ever_lost = true;
         self.loss = Some(elsewhere::Loss::new(now_ns));
-    }
-
-    /// A socket's first step.
-    fn open(&mut self, open: &Open, old: TcpState, new: TcpState, out: &mut impl Sink) {
-        let head = &open.head;
-        let flow = Flow {
-            local: address_of(open.local),
-            remote: address_of(open.remote),
-            local_port: head.local_port,
-            remote_port: head.remote_port,
-        };
-        self.make_room(head, &flow, out);
-        let side = self.side_of(head, Some(flow.local));
-        let port = self.port(side, head.local_port, head.remote_port);
-        let (at_ns, told) = (head.time_ns, transition::Told::by_record(head, open.numbers));
-        let first = Step { at_ns, from: old, to: new, spent: Age::UNKNOWN, outcome: None, told };
-        self.told_inum(head.netns, open.inum);
-        let Some(phase) = Phase::of(new) else {
-            // Straight to CLOSE: no FIN was sent or taken, and no phase was entered.
-            let outcome = match ending::read(old, head) {
-                Ending::Over(outcome) => outcome,
-                Ending::TimeWait | Ending::FinWait2 | Ending::Reset | Ending::Unclear => Outcome::Unknown,
-            };
-            let pair = Pair { side, port };
-            let life = Life { flow, side, port, ..Self::blank(head, Phase::FinWait1) };
-            let life = Life { role: Role::None, ..life };
-            self.tell(&life, Step { outcome: Some(outcome), ..first }, out);
-            out.fact(head.time_ns, Fact::Closed { pair, role: Role::None, outcome });
-            return;
-        };
-        let role = match phase {
-            Phase::FinWait1 => Role::Active,
-            Phase::CloseWait => Role::Passive,
-            _ => Role::Unknown,
-        };
-        let life = Life { flow, side, port, role, phase, ..Self::blank(head, phase) };
-        self.tell(&life, first, out);
-        self.insert(Life { since: Since::exact(head.time_ns), ..life });
-    }
-
-    /// Clears what stands under the identity of a socket that takes its first step.
-    fn make_room(&mut self, head: &Head, flow: &Flow, out: &mut impl Sink) {
-        let former = if self.by_cookie { self.at(!head.key) } else { None };
-        if let Some(at) = former.filter(|&at| self.lives[at].flow == *flow) {
-            // One flow, one socket: the same one has reused its own TIME-WAIT.
-            self.end_minisocket(at, head.time_ns, transition::Told::BY_ANOTHER, out);
-        }
-        if let Some(at) = self.at(head.key) {
-            if self.by_cookie || self.lives[at].flow == *flow {
-                // A dump that ran between this step and its drain was faster: the record knows better.
-                self.remove(at);
-            } else {
-                // The slab gave the address to a new socket; the end of the old one was lost.
-                self.displaced(at, head.time_ns, out);
-            }
-        }
-        if self.by_cookie {
-            return;
-        }
-        if let Some(at) = self.slot_of_flow(head.netns, flow.hash64()) {
-            match self.lives[at] {
-                // One flow, one socket: the earlier connection's minisocket is gone.
-                Life { body: Body::Minisocket, .. } => {
-                    self.end_minisocket(at, head.time_ns, transition::Told::BY_ANOTHER, out);
-                }
-                // Known by a dump alone, which ran between this step and its drain: the record knows better.
-                life if life.sk() == 0 => {
-                    self.remove(at);
-                }
-                // The earlier connection's socket. Its →CLOSE is on its way from another CPU (tcp_time_wait has the
-                // minisocket hashed, where a SYN can take its place, before tcp_done), or lost.
-                life => self.forget_flow(at, flow_of(&self.host, false, &life)),
-            }
-        }
-    }
-
-    /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows, or
-    /// since the agent before this one saw it enter. `flow_hash`: of its flow, at the classic door; else 0.
-    fn stranger(&mut self, head: &Head, flow_hash: u64, left: Phase, body: Body) -> usize {
-        if let Some(life) = self.former_of(head, left, body) {
-            return self.insert(life);
-        }
-        let side = self.side_of(head, None);
-        let port = self.port(side, head.local_port, head.remote_port);
-        let flow = Flow::of_hash(flow_hash, head.local_port, head.remote_port);
-        let mut life = Life { side, port, flow, ..Self::blank(head, left) };
-        life.become_body(body);
-        self.insert(life)
-    }
-
-    /// A life in `phase` of which only the record is known.
-    fn blank(head: &Head, phase: Phase) -> Life {
-        let cookie = head.flags & flags::COOKIE != 0;
-        let closer = closer(head);
-        Life {
-            cookie: if cookie { head.key } else { 0 },
-            mark: if cookie { 0 } else { head.key },
-            flow: Flow::of_hash(0, head.local_port, head.remote_port),
-            netns: head.netns,
-            port: 0,
-            side: Side::Unknown,
-            role: role_proven_by(phase),
-            phase,
-            body: Body::Socket,
-            birth: Birth::Untold,
-            counted: false,
-            since: Since { earliest_ns: 0, latest_ns: head.time_ns },
-            event_ns: head.time_ns,
-            seen_ns: 0,
-            missed: false,
-            acted_ns: closer.map_or(0, |closer| closer.at_ns),
-            closer_pid: closer.map(|closer| closer.pid),
-        }
     }
 
     /// A step of a known life out of `left`.
@@ -515,75 +403,5 @@ impl Tracker {
         let later = self.complete_ns.is_some_and(|ns| life.since.latest_ns > ns);
         let later = later && life.netns == self.host.netns;
         if self.ever_lost || later { Why::Lost } else { Why::BeforeAgent }
-    }
-
-    /// Learns from a record what an adopted life did not know yet.
-    fn refine(&mut self, at: usize, head: &Head) {
-        if self.lives[at].side == Side::Unknown {
-            let known = Some(self.lives[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
-            let side = self.side_of(head, known);
-            let port = self.port(side, head.local_port, head.remote_port);
-            if side != Side::Unknown {
-                (self.lives[at].side, self.lives[at].port) = (side, port);
-                self.changed(at);
-            }
-        }
-        let sk = if self.by_cookie { 0 } else { head.key };
-        let life = &mut self.lives[at];
-        (life.event_ns, life.missed) = (head.time_ns, false);
-        let has_moved = life.body == Body::Socket && life.mark != sk;
-        if has_moved || life.netns == 0 && head.netns != 0 {
-            self.change(at, |life| {
-                if has_moved {
-                    life.mark = sk;
-                }
-                if life.netns == 0 {
-                    life.netns = head.netns;
-                }
-            });
-        }
-    }
-
-    /// Which end a record's socket is, with this local address if it is known. A child inherits its listener's
-    /// `sk_max_ack_backlog` (sk_clone_lock); a socket that connected has 0; only `listen(0)` makes children with 0, and
-    /// there the listener itself is the proof.
-    fn side_of(&self, head: &Head, local: Option<Ipv6Addr>) -> Side {
-        let netns = if head.netns == 0 { self.host.netns } else { head.netns };
-        let listener = || local.is_some_and(|local| self.is_listening(netns, local, head.local_port));
-        if head.flags & flags::ACCEPTED != 0 || listener() {
-            Side::Server
-        } else if head.flags & flags::FACTS != 0 {
-            Side::Client
-        } else {
-            Side::Unknown
-        }
-    }
-
-    /// Whether somebody listens for connections to this end: on its address, or on every one of its family's. A port
-    /// alone proves nothing: a client can have it on another address.
-    fn is_listening(&self, netns: u32, local: Ipv6Addr, port: u16) -> bool {
-        const ANY_V4: Ipv6Addr = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
-        let on = |address| self.listening.contains(&(netns, address, port));
-        on(local) || on(Ipv6Addr::UNSPECIFIED) || (local.to_ipv4_mapped().is_some() && on(ANY_V4))
-    }
-
-    fn port(&self, side: Side, local: u16, remote: u16) -> u16 {
-        side.service_port(local, remote, &self.host.ephemeral)
-    }
-}
-
-/// Who closed, where the record tells.
-fn closer(head: &Head) -> Option<Closer> {
-    head.closer().and_then(NonZeroU32::new).map(|pid| Closer { pid, at_ns: head.time_ns })
-}
-
-/// Who sent the first FIN, where the state alone proves it.
-fn role_proven_by(phase: Phase) -> Role {
-    match phase {
-        Phase::FinWait1 | Phase::FinWait2 => Role::Active,
-        Phase::CloseWait | Phase::LastAck => Role::Passive,
-        Phase::Closing => Role::Simultaneous,
-        // By way of FIN-WAIT-2 or of CLOSING.
-        Phase::TimeWait => Role::Unknown,
     }
 }

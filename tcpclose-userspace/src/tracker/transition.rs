@@ -155,9 +155,11 @@ pub(super) fn between(entry: Since, end: Since) -> Age {
 }
 
 impl Since {
-    /// The longest time that can lie between `entry` and this.
+    /// The longest time that can lie between `entry` and this. Clocks of two CPUs invert by a little: the record that tells
+    /// of an end can be older than what was heard before it.
     fn age_of(&self, entry: Since) -> Option<u64> {
-        (entry.earliest_ns != 0).then(|| self.latest_ns.saturating_sub(entry.earliest_ns))
+        let latest_ns = self.latest_ns.max(self.earliest_ns);
+        (entry.earliest_ns != 0).then(|| latest_ns.saturating_sub(entry.earliest_ns))
     }
 }
 
@@ -194,5 +196,14 @@ pub mod tests {
             snd: None,
             rcv: None,
         }
+    }
+
+    #[test]
+    fn a_time_is_an_interval_even_where_clocks_invert() {
+        let entry = Since { earliest_ns: 100, latest_ns: 150 };
+        let spent = |earliest_ns, latest_ns| between(entry, Since { earliest_ns, latest_ns });
+        assert_eq!(spent(300, 400), Age { min_ns: 150, max_ns: Some(300) });
+        assert_eq!(spent(300, 50), Age { min_ns: 150, max_ns: Some(200) });
+        assert_eq!(spent(20, 50), Age { min_ns: 0, max_ns: Some(0) });
     }
 }

@@ -244,7 +244,7 @@ fn config() -> ProptestConfig {
 #[test]
 fn what_once_went_wrong() {
     use Move::*;
-    let histories: [&[Move]; 7] = [
+    let histories: [&[Move]; 8] = [
         // No minisocket was made, and the flow has another socket, which is open.
         &[
             Full(true),
@@ -329,6 +329,23 @@ fn what_once_went_wrong() {
             Wait(99_970_000),
             BeginDump { minisockets: false, skip: 2 },
             EndDump,
+        ],
+        // A flow that another socket took while a dump was under way which had met the first there.
+        &[
+            Connect(1),
+            Close(0),
+            Connect(3),
+            Close(31),
+            Ack(20),
+            Connect(0),
+            Full(true),
+            Lose(2),
+            BeginDump { minisockets: false, skip: 0 },
+            Ack(190),
+            TimeOut(127),
+            Fin(0),
+            Connect(3),
+            TimeOut(151),
         ],
         // All of these at once.
         &[
