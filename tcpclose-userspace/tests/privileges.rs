@@ -180,7 +180,7 @@ impl Scene {
         let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
         let step: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
         assert_eq!((&step["port"], &step["from"]), (&self.port.into(), &"established".into()), "{step}");
-        kill_process(Pid::from_child(&watch), Signal::INT).unwrap();
+        kill_process(Pid::from_child(&watch), Signal::TERM).unwrap();
         watch.wait().unwrap();
         assert!(agent.metrics().sum("tcpclose_events_received_total", &[]) > before);
     }
