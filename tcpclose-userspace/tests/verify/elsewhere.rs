@@ -27,24 +27,36 @@ fn a_full_table_of_time_waits_is_an_explanation() {
     full.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "20").unwrap());
     let agent = Agent::start(&["--time-wait", "diag"]);
     let stop = AtomicBool::new(false);
-    let (made, output) = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let load = scope.spawn(|| client_closes(&full, &stop));
-        // Whatever else can be an excuse comes from tests that make namespaces meanwhile.
-        let output =
-            without_departures(|| verify(&agent.socket(), &["--for", "6s", "--json"]).output().unwrap());
+        // Right after a dump both can have the same number.
+        let explained = (0..LOOKS).any(|_| is_explained(&agent));
         stop.store(true, Ordering::Relaxed);
-        (load.join().unwrap(), output)
+        println!("{} connections", load.join().unwrap());
+        assert!(explained, "both had the same number of TIME-WAITs in each of {LOOKS} looks");
     });
+}
+
+const LOOKS: usize = 5;
+
+/// Whether a look finds fewer TIME-WAITs in the kernel than the agent has, and says why; if not, then as many.
+fn is_explained(agent: &Agent) -> bool {
+    // Whatever else can be an excuse comes from tests that make namespaces meanwhile.
+    let output = without_departures(|| verify(&agent.socket(), &["--for", "6s", "--json"]).output().unwrap());
     let document = document(&output);
     let overflows = document["counters"]["TCPTimeWaitOverflow"].as_u64().unwrap();
-    println!("{made} connections, {overflows} overflows");
+    println!("{overflows} overflows");
     assert!(overflows > 100);
-    // What was closed within the margin of the last dump is not known by it, whenever that was.
-    let time_wait = row(&document, "sockets in time_wait");
-    assert_eq!(time_wait["verdict"], "explained");
-    assert!(time_wait["why"].as_str().unwrap().contains("TCPTimeWaitOverflow"), "{time_wait}");
     assert_eq!(flagged(&document), [""; 0]);
     assert_eq!(output.status.code(), Some(0));
+    // What was closed within the margin of the last dump is not known by it, whenever that was.
+    let time_wait = row(&document, "sockets in time_wait");
+    if time_wait["verdict"] == "equal" {
+        return false;
+    }
+    assert_eq!(time_wait["verdict"], "explained");
+    assert!(time_wait["why"].as_str().unwrap().contains("TCPTimeWaitOverflow"), "{time_wait}");
+    true
 }
 
 #[test]
