@@ -63,11 +63,15 @@ pub async fn sockets(query: &str, form: Form, engine: &RefCell<Engine>) -> Resul
         if owners_once {
             document.name_owners_once();
         }
-        form.write(&document)
+        (form.write(&document), document)
     });
-    let written = written.await.context("the writer died")?;
+    let (written, document) = written.await.context("the writer died")?;
     if many {
-        spawn_blocking(memory::give_back);
+        // Nobody waits for that.
+        spawn_blocking(move || {
+            drop(document);
+            memory::give_back();
+        });
     }
     let written = written.map_err(anyhow::Error::msg).context("the answer cannot be written")?;
     Ok(Reply { written, stuck_after: humantime::format_duration(bound).to_string() })

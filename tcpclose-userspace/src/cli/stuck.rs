@@ -63,18 +63,21 @@ impl Stuck {
         let sockets = std::mem::take(&mut findings.document.sockets);
         // Before the filters: a process loses its descriptors to all of them.
         let rates = Rates::of(&sockets, findings.bound.as_secs_f64());
-        let sorted = Sorted::new(self.filter.select(sockets), findings.bound.as_secs_f64());
+        let mut sorted = Sorted::new(self.filter.select(sockets), findings.bound.as_secs_f64());
         let code = match self.check && sorted.stuck().count() > self.max {
             true => ExitCode::FAILURE,
             false => ExitCode::SUCCESS,
         };
         let text = if self.json {
-            findings.document.sockets = sorted.matching;
+            findings.document.sockets = std::mem::take(&mut sorted.matching);
             json(&findings.document)?
         } else {
             self.text(&findings, &sorted, &rates, table::width())
         };
-        print(&text).map(|()| code)
+        let printed = print(&text);
+        // The process ends here, and the kernel takes thousands of sockets back at once, not one by one.
+        std::mem::forget((findings, sorted));
+        printed.map(|()| code)
     }
 
     fn text(&self, findings: &Findings, sorted: &Sorted, rates: &Rates, width: Option<u16>) -> String {
