@@ -1,11 +1,14 @@
 //! How long a scrape takes, with as many series as there can be.
 
-use std::net::{Shutdown, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use prometheus::core::Collector;
+use prometheus::{GaugeVec, Opts, TextEncoder};
 use serde_json::json;
 
 use crate::Setting;
@@ -74,6 +77,28 @@ fn every_kind(ports: u16) -> Result<Vec<TcpStream>> {
     Ok(held)
 }
 
+/// Answers each request with as many gauges of three labels as `series` says, written by prometheus' encoder: what those
+/// cost whoever exports them by it. Ends with the process.
+fn encoder_alone(series: usize) -> Result<String> {
+    let labels = ["state", "side", "port"];
+    let gauges = GaugeVec::new(Opts::new("floor_sockets", "Sockets in the state now."), &labels)?;
+    for n in 0..series {
+        gauges.with_label_values(&["close_wait", "server", &n.to_string()]).set(n as f64);
+    }
+    let families = gauges.collect();
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?.to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let text = TextEncoder::new().encode_to_string(&families).unwrap_or_default();
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{text}");
+        }
+    });
+    Ok(address)
+}
+
 /// Seconds of each scrape, and what one had: series and bytes.
 pub struct Scraped {
     pub seconds: Vec<f64>,
@@ -123,20 +148,25 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         samples.push(json!({"who": name, "series": scraped.series, "seconds": scraped.seconds}));
     };
     for (pairs, bound) in BOUNDS {
-        let (ours, theirs) = load::in_a_namespace(|| {
+        let (ours, floor, theirs) = load::in_a_namespace(|| {
             let agent = Agent::start(&["--max-ports", &pairs.to_string()])?;
             let exporter = NodeExporter::start()?;
             // Both sides of each port, and as much again for the series of the nameless.
             let _held = every_kind(pairs)?;
             let (mut ours, mut theirs) = (Scraped::of_agent(&agent)?, node_exporter()?);
+            let alone = encoder_alone(ours.series)?;
+            let encoder = || Scraped::of(|| contender::get(&alone, "/"));
+            let mut floor = encoder()?;
             for _ in 0..setting.pairs {
                 ours.add(Scraped::of_agent(&agent)?);
+                floor.add(encoder()?);
                 theirs.add(node_exporter()?);
             }
             drop(exporter);
-            Ok((ours, theirs))
+            Ok((ours, floor, theirs))
         })?;
         row(format!("tcpclose, --max-ports {pairs}"), &ours, Some(bound));
+        row("floor: prometheus' encoder alone, as many gauges".to_owned(), &floor, None);
         row("node_exporter, its defaults, meanwhile".to_owned(), &theirs, None);
     }
     Ok(Figure {
