@@ -1,5 +1,5 @@
-//! The forms in which a document travels: JSON, and for those who ask for it MessagePack with the same keys, which takes
-//! the agent and its command line a third of the time to write and to read where fifteen thousand sockets are in it.
+//! The forms in which a document travels: JSON, and for those who ask for it MessagePack with the same keys. Where fifteen
+//! thousand sockets were in it, `stuck` took 0.37 of `ss -tanp`'s time with that, and 0.44 with JSON (`cargo xtask bench`).
 
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,14 @@
-//! Words of [`crate::terms`] in documents: each is written by its name.
+//! Words in documents and on streams: each is written by its name.
 
 use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use tcpclose_common::state::TcpState;
 
 use crate::kernel::process::Runs;
-use crate::terms::{Diagnosis, Phase, Side};
+use crate::terms::{Diagnosis, Outcome, Phase, Role, Side};
+use crate::tracker::transition::Source;
 
 /// Reads a string by `read`, without a copy of it.
 pub(super) fn text<'de, T, D: Deserializer<'de>>(
@@ -30,52 +32,44 @@ pub(super) fn text<'de, T, D: Deserializer<'de>>(
     from.deserialize_str(Text(read))
 }
 
-/// A word of [`crate::terms`] that is written by its name.
+/// A word that is written by its name.
 pub(crate) trait Named: Copy + Sized {
+    /// What a word is taken for that only a newer agent knows; without this it is refused.
+    const NEWER: Option<Self> = None;
+
+    fn all() -> impl Iterator<Item = Self>;
     fn name(self) -> &'static str;
-    fn from_name(name: &str) -> Option<Self>;
-}
-
-impl Named for Phase {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
 
     fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|phase| phase.name() == name)
+        Self::all().find(|word| word.name() == name).or(Self::NEWER)
     }
 }
 
-impl Named for Side {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
+macro_rules! named {
+    ($($word:ty, of $all:expr $(, newer $newer:expr)?;)*) => {$(
+        impl Named for $word {
+            $(const NEWER: Option<Self> = Some($newer);)?
 
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|side| side.name() == name)
-    }
+            fn all() -> impl Iterator<Item = Self> {
+                $all.into_iter()
+            }
+
+            fn name(self) -> &'static str {
+                <$word>::name(self)
+            }
+        }
+    )*};
 }
 
-impl Named for Runs {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|runs| runs.name() == name)
-    }
-}
-
-impl Named for Diagnosis {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    /// A diagnosis that a newer agent knows is [`Self::Unknown`] here.
-    fn from_name(name: &str) -> Option<Self> {
-        let known = [Self::NotAccepted, Self::StillSending, Self::NotRead, Self::NotClosed];
-        Some(known.into_iter().find(|diagnosis| diagnosis.name() == name).unwrap_or(Self::Unknown))
-    }
+named! {
+    Phase, of Self::ALL;
+    Side, of Self::ALL;
+    Role, of Self::ALL;
+    Runs, of Self::ALL;
+    Source, of Self::ALL;
+    Outcome, of Self::ALL, newer Self::Unknown;
+    Diagnosis, of [Self::NotAccepted, Self::StillSending, Self::NotRead, Self::NotClosed], newer Self::Unknown;
+    TcpState, of (0..=u8::MAX).filter_map(Self::from_raw);
 }
 
 pub(crate) mod named {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tcpclose_common::state::TcpState;
 
 use crate::query::document::Cookie;
-use crate::query::words::{Named, named, named_or_null};
+use crate::query::words::{named, named_or_null};
 use crate::terms::{Age, Outcome, Role, Side};
 use crate::tracker::transition::Source;
 
@@ -94,47 +94,6 @@ impl Line {
         // Nanoseconds of a year are far from where a float loses them to rounding by more than some.
         let ns = |seconds: f64| (seconds * 1e9).round() as u64;
         Age { min_ns: ns(self.min_seconds), max_ns: self.max_seconds.map(ns) }
-    }
-}
-
-impl Named for TcpState {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        (0..=u8::MAX).filter_map(Self::from_raw).find(|state| state.name() == name)
-    }
-}
-
-impl Named for Role {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|role| role.name() == name)
-    }
-}
-
-impl Named for Outcome {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    /// An outcome that a newer agent knows is [`Self::Unknown`] here.
-    fn from_name(name: &str) -> Option<Self> {
-        Some(Self::ALL.into_iter().find(|outcome| outcome.name() == name).unwrap_or(Self::Unknown))
-    }
-}
-
-impl Named for Source {
-    fn name(self) -> &'static str {
-        Self::name(self)
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|source| source.name() == name)
     }
 }
 
