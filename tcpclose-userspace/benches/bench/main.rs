@@ -134,6 +134,7 @@ fn run(arguments: Arguments) -> Result<()> {
             "note: {others} programs of others hang on the hook (agents that run?): they cost everybody"
         );
     }
+    report::commit();
     let Arguments { only, pairs, seconds, out, floor, .. } = arguments;
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let names: Vec<Name> = match only.is_empty() {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
@@ -68,6 +69,16 @@ pub struct Machine {
     node_exporter: String,
 }
 
+/// The commit that is measured, with a word where the tree is not as it says. To be asked for when the run begins: at its end
+/// another may be checked out.
+pub fn commit() -> &'static str {
+    static COMMIT: LazyLock<String> = LazyLock::new(|| {
+        let told = output("git", &["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]);
+        told.unwrap_or_else(|| "unknown".to_owned())
+    });
+    &COMMIT
+}
+
 impl Machine {
     fn now() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
@@ -76,7 +87,6 @@ impl Machine {
         let memory = read("/proc/meminfo");
         let memory =
             memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next());
-        let commit = output("git", &["rev-parse", "--short=12", "HEAD"]);
         Self {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
@@ -85,7 +95,7 @@ impl Machine {
             memory_mib: memory.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) / 1024,
             load_average: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
             tcpclose: env!("CARGO_PKG_VERSION"),
-            commit: commit.unwrap_or_else(|| "unknown".to_owned()),
+            commit: commit().to_owned(),
             libbpf_tools: package("libbpf-tools"),
             iproute2: package("iproute2"),
             node_exporter: package("prometheus-node-exporter"),
