@@ -6,8 +6,8 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Purpose};
-use crate::vm::{self, kit::Kernel};
-use crate::{sh, test};
+use crate::sh;
+use crate::vm::{self, kit::Kernel, programs};
 
 /// Measure how exact durations are, on this kernel or in guests, and keep it in docs/ACCURACY.md
 #[derive(clap::Args)]
@@ -18,9 +18,9 @@ pub struct Arguments {
     kernels: Vec<Kernel>,
 }
 
-/// The test program that measures, and its arguments: the measurement is marked as ignored.
-const PROGRAM: &str = "accuracy";
-const WORDS: [&str; 3] = ["--ignored", "--nocapture", "durations_against_the_segments"];
+/// What the live tests are to run: the measurement alone.
+const WORDS: [&str; 4] =
+    ["--include-ignored", "--nocapture", "--exact", "accuracy::measure_durations_against_the_segments"];
 
 /// What the program prints its section between.
 const BEGIN: &str = "<!-- accuracy begins -->";
@@ -37,7 +37,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
         return keep("The host", body(&output)?);
     }
     for kernel in &arguments.kernels {
-        let output = vm::output(*kernel, PROGRAM, &WORDS)?;
+        let output = vm::output(*kernel, &WORDS)?;
         let lines = output.lines().map(|line| line.trim_end_matches('\r')).collect::<Vec<_>>().join("\n");
         // A busy host stops the guest's processors between a segment's stamp and the event that it makes.
         let section = format!("{}\n\nThe host's load average was {} at the end.", body(&lines)?, load());
@@ -49,10 +49,10 @@ pub fn command(arguments: &Arguments) -> Result<()> {
 /// Measures on this machine.
 fn here() -> Result<String> {
     setup::ready(Purpose::Build, false)?;
-    let Some(mut command) = test::live_tests(PROGRAM)? else { bail!("the measurement needs root") };
-    command.arg("--").args(WORDS).stderr(Stdio::inherit());
+    let mut command = sh::as_root(programs::build()?.live, &[]);
+    command.args(WORDS).stderr(Stdio::inherit());
     sh::show(&command);
-    let output = command.output().context("cargo cannot be started")?;
+    let output = command.output().context("the live tests cannot be started")?;
     if !output.status.success() {
         bail!("the measurement failed: {}", String::from_utf8_lossy(&output.stdout));
     }

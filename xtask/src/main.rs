@@ -13,6 +13,7 @@ mod build;
 mod debian;
 mod demo;
 mod fuzz;
+mod live;
 mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 #[path = "../../tcpclose-userspace/src/progress.rs"]

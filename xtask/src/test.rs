@@ -1,15 +1,15 @@
 //! `cargo xtask test`: what CI runs.
 
 use std::env;
-use std::fs;
 use std::io::{self, IsTerminal};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Purpose};
-use crate::{fuzz, package, sh, vm};
+use crate::vm::programs;
+use crate::{fuzz, live, package, sh, vm};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
@@ -34,6 +34,7 @@ const STEPS: &[(&str, Step)] = &[
     ("setup", setup),
     ("fmt", fmt),
     ("clippy", clippy),
+    ("build", build),
     ("unit tests", unit),
     ("fuzz", fuzz),
     ("live tests", live),
@@ -80,9 +81,8 @@ fn fmt(_: &Arguments) -> Result<Outcome> {
 
 fn clippy(_: &Arguments) -> Result<Outcome> {
     let deny = ["--", "--deny", "warnings"];
-    sh::run(
-        sh::cargo().args(["clippy", "--workspace", "--exclude", "tcpclose-ebpf", "--all-targets"]).args(deny),
-    )?;
+    let mut command = static_cargo("clippy")?;
+    sh::run(command.args(["--workspace", "--exclude", "tcpclose-ebpf", "--all-targets"]).args(deny))?;
     // The probe is linted for the host, since the rustc that builds it for BPF need not have a clippy. As a program
     // without std it cannot unwind, which the host does unless told otherwise.
     passed(
@@ -93,17 +93,46 @@ fn clippy(_: &Arguments) -> Result<Outcome> {
     )
 }
 
+/// Everything that the steps after it run, at once: cargo then has work for all processors until the end.
+fn build(_: &Arguments) -> Result<Outcome> {
+    passed(all_tests()?.arg("--no-run"))
+}
+
+/// Cargo about to do `what` as all steps do it: one profile, one target and one set of flags, so that nothing is compiled
+/// twice. Programs are static, as the packaged one is, and as guests need them.
+pub fn static_cargo(what: &str) -> Result<Command> {
+    let mut command = sh::cargo();
+    // Cargo takes the flags of the environment in place of those of its configuration; so does this.
+    let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
+    if !flags.to_string_lossy().contains(STATIC) {
+        flags.push(if flags.is_empty() { "" } else { " " });
+        flags.push(STATIC);
+    }
+    command.env("RUSTFLAGS", flags).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    // A target named outright makes cargo build scripts and procedural macros apart, which cannot be static.
+    command.arg(what).arg("--target").arg(host()?);
+    Ok(command)
+}
+
+const STATIC: &str = "-C target-feature=+crt-static";
+
+fn all_tests() -> Result<Command> {
+    let mut command = static_cargo("test")?;
+    command.args(["--workspace", "--exclude", "tcpclose-ebpf", "--lib", "--bins", "--test", live::PROGRAM]);
+    Ok(command)
+}
+
 /// How many histories the property tests try: some seconds' worth, or minutes'.
 const CASES: &str = "PROPTEST_CASES";
 const MANY_CASES: &str = "10000";
 
 fn unit(arguments: &Arguments) -> Result<Outcome> {
-    let mut command = sh::cargo();
-    command.args(["test", "--workspace", "--exclude", "tcpclose-ebpf", "--lib", "--bins"]);
+    let mut command = static_cargo("test")?;
+    command.args(["--workspace", "--exclude", "tcpclose-ebpf", "--lib", "--bins"]);
     if arguments.all && env::var_os(CASES).is_none() {
         command.env(CASES, MANY_CASES);
     }
-    passed(with_long(&mut command, arguments))
+    passed(&mut command)
 }
 
 /// Their corpus is played by the unit tests.
@@ -112,24 +141,19 @@ fn fuzz(_: &Arguments) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// The integration tests: real sockets, the kernel's own tracepoint. All of it needs root.
+/// Real sockets, the kernel's own tracepoint: nearly all of it needs root.
 fn live(arguments: &Arguments) -> Result<Outcome> {
-    let folder = sh::workspace().join("tcpclose-userspace/tests");
-    if fs::read_dir(folder).map_or(0, Iterator::count) == 0 {
-        // Cargo takes a pattern that fits no test for an error.
-        return Ok(skipped("live tests", "there are none"));
+    if !(sh::is_root() || can_sudo()) {
+        return Ok(skipped("live tests", "need root"));
     }
-    let Some(mut command) = live_tests("*")? else { return Ok(skipped("live tests", "need root")) };
-    passed(with_long(&mut command, arguments))
-}
-
-/// Cargo, about to run these integration tests as root; `None` for a user who cannot.
-pub fn live_tests(pattern: &str) -> Result<Option<Command>> {
-    let mut command = with_root()?;
-    if let Some(command) = &mut command {
-        command.args(["test", "--profile", "live", "--package", "tcpclose-userspace", "--test", pattern]);
+    let programs = programs::build()?;
+    let tally = live::run(&programs.live, arguments.all)?;
+    let live::Tally { passed, failed, skipped } = &tally;
+    eprintln!("\nlive: {passed} passed, {failed} failed, {} skipped", skipped.len());
+    if *failed > 0 {
+        bail!("{failed} live tests failed");
     }
-    Ok(command)
+    Ok(Outcome::Passed)
 }
 
 /// Cargo, which is to run what it builds as root; `None` for a user who cannot.
@@ -168,16 +192,6 @@ fn packages(arguments: &Arguments) -> Result<Outcome> {
 
 /// Tells tests that they may take long.
 pub const LONG: &str = "TCPCLOSE_TEST_LONG";
-/// What runs the tests that are marked as taking long.
-pub const LONG_ARGUMENTS: &[&str] = &["--include-ignored"];
-
-/// With `--all`: the tests marked `#[ignore]` as well, and a word to those that can do more.
-fn with_long<'a>(command: &'a mut Command, arguments: &Arguments) -> &'a mut Command {
-    if arguments.all {
-        command.env(LONG, "1").arg("--").args(LONG_ARGUMENTS);
-    }
-    command
-}
 
 fn passed(command: &mut Command) -> Result<Outcome> {
     sh::run(command)?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::live::{self, When};
 use crate::setup::{self, Purpose};
 use crate::{sh, test};
 use guest::{Guest, Report};
@@ -20,7 +21,7 @@ mod guest;
 mod initramfs;
 pub mod kit;
 mod modules;
-mod programs;
+pub mod programs;
 mod systemd;
 
 /// The emulator.
@@ -28,11 +29,10 @@ pub const QEMU: &str = "qemu-system-x86_64";
 /// Guests are machines of this kind, and are emulated on it only: programs for them are built by its own compiler.
 pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 
-/// The test programs that run in the guests, those of them that are there. What they need must be in the guest: no
-/// other programs but busybox's.
-const GUEST_PROGRAMS: &[&str] = &["closes", "cases"];
-/// Those that take long, all of whose tests are marked so.
-const LONG_PROGRAMS: &[&str] = &["reuse", "flood", "wall_clock"];
+/// The modules of the live tests that run in guests. What they need must be in the guest: no other programs but busybox's.
+const MODULES_OF_TESTS: &[&str] = &["closes", "cases"];
+/// Those that run with `--all` only.
+const LONG_MODULES_OF_TESTS: &[&str] = &["reuse", "flood", "wall_clock"];
 
 /// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
@@ -57,8 +57,8 @@ pub struct Arguments {
     /// Seconds after which a guest is ended
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_PATIENCE)]
     patience: u64,
-    /// What to run instead of the tests: `tcpclose`, a test program by its name, a static program or a script of sh by
-    /// its path, or a command of busybox
+    /// What to run instead of the tests: `tcpclose`, `live` (the live tests), a static program or a script of sh by its
+    /// path, or a command of busybox
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -72,23 +72,22 @@ pub fn command(arguments: &Arguments) -> Result<()> {
         setup::ready(Purpose::Vm, false)?;
         return systemd::boot(&arguments.kernels, Duration::from_secs(arguments.patience));
     }
-    let jobs = match arguments.command.split_first() {
-        None => tests(false),
-        Some((program, words)) => {
-            let name =
-                Path::new(program).file_name().unwrap_or(program.as_ref()).to_string_lossy().into_owned();
-            let words = [std::slice::from_ref(&name), words].concat();
-            vec![Job { name, words }]
-        }
-    };
-    if jobs.is_empty() {
-        bail!("none of the guests' tests is here ({}); give a command after --", GUEST_PROGRAMS.join(", "));
-    }
     setup::ready(Purpose::Vm, false)?;
     // A path is a program of this machine; a mere name is looked up.
     let given = arguments.command.first().filter(|program| program.contains('/'));
     let given = given.map(|program| programs::given(program.as_ref())).transpose()?;
-    boot_all(&arguments.kernels, &jobs, given, Duration::from_secs(arguments.patience))
+    let job = arguments.command.split_first().map(|(program, words)| {
+        let name = Path::new(program).file_name().unwrap_or(program.as_ref()).to_string_lossy().into_owned();
+        let words = [std::slice::from_ref(&name), words].concat();
+        Job { name, words }
+    });
+    let patience = Duration::from_secs(arguments.patience);
+    let built = programs::build()?;
+    let jobs = match job {
+        Some(job) => vec![job],
+        None => tests(&built.live, false)?,
+    };
+    boot_all(&arguments.kernels, &jobs, [built.programs(), Vec::from_iter(given)].concat(), patience)
 }
 
 /// The step of `cargo xtask test`. The inner error says why it was not run.
@@ -96,15 +95,13 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     if !POSSIBLE {
         return Ok(Err("guests are x86-64 machines"));
     }
-    let jobs = tests(long);
-    if jobs.is_empty() {
-        return Ok(Err("there are none"));
-    }
     if sh::find(QEMU).is_none() || !Part::missing()?.is_empty() {
         return Ok(Err("QEMU or Debian's kernels are not here (`cargo xtask setup` fetches them)"));
     }
     let patience = Duration::from_secs(DEFAULT_PATIENCE);
-    boot_all(&Kernel::ALL, &jobs, None, patience)?;
+    let built = programs::build()?;
+    let jobs = tests(&built.live, long)?;
+    boot_all(&Kernel::ALL, &jobs, built.programs(), patience)?;
     if long && (sh::is_root() || test::can_sudo()) {
         systemd::boot(&Kernel::ALL, patience)?;
     } else if long {
@@ -113,16 +110,17 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     Ok(Ok(()))
 }
 
-/// Runs a test program with these arguments under `kernel`, and returns all that it wrote.
-pub fn output(kernel: Kernel, test: &str, arguments: &[&str]) -> Result<String> {
+/// Runs the live tests with these arguments under `kernel`, and returns all that they wrote.
+pub fn output(kernel: Kernel, arguments: &[&str]) -> Result<String> {
     if !POSSIBLE {
         bail!("guests are x86-64 machines, and this is another");
     }
     setup::ready(Purpose::Vm, false)?;
-    let words = [test].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
-    let job = Job { name: test.to_owned(), words };
-    boot_all(&[kernel], &[job], None, Duration::from_secs(DEFAULT_PATIENCE))?;
-    let log = log(kernel, test)?;
+    let words = [live::PROGRAM].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
+    let job = Job { name: live::PROGRAM.to_owned(), words };
+    let patience = Duration::from_secs(DEFAULT_PATIENCE);
+    boot_all(&[kernel], &[job], programs::build()?.programs(), patience)?;
+    let log = log(kernel, live::PROGRAM)?;
     fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))
 }
 
@@ -131,29 +129,22 @@ fn log(kernel: Kernel, job: &str) -> Result<PathBuf> {
     Ok(kit::folder()?.join(format!("{}-{job}.log", kernel.name())))
 }
 
-/// The guests' tests that are in the tree.
-fn tests(long: bool) -> Vec<Job> {
-    let (more, long) = if long { (LONG_PROGRAMS, test::LONG_ARGUMENTS) } else { (&[][..], &[][..]) };
-    let there = GUEST_PROGRAMS.iter().chain(more).filter(|name| programs::is_test(name));
-    there
-        .map(|name| Job {
-            name: (*name).to_owned(),
-            words: [name].into_iter().chain(long).map(|word| (*word).to_owned()).collect(),
-        })
-        .collect()
+/// The guests' tests, a job a module.
+fn tests(program: &Path, long: bool) -> Result<Vec<Job>> {
+    let wanted = |when| when == When::Always || long && matches!(when, When::Long | When::Guest);
+    let more = if long { LONG_MODULES_OF_TESTS } else { &[] };
+    let modules = live::modules(&live::listed(program)?, wanted);
+    let ours = |module: &live::Module| [MODULES_OF_TESTS, more].concat().contains(&module.name.as_str());
+    let job = |module: live::Module| {
+        let words = [live::PROGRAM, "--exact", "--include-ignored", "--show-output"].map(str::to_owned);
+        Job { name: module.name, words: [words.to_vec(), module.tests].concat() }
+    };
+    Ok(modules.into_iter().filter(ours).map(job).collect())
 }
 
-/// Builds what the jobs run, runs each in a guest of its own, so that none meets the TIME-WAITs of another, and fails if
-/// any did. Guests run one after the other: side by side they would be done a minute sooner, but on two CPUs the tests'
+/// Runs each job in a guest of its own, so that none meets the TIME-WAITs of another, and fails if any did. Guests run one after the other: side by side they would be done a minute sooner, but on two CPUs the tests'
 /// own clocks would then be the coarse part.
-fn boot_all(kernels: &[Kernel], jobs: &[Job], given: Option<Program>, patience: Duration) -> Result<()> {
-    let wanted: Vec<&str> = match &given {
-        Some(_) => Vec::new(),
-        None => jobs.iter().map(|job| job.name.as_str()).filter(|name| programs::is_test(name)).collect(),
-    };
-    let mut programs = programs::build(&wanted)?;
-    programs.extend(given);
-
+fn boot_all(kernels: &[Kernel], jobs: &[Job], programs: Vec<Program>, patience: Duration) -> Result<()> {
     let mut summary = Summary::default();
     for kernel in kernels {
         for job in jobs {

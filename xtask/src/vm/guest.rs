@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::QEMU;
+use crate::live::skipped;
 use crate::progress::{self, Ticker};
 use crate::sh;
 
@@ -195,11 +196,6 @@ fn pass_on(output: impl Read, lines: &mpsc::Sender<String>) {
     }
 }
 
-/// What a line of a test's output says it has left out. All tests of this project say it in this word.
-fn skipped(line: &str) -> Option<String> {
-    line.trim_start().strip_prefix("SKIPPED: ").map(|what| what.trim_end().to_owned())
-}
-
 /// Says so if a job took another time by the guest's clock than by ours: then no time that it measured is worth anything.
 fn clock_trouble(guest: f64, host: Duration) -> Option<String> {
     // The job's end is heard a little later than it is said.
@@ -245,12 +241,6 @@ mod tests {
         );
         assert_eq!(clock_trouble(71.9, Duration::from_millis(72_400)), None);
         assert_eq!(clock_trouble(0.0, Duration::from_millis(1_900)), None);
-    }
-
-    #[test]
-    fn what_is_skipped_is_heard() {
-        assert_eq!(skipped("SKIPPED: live tests need root\r").as_deref(), Some("live tests need root"));
-        assert_eq!(skipped("none is SKIPPED: all run"), None);
     }
 
     #[test]

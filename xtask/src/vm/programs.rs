@@ -1,6 +1,5 @@
 //! The programs that a guest runs, built without shared libraries: a guest has none.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,11 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::sh;
-
-/// A target named outright makes cargo build scripts and procedural macros apart, which cannot be static.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-const STATIC: &str = "-C target-feature=+crt-static";
+use crate::{live, sh, test};
 
 /// A static program of this machine, and the name it is called by in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,46 +25,37 @@ pub struct Job {
     pub words: Vec<String>,
 }
 
-/// True if `name` is a test program of the agent's package.
-pub fn is_test(name: &str) -> bool {
-    let tests = sh::workspace().join("tcpclose-userspace/tests");
-    tests.join(format!("{name}.rs")).is_file() || tests.join(name).join("main.rs").is_file()
+/// The agent and the live tests, static, as the tests on this machine run them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Built {
+    pub agent: PathBuf,
+    pub live: PathBuf,
 }
 
-/// Builds the release agent and these test programs. The agent comes first.
-pub fn build(tests: &[&str]) -> Result<Vec<Program>> {
-    let mut command = sh::cargo();
-    // cargo takes the flags of the environment in place of those of its configuration; so does this.
-    let mut flags = std::env::var_os("RUSTFLAGS").map_or_else(OsString::new, |mut flags| {
-        flags.push(" ");
-        flags
-    });
-    flags.push(STATIC);
-    command.env("RUSTFLAGS", flags).env_remove("CARGO_ENCODED_RUSTFLAGS");
-    if tests.is_empty() {
-        command.args(["build", "--bin", "tcpclose"]);
-    } else {
-        command.args(["test", "--no-run"]);
-        command.args(tests.iter().flat_map(|test| ["--test", test]));
+impl Built {
+    /// Both, by the names that they have in a guest.
+    pub fn programs(self) -> Vec<Program> {
+        let program = |name: &str, file| Program { name: name.to_owned(), file };
+        vec![program("tcpclose", self.agent), program(live::PROGRAM, self.live)]
     }
-    command
-        .args(["--release", "--package", "tcpclose-userspace", "--target", TARGET])
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit());
+}
+
+/// Builds the agent and the live tests.
+pub fn build() -> Result<Built> {
+    let mut command = test::static_cargo("test")?;
+    command.args(["--no-run", "--package", "tcpclose-userspace", "--test", live::PROGRAM]);
+    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     sh::show(&command);
     let output = command.output().context("cargo cannot be started")?;
     if !output.status.success() {
-        bail!("the guests' programs do not build");
+        bail!("the live tests do not build");
     }
     let built = executables(&String::from_utf8_lossy(&output.stdout));
-    let mut programs = Vec::new();
-    for name in ["tcpclose"].iter().chain(tests) {
-        match built.iter().find(|program| program.name == **name) {
-            Some(program) => programs.push(program.clone()),
-            None => bail!("cargo built no {name}"),
-        }
-    }
-    Ok(programs)
+    let find = |name: &str| {
+        let found = built.iter().find(|program| program.name == name);
+        found.map(|program| program.file.clone()).with_context(|| format!("cargo built no {name}"))
+    };
+    Ok(Built { agent: find("tcpclose")?, live: find(live::PROGRAM)? })
 }
 
 /// A program of this machine that is there already.

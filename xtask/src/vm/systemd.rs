@@ -22,7 +22,7 @@ const NAME: &str = "systemd";
 
 /// What `cargo xtask vm --systemd` does.
 pub fn boot(kernels: &[Kernel], patience: Duration) -> Result<()> {
-    let programs = programs::build(&[])?;
+    let programs = programs::build()?.programs();
     let archive = debian::archive(&kit::folder()?, INCLUDED)?;
     let job = Job { name: NAME.to_owned(), words: Vec::new() };
     let mut summary = super::Summary::default();

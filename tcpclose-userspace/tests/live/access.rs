@@ -1,0 +1,191 @@
+//! The unix socket: whose it is, who may connect, and who may have sockets destroyed through it.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
+use crate::common;
+use crate::kill::stage;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::process::{Command, Output, Stdio};
+
+use common::nobody::Nobody;
+use common::{Agent, BINARY, listen};
+use stage::{BOUND, Pair, grow_old, refusal, text, through};
+
+/// Users and groups of nobody's, by number.
+const USER: u32 = 64_200;
+const GROUP: u32 = 64_300;
+
+/// The folder of an agent's socket is its owner's alone; for others, who may reach the socket.
+fn start(arguments: &[&str]) -> Agent {
+    Agent::try_start_as(0, Command::new(BINARY), arguments).unwrap()
+}
+
+/// `tcpclose` as the user `uid` with this group and these supplementary ones.
+fn as_user(user: &Nobody, uid: u32, gid: u32, groups: &[u32]) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args([&format!("--reuid={uid}"), &format!("--regid={gid}")]);
+    let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+    match groups.is_empty() {
+        true => command.arg("--clear-groups"),
+        false => command.arg(format!("--groups={}", groups.join(","))),
+    };
+    command.arg(user.folder().join("tcpclose")).stdin(Stdio::null());
+    command
+}
+
+/// `tcpclose kill --yes` by `command`, through `agent`.
+fn killed_by(mut command: Command, agent: &Agent, port: u16) -> Output {
+    command.args(["kill", "--yes", "--older-than", BOUND, "--port", &port.to_string(), "--socket"]);
+    command.arg(agent.socket()).output().unwrap()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_may_destroy_is_decided_by_the_agent() {
+    let user = Nobody::new();
+    let (listener, port) = listen();
+    let group = GROUP.to_string();
+    let open = ["--socket-mode", "0666", "--allow-kill", "--log-level", "info"];
+    let roots = start(&open);
+    let groups = start(&[&open[..], &["--kill-group", &group]].concat());
+    let mut pair = Pair::new(&listener, port, b"");
+    grow_old();
+
+    // Whoever may connect may look, and no more.
+    let looked = as_user(&user, USER, USER, &[])
+        .args(["kill", "--older-than", BOUND, "--port", &port.to_string(), "--socket"])
+        .arg(roots.socket())
+        .output()
+        .unwrap();
+    assert!(text(&looked).contains("Would destroy 1 socket"));
+    let said = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP]), &roots, port));
+    let words = "only root (there is no --kill-group) may have this agent destroy sockets, and this is pid ";
+    assert!(said.contains(words) && said.contains(&format!(" uid {USER} gid {USER}; ")), "{said}");
+    let said = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP + 1]), &groups, port));
+    assert!(said.contains(&format!("only root and members of the group {GROUP} may")), "{said}");
+    pair.assert_alive();
+    let logged = groups.said();
+    assert!(logged.contains(&format!("uid {USER} gid {USER}")), "{logged}");
+
+    // By a supplementary group, by its own, and as root.
+    for (uid, gid, more) in [(USER, USER, vec![4, GROUP]), (USER, GROUP, vec![]), (0, 0, vec![])] {
+        let done = killed_by(as_user(&user, uid, gid, &more), &groups, port);
+        assert!(text(&done).contains("destroyed 1 of 1"), "{done:?}");
+        pair.assert_destroyed();
+        let said = groups.said();
+        let line = said.lines().find(|line| {
+            line.contains("destroyed 127.0.0.1:") && line.ends_with(&format!(" uid {uid} gid {gid}"))
+        });
+        assert!(line.is_some(), "{said}");
+        assert!(said.contains("POST /v1/kill asked by pid "), "{said}");
+        assert!(!said.contains("GET /v1/sockets asked by"), "not at info: {said}");
+        pair = Pair::new(&listener, port, b"");
+        grow_old();
+    }
+    assert!(text(&through(&roots, port, &["--yes"])).contains("destroyed 1 of 1"));
+    pair.assert_destroyed();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_group_can_change_while_it_runs() {
+    let user = Nobody::new();
+    let (listener, port) = listen();
+    let file = user.folder().join("tcpclose.toml");
+    let settings = "allow-kill = true\nsocket-mode = \"0666\"\n";
+    fs::write(&file, settings).unwrap();
+    let agent = start(&["--config", file.to_str().unwrap()]);
+    let mut pair = Pair::new(&listener, port, b"");
+    grow_old();
+    let ask = || killed_by(as_user(&user, USER, GROUP, &[]), &agent, port);
+    assert!(refusal(&ask()).contains("there is no --kill-group"));
+    let more = format!("{settings}kill-group = {GROUP}\nsocket-group = {GROUP}\n");
+    // What it said of the refusal comes first.
+    agent.until_it_says("POST /v1/kill refused");
+    let said = agent.reloaded(|| fs::write(&file, more).unwrap());
+    assert_eq!(said, "tcpclose: reloaded: kill-group; restart it for socket-group");
+    assert!(text(&ask()).contains("destroyed 1 of 1"));
+    pair.assert_destroyed();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn everybody_who_asks_is_logged_at_debug() {
+    let agent = start(&["--log-level", "debug"]);
+    assert!(agent.stuck(&["--json"]).status.success());
+    let said = agent.said();
+    assert!(
+        said.lines()
+            .any(|line| line.contains("GET /v1/sockets asked by pid ") && line.ends_with(" uid 0 gid 0")),
+        "{said}"
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_socket_is_whose_it_is_told_to_be() {
+    let user = Nobody::new();
+    let file = |agent: &Agent| {
+        let file = fs::metadata(agent.socket()).unwrap();
+        assert!(file.file_type().is_socket());
+        (file.mode() & 0o7777, file.uid(), file.gid())
+    };
+    assert_eq!(file(&start(&[])), (0o600, 0, 0));
+    assert_eq!(file(&start(&["--socket-mode", "0666"])), (0o666, 0, 0));
+    let (owner, group) = (USER.to_string(), GROUP.to_string());
+    assert_eq!(file(&start(&["--socket-owner", &owner])), (0o600, USER, 0));
+    let mut agent = start(&["--socket-mode", "0660", "--socket-group", &group]);
+    assert_eq!(file(&agent), (0o660, 0, GROUP));
+    let asks = |groups: &[u32]| {
+        let mut command = as_user(&user, USER, USER, groups);
+        command.args(["ports", "--socket"]).arg(agent.socket()).output().unwrap()
+    };
+    assert!(asks(&[GROUP]).status.success());
+    // Nobody else gets in, and `ports` says that it looked by itself.
+    let other = asks(&[]);
+    let said = String::from_utf8_lossy(&other.stdout).into_owned() + &String::from_utf8_lossy(&other.stderr);
+    assert!(!said.contains("source: agent"), "{said}");
+    let path = agent.socket();
+    agent.end(rustix::process::Signal::TERM);
+    assert!(!path.exists(), "it is removed at the end");
+    // By name.
+    let agent = start(&["--socket-mode", "0660", "--socket-owner", "nobody", "--socket-group", "adm"]);
+    assert_eq!(file(&agent), (0o660, 65534, 4));
+}
+
+#[test]
+fn what_cannot_be_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |mut command: Command, arguments: &[&str]| {
+        command.args(["agent", "--listen", "127.0.0.1:0", "--socket"]).arg(folder.path().join("s"));
+        refusal(&command.arg("--state-dir").arg(folder.path()).args(arguments).output().unwrap())
+    };
+    for (arguments, words) in [
+        (
+            ["--socket-owner", "no-such-user"],
+            "--socket-owner \"no-such-user\": no such user in /etc/passwd; ",
+        ),
+        (["--socket-group", "no-such-group"], "no such group in /etc/group; "),
+        (["--kill-group", "no-such-group"], "no such group in /etc/group; "),
+        (["--socket-mode", "660"], "not a mode; write one in octal"),
+        (["--socket-mode", "0999"], "not a mode; write one in octal"),
+    ] {
+        let said = refused(Command::new(BINARY), &arguments);
+        assert!(said.contains(words), "{said}");
+    }
+    // To give a file away takes a capability that the agent's own user has not.
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-chown", "--inh-caps=-chown", "--", BINARY]);
+    let said = refused(command, &["--socket-group", &GROUP.to_string()]);
+    assert!(said.contains(": its group cannot be 64300: ") && said.contains("CAP_CHOWN"), "{said}");
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-chown", "--inh-caps=-chown", "--", BINARY]);
+    let said = refused(command, &["--socket-owner", &USER.to_string()]);
+    assert!(said.contains(": its owner cannot be 64200: ") && said.contains("CAP_CHOWN"), "{said}");
+    assert!(!folder.path().join("s").exists(), "nothing stays behind");
+}

@@ -1,0 +1,225 @@
+//! `deploy/kubernetes`: manifests by the schemas of what takes them, with arguments that the agent takes; and, with the
+//! rights that they give and no others, an agent in a container, which finds what is stuck in another one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
+use crate::common;
+mod image;
+use crate::deploy::schema;
+mod schemas;
+mod yaml;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::BINARY;
+use serde_json::Value;
+
+/// What Kubernetes puts for `$(POD_IP)`.
+const POD_IP: &str = "10.0.0.5";
+
+fn workspace(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path).canonicalize().unwrap()
+}
+
+fn json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+}
+
+/// Every file of the folder but kustomize's own, by name.
+fn manifests() -> BTreeMap<String, Value> {
+    let files = std::fs::read_dir(workspace("deploy/kubernetes")).unwrap().map(|entry| entry.unwrap());
+    let named = files.map(|file| (file.file_name().into_string().unwrap(), yaml::read(&file.path())));
+    named.filter(|(name, _)| name != "kustomization.yaml").collect()
+}
+
+fn daemonset() -> Value {
+    yaml::read(&workspace("deploy/kubernetes/daemonset.yaml"))
+}
+
+fn container(daemonset: &Value) -> &Value {
+    let [container] = list(&daemonset["spec"]["template"]["spec"]["containers"]) else { panic!("not one") };
+    container
+}
+
+fn is_podmonitor(manifest: &Value) -> bool {
+    manifest["kind"] == "PodMonitor"
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().unwrap_or_else(|| panic!("no list: {value}"))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+/// The arguments, in a pod of this address.
+fn arguments(container: &Value, address: &str) -> Vec<String> {
+    list(&container["args"]).iter().map(|argument| text(argument).replace("$(POD_IP)", address)).collect()
+}
+
+/// The value of an argument `--name=value`.
+fn argument(container: &Value, name: &str) -> String {
+    let start = format!("--{name}=");
+    let all = arguments(container, POD_IP);
+    all.iter().find_map(|argument| argument.strip_prefix(&start)).unwrap().to_owned()
+}
+
+fn errors(manifest: &Value) -> Vec<String> {
+    if is_podmonitor(manifest) { schemas::errors_of_podmonitor(manifest) } else { schemas::errors(manifest) }
+}
+
+#[test]
+fn every_manifest_fits_its_schema() {
+    let manifests = manifests();
+    for (name, manifest) in &manifests {
+        println!("{name}: {} {}", manifest["apiVersion"], manifest["kind"]);
+        assert_eq!(errors(manifest), [""; 0], "{name}");
+        let namespace = if manifest["kind"] == "Namespace" {
+            &manifest["metadata"]["name"]
+        } else {
+            &manifest["metadata"]["namespace"]
+        };
+        // A priority class is of no namespace.
+        assert!(manifest["kind"] == "PriorityClass" || namespace == "tcpclose", "{name}");
+    }
+    println!("held against {}", schemas::versions());
+    let kustomization = yaml::read(&workspace("deploy/kubernetes/kustomization.yaml"));
+    let resources: BTreeSet<&str> = list(&kustomization["resources"]).iter().map(text).collect();
+    // A cluster without the operator knows no PodMonitor.
+    let expected: BTreeSet<&str> =
+        manifests.iter().filter(|(_, one)| !is_podmonitor(one)).map(|(name, _)| name.as_str()).collect();
+    assert_eq!(resources, expected);
+    let replaced = list(&kustomization["images"]).iter().map(|image| &image["name"]);
+    assert_eq!(replaced.collect::<Vec<_>>(), [&container(&daemonset())["image"]]);
+}
+
+/// Every key of `value`, by pointer, that a person could misspell: not of a map, whose keys are anybody's.
+fn keys(value: &Value, at: &str, found: &mut Vec<String>) {
+    const MAPS: [&str; 6] = ["labels", "annotations", "matchLabels", "nodeSelector", "requests", "limits"];
+    match value {
+        Value::Object(object) => {
+            for (key, inner) in object {
+                let at = format!("{at}/{key}");
+                found.push(at.clone());
+                if !MAPS.contains(&key.as_str()) {
+                    keys(inner, &at, found);
+                }
+            }
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(nth, inner)| keys(inner, &format!("{at}/{nth}"), found))
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_misspelt_field_is_found_wherever_it_stands() {
+    let mut misspelt = 0;
+    for (name, manifest) in manifests() {
+        let mut all = Vec::new();
+        keys(&manifest, "", &mut all);
+        for key in all.iter().filter(|key| !["/apiVersion", "/kind"].contains(&key.as_str())) {
+            let (parent, last) = key.rsplit_once('/').unwrap();
+            let mut manifest = manifest.clone();
+            let object = manifest.pointer_mut(parent).and_then(Value::as_object_mut).unwrap();
+            let value = object.remove(last).unwrap();
+            object.insert(format!("{last}s"), value);
+            let said = format!("{key}s: nothing may be here");
+            let found = errors(&manifest);
+            assert!(found.contains(&said), "{name}: {key} can be misspelt: {found:?}");
+            misspelt += 1;
+        }
+    }
+    println!("{misspelt} misspelt fields were found");
+    assert!(misspelt > 100);
+}
+
+#[test]
+fn the_agent_takes_its_arguments_and_serves_where_it_is_asked() {
+    let daemonset = daemonset();
+    let container = container(&daemonset);
+    let output = Command::new(BINARY)
+        .args(arguments(container, POD_IP))
+        .arg("--check-config")
+        .env_clear()
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains(&format!("listen = [\"{POD_IP}:9923\"]  # argument")), "{said}");
+
+    let template = &daemonset["spec"]["template"];
+    let [port] = list(&container["ports"]) else { panic!("not one port") };
+    let number = argument(container, "listen").rsplit_once(':').unwrap().1.to_owned();
+    assert_eq!(port["containerPort"].to_string(), number);
+    assert_eq!(template["metadata"]["annotations"]["prometheus.io/port"], number.as_str());
+    for (probe, path) in
+        [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
+    {
+        let asked = &container[probe]["httpGet"];
+        assert_eq!((&asked["port"], text(&asked["path"])), (&port["name"], path), "{probe}");
+    }
+    let podmonitor = yaml::read(&workspace("deploy/kubernetes/podmonitor.yaml"));
+    assert_eq!(podmonitor["spec"]["podMetricsEndpoints"][0]["port"], port["name"]);
+    let labels = &template["metadata"]["labels"];
+    assert_eq!(&podmonitor["spec"]["selector"]["matchLabels"], labels);
+    assert_eq!(&daemonset["spec"]["selector"]["matchLabels"], labels);
+    // By the name of its job an alert tells that an agent is away.
+    assert_eq!(labels[text(&podmonitor["spec"]["jobLabel"])], "tcpclose");
+
+    // What it keeps and where it answers is on the host.
+    let [mount] = list(&container["volumeMounts"]) else { panic!("not one mount") };
+    let [volume] = list(&template["spec"]["volumes"]) else { panic!("not one volume") };
+    assert_eq!(mount["name"], volume["name"]);
+    assert_eq!(mount["mountPath"], volume["hostPath"]["path"]);
+    let folder = Path::new(text(&mount["mountPath"]));
+    assert_eq!(Path::new(&argument(container, "state-dir")), folder);
+    assert_eq!(Path::new(&argument(container, "socket")).parent(), Some(folder));
+    // The command line's own default, so that it needs no --socket.
+    assert_eq!(argument(container, "socket"), tcpclose_userspace::cli::DEFAULT_SOCKET);
+}
+
+#[test]
+fn a_pod_has_what_it_needs_and_no_more() {
+    let daemonset = daemonset();
+    let pod = &daemonset["spec"]["template"]["spec"];
+    assert_eq!((&pod["hostPID"], &pod["hostNetwork"]), (&Value::Bool(true), &Value::Bool(false)));
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let context = &container(&daemonset)["securityContext"];
+    assert_eq!(context["readOnlyRootFilesystem"], true);
+    assert_eq!(context["privileged"], Value::Null);
+    // Kubernetes is to refuse it together with SYS_ADMIN.
+    assert_eq!(context["allowPrivilegeEscalation"], Value::Null);
+    assert_eq!(context["capabilities"]["drop"], serde_json::json!(["ALL"]));
+    let roll_out = &daemonset["spec"]["updateStrategy"]["rollingUpdate"];
+    assert_eq!((&roll_out["maxUnavailable"], &roll_out["maxSurge"]), (&1.into(), &0.into()));
+
+    let given = |name: &Value| format!("CAP_{}", text(name));
+    let given: BTreeSet<String> = list(&context["capabilities"]["add"]).iter().map(given).collect();
+    let expected = ["CAP_BPF", "CAP_DAC_READ_SEARCH", "CAP_PERFMON", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"]
+        .map(str::to_owned);
+    assert_eq!(given, BTreeSet::from(expected));
+
+    // The unit has the same, and the table says of each what it is for.
+    let root = workspace(".");
+    if let Ok(unit) = std::fs::read_to_string(root.join("deploy/systemd/tcpclose.service")) {
+        for set in ["CapabilityBoundingSet=", "AmbientCapabilities="] {
+            let line = unit.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+            assert_eq!(line.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), given, "{set}");
+        }
+    }
+    if let Ok(table) = std::fs::read_to_string(root.join("docs/PRIVILEGES.md")) {
+        for one in &given {
+            assert!(table.lines().any(|line| line.starts_with(&format!("| `{one}`"))), "{one}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The live tests: real agents, real sockets, the running kernel. One program, since linking dozens takes longer than running
+//! them; `cargo xtask test` runs its modules side by side, each in a process of its own.
+//!
+//! A test that needs root is `#[ignore]`d with that reason, so that a plain `cargo test` says what it has left out. One that takes
+//! long has a name that begins with `long_`, and runs with `cargo xtask test --all`.
+
+mod access;
+mod accuracy;
+mod agent_basics;
+mod ages;
+mod backpressure;
+mod bad_input;
+mod cardinality;
+mod cases;
+mod closes;
+mod common;
+mod config;
+mod demo;
+mod deploy;
+mod diagnoses;
+mod exhaustion;
+mod flood;
+mod hangups;
+mod kill;
+mod kubernetes;
+mod leak;
+mod load;
+mod losses;
+mod many_namespaces;
+mod namespaces;
+mod nginx;
+mod owners;
+mod page;
+mod ports;
+mod privileges;
+mod prometheus;
+mod restart;
+mod reuse;
+mod stuck_snapshot;
+mod systemd;
+mod terminal;
+mod top;
+mod torture;
+mod unit;
+mod verify;
+mod volume;
+mod wakeup;
+mod wall_clock;
+mod watch;
+mod web;

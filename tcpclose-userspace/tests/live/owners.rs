@@ -1,0 +1,280 @@
+//! Whose a socket is, on real processes: forked, handed over, in other namespaces and cgroups, with hostile names; and
+//! what the agent counts of it. Each question is put to an agent on either rung and to a snapshot.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
+#[allow(dead_code, reason = "the processes taken here end in their cgroups")]
+pub mod cgroups;
+use crate::common;
+pub mod container;
+pub mod places;
+pub mod pod;
+pub mod stage;
+
+use std::io::{IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Agent, BINARY};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use stage::{Askers, Child, Pair, Server, helper};
+use tcpclose_userspace::query::document::{Document, Owner};
+use tcpclose_userspace::terms::Diagnosis;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+#[ignore = "needs root"]
+fn a_forked_servers_processes_are_all_named_and_who_exits_is_not() {
+    let askers = Askers::start();
+    let server = Server::new();
+    let pair = server.pair();
+    let child = Child::holding(Command::new("sleep").arg("1000"), &pair.server);
+    let own = (std::process::id(), pair.server.as_raw_fd() as u32);
+    for (asker, document) in askers.ask(server.port()) {
+        let socket = stage::only(&document);
+        let mut expected = vec![own, (child.pid(), 0)];
+        expected.sort_unstable();
+        assert_eq!(stage::holders(&socket.owners), expected, "{asker}");
+        let sleep = socket.owners.iter().find(|owner| owner.pid == child.pid()).unwrap();
+        assert_eq!((&*sleep.comm, sleep.fds_used.is_some()), ("sleep", true), "{asker}");
+        assert!(sleep.exe.as_ref().is_some_and(|exe| exe.starts_with('/')), "{asker}: {:?}", sleep.exe);
+    }
+    drop(child);
+    for (asker, document) in askers.ask(server.port()) {
+        assert_eq!(stage::holders(&stage::only(&document).owners), [own], "{asker}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_descriptor_that_was_handed_over_belongs_to_the_receiver() {
+    let askers = Askers::start();
+    let server = Server::new();
+    let Pair { server: handed, client: _client } = server.pair();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let fds = [handed.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(&ours, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+    drop(handed);
+    // On its way nobody holds it, and that is said.
+    for (asker, document) in askers.ask(server.port()) {
+        assert!(stage::only(&document).owners.is_empty(), "{asker}");
+        assert!(document.incomplete.iter().any(|remark| remark.contains("on its way")), "{asker}");
+    }
+    let mut receiver = Child::holding(&mut helper("receiver"), &theirs);
+    receiver.until_it_says("received");
+    for (asker, document) in askers.ask(server.port()) {
+        let owners = &stage::only(&document).owners;
+        assert_eq!(owners.iter().map(|owner| owner.pid).collect::<Vec<_>>(), [receiver.pid()], "{asker}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_process_in_other_pid_and_mount_namespaces_is_found() {
+    let askers = Askers::start();
+    let server = Server::new();
+    let Pair { server: held, client: _client } = server.pair();
+    let unshare = ["--pid", "--mount", "--net", "--fork", "--kill-child", "--mount-proc", "sleep", "1000"];
+    let child = Child::holding(Command::new("unshare").args(unshare), &held);
+    let inner = child.its_child("sleep");
+    drop(held);
+    for (asker, document) in askers.ask(server.port()) {
+        let owners = &stage::only(&document).owners;
+        let names: Vec<(u32, &str)> = owners.iter().map(|owner| (owner.pid, &*owner.comm)).collect();
+        assert_eq!(names, [(child.pid(), "unshare"), (inner, "sleep")], "{asker}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_queue_belongs_to_everybody_who_could_accept_and_a_local_peer_to_its_own() {
+    let askers = Askers::start();
+    let server = Server::new();
+    let worker = Child::holding(Command::new("sleep").arg("1000"), &server.listener);
+    let client = server.half_closed_client(b"hello");
+    let mut both = vec![std::process::id(), worker.pid()];
+    both.sort_unstable();
+    let pids = |owners: &[Owner]| stage::holders(owners).into_iter().map(|(pid, _)| pid).collect::<Vec<_>>();
+    for (asker, document) in askers.ask(server.port()) {
+        let socket = stage::only(&document);
+        assert_eq!(socket.diagnosis, Some(Diagnosis::NotAccepted), "{asker}");
+        assert_eq!(pids(&socket.owners), both, "{asker}");
+        let peer = [(std::process::id(), client.as_raw_fd() as u32)];
+        assert_eq!(stage::holders(&socket.peer_owners), peer, "{asker}");
+    }
+    // The other way round: the client waits in FIN-WAIT-2, and its peer is in the queue still.
+    let port = server.port().to_string();
+    let half_closed = ["--state", "fin_wait_2", "--older-than", "0s", "--port", &port];
+    // A FIN may be acknowledged as late as any segment (TCP_DELACK_MAX, 200 ms).
+    let is_there = |(_, document): &(&str, Document)| !document.sockets.is_empty();
+    let until = Instant::now() + PATIENCE;
+    while !askers.ask_with(&half_closed).iter().all(is_there) {
+        assert!(Instant::now() < until, "the client does not get to FIN-WAIT-2");
+    }
+    for (asker, document) in askers.ask_with(&half_closed) {
+        assert_eq!(pids(&stage::only(&document).peer_owners), both, "{asker}");
+    }
+    // A peer that has gone has no owner.
+    drop(client);
+    for (asker, document) in askers.ask(server.port()) {
+        assert!(stage::only(&document).peer_owners.is_empty(), "{asker}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_iterator_names_processes_that_the_agent_may_not_look_into() {
+    let _alone = stage::alone();
+    let start = |rung| {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-all,+bpf,+perfmon", BINARY]);
+        Agent::start_by(command, &["--owners", rung])
+    };
+    let server = Server::new();
+    let Pair { server: held, client: _client } = server.pair();
+    let child = Child::holding(Command::new("sleep").arg("1000").uid(65534), &held);
+    drop(held);
+    let port = server.port().to_string();
+    let ask = |agent: &Agent| -> Document {
+        let output = agent.stuck(&["--json", "--older-than", "0s", "--port", &port]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let iterated = ask(&start("task_file"));
+    let owner = &stage::only(&iterated).owners[0];
+    assert_eq!((owner.pid, &*owner.comm, &owner.exe), (child.pid(), "sleep", &None));
+    let walked = ask(&start("proc"));
+    assert!(stage::only(&walked).owners.is_empty());
+    let said = |words: &str| walked.incomplete.iter().any(|remark| remark.contains(words));
+    assert!(said("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"), "{:?}", walked.incomplete);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_closed_is_told_while_the_socket_lasts() {
+    let _alone = stage::alone();
+    let agents = Agent::on_each_hook(&[]);
+    let server = Server::new();
+    // Its data finds no room at a peer that does not read, and neither does the FIN behind it.
+    let full = |pair: &mut Pair| {
+        pair.server.set_nonblocking(true).unwrap();
+        while pair.server.write(&[0; 1 << 16]).is_ok() {}
+    };
+    let mut ours = server.open_pair();
+    full(&mut ours);
+    drop(ours.server);
+    let mut childs = server.pair();
+    full(&mut childs);
+    let child = Child::holding(Command::new("sleep").arg("1000"), &childs.server);
+    drop(childs.server);
+    let (own, other) = (std::process::id(), child.pid());
+    let port = server.port().to_string();
+    // By close(), and by a process's end, which names that process though it is gone.
+    drop(child);
+    for (state, pid, lives) in [("fin_wait_1", own, true), ("last_ack", other, false)] {
+        for (hook, agent) in &agents {
+            let output = agent.stuck(&["--json", "--older-than", "0s", "--state", state, "--port", &port]);
+            let document: Document = serde_json::from_slice(&output.stdout).unwrap();
+            let socket = stage::only(&document);
+            let closer = socket.closed_by.as_ref().unwrap_or_else(|| panic!("{hook}: {socket:?}"));
+            assert_eq!((closer.pid, closer.comm.is_some()), (pid, lives), "{hook}: {closer:?}");
+            assert!(socket.owners.is_empty() && closer.seconds >= 0.0, "{hook}: {socket:?}");
+            let text = agent.stuck(&["--sockets", "--older-than", "0s", "--state", state, "--port", &port]);
+            let text = String::from_utf8(text.stdout).unwrap();
+            assert!(text.contains("closed by ") && text.contains(&format!("[{pid}]")), "{hook}: {text}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_ends_between_two_steps_is_left_out_and_no_error() {
+    let askers = Askers::start();
+    let server = Server::new();
+    let pair = server.pair();
+    let port = server.port();
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let churn = std::thread::spawn(move || {
+        while stopped.try_recv().is_err() {
+            // Processes that end, and sockets that close.
+            let brief = server.pair();
+            drop(Child::holding(Command::new("sleep").arg("1000"), &brief.server));
+        }
+        server
+    });
+    let own = (std::process::id(), pair.server.as_raw_fd() as u32);
+    let peer = pair.client.local_addr().unwrap();
+    for _ in 0..20 {
+        for (asker, document) in askers.ask(port) {
+            let lasting = document.sockets.iter().find(|socket| socket.peer == peer).unwrap();
+            assert!(stage::holders(&lasting.owners).contains(&own), "{asker}");
+            for owner in document.sockets.iter().flat_map(|socket| &socket.owners) {
+                assert!(!owner.comm.is_empty(), "{asker}: a process that has ended is named");
+            }
+        }
+    }
+    stop.send(()).unwrap();
+    churn.join().unwrap();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn fifteen_thousand_leaked_sockets_are_answered_completely() {
+    const LEAKED: usize = 15_000;
+    let askers = Askers::start();
+    let server = Server::new();
+    let mut leak = Child::holding(helper("leak").env(stage::COUNT, LEAKED.to_string()), &server.listener);
+    for _ in 0..LEAKED {
+        drop(server.client());
+    }
+    leak.until_it_says("taken");
+    for (asker, document) in askers.ask(server.port()) {
+        assert_eq!(document.sockets.len(), LEAKED, "{asker}");
+        let named =
+            |owners: &[Owner]| owners.len() == 1 && owners.iter().all(|owner| owner.pid == leak.pid());
+        assert!(document.sockets.iter().all(|socket| named(&socket.owners)), "{asker}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn stuck_sockets_are_counted_by_owner_while_there_are_any() {
+    let _alone = stage::alone();
+    let arguments = ["--stuck-after", "1s", "--owner-interval", "200ms"];
+    let agent = Agent::start(&arguments);
+    let off = Agent::start(&["--stuck-after", "1s", "--owner-interval", "off"]);
+    let directory = tempfile::tempdir().unwrap();
+    // A name that nobody else's process has.
+    let name = format!("leak{}", std::process::id());
+    let program = directory.path().join(&name);
+    std::fs::copy("/bin/sleep", &program).unwrap();
+    let server = Server::new();
+    let pairs: Vec<Pair> = (0..3).map(|_| server.pair()).collect();
+    let child = {
+        let (first, rest) = pairs.split_first().unwrap();
+        let [second, third] = rest else { unreachable!() };
+        let mut command = Command::new(&program);
+        command.arg("1000").stdout(Stdio::from(stage::owned(&second.server)));
+        command.stderr(Stdio::from(stage::owned(&third.server)));
+        Child::holding(&mut command, &first.server)
+    };
+    // The child alone holds them.
+    let _clients: Vec<_> = pairs.into_iter().map(|pair| pair.client).collect();
+    let labels = [("comm", &*name), ("unit", ""), ("container_id", ""), ("uid", "")];
+    let what = "tcpclose_stuck_owner_sockets";
+    agent.metrics_when(PATIENCE, "3 sockets of the child", |metrics| {
+        metrics.select(what, &labels).map(|(_, n)| n).collect::<Vec<_>>() == [3.0]
+    });
+    assert!(!off.metrics().has(what, &[]));
+    drop(child);
+    agent.metrics_when(PATIENCE, "none of the child", |metrics| !metrics.has(what, &[("comm", &*name)]));
+}

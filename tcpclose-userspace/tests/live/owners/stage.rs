@@ -1,0 +1,246 @@
+//! Servers, sockets in CLOSE-WAIT, processes that hold them, and who is asked about them.
+
+use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tcpclose_userspace::kernel::sock_diag;
+use tcpclose_userspace::query::document::{Document, Owner, StuckSocket};
+use tcpclose_userspace::terms::Flow;
+
+use super::common::{Agent, BINARY, free_port};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Makes this test program one of its own helpers: which.
+const ROLE: &str = "TCPCLOSE_TEST_OWNER_ROLE";
+/// How many connections the helper `leak` takes.
+pub const COUNT: &str = "TCPCLOSE_TEST_OWNER_COUNT";
+
+/// One test at a time: a child that another test forks holds our sockets too, until it runs its program.
+static ALONE: Mutex<()> = Mutex::new(());
+
+pub fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Everybody who answers: agents on both rungs, and a snapshot.
+pub struct Askers {
+    agents: Vec<(&'static str, Agent)>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Askers {
+    pub fn start() -> Self {
+        let start = |rung| (rung, Agent::start(&["--owners", rung]));
+        let alone = alone();
+        Self { agents: vec![start("task_file"), start("proc")], _alone: alone }
+    }
+
+    /// What each says of the close-waits of `port`.
+    pub fn ask(&self, port: u16) -> Vec<(&'static str, Document)> {
+        self.ask_with(&["--older-than", "0s", "--port", &port.to_string()])
+    }
+
+    pub fn ask_with(&self, arguments: &[&str]) -> Vec<(&'static str, Document)> {
+        let arguments = [&["--json"], arguments].concat();
+        let document = |output: std::process::Output| {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.is_empty(), "{said}");
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        let mut answers: Vec<(&str, Document)> =
+            self.agents.iter().map(|(rung, agent)| (*rung, document(agent.stuck(&arguments)))).collect();
+        let mut snapshot = Command::new(BINARY);
+        snapshot.args(["stuck", "--no-agent"]).args(&arguments);
+        answers.push(("snapshot", document(snapshot.output().unwrap())));
+        answers
+    }
+}
+
+pub struct Server {
+    pub listener: TcpListener,
+}
+
+/// Both ends of a connection whose server end is in CLOSE-WAIT.
+pub struct Pair {
+    pub client: TcpStream,
+    pub server: TcpStream,
+}
+
+impl Server {
+    pub fn new() -> Self {
+        Self { listener: TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).unwrap() }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.listener.local_addr().unwrap().port()
+    }
+
+    pub fn client(&self) -> TcpStream {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).unwrap()
+    }
+
+    /// A client that has sent `data` and its FIN, and the server's kernel has taken both.
+    pub fn half_closed_client(&self, data: &[u8]) -> TcpStream {
+        let mut client = self.client();
+        client.write_all(data).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
+        let there = || sock_diag::lookup(&flow, 0, None).unwrap();
+        let until = Instant::now() + PATIENCE;
+        while there().is_none_or(|socket| socket.state != tcpclose_common::state::TcpState::CloseWait) {
+            assert!(Instant::now() < until);
+            sleep(Duration::from_millis(1));
+        }
+        client
+    }
+
+    /// Both ends of an open connection.
+    pub fn open_pair(&self) -> Pair {
+        let client = self.client();
+        Pair { client, server: self.listener.accept().unwrap().0 }
+    }
+
+    pub fn pair(&self) -> Pair {
+        let client = self.half_closed_client(b"");
+        Pair { client, server: self.listener.accept().unwrap().0 }
+    }
+}
+
+/// Another descriptor on the same file, to give away.
+pub fn owned(file: &impl AsFd) -> OwnedFd {
+    file.as_fd().try_clone_to_owned().unwrap()
+}
+
+/// A process; ended when dropped.
+pub struct Child {
+    process: std::process::Child,
+    said: Option<BufReader<ChildStdout>>,
+}
+
+impl Child {
+    /// Starts `command` with `file` as its standard input.
+    pub fn holding(command: &mut Command, file: &impl AsFd) -> Self {
+        let mut process = command.stdin(Stdio::from(owned(file))).spawn().unwrap();
+        let said = process.stdout.take().map(BufReader::new);
+        Self { process, said }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn until_it_says(&mut self, word: &str) {
+        let said = self.said.as_mut().unwrap();
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            assert_ne!(said.read_line(&mut line).unwrap(), 0, "the helper ended");
+        }
+    }
+
+    /// The one child that it has, once that is the program `name`.
+    pub fn its_child(&self, name: &str) -> u32 {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let path = format!("/proc/{0}/task/{0}/children", self.pid());
+            let pid = std::fs::read_to_string(path).unwrap().trim().parse().unwrap_or(0);
+            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if comm.trim_end() == name {
+                return pid;
+            }
+            assert!(Instant::now() < until, "no child {name}");
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The one socket of a document.
+pub fn only(document: &Document) -> &StuckSocket {
+    assert_eq!(document.sockets.len(), 1, "{document:?}");
+    &document.sockets[0]
+}
+
+/// By pid and descriptor, in order.
+pub fn holders(owners: &[Owner]) -> Vec<(u32, u32)> {
+    owners.iter().map(|owner| (owner.pid, owner.fd)).collect()
+}
+
+/// This test program in one of the roles of [`program_in_a_role`].
+pub fn helper(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "owners::stage::program_in_a_role", "--nocapture"])
+        .env(ROLE, role)
+        .stdout(Stdio::piped());
+    command
+}
+
+/// Not a test but a program: what it holds is its standard input.
+#[test]
+fn program_in_a_role() {
+    match std::env::var(ROLE).as_deref() {
+        Ok("receiver") => receiver(),
+        Ok("leak") => leak(),
+        _ => {}
+    }
+}
+
+/// Takes a descriptor that is on its way over the unix socket, and holds it.
+fn receiver() {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(std::io::stdin(), &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::empty()).unwrap();
+    let received: Vec<OwnedFd> = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert_eq!(received.len(), 1);
+    println!("received");
+    until_the_test_is_gone();
+    drop(received);
+}
+
+/// Takes connections to their end and never closes them.
+fn leak() {
+    let most = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most }).unwrap();
+    let count: usize = std::env::var(COUNT).unwrap().parse().unwrap();
+    let listener = TcpListener::from(owned(&std::io::stdin()));
+    let leaked: Vec<TcpStream> = (0..count)
+        .map(|_| {
+            let mut stream = listener.accept().unwrap().0;
+            stream.read_to_end(&mut Vec::new()).unwrap();
+            stream
+        })
+        .collect();
+    println!("taken");
+    until_the_test_is_gone();
+    drop(leaked);
+}
+
+/// The test ends its helpers; one whose test died ends by itself.
+fn until_the_test_is_gone() {
+    let parent = rustix::process::getppid();
+    while rustix::process::getppid() == parent {
+        sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,72 @@
+//! A wall clock that is set forwards and backwards while the agent runs. Only in guests, where nobody else has the clock.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
+use crate::common;
+use crate::restart::stage;
+use crate::torture::witness;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use common::{Agent, BINARY};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+use serde_json::Value;
+use stage::{Port, Started};
+use tcpclose_userspace::terms::Phase;
+use witness::Witness;
+
+/// Sets the wall clock so many seconds ahead.
+fn step(seconds: i64) {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Realtime);
+    clock_settime(ClockId::Realtime, Timespec { tv_sec: tv_sec + seconds, tv_nsec }).unwrap();
+}
+
+#[test]
+#[ignore = "sets the wall clock: runs in guests, with cargo xtask test --all"]
+fn guest_a_wall_clock_that_is_set_changes_no_duration() {
+    assert!(crate::load::emulated(), "the wall clock is set in guests only");
+    const DAY: i64 = 86_400;
+    let port = Port::new();
+    let name = port.port.to_string();
+    let mut agent = Agent::start(&["--name-port", &name]);
+    let folder = tempfile::tempdir().unwrap();
+    let watch = Command::new(BINARY)
+        .args(["watch", "--json", "--port", &name, "--socket"])
+        .arg(agent.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut started = Started(vec![watch]);
+    let mut lines = BufReader::new(started.0[0].stdout.take().unwrap()).lines();
+    let mut witness = Witness::of(&agent, port.port);
+    let mut stayed = Vec::new();
+    for by in [DAY, -2 * DAY, DAY] {
+        stayed.extend(port.close_waits(3));
+        step(by);
+        // What the wall clock was ahead is looked up again each second.
+        std::thread::sleep(Duration::from_millis(1500));
+        witness.look();
+        let answer = port.ask(&agent, Phase::CloseWait);
+        for connection in &stayed {
+            assert!(answer.holds(connection), "{by}: {:?}", answer.find(connection));
+        }
+    }
+    // The clock is right again: so is the time of what comes now.
+    let begun = SystemTime::now() - Duration::from_millis(100);
+    port.whole();
+    let begun = humantime::format_rfc3339_nanos(begun).to_string();
+    let line = lines.find(|line| {
+        let line: Value = serde_json::from_str(line.as_ref().unwrap()).unwrap();
+        line["to"] == "fin_wait_1" && line["time"].as_str().is_some_and(|at| at >= begun.as_str())
+    });
+    let line: Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
+    let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
+    assert!(line["time"].as_str().unwrap() <= now.as_str(), "{line}, and now it is {now}");
+    agent.end(rustix::process::Signal::KILL);
+    drop(folder);
+}

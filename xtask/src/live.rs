@@ -1,0 +1,283 @@
+//! The live tests: one program, whose modules run side by side, each in a process of its own.
+//!
+//! Most of them wait most of the time (a TIME-WAIT takes a minute), so several at once take little longer than the longest.
+//! What a module prints goes to target/live/MODULE.log, and to the terminal if it fails. Nobody waits for a module that
+//! hangs: it is killed with everything that it started, and counts as failed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::Ticker;
+use crate::{build, sh, test};
+
+/// The program with all live tests.
+pub const PROGRAM: &str = "live";
+
+/// How many modules run at a time. More than processors, since they mostly wait.
+const SIDE_BY_SIDE: usize = 6;
+/// How many tests of one module run at a time, as they did when each module was a program on this project's machines.
+const THREADS: &str = "2";
+/// Tells a test process which of the processes side by side it is: each takes its ports from a range of its own.
+const SLOT: &str = "TCPCLOSE_TEST_SLOT";
+/// After so long a module hangs.
+const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE_LONG: Duration = Duration::from_secs(3600);
+
+/// Modules that begin first, since they take longest: what begins last should be short.
+const FIRST: &[&str] = &["cases", "closes", "reuse", "flood", "torture"];
+/// Modules that run when no other does, since they take the whole machine or look at all of it.
+const ALONE: &[&str] = &["flood", "many_namespaces", "reuse", "volume"];
+
+/// What a test's name says of when it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// With `cargo xtask test`.
+    Always,
+    /// With `cargo xtask test --all`: `long_…`.
+    Long,
+    /// In guests only, with `--all`: `guest_…`.
+    Guest,
+    /// By a command of its own: `measure_…`, and `program_…`, which another test starts.
+    ByItself,
+}
+
+impl When {
+    /// Of a test's whole name, as libtest has it: `module::name`.
+    pub fn of(test: &str) -> Self {
+        let name = test.rsplit("::").next().unwrap_or(test);
+        match name.split('_').next() {
+            Some("long") => Self::Long,
+            Some("guest") => Self::Guest,
+            Some("measure" | "program") => Self::ByItself,
+            _ => Self::Always,
+        }
+    }
+}
+
+/// What a run has come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub passed: u32,
+    pub failed: u32,
+    /// What tests have left out, and why.
+    pub skipped: Vec<String>,
+}
+
+/// The tests of one module.
+pub struct Module {
+    pub name: String,
+    pub tests: Vec<String>,
+}
+
+/// A module that runs.
+struct Running {
+    module: Module,
+    process: Child,
+    log: PathBuf,
+    slot: usize,
+    begun: Instant,
+}
+
+/// Runs all modules of `program`, those that take long as well if `all`. Without root it says what was left out.
+///
+/// # Errors
+/// When a test failed, or something that running them takes.
+pub fn run(program: &Path, all: bool) -> Result<Tally> {
+    let folder = build::target_folder()?.join("live");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let names = listed(program)?;
+    let modules = modules(&names, |when| when == When::Always || all && when == When::Long);
+    let (alone, together): (Vec<Module>, Vec<Module>) =
+        modules.into_iter().partition(|module| ALONE.contains(&module.name.as_str()));
+    let patience = if all { PATIENCE_LONG } else { PATIENCE };
+    let run = Run { program, folder: &folder, all, patience };
+    let mut tally = Tally::default();
+    run.side_by_side(together, SIDE_BY_SIDE, &mut tally)?;
+    run.side_by_side(alone, 1, &mut tally)?;
+    Ok(tally)
+}
+
+/// How modules are run.
+struct Run<'a> {
+    program: &'a Path,
+    folder: &'a Path,
+    all: bool,
+    patience: Duration,
+}
+
+impl Run<'_> {
+    fn side_by_side(&self, modules: Vec<Module>, slots: usize, tally: &mut Tally) -> Result<()> {
+        let mut waiting = modules.into_iter();
+        let mut free: Vec<usize> = (0..slots).rev().collect();
+        let mut running: Vec<Running> = Vec::new();
+        let _ticker = Ticker::start("live tests".to_owned());
+        loop {
+            while let Some(slot) = free.last().copied() {
+                let Some(module) = waiting.next() else { break };
+                free.pop();
+                running.push(self.start(module, slot)?);
+            }
+            if running.is_empty() {
+                return Ok(());
+            }
+            let mut going_on = Vec::new();
+            for mut one in running {
+                let ended = one.process.try_wait().context("cannot wait for a live test")?;
+                let hangs = ended.is_none() && one.begun.elapsed() > self.patience;
+                if ended.is_none() && !hangs {
+                    going_on.push(one);
+                    continue;
+                }
+                end_group(&one.process);
+                let status = match ended {
+                    Some(status) => status,
+                    None => one.process.wait().context("cannot wait for a live test")?,
+                };
+                free.push(one.slot);
+                report(&one, status, hangs, tally);
+            }
+            running = going_on;
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn start(&self, module: Module, slot: usize) -> Result<Running> {
+        let log = self.folder.join(format!("{}.log", module.name));
+        let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let err = out.try_clone().with_context(|| format!("cannot write {}", log.display()))?;
+        let slot_text = slot.to_string();
+        let mut environment = vec![(SLOT, slot_text.as_str())];
+        if self.all {
+            environment.push((test::LONG, "1"));
+        }
+        let mut command = if sh::is_root() {
+            let mut command = Command::new(self.program);
+            command.envs(environment);
+            command
+        } else {
+            let mut command = Command::new("sudo");
+            command.args(["-E", "env"]);
+            command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
+            command.arg(self.program);
+            command
+        };
+        command.args(["--exact", "--include-ignored", "--show-output", "--test-threads", THREADS]);
+        command.args(&module.tests);
+        command.current_dir(sh::workspace().join("tcpclose-userspace"));
+        command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        let process = command.spawn().context("the live tests cannot be started")?;
+        Ok(Running { module, process, log, slot, begun: Instant::now() })
+    }
+}
+
+/// Kills what a module has left running: its group is its own.
+fn end_group(process: &Child) {
+    let group = format!("-{}", process.id());
+    // It fails where nothing is left, as it should be.
+    let _ = sh::ask(Command::new("kill").args(["-KILL", "--", &group]));
+}
+
+/// Counts a module that has ended, and prints a line of it; all that it wrote, if it failed.
+fn report(ran: &Running, status: ExitStatus, hangs: bool, tally: &mut Tally) {
+    let said = fs::read(&ran.log).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let seconds = ran.begun.elapsed().as_secs_f64();
+    let counted = counted(&said);
+    // A module whose process ended without a count has failed as a whole.
+    let (passed, failed) = match counted {
+        Some((passed, failed)) if status.success() == (failed == 0) => (passed, failed),
+        _ => (0, ran.module.tests.len() as u32),
+    };
+    tally.passed += passed;
+    tally.failed += failed;
+    let skipped: Vec<String> = said.lines().filter_map(skipped).collect();
+    crate::progress::clear();
+    if failed > 0 {
+        let why = if hangs { "does not end, killed".to_owned() } else { status.to_string() };
+        eprintln!("{said}\nlive {}: FAILED ({why}), see {}", ran.module.name, ran.log.display());
+    }
+    for what in &skipped {
+        eprintln!("SKIPPED: {}: {what}", ran.module.name);
+    }
+    let name = &ran.module.name;
+    eprintln!("live {name:<16} {passed:>3} passed, {failed} failed  {seconds:>6.1} s");
+    tally.skipped.extend(skipped.into_iter().map(|what| format!("{name}: {what}")));
+}
+
+/// What a line of a test's output says it has left out. All tests of this project say it in this word.
+pub fn skipped(line: &str) -> Option<String> {
+    line.trim_start().strip_prefix("SKIPPED: ").map(|what| what.trim_end().to_owned())
+}
+
+/// Passed and failed, from libtest's last line.
+fn counted(said: &str) -> Option<(u32, u32)> {
+    let line = said.lines().rev().find(|line| line.starts_with("test result: "))?;
+    let count = |what: &str| {
+        let before = line.split(what).next().filter(|before| before.len() < line.len())?;
+        before.split_whitespace().next_back()?.parse().ok()
+    };
+    Some((count(" passed")?, count(" failed")?))
+}
+
+/// The names of all tests of `program`.
+pub fn listed(program: &Path) -> Result<Vec<String>> {
+    let list = sh::ask(Command::new(program).args(["--list", "--format", "terse"]));
+    let Some(list) = list else { bail!("{} does not list its tests", program.display()) };
+    Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// The tests to run, by module, in the order in which modules begin.
+pub fn modules(names: &[String], wanted: impl Fn(When) -> bool) -> Vec<Module> {
+    let mut modules: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for name in names.iter().filter(|name| wanted(When::of(name))) {
+        let module = name.split("::").next().unwrap_or(name);
+        modules.entry(module).or_default().push(name.clone());
+    }
+    let mut modules: Vec<Module> =
+        modules.into_iter().map(|(name, tests)| Module { name: name.to_owned(), tests }).collect();
+    modules.sort_by_key(|module| FIRST.iter().position(|name| *name == module.name).unwrap_or(FIRST.len()));
+    modules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_when_its_test_runs() {
+        assert_eq!(When::of("leak::a_leak_is_told"), When::Always);
+        assert_eq!(When::of("leak::longest_first"), When::Always);
+        assert_eq!(When::of("torture::long_killed_a_hundred_times"), When::Long);
+        assert_eq!(When::of("wall_clock::guest_a_clock_is_set"), When::Guest);
+        assert_eq!(When::of("accuracy::measure_durations"), When::ByItself);
+    }
+
+    #[test]
+    fn tests_are_run_by_module_and_the_long_ones_begin_first() {
+        let names = ["ages::a", "ages::b::c", "cases::d", "web::long_e"].map(str::to_owned);
+        let modules = modules(&names, |when| when == When::Always);
+        let told: Vec<(&str, usize)> =
+            modules.iter().map(|module| (module.name.as_str(), module.tests.len())).collect();
+        assert_eq!(told, [("cases", 1), ("ages", 2)]);
+    }
+
+    #[test]
+    fn a_modules_end_is_counted() {
+        let said = "running 3 tests\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out\n";
+        assert_eq!(counted(said), Some((2, 1)));
+        assert_eq!(counted("killed\n"), None);
+    }
+
+    #[test]
+    fn what_is_skipped_is_heard() {
+        assert_eq!(skipped("SKIPPED: live tests need root\r").as_deref(), Some("live tests need root"));
+        assert_eq!(skipped("none is SKIPPED: all run"), None);
+    }
+}
