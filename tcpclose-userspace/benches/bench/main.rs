@@ -9,10 +9,10 @@
 
 #![allow(clippy::unwrap_used, reason = "the test helpers that are used here may")]
 
-#[path = "../../tests/common/mod.rs"]
+#[path = "../../tests/live/common/mod.rs"]
 mod common;
 #[allow(dead_code, reason = "tests use the rest")]
-#[path = "../../tests/cases/place.rs"]
+#[path = "../../tests/live/cases/place.rs"]
 mod place;
 
 mod closers;
