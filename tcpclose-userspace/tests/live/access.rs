@@ -1,10 +1,5 @@
 //! The unix socket: whose it is, who may connect, and who may have sockets destroyed through it.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 use crate::kill::stage;
 

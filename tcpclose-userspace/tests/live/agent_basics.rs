@@ -1,10 +1,5 @@
 //! The agent's faces: what is served where, and how it ends.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::io::Write;

@@ -1,12 +1,6 @@
 //! CLOSE-WAITs that are older than the agent, made at known times in two network namespaces and two cgroups: whatever came
 //! after the FIN, each proven interval contains the true age.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::cases::peer;
 use crate::cases::place;
 use crate::common;

@@ -3,11 +3,6 @@
 //!
 //! A second agent, never stopped, tells how many records there were to be made: programs on one hook see the same.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::cases::place;
 
 use crate::common;

@@ -1,11 +1,6 @@
 //! 50,000 ports in a minute: the number of series stays within the promise, the ports that came first keep their names
 //! from scrape to scrape, and memory stays bounded.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::cases::place;
 
 use crate::common;

@@ -1,11 +1,5 @@
 //! The agent's settings from arguments, variables and a file, and what SIGHUP makes of a file that has changed.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::fs;

@@ -1,10 +1,5 @@
 //! `cargo xtask demo` shows what it says, and leaves nothing behind, however it ends.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::collections::BTreeSet;

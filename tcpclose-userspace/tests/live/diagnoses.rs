@@ -1,10 +1,5 @@
 //! Every diagnosis made for real, through the agent, on both state hooks.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::io::{ErrorKind, Read, Write};

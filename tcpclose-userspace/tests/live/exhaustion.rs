@@ -1,11 +1,5 @@
 //! `tcpclose exhaustion`: what it says of a namespace with a hundred ports is what connect() then finds there.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 use crate::namespaces::named;
 

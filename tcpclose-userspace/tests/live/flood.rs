@@ -3,12 +3,6 @@
 //!
 //! Each test has a network namespace of its own, so that neighbours do not disturb its counts.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 use crate::load;
 

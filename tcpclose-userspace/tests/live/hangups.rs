@@ -1,10 +1,5 @@
 //! Clients that hang up, stop reading or never ask: the agent goes on answering the others, and counting.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::io::{ErrorKind, Read, Write};

@@ -1,10 +1,5 @@
 //! `tcpclose kill` on real sockets: exactly those that it says, with the program's and the peer's view of it.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 pub mod elsewhere;
 use crate::namespaces::named;

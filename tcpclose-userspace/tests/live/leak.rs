@@ -1,11 +1,6 @@
 //! A server process that never closes: 1,000 sockets in CLOSE-WAIT, half of them from before the agent. Gauges and
 //! `stuck` agree with `ss`, name the process and the descriptors, and give every age inside the test's brackets.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::collections::{BTreeMap, BTreeSet};

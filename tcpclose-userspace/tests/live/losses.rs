@@ -1,12 +1,6 @@
 //! What a reconcile makes good, in two network namespaces: after a ring of one page has overflowed under load, the count
 //! of what was lost is exact, and every gauge equals `ss` again. And that it mends nothing where nothing was lost.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 use crate::namespaces::named;
 

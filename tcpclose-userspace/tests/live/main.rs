@@ -4,6 +4,13 @@
 //! A test that needs root is `#[ignore]`d with that reason, so that a plain `cargo test` says what it has left out. One that takes
 //! long has a name that begins with `long_`, and runs with `cargo xtask test --all`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy's leave for tests does not reach helpers of an integration test"
+)]
+
 mod access;
 mod accuracy;
 mod agent_basics;

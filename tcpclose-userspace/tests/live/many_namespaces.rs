@@ -1,11 +1,5 @@
 //! What the dumps cost on a host of many network namespaces, with many sockets in one of them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::cases::place;
 use crate::common;
 

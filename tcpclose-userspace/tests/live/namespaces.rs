@@ -1,12 +1,6 @@
 //! Every network namespace of the host: what is in them is found, its gauges equal `ss`, it is named, and no handle of the
 //! agent's outlives a dump.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 pub mod held;
 pub mod named;

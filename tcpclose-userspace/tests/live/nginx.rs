@@ -1,10 +1,5 @@
 //! nginx under `wrk` with short connections: what nginx says it handled is what the agent counts.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::io::{Read, Write};

@@ -1,11 +1,6 @@
 //! Whose a socket is, on real processes: forked, handed over, in other namespaces and cgroups, with hostile names; and
 //! what the agent counts of it. Each question is put to an agent on either rung and to a snapshot.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 #[allow(dead_code, reason = "the processes taken here end in their cgroups")]
 pub mod cgroups;
 use crate::common;

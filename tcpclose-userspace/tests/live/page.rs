@@ -1,10 +1,5 @@
 //! The page at `/`, in headless Chromium against a live agent with real connections.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 pub mod browser;
 use crate::common;
 pub mod figures;

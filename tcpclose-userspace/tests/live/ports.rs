@@ -1,10 +1,5 @@
 //! `tcpclose ports`: with an agent its numbers are those of `/metrics`, without one those of the kernel.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::collections::BTreeMap;

@@ -1,11 +1,6 @@
 //! Least privilege: the agent as a user of its own with the capabilities of its unit has every feature, keeps what it goes on to
 //! need and no more, and says what it lacks without each.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 use crate::kill::stage;
 use crate::namespaces::named;

@@ -1,10 +1,5 @@
 //! A real Prometheus scrapes the agent and answers `histogram_quantile` over a port's durations.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::io::Read;

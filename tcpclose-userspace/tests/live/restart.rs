@@ -1,12 +1,6 @@
 //! What outlives an agent: ages, and nothing that is not true any more. Agents are killed, told to end, and followed by
 //! others on the same state directory.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 pub mod folder;
 pub mod stage;

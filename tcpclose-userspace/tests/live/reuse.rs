@@ -2,13 +2,6 @@
 //! ever joined by that: thousands of connections of a few flows take turns on the same addresses, each kind of flow
 //! with stays of its own length, and every kind's counts and sums are its own.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
-use crate::common;
 use crate::load;
 
 use std::collections::{BTreeMap, BTreeSet};

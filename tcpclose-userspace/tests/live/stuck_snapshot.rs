@@ -4,11 +4,6 @@
 //! Each test asks about the port of its own listener, so they may run side by side. Ages are asserted only inside
 //! the brackets that the test's own clock takes.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common::nobody;
 
 use std::io::{Read, Write};

@@ -1,10 +1,5 @@
 //! What passes between systemd and the agent: sockets, readiness, reloads, the watchdog.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::fs::{self, File};

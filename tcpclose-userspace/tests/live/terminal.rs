@@ -1,10 +1,5 @@
 //! What a terminal gets and a pipe does not: colour, and how far long work is.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::io::Read;

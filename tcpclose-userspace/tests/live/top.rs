@@ -1,11 +1,6 @@
 //! `tcpclose top` in a real terminal, tmux, with a live agent: what it shows, where keys lead, and that the terminal is given
 //! back on every way out.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::net::{Ipv4Addr, TcpListener};

@@ -1,10 +1,5 @@
 //! The unit and its drop-ins, as systemd reads and judges them.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -2,11 +2,6 @@
 //!
 //! It compares every network namespace, so whatever else runs on this host takes part.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 pub mod elsewhere;
 use crate::namespaces::named;

@@ -3,11 +3,6 @@
 //!
 //! The loopback is that of a network namespace of this test's own: its TIME-WAITs and its reconciles are its own.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::io::Read;

@@ -1,11 +1,6 @@
 //! The probe wakes an agent that sleeps, once, when the ring fills past its mark: so a burst that falls into the sleep of
 //! an idle agent, and that is more than the ring holds, loses nothing.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,10 +1,5 @@
 //! A wall clock that is set forwards and backwards while the agent runs. Only in guests, where nobody else has the clock.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 use crate::restart::stage;
 use crate::torture::witness;

@@ -4,13 +4,6 @@
 //! * [`tap`]: when a segment passed, by the kernel's own timestamp. [`play`]: closes, and how long their phases lasted.
 //! * [`report`]: what the agents told, against that.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-#![allow(dead_code, reason = "the cases use the rest of their modules")]
-
 use crate::cases::diag;
 use crate::cases::place;
 use crate::cases::rungs;

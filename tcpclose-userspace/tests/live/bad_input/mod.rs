@@ -1,11 +1,6 @@
 //! What the command line says when it cannot do what it was told: one line, exit status 2, nothing on standard output,
 //! and soon. And that an agent which can be started is, beside others and after those that died.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 mod arguments;
 use crate::common;
 mod host;

@@ -11,12 +11,6 @@
 //! (`common/rounds.rs`). Linux 6.1, emulated, with five agents on two CPUs, does that to the classic tracepoint in some
 //! runs.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 use crate::common::left_out;
 use crate::common::rounds;

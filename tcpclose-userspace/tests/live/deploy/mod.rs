@@ -1,12 +1,6 @@
 //! What `deploy/` holds for Prometheus and Grafana: rules with their own tests, a dashboard by its schema, and every
 //! query of both asked of a real Prometheus that scrapes a live agent.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 mod metrics;
 mod scene;

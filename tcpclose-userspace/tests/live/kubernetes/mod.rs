@@ -1,12 +1,6 @@
 //! `deploy/kubernetes`: manifests by the schemas of what takes them, with arguments that the agent takes; and, with the
 //! rights that they give and no others, an agent in a container, which finds what is stuck in another one.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 mod image;
 use crate::deploy::schema;

@@ -1,8 +1,6 @@
 //! Many connections in a network namespace of their own, agents on every rung beside them, and what the kernel says of
 //! both: what the floods and the reuse of addresses have in common.
 
-#![allow(dead_code, reason = "each test uses its part")]
-
 pub mod connections;
 pub mod home;
 use crate::cases::place;

@@ -4,12 +4,6 @@
 //! Each scrape is held against the one before it ([`witness`]), and at the end `tcpclose verify` and the kernel's own count
 //! of sockets must agree with the agent. What takes a minute or more is run by `cargo xtask test --all`.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 mod clock;
 use crate::common;
 mod namespaces;

@@ -2,12 +2,6 @@
 //!
 //! * [`closes`]: closes as scripts. [`reader`]: a watch at work. [`capture`]: the segments.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::cases::place;
 use crate::common;
 

@@ -1,10 +1,5 @@
 //! The metrics port: TLS, certificates and passwords as a web configuration says, and strangers who ask for nothing.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "clippy's leave for tests does not reach helpers of an integration test"
-)]
-
 use crate::common;
 mod crowd;
 mod passwords;
