@@ -33,7 +33,7 @@ const PATIENCE_LONG: Duration = Duration::from_secs(3600);
 /// Modules that begin first, since they take longest: what begins last should be short.
 const FIRST: &[&str] = &["cases", "closes", "reuse", "flood", "torture"];
 /// Modules that run when no other does, since they take the whole machine or look at all of it.
-const ALONE: &[&str] = &["flood", "many_namespaces", "reuse", "volume"];
+const ALONE: &[&str] = &["cardinality", "flood", "many_namespaces", "reuse", "volume"];
 
 /// What a test's name says of when it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,11 +13,20 @@ use crate::{fuzz, live, package, sh, vm};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
+#[command(
+    after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all\n  cargo xtask test --step live"
+)]
 pub struct Arguments {
     /// Also what takes long: a fuzzer, torture, floods, here and in guests, and the packages
     #[arg(long)]
     all: bool,
+    /// Run this step alone: setup, fmt, clippy, build, unit, fuzz, live, guests, packages
+    #[arg(long = "step", value_name = "STEP", value_parser = step_names())]
+    steps: Vec<String>,
+}
+
+fn step_names() -> Vec<&'static str> {
+    STEPS.iter().map(|(name, _)| *name).collect()
 }
 
 /// How a step ended that did not fail.
@@ -35,9 +44,9 @@ const STEPS: &[(&str, Step)] = &[
     ("fmt", fmt),
     ("clippy", clippy),
     ("build", build),
-    ("unit tests", unit),
+    ("unit", unit),
     ("fuzz", fuzz),
-    ("live tests", live),
+    ("live", live),
     ("guests", guests),
     ("packages", packages),
 ];
@@ -46,7 +55,11 @@ const STEPS: &[(&str, Step)] = &[
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.all || *name != "fuzz") {
+    let wanted = |name: &str| match arguments.steps.as_slice() {
+        [] => arguments.all || name != "fuzz",
+        steps => steps.iter().any(|step| step == name),
+    };
+    for (name, step) in STEPS.iter().filter(|(name, _)| wanted(name)) {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {
@@ -242,6 +255,6 @@ mod tests {
     fn the_summary_lines_up() {
         let line = |name, seconds| summary_line(name, Duration::from_millis(seconds), "ok");
         assert_eq!(line("fmt", 900), "fmt           0.9 s  ok");
-        assert_eq!(line("live tests", 123_400), "live tests  123.4 s  ok");
+        assert_eq!(line("live", 123_400), "live        123.4 s  ok");
     }
 }

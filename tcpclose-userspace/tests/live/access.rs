@@ -72,11 +72,10 @@ fn who_may_destroy_is_decided_by_the_agent() {
         let done = killed_by(as_user(&user, uid, gid, &more), &groups, port);
         assert!(text(&done).contains("destroyed 1 of 1"), "{done:?}");
         pair.assert_destroyed();
-        let said = groups.said();
-        let line = said.lines().find(|line| {
+        groups.until_it_says_line(|line| {
             line.contains("destroyed 127.0.0.1:") && line.ends_with(&format!(" uid {uid} gid {gid}"))
         });
-        assert!(line.is_some(), "{said}");
+        let said = groups.said();
         assert!(said.contains("POST /v1/kill asked by pid "), "{said}");
         assert!(!said.contains("GET /v1/sockets asked by"), "not at info: {said}");
         pair = Pair::new(&listener, port, b"");

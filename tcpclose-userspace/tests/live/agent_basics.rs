@@ -64,14 +64,12 @@ fn every_page_is_where_it_belongs() {
 
 #[test]
 #[ignore = "needs root"]
-fn either_signal_ends_it_within_two_seconds_and_removes_the_socket() {
+fn either_signal_ends_it_and_removes_the_socket() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut agent = Agent::start(&[]);
         let socket = agent.socket();
         assert!(socket.exists());
-        let start = Instant::now();
         let status = agent.end(signal);
-        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
         assert!(status.success(), "{status}");
         assert!(!socket.exists());
     }

@@ -158,7 +158,10 @@ fn ask(agent: &Agent, port: u16, arguments: &[&str]) -> (Instant, Document, Inst
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let document: Document = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document.source, Source::Agent);
-    assert_eq!(document.incomplete, [""; 0]);
+    // Other tests have namespaces that nothing leads to.
+    let ours: Vec<&String> =
+        document.incomplete.iter().filter(|why| !why.contains("other network namespaces")).collect();
+    assert_eq!(ours, [""; 0]);
     (before, document, after)
 }
 

@@ -185,7 +185,7 @@ fn a_panic_gives_the_terminal_back() {
     let tmux = Tmux::new();
     let own = std::env::current_exe().unwrap();
     let arguments = "--ignored --exact top::program_a_panic_on_the_screen --nocapture";
-    let command = format!("clear; {} {arguments}; echo left $?", own.display());
+    let command = format!("clear; RUST_BACKTRACE=0 {} {arguments}; echo left $?", own.display());
     tmux.keys(&[&command, "Enter"]);
     let screen = tmux.given_back(101);
     assert!(screen.contains("on purpose"), "{screen}");

@@ -218,9 +218,13 @@ fn an_agent_that_says_what_is_not_is_flagged() {
     assert!(text.contains("DIFFERS") && text.contains("1 of "), "{text}");
 }
 
+/// How long it is tried.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Namespaces that other tests take away meanwhile are an excuse that is said; without them there is none.
 fn without_departures(mut ask: impl FnMut() -> Output) -> Output {
-    for _ in 0..5 {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
         let output = ask();
         let said = String::from_utf8_lossy(&output.stdout);
         if !["gone meanwhile", "to which no process"].iter().any(|excuse| said.contains(excuse)) {
@@ -228,7 +232,7 @@ fn without_departures(mut ask: impl FnMut() -> Output) -> Output {
         }
         println!("a network namespace has gone meanwhile, or nothing leads there any more: again");
     }
-    panic!("network namespaces come and go all the time");
+    panic!("network namespaces come and go all the time, for {PATIENCE:?}");
 }
 
 #[test]

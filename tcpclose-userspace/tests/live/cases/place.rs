@@ -199,7 +199,8 @@ fn set_v6(control: &OwnedFd, name: &str, address: Ipv6Addr) -> io::Result<()> {
         ifr6_ifindex: unsafe { asked.ifr_ifru.ifru_ifindex },
     };
     ioctl(&socket(libc::AF_INET6)?, libc::SIOCSIFADDR, &mut request)?;
-    let until = Instant::now() + Duration::from_secs(5);
+    // On a busy machine the workqueue takes seconds.
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         match UdpSocket::bind((address, 0)) {
             Ok(_) => return Ok(()),

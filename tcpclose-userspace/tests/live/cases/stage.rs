@@ -213,7 +213,7 @@ fn start(rung: Rung) -> Result<Agent, String> {
     let arguments = [
         ["--state-hook", rung.state_hook()],
         ["--time-wait", rung.time_wait()],
-        ["--max-ports", "500"],
+        ["--max-ports", "1000"],
         ["--dump-interval", "250ms"],
         // Each place has its own agents; what none may look at is a case of its own.
         ["--netns", "current"],

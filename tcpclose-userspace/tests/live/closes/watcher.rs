@@ -53,7 +53,7 @@ impl Watcher {
     fn start(door: Door, hooks: bool) -> Result<Self, String> {
         let state = if door == Door::Btf { "btf" } else { "tracepoint" };
         let time_wait = if hooks { "hooks" } else { "diag" };
-        let arguments = ["--max-ports", "500", "--state-hook", state, "--time-wait", time_wait];
+        let arguments = ["--max-ports", "1000", "--state-hook", state, "--time-wait", time_wait];
         let command = match door {
             Door::Btf | Door::Tracepoint => Command::new(BINARY),
             Door::Blind => {

@@ -41,6 +41,9 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_tcpclose");
 /// The state hooks that every live test runs on: their `--state-hook`.
 pub const HOOKS: [&str; 2] = ["btf", "tracepoint"];
 
+/// The ports with names of their own that a test's agent has, unless the test says how many.
+const MANY_NAMES: &str = "1000";
+
 /// A running agent; told to end, and waited for, when dropped.
 pub struct Agent {
     child: Child,
@@ -85,12 +88,16 @@ impl Agent {
 
     fn spawn(mut command: Command, folder: TempDir, state: &Path, arguments: &[&str]) -> Self {
         let socket = folder.path().join("tcpclose.sock");
+        // Other tests have ports, too, and an agent sees them all.
+        let names: &[&str] =
+            if arguments.contains(&"--max-ports") { &[] } else { &["--max-ports", MANY_NAMES] };
         command
             .arg("agent")
             .args(["--listen", "127.0.0.1:0", "--socket"])
             .arg(&socket)
             .arg("--state-dir")
             .arg(state)
+            .args(names)
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
@@ -207,9 +214,14 @@ impl Agent {
 
     /// Returns when it has said `words`.
     pub fn until_it_says(&self, words: &str) {
+        self.until_it_says_line(|line| line.contains(words));
+    }
+
+    /// Returns when it has said a line that `fits`.
+    pub fn until_it_says_line(&self, fits: impl Fn(&str) -> bool) {
         let until = Instant::now() + Duration::from_secs(30);
-        while !self.said().contains(words) {
-            assert!(Instant::now() < until, "no {words:?} in {}", self.said());
+        while !self.said().lines().any(&fits) {
+            assert!(Instant::now() < until, "it has not said so: {}", self.said());
             sleep(Duration::from_millis(10));
         }
     }

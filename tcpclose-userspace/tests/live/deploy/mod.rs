@@ -68,7 +68,7 @@ fn promtool_finds_the_rules_right_and_their_tests_pass() {
 #[test]
 fn the_dashboard_fits_its_schema() {
     let dashboard = dashboard();
-    let ours = json(&workspace("tcpclose-userspace/tests/deploy/dashboard.schema.json"));
+    let ours = json(&workspace("tcpclose-userspace/tests/live/deploy/dashboard.schema.json"));
     assert_eq!(schema::errors(&dashboard, &ours, &ours), [""; 0]);
 
     let ids: Vec<&Value> = array(&dashboard["panels"]).iter().map(|panel| &panel["id"]).collect();

@@ -23,7 +23,7 @@ const FOLDER: &str = "TCPCLOSE_KUBERNETES_SCHEMAS";
 const CRD: &str = "TCPCLOSE_PODMONITOR_CRD";
 const WRITE: &str = "TCPCLOSE_WRITE_DOCS";
 
-const HERE: &str = "tcpclose-userspace/tests/kubernetes";
+const HERE: &str = "tcpclose-userspace/tests/live/kubernetes";
 const NOTICE: &str = "Definitions of the Kubernetes API that deploy/kubernetes uses, without their descriptions. Copyright The \
                       Kubernetes Authors, Apache License 2.0 (LICENSE-APACHE). Written by schemas.rs, which tells from what";
 

@@ -3,6 +3,10 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How many this process has made.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// A folder of cgroups of our own, at the root of a hierarchy; removed when dropped.
 pub struct Cgroups {
@@ -20,9 +24,11 @@ impl Cgroups {
                 fields[2] == "cgroup2" || fields[2] == "cgroup" && fields[3].contains("name=systemd");
             systemds.then(|| PathBuf::from(fields[1]))
         });
+        // Tests of one process run at the same time.
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
         hierarchies
             .filter_map(|mount| {
-                let root = mount.join(format!("tcpclose_{}.slice", std::process::id()));
+                let root = mount.join(format!("tcpclose_{}_{number}.slice", std::process::id()));
                 match fs::create_dir(&root) {
                     Ok(()) => Some(Self { made: vec![root.clone()], root }),
                     Err(why) => {
