@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 
+use super::common::fence;
 use super::diag;
 use super::scene::{Moment, Scene, dwell, long, now_ns};
 use super::stay::*;
@@ -155,6 +156,7 @@ pub fn two_ended(s: &mut Scene) {
         while diag::state(to, from) != Some(state) {
             std::thread::yield_now();
         }
+        fence();
     };
     let before_ns = now_ns();
     s.enter_all(&[FIN_WAIT_1, ORPHAN], |s| {

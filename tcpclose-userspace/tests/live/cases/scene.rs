@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::common::fence;
 use super::diag;
 use super::peer::Peer;
 use super::place::Tun;
@@ -271,9 +272,11 @@ impl Scene {
         }
     }
 
+    /// Runs `act`. What it has the kernel do is over then, on every CPU ([`fence`]).
     fn time(&mut self, act: impl FnOnce(&mut Self)) -> Moment {
         let before_ns = now_ns();
         act(self);
+        fence();
         Moment { before_ns, after_ns: now_ns() }
     }
 
@@ -283,7 +286,8 @@ impl Scene {
         self.left(moment);
     }
 
-    /// When the state that the kernel shows first fulfils `is`.
+    /// When the state that the kernel shows first fulfils `is`. A look sees one half of a step of which the other half, the
+    /// event's time stamp among it, may be still to come or over already: hence a [`fence`] on either side.
     pub fn when(&mut self, most: Duration, is: impl Fn(Option<u8>) -> bool) -> Moment {
         let until = Instant::now() + most;
         // A look may take a second where many look: it can be over before the first look here.
@@ -291,7 +295,9 @@ impl Scene {
         let mut before_ns = entered.unwrap_or_else(now_ns);
         loop {
             let asked_ns = now_ns();
+            fence();
             if is(self.kernel_state()) {
+                fence();
                 return Moment { before_ns, after_ns: now_ns() };
             }
             assert!(Instant::now() < until, "the kernel still shows state {:?}", self.kernel_state());

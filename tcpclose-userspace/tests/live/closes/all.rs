@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tcpclose_userspace::terms::Phase::TimeWait;
 
-use super::common::{Metrics, free_port};
+use super::common::{Metrics, fence, free_port};
 use super::left_out::Witness;
 use super::rounds::{Round, Wrong, untold};
-use super::stage::{Bracket, Family, Look, Stage, Timeline, fence, now, seconds, state_of};
+use super::stage::{Bracket, Family, Look, Stage, Timeline, now, seconds, state_of};
 use super::table::CASES;
 use super::verdict::{ENTRY, Run, judge_standing, judge_totals};
 use super::watcher::Watcher;

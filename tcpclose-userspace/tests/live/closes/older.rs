@@ -11,12 +11,10 @@ use tcpclose_userspace::terms::Flow;
 use tcpclose_userspace::terms::Phase::{self, CloseWait, TimeWait};
 use tcpclose_userspace::terms::Side::Server;
 
-use super::common::{Metrics, free_port};
+use super::common::{Metrics, fence, free_port};
 use super::left_out::Witness;
 use super::rounds::{Round, Wrong};
-use super::stage::{
-    Bracket, By, Family, Stage, fence, flow_of, now, orderly, seconds, state_of, until_state,
-};
+use super::stage::{Bracket, By, Family, Stage, flow_of, now, orderly, seconds, state_of, until_state};
 use super::verdict::ENTRY;
 use super::watcher::Watcher;
 use super::{Done, note_gaps, starting};

@@ -14,6 +14,8 @@ use tcpclose_common::state::TcpState;
 use tcpclose_userspace::kernel::sock_diag;
 use tcpclose_userspace::terms::{Flow, Phase, Side};
 
+use super::common::fence;
+
 /// Every step is a loopback round trip, at worst with a delayed acknowledgment (40 ms) in it.
 const PATIENCE_NS: u64 = 30_000_000_000;
 
@@ -60,18 +62,6 @@ impl Begun {
         fence();
         Bracket { from: self.from, to: now() }
     }
-}
-
-/// Returns when every softirq that runs now is over, on every CPU: what a look sees is one half of a step of which the
-/// other half may still be to come. A minisocket is hashed and a socket unhashed before the tracepoint tells of it
-/// (tcp_time_wait, tcp_set_state), a timer's handler is entered before it unhashes (tw_timer_handler; 5.8 to 6.18), and
-/// an emulated processor can stand still for milliseconds in between. All of it runs with softirqs disabled, which an
-/// RCU grace period waits for, and that is what this system call is (sys_membarrier in kernel/sched/membarrier.c).
-pub fn fence() {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: a system call with two numbers and no pointer.
-    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
-    assert_eq!(done, 0, "membarrier: {}", std::io::Error::last_os_error());
 }
 
 /// How the two ends talk.

@@ -348,6 +348,18 @@ impl Metrics {
     }
 }
 
+/// Returns when every softirq that runs now is over, on every CPU: what a look sees is one half of a step of which the
+/// other half may still be to come. A minisocket is hashed and a socket unhashed before the tracepoint tells of it
+/// (tcp_time_wait, tcp_set_state), a timer's handler is entered before it unhashes (tw_timer_handler; 5.8 to 6.18), and
+/// an emulated processor can stand still for milliseconds in between. All of it runs with softirqs disabled, which an
+/// RCU grace period waits for, and that is what this system call is (sys_membarrier in kernel/sched/membarrier.c).
+pub fn fence() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: a system call with two numbers and no pointer.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
+    assert_eq!(done, 0, "membarrier: {}", std::io::Error::last_os_error());
+}
+
 /// A listener on a [`free_port`].
 pub fn listen() -> (TcpListener, u16) {
     let port = free_port();
