@@ -121,9 +121,9 @@ impl Archive {
         Ok(names.lines().map(str::to_owned).collect())
     }
 
-    /// Unpacks one package into `folder`, in place of what is there, unless it is there already.
-    pub fn unpack(&self, package: &str, folder: &Path) -> Result<()> {
-        self.unpack_listed(&["download", package], folder)
+    /// Unpacks these packages alone into `folder`, in place of what is there, unless they are there already.
+    pub fn unpack(&self, packages: &[&str], folder: &Path) -> Result<()> {
+        self.unpack_listed(&[&["download"], packages].concat(), folder)
     }
 
     /// Unpacks packages and all that they depend on: a root, of which no package's scripts have run. `?essential` stands
@@ -137,6 +137,11 @@ impl Archive {
     pub fn is_unpacked(packages: &[&str], folder: &Path) -> bool {
         let stamp = fs::read_to_string(folder.join(STAMP)).unwrap_or_default();
         stamp.lines().next() == Some(packages.join(" ").as_str())
+    }
+
+    /// True if all that was to be unpacked into `folder` is there.
+    pub fn is_complete(folder: &Path) -> bool {
+        folder.join(STAMP).is_file()
     }
 
     /// Unpacks what apt-get fetches when it is told `words`. The folder appears when everything is in it.

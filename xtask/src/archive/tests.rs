@@ -66,7 +66,7 @@ fn packages_are_unpacked_whole_whatever_an_earlier_run_left() {
     content[middle] ^= 1;
     fs::write(archive.file(file), &content).unwrap();
 
-    archive.unpack("hello", &unpacked).unwrap();
+    archive.unpack(&["hello"], &unpacked).unwrap();
     assert!(unpacked.join("usr/bin/hello").is_file());
     assert!(!unpacked.join("usr/left").exists() && !folder.0.join("hello.partial").exists());
     assert!(Archive::is_unpacked(&["hello"], &unpacked) && !Archive::is_unpacked(&["bash"], &unpacked));
@@ -78,7 +78,7 @@ fn packages_are_unpacked_whole_whatever_an_earlier_run_left() {
     archive.unpack_closure(&["hello"], &closure).unwrap();
     assert!(closure.join("usr/bin/hello").is_file());
     assert!(closure.join("lib").is_symlink() && closure.join("lib/aarch64-linux-gnu/libc.so.6").exists());
-    let why = archive.unpack("no-such-package", &unpacked).unwrap_err();
+    let why = archive.unpack(&["no-such-package"], &unpacked).unwrap_err();
     assert!(format!("{why:#}").contains("Unable to locate package no-such-package"), "{why:#}");
     // What was there stays.
     assert!(unpacked.join("usr/bin/hello").is_file());

@@ -53,7 +53,7 @@ pub fn build(tests: &[&str]) -> Result<Vec<Program>> {
         command.args(tests.iter().flat_map(|test| ["--test", test]));
     }
     command
-        .args(["--release", "--package", "tcpclose-userspace", "--target", TARGET])
+        .args(["--package", "tcpclose-userspace", "--target", TARGET])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit());
     sh::show(&command);
