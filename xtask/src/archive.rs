@@ -33,6 +33,8 @@ pub enum Suite {
     Trixie,
     TrixieBackports,
     Sid,
+    /// What the host's own sources name: for packages that must have the version of installed ones.
+    Host,
 }
 
 impl Suite {
@@ -43,12 +45,16 @@ impl Suite {
             Self::Trixie => "trixie",
             Self::TrixieBackports => "trixie-backports",
             Self::Sid => "sid",
+            Self::Host => "host",
         }
     }
 
     /// The suites that it takes its packages from: backports need what they were made for.
     fn sources(self) -> Vec<&'static str> {
         let name = self.name();
+        if self == Self::Host {
+            return Vec::new();
+        }
         name.strip_suffix("-backports").into_iter().chain([name]).collect()
     }
 }
@@ -238,13 +244,13 @@ impl Archive {
 
     /// Writes apt's sources and settings.
     fn configure(&self) -> Result<()> {
+        let (folder, architecture) = (self.folder.display(), self.architecture.name());
         let Some(keyring) = KEYRINGS.iter().find(|file| Path::new(file).is_file()) else {
             bail!("no keys of Debian's archive here: install debian-archive-keyring");
         };
-        let (folder, architecture) = (self.folder.display(), self.architecture.name());
-        let mirror = mirror()?;
         let mut sources = String::new();
         for suite in self.suite.sources() {
+            let mirror = mirror()?;
             sources += &format!("deb [arch={architecture} signed-by={keyring}] {mirror} {suite} main\n");
         }
         let mut settings = format!(
@@ -257,6 +263,9 @@ impl Archive {
         );
         if self.suite.sources().len() > 1 {
             settings += &format!("APT::Default-Release \"{}\";\n", self.suite.name());
+        }
+        if self.suite == Suite::Host {
+            settings += &hosts_sources()?;
         }
         // The way to the network is the host's.
         let host = sh::ask(Command::new("apt-config").args(["dump", "--format", "%F \"%v\";%n"]));
@@ -338,6 +347,21 @@ impl Listed {
         let said = captured(Command::new(program).arg("--").arg(path))?;
         Ok(said.split_ascii_whitespace().next() == Some(sum))
     }
+}
+
+/// The settings that name the host's own sources and keys.
+fn hosts_sources() -> Result<String> {
+    const FILES: [(&str, &str); 4] =
+        [("sourcelist", "f"), ("sourceparts", "d"), ("trusted", "f"), ("trustedparts", "d")];
+    let mut command = Command::new("apt-config");
+    command.arg("shell");
+    for (name, kind) in FILES {
+        command.arg(name).arg(format!("Dir::Etc::{name}/{kind}"));
+    }
+    let said = captured(&mut command)?;
+    // As a shell would set them: NAME='PATH'.
+    let paths = said.lines().filter_map(|line| line.split_once('='));
+    Ok(paths.map(|(name, path)| format!("Dir::Etc::{name} \"{}\";\n", path.trim_matches('\''))).collect())
 }
 
 /// All that this module keeps.

@@ -13,6 +13,7 @@ mod apt;
 mod archive;
 mod bench;
 mod build;
+mod cross;
 mod debian;
 mod demo;
 mod fuzz;
@@ -28,6 +29,7 @@ mod test;
 mod toolchain;
 mod tools;
 mod vm;
+mod workflows;
 
 /// Set up, build, run and test tcpclose
 #[derive(Parser)]

@@ -58,7 +58,7 @@ const LINKER_VERSION: &str = "0.13.0";
 /// Runs the command.
 pub fn setup(arguments: &Arguments) -> Result<()> {
     let Arguments { purpose, rustup } = *arguments;
-    let done = prepare(purpose, &Kernel::ALL, rustup)?;
+    let done = prepare(purpose, &Kernel::EVERY, rustup)?;
     let Toolchain { compiler, linker } = toolchain::find()?;
     let (rustc, release, linker) =
         (compiler.rustc.display(), compiler.version.release, linker.path.display());
@@ -150,7 +150,7 @@ fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
     for part in parts {
         steps.next(part.describe());
         if let Err(why) = part.fetch() {
-            done.lacks(part.name(), part.without(), &why);
+            done.lacks(&part.name(), part.without(), &why);
         }
     }
     built.map(|()| done)

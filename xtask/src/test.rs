@@ -7,17 +7,34 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use clap::builder::PossibleValuesParser;
 
+use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
-use crate::{fuzz, package, sh, tools, vm};
+use crate::{fuzz, package, sh, tools, vm, workflows};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
+#[command(
+    after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all\n  cargo xtask test --step fmt --step clippy"
+)]
 pub struct Arguments {
-    /// Also what takes long: a fuzzer, torture, floods, here and in guests, and the packages
+    /// Also what takes long: a fuzzer, torture, floods, guests of all kernels and of arm64, the packages, the workflows
     #[arg(long)]
     all: bool,
+    /// Run this step alone; can be given more than once
+    #[arg(long = "step", value_name = "STEP", value_parser = PossibleValuesParser::new(STEPS.map(|(name, _)| name)))]
+    steps: Vec<String>,
+}
+
+impl Arguments {
+    /// Whether a step is to be run.
+    fn want(&self, name: &str) -> bool {
+        match self.steps.as_slice() {
+            [] => self.all || !LONG_STEPS.contains(&name),
+            steps => steps.iter().any(|step| step == name),
+        }
+    }
 }
 
 /// How a step ended that did not fail.
@@ -30,22 +47,25 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// In the order of what fails fastest.
-const STEPS: &[(&str, Step)] = &[
+const STEPS: [(&str, Step); 9] = [
     ("setup", setup),
     ("fmt", fmt),
+    ("workflows", workflows),
     ("clippy", clippy),
-    ("unit tests", unit),
+    ("unit", unit),
     ("fuzz", fuzz),
-    ("live tests", live),
+    ("live", live),
     ("guests", guests),
     ("packages", packages),
 ];
+/// Those that take `--all`, or to be asked for.
+const LONG_STEPS: &[&str] = &["workflows", "fuzz"];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.all || *name != "fuzz") {
+    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.want(name)) {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {
@@ -76,6 +96,13 @@ fn setup(arguments: &Arguments) -> Result<Outcome> {
 
 fn fmt(_: &Arguments) -> Result<Outcome> {
     passed(sh::cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn workflows(_: &Arguments) -> Result<Outcome> {
+    match workflows::check()? {
+        Ok(()) => Ok(Outcome::Passed),
+        Err(why) => Ok(skipped("workflows", why)),
+    }
 }
 
 fn clippy(_: &Arguments) -> Result<Outcome> {
@@ -154,16 +181,21 @@ fn guests(arguments: &Arguments) -> Result<Outcome> {
     }
 }
 
-/// The packages: the same from two builds, and each installed, run and removed.
+/// The packages: the same from two builds, and each installed, run and removed; those of the other architecture made once,
+/// and their binary run in a guest.
 fn packages(arguments: &Arguments) -> Result<Outcome> {
     if !arguments.all {
         return Ok(Outcome::Skipped("they take --all"));
     }
-    let packages = package::make(true)?;
+    let host = Architecture::host()?;
+    let packages = package::make(host, true)?;
+    for other in Architecture::ALL.into_iter().filter(|other| *other != host && host == Architecture::Amd64) {
+        package::test(&package::make(other, false)?)?;
+    }
     if !(sh::is_root() || can_sudo()) {
         return Ok(skipped("trying the packages", "needs root"));
     }
-    package::trial::run(&packages)?;
+    package::test(&packages)?;
     Ok(Outcome::Passed)
 }
 

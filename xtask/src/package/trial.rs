@@ -49,7 +49,8 @@ pub fn run(packages: &Packages) -> Result<()> {
     Ok(())
 }
 
-fn lint(deb: &Path) -> Result<()> {
+/// Has lintian read the .deb.
+pub fn lint(deb: &Path) -> Result<()> {
     let mut lintian = Command::new("lintian");
     lintian.env("LC_ALL", "C").args(["--allow-root", "--fail-on", "error,warning"]);
     sh::run(lintian.args(["--tag-display-limit", "0"]).arg(deb))?;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::archive::{Architecture, Archive, Suite};
+use crate::cross::Builder;
 use crate::{build, sh};
 
 /// The kernels that guests run.
@@ -25,10 +26,28 @@ pub enum Kernel {
     /// The newest that Debian has backported to its stable release
     #[value(name = "newest")]
     Newest,
+    #[value(name = "6.12-arm64")]
+    Arm64V6_12,
+    /// Its pages have 16 KiB
+    #[value(name = "6.12-arm64-16k")]
+    Arm64V6_12Pages16K,
+    #[value(name = "newest-arm64")]
+    Arm64Newest,
 }
 
 impl Kernel {
     pub const ALL: [Self; 4] = [Self::V5_10, Self::V6_1, Self::V6_12, Self::Newest];
+    pub const ARM64: [Self; 3] = [Self::Arm64V6_12, Self::Arm64V6_12Pages16K, Self::Arm64Newest];
+    /// Those of both architectures.
+    pub const EVERY: [Self; 7] = [
+        Self::V5_10,
+        Self::V6_1,
+        Self::V6_12,
+        Self::Newest,
+        Self::Arm64V6_12,
+        Self::Arm64V6_12Pages16K,
+        Self::Arm64Newest,
+    ];
     /// Those of `cargo xtask test`.
     pub const QUICK: [Self; 2] = [Self::V6_1, Self::Newest];
 
@@ -39,6 +58,30 @@ impl Kernel {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
             Self::Newest => "newest",
+            Self::Arm64V6_12 => "6.12-arm64",
+            Self::Arm64V6_12Pages16K => "6.12-arm64-16k",
+            Self::Arm64Newest => "newest-arm64",
+        }
+    }
+
+    /// All for an architecture.
+    pub const fn all(architecture: Architecture) -> &'static [Self] {
+        match architecture {
+            Architecture::Amd64 => &Self::ALL,
+            Architecture::Arm64 => &Self::ARM64,
+        }
+    }
+
+    pub fn architecture(self) -> Architecture {
+        if Self::ARM64.contains(&self) { Architecture::Arm64 } else { Architecture::Amd64 }
+    }
+
+    /// What its packages' names end in. The cloud kernels are the small ones, for virtual machines.
+    fn flavour(self) -> &'static str {
+        match self {
+            Self::Arm64V6_12Pages16K => "-arm64-16k",
+            _ if self.architecture() == Architecture::Arm64 => "-cloud-arm64",
+            _ => "-cloud-amd64",
         }
     }
 
@@ -52,27 +95,46 @@ impl Kernel {
         match self {
             Self::V5_10 => (Suite::Bullseye, &["linux-image-5.10."]),
             Self::V6_1 => (Suite::Bookworm, &["linux-image-6.1."]),
-            Self::V6_12 => (Suite::Trixie, &["linux-image-6.12."]),
-            Self::Newest => (Suite::TrixieBackports, &["linux-binary-", "linux-modules-"]),
+            Self::V6_12 | Self::Arm64V6_12 | Self::Arm64V6_12Pages16K => {
+                (Suite::Trixie, &["linux-image-6.12."])
+            }
+            Self::Newest | Self::Arm64Newest => {
+                (Suite::TrixieBackports, &["linux-binary-", "linux-modules-"])
+            }
         }
     }
 }
 
-/// The small kernels, for virtual machines.
-const FLAVOUR: &str = "-cloud-amd64";
-
 /// Something that is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    Qemu,
-    Busybox,
+    /// The emulator of a machine of this kind; one folder has both.
+    Qemu(Architecture),
+    Busybox(Architecture),
+    /// What builds programs for a machine of this kind, which is not this one's.
+    Compiler(Architecture),
     Kernel(Kernel),
 }
 
 impl Part {
     /// What the guests with `kernels` need and is not there yet.
     pub fn missing(kernels: &[Kernel]) -> Result<Vec<Self>> {
-        let parts = [Self::Qemu, Self::Busybox].into_iter().chain(kernels.iter().map(|kernel| kernel.part()));
+        let mut parts = Vec::new();
+        // This machine's own busybox unpacks modules.
+        for architecture in Architecture::ALL {
+            if kernels.iter().any(|kernel| kernel.architecture() == architecture) {
+                parts.extend([Self::Qemu(architecture), Self::Busybox(architecture)]);
+                if Some(architecture) != Architecture::of_this_machine() {
+                    parts.push(Self::Compiler(architecture));
+                }
+            }
+        }
+        if let Some(host) = Architecture::of_this_machine()
+            && !parts.contains(&Self::Busybox(host))
+        {
+            parts.push(Self::Busybox(host));
+        }
+        parts.extend(kernels.iter().map(|kernel| kernel.part()));
         let mut missing = Vec::new();
         for part in parts {
             if !part.is_there()? {
@@ -83,35 +145,56 @@ impl Part {
     }
 
     fn is_there(self) -> Result<bool> {
-        Ok((self == Self::Qemu && host_qemu()) || Archive::is_complete(&self.folder()?))
+        match self {
+            Self::Qemu(architecture) if host_qemu(architecture) => Ok(true),
+            Self::Compiler(architecture) => Ok(Builder::is_there(architecture)),
+            _ => Ok(Archive::is_complete(&self.folder()?)),
+        }
+    }
+
+    /// True if guests with this kernel cannot be without it.
+    pub fn is_for(self, kernel: Kernel) -> bool {
+        match self {
+            Self::Kernel(own) => own == kernel,
+            // This machine's own unpacks every kernel's modules.
+            Self::Busybox(architecture) if Some(architecture) == Architecture::of_this_machine() => true,
+            Self::Qemu(architecture) | Self::Busybox(architecture) | Self::Compiler(architecture) => {
+                architecture == kernel.architecture()
+            }
+        }
     }
 
     /// For a list of what is missing.
     pub fn describe(self) -> String {
         match self {
-            Self::Qemu => "QEMU, which is the guests' machine".to_owned(),
-            Self::Busybox => "busybox-static, which is the guests' userland".to_owned(),
-            Self::Kernel(Kernel::Newest) => "Debian's newest kernel, which a guest runs".to_owned(),
+            Self::Qemu(architecture) => {
+                format!("QEMU for {}, which is the guests' machine", architecture.name())
+            }
+            Self::Busybox(architecture) => {
+                format!("busybox-static for {}, which is the guests' userland", architecture.name())
+            }
+            Self::Compiler(architecture) => {
+                format!("a compiler for {}, which builds the guests' programs", architecture.name())
+            }
             Self::Kernel(kernel) => format!("Debian's kernel {}, which a guest runs", kernel.name()),
         }
     }
 
     /// For a note that it cannot be had.
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Self::Qemu => "QEMU",
-            Self::Busybox => "busybox-static",
-            Self::Kernel(Kernel::V5_10) => "kernel 5.10",
-            Self::Kernel(Kernel::V6_1) => "kernel 6.1",
-            Self::Kernel(Kernel::V6_12) => "kernel 6.12",
-            Self::Kernel(Kernel::Newest) => "newest kernel",
+            Self::Qemu(architecture) => format!("QEMU for {}", architecture.name()),
+            Self::Busybox(architecture) => format!("busybox-static for {}", architecture.name()),
+            Self::Compiler(architecture) => format!("compiler for {}", architecture.name()),
+            Self::Kernel(kernel) => format!("kernel {}", kernel.name()),
         }
     }
 
     /// What is skipped without it.
     pub const fn without(self) -> &'static str {
         match self {
-            Self::Qemu | Self::Busybox => "no guest runs",
+            Self::Qemu(Architecture::Amd64) | Self::Busybox(Architecture::Amd64) => "no guest runs",
+            Self::Qemu(_) | Self::Busybox(_) | Self::Compiler(_) => "guests of that architecture do not run",
             Self::Kernel(_) => "its guests do not run",
         }
     }
@@ -119,8 +202,10 @@ impl Part {
     /// Where it is unpacked.
     pub fn folder(self) -> Result<PathBuf> {
         Ok(folder()?.join(match self {
-            Self::Qemu => "qemu".to_owned(),
-            Self::Busybox => "busybox".to_owned(),
+            Self::Qemu(_) => "qemu".to_owned(),
+            Self::Busybox(Architecture::Amd64) => "busybox".to_owned(),
+            Self::Busybox(architecture) => format!("busybox-{}", architecture.name()),
+            Self::Compiler(architecture) => format!("compiler-{}", architecture.name()),
             Self::Kernel(kernel) => format!("kernels/{}", kernel.name()),
         }))
     }
@@ -129,20 +214,21 @@ impl Part {
     pub fn fetch(self) -> Result<()> {
         let folder = self.folder()?;
         match self {
-            Self::Qemu => {
+            Self::Qemu(_) => {
                 let machine = Architecture::of_this_machine();
                 let machine =
                     machine.context("Debian's packages for this kind of machine are not known here")?;
                 let archive = Archive::open(Suite::Trixie, machine)?;
                 archive.unpack_closure(&["qemu-system-x86", "qemu-system-arm"], &folder)
             }
-            Self::Busybox => {
-                Archive::open(Suite::Bookworm, Architecture::Amd64)?.unpack(&["busybox-static"], &folder)
+            Self::Compiler(architecture) => Builder::of(architecture).map(drop),
+            Self::Busybox(architecture) => {
+                Archive::open(Suite::Bookworm, architecture)?.unpack(&["busybox-static"], &folder)
             }
             Self::Kernel(kernel) => {
                 let (suite, prefixes) = kernel.packages();
-                let archive = Archive::open(suite, Architecture::Amd64)?;
-                let packages = kernel_packages(&archive, prefixes)
+                let archive = Archive::open(suite, kernel.architecture())?;
+                let packages = kernel_packages(&archive, prefixes, kernel.flavour())
                     .with_context(|| format!("no kernel {} in Debian {}", kernel.name(), suite.name()))?;
                 let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
                 archive.unpack(&packages, &folder)
@@ -152,11 +238,11 @@ impl Part {
 }
 
 /// The packages of the newest kernel whose names begin so.
-fn kernel_packages(archive: &Archive, prefixes: &[&str]) -> Result<Vec<String>> {
+fn kernel_packages(archive: &Archive, prefixes: &[&str], flavour: &str) -> Result<Vec<String>> {
     let first = prefixes.first().copied().unwrap_or_default();
     let names = archive.names(first)?;
-    let release = newest(names.iter().map(String::as_str), first, FLAVOUR)
-        .with_context(|| format!("no package {first}*{FLAVOUR}"))?;
+    let release = newest(names.iter().map(String::as_str), first, flavour)
+        .with_context(|| format!("no package {first}*{flavour}"))?;
     Ok(prefixes.iter().map(|prefix| format!("{prefix}{release}")).collect())
 }
 
@@ -181,13 +267,27 @@ pub fn folder() -> Result<PathBuf> {
     Ok(build::target_folder()?.join("vm"))
 }
 
-/// The oldest QEMU that guests were run in.
-const OLDEST_QEMU: &[u64] = &[7, 2];
+/// The emulator of a machine.
+pub const fn emulator(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::Amd64 => "qemu-system-x86_64",
+        Architecture::Arm64 => "qemu-system-aarch64",
+    }
+}
+
+/// The oldest QEMU that guests were run in; arm64's machine has had a second serial line since 9.2.
+const fn oldest_qemu(architecture: Architecture) -> &'static [u64] {
+    match architecture {
+        Architecture::Amd64 => &[7, 2],
+        Architecture::Arm64 => &[9, 2],
+    }
+}
 
 /// True if the host's own QEMU is one that guests run in.
-fn host_qemu() -> bool {
-    let version = sh::ask(Command::new(super::QEMU).arg("--version"));
-    version.is_some_and(|text| qemu_version(&text).is_some_and(|version| version.as_slice() >= OLDEST_QEMU))
+fn host_qemu(architecture: Architecture) -> bool {
+    let version = sh::ask(Command::new(emulator(architecture)).arg("--version"));
+    let oldest = oldest_qemu(architecture);
+    version.is_some_and(|text| qemu_version(&text).is_some_and(|version| version.as_slice() >= oldest))
 }
 
 fn qemu_version(text: &str) -> Option<Vec<u64>> {
@@ -195,10 +295,10 @@ fn qemu_version(text: &str) -> Option<Vec<u64>> {
     Some(numbers(version))
 }
 
-/// QEMU by its program's name, as words of a command: the host's, or the unpacked one. That is started through its own
-/// root's loader, so it takes neither root nor this system's libraries.
-pub fn qemu(program: &str) -> Result<Vec<String>> {
-    let root = Part::Qemu.folder()?;
+/// QEMU for a machine, as words of a command: the host's, or the unpacked one. That is started through its own root's
+/// loader, so it takes neither root nor this system's libraries.
+pub fn qemu(architecture: Architecture) -> Result<Vec<String>> {
+    let (root, program) = (Part::Qemu(architecture).folder()?, emulator(architecture));
     if !Archive::is_complete(&root) {
         return Ok(vec![program.to_owned()]);
     }
@@ -214,11 +314,11 @@ pub fn qemu(program: &str) -> Result<Vec<String>> {
 }
 
 /// The static busybox.
-pub fn busybox() -> Result<PathBuf> {
-    Ok(Part::Busybox.folder()?.join("bin/busybox"))
+pub fn busybox(architecture: Architecture) -> Result<PathBuf> {
+    Ok(Part::Busybox(architecture).folder()?.join("bin/busybox"))
 }
 
-/// A kernel's bzImage: since 7.0 it lies with its modules.
+/// A kernel's image: since 7.0 it lies with its modules.
 pub fn image(kernel: Kernel) -> Result<PathBuf> {
     let beside = modules(kernel)?.join("vmlinuz");
     if beside.is_file() {
@@ -261,22 +361,28 @@ mod tests {
             "linux-image-6.1.0-57-amd64",
             "linux-image-6.12.117+deb12-cloud-amd64",
         ];
-        let found = newest(names.into_iter(), "linux-image-6.1.", FLAVOUR);
+        let found = newest(names.into_iter(), "linux-image-6.1.", "-cloud-amd64");
         assert_eq!(found, Some("0-56-cloud-amd64"));
         let names = [
             "linux-binary-7.2.12+deb13-cloud-amd64",
             "linux-binary-unsigned-7.3.4+deb13-cloud-amd64",
             "linux-binary-7.3.4+deb13-cloud-amd64",
         ];
-        assert_eq!(newest(names.into_iter(), "linux-binary-", FLAVOUR), Some("7.3.4+deb13-cloud-amd64"));
-        assert_eq!(newest([].into_iter(), "linux-binary-", FLAVOUR), None);
+        assert_eq!(
+            newest(names.into_iter(), "linux-binary-", "-cloud-amd64"),
+            Some("7.3.4+deb13-cloud-amd64")
+        );
+        assert_eq!(newest([].into_iter(), "linux-binary-", "-cloud-amd64"), None);
     }
 
     #[test]
     fn a_qemu_says_how_old_it_is() {
         let old = qemu_version("QEMU emulator version 5.2.0 (Debian 1:5.2+dfsg-11)\nCopyright").unwrap();
         let new = qemu_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\n").unwrap();
-        assert!(old.as_slice() < OLDEST_QEMU && new.as_slice() >= OLDEST_QEMU);
+        assert!(
+            old.as_slice() < oldest_qemu(Architecture::Amd64)
+                && new.as_slice() >= oldest_qemu(Architecture::Arm64)
+        );
         assert_eq!(qemu_version("no such thing"), None);
     }
 }

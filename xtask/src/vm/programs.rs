@@ -1,6 +1,6 @@
 //! The programs that a guest runs, built without shared libraries: a guest has none.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,11 +8,9 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::archive::Architecture;
+use crate::cross::Builder;
 use crate::sh;
-
-/// A target named outright makes cargo build scripts and procedural macros apart, which cannot be static.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-const STATIC: &str = "-C target-feature=+crt-static";
 
 /// A static program of this machine, and the name it is called by in the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,15 +35,15 @@ pub fn is_test(name: &str) -> bool {
 }
 
 /// Builds the release agent and these test programs. The agent comes first.
-pub fn build(tests: &[&str]) -> Result<Vec<Program>> {
-    let mut command = sh::cargo();
-    // cargo takes the flags of the environment in place of those of its configuration; so does this.
-    let mut flags = std::env::var_os("RUSTFLAGS").map_or_else(OsString::new, |mut flags| {
-        flags.push(" ");
-        flags
-    });
-    flags.push(STATIC);
-    command.env("RUSTFLAGS", flags).env_remove("CARGO_ENCODED_RUSTFLAGS");
+pub fn build(architecture: Architecture, tests: &[&str]) -> Result<Vec<Program>> {
+    let builder = Builder::of(architecture)?;
+    let mut command = builder.cargo();
+    // cargo takes the flags of the environment in place of those of its configuration; so does this. They are passed
+    // encoded: a path with a blank in it survives.
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    let mut flags: Vec<OsString> = flags.split_whitespace().map(OsString::from).collect();
+    flags.extend(builder.flags());
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsStr::new("\x1f"))).env_remove("RUSTFLAGS");
     if tests.is_empty() {
         command.args(["build", "--bin", "tcpclose"]);
     } else {
@@ -53,7 +51,7 @@ pub fn build(tests: &[&str]) -> Result<Vec<Program>> {
         command.args(tests.iter().flat_map(|test| ["--test", test]));
     }
     command
-        .args(["--package", "tcpclose-userspace", "--target", TARGET])
+        .args(["--package", "tcpclose-userspace", "--target", &builder.target()])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit());
     sh::show(&command);
