@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
+use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
 use crate::sh;
 use crate::vm::{self, kit::Kernel, programs};
@@ -48,8 +49,8 @@ pub fn command(arguments: &Arguments) -> Result<()> {
 
 /// Measures on this machine.
 fn here() -> Result<String> {
-    setup::ready(Purpose::Build, false)?;
-    let mut command = sh::as_root(programs::build()?.live, &[]);
+    setup::ready(Purpose::Build)?;
+    let mut command = sh::as_root(programs::build(Architecture::host()?)?.live, &[]);
     command.args(WORDS).stderr(Stdio::inherit());
     sh::show(&command);
     let output = command.output().context("the live tests cannot be started")?;

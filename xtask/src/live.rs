@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::progress::{self, Ticker};
-use crate::{build, sh, test};
+use crate::{build, sh, test, tools};
 
 /// The program with all live tests.
 pub const PROGRAM: &str = "live";
@@ -171,11 +171,12 @@ impl Run<'_> {
         }
         let mut command = if sh::is_root() {
             let mut command = Command::new(self.program);
-            command.envs(environment);
+            command.envs(environment).env("PATH", tools::path());
             command
         } else {
             let mut command = Command::new("sudo");
-            command.args(["-E", "env"]);
+            // sudo has a PATH of its own.
+            command.args(["-E", "env", &format!("PATH={}", tools::path().to_string_lossy())]);
             command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
             command.arg(self.program);
             command

@@ -2,14 +2,18 @@
 //!
 //! It builds without the eBPF toolchain, since it is what installs it.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 mod accuracy;
 mod apt;
+mod archive;
 mod bench;
 mod build;
+mod cross;
 mod debian;
 mod demo;
 mod fuzz;
@@ -24,7 +28,9 @@ mod sh;
 mod test;
 #[allow(dead_code, reason = "shared with tcpclose-userspace/build.rs, which uses the rest")]
 mod toolchain;
+mod tools;
 mod vm;
+mod workflows;
 
 /// Set up, build, run and test tcpclose
 #[derive(Parser)]
@@ -53,7 +59,22 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // Not through Debug: that prints a backtrace where RUST_BACKTRACE is set.
+            eprintln!("error: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let command = Arguments::parse().command;
+    if let Some(mut again) = tools::with_path()? {
+        return Err(again.exec()).context("cannot start xtask again");
+    }
+    match command {
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Build => build::command(),
         Command::Run(arguments) => run::run(&arguments),
@@ -65,14 +86,6 @@ fn main() -> ExitCode {
         Command::Package(arguments) => package::command(&arguments),
         Command::Fuzz(arguments) => fuzz::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            // Not through Debug: that prints a backtrace where RUST_BACKTRACE is set.
-            eprintln!("error: {why:#}");
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 
+use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
-use crate::{build, sh};
+use crate::{build, sh, vm};
 
 mod archives;
 mod binary;
@@ -25,14 +27,36 @@ pub mod trial;
 
 /// Make a .deb, an .rpm and a tarball, in target/package
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  cargo xtask package\n  cargo xtask package --twice --test")]
+#[command(after_help = "Examples:\n  cargo xtask package\n  cargo xtask package --arch all --twice --test")]
 pub struct Arguments {
+    /// What kind of machine they are for [default: this one's]
+    #[arg(long = "arch", value_name = "ARCHITECTURE", value_enum)]
+    architecture: Option<For>,
     /// Build all of it a second time, in another folder, and fail unless the files are the same
     #[arg(long)]
     twice: bool,
     /// Check the .deb with lintian; install, run and remove each in a root made with debootstrap, which takes root
     #[arg(long)]
     test: bool,
+}
+
+/// The architectures that packages are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum For {
+    Amd64,
+    Arm64,
+    /// Both
+    All,
+}
+
+impl For {
+    fn architectures(self) -> &'static [Architecture] {
+        match self {
+            Self::Amd64 => &[Architecture::Amd64],
+            Self::Arm64 => &[Architecture::Arm64],
+            Self::All => &Architecture::ALL,
+        }
+    }
 }
 
 /// Its version is the workspace's.
@@ -49,6 +73,8 @@ pub struct Source {
     pub work: PathBuf,
     /// The time of all files, in seconds since 1970: the commit's.
     pub epoch: u64,
+    /// What it is packaged for.
+    pub architecture: Architecture,
 }
 
 impl Source {
@@ -65,6 +91,9 @@ impl Source {
 
 /// The .deb, the .rpm and the tarball.
 pub struct Packages {
+    pub architecture: Architecture,
+    /// The binary in them.
+    pub binary: PathBuf,
     pub deb: PathBuf,
     pub rpm: PathBuf,
     pub tarball: PathBuf,
@@ -78,18 +107,33 @@ impl Packages {
 
 /// Runs the command.
 pub fn command(arguments: &Arguments) -> Result<()> {
-    let packages = make(arguments.twice)?;
-    if arguments.test {
-        trial::run(&packages)?;
+    let architectures = match arguments.architecture {
+        Some(chosen) => chosen.architectures().to_vec(),
+        None => vec![Architecture::host()?],
+    };
+    for architecture in architectures {
+        let packages = make(architecture, arguments.twice)?;
+        if arguments.test {
+            test(&packages)?;
+        }
     }
     Ok(())
 }
 
-/// Makes the packages and says what they are.
-pub fn make(twice: bool) -> Result<Packages> {
-    setup::ready(Purpose::Package, false)?;
+/// Tries packages where they can be installed; of others the binary, in a guest.
+pub fn test(packages: &Packages) -> Result<()> {
+    if packages.architecture == Architecture::host()? {
+        return trial::run(packages);
+    }
+    trial::lint(&packages.deb)?;
+    vm::try_binary(packages.architecture, &packages.binary)
+}
+
+/// Makes the packages for an architecture and says what they are.
+pub fn make(architecture: Architecture, twice: bool) -> Result<Packages> {
+    setup::ready(Purpose::Package)?;
     let work = build::target_folder()?.join("package");
-    let source = Source { folder: sh::workspace(), work, epoch: epoch()? };
+    let source = Source { folder: sh::workspace(), work, epoch: epoch()?, architecture };
     let packages = once(&source)?;
     let sums = sums(&packages)?;
     for (file, sum) in packages.all().into_iter().zip(&sums) {
@@ -116,7 +160,7 @@ fn compare(source: &Source, sums: &[String]) -> Result<()> {
     remove(&source.work.join("again"))?;
     let folder = again.join("workspace");
     copy_sources(&source.folder, &folder)?;
-    let second = Source { folder, work: again.join("made"), epoch: source.epoch };
+    let second = Source { folder, work: again.join("made"), ..*source };
     let second_packages = once(&second)?;
     let second_sums = self::sums(&second_packages)?;
     let mut different = Vec::new();

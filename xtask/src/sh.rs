@@ -20,7 +20,12 @@ pub fn workspace() -> PathBuf {
 
 /// Cargo, in the workspace's folder.
 pub fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo_at(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()).as_ref())
+}
+
+/// This cargo, in the workspace's folder.
+pub fn cargo_at(cargo: &Path) -> Command {
+    let mut command = Command::new(cargo);
     command.current_dir(workspace());
     // What `cargo xtask` was told about the package xtask is none of another build's business.
     for (name, _) in env::vars_os() {
@@ -30,6 +35,11 @@ pub fn cargo() -> Command {
         }
     }
     command
+}
+
+/// The rustc that [`cargo`] runs.
+pub fn rustc() -> Command {
+    Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
 }
 
 /// A command as root: itself for root, through sudo for anybody else. `environment` is set for the command, since

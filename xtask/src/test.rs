@@ -6,27 +6,35 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::builder::PossibleValuesParser;
 
+use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
 use crate::vm::programs;
-use crate::{fuzz, live, package, sh, vm};
+use crate::{fuzz, live, package, sh, tools, vm, workflows};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all\n  cargo xtask test --step live"
+    after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all\n  cargo xtask test --step fmt --step clippy"
 )]
 pub struct Arguments {
-    /// Also what takes long: a fuzzer, torture, floods, here and in guests, and the packages
+    /// Also what takes long: a fuzzer, torture, floods, guests of all kernels and of arm64, the packages, the workflows
     #[arg(long)]
     all: bool,
-    /// Run this step alone: setup, fmt, clippy, build, unit, fuzz, live, guests, packages
-    #[arg(long = "step", value_name = "STEP", value_parser = step_names())]
+    /// Run this step alone; can be given more than once
+    #[arg(long = "step", value_name = "STEP", value_parser = PossibleValuesParser::new(STEPS.map(|(name, _)| name)))]
     steps: Vec<String>,
 }
 
-fn step_names() -> Vec<&'static str> {
-    STEPS.iter().map(|(name, _)| *name).collect()
+impl Arguments {
+    /// Whether a step is to be run.
+    fn want(&self, name: &str) -> bool {
+        match self.steps.as_slice() {
+            [] => self.all || !LONG_STEPS.contains(&name),
+            steps => steps.iter().any(|step| step == name),
+        }
+    }
 }
 
 /// How a step ended that did not fail.
@@ -39,9 +47,10 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// In the order of what fails fastest.
-const STEPS: &[(&str, Step)] = &[
+const STEPS: [(&str, Step); 10] = [
     ("setup", setup),
     ("fmt", fmt),
+    ("workflows", workflows),
     ("clippy", clippy),
     ("build", build),
     ("unit", unit),
@@ -50,16 +59,14 @@ const STEPS: &[(&str, Step)] = &[
     ("guests", guests),
     ("packages", packages),
 ];
+/// Those that take `--all`, or to be asked for.
+const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages"];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    let wanted = |name: &str| match arguments.steps.as_slice() {
-        [] => arguments.all || name != "fuzz",
-        steps => steps.iter().any(|step| step == name),
-    };
-    for (name, step) in STEPS.iter().filter(|(name, _)| wanted(name)) {
+    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.want(name)) {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {
@@ -81,15 +88,22 @@ fn summary_line(name: &str, took: Duration, word: &str) -> String {
     format!("{name:<10} {:>6.1} s  {word}", took.as_secs_f64())
 }
 
-fn setup(_: &Arguments) -> Result<Outcome> {
+fn setup(arguments: &Arguments) -> Result<Outcome> {
     // Who cannot run the live tests needs none of their tools, and could not install them either.
     let purpose = if sh::is_root() || can_sudo() { Purpose::Test } else { Purpose::Build };
-    setup::ready(purpose, false)?;
+    setup::ready_with(purpose, vm::kernels(arguments.all))?;
     Ok(Outcome::Passed)
 }
 
 fn fmt(_: &Arguments) -> Result<Outcome> {
     passed(sh::cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn workflows(_: &Arguments) -> Result<Outcome> {
+    match workflows::check()? {
+        Ok(()) => Ok(Outcome::Passed),
+        Err(why) => Ok(skipped("workflows", why)),
+    }
 }
 
 fn clippy(_: &Arguments) -> Result<Outcome> {
@@ -159,7 +173,7 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
     if !(sh::is_root() || can_sudo()) {
         return Ok(skipped("live tests", "need root"));
     }
-    let programs = programs::build()?;
+    let programs = programs::build(Architecture::host()?)?;
     let tally = live::run(&programs.live, arguments.all)?;
     let live::Tally { passed, failed, skipped } = &tally;
     eprintln!("\nlive: {passed} passed, {failed} failed, {} skipped", skipped.len());
@@ -177,7 +191,8 @@ pub fn with_root() -> Result<Option<Command>> {
             return Ok(None);
         }
         // Built by the user, run by root: cargo starts each program through its runner.
-        command.env(runner_variable()?, "sudo -E");
+        // sudo has a PATH of its own.
+        command.env(runner_variable()?, format!("sudo -E env PATH={}", tools::path().to_string_lossy()));
     }
     Ok(Some(command))
 }
@@ -190,16 +205,18 @@ fn guests(arguments: &Arguments) -> Result<Outcome> {
     }
 }
 
-/// The packages: the same from two builds, and each installed, run and removed.
-fn packages(arguments: &Arguments) -> Result<Outcome> {
-    if !arguments.all {
-        return Ok(Outcome::Skipped("they take --all"));
+/// The packages: the same from two builds, and each installed, run and removed; those of the other architecture made once,
+/// and their binary run in a guest.
+fn packages(_: &Arguments) -> Result<Outcome> {
+    let host = Architecture::host()?;
+    let packages = package::make(host, true)?;
+    for other in Architecture::ALL.into_iter().filter(|other| *other != host && host == Architecture::Amd64) {
+        package::test(&package::make(other, false)?)?;
     }
-    let packages = package::make(true)?;
     if !(sh::is_root() || can_sudo()) {
         return Ok(skipped("trying the packages", "needs root"));
     }
-    package::trial::run(&packages)?;
+    package::test(&packages)?;
     Ok(Outcome::Passed)
 }
 

@@ -1,7 +1,8 @@
 //! `cargo xtask vm`: the agent and its tests on other kernels, each in a virtual machine of its own.
 //!
 //! A guest is a Debian kernel and one archive that is its whole filesystem: busybox, the release agent, the test
-//! programs and vm/init.sh, which runs them and says how they ended. [`systemd`] is one with a whole Debian.
+//! programs and vm/init.sh, which runs them and says how they ended. [`systemd`] is one with a whole Debian. Guests of
+//! another architecture run the same programs, cross-built.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::archive::Architecture;
 use crate::live::{self, When};
 use crate::setup::{self, Purpose};
 use crate::{sh, test};
@@ -24,15 +26,15 @@ mod modules;
 pub mod programs;
 mod systemd;
 
-/// The emulator.
-pub const QEMU: &str = "qemu-system-x86_64";
-/// Guests are machines of this kind, and are emulated on it only: programs for them are built by its own compiler.
+/// Guests are emulated on machines of this kind only, which have a cross compiler for the other.
 pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 
 /// The modules of the live tests that run in guests. What they need must be in the guest: no other programs but busybox's.
-const MODULES_OF_TESTS: &[&str] = &["closes", "cases"];
+const TESTS: &[&str] = &["closes", "cases"];
+/// Those of arm64, whose kernels have pages of several sizes.
+const ARM64_TESTS: &[&str] = &["closes", "cases", "page_size"];
 /// Those that run with `--all` only.
-const LONG_MODULES_OF_TESTS: &[&str] = &["reuse", "flood", "wall_clock"];
+const LONG_TESTS: &[&str] = &["reuse", "flood", "wall_clock"];
 
 /// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
@@ -45,12 +47,15 @@ const DEFAULT_PATIENCE: u64 = 900;
 /// Run tests of the agent on other kernels, in virtual machines
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --kernel 6.1 -- sh -c 'tcpclose agent & sleep 5; tcpclose stuck'"
+    after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --arch arm64\n  cargo xtask vm --kernel 6.1 -- sh -c 'tcpclose agent & sleep 5; tcpclose stuck'"
 )]
 pub struct Arguments {
-    /// Kernels to boot
-    #[arg(long = "kernel", value_name = "KERNEL", value_enum, default_values_t = Kernel::ALL)]
+    /// Kernels to boot [default: 6.1 and newest]
+    #[arg(long = "kernel", value_name = "KERNEL", value_enum)]
     kernels: Vec<Kernel>,
+    /// Boot all kernels for an architecture
+    #[arg(long = "arch", value_name = "ARCHITECTURE", value_enum, conflicts_with = "kernels")]
+    architecture: Option<Architecture>,
     /// Boot Debian with systemd and the agent's unit instead, and look at it there; takes root to make that Debian
     #[arg(long, conflicts_with = "command")]
     systemd: bool,
@@ -68,44 +73,73 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     if !POSSIBLE {
         bail!("guests are x86-64 machines, and this is another");
     }
+    let kernels = match (arguments.architecture, arguments.kernels.as_slice()) {
+        (Some(architecture), _) => Kernel::all(architecture),
+        (None, []) => &Kernel::QUICK,
+        (None, kernels) => kernels,
+    };
     if arguments.systemd {
-        setup::ready(Purpose::Vm, false)?;
-        return systemd::boot(&arguments.kernels, Duration::from_secs(arguments.patience));
+        if kernels.iter().any(|kernel| kernel.architecture() != Architecture::Amd64) {
+            bail!("the guest with systemd is an amd64 machine; give an amd64 kernel");
+        }
+        setup::ready_with(Purpose::Vm, kernels)?;
+        return systemd::boot(kernels, Duration::from_secs(arguments.patience));
     }
-    setup::ready(Purpose::Vm, false)?;
-    // A path is a program of this machine; a mere name is looked up.
-    let given = arguments.command.first().filter(|program| program.contains('/'));
-    let given = given.map(|program| programs::given(program.as_ref())).transpose()?;
     let job = arguments.command.split_first().map(|(program, words)| {
         let name = Path::new(program).file_name().unwrap_or(program.as_ref()).to_string_lossy().into_owned();
         let words = [std::slice::from_ref(&name), words].concat();
         Job { name, words }
     });
-    let patience = Duration::from_secs(arguments.patience);
-    let built = programs::build()?;
-    let jobs = match job {
-        Some(job) => vec![job],
-        None => tests(&built.live, false)?,
-    };
-    boot_all(&arguments.kernels, &jobs, [built.programs(), Vec::from_iter(given)].concat(), patience)
+    setup::ready_with(Purpose::Vm, kernels)?;
+    // A path is a program of this machine; a mere name is looked up.
+    let given = arguments.command.first().filter(|program| program.contains('/'));
+    let given = given.map(|program| programs::given(program.as_ref())).transpose()?;
+    let mut summary = Summary::default();
+    for architecture in Architecture::ALL {
+        let kernels: Vec<Kernel> =
+            kernels.iter().copied().filter(|kernel| kernel.architecture() == architecture).collect();
+        let patience = Duration::from_secs(arguments.patience);
+        boot_all(&mut summary, architecture, &kernels, job.as_ref(), false, given.as_ref(), patience)?;
+    }
+    summary.end()
+}
+
+/// The kernels of `cargo xtask test`, and of its `--all`.
+pub const fn kernels(long: bool) -> &'static [Kernel] {
+    if long { &Kernel::EVERY } else { &Kernel::QUICK }
 }
 
 /// The step of `cargo xtask test`. The inner error says why it was not run.
 pub fn test(long: bool) -> Result<Result<(), &'static str>> {
+    let kernels = kernels(long);
     if !POSSIBLE {
         return Ok(Err("guests are x86-64 machines"));
     }
-    if sh::find(QEMU).is_none() || !Part::missing()?.is_empty() {
-        return Ok(Err("QEMU or Debian's kernels are not here (`cargo xtask setup` fetches them)"));
+    let missing = Part::missing(kernels)?;
+    let (there, absent): (Vec<Kernel>, Vec<Kernel>) =
+        kernels.iter().partition(|kernel| !missing.iter().any(|part| part.is_for(**kernel)));
+    let of = |architecture| -> Vec<Kernel> {
+        there.iter().copied().filter(|kernel| kernel.architecture() == architecture).collect()
+    };
+    let hosts = of(Architecture::Amd64);
+    if hosts.is_empty() {
+        return Ok(Err("QEMU, busybox or all kernels are not here (`cargo xtask setup` fetches them)"));
     }
     let patience = Duration::from_secs(DEFAULT_PATIENCE);
-    let built = programs::build()?;
-    let jobs = tests(&built.live, long)?;
-    boot_all(&Kernel::ALL, &jobs, built.programs(), patience)?;
+    let mut summary = Summary::default();
+    boot_all(&mut summary, Architecture::Amd64, &hosts, None, long, None, patience)?;
+    // What takes long tells nothing new of the other architecture.
+    boot_all(&mut summary, Architecture::Arm64, &of(Architecture::Arm64), None, false, None, patience)?;
+    summary.end()?;
     if long && (sh::is_root() || test::can_sudo()) {
-        systemd::boot(&Kernel::ALL, patience)?;
+        systemd::boot(&hosts, patience)?;
     } else if long {
         eprintln!("\nSKIPPED: the guest with systemd: it takes root to make its Debian\n");
+    }
+    if !absent.is_empty() {
+        let absent: Vec<&str> = absent.into_iter().map(Kernel::name).collect();
+        eprintln!("\nSKIPPED: guests with these kernels: {}\n", absent.join(", "));
+        return Ok(Err("for some kernels, which are not here (`cargo xtask setup` fetches them)"));
     }
     Ok(Ok(()))
 }
@@ -115,13 +149,33 @@ pub fn output(kernel: Kernel, arguments: &[&str]) -> Result<String> {
     if !POSSIBLE {
         bail!("guests are x86-64 machines, and this is another");
     }
-    setup::ready(Purpose::Vm, false)?;
+    setup::ready_with(Purpose::Vm, &[kernel])?;
     let words = [live::PROGRAM].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
     let job = Job { name: live::PROGRAM.to_owned(), words };
+    let mut summary = Summary::default();
     let patience = Duration::from_secs(DEFAULT_PATIENCE);
-    boot_all(&[kernel], &[job], programs::build()?.programs(), patience)?;
+    boot_all(&mut summary, kernel.architecture(), &[kernel], Some(&job), false, None, patience)?;
+    summary.end()?;
     let log = log(kernel, live::PROGRAM)?;
     fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))
+}
+
+/// Runs a binary of the packages in a guest: it starts, attaches its probe, serves, answers and ends.
+pub fn try_binary(architecture: Architecture, binary: &Path) -> Result<()> {
+    let kernels = Kernel::all(architecture);
+    setup::ready_with(Purpose::Vm, kernels)?;
+    let job = Job {
+        name: "packaged".to_owned(),
+        words: ["sh", "-c", include_str!("vm/packaged.sh")].map(str::to_owned).into(),
+    };
+    let program = Program { name: "tcpclose".to_owned(), file: binary.to_path_buf() };
+    let mut summary = Summary::default();
+    for kernel in kernels {
+        let patience = Duration::from_secs(DEFAULT_PATIENCE);
+        let guest = prepare(*kernel, &job, std::slice::from_ref(&program), patience)?;
+        summary.run(*kernel, &job, &guest)?;
+    }
+    summary.end()
 }
 
 /// Where what a guest's programs write is kept.
@@ -129,30 +183,49 @@ fn log(kernel: Kernel, job: &str) -> Result<PathBuf> {
     Ok(kit::folder()?.join(format!("{}-{job}.log", kernel.name())))
 }
 
-/// The guests' tests, a job a module.
-fn tests(program: &Path, long: bool) -> Result<Vec<Job>> {
+/// The tests for guests of an architecture, a job a module. `program` is this machine's.
+fn tests(program: &Path, architecture: Architecture, long: bool) -> Result<Vec<Job>> {
     let wanted = |when| when == When::Always || long && matches!(when, When::Long | When::Guest);
-    let more = if long { LONG_MODULES_OF_TESTS } else { &[] };
-    let modules = live::modules(&live::listed(program)?, wanted);
-    let ours = |module: &live::Module| [MODULES_OF_TESTS, more].concat().contains(&module.name.as_str());
+    let names = match architecture {
+        Architecture::Amd64 => TESTS,
+        Architecture::Arm64 => ARM64_TESTS,
+    };
+    let names = [names, if long { LONG_TESTS } else { &[] }].concat();
     let job = |module: live::Module| {
         let words = [live::PROGRAM, "--exact", "--include-ignored", "--show-output"].map(str::to_owned);
         Job { name: module.name, words: [words.to_vec(), module.tests].concat() }
     };
-    Ok(modules.into_iter().filter(ours).map(job).collect())
+    let modules = live::modules(&live::listed(program)?, wanted).into_iter();
+    Ok(modules.filter(|module| names.contains(&module.name.as_str())).map(job).collect())
 }
 
-/// Runs each job in a guest of its own, so that none meets the TIME-WAITs of another, and fails if any did. Guests run one after the other: side by side they would be done a minute sooner, but on two CPUs the tests'
-/// own clocks would then be the coarse part.
-fn boot_all(kernels: &[Kernel], jobs: &[Job], programs: Vec<Program>, patience: Duration) -> Result<()> {
-    let mut summary = Summary::default();
+/// Builds what the guests run, and runs each job, or the tests, in a guest of its own, so that none meets the TIME-WAITs of
+/// another.
+fn boot_all(
+    summary: &mut Summary,
+    architecture: Architecture,
+    kernels: &[Kernel],
+    job: Option<&Job>,
+    long: bool,
+    given: Option<&Program>,
+    patience: Duration,
+) -> Result<()> {
+    if kernels.is_empty() {
+        return Ok(());
+    }
+    let jobs = match job {
+        Some(job) => vec![job.clone()],
+        None => tests(&programs::build(Architecture::host()?)?.live, architecture, long)?,
+    };
+    let mut programs = programs::build(architecture)?.programs();
+    programs.extend(given.cloned());
     for kernel in kernels {
-        for job in jobs {
+        for job in &jobs {
             let guest = prepare(*kernel, job, &programs, patience)?;
             summary.run(*kernel, job, &guest)?;
         }
     }
-    summary.end()
+    Ok(())
 }
 
 /// How guests went, one after the other.
@@ -185,12 +258,12 @@ impl Summary {
 
 /// Makes the guest's filesystem.
 fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) -> Result<Guest> {
-    let busybox = kit::busybox()?;
+    let busybox = kit::busybox(kernel.architecture())?;
     let mut root = Initramfs::new();
     root.file("/init", include_bytes!("vm/init.sh"));
     root.file("/bin/busybox", &read(&busybox)?);
     root.link("/bin/sh", "busybox");
-    put_modules(&mut root, kernel, &busybox)?;
+    put_modules(&mut root, kernel)?;
     for program in programs {
         root.file(&format!("/programs/{}", program.name), &read(&program.file)?);
         // A test knows the agent by the path that cargo told it when it was compiled.
@@ -209,6 +282,7 @@ fn guest(kernel: Kernel, name: &str, root: Initramfs, memory: u32, patience: Dur
     fs::write(&initramfs, root.finish()).with_context(|| format!("cannot write {}", initramfs.display()))?;
     Ok(Guest {
         name: kernel.name(),
+        architecture: kernel.architecture(),
         kernel: kit::image(kernel)?,
         initramfs,
         log: log(kernel, name)?,
@@ -219,8 +293,10 @@ fn guest(kernel: Kernel, name: &str, root: Initramfs, memory: u32, patience: Dur
 }
 
 /// The modules that guests need, and the order in which they load.
-fn put_modules(root: &mut Initramfs, kernel: Kernel, busybox: &Path) -> Result<()> {
-    let modules = modules::resolve(&kit::modules(kernel)?, MODULES, busybox)?;
+fn put_modules(root: &mut Initramfs, kernel: Kernel) -> Result<()> {
+    // Unpacked here, by this machine's own.
+    let busybox = kit::busybox(Architecture::host()?)?;
+    let modules = modules::resolve(&kit::modules(kernel)?, MODULES, &busybox)?;
     for (name, content) in &modules {
         root.file(&format!("/modules/{name}.ko"), content);
     }
@@ -270,7 +346,7 @@ fn summarize(name: &str, job: &Job, report: &Report) -> (String, bool) {
         && ended.is_some_and(|(_, status, _)| *status == 0);
     let verdict = if ok { "ok" } else { "FAILED" };
     let line = format!(
-        "{name:<4} {:<8} {verdict}: {} ({:.1} s)",
+        "{name:<14} {:<9} {verdict}: {} ({:.1} s)",
         job.name,
         words.join("; "),
         report.took.as_secs_f64()
@@ -312,7 +388,10 @@ mod tests {
     #[test]
     fn a_guest_succeeds_when_its_job_did() {
         let (line, ok) = summarize("6.1", &job(), &report(&[("closes", 0)], None));
-        assert_eq!(line, "6.1  closes   ok: 6.1.0-56 up in 5.2 s; exit status 0 after 9.0 s (15.0 s)");
+        assert_eq!(
+            line,
+            "6.1            closes    ok: 6.1.0-56 up in 5.2 s; exit status 0 after 9.0 s (15.0 s)"
+        );
         assert!(ok);
     }
 

@@ -257,15 +257,23 @@ fn max_ports(text: &str) -> Result<u16, &'static str> {
     text.parse().map_err(|_| "not a number of ports; write one from 0 to 65535, for example 32")
 }
 
-fn ring_size(text: &str) -> Result<u32, &'static str> {
-    const WHY: &str = "not a ring size; write a power of two from 4K to 1024M, for example 8M";
+/// The kernel takes whole pages only (kernel/bpf/ringbuf.c, ringbuf_map_alloc(), 5.8 to 6.18), and a page is its own
+/// choice: 4 KiB on x86-64, 4, 16 or 64 KiB on arm64.
+fn ring_size(text: &str) -> Result<u32, String> {
+    ring_size_in_pages(text, u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX))
+}
+
+fn ring_size_in_pages(text: &str, page: u32) -> Result<u32, String> {
     let (digits, unit) = match text.strip_suffix(['K', 'M']) {
         Some(digits) if text.ends_with('K') => (digits, 1 << 10),
         Some(digits) => (digits, 1 << 20),
         None => (text, 1),
     };
-    let bytes = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit)).ok_or(WHY)?;
-    if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) { Ok(bytes) } else { Err(WHY) }
+    let bytes = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit));
+    bytes.filter(|bytes| bytes.is_power_of_two() && (page..=1 << 30).contains(bytes)).ok_or_else(|| {
+        let page = page >> 10;
+        format!("not a ring size; write a power of two from {page}K (a page of this kernel) to 1024M, for example 8M")
+    })
 }
 
 /// A file's mode as chmod takes it. Without its 0 at the front it may be a decimal number: what a file's 0o660 is read as.
@@ -289,12 +297,22 @@ mod tests {
 
     #[test]
     fn ring_sizes_are_powers_of_two_of_pages() {
-        assert_eq!(ring_size("8M"), Ok(8 << 20));
-        assert_eq!(ring_size("64K"), Ok(64 << 10));
-        assert_eq!(ring_size("4096"), Ok(4096));
+        let size = |text| ring_size_in_pages(text, 4 << 10);
+        assert_eq!(size("8M"), Ok(8 << 20));
+        assert_eq!(size("64K"), Ok(64 << 10));
+        assert_eq!(size("4096"), Ok(4096));
         for bad in ["", "0", "3M", "2048", "8G", "8m", "-8M", "4096M", "banana", "M"] {
-            assert!(ring_size(bad).is_err(), "{bad}");
+            assert!(size(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_ring_has_a_page_of_the_running_kernel_or_more() {
+        assert_eq!(ring_size_in_pages("64K", 64 << 10), Ok(64 << 10));
+        let why = ring_size_in_pages("4K", 64 << 10).unwrap_err();
+        assert!(why.contains("from 64K (a page of this kernel)"), "{why}");
+        assert!(ring_size_in_pages("8K", 16 << 10).is_err());
+        assert!(ring_size(&rustix::param::page_size().to_string()).is_ok());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The consuming end of a ring buffer as the kernel shares it (kernel/bpf/ringbuf.c, struct bpf_ringbuf, 5.8 to 6.18): a
-//! page with the consumer's position, one with the producer's, then the data, twice over.
+//! page with the consumer's position, one with the producer's, then the data, twice over. A page is the kernel's
+//! (`RINGBUF_POS_PAGES`, PAGE_SIZE): 4 KiB on x86-64, 4, 16 or 64 KiB on arm64.
 //!
 //! aya's consumer maps all of that, and the kernel puts every page into the page table at once
 //! (`ringbuf_map_mmap_kern()`, remap_vmalloc_range): a ring of 8 MiB made the agent's resident memory 16 MiB larger, from
@@ -93,11 +94,13 @@ impl Consumer {
         };
         let consumed = part(0, page_size, libc::PROT_READ | libc::PROT_WRITE)?;
         let at = consumed.position().load(Ordering::Relaxed);
-        let window_at = at & (size - 1) & !(WINDOW.min(size) - 1);
+        // Both are powers of two, and mappings begin at a page.
+        let window = WINDOW.max(page_size).min(size);
+        let window_at = at & (size - 1) & !(window - 1);
         Ok(Self {
             consumed,
             produced: part(page_size, page_size, libc::PROT_READ)?,
-            window: part(2 * page_size + window_at, WINDOW.min(size), libc::PROT_READ)?,
+            window: part(2 * page_size + window_at, window, libc::PROT_READ)?,
             map,
             page_size,
             size,
@@ -107,6 +110,12 @@ impl Consumer {
             end: at,
             torn: [0; LONGEST],
         })
+    }
+
+    /// In bytes, as the kernel made the ring: aya rounds up to whole pages what it asks for.
+    pub(super) fn size(&self) -> u32 {
+        // From max_entries, a u32.
+        u32::try_from(self.size).unwrap_or(u32::MAX)
     }
 
     /// Bytes that were written and are not taken yet.

@@ -98,7 +98,7 @@ impl Probe {
     /// Loads the probe and attaches it at the rungs `only`, `time_wait` and `owners`, or at the best that load. What this process
     /// and kernel must have for that, [`require`] has seen to.
     ///
-    /// `ring_size` is in bytes: a power of two, a page or more. `level` is the log level of the whole agent; the
+    /// `ring_size` is in bytes: a power of two, a page of this kernel or more. `level` is the log level of the whole agent; the
     /// probe itself speaks at debug (a lost record) and trace (each step).
     ///
     /// # Errors
@@ -178,7 +178,7 @@ impl Probe {
             return Err(Failure::new("no state hook can be attached", declined.join("; "), todo));
         };
         let (owners, owners_declined) = task_file::choose(&mut ebpf, btf.as_ref(), owners)?;
-        let ring = Ring::take(&mut ebpf, ring_size).map_err(|why| cannot_load(&why))?;
+        let ring = Ring::take(&mut ebpf).map_err(|why| cannot_load(&why))?;
         programs.push(program);
         Ok(Self {
             hook,

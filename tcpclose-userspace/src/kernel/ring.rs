@@ -48,16 +48,17 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Takes the ring's maps out of the loaded object. `size` is the ring's in bytes.
-    pub fn take(ebpf: &mut Ebpf, size: u32) -> Result<Self> {
+    /// Takes the ring's maps out of the loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
         let mut map = |name: &'static str| ebpf.take_map(name).with_context(|| format!("no map {name}"));
         let Map::RingBuf(events) = map("EVENTS")? else { bail!("EVENTS is no ring buffer") };
+        let events = Consumer::new(events)?;
         let mut ring = Self {
-            events: Consumer::new(events)?,
+            size: events.size(),
+            events,
             most_used: 0,
             control: Array::try_from(map("CONTROL")?)?,
             counters: PerCpuArray::try_from(map("COUNTERS")?)?,
-            size,
         };
         ring.sleep()?;
         Ok(ring)

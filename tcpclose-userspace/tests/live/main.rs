@@ -38,6 +38,7 @@ mod namespaces;
 mod nginx;
 mod owners;
 mod page;
+mod page_size;
 mod ports;
 mod privileges;
 mod prometheus;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::tree::{self, Habit, Parts, Tree};
 use super::{MAINTAINER, Packages, REVISION, Source, VERSION, remove};
@@ -13,7 +13,13 @@ use crate::sh;
 /// Makes them all.
 pub fn make(source: &Source, parts: &Parts) -> Result<Packages> {
     fs::create_dir_all(&source.work).with_context(|| format!("cannot make {}", source.work.display()))?;
-    Ok(Packages { deb: deb(source, parts)?, rpm: rpm(source, parts)?, tarball: tarball(source, parts)? })
+    Ok(Packages {
+        architecture: source.architecture,
+        binary: parts.binary.clone(),
+        deb: deb(source, parts)?,
+        rpm: rpm(source, parts)?,
+        tarball: tarball(source, parts)?,
+    })
 }
 
 /// What is the same for all of them: their tools take the time from there.
@@ -23,17 +29,8 @@ fn tool(program: &str, source: &Source) -> Command {
     command
 }
 
-/// Debian's name of the machine.
-fn debian_machine() -> Result<&'static str> {
-    Ok(match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => bail!("packages are made for x86_64 and aarch64, and this is {other}"),
-    })
-}
-
 fn deb(source: &Source, parts: &Parts) -> Result<PathBuf> {
-    let machine = debian_machine()?;
+    let machine = source.architecture.name();
     let tree = Tree::new(source.work.join("deb"))?;
     tree.fill(source, parts, Habit::Debian)?;
     let read = |name: &str| source.read(&format!("deploy/packages/deb/{name}"));
@@ -78,7 +75,7 @@ fn deb(source: &Source, parts: &Parts) -> Result<PathBuf> {
 }
 
 fn rpm(source: &Source, parts: &Parts) -> Result<PathBuf> {
-    let machine = std::env::consts::ARCH;
+    let machine = source.architecture.machine();
     let tree = Tree::new(source.work.join("rpm"))?;
     tree.fill(source, parts, Habit::Other)?;
     tree.settle(source)?;
@@ -149,7 +146,7 @@ fn rpm_files(files: &[String]) -> String {
 }
 
 fn tarball(source: &Source, parts: &Parts) -> Result<PathBuf> {
-    let name = format!("tcpclose-{VERSION}-{}-linux", std::env::consts::ARCH);
+    let name = format!("tcpclose-{VERSION}-{}-linux", source.architecture.machine());
     let above = Tree::new(source.work.join("tarball"))?;
     let tree = Tree::new(above.folder.join(&name))?;
     tree.fill(source, parts, Habit::Other)?;

@@ -6,7 +6,6 @@
 //! this same kind of binary in every `cargo xtask test`. What does not work in a static glibc is what it loads at run
 //! time, names of hosts and users by NSS, and the agent asks for neither.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,28 +13,28 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::{Source, mib, remove};
+use crate::archive::Architecture;
+use crate::cross::Builder;
 use crate::{sh, toolchain};
 
 /// What the binary may weigh.
 const LIMIT: u64 = 10 << 20;
 
-/// Rustc's name of the machine.
-pub fn target() -> String {
-    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
-}
-
 /// Builds it. Cargo's own target folder is not used: other builds there have other flags.
 pub fn build(source: &Source) -> Result<PathBuf> {
-    has_static_libc()?;
-    let cargo_target = source.work.join("cargo");
-    let mut flags = vec![OsString::from("-Ctarget-feature=+crt-static")];
+    let builder = Builder::of(source.architecture)?;
+    if builder.is_native() {
+        has_static_libc()?;
+    }
+    let (target, cargo_target) = (builder.target(), source.work.join("cargo"));
+    let mut flags = builder.flags();
     flags.extend(toolchain::remapped(&source.folder));
     // The last one that fits holds.
     flags.push(toolchain::remap(&cargo_target, "/target"));
     // As configuration, in which a path may have a blank. What JSON writes for a list of texts, TOML reads.
     let flags: Vec<_> = flags.iter().map(|flag| flag.to_string_lossy()).collect();
     let flags = serde_json::to_string(&flags)?;
-    let mut command = sh::cargo();
+    let mut command = builder.cargo();
     command
         .current_dir(&source.folder)
         .env_remove("RUSTFLAGS")
@@ -47,20 +46,28 @@ pub fn build(source: &Source) -> Result<PathBuf> {
         .env("SOURCE_DATE_EPOCH", source.epoch.to_string())
         .args(["build", "--locked", "--release", "--package", "tcpclose-userspace", "--bin", "tcpclose"])
         // Named outright, for build scripts and procedural macros cannot be static.
-        .args(["--target", &target(), "--config", &format!("target.{}.rustflags={flags}", target())])
+        .args(["--target", &target, "--config", &format!("target.{target}.rustflags={flags}")])
         .arg("--target-dir")
         .arg(&cargo_target);
     sh::run(&mut command)?;
-    let binary = cargo_target.join(target()).join("release/tcpclose");
+    let binary = cargo_target.join(target).join("release/tcpclose");
     check(&binary)?;
     Ok(binary)
 }
 
-/// Has the binary write its manual, its completions and its configuration, and tells where they are.
+/// Has the binary write its manual, its completions and its configuration, and tells where they are. One for another
+/// architecture does not run here: of the same sources this machine's own is built for it, quickly.
 pub fn generate(source: &Source, binary: &Path) -> Result<PathBuf> {
     let made = source.work.join("made");
     remove(&made)?;
-    sh::run(Command::new(binary).arg("generate").arg(&made))?;
+    if source.architecture == Architecture::host()? {
+        sh::run(Command::new(binary).arg("generate").arg(&made))?;
+    } else {
+        let mut command = sh::cargo();
+        command.current_dir(&source.folder).args(["run", "--locked", "--package", "tcpclose-userspace"]);
+        command.args(["--bin", "tcpclose", "--target-dir"]).arg(source.work.join("cargo"));
+        sh::run(command.args(["--", "generate"]).arg(&made))?;
+    }
     Ok(made)
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Source, binary};
+use super::Source;
 use crate::sh;
 
 /// Terms that ask for no more than to be named, with their texts, which is what this file does; and the LGPL, which asks
@@ -45,8 +45,8 @@ are free, it can be linked anew with other versions of any of them.
 pub fn collect(source: &Source) -> Result<String> {
     let mut command = sh::cargo();
     command.current_dir(&source.folder).args(["metadata", "--format-version", "1", "--locked"]);
-    let said =
-        sh::ask(command.args(["--filter-platform", &binary::target()])).context("cargo metadata failed")?;
+    let said = sh::ask(command.args(["--filter-platform", &source.architecture.target()]))
+        .context("cargo metadata failed")?;
     let metadata: Value = serde_json::from_str(&said).context("cargo metadata wrote no JSON")?;
     let mut crates = String::new();
     // Texts, the same ones once, with whose they are.

@@ -22,7 +22,7 @@ const INCLUDED: &str = "systemd,man-db,rpm,zsh,fish";
 
 /// Has lintian read the .deb, and tries all three.
 pub fn run(packages: &Packages) -> Result<()> {
-    setup::ready(Purpose::Trial, false)?;
+    setup::ready(Purpose::Trial)?;
     lint(&packages.deb)?;
     let folder = build::target_folder()?.join("package");
     let base = base(&folder)?;
@@ -49,7 +49,8 @@ pub fn run(packages: &Packages) -> Result<()> {
     Ok(())
 }
 
-fn lint(deb: &Path) -> Result<()> {
+/// Has lintian read the .deb.
+pub fn lint(deb: &Path) -> Result<()> {
     let mut lintian = Command::new("lintian");
     lintian.env("LC_ALL", "C").args(["--allow-root", "--fail-on", "error,warning"]);
     sh::run(lintian.args(["--tag-display-limit", "0"]).arg(deb))?;

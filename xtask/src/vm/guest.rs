@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::QEMU;
+use super::kit;
+use crate::archive::Architecture;
 use crate::live::skipped;
 use crate::progress::{self, Ticker};
 use crate::sh;
@@ -51,6 +52,7 @@ impl Word {
 pub struct Guest {
     /// What its lines are prefixed with.
     pub name: &'static str,
+    pub architecture: Architecture,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     /// What its programs write goes here as well.
@@ -84,7 +86,7 @@ impl Guest {
         let start = Instant::now();
         let mut log =
             File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
-        let mut command = self.qemu();
+        let mut command = self.qemu()?;
         sh::show(&command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut machine = Machine(command.spawn().context("setpriv cannot be started")?);
@@ -117,7 +119,7 @@ impl Guest {
             if word.is_none() || !output.is_empty() {
                 progress::clear();
                 // Not println!, which panics when nobody reads.
-                let _ = writeln!(io::stdout(), "{:<4} | {output}", self.name);
+                let _ = writeln!(io::stdout(), "{:<14} | {output}", self.name);
             }
             match word {
                 None => continue,
@@ -141,23 +143,28 @@ impl Guest {
 
     /// In emulation, which every machine can do: nested, /dev/kvm may be there and not work. setpriv has the machine
     /// killed with xtask, however xtask ends.
-    fn qemu(&self) -> Command {
+    fn qemu(&self) -> Result<Command> {
         let console = |file: &Path| format!("file:{}", file.display());
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", QEMU]);
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
+        command.args(["--pdeathsig", "KILL", "--"]).args(kit::qemu(self.architecture)?);
+        let (machine, line, clock) = match self.architecture {
+            // A busy host makes a guest's processors stand still, and they cannot measure their own counter then: a
+            // clock by it ran seven times too fast. The HPET's rate is given.
+            Architecture::Amd64 => (["-M", "pc", "-cpu", "max"], "ttyS0", " clocksource=hpet tsc=unstable"),
+            // Its counter's rate is given, too. The real algorithm of pointer authentication takes most of the time.
+            Architecture::Arm64 => (["-M", "virt", "-cpu", "max,pauth-impdef=on"], "ttyAMA0", ""),
+        };
+        command.args(["-accel", "tcg,thread=multi", "-smp", "2"]).args(machine);
         command.args(["-m", &self.memory.to_string()]);
-        // Two serial lines, ttyS0 and ttyS1, and nothing else: no screen, no disk, no network.
+        // Two serial lines, for the kernel and the programs, and nothing else: no screen, no disk, no network.
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.args(["-serial", &console(&self.console), "-serial", "stdio"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        // A kernel in trouble ends at once, and -no-reboot the machine with it. A busy host makes a guest's processors
-        // stand still, which is no lockup; nor can they measure their own counter then, and a clock by it ran seven
-        // times too fast. The HPET's rate is given. Level 5 is all from warnings up.
-        let clock = "clocksource=hpet tsc=unstable";
+        // A kernel in trouble ends at once, and -no-reboot the machine with it. A processor that stands still is no
+        // lockup. Level 5 is all from warnings up.
         command.arg("-append");
-        command.arg(format!("console=ttyS0 loglevel=5 panic=-1 oops=panic nosoftlockup {clock}"));
-        command
+        command.arg(format!("console={line} loglevel=5 panic=-1 oops=panic nosoftlockup{clock}"));
+        Ok(command)
     }
 }
 

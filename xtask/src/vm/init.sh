@@ -25,9 +25,12 @@ chmod 1777 /tmp
 # /tmp and /run are not mounted: the root is memory as it is, and the programs may lie below either of them.
 
 # The line would be a terminal, and programs talk to a terminal in colours and tables. Through a pipe they do not.
-stty -F /dev/ttyS1 raw -echo
+# Every kernel makes some ttyS; on arm64 the lines are others.
+line=/dev/ttyAMA1
+[ -c $line ] || line=/dev/ttyS1
+stty -F $line raw -echo
 mkfifo /run/output
-cat /run/output >/dev/ttyS1 &
+cat /run/output >$line &
 exec >/run/output 2>&1 </dev/null
 
 say() {

@@ -1,12 +1,15 @@
 //! The programs that a guest runs, built without shared libraries: a guest has none.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::archive::Architecture;
+use crate::cross::Builder;
 use crate::{live, sh, test};
 
 /// A static program of this machine, and the name it is called by in the guest.
@@ -40,9 +43,9 @@ impl Built {
     }
 }
 
-/// Builds the agent and the live tests.
-pub fn build() -> Result<Built> {
-    let mut command = test::static_cargo("test")?;
+/// Builds the agent and the live tests for machines of this kind.
+pub fn build(architecture: Architecture) -> Result<Built> {
+    let mut command = cargo_test(architecture)?;
     command.args(["--no-run", "--package", "tcpclose-userspace", "--test", live::PROGRAM]);
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     sh::show(&command);
@@ -56,6 +59,23 @@ pub fn build() -> Result<Built> {
         found.map(|program| program.file.clone()).with_context(|| format!("cargo built no {name}"))
     };
     Ok(Built { agent: find("tcpclose")?, live: find(live::PROGRAM)? })
+}
+
+/// `cargo test` for machines of this kind; for this one's as all steps of the tests run it.
+fn cargo_test(architecture: Architecture) -> Result<Command> {
+    if Some(architecture) == Architecture::of_this_machine() {
+        return test::static_cargo("test");
+    }
+    let builder = Builder::of(architecture)?;
+    let mut command = builder.cargo();
+    // Cargo takes the flags of the environment in place of those of its configuration; so does this. They are passed
+    // encoded: a path with a blank in it survives.
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    let mut flags: Vec<OsString> = flags.split_whitespace().map(OsString::from).collect();
+    flags.extend(builder.flags());
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsStr::new("\x1f"))).env_remove("RUSTFLAGS");
+    command.args(["test", "--target", &builder.target()]);
+    Ok(command)
 }
 
 /// A program of this machine that is there already.

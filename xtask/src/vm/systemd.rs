@@ -11,6 +11,7 @@ use super::initramfs::Initramfs;
 use super::kit::{self, Kernel};
 use super::programs::{self, Job};
 use super::read;
+use crate::archive::Architecture;
 use crate::{debian, sh};
 
 /// What its root has besides the smallest Debian.
@@ -22,7 +23,7 @@ const NAME: &str = "systemd";
 
 /// What `cargo xtask vm --systemd` does.
 pub fn boot(kernels: &[Kernel], patience: Duration) -> Result<()> {
-    let programs = programs::build()?.programs();
+    let programs = programs::build(Architecture::Amd64)?.programs();
     let archive = debian::archive(&kit::folder()?, INCLUDED)?;
     let job = Job { name: NAME.to_owned(), words: Vec::new() };
     let mut summary = super::Summary::default();
@@ -39,14 +40,14 @@ fn prepare(
     archive: &Path,
     patience: Duration,
 ) -> Result<Guest> {
-    let busybox = kit::busybox()?;
+    let busybox = kit::busybox(Architecture::Amd64)?;
     let mut root = Initramfs::new();
     root.file("/init", include_bytes!("systemd/init.sh"));
     root.file("/check.sh", include_bytes!("systemd/check.sh"));
     root.file("/check.service", include_bytes!("systemd/check.service"));
     root.file("/bin/busybox", &read(&busybox)?);
     root.link("/bin/sh", "busybox");
-    super::put_modules(&mut root, kernel, &busybox)?;
+    super::put_modules(&mut root, kernel)?;
     for program in programs {
         root.file(&format!("/programs/{}", program.name), &read(&program.file)?);
     }

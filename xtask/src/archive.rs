@@ -1,0 +1,450 @@
+//! Packages of any Debian suite and architecture, unpacked into folders of their own and never installed.
+//!
+//! apt-get runs with lists, sources, a cache and an empty package database of its own below target/, so it neither reads
+//! nor changes the host's. It takes no root.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::progress::Ticker;
+use crate::{build, sh};
+
+/// Names another mirror of Debian than the host's apt sources do.
+const MIRROR: &str = "DEBIAN_MIRROR";
+/// Lists that are younger are not asked for again.
+const FRESH: Duration = Duration::from_secs(12 * 3600);
+/// Which packages a complete folder holds.
+const STAMP: &str = ".packages";
+const KEYRINGS: &[&str] =
+    &["/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp"];
+
+/// A release of Debian, or what is backported to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suite {
+    Bullseye,
+    Bookworm,
+    Trixie,
+    TrixieBackports,
+    Sid,
+    /// What the host's own sources name: for packages that must have the version of installed ones.
+    Host,
+}
+
+impl Suite {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bullseye => "bullseye",
+            Self::Bookworm => "bookworm",
+            Self::Trixie => "trixie",
+            Self::TrixieBackports => "trixie-backports",
+            Self::Sid => "sid",
+            Self::Host => "host",
+        }
+    }
+
+    /// The suites that it takes its packages from: backports need what they were made for.
+    fn sources(self) -> Vec<&'static str> {
+        let name = self.name();
+        if self == Self::Host {
+            return Vec::new();
+        }
+        name.strip_suffix("-backports").into_iter().chain([name]).collect()
+    }
+}
+
+/// What kind of machine packages are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    Amd64,
+    Arm64,
+}
+
+impl Architecture {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// This machine's; `None` where it is neither.
+    pub const fn of_this_machine() -> Option<Self> {
+        if cfg!(target_arch = "x86_64") {
+            Some(Self::Amd64)
+        } else if cfg!(target_arch = "aarch64") {
+            Some(Self::Arm64)
+        } else {
+            None
+        }
+    }
+}
+
+/// The packages of a suite for an architecture.
+pub struct Archive {
+    folder: PathBuf,
+    suite: Suite,
+    architecture: Architecture,
+    /// Held while it is used: two at once would take each other's downloads for damaged.
+    _lock: File,
+}
+
+impl Archive {
+    /// With lists of today, or those that are there if there is no network.
+    pub fn open(suite: Suite, architecture: Architecture) -> Result<Self> {
+        for program in ["apt-get", "dpkg", "sha256sum", "sha512sum"] {
+            if sh::find(program).is_none() {
+                bail!("no {program} here, which Debian's packages are fetched with");
+            }
+        }
+        let folder = folder()?.join(format!("{}-{}", suite.name(), architecture.name()));
+        for below in
+            ["etc/apt.conf.d", "etc/preferences.d", "etc/trusted.gpg.d", "lists/partial", "none/partial"]
+        {
+            make(&folder.join(below))?;
+        }
+        make(&folder.join("archives/partial"))?;
+        let lock = folder.join("lock");
+        let lock = File::create(&lock).with_context(|| format!("cannot write {}", lock.display()))?;
+        // Ends with the process, however that ends.
+        flock(&lock, FlockOperation::LockExclusive).context("cannot lock the folder of packages")?;
+        let archive = Self { folder, suite, architecture, _lock: lock };
+        archive.configure()?;
+        archive.update()?;
+        Ok(archive)
+    }
+
+    /// The names of packages that begin so.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let mut command = self.command("apt-cache");
+        let names = captured(command.args(["pkgnames", prefix]))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Unpacks these packages alone into `folder`, in place of what is there, unless they are there already.
+    pub fn unpack(&self, packages: &[&str], folder: &Path) -> Result<()> {
+        self.unpack_listed(&[&["download"], packages].concat(), folder)
+    }
+
+    /// Unpacks packages and all that they depend on: a root, of which no package's scripts have run. `?essential` stands
+    /// for what every Debian has.
+    pub fn unpack_closure(&self, packages: &[&str], folder: &Path) -> Result<()> {
+        let install = ["install", "--yes", "--no-install-recommends", "--download-only"];
+        self.unpack_listed(&[&install, packages].concat(), folder)
+    }
+
+    /// True if `folder` is complete and was made of these packages.
+    pub fn is_unpacked(packages: &[&str], folder: &Path) -> bool {
+        let stamp = fs::read_to_string(folder.join(STAMP)).unwrap_or_default();
+        stamp.lines().next() == Some(packages.join(" ").as_str())
+    }
+
+    /// True if all that was to be unpacked into `folder` is there.
+    pub fn is_complete(folder: &Path) -> bool {
+        folder.join(STAMP).is_file()
+    }
+
+    /// Unpacks what apt-get fetches when it is told `words`. The folder appears when everything is in it.
+    fn unpack_listed(&self, words: &[&str], folder: &Path) -> Result<()> {
+        let wanted: Vec<&str> = words[1..].iter().copied().filter(|word| !word.starts_with("--")).collect();
+        if Self::is_unpacked(&wanted, folder) {
+            return Ok(());
+        }
+        let _ticker = Ticker::start(format!("fetching {}", wanted.join(" ")));
+        let files = self.fetch(words)?;
+        let partial = partial(folder)?;
+        for below in ["bin", "lib", "lib64", "sbin"].iter().filter(|_| words[0] == "install") {
+            // Older releases leave these links to a script.
+            make(&partial.join("usr").join(below))?;
+            std::os::unix::fs::symlink(format!("usr/{below}"), partial.join(below))
+                .with_context(|| format!("cannot link {below} in {}", partial.display()))?;
+        }
+        for file in &files {
+            captured(Command::new("dpkg").arg("-x").arg(self.file(file)).arg(&partial))?;
+        }
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        let stamp = format!("{}\n{}\n", wanted.join(" "), names.join("\n"));
+        fs::write(partial.join(STAMP), stamp)
+            .with_context(|| format!("cannot write in {}", partial.display()))?;
+        remove(folder)?;
+        fs::rename(&partial, folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        for file in &files {
+            // Another package's closure fetches it again.
+            let _ = fs::remove_file(self.file(file));
+        }
+        Ok(())
+    }
+
+    /// Has apt-get fetch what it is told. A file that is damaged is fetched again, once.
+    fn fetch(&self, words: &[&str]) -> Result<Vec<Listed>> {
+        let mut files = self.list(words);
+        if files.is_err() {
+            // Perhaps the lists are older than the package.
+            self.refresh()?;
+            files = self.list(words);
+        }
+        let files = files?;
+        self.remove_damaged(&files)?;
+        let download = || {
+            let mut command = self.command("apt-get");
+            // `download` writes to where it runs.
+            command.current_dir(self.folder.join("archives")).args(["--quiet", "--quiet"]).args(words);
+            sh::show(&command);
+            captured(&mut command)
+        };
+        let complete = || files.iter().all(|file| self.file(file).is_file());
+        if !complete() && download().is_err() {
+            // Perhaps the lists name what is gone.
+            self.refresh()?;
+            download()?;
+        }
+        match self.remove_damaged(&files)?.first() {
+            None if complete() => Ok(files),
+            None => bail!("apt-get fetched another version than it named; run the command again"),
+            Some(damaged) => bail!("{damaged} came damaged; run the command again"),
+        }
+    }
+
+    /// The files that apt-get would fetch.
+    fn list(&self, words: &[&str]) -> Result<Vec<Listed>> {
+        let mut command = self.command("apt-get");
+        // Apt leaves out what it has already, and knows it by its size only: it is shown a folder with nothing in it.
+        command.current_dir(self.folder.join("none"));
+        command.arg("--option").arg(format!("Dir::Cache::archives={}", self.folder.join("none").display()));
+        let uris = captured(command.args(["--quiet", "--quiet", "--print-uris"]).args(words))?;
+        let files = uris.lines().map(Listed::parse).collect::<Option<Vec<_>>>();
+        match files {
+            Some(files) if !files.is_empty() => Ok(files),
+            _ => bail!("apt-get --print-uris {} names no files", words.join(" ")),
+        }
+    }
+
+    /// Removes those of the files that are not what the signed lists say, and names them.
+    fn remove_damaged(&self, files: &[Listed]) -> Result<Vec<String>> {
+        let mut damaged = Vec::new();
+        for file in files {
+            let path = self.file(file);
+            if path.is_file() && !file.is_whole(&path)? {
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+                damaged.push(file.name.clone());
+            }
+        }
+        Ok(damaged)
+    }
+
+    fn file(&self, file: &Listed) -> PathBuf {
+        self.folder.join("archives").join(&file.name)
+    }
+
+    /// Writes apt's sources and settings.
+    fn configure(&self) -> Result<()> {
+        let (folder, architecture) = (self.folder.display(), self.architecture.name());
+        let Some(keyring) = KEYRINGS.iter().find(|file| Path::new(file).is_file()) else {
+            bail!("no keys of Debian's archive here: install debian-archive-keyring");
+        };
+        let mut sources = String::new();
+        for suite in self.suite.sources() {
+            let mirror = mirror()?;
+            sources += &format!("deb [arch={architecture} signed-by={keyring}] {mirror} {suite} main\n");
+        }
+        let mut settings = format!(
+            "Dir \"{folder}\";\nDir::State \"{folder}\";\nDir::State::lists \"{folder}/lists\";\n\
+             Dir::State::status \"{folder}/status\";\nDir::Cache \"{folder}\";\nDir::Etc \"{folder}/etc\";\n\
+             Dir::Etc::sourcelist \"{folder}/sources.list\";\nDir::Log \"{folder}\";\n\
+             APT::Architecture \"{architecture}\";\nAPT::Architectures {{ \"{architecture}\"; }};\n\
+             APT::Sandbox::User \"root\";\nAPT::Update::Error-Mode \"any\";\nAcquire::Languages \"none\";\n\
+             Acquire::ForceHash \"SHA256\";\nAcquire::Retries \"2\";\n"
+        );
+        if self.suite.sources().len() > 1 {
+            settings += &format!("APT::Default-Release \"{}\";\n", self.suite.name());
+        }
+        if self.suite == Suite::Host {
+            settings += &hosts_sources()?;
+        }
+        // The way to the network is the host's.
+        let host = sh::ask(Command::new("apt-config").args(["dump", "--format", "%F \"%v\";%n"]));
+        for line in host.unwrap_or_default().lines().filter(|line| line.starts_with("Acquire::http")) {
+            settings += line;
+            settings.push('\n');
+        }
+        for (name, content) in [("sources.list", sources.as_str()), ("apt.conf", &settings), ("status", "")] {
+            write_if_changed(&self.folder.join(name), content)?;
+        }
+        Ok(())
+    }
+
+    fn update(&self) -> Result<()> {
+        let stamp = self.stamp();
+        let age = |file: &Path| fs::metadata(file).and_then(|stamp| stamp.modified()).ok();
+        let (updated, sources) = (age(&stamp), age(&self.folder.join("sources.list")));
+        let is_fresh =
+            updated.is_some_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age < FRESH));
+        if is_fresh && updated >= sources {
+            return Ok(());
+        }
+        match self.refresh() {
+            Err(why) if updated >= sources && updated.is_some() => {
+                eprintln!("note: {why:#}; the lists of earlier serve");
+                Ok(())
+            }
+            refreshed => refreshed,
+        }
+    }
+
+    /// Fetches the lists, whose signatures apt-get checks.
+    fn refresh(&self) -> Result<()> {
+        let mut command = self.command("apt-get");
+        command.args(["--quiet", "--quiet", "update"]);
+        sh::show(&command);
+        captured(&mut command)
+            .with_context(|| format!("cannot fetch the package lists of Debian {}", self.suite.name()))?;
+        let stamp = self.stamp();
+        fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))
+    }
+
+    fn stamp(&self) -> PathBuf {
+        self.folder.join("updated")
+    }
+
+    /// One of apt's programs, with these settings in place of the host's.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", self.folder.join("apt.conf")).env("LC_ALL", "C");
+        command
+    }
+}
+
+/// A file that apt-get would fetch.
+#[derive(Debug, PartialEq, Eq)]
+struct Listed {
+    name: String,
+    /// The program that adds it up, and the sum.
+    sum: (&'static str, String),
+}
+
+impl Listed {
+    /// A line of --print-uris: address, file, size, sum.
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, name, _, sum] = words[..] else { return None };
+        let (kind, sum) = sum.split_once(':')?;
+        let program = match kind {
+            "SHA256" => "sha256sum",
+            "SHA512" => "sha512sum",
+            _ => return None,
+        };
+        Some(Self { name: name.to_owned(), sum: (program, sum.to_owned()) })
+    }
+
+    fn is_whole(&self, path: &Path) -> Result<bool> {
+        let (program, sum) = &self.sum;
+        let said = captured(Command::new(program).arg("--").arg(path))?;
+        Ok(said.split_ascii_whitespace().next() == Some(sum))
+    }
+}
+
+/// The settings that name the host's own sources and keys.
+fn hosts_sources() -> Result<String> {
+    const FILES: [(&str, &str); 4] =
+        [("sourcelist", "f"), ("sourceparts", "d"), ("trusted", "f"), ("trustedparts", "d")];
+    let mut command = Command::new("apt-config");
+    command.arg("shell");
+    for (name, kind) in FILES {
+        command.arg(name).arg(format!("Dir::Etc::{name}/{kind}"));
+    }
+    let said = captured(&mut command)?;
+    // As a shell would set them: NAME='PATH'.
+    let paths = said.lines().filter_map(|line| line.split_once('='));
+    Ok(paths.map(|(name, path)| format!("Dir::Etc::{name} \"{}\";\n", path.trim_matches('\''))).collect())
+}
+
+/// All that this module keeps.
+fn folder() -> Result<PathBuf> {
+    Ok(build::target_folder()?.join("debian"))
+}
+
+/// Where Debian is fetched from: what the variable says, or where the host has it from.
+pub fn mirror() -> Result<String> {
+    if let Some(mirror) = env::var(MIRROR).ok().filter(|mirror| !mirror.is_empty()) {
+        return Ok(mirror);
+    }
+    // The first are known without lists; the last are not.
+    let format = "$(REPO_URI) $(RELEASE) $(ORIGIN):$(LABEL)";
+    let targets =
+        sh::ask(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]));
+    let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let mirror = mirror_in(&targets.unwrap_or_default(), &os).map(str::to_owned);
+    mirror.with_context(|| format!("apt's sources name no mirror of Debian: set {MIRROR} to one"))
+}
+
+fn mirror_in<'a>(targets: &'a str, os_release: &str) -> Option<&'a str> {
+    let mut targets = targets.lines().filter_map(|line| {
+        let mut words = line.splitn(3, ' ');
+        Some((words.next()?, words.next()?, words.next()?))
+    });
+    let value = |name: &str| os_release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    let release = value("VERSION_CODENAME").filter(|_| value("ID") == Some("debian"));
+    let of_debian = |&(_, suite, label): &(&str, &str, &str)| {
+        label == "Debian:Debian"
+            || (release == Some(suite) && !label.starts_with(|c: char| c.is_alphanumeric()))
+    };
+    targets.find(of_debian).map(|(mirror, _, _)| mirror)
+}
+
+/// An empty folder beside `folder`, for what is to become it: what an earlier run left there is removed.
+fn partial(folder: &Path) -> Result<PathBuf> {
+    let mut partial = folder.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    remove(&partial)?;
+    make(&partial)?;
+    Ok(partial)
+}
+
+fn make(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
+/// Removes a folder if it is there.
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(why) if why.kind() != ErrorKind::NotFound => {
+            Err(why).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_if_changed(file: &Path, content: &str) -> Result<()> {
+    if fs::read_to_string(file).is_ok_and(|there| there == content) {
+        return Ok(());
+    }
+    fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// What a command writes; its failure is one line, the first that it complains in.
+fn captured(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{program} cannot be started"))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    bail!("{program}: {}", complaint(&said).unwrap_or("failed without a word"))
+}
+
+/// The line in which apt or dpkg says what is wrong.
+fn complaint(said: &str) -> Option<&str> {
+    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines().find_map(|line| line.strip_prefix("E: ")).or_else(|| lines().next_back())
+}
+
+#[cfg(test)]
+mod tests;
