@@ -171,7 +171,7 @@ impl Run<'_> {
         }
         let mut command = if sh::is_root() {
             let mut command = Command::new(self.program);
-            command.envs(environment).env("PATH", tools::path());
+            command.envs(environment);
             command
         } else {
             let mut command = Command::new("sudo");

@@ -30,9 +30,9 @@ mod systemd;
 pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 
 /// The modules of the live tests that run in guests. What they need must be in the guest: no other programs but busybox's.
-const TESTS: &[&str] = &["closes", "cases"];
+const TESTS: &[&str] = &["closes", "cases", "start_stop"];
 /// Those of arm64, whose kernels have pages of several sizes.
-const ARM64_TESTS: &[&str] = &["closes", "cases", "page_size"];
+const ARM64_TESTS: &[&str] = &["closes", "cases", "page_size", "start_stop"];
 /// Those that run with `--all` only.
 const LONG_TESTS: &[&str] = &["reuse", "flood", "wall_clock"];
 

@@ -15,6 +15,8 @@ use tokio::time::sleep;
 use crate::cli::DEFAULT_STATE_DIR;
 use crate::failure::Failure;
 
+use super::signals::Leftovers;
+
 /// Between two looks at whether another agent has gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -71,14 +73,21 @@ const ANOTHER: &str = "choose another directory with --state-dir";
 ///
 /// # Errors
 /// When the one that was asked for is not to be had, or another agent does not go.
-pub async fn state_dir(given: Option<&Path>, patience: &mut Patience) -> Result<Option<StateDir>, Failure> {
+pub async fn state_dir(
+    given: Option<&Path>,
+    patience: &mut Patience,
+    leftovers: &Leftovers,
+) -> Result<Option<StateDir>, Failure> {
     let path = given.unwrap_or(Path::new(DEFAULT_STATE_DIR));
     let name = path.display();
     loop {
         let claimed = prepare(path, given.is_none())
             .and_then(|()| claim(path).map_err(|why| Unfit::new(format!("its lock: {why}"), ANOTHER)));
         match claimed {
-            Ok(Some(lock)) => return Ok(Some(StateDir { path: path.to_owned(), _lock: lock })),
+            Ok(Some(lock)) => {
+                leftovers.hold().lock = lock.try_clone().ok();
+                return Ok(Some(StateDir { path: path.to_owned(), _lock: lock }));
+            }
             Ok(None) => {
                 let holder = holder(path);
                 if !patience.wait_for(&format!("{holder}, which has the state directory {name},")).await {

@@ -14,7 +14,7 @@
 //!   time, [`room`]: and who goes when there are more,
 //!   [`stage`]: or is too slow. [`door`]: who is let in at the metrics port.
 //! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
-//! * [`notify`]: what systemd is told.
+//! * [`notify`]: what systemd is told. [`signals`]: what ends the agent, at any moment.
 //! * `memory`: what is free goes back to the kernel.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
@@ -44,6 +44,7 @@ pub mod ports;
 pub mod queries;
 pub mod reload;
 pub mod room;
+pub mod signals;
 pub mod sockets;
 pub mod stage;
 pub mod state;
@@ -57,8 +58,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use log::LevelFilter;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::{LocalSet, spawn_blocking, spawn_local, yield_now};
+use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 use tokio::time::timeout;
 
 use crate::failure::Failure;
@@ -78,6 +78,7 @@ use engine::Engine;
 use notify::Notify;
 use reload::{Again, Intervals, Reload};
 use room::Room;
+use signals::Signals;
 use sockets::QuerySocket;
 use state::Keeping;
 
@@ -87,11 +88,13 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// How often who watches is asked whether it still wants to, when nothing comes.
 pub const LOOK_UP: Duration = Duration::from_millis(500);
 
-/// Runs until SIGTERM or SIGINT. SIGHUP has it ask `again` for its settings.
+/// Runs until SIGTERM or SIGINT, of which one during the start ends the process at once. SIGHUP has it ask `again` for its
+/// settings.
 ///
 /// # Errors
 /// When something that the agent needs is not to be had: a capability, a state hook, an address, the socket.
 pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
+    let blocked = signals::block().map_err(cannot_start)?;
     memory::map_large_blocks();
     // All of it, so that the level can be raised as well: this is asked only after the level has been.
     env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
@@ -99,6 +102,7 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     let enter = config.netns == Scope::All || namespace::is_narrow();
     let kept = Kept { enter, kill: config.allow_kill };
     kept.begin();
+    let signals = blocked.hear(move || kept.on_thread()).map_err(cannot_start)?;
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
     kill::require(config.allow_kill)?;
@@ -117,8 +121,8 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
     let mut held = Held::default();
     let faces = Faces { passed, door: Rc::new(door), connections, kept };
-    let done =
-        LocalSet::new().block_on(&runtime, until_told_to_end(config, again, faces, &notify, &mut held));
+    let done = LocalSet::new()
+        .block_on(&runtime, until_told_to_end(config, again, faces, &signals, &notify, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
     done
@@ -145,24 +149,19 @@ fn cannot_start(why: io::Error) -> Failure {
     Failure::new("cannot start", why, "report this")
 }
 
-/// Starts and serves. Signals are heard from the first moment on, so that one that comes early ends the agent as
-/// cleanly as any.
+/// Starts and serves.
 async fn until_told_to_end(
     config: &Config,
     again: Again<'_>,
     faces: Faces,
+    signals: &Signals,
     notify: &Rc<Notify>,
     held: &mut Held,
 ) -> Result<(), Failure> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot_start)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_start)?;
-    // It would end the agent, were it not heard.
-    let hangups = signal(SignalKind::hangup()).map_err(cannot_start)?;
     let done = tokio::select! {
         biased;
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        done = start(config, again, faces, hangups, notify, held) => done,
+        () = signals.end() => Ok(()),
+        done = start(config, again, faces, signals, notify, held) => done,
     };
     notify.stopping();
     if let Some(keeping) = held.keeping.take() {
@@ -177,7 +176,7 @@ async fn start(
     config: &Config,
     again: Again<'_>,
     faces: Faces,
-    hangups: Signal,
+    signals: &Signals,
     notify: &Rc<Notify>,
     held: &mut Held,
 ) -> Result<(), Failure> {
@@ -193,10 +192,14 @@ async fn start(
         Some(passed.metrics)
     };
     let mut patience = Patience::new(config.wait);
-    held.state_dir = claim::state_dir(config.state_dir.as_deref(), &mut patience).await?;
+    held.state_dir =
+        claim::state_dir(config.state_dir.as_deref(), &mut patience, signals.leftovers()).await?;
     let socket = held.queries.insert(match passed.queries {
         Some(listener) => QuerySocket::passed(listener),
-        None => sockets::listen_for_queries(&config.socket, config.access, &mut patience).await?,
+        None => {
+            let leftovers = signals.leftovers();
+            sockets::listen_for_queries(&config.socket, config.access, &mut patience, leftovers).await?
+        }
     });
     let listeners = match early {
         Some(listeners) => listeners,
@@ -231,6 +234,8 @@ async fn start(
     memory::give_back();
     spawn_local(ports::run(Rc::clone(&engine)));
     spawn_local(exhaustion::run(Rc::clone(&engine)));
+    // Up to here nothing has been saved, and the loop may have been busy; from here on it is there to end in order.
+    signals.started();
     if let Some(dir) = &held.state_dir {
         held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
     }
@@ -243,7 +248,7 @@ async fn start(
     let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
     tokio::select! {
         () = dumps::run(engine, intervals) => {}
-        () = reload.run(hangups, again, notify) => {}
+        () = reload.run(signals, again, notify) => {}
     }
     Ok(())
 }
@@ -263,8 +268,6 @@ async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
         config.ring_size,
         config.log_level,
     )?;
-    // Who was told to end while that took its time does so now.
-    yield_now().await;
     let mut engine = Engine::new(probe, config, time_wait_ns);
     if config.log_level >= LevelFilter::Debug {
         drain::forward_the_probes_log(&mut engine.probe);
@@ -349,11 +352,9 @@ fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path
     for declined in &engine.probe.declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
-    let dumps = format!("sock_diag dump each {interval}");
-    let seen = match (engine.probe.time_wait, engine.probe.told.lives) {
-        (TimeWaitHook::Hooks, true) => format!("hooks (fentry and fexit on the minisocket; {length})"),
-        (TimeWaitHook::Hooks, false) => format!("hooks (some; {dumps} for the rest; {length})"),
-        (TimeWaitHook::Diag, _) => format!("diag ({dumps}; {length})"),
+    let seen = match engine.probe.time_wait {
+        TimeWaitHook::Hooks => format!("hooks (fentry and fexit on the minisocket; {length})"),
+        TimeWaitHook::Diag => format!("diag (sock_diag dump each {interval}; {length})"),
     };
     line("time wait", &seen);
     for declined in &engine.probe.time_wait_declined {

@@ -5,7 +5,6 @@ use std::io::{self, Write as _};
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::signal::unix::Signal;
 use tokio::task::{JoinHandle, spawn_local};
 
 use super::config::Config;
@@ -13,6 +12,7 @@ use super::door::{self, Door};
 use super::engine::Engine;
 use super::notify::Notify;
 use super::owners;
+use super::signals::Signals;
 use crate::failure::{Failure, printable};
 use crate::kernel::host::Capability;
 use crate::kernel::privileges;
@@ -54,12 +54,10 @@ impl Reload {
         reload
     }
 
-    /// Reloads at each of `hangups`, for as long as the agent runs.
-    pub async fn run(&mut self, mut hangups: Signal, again: Again<'_>, notify: &Notify) {
+    /// Reloads at each SIGHUP, for as long as the agent runs.
+    pub async fn run(&mut self, signals: &Signals, again: Again<'_>, notify: &Notify) {
         loop {
-            if hangups.recv().await.is_none() {
-                return std::future::pending().await;
-            }
+            signals.hangup().await;
             notify.reloading();
             let said = match again() {
                 Ok(next) => {

@@ -17,6 +17,7 @@ use crate::cli::DEFAULT_SOCKET;
 use crate::failure::Failure;
 
 use super::claim::{self, Patience};
+use super::signals::Leftovers;
 
 /// Connections that may wait to be accepted; the kernel takes net.core.somaxconn where that is less.
 const BACKLOG: i32 = 1024;
@@ -95,18 +96,17 @@ impl From<Refused> for Failure {
     }
 }
 
-/// The query socket, removed when the agent is done with it.
+/// The query socket. Its file is removed when the agent is done with it.
 pub struct QuerySocket {
     pub listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the file that we made.
-    made: Option<(u64, u64)>,
+    /// Has the file, if that is ours to remove.
+    leftovers: Leftovers,
 }
 
 impl QuerySocket {
     /// One that systemd has made, and removes.
     pub fn passed(listener: UnixListener) -> Self {
-        Self { listener, path: PathBuf::new(), made: None }
+        Self { listener, leftovers: Leftovers::default() }
     }
 }
 
@@ -121,9 +121,21 @@ impl fmt::Display for QuerySocket {
 
 impl Drop for QuerySocket {
     fn drop(&mut self) {
-        if self.path.as_os_str().is_empty() {
-            return;
+        if let Some(file) = self.leftovers.hold().socket.take() {
+            file.remove();
         }
+    }
+}
+
+/// The file of a query socket.
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode of the file that we made.
+    made: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    pub fn remove(self) {
         // Somebody may have removed our file and put another agent's in its place.
         if self.made.is_some() && identity(&self.path) != self.made {
             return;
@@ -200,11 +212,12 @@ impl Access {
 }
 
 /// Listens for queries at `path`, which those of `access` may. A socket that a dead agent left there is replaced; for a live one to
-/// leave, waits with `patience`.
+/// leave, waits with `patience`. What an end during the start must remove is in `leftovers`.
 pub async fn listen_for_queries(
     path: &Path,
     access: Access,
     patience: &mut Patience,
+    leftovers: &Leftovers,
 ) -> Result<QuerySocket, Failure> {
     let failure = |why: &dyn Display, todo: &str| {
         Failure::new(format!("cannot listen at {}", path.display()), why, todo)
@@ -264,12 +277,16 @@ pub async fn listen_for_queries(
         }
     }
     // The mode is that of the file's making, so that nobody can connect before it is changed.
+    let mut left = leftovers.hold();
     let before = umask(Mode::from_raw_mode(0o777 & !access.first_mode()));
     let bound = UnixListener::bind(path);
     umask(before);
     let listener = bound.map_err(|why| failure(&why, ANOTHER))?;
-    let socket = QuerySocket { listener, path: path.to_owned(), made: identity(path) };
-    access.give(path, socket.made)?;
+    let made = identity(path);
+    left.socket = Some(SocketFile { path: path.to_owned(), made });
+    drop(left);
+    let socket = QuerySocket { listener, leftovers: leftovers.clone() };
+    access.give(path, made)?;
     drop(held);
     socket.listener.set_nonblocking(true).map_err(|why| failure(&why, "report this"))?;
     Ok(socket)

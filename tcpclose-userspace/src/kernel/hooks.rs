@@ -1,10 +1,11 @@
-//! The ladder of TIME-WAIT: fentry and fexit on the minisocket's functions, hook by hook. What a kernel lacks or refuses
-//! costs the one fact that it tells; when the flip and the ends are all told, dumps are needed to reconcile only.
+//! The ladder of TIME-WAIT: fentry and fexit on the minisocket's functions. When the flip and the ends are all told, dumps are
+//! needed to reconcile only; where one of those hooks is refused, none is used. Of the others, one that is refused costs the one
+//! fact that it tells.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context, Result};
-use aya::programs::{BtfTracePoint, FEntry, FExit, Program};
+use aya::programs::{BtfTracePoint, Program};
 use aya::{Btf, Ebpf};
 
 use super::probe::refused;
@@ -33,6 +34,15 @@ enum Tells {
 }
 
 impl Tells {
+    /// Whether there are no hooks without it. At the classic door the birth is what joins cookie and socket.
+    const fn is_needed(self, by_cookie: bool) -> bool {
+        match self {
+            Self::Life => true,
+            Self::Cookie | Self::Birth => !by_cookie,
+            Self::Reuse | Self::Destroy | Self::Purge => false,
+        }
+    }
+
     const fn lost(self) -> &'static str {
         match self {
             Self::Cookie => "minisockets cannot be joined to their sockets",
@@ -66,66 +76,82 @@ pub struct Attached {
     pub told: Told,
     /// Whether any hook is in use.
     pub any: bool,
-    /// What is not in use, why, and what that costs; one sentence a hook.
+    /// What is not in use, why, and what that costs; one sentence a hook, or one for all.
     pub missing: Vec<String>,
 }
 
-/// Attaches every hook that loads, and adds its program to `programs`. `by_cookie`: the tp_btf door, where sockets have
-/// cookies already.
+/// Attaches the hooks, and adds their programs to `programs`. `by_cookie`: the tp_btf door, where sockets have cookies
+/// already.
+///
+/// All of them are loaded first. Where one that is needed is refused, no other is tried and none is attached: dumps must
+/// then follow every minisocket anyway. On 5.10 the rest told no case better than dumps do (tests/cases), and it costs: each
+/// one attached or detached waits for RCU (`bpf_trampoline_update()`, kernel/bpf/trampoline.c, `synchronize_rcu_mult()`, 5.8 to
+/// 5.11).
 pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<OwnedFd>) -> Attached {
-    let mut attached = Attached::default();
+    let mut loaded = Vec::new();
     let mut failed: Vec<(&Hook, String)> = Vec::new();
-    for hook in HOOKS {
-        if by_cookie && hook.tells == Tells::Cookie {
-            continue;
-        }
-        match attach_one(ebpf, hook, btf) {
-            Ok(program) => {
-                attached.any = true;
-                programs.push(program);
-            }
+    let wanted = HOOKS.iter().filter(|hook| !(by_cookie && hook.tells == Tells::Cookie));
+    for hook in wanted {
+        match load(ebpf, hook, btf) {
+            Ok(()) => loaded.push(hook),
+            Err(why) if hook.tells.is_needed(by_cookie) => return nothing(ebpf, hook, &why),
             Err(why) => failed.push((hook, format!("{why:#}"))),
         }
     }
-    let works = |tells: Tells| failed.iter().all(|(hook, _)| hook.tells != tells);
-    attached.told.births = works(Tells::Birth);
-    // At the classic door the birth is what joins cookie and socket.
-    attached.told.lives = works(Tells::Life) && (by_cookie || works(Tells::Cookie) && works(Tells::Birth));
-    attached.missing = missing(&failed, attached.any);
-    attached
-}
-
-/// What is not in use, why, and what that costs: a sentence a hook, or one for all where none loads.
-fn missing(failed: &[(&Hook, String)], any: bool) -> Vec<String> {
-    match failed {
-        [(first, why), ..] if !any => {
-            vec![format!("hooks: the kernel refuses fentry (on {}: {why})", first.function)]
+    let mut attached = Vec::new();
+    for hook in loaded {
+        match attach_one(ebpf, hook) {
+            Ok(program) => attached.push(program),
+            Err(why) if hook.tells.is_needed(by_cookie) => return nothing(ebpf, hook, &why),
+            Err(why) => failed.push((hook, format!("{why:#}"))),
         }
-        _ => failed
-            .iter()
-            .map(|(hook, why)| format!("hook on {}: {why}; {}", hook.function, hook.tells.lost()))
-            .collect(),
     }
+    programs.append(&mut attached);
+    let births = failed.iter().all(|(hook, _)| hook.tells != Tells::Birth);
+    Attached { told: Told { births, lives: true, ..Told::default() }, any: true, missing: missing(&failed) }
 }
 
-fn attach_one(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<OwnedFd> {
+/// No hook is in use, since the kernel refuses `hook`: those that were loaded go.
+fn nothing(ebpf: &mut Ebpf, hook: &Hook, why: &anyhow::Error) -> Attached {
+    for hook in HOOKS {
+        // One that was not loaded says so.
+        let _ = match ebpf.program_mut(hook.program) {
+            Some(Program::FEntry(program)) => program.unload(),
+            Some(Program::FExit(program)) => program.unload(),
+            _ => Ok(()),
+        };
+    }
+    let missing = vec![format!("hooks: the kernel refuses the one on {}: {why:#}", hook.function)];
+    Attached { missing, ..Attached::default() }
+}
+
+/// What is not in use, why, and what that costs: a sentence a hook.
+fn missing(failed: &[(&Hook, String)]) -> Vec<String> {
+    let sentence =
+        |(hook, why): &(&Hook, String)| format!("hook on {}: {why}; {}", hook.function, hook.tells.lost());
+    failed.iter().map(sentence).collect()
+}
+
+fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<()> {
     match ebpf.program_mut(hook.program).context("no such program")? {
-        Program::FEntry(program) => attach_entry(program, hook.function, btf),
-        Program::FExit(program) => attach_exit(program, hook.function, btf),
+        Program::FEntry(program) => program.load(hook.function, btf).map_err(refused),
+        Program::FExit(program) => program.load(hook.function, btf).map_err(refused),
         _ => anyhow::bail!("no such hook"),
     }
 }
 
-fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<OwnedFd> {
-    program.load(function, btf).map_err(refused)?;
-    program.attach()?;
-    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-}
-
-fn attach_exit(program: &mut FExit, function: &str, btf: &Btf) -> Result<OwnedFd> {
-    program.load(function, btf).map_err(refused)?;
-    program.attach()?;
-    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+fn attach_one(ebpf: &mut Ebpf, hook: &Hook) -> Result<OwnedFd> {
+    match ebpf.program_mut(hook.program).context("no such program")? {
+        Program::FEntry(program) => {
+            program.attach()?;
+            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+        }
+        Program::FExit(program) => {
+            program.attach()?;
+            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+        }
+        _ => anyhow::bail!("no such hook"),
+    }
 }
 
 /// Attaches to `tcp_send_reset`, which tells data after close from a RST that came. Needs no fentry.
@@ -145,14 +171,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_rung_is_one_sentence_and_a_refused_hook_says_what_it_costs() {
-        let all: Vec<(&Hook, String)> = HOOKS.iter().map(|hook| (hook, "EPERM".to_owned())).collect();
-        assert_eq!(missing(&all, false), ["hooks: the kernel refuses fentry (on tcp_time_wait: EPERM)"]);
+    fn a_refused_hook_says_what_it_costs() {
         let unique = HOOKS.iter().find(|hook| hook.tells == Tells::Reuse).unwrap();
         assert_eq!(
-            missing(&[(unique, "no such function".to_owned())], true),
+            missing(&[(unique, "no such function".to_owned())]),
             ["hook on tcp_twsk_unique: no such function; a TIME-WAIT that connect() reuses ends as `early`"]
         );
-        assert!(missing(&[], true).is_empty());
+        assert!(missing(&[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_needed_is_tried_first() {
+        for by_cookie in [true, false] {
+            let wanted = HOOKS
+                .iter()
+                .filter(|hook| !(by_cookie && matches!(hook.tells, Tells::Cookie | Tells::Birth)));
+            let needed: Vec<bool> = wanted.map(|hook| hook.tells.is_needed(by_cookie)).collect();
+            assert!(needed.is_sorted_by(|earlier, later| earlier >= later), "{needed:?}");
+        }
     }
 }

@@ -44,6 +44,7 @@ mod privileges;
 mod prometheus;
 mod restart;
 mod reuse;
+mod start_stop;
 mod stuck_snapshot;
 mod systemd;
 mod terminal;
