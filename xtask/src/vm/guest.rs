@@ -51,7 +51,7 @@ impl Word {
 /// A guest to be run.
 pub struct Guest {
     /// What its lines are prefixed with.
-    pub name: &'static str,
+    pub name: String,
     pub architecture: Architecture,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
@@ -119,7 +119,7 @@ impl Guest {
             if word.is_none() || !output.is_empty() {
                 progress::clear();
                 // Not println!, which panics when nobody reads.
-                let _ = writeln!(io::stdout(), "{:<14} | {output}", self.name);
+                let _ = writeln!(io::stdout(), "{:<20} | {output}", self.name);
             }
             match word {
                 None => continue,
