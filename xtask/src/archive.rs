@@ -92,7 +92,7 @@ pub struct Archive {
 impl Archive {
     /// With lists of today, or those that are there if there is no network.
     pub fn open(suite: Suite, architecture: Architecture) -> Result<Self> {
-        for program in ["apt-get", "dpkg", "sha256sum", "sha512sum"] {
+        for program in ["apt-get", "dpkg-deb", "tar", "sha256sum", "sha512sum"] {
             if sh::find(program).is_none() {
                 bail!("no {program} here, which Debian's packages are fetched with");
             }
@@ -160,7 +160,7 @@ impl Archive {
                 .with_context(|| format!("cannot link {below} in {}", partial.display()))?;
         }
         for file in &files {
-            captured(Command::new("dpkg").arg("-x").arg(self.file(file)).arg(&partial))?;
+            extract(&self.file(file), &partial)?;
         }
         let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
         let stamp = format!("{}\n{}\n", wanted.join(" "), names.join("\n"));
@@ -247,13 +247,15 @@ impl Archive {
         for suite in self.suite.sources() {
             sources += &format!("deb [arch={architecture} signed-by={keyring}] {mirror} {suite} main\n");
         }
+        // A mirror may stand still for weeks: signatures count, not dates.
         let mut settings = format!(
             "Dir \"{folder}\";\nDir::State \"{folder}\";\nDir::State::lists \"{folder}/lists\";\n\
              Dir::State::status \"{folder}/status\";\nDir::Cache \"{folder}\";\nDir::Etc \"{folder}/etc\";\n\
              Dir::Etc::sourcelist \"{folder}/sources.list\";\nDir::Log \"{folder}\";\n\
              APT::Architecture \"{architecture}\";\nAPT::Architectures {{ \"{architecture}\"; }};\n\
              APT::Sandbox::User \"root\";\nAPT::Update::Error-Mode \"any\";\nAcquire::Languages \"none\";\n\
-             Acquire::ForceHash \"SHA256\";\nAcquire::Retries \"2\";\n"
+             Acquire::ForceHash \"SHA256\";\nAcquire::Retries \"2\";\n\
+             Acquire::Check-Valid-Until \"false\";\n"
         );
         if self.suite.sources().len() > 1 {
             settings += &format!("APT::Default-Release \"{}\";\n", self.suite.name());
@@ -359,6 +361,11 @@ pub fn mirror() -> Result<String> {
     mirror.with_context(|| format!("apt's sources name no mirror of Debian: set {MIRROR} to one"))
 }
 
+/// Where Debian's security updates are fetched from: beside the release, as on every mirror that has them.
+pub fn security_mirror() -> Result<String> {
+    Ok(format!("{}-security/", mirror()?.trim_end_matches('/')))
+}
+
 fn mirror_in<'a>(targets: &'a str, os_release: &str) -> Option<&'a str> {
     let mut targets = targets.lines().filter_map(|line| {
         let mut words = line.splitn(3, ' ');
@@ -387,6 +394,27 @@ fn make(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
 }
 
+/// Unpacks one package. `dpkg -x` would put folders in place of the links that a merged /usr is made of.
+fn extract(package: &Path, folder: &Path) -> Result<()> {
+    let mut unpack = Command::new("dpkg-deb");
+    unpack
+        .arg("--fsys-tarfile")
+        .arg(package)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut unpack = unpack.spawn().context("dpkg-deb cannot be started")?;
+    let mut tar = Command::new("tar");
+    tar.args(["--extract", "--keep-directory-symlink", "--directory"]).arg(folder);
+    let extracted = unpack.stdout.take().map(|tarball| said(&mut tar, tarball.into()));
+    let status = unpack.wait().context("dpkg-deb cannot be waited for")?;
+    extracted.transpose()?;
+    if !status.success() {
+        bail!("dpkg-deb cannot read {}", package.display());
+    }
+    Ok(())
+}
+
 /// Removes a folder if it is there.
 fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
@@ -406,8 +434,12 @@ fn write_if_changed(file: &Path, content: &str) -> Result<()> {
 
 /// What a command writes; its failure is one line, the first that it complains in.
 fn captured(command: &mut Command) -> Result<String> {
+    said(command, Stdio::null())
+}
+
+fn said(command: &mut Command, input: Stdio) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output();
+    let output = command.stdin(input).output();
     let output = output.with_context(|| format!("{program} cannot be started"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

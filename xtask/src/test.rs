@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::{fuzz, package, sh, tools, vm};
+use crate::{fuzz, package, roots, sh, tools, vm};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
@@ -39,13 +39,14 @@ const STEPS: &[(&str, Step)] = &[
     ("live tests", live),
     ("guests", guests),
     ("packages", packages),
+    ("roots", roots),
 ];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.all || *name != "fuzz") {
+    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.all || !["fuzz", "roots"].contains(name)) {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {
@@ -164,6 +165,15 @@ fn packages(arguments: &Arguments) -> Result<Outcome> {
         return Ok(skipped("trying the packages", "needs root"));
     }
     package::trial::run(&packages)?;
+    Ok(Outcome::Passed)
+}
+
+/// Setup and build in the smallest roots of other releases.
+fn roots(_: &Arguments) -> Result<Outcome> {
+    if !(sh::is_root() || can_sudo()) {
+        return Ok(skipped("setup in minimal roots", "needs root"));
+    }
+    roots::command(&roots::Arguments::all())?;
     Ok(Outcome::Passed)
 }
 

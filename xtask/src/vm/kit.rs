@@ -42,6 +42,15 @@ impl Kernel {
         }
     }
 
+    /// What it refuses of the state hooks and of the ways to watch TIME-WAIT, with commas. tp_btf programs and hooks call
+    /// bpf_get_socket_cookie(), which they cannot before 5.12.
+    pub const fn lacking(self) -> &'static str {
+        match self {
+            Self::V5_10 => "btf,hooks",
+            _ => "",
+        }
+    }
+
     pub const fn part(self) -> Part {
         Part::Kernel(self)
     }
