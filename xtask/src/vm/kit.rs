@@ -32,6 +32,9 @@ impl Kernel {
     /// Those of `cargo xtask test`.
     pub const QUICK: [Self; 2] = [Self::V6_1, Self::Newest];
 
+    /// Those that boot Debian with systemd in `cargo xtask test --all`.
+    pub const WITH_SYSTEMD: [Self; 2] = [Self::V6_1, Self::V6_12];
+
     /// Its series.
     pub const fn name(self) -> &'static str {
         match self {
