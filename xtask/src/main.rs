@@ -22,6 +22,7 @@ mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 #[path = "../../tcpclose-userspace/src/progress.rs"]
 mod progress;
+mod roots;
 mod run;
 mod setup;
 mod sh;
@@ -55,6 +56,8 @@ enum Command {
     Package(package::Arguments),
     Fuzz(fuzz::Arguments),
     #[command(hide = true)]
+    Roots(roots::Arguments),
+    #[command(hide = true)]
     DemoPlayer(demo::stage::Arguments),
 }
 
@@ -85,6 +88,7 @@ fn run() -> Result<()> {
         Command::Demo(arguments) => demo::command(&arguments),
         Command::Package(arguments) => package::command(&arguments),
         Command::Fuzz(arguments) => fuzz::command(&arguments),
+        Command::Roots(arguments) => roots::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     }
 }

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
 use crate::vm::programs;
-use crate::{fuzz, live, package, sh, tools, vm, workflows};
+use crate::{fuzz, live, package, roots, sh, tools, vm, workflows};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
@@ -47,7 +47,7 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// In the order of what fails fastest.
-const STEPS: [(&str, Step); 10] = [
+const STEPS: [(&str, Step); 11] = [
     ("setup", setup),
     ("fmt", fmt),
     ("workflows", workflows),
@@ -58,9 +58,10 @@ const STEPS: [(&str, Step); 10] = [
     ("live", live),
     ("guests", guests),
     ("packages", packages),
+    ("roots", roots),
 ];
 /// Those that take `--all`, or to be asked for.
-const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages"];
+const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages", "roots"];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
@@ -217,6 +218,15 @@ fn packages(_: &Arguments) -> Result<Outcome> {
         return Ok(skipped("trying the packages", "needs root"));
     }
     package::test(&packages)?;
+    Ok(Outcome::Passed)
+}
+
+/// Setup and build in the smallest roots of other releases.
+fn roots(_: &Arguments) -> Result<Outcome> {
+    if !(sh::is_root() || can_sudo()) {
+        return Ok(skipped("setup in minimal roots", "needs root"));
+    }
+    roots::command(&roots::Arguments::all())?;
     Ok(Outcome::Passed)
 }
 

@@ -140,7 +140,9 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     boot_all(&mut summary, Architecture::Arm64, &of(Architecture::Arm64), None, false, None, patience)?;
     summary.end()?;
     if long && (sh::is_root() || test::can_sudo()) {
-        systemd::boot(&hosts, patience)?;
+        let with_systemd: Vec<Kernel> =
+            hosts.iter().copied().filter(|kernel| Kernel::WITH_SYSTEMD.contains(kernel)).collect();
+        systemd::boot(&with_systemd, patience)?;
     } else if long {
         eprintln!("\nSKIPPED: the guest with systemd: it takes root to make its Debian\n");
     }
@@ -294,7 +296,7 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
         // A test knows the agent by the path that cargo told it when it was compiled.
         root.link(&program.file.to_string_lossy(), &format!("/programs/{}", program.name));
     }
-    root.file("/commands", commands(job, environment()).as_bytes());
+    root.file("/commands", commands(kernel, job, environment()).as_bytes());
 
     guest(kernel, &job.name, root, MEMORY, patience)
 }
@@ -341,10 +343,11 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 /// What init.sh runs, as a shell script. The project's own variables are passed on, and those that say that a test which
-/// cannot run in a guest, or a rung that does not load there, is a failure and not skipped, and that a flood is to be one
-/// for an emulated machine.
-fn commands(job: &Job, environment: impl Iterator<Item = (String, String)>) -> String {
+/// cannot run in a guest, or a rung that does not load there, is a failure and not skipped, which rungs this kernel is
+/// known to refuse, and that a flood is to be one for an emulated machine.
+fn commands(kernel: Kernel, job: &Job, environment: impl Iterator<Item = (String, String)>) -> String {
     let mut script = "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\n".to_owned();
+    script.push_str(&format!("export TCPCLOSE_LACKING={}\n", kernel.lacking()));
     for (name, value) in environment.filter(|(name, _)| name.starts_with("TCPCLOSE_")) {
         script.push_str(&format!("export {name}={}\n", sh::quote(&value)));
     }
@@ -405,8 +408,8 @@ mod tests {
         let environment = [("TCPCLOSE_TEST_LONG", "1"), ("HOME", "/home/me")];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(
-            commands(&job(), environment.into_iter()),
-            "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
+            commands(Kernel::V5_10, &job(), environment.into_iter()),
+            "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\nexport TCPCLOSE_LACKING=btf,hooks\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
         );
     }
 

@@ -51,6 +51,9 @@ impl Kernel {
     /// Those of `cargo xtask test`.
     pub const QUICK: [Self; 2] = [Self::V6_1, Self::Newest];
 
+    /// Those that boot Debian with systemd in `cargo xtask test --all`.
+    pub const WITH_SYSTEMD: [Self; 2] = [Self::V6_1, Self::V6_12];
+
     /// Its series.
     pub const fn name(self) -> &'static str {
         match self {
@@ -82,6 +85,15 @@ impl Kernel {
             Self::Arm64V6_12Pages16K => "-arm64-16k",
             _ if self.architecture() == Architecture::Arm64 => "-cloud-arm64",
             _ => "-cloud-amd64",
+        }
+    }
+
+    /// What it refuses of the state hooks and of the ways to watch TIME-WAIT, with commas. tp_btf programs and hooks call
+    /// bpf_get_socket_cookie(), which they cannot before 5.12.
+    pub const fn lacking(self) -> &'static str {
+        match self {
+            Self::V5_10 => "btf,hooks",
+            _ => "",
         }
     }
 
