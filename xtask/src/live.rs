@@ -37,8 +37,17 @@ const PATIENCE_LONG: Duration = Duration::from_secs(3600);
 /// Modules that begin first, since they take longest: what begins last should be short.
 const FIRST: &[&str] = &["closes", "cases", "owners", "verify", "watch", "namespaces", "restart"];
 /// Modules that run when no other does, since they take the whole machine or look at all of it.
-const ALONE: &[&str] =
-    &["backpressure", "cardinality", "flood", "losses", "many_namespaces", "reuse", "torture", "volume"];
+const ALONE: &[&str] = &[
+    "backpressure",
+    "cardinality",
+    "flood",
+    "losses",
+    "many_namespaces",
+    "opens",
+    "reuse",
+    "torture",
+    "volume",
+];
 
 /// How often a test is run whose agents were left out by the kernel.
 const TRIES: u32 = 3;

@@ -7,6 +7,7 @@ use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
+use crate::kernel::executables;
 use crate::kernel::host;
 use crate::kernel::runs::Runs;
 use crate::ledger::Ledger;
@@ -254,11 +255,19 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
         "1 while the --web-config file, or one that it names, is wrong and what it said before stays in use.",
     )
     .with(&[], f64::from(u8::from(engine.web_config_wrong.get())));
+    let killed = Family::counter(
+        "tcpclose_helpers_killed_total",
+        "Helper processes that were killed because an executable which they were to read did not answer.",
+    )
+    .with(&[], executables::killed() as f64);
     let build = Family::gauge("tcpclose_build_info", "The version of this agent.")
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     families.extend(
-        [received, lost, used, interval, took, success, bound, info, namespaces, degraded, web, build]
-            .map(Family::done),
+        [
+            received, lost, used, interval, took, success, bound, info, namespaces, degraded, web, killed,
+            build,
+        ]
+        .map(Family::done),
     );
 }
 

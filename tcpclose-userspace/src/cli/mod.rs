@@ -50,6 +50,7 @@ use serde::Serialize;
 
 use crate::agent::config::Config;
 use crate::failure::Failure;
+use crate::kernel::executables::{self, helper};
 use crate::kernel::netns::Scope;
 use config::Stop;
 
@@ -79,6 +80,11 @@ pub enum Cli {
 /// something, 2 for a failure.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Not one of clap's: nobody is to type it, and it is to begin at once.
+    if matches!(&arguments[..], [_, word] if word == helper::COMMAND) {
+        return helper::serve();
+    }
+    executables::has_command();
     let done = match config::parse(&arguments) {
         Ok(Cli::Agent(agent)) => agent.run(&|| reload(&arguments)).map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),

@@ -9,23 +9,29 @@
 //!
 //! Following the links is three quarters of what `tcpclose stuck` costs where a process holds ten thousand sockets: a
 //! command shares them out among threads, the agent leaves the other CPUs to those that it watches.
+//!
+//! A process may have as many descriptors as it likes, of one file too, and any user has many processes. So they take turns, a part
+//! of a directory each, and where a walk is to end in time, the largest are those that are not answered for.
+
+mod queue;
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::io;
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::num::NonZero;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashSet;
-use rustix::fs::{CWD, Mode, OFlags, RawDir, openat, readlinkat_raw};
+use rustix::fs::{CWD, Mode, OFlags, RawDir, SeekFrom, openat, readlinkat_raw, seek};
 use rustix::io::Errno;
 use rustix::path::{Arg, DecInt};
 
 use super::host::thread_cpu_ns;
 use super::owners::Holder;
+use queue::Queue;
 
 /// What processes hold of what is looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,8 +44,12 @@ pub struct Files {
     pub mounts: Vec<Holder>,
     /// Processes whose files the caller may not see.
     pub denied: u32,
+    /// Processes not all of whose files were looked at in time.
+    pub unanswered: FxHashSet<u32>,
     /// CPU time that the walk took, nanoseconds, all its threads together.
     pub cpu_ns: u64,
+    /// How long the look took.
+    pub took: Duration,
 }
 
 /// What is looked for.
@@ -86,17 +96,31 @@ impl Haste {
     }
 }
 
-/// Reads every process's list of files.
+/// Reads every process's list of files, however long that takes.
+///
+/// # Errors
+/// As [`read_within`].
+pub fn read(haste: Haste, wanted: Wanted<'_>) -> io::Result<Files> {
+    walk(haste, wanted, None)
+}
+
+/// Reads every process's list of files, as far as it comes in this time.
 ///
 /// # Errors
 /// When /proc cannot be read. A process that ends meanwhile is left out.
-pub fn read(haste: Haste, wanted: Wanted<'_>) -> io::Result<Files> {
+pub fn read_within(haste: Haste, wanted: Wanted<'_>, time: Duration) -> io::Result<Files> {
+    walk(haste, wanted, Some(time))
+}
+
+fn walk(haste: Haste, wanted: Wanted<'_>, time: Option<Duration>) -> io::Result<Files> {
+    let begun = Instant::now();
     let proc = open_directory(CWD, c"/proc")?;
     let mut processes = VecDeque::new();
-    for_each_number(&proc, |pid| processes.push_back(Work::Process(pid)))?;
-    let shared = Shared { proc, threads: haste.threads(), wanted, queue: Queue::of(processes) };
+    for_each_number(&proc, |pid| processes.push_back(Work { pid, tid: None, from: 0 }))?;
+    let until = time.and_then(|time| begun.checked_add(time));
+    let shared = Shared { proc, wanted, until, queue: Queue::of(processes) };
     Ok(thread::scope(|scope| {
-        let helpers: Vec<_> = (1..shared.threads)
+        let helpers: Vec<_> = (1..haste.threads())
             .filter_map(|_| thread::Builder::new().spawn_scoped(scope, || shared.walk()).ok())
             .collect();
         let mut files = shared.walk();
@@ -107,6 +131,7 @@ pub fn read(haste: Haste, wanted: Wanted<'_>) -> io::Result<Files> {
                 Err(_) => files.denied += 1,
             }
         }
+        files.took = begun.elapsed();
         files
     }))
 }
@@ -126,36 +151,33 @@ impl Files {
         }
     }
 
-    fn add(&mut self, mut more: Self) {
+    /// Adds what `more` has seen.
+    pub fn add(&mut self, mut more: Self) {
         self.sockets.append(&mut more.sockets);
         self.namespaces.append(&mut more.namespaces);
         self.mounts.append(&mut more.mounts);
         self.denied += more.denied;
+        self.unanswered.extend(more.unanswered);
         self.cpu_ns += more.cpu_ns;
     }
 }
 
-/// What is to be done.
-enum Work {
-    Process(u32),
-    /// A part of what a process has open.
-    Part(Arc<Open>, Vec<u32>),
-}
-
-/// A directory of open files.
-struct Open {
-    directory: OwnedFd,
+/// What is to be done: the files of a process, or the rest of them.
+#[derive(Clone, Copy)]
+struct Work {
     pid: u32,
-    /// Not all of them may be looked at.
-    denied: AtomicBool,
+    /// The thread that shows them, where the first one does not.
+    tid: Option<u32>,
+    /// The descriptor to go on from.
+    from: u32,
 }
 
 /// What threads have in common.
 struct Shared<'a> {
     proc: OwnedFd,
-    threads: usize,
     wanted: Wanted<'a>,
-    queue: Queue,
+    until: Option<Instant>,
+    queue: Queue<Work>,
 }
 
 impl Shared<'_> {
@@ -164,13 +186,12 @@ impl Shared<'_> {
         let cpu = thread_cpu_ns();
         let mut files = Files::default();
         while let Some(work) = self.queue.take() {
-            match work {
-                Work::Process(pid) => {
-                    // Any other error says that it has ended.
-                    let denied = matches!(self.process(pid, &mut files), Err(Errno::ACCESS | Errno::PERM));
-                    files.denied += u32::from(denied);
-                }
-                Work::Part(open, fds) => self.part(&open, &fds, &mut files),
+            if self.is_late() {
+                files.unanswered.insert(work.pid);
+            } else {
+                // Any other error says that it has ended.
+                let denied = matches!(self.process(work, &mut files), Err(Errno::ACCESS | Errno::PERM));
+                files.denied += u32::from(denied);
             }
             self.queue.done();
         }
@@ -178,113 +199,81 @@ impl Shared<'_> {
         files
     }
 
-    fn process(&self, pid: u32, files: &mut Files) -> Result<(), Errno> {
+    fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
+    fn process(&self, work: Work, files: &mut Files) -> Result<(), Errno> {
+        let Work { pid, tid, from } = work;
         let process = open_directory(&self.proc, DecInt::new(pid))?;
-        if self.task(&process, pid, files)? > 0 {
+        if let Some(tid) = tid {
+            let task =
+                open_directory(&process, c"task").and_then(|all| open_directory(all, DecInt::new(tid)))?;
+            return self.task(&task, work, files).map(drop);
+        }
+        if self.task(&process, work, files)? > 0 || from > 0 {
             return Ok(());
         }
         // A process whose first thread has ended shows no files under its own number, though its other threads hold
         // them (fs/proc/fd.c, proc_readfd_common(): the task's own file table, which exit_files() took).
         let tasks = open_directory(&process, c"task")?;
-        let mut open = 0;
+        let (mut open, mut late) = (0, false);
         for_each_number(&tasks, |tid| {
+            late |= self.is_late();
             if tid != pid
                 && open == 0
+                && !late
                 && let Ok(task) = open_directory(&tasks, DecInt::new(tid))
-                && let Ok(seen) = self.task(&task, pid, files)
+                && let Ok(seen) = self.task(&task, Work { pid, tid: Some(tid), from: 0 }, files)
             {
                 open = seen;
             }
-        })
+        })?;
+        if late && open == 0 {
+            files.unanswered.insert(pid);
+        }
+        Ok(())
     }
 
-    /// Looks at what one task of `pid` has open, or leaves a part of that to others, and returns how much it is.
-    fn task(&self, task: &OwnedFd, pid: u32, files: &mut Files) -> Result<u64, Errno> {
+    /// Looks at a part of what one task has open, leaves the rest to whoever has nothing else to do, and returns how much the
+    /// part is.
+    fn task(&self, task: &OwnedFd, work: Work, files: &mut Files) -> Result<usize, Errno> {
         /// Some milliseconds' work: far more than a thread that takes it costs.
         const PART: usize = 1024;
         let directory = open_directory(task, c"fd")?;
-        let open = Arc::new(Open { directory, pid, denied: AtomicBool::new(false) });
-        let mut seen = 0;
+        if work.from > 0 {
+            // The position is two more than the descriptor (fs/proc/fd.c, proc_readfd_common(), 5.8 to 6.18).
+            seek(&directory, SeekFrom::Start(u64::from(work.from) + 2))?;
+        }
         let mut fds = Vec::new();
-        for_each_number(&open.directory, |fd| {
-            seen += 1;
-            fds.push(fd);
-            if fds.len() == PART && self.threads > 1 {
-                self.queue.put(Work::Part(open.clone(), mem::take(&mut fds)));
+        let mut buffer = [MaybeUninit::uninit(); 32 << 10];
+        let mut entries = RawDir::new(&directory, &mut buffer);
+        while let Some(entry) = entries.next() {
+            fds.extend(number(entry?.file_name()));
+            if fds.len() == PART {
+                break;
             }
-        })?;
-        self.part(&open, &fds, files);
-        Ok(seen)
+        }
+        // Before the links are followed: another thread can list what comes next meanwhile.
+        if let (PART, Some(last)) = (fds.len(), fds.last()) {
+            self.queue.put(Work { from: last + 1, ..work });
+        }
+        self.part(&directory, work.pid, &fds, files);
+        Ok(fds.len())
     }
 
-    fn part(&self, open: &Open, fds: &[u32], files: &mut Files) {
+    fn part(&self, directory: &OwnedFd, pid: u32, fds: &[u32], files: &mut Files) {
+        let mut denied = false;
         for &fd in fds {
             let mut target = [MaybeUninit::uninit(); 64];
-            match readlinkat_raw(&open.directory, DecInt::new(fd), &mut target) {
-                Ok((target, _)) => {
-                    files.take(target, Holder { pid: open.pid, fd }, self.wanted);
-                }
-                Err(Errno::ACCESS | Errno::PERM) => {
-                    if !open.denied.swap(true, Ordering::Relaxed) {
-                        files.denied += 1;
-                    }
-                }
+            match readlinkat_raw(directory, DecInt::new(fd), &mut target) {
+                Ok((target, _)) => files.take(target, Holder { pid, fd }, self.wanted),
+                Err(Errno::ACCESS | Errno::PERM) => denied = true,
                 // It was closed meanwhile.
                 Err(_) => {}
             }
         }
-    }
-}
-
-/// Work for several threads, each of which may make more of it.
-struct Queue {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-struct State {
-    work: VecDeque<Work>,
-    /// How much is being done.
-    busy: usize,
-}
-
-impl Queue {
-    fn of(work: VecDeque<Work>) -> Self {
-        Self { state: Mutex::new(State { work, busy: 0 }), changed: Condvar::new() }
-    }
-
-    /// What is next; waits while there is none, but others may make some.
-    fn take(&self) -> Option<Work> {
-        let mut state = self.state();
-        loop {
-            if let Some(work) = state.work.pop_front() {
-                state.busy += 1;
-                return Some(work);
-            }
-            if state.busy == 0 {
-                return None;
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Before everything else: what one thread has not done yet, for the last one not to be the largest.
-    fn put(&self, work: Work) {
-        self.state().work.push_front(work);
-        self.changed.notify_one();
-    }
-
-    /// What was taken is done.
-    fn done(&self) {
-        let mut state = self.state();
-        state.busy -= 1;
-        if state.busy == 0 && state.work.is_empty() {
-            self.changed.notify_all();
-        }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        files.denied += u32::from(denied);
     }
 }
 
@@ -311,11 +300,15 @@ fn for_each_number(directory: &OwnedFd, mut visit: impl FnMut(u32)) -> Result<()
     let mut entries = RawDir::new(directory, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
-        if let Some(number) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) {
+        if let Some(number) = number(entry.file_name()) {
             visit(number);
         }
     }
     Ok(())
+}
+
+fn number(name: &CStr) -> Option<u32> {
+    name.to_str().ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -337,7 +330,16 @@ mod tests {
         }
     }
 
-    /// A part is a thousand: three are handed out.
+    #[test]
+    fn who_is_not_answered_for_is_named() {
+        let own = std::process::id();
+        let none = read_within(Haste::Leisurely, Wanted::Sockets, Duration::ZERO).unwrap();
+        assert!(none.unanswered.contains(&own) && none.unanswered.contains(&1) && none.sockets.is_empty());
+        let all = read_within(Haste::Hurried, Wanted::Sockets, Duration::from_secs(3600)).unwrap();
+        assert!(all.unanswered.is_empty());
+    }
+
+    /// A part is a thousand: three more are handed out.
     #[test]
     fn many_threads_see_what_one_sees() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -14,7 +14,7 @@
 //! * [`survey`]: dumps of several network namespaces; [`account`]: with the kernel's sums beside.
 //! * [`time_wait`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: which processes hold a socket; [`files`]: what they have open; [`process`]: what is known of one;
-//!   [`cgroup`]: of its place.
+//!   [`cgroup`]: of its place; [`executables`]: what runs its program, told by a process of its own; [`elf`]: by a file.
 //! * [`ephemeral`]: which ports connect() may take, and which sockets have them.
 //! * [`host`]: names, clocks, limits. [`accounts`]: users and groups.
 //! * [`privileges`]: capabilities, and how they are given up.
@@ -25,7 +25,9 @@ pub mod age;
 pub mod cgroup;
 mod consumer;
 pub mod destroy;
+pub mod elf;
 pub mod ephemeral;
+pub mod executables;
 pub mod files;
 pub mod hooks;
 pub mod host;

@@ -14,7 +14,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, makedev, openat, openat2, statx};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
 
 use super::mib;
@@ -54,6 +55,8 @@ enum Way {
     Task { pid: u32, tid: u32 },
     /// A file that it is mounted on.
     File(PathBuf),
+    /// The same, as a mount table has it: below the root directory of a process, which may be anybody's.
+    Mount { root: PathBuf, point: PathBuf },
     /// A descriptor by which a process holds it.
     Descriptor { pid: u32, fd: u32 },
 }
@@ -63,6 +66,7 @@ impl Way {
         match self {
             Self::Task { pid, tid } => format!("/proc/{pid}/task/{tid}/ns/net").into(),
             Self::File(path) => path.clone(),
+            Self::Mount { root, point } => root.join(point),
             Self::Descriptor { pid, fd } => format!("/proc/{pid}/fd/{fd}").into(),
         }
     }
@@ -71,7 +75,10 @@ impl Way {
     fn open(&self, inum: u32) -> io::Result<File> {
         // What is there by now may be another file, which to open is to wait for (a FIFO) or to start something (a
         // device): so it is taken hold of first, looked at, and opened then.
-        let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(self.path())?;
+        let held = match self {
+            Self::Mount { root, point } => mounted_at(root, point)?,
+            _ => OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(self.path())?,
+        };
         let path = format!("/proc/self/fd/{}", held.as_raw_fd());
         let nsfs = glance("/proc/thread-self/ns/net")?.0;
         if glance(&path)? != (nsfs, inum) {
@@ -79,6 +86,27 @@ impl Way {
         }
         File::open(path)
     }
+}
+
+/// Takes hold of what is mounted at `point`, a path without links below `root`. Whoever owns that mount namespace may have
+/// mounted something else over a part of the path: a link to any file of ours, or a file system that does not answer. So no
+/// link is followed, and no file system is asked: the directories on the way to a mount are in the kernel's memory for as long as
+/// it is there. RESOLVE_CACHED is of 5.12 (fs/open.c, build_open_flags()); before, only links are kept out.
+fn mounted_at(root: &Path, point: &Path) -> io::Result<File> {
+    /// A mount or rename anywhere can disturb a look at what is in memory.
+    const TRIES: usize = 16;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    let look = |resolve| openat2(&root, point, flags, Mode::empty(), resolve);
+    for _ in 0..TRIES {
+        match look(within | ResolveFlags::CACHED) {
+            Err(Errno::AGAIN) => {}
+            Err(Errno::INVAL) => return Ok(look(within)?.into()),
+            done => return Ok(done?.into()),
+        }
+    }
+    Err(Errno::AGAIN.into())
 }
 
 /// The caller's own network namespace.

@@ -129,3 +129,18 @@ fn a_mount_of_a_namespace_is_read_from_its_line() {
     }
     assert_eq!(unescaped(b"a\\134b\\9\\0"), b"a\\b\\9\\0");
 }
+
+/// Whoever owns a mount namespace can have a link stand where a mount table has a directory.
+#[test]
+fn a_mount_is_looked_for_without_links_and_below_its_root() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("inside")).unwrap();
+    fs::write(folder.path().join("inside/file"), "").unwrap();
+    std::os::unix::fs::symlink("inside", folder.path().join("link")).unwrap();
+    std::os::unix::fs::symlink("/proc/self/ns/net", folder.path().join("inside/net")).unwrap();
+    let found = |point: &str| mounted_at(folder.path(), Path::new(point)).is_ok();
+    assert!(found("inside/file"));
+    for refused in ["link/file", "inside/net", "etc/passwd", "inside/other"] {
+        assert!(!found(refused), "{refused}");
+    }
+}

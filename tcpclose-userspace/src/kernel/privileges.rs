@@ -54,7 +54,8 @@ impl Kept {
     /// To be called by the first thread, before there is another: what it executes would have no capability, whatever it
     /// is; and CAP_NET_ADMIN goes where nobody is to destroy.
     pub fn begin(self) {
-        // Nothing is ever executed. All of this can be refused by a seccomp filter alone, or for want of CAP_SETPCAP.
+        // Nothing is executed but this program, as a helper that is to have none. All of this can be refused by a seccomp
+        // filter alone, or for want of CAP_SETPCAP.
         let _ = set_no_new_privs(true);
         let _ = clear_ambient_capability_set();
         for bit in 0..u64::BITS {
@@ -90,6 +91,18 @@ impl Kept {
 pub fn give_up(capability: Capability) {
     let rest = CapabilitySet::all() - set(capability);
     limit(rest, rest);
+}
+
+/// Gives all of them up on this thread, and with it on those that it starts; what it executes gains none.
+///
+/// # Errors
+/// When a seccomp filter refuses that.
+pub fn give_up_all() -> io::Result<()> {
+    let none = CapabilitySet::empty();
+    set_no_new_privs(true)?;
+    // A seccomp filter can refuse it; what is not permitted is not ambient either (security/commoncap.c, cap_capset(), 5.8 to 6.18).
+    let _ = clear_ambient_capability_set();
+    Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
 }
 
 /// Runs `work` on a thread of its own, on which everything that the calling one holds is in effect.
@@ -182,6 +195,14 @@ mod tests {
             });
         }
         assert_eq!(sets().0, before);
+    }
+
+    #[test]
+    fn who_gives_all_up_has_none_left() {
+        on_a_thread(|| {
+            give_up_all().unwrap();
+            assert_eq!(sets(), (CapabilitySet::empty(), CapabilitySet::empty()));
+        });
     }
 
     #[test]

@@ -1,8 +1,14 @@
 //! What /proc tells of a process that holds a socket.
+//!
+//! None of what is read here waits for that process or for a file system: the link `exe` is made of what the kernel has in
+//! memory (fs/d_path.c), and `comm`, `limits`, `stat`, `cgroup` and the directory `fd` take no lock that a process can hold on to.
+//! `cmdline`, `environ` and `maps` take its mmap_lock and fault its pages in (fs/proc/base.c, get_mm_cmdline(); fs/proc/task_mmu.c,
+//! 5.8 to 6.18), so they are not read.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Instant;
 
 use super::cgroup::{self, Place};
 
@@ -13,7 +19,8 @@ pub struct Process {
     pub comm: String,
     /// Where its executable lies, seen from its own root; `None` where that may not be read, as lossy UTF-8 otherwise.
     pub exe: Option<String>,
-    /// What executes its program; `None` where the executable may not be read.
+    /// What executes its program; `None` where its executable would have to be read for that and was not:
+    /// [`super::executables`].
     pub runs: Option<Runs>,
     pub place: Place,
     /// File descriptors in use; `None` where that may not be read.
@@ -51,18 +58,23 @@ impl Process {
         *self == Self::default()
     }
 
-    /// Reads what is known of the process `pid`; `None` when it has ended.
-    pub fn read(pid: u32) -> Option<Self> {
+    /// Reads what is known of the process `pid`, but for what only its executable tells; `None` when it has ended. When it is
+    /// `until`, its name is all.
+    pub fn read(pid: u32, until: Instant) -> Option<Self> {
         let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
+        let comm = String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned();
+        if Instant::now() >= until {
+            return Some(Self { comm, ..Self::default() });
+        }
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
         let exe =
             fs::read_link(format!("/proc/{pid}/exe")).ok().map(|exe| exe.to_string_lossy().into_owned());
         Some(Self {
-            comm: String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned(),
-            runs: exe.as_deref().map(|exe| runs(exe, pid)),
+            comm,
+            runs: exe.as_deref().and_then(runs),
             exe,
             place: cgroup::of(pid),
-            fds_used: open_files(pid),
+            fds_used: open_files(pid, until),
             fds_limit: soft_limit(&limits),
         })
     }
@@ -83,12 +95,17 @@ pub fn started(pid: u32) -> Option<(u64, String)> {
 }
 
 /// How many files `pid` has open. Since 6.2 the directory's size says it (fs/proc/fd.c, `proc_fd_getattr()`); before,
-/// it is counted. A process whose first thread has ended shows the files of another one.
-fn open_files(pid: u32) -> Option<u64> {
+/// it is counted. A process whose first thread has ended shows the files of another one. `None` when it is `until` before
+/// they are counted.
+fn open_files(pid: u32, until: Instant) -> Option<u64> {
     let open = |task: &Path| {
         let files = task.join("fd");
         match fs::metadata(&files).ok()?.size() {
-            0 => Some(fs::read_dir(&files).ok()?.count() as u64),
+            0 => {
+                let mut listed = fs::read_dir(&files).ok()?;
+                let counted = listed.by_ref().take_while(|_| Instant::now() < until).count() as u64;
+                (Instant::now() < until).then_some(counted)
+            }
             size => Some(size),
         }
     };
@@ -96,7 +113,8 @@ fn open_files(pid: u32) -> Option<u64> {
     match open(Path::new(&process))? {
         0 => {
             let threads = fs::read_dir(format!("{process}/task")).ok()?.flatten();
-            threads.filter_map(|thread| open(&thread.path())).max()
+            let in_time = threads.take_while(|_| Instant::now() < until);
+            in_time.filter_map(|thread| open(&thread.path())).max()
         }
         files => Some(files),
     }
@@ -108,68 +126,39 @@ fn soft_limit(limits: &str) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// What the executable at `exe` of the process `pid` runs: told by its name, and for Go by a section that its linker
-/// writes into every executable since 1.13.
-fn runs(exe: &str, pid: u32) -> Runs {
+/// What an executable of this name runs; `None` where the name does not tell.
+fn runs(exe: &str) -> Option<Runs> {
     let exe = exe.strip_suffix(" (deleted)").unwrap_or(exe);
     let name = exe.rsplit('/').next().unwrap_or(exe);
     match name {
-        "java" | "jsvc" => Runs::Jvm,
-        _ if name.starts_with("python") || name.starts_with("pypy") => Runs::Python,
-        _ if File::open(format!("/proc/{pid}/exe")).is_ok_and(is_go) => Runs::Go,
-        _ => Runs::Native,
+        "java" | "jsvc" => Some(Runs::Jvm),
+        _ if name.starts_with("python") || name.starts_with("pypy") => Some(Runs::Python),
+        _ => None,
     }
-}
-
-/// Whether an ELF file has the section `.go.buildinfo`. Anybody may write an executable: what is read of it is bounded.
-fn is_go(exe: File) -> bool {
-    /// `Elf64_Ehdr` and `Elf64_Shdr` are both of this size (include/uapi/linux/elf.h).
-    const HEADER: usize = 64;
-    const MOST_SECTIONS: u16 = 4096;
-    const LONGEST_NAMES: u64 = 1 << 20;
-    fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-        bytes.get(at..at + N)?.try_into().ok()
-    }
-    let u16_at = |bytes: &[u8], at| field(bytes, at).map(u16::from_le_bytes);
-    let u64_at = |bytes: &[u8], at| field(bytes, at).map(u64::from_le_bytes);
-    let read = |at: u64, length: usize| {
-        let mut bytes = vec![0; length];
-        exe.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
-    };
-    let has_section = || {
-        let header = read(0, HEADER)?;
-        // 64 bits, little-endian.
-        if !header.starts_with(b"\x7fELF\x02\x01") {
-            return None;
-        }
-        let sections = u16_at(&header, 0x3c).filter(|n| *n <= MOST_SECTIONS)?;
-        let table = read(u64_at(&header, 0x28)?, usize::from(sections) * HEADER)?;
-        let (table, _) = table.as_chunks::<HEADER>();
-        let names = table.get(usize::from(u16_at(&header, 0x3e)?))?;
-        let length = u64_at(names, 0x20).filter(|length| *length <= LONGEST_NAMES)?;
-        let names = read(u64_at(names, 0x18)?, length as usize)?;
-        Some(table.iter().any(|section| {
-            let name = field(section, 0).map(u32::from_le_bytes).and_then(|at| names.get(at as usize..));
-            name.is_some_and(|name| name.starts_with(b".go.buildinfo\0"))
-        }))
-    };
-    has_section().unwrap_or(false)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(3600)
+    }
 
     #[test]
     fn this_process_is_described() {
-        let own = Process::read(std::process::id()).unwrap();
+        let own = Process::read(std::process::id(), later()).unwrap();
         assert!(!own.comm.is_empty() && !own.comm.ends_with('\n'));
         assert_eq!(own.exe, std::env::current_exe().unwrap().to_str().map(str::to_owned));
-        assert_eq!(own.runs, Some(Runs::Native));
+        assert_eq!(own.runs, None, "its name does not tell");
         assert!(
             own.fds_used.is_some_and(|used| used >= 3 && own.fds_limit.is_none_or(|limit| limit >= used))
         );
-        assert_eq!(Process::read(u32::MAX), None);
+        assert_eq!(Process::read(u32::MAX, later()), None);
+        let late = Process::read(std::process::id(), Instant::now()).unwrap();
+        assert_eq!(late, Process { comm: own.comm, ..Process::default() });
     }
 
     #[test]
@@ -178,21 +167,20 @@ mod tests {
         let now_ns = crate::kernel::host::uptime_ns();
         assert!(began_ns <= now_ns && began_ns > now_ns.saturating_sub(3_600_000_000_000));
         // The first thread's, as in comm.
-        assert_eq!(comm, Process::read(std::process::id()).unwrap().comm);
+        assert_eq!(comm, Process::read(std::process::id(), later()).unwrap().comm);
         assert_eq!(started(u32::MAX), None);
     }
 
     #[test]
     fn an_executables_name_tells_what_it_runs() {
-        let own = std::process::id();
         for (exe, expected) in [
-            ("/usr/lib/jvm/java-17-openjdk-amd64/bin/java", Runs::Jvm),
-            ("/usr/bin/python3.11 (deleted)", Runs::Python),
-            ("/opt/pypy3", Runs::Python),
-            ("/usr/bin/javac-like-name", Runs::Native),
-            ("", Runs::Native),
+            ("/usr/lib/jvm/java-17-openjdk-amd64/bin/java", Some(Runs::Jvm)),
+            ("/usr/bin/python3.11 (deleted)", Some(Runs::Python)),
+            ("/opt/pypy3", Some(Runs::Python)),
+            ("/usr/bin/javac-like-name", None),
+            ("", None),
         ] {
-            assert_eq!(runs(exe, own), expected, "{exe}");
+            assert_eq!(runs(exe), expected, "{exe}");
         }
     }
 
@@ -203,28 +191,5 @@ mod tests {
         assert_eq!(soft_limit(limits), Some(1024));
         assert_eq!(soft_limit(&limits.replace("1024 ", "unlimited ")), None);
         assert_eq!(soft_limit(""), None);
-    }
-
-    #[test]
-    fn a_go_program_is_told_by_its_section_and_no_file_is_trusted() {
-        let go = std::process::Command::new("sh").args(["-c", "command -v prometheus"]).output().unwrap();
-        let go = String::from_utf8(go.stdout).unwrap();
-        match go.trim() {
-            "" => eprintln!("SKIPPED: no program in Go is here"),
-            path => assert!(is_go(File::open(path).unwrap())),
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("hostile");
-        let own = fs::read(std::env::current_exe().unwrap()).unwrap();
-        // e_shoff, e_shnum and e_shstrndx, and a file that is cut short.
-        for (field, length) in
-            [(0x28..0x30, own.len()), (0x3c..0x3e, own.len()), (0x3e..0x40, own.len()), (0..0, 100)]
-        {
-            let mut hostile = own.clone();
-            hostile[field].fill(0xff);
-            hostile.truncate(length);
-            fs::write(&path, hostile).unwrap();
-            assert!(!is_go(File::open(&path).unwrap()));
-        }
     }
 }

@@ -13,7 +13,7 @@ use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
 use super::document::{Source, Versioned};
-use super::not_looked_at;
+use super::{not_looked_at, unanswered};
 use crate::exhaustion::looks::Look;
 use crate::exhaustion::{Kind, Table, Taken, Tuple};
 use crate::kernel::ephemeral::{self, Looked};
@@ -286,6 +286,7 @@ pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Resu
         let processes = owners.denied;
         incomplete.push(format!("the files of {processes} processes may not be read: owners may be missing"));
     }
+    incomplete.extend(unanswered(&owners));
     if before.is_none() {
         incomplete.push("there was no earlier look yet: rates are unknown".to_owned());
     }

@@ -24,13 +24,13 @@ use crate::kernel::age::proven_age;
 use crate::kernel::files::{self, Files, Haste, Wanted};
 use crate::kernel::host;
 use crate::kernel::netns::{self, Descriptors, Found, Netns, Place, Scope};
-use crate::kernel::owners::{Look, Owners};
+use crate::kernel::owners::{Look, Owners, WITHIN};
 use crate::kernel::sock_diag::{Dump, Socket};
 use crate::kernel::survey::{self, Ask, Survey};
 use crate::terms::{Age, Diagnosis, Flow, Phase, Side};
 use document::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
 pub use owners::{Peers, find_owners, listeners_of, name_closers};
-use owners::{owners_of, peer_owners_of, unknown_owners, unknown_programs};
+use owners::{owners_of, peer_owners_of, unanswered, unknown_owners, unknown_programs};
 
 /// How far to look for owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +159,7 @@ pub fn dumped_facts(
 /// Says in words what a dump and a look for owners did not see.
 pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<String> {
     let mut incomplete: Vec<String> = unknown_owners(owners, sockets).into_iter().collect();
+    incomplete.extend(unanswered(owners));
     incomplete.extend(unknown_programs(owners));
     incomplete.extend(of_the_dump(dump));
     incomplete
@@ -238,7 +239,7 @@ fn refusals(survey: &Survey) -> usize {
 /// are whose processes do not show them.
 fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Files, Survey)> {
     thread::scope(|threads| {
-        let walk = || files::read(Haste::Hurried, Wanted::NamespacesAndSockets);
+        let walk = || files::read_within(Haste::Hurried, Wanted::NamespacesAndSockets, WITHIN);
         let walking = thread::Builder::new().name("files".to_owned()).spawn_scoped(threads, walk)?;
         let Found { places, denied, .. } = scope.find(&Descriptors::NONE)?;
         let mut survey = survey::survey(places.clone(), ask, None)?;

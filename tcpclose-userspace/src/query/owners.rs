@@ -9,6 +9,7 @@ use tcpclose_common::state::TcpState;
 
 use super::document::{ClosedBy, Owner, StuckSocket, seconds};
 use super::{Scene, Sight};
+use crate::kernel::executables;
 use crate::kernel::files::Files;
 use crate::kernel::host::{self, Capability};
 use crate::kernel::netns::Place as NetnsPlace;
@@ -138,7 +139,7 @@ pub(super) fn not_accepted(socket: &Socket) -> bool {
 /// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
 /// likely just been closed, and a look tells.
 fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
-    if owners.denied > 0 {
+    if owners.denied > 0 || !owners.unanswered.is_empty() {
         return Ok(());
     }
     let doubtful = |socket: &Socket| socket.inode != 0 && !owners.has(socket.inode);
@@ -219,6 +220,10 @@ pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option
         .map(Capability::name)
         .collect();
     let elsewhere = "another PID namespace, a descriptor on its way over a unix socket, or the kernel itself";
+    if !owners.unanswered.is_empty() {
+        // Said with their numbers: [`unanswered`].
+        return Some(format!("owners of {sockets} are unknown"));
+    }
     Some(match owners.denied {
         0 => format!("owners of {sockets} are unknown: no process in this /proc holds them ({elsewhere})"),
         _ if !missing.is_empty() => format!(
@@ -234,6 +239,35 @@ pub(super) fn unknown_owners(owners: &Owners, sockets: &[StuckSocket]) -> Option
             if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
         ),
     })
+}
+
+/// Says in words which processes did not answer in time.
+pub(crate) fn unanswered(owners: &Owners) -> Vec<String> {
+    let descriptors = (!owners.unanswered.is_empty()).then(|| {
+        format!(
+            "owners may be missing: the descriptors of {} were not all read within {:?}",
+            processes(&owners.unanswered),
+            holders::WITHIN
+        )
+    });
+    let executables = (!owners.unread.is_empty()).then(|| {
+        format!(
+            "what runs {} is unknown: the executable was not read within {:?} (a lease on it, a file system that does not \
+             answer, or no helper process)",
+            processes(&owners.unread),
+            executables::WITHIN
+        )
+    });
+    descriptors.into_iter().chain(executables).collect()
+}
+
+/// How many they are, and the first of them.
+fn processes(pids: &[u32]) -> String {
+    const NAMED: usize = 5;
+    let what = if pids.len() == 1 { "process" } else { "processes" };
+    let named: Vec<String> = pids.iter().take(NAMED).map(u32::to_string).collect();
+    let more = if pids.len() > NAMED { ", …" } else { "" };
+    format!("{} {what} (pid {}{more})", pids.len(), named.join(", "))
 }
 
 /// Says in words whose executables are not known, and why.
@@ -310,6 +344,17 @@ mod tests {
         assert!(
             said.len() == 1 && said[0].starts_with("owners of 1 socket are unknown: no process"),
             "{said:?}"
+        );
+        let mut late = owners.clone();
+        (late.unanswered, late.unread) = ((1..=7).collect(), vec![42]);
+        assert_eq!(
+            incomplete(&Dump::default(), &late, &described),
+            [
+                "owners of 1 socket are unknown",
+                "owners may be missing: the descriptors of 7 processes (pid 1, 2, 3, 4, 5, …) were not all read within 4s",
+                "what runs 1 process (pid 42) is unknown: the executable was not read within 2s (a lease on it, a file system \
+                 that does not answer, or no helper process)",
+            ]
         );
         let mut denied = owners;
         denied.denied = 3;

@@ -36,6 +36,7 @@ mod losses;
 mod many_namespaces;
 mod namespaces;
 mod nginx;
+mod opens;
 mod owners;
 mod page;
 mod page_size;

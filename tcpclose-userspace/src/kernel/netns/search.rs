@@ -186,7 +186,8 @@ impl Search {
         for line in table.split(|byte| *byte == b'\n') {
             if let Some((inum, point)) = mounted(line) {
                 let inside = point.strip_prefix("/").unwrap_or(&point);
-                self.add(inum, Way::File(root.join(inside)), name_of(&point));
+                let way = Way::Mount { root: root.to_owned(), point: inside.to_owned() };
+                self.add(inum, way, name_of(&point));
             }
         }
     }
