@@ -2,8 +2,9 @@
 //! first, and what lost records left wrong.
 //!
 //! A dump is no snapshot: it resumes by position in a hash bucket, so that it can skip or repeat, and what it saw may
-//! have changed since. It is taken in as it comes, some sockets at a time; the ring is drained before each [`Tracker::dump_chunk`]; a life with a record after the
-//! dump's start (less a margin) is left to the next one; and what is absent ([`absent`](super::absent)) is asked when all of it is in.
+//! have changed since. It is taken in as it comes, some sockets at a time, and the ring is drained before each
+//! [`Tracker::dump_chunk`]; a life with a record after the dump's start (less a margin) is left to the next one. What
+//! is [`absent`](super::absent) is looked for when all of the dump is in.
 
 use std::collections::HashSet;
 
