@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::web::bucket::Bucket;
 use crate::web::loaded::{Files, Loaded, load};
 use crate::web::passwords::{Credentials, Passwords};
+use crate::web::source::Source;
 
 /// Between two looks, however many connect.
 const LOOK: Duration = Duration::from_millis(100);
@@ -149,7 +150,7 @@ impl Door {
     }
 
     /// Refuses a request, whatever it is for: by the rate limit first and then for want of a password, as the toolkit does.
-    pub async fn refuses(&self, headers: &HeaderMap) -> Option<Response<Full<Bytes>>> {
+    pub async fn refuses(&self, headers: &HeaderMap, source: Source) -> Option<Response<Full<Bytes>>> {
         self.look().await;
         if let Some(bucket) = self.bucket.borrow_mut().as_mut()
             && !bucket.take(Instant::now())
@@ -164,7 +165,7 @@ impl Door {
         }
         let given = headers.get(AUTHORIZATION).and_then(|header| Credentials::of(header.as_bytes()));
         if let Some(given) = given
-            && self.passwords.are_right(given, &now.users).await
+            && self.passwords.are_right(given, &now.users, source).await
         {
             return None;
         }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
@@ -17,7 +18,7 @@ use crate::kernel::host;
 use crate::kernel::netns::{Descriptors, Place};
 use crate::kernel::survey::{self, Answer, Ask, Key};
 use crate::terms::Phase;
-use crate::tracker::join::Suspect;
+use crate::tracker::absent::Suspect;
 
 use super::engine::{EVERYTHING, Engine, MOST_SUSPECTS};
 use super::memory;
@@ -32,6 +33,9 @@ const REST: Duration = Duration::from_secs(10);
 
 /// What a dump of more sockets takes is worth giving back.
 const MANY: usize = 10_000;
+
+/// Chunks of a dump that wait to be taken in; with more of them the dump waits.
+const CHUNKS: usize = 2;
 
 /// What a dump has come to.
 struct Dumped {
@@ -52,23 +56,35 @@ async fn dump(
     all: bool,
 ) -> Result<Dumped> {
     engine.borrow_mut().tracker.dump_started();
-    let surveyed = spawn_blocking(move || survey::survey(places, ask, most)).await;
-    let mut survey = match surveyed.context("the dump died").and_then(|survey| Ok(survey?)) {
+    let (sender, mut chunks) = mpsc::channel(CHUNKS);
+    let surveying = spawn_blocking(move || {
+        survey::stream(places, ask, most, |chunk| {
+            // Nobody takes it any more when the agent ends, and nobody misses it then.
+            let _ = sender.blocking_send(chunk);
+        })
+    });
+    let (mut met, mut joining) = (0, Duration::ZERO);
+    while let Some(chunk) = chunks.recv().await {
+        met += chunk.sockets.len();
+        let mut engine = engine.borrow_mut();
+        // The records of a burst are no cost of the dump: charged to it they would hold up the next one for minutes.
+        engine.drain_all();
+        joining += timed(|| engine.take_chunk(&chunk, ask)).1;
+    }
+    let mut survey = match surveying.await.context("the dump died").and_then(|survey| Ok(survey?)) {
         Ok(survey) => survey,
         Err(why) => {
             engine.borrow_mut().tracker.dump_failed();
             return Err(why);
         }
     };
-    let mut cpu_ns = survey.cpu_ns;
-    // The records of a burst are no cost of the dump: charged to it they would hold up the next one for minutes.
+    let mut cpu_ns = survey.cpu_ns + joining.as_nanos() as u64;
     engine.borrow_mut().drain_all();
     let all = all && survey.rest.is_empty();
     let (suspects, took) = timed(|| engine.borrow_mut().take_survey(&survey, ask, all));
     cpu_ns += took.as_nanos() as u64;
     let taken_ns = survey.finished_ns - survey.started_ns;
     let rest = std::mem::take(&mut survey.rest);
-    let met: usize = survey.looked.iter().map(|looked| looked.dump.sockets.len()).sum();
     let keep_places = || survey.looked.into_iter().map(|looked| (looked.netns.id, looked.place)).collect();
     let (places, letting_go): (Vec<(u32, Place)>, Duration) = timed(keep_places);
     cpu_ns += letting_go.as_nanos() as u64;

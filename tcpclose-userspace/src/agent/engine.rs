@@ -15,7 +15,7 @@ use crate::kernel::host;
 use crate::kernel::netns::{Found, Place};
 use crate::kernel::probe::Probe;
 use crate::kernel::sock_diag::Socket;
-use crate::kernel::survey::{Ask, Survey};
+use crate::kernel::survey::{self, Ask, Survey};
 use crate::kill::places::Places;
 use crate::ledger::Ledger;
 use crate::ledger::census::{Census, StuckAfter};
@@ -23,8 +23,9 @@ use crate::ledger::names::Names;
 use crate::ledger::rates::Rates;
 use crate::query::tally::Holder;
 use crate::terms::{Flow, Phase};
+use crate::tracker::absent::{Covers, Suspect};
 use crate::tracker::elsewhere::Round;
-use crate::tracker::join::{Covers, Seen, Suspect, View};
+use crate::tracker::join::{Asked, Chunk, Seen};
 use crate::tracker::life::{Body, Life};
 use crate::tracker::{Host, Tracker};
 
@@ -292,30 +293,36 @@ impl Engine {
         true
     }
 
-    /// Takes dumps in. `all`: of every namespace that there is. Returns those tracked sockets that they should have seen
-    /// and did not.
+    /// Takes in some of what a dump that is under way has met, after all records that were in the ring then.
+    pub fn take_chunk(&mut self, chunk: &survey::Chunk, ask: Ask) {
+        let uptime_ns = host::uptime_ns();
+        let seen: Vec<Seen> =
+            chunk.sockets.iter().map(|(netns, socket)| as_seen(socket, *netns, uptime_ns)).collect();
+        let asked = self.asked(ask, chunk.started_ns);
+        let Self { tracker, ledger, hub, .. } = self;
+        let chunk = Chunk { entered: &chunk.entered, seen: &seen };
+        tracker.dump_chunk(&asked, &chunk, &mut Out { ledger, hub });
+    }
+
+    fn asked(&self, ask: Ask, started_ns: u64) -> Asked {
+        Asked { states: ask.states, started_ns, first: !self.ready }
+    }
+
+    /// Takes in where dumps have been, whose chunks are all in. `all`: in every namespace that there is. Returns those
+    /// tracked sockets that they should have seen and did not.
     pub fn take_survey(&mut self, survey: &Survey, ask: Ask, all: bool) -> Vec<Suspect> {
         self.drain_all();
         self.namespaces.took(survey);
-        let uptime_ns = host::uptime_ns();
         let mut covers = Covers { all, ..Covers::default() };
-        let mut seen: Vec<Seen> = Vec::new();
         for looked in &survey.looked {
             covers.netns.insert(looked.netns.id, looked.netns.inum);
-            seen.extend(looked.dump.sockets.iter().map(|socket| as_seen(socket, looked.netns.id, uptime_ns)));
             if looked.dump.malformed > 0 {
                 log::warn!("{} answers of sock_diag could not be decoded", looked.dump.malformed);
             }
         }
-        let view = View {
-            covers: &covers,
-            seen: &seen,
-            states: ask.states,
-            started_ns: survey.started_ns,
-            first: !self.ready,
-        };
+        let asked = self.asked(ask, survey.started_ns);
         let Self { tracker, ledger, hub, .. } = self;
-        let suspects = tracker.dump(&view, MOST_SUSPECTS, &mut Out { ledger, hub });
+        let suspects = tracker.dump_finished(&asked, &covers, MOST_SUSPECTS, &mut Out { ledger, hub });
         if tracker.take_gave_back() {
             memory::give_back();
         }

@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
 use crate::query::wire::{Form, JSON};
+use crate::web::source::Source;
 
 use super::caller::Caller;
 use super::door::Door;
@@ -29,7 +30,7 @@ use super::engine::Engine;
 use super::lines::{self, Lines};
 use super::page::Page;
 use super::queries::Refused;
-use super::room::{Room, Served, Source, admit};
+use super::room::{Room, Served, admit};
 use super::stage::{Answering, Stage, Staged};
 use super::{exhaustion, exposition, kill, ports, queries};
 
@@ -73,8 +74,10 @@ pub async fn serve_scrapes(
         match listener.accept().await {
             Ok((stream, from)) => {
                 let (door, engine) = (Rc::clone(&door), Rc::clone(&engine));
-                let serving = async move |stage: &Rc<Stage>| serve_at(&door, stream, &engine, stage).await;
-                admit(&room, || begin(from.ip().into(), serving)).await;
+                let source = Source::from(from.ip());
+                let serving =
+                    async move |stage: &Rc<Stage>| serve_at((&door, source), stream, &engine, stage).await;
+                admit(&room, || begin(source, serving)).await;
             }
             Err(why) => not_accepted(&why).await,
         }
@@ -109,10 +112,16 @@ async fn not_accepted(why: &std::io::Error) {
 }
 
 /// Serves one who came to the TCP face: TLS first, where the door says so.
-async fn serve_at(door: &Rc<Door>, mut stream: TcpStream, engine: &Rc<RefCell<Engine>>, stage: &Rc<Stage>) {
+async fn serve_at(
+    by: (&Rc<Door>, Source),
+    mut stream: TcpStream,
+    engine: &Rc<RefCell<Engine>>,
+    stage: &Rc<Stage>,
+) {
+    let (door, _) = by;
     door.look().await;
     let Some(tls) = door.now().tls.clone() else {
-        return serve(stream, Face::Aggregates, Some(door), engine, stage).await;
+        return serve(stream, Face::Aggregates, Some(by), engine, stage).await;
     };
     // A handshake's first byte is 22; no request begins with that.
     let mut first = [0];
@@ -126,7 +135,7 @@ async fn serve_at(door: &Rc<Door>, mut stream: TcpStream, engine: &Rc<RefCell<En
         return;
     }
     match TlsAcceptor::from(tls).accept(stream).await {
-        Ok(stream) => serve(stream, Face::Aggregates, Some(door), engine, stage).await,
+        Ok(stream) => serve(stream, Face::Aggregates, Some(by), engine, stage).await,
         // A wrong certificate, an old version, a scanner: the client's doing, which the log can be asked for.
         Err(why) => log::info!("no TLS with a client: {why}"),
     }
@@ -136,7 +145,7 @@ async fn serve_at(door: &Rc<Door>, mut stream: TcpStream, engine: &Rc<RefCell<En
 async fn serve<S>(
     stream: S,
     face: Face,
-    door: Option<&Rc<Door>>,
+    by: Option<(&Rc<Door>, Source)>,
     engine: &Rc<RefCell<Engine>>,
     stage: &Rc<Stage>,
 ) where
@@ -147,7 +156,7 @@ async fn serve<S>(
         stage.is_asked();
         let face = face.clone();
         async move {
-            let served = stream_or_answer(request, face, door, engine).await;
+            let served = stream_or_answer(request, face, by, engine).await;
             if matches!(served.body(), Either::Right(_)) {
                 stage.watch();
             }
@@ -184,15 +193,15 @@ fn begin(source: Source, serving: impl AsyncFnOnce(&Rc<Stage>) + 'static) -> Ser
 async fn stream_or_answer(
     request: Request<Incoming>,
     face: Face,
-    door: Option<&Rc<Door>>,
+    by: Option<(&Rc<Door>, Source)>,
     engine: &Rc<RefCell<Engine>>,
 ) -> Response<Either<Full<Bytes>, Lines>> {
     if let Face::Sockets(caller) = &face {
         let level = if request.uri().path() == kill::PATH { Level::Info } else { Level::Debug };
         log::log!(level, "{} {} asked by {caller}", request.method(), request.uri().path());
     }
-    if let Some(door) = door {
-        let mut answer = match door.refuses(request.headers()).await {
+    if let Some((door, source)) = by {
+        let mut answer = match door.refuses(request.headers(), source).await {
             Some(refusal) => refusal,
             None => answer(request, face, engine).await,
         };

@@ -236,25 +236,30 @@ pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::
     let mut buffer = Vec::with_capacity(BATCH);
 
     // The kernel answers a lookup, and fills the first batch of a dump, inside send(); it fills each batch after
-    // that at the end of the recv() that hands out the one before (netlink_dump_start(), netlink_recvmsg()).
+    // that at the end of the recv() that hands out the one before (netlink_dump_start(), netlink_recvmsg()). So the
+    // time that `take` needs widens no window.
     let mut filling_ns = by_ticks(monotonic_ns());
     netlink.send(request, 0)?;
+    let mut seen_ns = monotonic_ns();
     loop {
-        let seen_ns = monotonic_ns();
-        let window_ns = seen_ns - filling_ns;
-        filling_ns = by_ticks(seen_ns);
-        buffer.clear();
-        match netlink.recv(&mut buffer, libc::MSG_TRUNC) {
-            Ok(length) if length > buffer.len() => {
-                return Err(io::Error::other("an answer of sock_diag is longer than any kernel sends"));
+        let (batch_ns, window_ns) = (seen_ns, seen_ns.saturating_sub(filling_ns));
+        filling_ns = by_ticks(monotonic_ns());
+        let length = loop {
+            buffer.clear();
+            match netlink.recv(&mut buffer, libc::MSG_TRUNC) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                done => break done?,
             }
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+        };
+        seen_ns = monotonic_ns();
+        if length > buffer.len() {
+            return Err(io::Error::other("an answer of sock_diag is longer than any kernel sends"));
+        }
+        if length == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
         }
         let over = messages(&buffer, |flags, payload| {
-            take(Answer { flags, payload, seen_ns, window_ns });
+            take(Answer { flags, payload, seen_ns: batch_ns, window_ns });
             if dumping { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         if over.is_break() {

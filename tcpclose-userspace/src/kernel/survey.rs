@@ -33,6 +33,7 @@ pub struct Looked {
     pub place: Place,
     /// [`host::time_wait_limit_used`] there.
     pub limit_used: Option<f64>,
+    /// Without the sockets where they were handed out ([`stream`]).
     pub dump: Dump,
 }
 
@@ -63,21 +64,84 @@ impl Survey {
     }
 }
 
+/// Some of what a dump of several namespaces meets, in the order that it meets it.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// CLOCK_MONOTONIC before the dump's first request, nanoseconds.
+    pub started_ns: u64,
+    /// Namespaces whose dump begins in this chunk, with all of their listeners if it asks for those: what identifies each, and
+    /// its inode.
+    pub entered: Vec<(u32, u32)>,
+    /// Each with what identifies its namespace.
+    pub sockets: Vec<(u32, Socket)>,
+}
+
 /// Goes to `places` in their order and asks each, until that has taken `most` of CPU time; the first is always asked.
 ///
 /// # Errors
 /// When a namespace that was entered gives no dump: what the kernel lacks there it lacks in all.
 pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Result<Survey> {
+    let mut dumps: Vec<Vec<Socket>> = Vec::new();
+    let mut survey = walk(places, ask, most, monotonic_ns(), |_, met| match (met, dumps.last_mut()) {
+        (Some(socket), Some(dump)) => dump.push(socket),
+        _ => dumps.push(Vec::new()),
+    })?;
+    for (looked, sockets) in survey.looked.iter_mut().zip(dumps) {
+        looked.dump.sockets = sockets;
+    }
+    Ok(survey)
+}
+
+/// The same, but hands the sockets to `take` as the dump meets them, some at a time, and keeps none: of a million, which take
+/// 130 bytes each, as many as a chunk has are in memory.
+///
+/// # Errors
+/// As [`survey`]; what was handed out until then was there.
+pub fn stream(
+    places: Vec<Place>,
+    ask: Ask,
+    most: Option<Duration>,
+    mut take: impl FnMut(Chunk) + Send,
+) -> io::Result<Survey> {
+    /// Below malloc's limit for blocks that are mapped and unmapped one by one (`agent/memory.rs`).
+    const AT_ONCE: usize = 512;
+    let started_ns = monotonic_ns();
+    let empty = || Chunk { started_ns, sockets: Vec::with_capacity(AT_ONCE), ..Chunk::default() };
+    let mut chunk = empty();
+    let survey = walk(places, ask, most, started_ns, |netns, met| match met {
+        None => chunk.entered.push((netns.id, netns.inum)),
+        Some(socket) => {
+            chunk.sockets.push((netns.id, socket));
+            // Listeners come first, and in the chunk that their namespace begins in.
+            if chunk.sockets.len() >= AT_ONCE && socket.state != TcpState::Listen {
+                take(std::mem::replace(&mut chunk, empty()));
+            }
+        }
+    })?;
+    take(chunk);
+    Ok(survey)
+}
+
+/// Goes to `places`, and hands what it meets in a namespace to `met`: nothing when it enters, then each socket, listeners first.
+fn walk(
+    places: Vec<Place>,
+    ask: Ask,
+    most: Option<Duration>,
+    started_ns: u64,
+    mut met: impl FnMut(&Netns, Option<Socket>) + Send,
+) -> io::Result<Survey> {
     let most_ns = most.map_or(u64::MAX, |most| most.as_nanos() as u64);
-    netns::travel(|traveller| {
+    netns::travel(move |traveller| {
         let cpu = thread_cpu_ns();
-        let mut survey = Survey { started_ns: monotonic_ns(), ..Survey::default() };
+        let mut survey = Survey { started_ns, ..Survey::default() };
         let mut places = places.into_iter();
         for place in places.by_ref() {
             match traveller.enter(&place) {
                 Ok(netns) => {
                     let limit_used = host::time_wait_limit_used();
-                    survey.looked.push(Looked { netns, place, limit_used, dump: dump(ask)? });
+                    met(&netns, None);
+                    let dump = visit(ask, |socket| met(&netns, Some(socket)))?;
+                    survey.looked.push(Looked { netns, place, limit_used, dump });
                 }
                 Err(why) => survey.failed.push((place, why)),
             }
@@ -94,19 +158,33 @@ pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Resul
 
 /// The sockets of this thread's namespace.
 pub(super) fn dump(ask: Ask) -> io::Result<Dump> {
+    let mut sockets = Vec::new();
+    let dump = visit(ask, |socket| sockets.push(socket))?;
+    Ok(Dump { sockets, ..dump })
+}
+
+/// Hands each socket of this thread's namespace to `met`, listeners first, and keeps none.
+fn visit(ask: Ask, mut met: impl FnMut(Socket)) -> io::Result<Dump> {
     let Ask { states, info } = ask;
     let listen = TcpState::Listen.bit();
+    let mut listeners = 0;
     // Listeners have a table of their own, and cost little.
-    let mut found = if states & listen == 0 { empty_dump() } else { sock_diag::dump(listen, false)? };
-    if states & !listen == 0 || !may_hold(states, netns::population(), found.sockets.len() as u64) {
+    let found = if states & listen == 0 {
+        empty_dump()
+    } else {
+        sock_diag::visit(listen, false, |socket| {
+            listeners += 1;
+            met(socket);
+        })?
+    };
+    if states & !listen == 0 || !may_hold(states, netns::population(), listeners) {
         return Ok(found);
     }
-    let mut dump = sock_diag::dump(states & !listen, info)?;
+    let mut dump = sock_diag::visit(states & !listen, info, met)?;
     dump.started_ns = found.started_ns;
     dump.cpu_ns += found.cpu_ns;
     dump.interrupted |= found.interrupted;
     dump.malformed += found.malformed;
-    dump.sockets.append(&mut found.sockets);
     Ok(dump)
 }
 

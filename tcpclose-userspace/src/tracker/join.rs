@@ -2,17 +2,18 @@
 //! first, and what lost records left wrong.
 //!
 //! A dump is no snapshot: it resumes by position in a hash bucket, so that it can skip or repeat, and what it saw may
-//! have changed since. So the ring is drained between the dump and [`Tracker::dump`]; a life with a record after the
-//! dump's start (less a margin) is left to the next one; and an absence is only a suspicion until an exact lookup
-//! confirms it, but for a minisocket whose timer was due.
+//! have changed since. It is taken in as it comes, some sockets at a time, and the ring is drained before each
+//! [`Tracker::dump_chunk`]; a life with a record after the dump's start (less a margin) is left to the next one. What
+//! is [`absent`](super::absent) is looked for when all of the dump is in.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use tcpclose_common::state::TcpState;
 
 use crate::terms::{Age, Flow, Outcome, Phase, Side};
 
 use super::Tracker;
+use super::absent::{Covers, Suspect};
 use super::fact::{Fact, Mended, Sink, Why};
 use super::life::{Birth, Body, Life, Since};
 use super::opening::role_proven_by;
@@ -59,14 +60,10 @@ pub struct Seen {
     pub sent_ns: Option<u64>,
 }
 
-/// Dumps of some network namespaces, made one after the other.
+/// What all of a dump has in common.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
-    /// Which namespaces they are of.
-    pub covers: &'a Covers,
-    /// What it saw; listeners too, if it asked for them.
-    pub seen: &'a [Seen],
-    /// The states it asked for, a mask of `1 << state`.
+pub struct Asked {
+    /// The states it asks for, a mask of `1 << state`.
     pub states: u32,
     /// CLOCK_MONOTONIC before its first request.
     pub started_ns: u64,
@@ -74,109 +71,89 @@ pub struct View<'a> {
     pub first: bool,
 }
 
-/// Namespaces that a [`View`] has looked at.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Covers {
-    /// What identifies each, and its inode.
-    pub netns: HashMap<u32, u32>,
-    /// They are all that dumps can look at: a life of which no record told the namespace (without BTF) is in one.
-    pub all: bool,
+/// Some of what dumps of network namespaces, made one after the other, have met.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk<'a> {
+    /// Namespaces whose dump begins here: what identifies each, and its inode. If the dump asks for listeners, all of theirs
+    /// are in this chunk.
+    pub entered: &'a [(u32, u32)],
+    pub seen: &'a [Seen],
 }
 
-impl Covers {
-    /// Whether a life should have been seen.
-    fn should_show(&self, life: &Life) -> bool {
-        match life.netns {
-            // A full socket may be where dumps cannot look.
-            0 => self.all && life.body == Body::Minisocket,
-            netns => self.netns.contains_key(&netns),
-        }
-    }
-}
-
-/// A tracked socket that a dump should have seen and did not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Suspect {
-    /// What identifies its network namespace; 0 where nobody told.
-    pub netns: u32,
-    pub flow: Flow,
-    pub cookie: u64,
-    pub interface: u32,
-    /// May be stale when it comes back: [`Tracker::gone`] compares the rest.
-    slot: usize,
-    event_ns: u64,
-    seen_ns: u64,
+/// What the chunks of a dump have come to so far.
+#[derive(Debug, Default)]
+pub(super) struct SoFar {
+    /// The shortest TIME-WAIT measured, and of how many.
+    shortest: Option<u64>,
+    samples: usize,
+    /// The latest sighting.
+    pub(super) last_ns: u64,
 }
 
 impl Tracker {
-    /// Says that a dump begins. What ends before [`Self::dump`] takes it stays ended.
+    /// Says that a dump begins. What ends before [`Self::dump_chunk`] takes a sighting of it stays ended.
     pub fn dump_started(&mut self) {
         self.ended_meanwhile = Some(HashSet::new());
+        self.so_far = SoFar::default();
     }
 
     /// Says that the dump failed.
     pub fn dump_failed(&mut self) {
         self.ended_meanwhile = None;
+        self.so_far = SoFar::default();
     }
 
-    /// Takes a dump, after every record that was in the ring when it finished. Returns the absent lives, at most
-    /// `most`: those that an exact lookup does not find either go to [`Self::gone`].
-    pub fn dump(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
-        let ended = self.ended_meanwhile.take().unwrap_or_default();
-        for (&netns, &inum) in &view.covers.netns {
+    /// Takes some of what a dump has met, after every record that was in the ring when it met that.
+    pub fn dump_chunk(&mut self, asked: &Asked, chunk: &Chunk<'_>, out: &mut impl Sink) {
+        // What the dump itself ends is no news that came meanwhile.
+        let ended = self.ended_meanwhile.take();
+        for &(netns, inum) in chunk.entered {
             self.told_inum(netns, inum);
         }
-        if view.states & TcpState::Listen.bit() != 0 {
-            self.listening.retain(|(netns, ..)| !view.covers.netns.contains_key(netns));
+        if asked.states & TcpState::Listen.bit() != 0 && !chunk.entered.is_empty() {
+            let entered: HashSet<u32> = chunk.entered.iter().map(|(netns, _)| *netns).collect();
+            self.listening.retain(|(netns, ..)| !entered.contains(netns));
         }
-        for seen in view.seen.iter().filter(|seen| seen.state == TcpState::Listen) {
+        for seen in chunk.seen.iter().filter(|seen| seen.state == TcpState::Listen) {
             self.listening.insert((seen.netns, seen.flow.local, seen.flow.local_port));
         }
-        self.measure_time_wait(view);
-        for seen in view.seen {
+        self.measure_time_wait(chunk.seen);
+        for seen in chunk.seen {
+            self.so_far.last_ns = self.so_far.last_ns.max(seen.seen_ns);
             let Some(phase) = Phase::of(seen.state) else { continue };
+            let is_over = || {
+                let identity = self.identity(seen.netns, seen.cookie, &seen.flow);
+                ended.as_ref().is_some_and(|ended| ended.contains(&identity))
+            };
             match self.slot_of(seen.netns, seen.cookie, &seen.flow) {
                 Some(at) => {
                     self.join_nameless(at, seen.cookie);
-                    self.sighting(at, seen, phase, view, out);
+                    self.sighting(at, seen, phase, asked, out);
                 }
-                None if ended.contains(&self.identity(seen.netns, seen.cookie, &seen.flow)) => {}
+                None if is_over() => {}
                 // A minisocket whose timer is due was ended by an earlier dump that missed it.
-                None if !view.first && seen.body == Body::Minisocket && seen.expires_ns == 0 => {}
-                None => self.adopt(seen, phase, view, out),
+                None if !asked.first && seen.body == Body::Minisocket && seen.expires_ns == 0 => {}
+                None => self.adopt(seen, phase, asked, out),
             }
         }
-        let last_ns = view.seen.iter().map(|seen| seen.seen_ns).max().unwrap_or(view.started_ns);
-        self.complete_ns.get_or_insert(last_ns + MARGIN_NS);
-        let suspects = self.absent(view, most, out);
+        self.ended_meanwhile = ended;
+    }
+
+    /// Says that the dump has looked at all that `covers`, and all its chunks are in. Returns the absent lives, at most
+    /// `most`: those that an exact lookup does not find either go to [`Self::gone`].
+    pub fn dump_finished(
+        &mut self,
+        asked: &Asked,
+        covers: &Covers,
+        most: usize,
+        out: &mut impl Sink,
+    ) -> Vec<Suspect> {
+        self.ended_meanwhile = None;
+        let SoFar { last_ns, .. } = std::mem::take(&mut self.so_far);
+        self.complete_ns.get_or_insert(last_ns.max(asked.started_ns) + MARGIN_NS);
+        let suspects = self.absent(asked, covers, most, out);
         self.give_back();
         suspects
-    }
-
-    /// An exact lookup has confirmed, at `now_ns`, that `suspect` is no longer in the kernel.
-    pub fn gone(&mut self, suspect: &Suspect, now_ns: u64, out: &mut impl Sink) {
-        let Some(life) = self.lives.get(suspect.slot) else { return };
-        let same = life.flow == suspect.flow
-            && life.cookie == suspect.cookie
-            && life.event_ns == suspect.event_ns
-            && life.seen_ns == suspect.seen_ns;
-        if !same {
-            return;
-        }
-        self.end_absent(suspect.slot, now_ns, out);
-    }
-
-    /// Ends a life that is no longer in the kernel, found out at `now_ns`.
-    fn end_absent(&mut self, at: usize, now_ns: u64, out: &mut impl Sink) {
-        let body = self.lives[at].body;
-        // The end of a minisocket is told by hooks only.
-        if body == Body::Socket || self.told.lives {
-            out.fact(now_ns, Fact::Mended { what: Mended::Vanished });
-        }
-        match body {
-            Body::Minisocket => self.end_minisocket(at, now_ns, Told::BY_DUMP, out),
-            Body::Socket => self.vanish(at, now_ns, out),
-        }
     }
 
     /// At the classic door, where the record of its birth was lost, hooks speak of a minisocket by a cookie that no life has,
@@ -195,18 +172,18 @@ impl Tracker {
     }
 
     /// A known life in a dump.
-    fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
+    fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, asked: &Asked, out: &mut impl Sink) {
         let life = &self.lives[at];
-        if !self.by_cookie && life.event_ns >= view.started_ns {
+        if !self.by_cookie && life.event_ns >= asked.started_ns {
             // Flows are used again within milliseconds: what was seen may be the connection before this one, and its
             // cookie not this one's.
             return;
         }
         if is_another(life, seen, phase) {
             // The record that would have told of the later connection was lost.
-            if life.event_ns + MARGIN_NS <= view.started_ns {
+            if life.event_ns + MARGIN_NS <= asked.started_ns {
                 self.end_minisocket(at, seen.seen_ns, Told::BY_DUMP, out);
-                self.adopt(seen, phase, view, out);
+                self.adopt(seen, phase, asked, out);
             }
             return;
         }
@@ -221,7 +198,7 @@ impl Tracker {
         life.missed = false;
         match (life.body, seen.body) {
             (Body::Minisocket, Body::Minisocket) => self.minisocket(at, seen, phase, out),
-            _ if life.event_ns + MARGIN_NS > view.started_ns => {}
+            _ if life.event_ns + MARGIN_NS > asked.started_ns => {}
             (Body::Socket, Body::Socket) if life.phase == phase => {
                 life.seen_ns = seen.seen_ns;
                 life.set_sent_ns(seen.sent_ns.unwrap_or(life.sent_ns()));
@@ -232,7 +209,7 @@ impl Tracker {
                 out.fact(seen.seen_ns, Fact::Unseen { phase: life.phase, why: Why::Lost });
                 let (counted, role, pair) = (life.counted, life.role, (life.side, life.port));
                 self.remove(at);
-                let at = self.place(seen, phase, view);
+                let at = self.place(seen, phase, asked);
                 let life = &mut self.lives[at];
                 (life.side, life.port) = pair;
                 (life.counted, life.role) = (counted, role);
@@ -286,10 +263,8 @@ impl Tracker {
 
     /// Measures TIME-WAIT's length on minisockets whose entry a record told: what was on their timer then. A
     /// retransmitted FIN re-arms the timer and so can only lengthen it: the shortest is the truth.
-    fn measure_time_wait(&mut self, view: &View<'_>) {
-        let mut shortest: Option<u64> = None;
-        let mut samples = 0;
-        for seen in view.seen {
+    fn measure_time_wait(&mut self, seen: &[Seen]) {
+        for seen in seen {
             if seen.state != TcpState::TimeWait || seen.expires_ns == 0 {
                 continue;
             }
@@ -303,10 +278,12 @@ impl Tracker {
                 && life.event_ns == life.since.latest_ns;
             if told {
                 let length = (seen.seen_ns + seen.expires_ns).saturating_sub(life.since.latest_ns);
-                shortest = Some(shortest.map_or(length, |s| s.min(length)));
-                samples += 1;
+                let so_far = &mut self.so_far;
+                so_far.shortest = Some(so_far.shortest.map_or(length, |shortest| shortest.min(length)));
+                so_far.samples += 1;
             }
         }
+        let SoFar { shortest, samples, .. } = self.so_far;
         let Some(length) = shortest.map(meant_length) else { return };
         match self.time_wait_ns {
             Some(known) if length.abs_diff(known) <= TIMER_TOLERANCE_NS => {}
@@ -317,15 +294,15 @@ impl Tracker {
     }
 
     /// A socket that nobody knew.
-    fn adopt(&mut self, seen: &Seen, phase: Phase, view: &View<'_>, out: &mut impl Sink) {
-        if !view.first {
+    fn adopt(&mut self, seen: &Seen, phase: Phase, asked: &Asked, out: &mut impl Sink) {
+        if !asked.first {
             out.fact(seen.seen_ns, Fact::Mended { what: Mended::Missing });
         }
-        let at = self.place(seen, phase, view);
+        let at = self.place(seen, phase, asked);
         self.take_up(at, seen);
         // A TIME-WAIT that was there at the start never counts: its close was before the agent.
         if phase == Phase::TimeWait {
-            if view.first {
+            if asked.first {
                 self.lives[at].counted = true;
             } else {
                 self.count(at, seen.seen_ns, Outcome::Graceful, out);
@@ -334,7 +311,7 @@ impl Tracker {
     }
 
     /// Puts a life in place for what a dump saw.
-    fn place(&mut self, seen: &Seen, phase: Phase, view: &View<'_>) -> usize {
+    fn place(&mut self, seen: &Seen, phase: Phase, asked: &Asked) -> usize {
         let server = self.is_listening(seen.netns, seen.flow.local, seen.flow.local_port);
         let side = if server { Side::Server } else { Side::Unknown };
         let since = match (seen.body, phase) {
@@ -362,73 +339,10 @@ impl Tracker {
             since,
             event_ns: 0,
             missed: false,
-            seen_ns: if view.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
+            seen_ns: if asked.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
             acted_ns: if phase == Phase::CloseWait { seen.sent_ns.unwrap_or(0) } else { 0 },
             closer_pid: None,
         })
-    }
-
-    /// Lives that this dump should have seen. A minisocket whose timer was due ends, and one whose flow has another
-    /// socket now; the others are suspects. Of those that are too many to be looked up, or have no addresses to be found
-    /// by, the ones that the dump before this one should have seen too are gone: what a dump skips is a chance of where
-    /// its batches end, and does not strike twice. So a table of minisockets that is full, which leaves nothing of each
-    /// close, and on the `diag` rung no word of that, cannot make us hold more than what closes within a few dumps.
-    fn absent(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
-        let mut over = Vec::new();
-        let mut gone = Vec::new();
-        let mut suspects = Vec::new();
-        // One flow, one socket. Where flows are reused fast, more minisockets end this way between two dumps than can
-        // be looked up one by one. (At the classic door the later socket's first record has ended them. Where that was lost,
-        // a look-up could not tell what has no cookie from the later socket.)
-        let mut taken: Option<HashSet<(u32, Flow, u32)>> = None;
-        let by_cookie = self.by_cookie;
-        let interfaces = &self.interfaces;
-        let interface_of = |life: &Life| interfaces.get(&life.cookie).copied().unwrap_or(0);
-        let mut is_taken = |life: &Life| {
-            let flows = || view.seen.iter().map(|seen| (seen.netns, seen.flow, seen.interface)).collect();
-            let nameless = !by_cookie && life.cookie == 0;
-            (nameless || by_cookie && life.body == Body::Minisocket)
-                && taken.get_or_insert_with(flows).contains(&(life.netns, life.flow, interface_of(life)))
-        };
-        for (at, life) in &mut self.lives {
-            if !view.covers.should_show(life)
-                || view.states & life.phase.state().bit() == 0
-                || life.seen_ns >= view.started_ns
-                || life.event_ns + MARGIN_NS > view.started_ns
-            {
-                continue;
-            }
-            let due = life.expires_ns() != 0 && life.expires_ns() <= view.started_ns;
-            if life.body == Body::Minisocket
-                && (due && (!self.told.lives || self.loss.is_some()) || is_taken(life))
-            {
-                over.push(at);
-            } else if life.body == Body::Socket && is_taken(life) {
-                gone.push(at);
-            } else if suspects.len() < most && life.flow.has_addresses() {
-                suspects.push(Suspect {
-                    netns: life.netns,
-                    flow: life.flow,
-                    cookie: life.cookie,
-                    interface: interface_of(life),
-                    slot: at,
-                    event_ns: life.event_ns,
-                    seen_ns: life.seen_ns,
-                });
-            } else if life.missed {
-                gone.push(at);
-            } else {
-                self.unsettled = true;
-            }
-            life.missed = true;
-        }
-        for at in over {
-            self.end_minisocket(at, view.started_ns, Told::BY_DUMP, out);
-        }
-        for at in gone {
-            self.end_absent(at, view.started_ns, out);
-        }
-        suspects
     }
 }
 

@@ -139,8 +139,9 @@ pub(super) struct Changes {
 
 impl Changes {
     fn note(&mut self, slot: usize) {
-        // A slab of 2³² lives would not fit in memory.
-        if self.noted.set(slot)
+        // A slab of 2³² lives would not fit in memory. Where all is to be written, nothing has to be noted.
+        if !self.all
+            && self.noted.set(slot)
             && let Ok(slot) = u32::try_from(slot)
         {
             self.slots.push(slot);

@@ -9,11 +9,13 @@ use std::net::SocketAddr;
 use tcpclose_common::event::{Head, Numbers, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
+use super::absent::Covers;
 use super::fact::Fact;
-use super::join::{Covers, MARGIN_NS, Seen, View};
+use super::join::{MARGIN_NS, Seen};
 use super::journal::{self, Batch, FORMAT, Journal, Refused};
 use super::keep::{Former, Kept};
 use super::life::{Body, Life, Since};
+use super::tests::View;
 use super::{Host, Tracker};
 use crate::terms::{Age, Flow, Phase, Role, Side, words_of};
 

@@ -1,11 +1,11 @@
 //! One socket's life from its first close-phase step to its last trace: a pure state machine.
 //!
-//! Records of the probe ([`Tracker::record`]) and dumps of the kernel's sockets ([`Tracker::dump`], in [`join`]) go in,
+//! Records of the probe ([`Tracker::record`]) and dumps of the kernel's sockets ([`Tracker::dump_chunk`], in [`join`]) go in,
 //! [`Fact`]s come out. No fd, no clock, no async: every instant is an argument.
 //!
 //! * [`life`]: what is known of one socket.
 //! * [`opening`]: how a life begins. [`side`]: which end it is. [`ending`]: what a →CLOSE of the tracepoint means. [`over`]: ends that no record told.
-//! * [`join`]: what a dump adds: the minisockets, and what the records missed.
+//! * [`join`]: what a dump adds: the minisockets, and what the records missed. [`absent`]: what a dump should have seen and did not.
 //! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
 //! * [`notice`]: what hooks tell of minisockets and resets.
 //! * [`find`]: which life is meant, and how lives come and go. [`index`]: lives by what they are kept under.
@@ -13,6 +13,7 @@
 //! * [`fact`]: what comes out. [`transition`]: what comes out besides while somebody watches.
 //! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
 
+pub mod absent;
 pub mod elsewhere;
 mod ended;
 pub mod ending;
@@ -88,6 +89,8 @@ pub struct Tracker {
     listening: HashSet<(u32, Ipv6Addr, u16), Keyed>,
     /// Lives that ended, or whose flow another socket took, while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
+    /// The dump that is under way.
+    so_far: join::SoFar,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
     time_wait_ns: Option<u64>,
     /// Whether lives are keyed by cookie (tp_btf) or by socket address and flow (classic door).
@@ -137,6 +140,7 @@ impl Tracker {
             by_flow: Index::default(),
             listening: HashSet::default(),
             ended_meanwhile: None,
+            so_far: join::SoFar::default(),
             time_wait_ns: None,
             by_cookie,
             ever_lost: false,

@@ -141,9 +141,20 @@ fn what_is_wrong_is_said_with_its_line() {
     assert!(bad("basic_auth_users:\n  alice:\n").contains("no hash of a password"));
     assert!(bad("basic_auth_users: [alice]\n").contains("no table"));
     assert!(bad(&format!("basic_auth_users:\n  'a:b': {HASH}\n")).contains("without a colon"));
+    let of_cost = |cost: &str| bad(&format!("basic_auth_users:\n  a: {}\n", HASH.replace("$10$", cost)));
+    let too_dear = of_cost("$15$");
     assert!(
-        bad(&format!("basic_auth_users:\n  a: {}\n", HASH.replace("$10$", "$31$")))
-            .contains("out of 4 to 18")
+        too_dear.contains("line 2: basic_auth_users.a: a check of bcrypt cost 15 takes 2 s of CPU or more")
+    );
+    assert!(too_dear.contains("the limit is 14; make one: htpasswd"), "{too_dear}");
+    assert!(of_cost("$31$").contains("cost 31 takes 131072 s"));
+    assert!(of_cost("$03$").contains("a cost of 3 is below 4"));
+    assert!(
+        parse(
+            format!("basic_auth_users:\n  a: {}\n", HASH.replace("$10$", "$14$")).as_bytes(),
+            Path::new("web.yml")
+        )
+        .is_ok()
     );
     assert!(bad("rate_limit:\n  interval: 5\n").contains("not a duration"));
     assert!(bad("rate_limit:\n  interval: 1s\n").contains("none would be let in"));

@@ -4,7 +4,7 @@
 //!   which it stands on, and [`bucket`], the rate limit.
 //! * [`loaded`]: the same with the files read that it names, and whether they have changed since.
 //! * [`tls`]: what rustls makes of it; [`clients`]: whose certificates are taken.
-//! * [`passwords`]: basic authentication.
+//! * [`passwords`]: basic authentication; [`queue`]: whose password is checked next; [`source`]: whose requests count together.
 
 pub mod bucket;
 pub mod clients;
@@ -12,6 +12,8 @@ pub mod config;
 mod fields;
 pub mod loaded;
 pub mod passwords;
+mod queue;
+pub mod source;
 pub mod tls;
 pub mod yaml;
 

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use tcpclose_common::event::{Head, News, Notice, Numbers, Open, Record, Step, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
+use super::absent::{Covers, Suspect};
 use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
-use super::join::{Covers, Seen, View};
+use super::join::{Asked, Chunk, Seen};
 use super::life::{Body, Closer};
 use super::notice::Told;
 use super::transition::Transition;
@@ -30,6 +31,32 @@ const TIME_WAIT: u64 = 60 * S;
 
 const SERVER: Pair = Pair { side: Side::Server, port: 80 };
 const CLIENT: Pair = Pair { side: Side::Client, port: 80 };
+
+/// A whole dump.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View<'a> {
+    pub(super) covers: &'a Covers,
+    pub(super) seen: &'a [Seen],
+    pub(super) states: u32,
+    pub(super) started_ns: u64,
+    pub(super) first: bool,
+}
+
+impl Tracker {
+    /// Takes a dump, in chunks of one socket: the smallest that there are.
+    pub(super) fn dump(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
+        let View { covers, states, started_ns, first, .. } = *view;
+        let asked = Asked { states, started_ns, first };
+        let (listeners, others): (Vec<Seen>, Vec<Seen>) =
+            view.seen.iter().partition(|seen| seen.state == Listen);
+        let entered: Vec<(u32, u32)> = covers.netns.iter().map(|(&netns, &inum)| (netns, inum)).collect();
+        self.dump_chunk(&asked, &Chunk { entered: &entered, seen: &listeners }, out);
+        for seen in others.chunks(1) {
+            self.dump_chunk(&asked, &Chunk { entered: &[], seen }, out);
+        }
+        self.dump_finished(&asked, covers, most, out)
+    }
+}
 
 /// Hears everything.
 struct Heard {
@@ -144,7 +171,7 @@ impl Bench {
     }
 
     /// A dump that began at `at` and saw everything at that instant.
-    fn dump(&mut self, at: u64, first: bool, seen: &[Seen]) -> Vec<super::join::Suspect> {
+    fn dump(&mut self, at: u64, first: bool, seen: &[Seen]) -> Vec<Suspect> {
         self.tracker.dump_started();
         let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
         let view = View { covers: &here(), seen, states, started_ns: at, first };

@@ -19,11 +19,38 @@ const THERE: u32 = HERE + 1;
 
 #[derive(Clone, Debug)]
 enum Chaos {
-    Step { key: u8, flow: u8, states: (u8, u8), flags: u16, err: u8, there: bool },
-    Notice { key: u8, flow: u8, states: (u8, u8), news: u8, sk: bool, there: bool },
+    Step {
+        key: u8,
+        flow: u8,
+        states: (u8, u8),
+        flags: u16,
+        err: u8,
+        there: bool,
+    },
+    Notice {
+        key: u8,
+        flow: u8,
+        states: (u8, u8),
+        news: u8,
+        sk: bool,
+        there: bool,
+    },
     Begin,
-    Dump { seen: Vec<(u8, u8, u8, bool, u64)>, states: u32, first: bool, most: u8, there: bool },
-    Round { found: bool, former: bool, sure: bool, lost: bool },
+    /// `whole`: nothing of it is to come.
+    Dump {
+        seen: Vec<(u8, u8, u8, bool, u64)>,
+        states: u32,
+        first: bool,
+        most: u8,
+        there: bool,
+        whole: bool,
+    },
+    Round {
+        found: bool,
+        former: bool,
+        sure: bool,
+        lost: bool,
+    },
     Clock(i64),
     Lost,
     Settle,
@@ -50,8 +77,17 @@ fn chaos() -> impl Strategy<Value = Vec<Chaos>> {
             |(key, flow, states, news, sk, there)| Chaos::Notice { key, flow, states, news, sk, there }
         ),
         1 => Just(Chaos::Begin),
-        2 => (prop::collection::vec(seen, 0..5), any::<u32>(), prop::bool::weighted(0.1), 0u8..3, any::<bool>())
-            .prop_map(|(seen, states, first, most, there)| Chaos::Dump { seen, states, first, most, there }),
+        3 => (
+            prop::collection::vec(seen, 0..5),
+            any::<u32>(),
+            prop::bool::weighted(0.1),
+            0u8..3,
+            any::<bool>(),
+            any::<bool>(),
+        )
+            .prop_map(|(seen, states, first, most, there, whole)| Chaos::Dump {
+                seen, states, first, most, there, whole
+            }),
         1 => any::<[bool; 4]>()
             .prop_map(|[found, former, sure, lost]| Chaos::Round { found, former, sure, lost }),
         4 => prop_oneof![0..50_000_000i64, -50_000_000..90_000_000_000i64].prop_map(Chaos::Clock),
@@ -173,7 +209,7 @@ impl Stage {
                 bench.tracker.record(&Record::Notice(Notice { head, sk }, news), books);
             }
             Chaos::Begin => bench.tracker.dump_started(),
-            Chaos::Dump { ref seen, states, first, most, there } => {
+            Chaos::Dump { ref seen, states, first, most, there, whole } => {
                 let seen: Vec<Seen> = seen
                     .iter()
                     .map(|&(key, flow, n, mini, expires)| {
@@ -189,6 +225,13 @@ impl Stage {
                 let mut covers = super::super::here();
                 if there {
                     covers.netns.insert(THERE, THERE);
+                }
+                if !whole {
+                    let asked = Asked { states, started_ns: now, first };
+                    let entered = if there { (THERE, THERE) } else { (HERE, HERE) };
+                    let chunk = Chunk { entered: &[entered], seen: &seen };
+                    bench.tracker.dump_chunk(&asked, &chunk, books);
+                    return;
                 }
                 let view = View { covers: &covers, seen: &seen, states, started_ns: now, first };
                 for suspect in bench.tracker.dump(&view, most.into(), books) {
@@ -312,7 +355,7 @@ fn what_once_was_not_saved() {
     let notice = Chaos::Notice { key: 1, flow: 0, states: (1, 0), news: 2, sk: false, there: false };
     let step = Chaos::Step { key: 0, flow: 3, states: (6, 1), flags: 0, err: 0, there: false };
     let seen = vec![(0, 3, 1, false, 0)];
-    let dump = Chaos::Dump { seen, states: 0, first: false, most: 0, there: false };
+    let dump = Chaos::Dump { seen, states: 0, first: false, most: 0, there: false, whole: true };
     RUNGS
         .into_iter()
         .for_each(|rung| endure(rung, &[], &[notice.clone(), step.clone(), Chaos::Save, dump.clone()]));

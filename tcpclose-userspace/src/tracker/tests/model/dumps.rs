@@ -9,6 +9,14 @@ pub struct Dump {
     states: u32,
     seen: Vec<Seen>,
     skip: u8,
+    /// Some of it is taken in.
+    joined: bool,
+}
+
+impl Dump {
+    const fn asked(&self) -> Asked {
+        Asked { states: self.states, started_ns: self.started, first: false }
+    }
 }
 
 impl Host {
@@ -81,26 +89,32 @@ impl Host {
         let states = if minisockets { FinWait2.bit() | TimeWait.bit() } else { all };
         let skip = if self.skipped { 0 } else { skip };
         self.skipped = skip != 0;
-        let mut dump = Dump { started: self.now, states, seen: Vec::new(), skip };
+        let mut dump = Dump { started: self.now, states, seen: Vec::new(), skip, joined: false };
         self.bench.tracker.dump_started();
         self.look(&mut dump, 0);
+        self.dump = Some(dump);
+    }
+
+    /// Takes in what the dump has met so far, while it goes on.
+    pub(super) fn join_dump(&mut self) {
+        let Some(mut dump) = self.dump.take() else { return };
+        self.drain();
+        let entered: &[(u32, u32)] = if dump.joined { &[] } else { &[(HERE, HERE)] };
+        let Bench { tracker, heard, .. } = &mut self.bench;
+        tracker.dump_chunk(&dump.asked(), &Chunk { entered, seen: &dump.seen }, heard);
+        dump.seen.clear();
+        dump.joined = true;
         self.dump = Some(dump);
     }
 
     pub(super) fn end_dump(&mut self) {
         let Some(mut dump) = self.dump.take() else { return };
         self.look(&mut dump, 1);
-        self.drain();
-        let covers = here();
-        let view = View {
-            covers: &covers,
-            seen: &dump.seen,
-            states: dump.states,
-            started_ns: dump.started,
-            first: false,
-        };
+        self.dump = Some(dump);
+        self.join_dump();
+        let Some(dump) = self.dump.take() else { return };
         let Bench { tracker, heard, .. } = &mut self.bench;
-        for suspect in tracker.dump(&view, 100, heard) {
+        for suspect in tracker.dump_finished(&dump.asked(), &here(), 100, heard) {
             // As `agent::dumps` asks.
             let found = self.socks.iter().any(|sock| {
                 sock.flow == suspect.flow

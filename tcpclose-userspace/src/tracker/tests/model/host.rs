@@ -111,6 +111,7 @@ impl Host {
             Move::Full(full) => self.full = full,
             Move::Drain => self.drain(),
             Move::BeginDump { minisockets, skip } => self.begin_dump(minisockets, skip),
+            Move::JoinDump => self.join_dump(),
             Move::EndDump => self.end_dump(),
             Move::Reconcile => self.reconcile(),
             Move::Close(nth) | Move::Shutdown(nth) => {

@@ -49,6 +49,8 @@ pub enum Move {
         minisockets: bool,
         skip: u8,
     },
+    /// What it has met so far is taken in.
+    JoinDump,
     EndDump,
     Reconcile,
 }
@@ -71,6 +73,7 @@ fn moves(losses: bool) -> impl Strategy<Value = Vec<Move>> {
         1 => any::<bool>().prop_map(Move::Full),
         3 => (1u8..5).prop_map(move |n| if losses { Move::Lose(n) } else { Move::Drain }),
         3 => (any::<bool>(), 0u8..8).prop_map(|(minisockets, skip)| Move::BeginDump { minisockets, skip }),
+        3 => Just(Move::JoinDump),
         3 => Just(Move::EndDump),
         2 => Just(Move::Reconcile),
     ];
