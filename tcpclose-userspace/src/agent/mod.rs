@@ -20,6 +20,7 @@
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
 pub mod activation;
+pub mod ages;
 pub mod caller;
 pub mod claim;
 pub mod config;
@@ -44,6 +45,8 @@ pub mod ports;
 pub mod queries;
 pub mod reload;
 pub mod room;
+pub mod schedule;
+pub mod searching;
 pub mod sockets;
 pub mod stage;
 pub mod state;
@@ -230,7 +233,6 @@ async fn start(
     // The start has read the kernel's types, of which nothing is left in use.
     memory::give_back();
     spawn_local(ports::run(Rc::clone(&engine)));
-    spawn_local(exhaustion::run(Rc::clone(&engine)));
     if let Some(dir) = &held.state_dir {
         held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
     }
@@ -240,6 +242,7 @@ async fn start(
     let folder = held.state_dir.as_ref().map(|dir| dir.path.as_path());
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, folder).as_bytes());
     let intervals = Rc::new(Intervals::of(config));
+    spawn_local(exhaustion::run(Rc::clone(&engine), Rc::clone(&intervals)));
     let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
     tokio::select! {
         () = dumps::run(engine, intervals) => {}

@@ -34,6 +34,8 @@ pub struct Looked {
     /// [`host::time_wait_limit_used`] there.
     pub limit_used: Option<f64>,
     pub dump: Dump,
+    /// CPU time that going there and the dump took, nanoseconds.
+    pub cpu_ns: u64,
 }
 
 /// What a journey has brought.
@@ -74,10 +76,13 @@ pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Resul
         let mut survey = Survey { started_ns: monotonic_ns(), ..Survey::default() };
         let mut places = places.into_iter();
         for place in places.by_ref() {
+            let before = survey.cpu_ns;
             match traveller.enter(&place) {
                 Ok(netns) => {
                     let limit_used = host::time_wait_limit_used();
-                    survey.looked.push(Looked { netns, place, limit_used, dump: dump(ask)? });
+                    let dump = dump(ask)?;
+                    let cpu_ns = thread_cpu_ns().saturating_sub(cpu).saturating_sub(before);
+                    survey.looked.push(Looked { netns, place, limit_used, dump, cpu_ns });
                 }
                 Err(why) => survey.failed.push((place, why)),
             }

@@ -206,6 +206,7 @@ pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
     }
     let mut incomplete = of_the_dump(&dump);
     incomplete.extend(not_looked_at("sockets", refusals(&survey), found.denied as usize));
+    incomplete.extend(found.unread.words());
     incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
     let ports = pairs.into_iter().map(|(label, seen)| PortUse {
         side: label.side,
