@@ -4,13 +4,11 @@
 //! hooks tell of them, and whether a socket in CLOSE-WAIT is stuck. After a loss of records every number is as old as the
 //! loss until a dump has mended it, and where the reconcile is overdue, as old as the last one.
 
-use crate::tracker::life::Body;
 use crate::terms::Phase;
+use crate::tracker::life::Body;
 
 use super::engine::Engine;
 
-/// Younger numbers are not worth a word to people.
-pub const WORTH_A_WORD_NS: u64 = 5_000_000_000;
 /// A reconcile may take this much longer than its interval and the longest pause.
 const GRACE_NS: u64 = 30_000_000_000;
 

@@ -43,6 +43,7 @@ pub mod pace;
 pub mod page;
 pub mod ports;
 pub mod queries;
+pub mod reconcile;
 pub mod reload;
 pub mod room;
 pub mod schedule;

@@ -30,6 +30,7 @@ pub mod kill;
 mod looks;
 pub mod next;
 pub mod ports;
+mod reconcile;
 pub mod rates;
 pub mod stuck;
 pub mod table;

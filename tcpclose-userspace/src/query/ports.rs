@@ -24,6 +24,9 @@ use crate::terms::{Age, Diagnosis, Phase, Side};
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
 
+/// Younger numbers are as good as of now.
+const WORTH_A_WORD_SECONDS: f64 = 5.0;
+
 impl Versioned for PortsDocument {
     fn schema(&self) -> u32 {
         self.schema
@@ -41,6 +44,10 @@ pub struct PortsDocument {
     /// The wall clock of the numbers, RFC 3339, UTC, nanoseconds.
     pub at: String,
     pub source: Source,
+    /// How old the oldest part of the numbers of `sockets` and `stuck` is at that time; `null` from an agent that does not
+    /// tell.
+    #[serde(default)]
+    pub age_seconds: Option<f64>,
     /// What could not be seen, one sentence each.
     pub incomplete: Vec<String>,
     /// The age from which a CLOSE-WAIT is stuck.
@@ -121,6 +128,14 @@ pub struct TransitionUse {
     /// Since the agent began.
     pub count: u64,
     pub per_second: Option<f64>,
+}
+
+impl PortsDocument {
+    /// How old the numbers are, in words, where that is worth any.
+    pub fn old(&self) -> Option<String> {
+        let seconds = self.age_seconds.filter(|seconds| *seconds >= WORTH_A_WORD_SECONDS)?;
+        Some(format!("numbers {seconds:.0} s old"))
+    }
 }
 
 impl StateUse {
@@ -224,6 +239,7 @@ pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
         boot_id: host::boot_id(),
         at,
         source: Source::Snapshot,
+        age_seconds: Some(0.0),
         incomplete,
         stuck_after_seconds: seconds(bound_ns),
         rate_seconds: None,
