@@ -133,7 +133,8 @@ impl Service {
         loop {
             let before = self.ss();
             let metrics = agent.metrics();
-            let gauge = |state| metrics.sum("tcpclose_sockets", &[("state", state), ("port", &port)]) as usize;
+            let gauge =
+                |state| metrics.sum("tcpclose_sockets", &[("state", state), ("port", &port)]) as usize;
             let gauges: Vec<usize> = STATES.iter().map(|(state, _)| gauge(state)).collect();
             let after = self.ss();
             if before == after && gauges == after {
@@ -182,7 +183,10 @@ fn long_tables(processes: usize, doublings: u32) {
             println!("after {:.1?}: {incomplete}", met.elapsed());
             break;
         }
-        assert!(met.elapsed() < Duration::from_secs(60), "nothing is said of what was left out: {incomplete}");
+        assert!(
+            met.elapsed() < Duration::from_secs(60),
+            "nothing is said of what was left out: {incomplete}"
+        );
         sleep(Duration::from_millis(100));
     }
     service.close(20, 5);
@@ -196,8 +200,11 @@ fn long_tables(processes: usize, doublings: u32) {
 
     // A user who asks is answered by numbers of now, and does not wait for them long.
     let begun = Instant::now();
-    let output =
-        Command::new(BINARY).args(["verify", "--for", "1s", "--socket"]).arg(agent.socket()).output().unwrap();
+    let output = Command::new(BINARY)
+        .args(["verify", "--for", "1s", "--socket"])
+        .arg(agent.socket())
+        .output()
+        .unwrap();
     println!("verify took {:.1?}: {}", begun.elapsed(), output.status);
     assert!(output.status.code() != Some(2), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(agent.get("/readyz"), (200, "ready\n".to_owned()));
@@ -224,7 +231,8 @@ fn hundreds_of_namespaces_of_a_user_do_not_delay_the_hosts_numbers() {
     const NAMESPACES: usize = 250;
     let mut service = Service::begin();
     let agent = follows_minisockets(&[], service.port);
-    let tenants: Option<Vec<Tenant>> = (0..NAMESPACES).map(|_| Tenant::start(&["--net"], "ip link set lo up")).collect();
+    let tenants: Option<Vec<Tenant>> =
+        (0..NAMESPACES).map(|_| Tenant::start(&["--net"], "ip link set lo up")).collect();
     let Some(tenants) = tenants else { return };
     let stop = Arc::new(AtomicBool::new(false));
     let churn = {

@@ -67,7 +67,8 @@ impl Engine {
             if !self.namespaces.reaches(life.netns) && life.netns != 0 {
                 continue;
             }
-            let oldest = if life.netns == 0 || Some(life.netns) == host { &mut of_host } else { &mut of_others };
+            let oldest =
+                if life.netns == 0 || Some(life.netns) == host { &mut of_host } else { &mut of_others };
             *oldest = Some(oldest.map_or(known_ns, |oldest: u64| oldest.min(known_ns)));
         }
         let dumps = &self.dumps;

@@ -333,7 +333,7 @@ impl Dumping {
                 self.lost |= dumped.is_err() && self.lost_before;
                 self.was_round = true;
                 self.took(dumped, choosing, true);
-                return;
+                return self.plan(&wanted.needing);
             }
             match to_dump {
                 Some((ask, places)) => {
@@ -386,7 +386,8 @@ impl Dumping {
         let (found, started_ns): (Found, u64) = found;
         engine.begin_round(found, searched, started_ns);
         self.reconciled = Instant::now();
-        self.lost_before = std::mem::take(&mut self.lost);
+        // Without a search nothing proves that what was lost is gone.
+        self.lost_before = searched && std::mem::take(&mut self.lost);
         true
     }
 

@@ -334,10 +334,15 @@ impl Engine {
         self.asked_ns > self.dumps.round_ns
     }
 
-    /// Takes in where a round has not been yet. Returns whether it is over; then lives end whose namespace is gone.
+    /// Takes in where a round has not been yet. Returns whether it is over, if a search has led it; then lives end whose
+    /// namespace is gone.
     pub fn go_on_round(&mut self, rest: Vec<Place>, lost: bool) -> bool {
         let with_lives = ids_of(self.tracker.lives());
         let Some(finished) = self.namespaces.went_on(rest, &with_lives) else { return false };
+        self.dumps.round_ns = finished.started_ns;
+        if !finished.searched {
+            return false;
+        }
         let Self { tracker, ledger, hub, namespaces, .. } = self;
         let round = Round {
             found: &|id| finished.found.contains(&id),
@@ -350,7 +355,6 @@ impl Engine {
         tracker.round(&round, &mut Out { ledger, hub });
         let with_lives: HashSet<u32> = ids_of(tracker.lives());
         namespaces.forget(&with_lives);
-        self.dumps.round_ns = finished.started_ns;
         self.dumps.lost_others_ns = self.dumps.lost_others_ns.filter(|_| !lost);
         true
     }

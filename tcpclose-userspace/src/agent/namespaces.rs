@@ -52,6 +52,8 @@ struct Round {
 #[derive(Debug)]
 pub struct Finished {
     pub found: HashSet<u32>,
+    /// It has been where a search has led; else only where namespaces were known already.
+    pub searched: bool,
     /// Nothing was hidden from it.
     pub sure: bool,
     pub started_ns: u64,
@@ -166,7 +168,8 @@ impl Namespaces {
         known.sort_unstable_by_key(|known| (known.dumped_ns, known.netns.id));
         let (host, others): (Vec<&Known>, Vec<&Known>) =
             known.into_iter().partition(|known| Some(known.netns.id) == self.host);
-        let others = in_turn(others.into_iter().map(|known| (known.place.user, known.cpu_ns, known)).collect());
+        let others =
+            in_turn(others.into_iter().map(|known| (known.place.user, known.cpu_ns, known)).collect());
         host.into_iter().chain(others).map(|known| (known.netns.id, known.place.clone())).collect()
     }
 
@@ -318,14 +321,14 @@ impl Namespaces {
         (self.refused, self.denied) = (refused, denied);
         if !searched {
             // What it has not met may be where no search has been yet.
-            return Some(Finished { found, sure: false, started_ns });
+            return Some(Finished { found, searched, sure: false, started_ns });
         }
         self.known.retain(|id, _| found.contains(id));
         self.hidden = with_lives.difference(&found).copied().collect();
         // What may not be looked at even with the capability for it could not be before either.
         let sure =
             self.scope == Scope::All && refused == 0 && (denied == 0 || host::has_cap(Capability::SysPtrace));
-        Some(Finished { found, sure, started_ns })
+        Some(Finished { found, searched, sure, started_ns })
     }
 
     /// Gives a round up that could not go on.

@@ -76,8 +76,14 @@ mod tests {
 
     #[test]
     fn what_is_waited_for_is_said() {
-        let mut progress =
-            Progress { schema: 1, now_ns: 9, done_ns: 5, under_way: false, namespaces_left: 0, age_seconds: 40.4 };
+        let mut progress = Progress {
+            schema: 1,
+            now_ns: 9,
+            done_ns: 5,
+            under_way: false,
+            namespaces_left: 0,
+            age_seconds: 40.4,
+        };
         assert!(progress.is_done(5) && !progress.is_done(6));
         assert_eq!(
             progress.words(),

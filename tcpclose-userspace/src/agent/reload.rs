@@ -162,9 +162,10 @@ impl Reload {
             self.engine.borrow_mut().stuck_owners.clear();
         }
         let engine = || Rc::clone(&self.engine);
-        self.owners = self.now.owner_interval.map(|interval| {
-            spawn_local(owners::run(engine(), interval, Rc::clone(&self.intervals)))
-        });
+        self.owners = self
+            .now
+            .owner_interval
+            .map(|interval| spawn_local(owners::run(engine(), interval, Rc::clone(&self.intervals))));
     }
 }
 

@@ -52,12 +52,13 @@ impl Searching {
         }
     }
 
-    /// Whether no search ends soon: none is running, or one that takes too long.
+    /// Whether there is no search to wait for: none is running, it is over, or it takes too long.
     pub fn is_settled(&self) -> bool {
-        let late = |running: &Running| {
-            host::monotonic_ns().saturating_sub(running.started_ns) > PATIENCE_NS && !running.task.is_finished()
+        let settled = |running: &Running| {
+            running.task.is_finished()
+                || host::monotonic_ns().saturating_sub(running.started_ns) > PATIENCE_NS
         };
-        self.running.as_ref().is_none_or(late)
+        self.running.as_ref().is_none_or(settled)
     }
 
     /// What a search that began at `since_ns` or later has found, and when it began. Begins one where there is none and the

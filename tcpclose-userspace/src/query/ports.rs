@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     const SAMPLE: &str = concat!(
-        r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","incomplete":[],"#,
+        r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","age_seconds":null,"incomplete":[],"#,
         r#""stuck_after_seconds":60.0,"rate_seconds":55.5,"#,
         r#""states":[{"state":"fin_wait_1","sockets":0,"oldest_seconds":null,"durations":null}],"#,
         r#""transitions":[{"from":"last_ack","to":"closed","count":7,"per_second":0.1}],"#,

@@ -108,7 +108,9 @@ impl Budget {
     /// Calls `visit` with each network namespace that is mounted in `user`'s table, as far as that may be read.
     pub fn read(&mut self, table: &str, user: u32, visit: impl FnMut(u32, PathBuf)) {
         let most = self.next(user, Instant::now());
-        if most > 0 && let Ok((bytes, whole)) = read(table, most, visit) {
+        if most > 0
+            && let Ok((bytes, whole)) = read(table, most, visit)
+        {
             self.took(user, bytes, whole);
         }
     }
