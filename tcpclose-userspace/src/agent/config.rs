@@ -45,6 +45,8 @@ pub struct Config {
     pub netns: Scope,
     /// Between dumps of all close-phase sockets.
     pub reconcile_interval: Duration,
+    /// Between dumps of one namespace at the most, whatever they cost.
+    pub reconcile_max: Duration,
     /// Between dumps of minisockets, at the least.
     pub dump_interval: Duration,
     /// Between looks for the owners of stuck sockets, for metrics; `None` for never.
@@ -76,6 +78,7 @@ impl Config {
             owners: None,
             netns: Scope::All,
             reconcile_interval: Duration::from_secs(30),
+            reconcile_max: Duration::from_secs(60),
             dump_interval: Duration::from_secs(1),
             owner_interval: None,
             ring_size: 8 << 20,

@@ -52,6 +52,29 @@ pub struct Dumps {
     pub interval_ns: u64,
     /// Wall clock of the last whole reconcile, seconds since 1970; 0 before the first.
     pub reconciled_at: f64,
+    /// CLOCK_MONOTONIC when that began.
+    pub round_ns: u64,
+    /// CLOCK_MONOTONIC before which no record was lost that the gauges of the host's namespace, or of others, still lack.
+    pub lost_host_ns: Option<u64>,
+    pub lost_others_ns: Option<u64>,
+    /// CLOCK_MONOTONIC when it was last known that no record is lost.
+    sound_ns: u64,
+    /// How old the last reconcile may be before every number is.
+    pub overdue_ns: u64,
+    /// `--reconcile-max`.
+    pub max_ns: u64,
+    /// They take more than 1 % of a core, so that no number is older than that.
+    pub over_budget: bool,
+}
+
+/// Where dumps are worth making now, besides the reconcile.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// Of the host's network namespace.
+    pub host: Option<(Ask, Vec<Place>)>,
+    pub others: Option<(Ask, Vec<Place>)>,
+    /// What identifies those others.
+    pub needing: HashSet<u32>,
 }
 
 pub struct Engine {
@@ -74,6 +97,10 @@ pub struct Engine {
     pub malformed: u64,
     /// Tells those who rest while nothing is tracked that something may be: records were taken, or a dump has met sockets.
     pub stirred: Rc<Notify>,
+    /// A user waits for a reconcile that begins after this, CLOCK_MONOTONIC; 0 for nobody.
+    pub asked_ns: u64,
+    /// Tells the dumps so.
+    pub asked: Rc<Notify>,
     /// Records lost so far, as last looked.
     lost: u64,
     pub namespaces: Namespaces,
@@ -122,6 +149,8 @@ impl Engine {
             received: 0,
             malformed: 0,
             stirred: Rc::default(),
+            asked_ns: 0,
+            asked: Rc::default(),
             lost: 0,
             namespaces,
             ephemeral,
@@ -193,6 +222,11 @@ impl Engine {
             log::warn!("{} records lost", lost - self.lost);
             self.tracker.records_lost(host::monotonic_ns());
             self.hub.tell_lost(lost - self.lost);
+            let sound_ns = self.dumps.sound_ns;
+            self.dumps.lost_host_ns.get_or_insert(sound_ns);
+            self.dumps.lost_others_ns.get_or_insert(sound_ns);
+        } else {
+            self.dumps.sound_ns = host::monotonic_ns();
         }
         self.lost = lost;
         more
@@ -200,38 +234,60 @@ impl Engine {
 
     /// What a dump is worth now, and where, besides the reconcile: minisockets, where no hooks show their ends, and
     /// CLOSE-WAITs that are to be called stuck, since only a dump tells whether their programs still write to them.
-    pub fn wanted(&self, now_ns: u64) -> Option<(Ask, Vec<Place>)> {
+    pub fn wanted(&self, now_ns: u64) -> Wanted {
         let first = self.stuck_after.first_ns();
-        let (mut minisockets, mut close_waits, mut anywhere) = (false, false, false);
-        let needing = self.tracker.lives().filter(|life| {
-            let minisocket = life.body == Body::Minisocket && !self.probe.told.lives;
-            let close_wait = life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first);
-            minisockets |= minisocket;
-            close_waits |= close_wait;
-            anywhere |= (minisocket || close_wait) && life.netns == 0;
-            minisocket || close_wait
-        });
-        let ids = ids_of(needing);
-        let mut states = 0;
-        if minisockets {
-            states |= TcpState::FinWait2.bit() | TcpState::TimeWait.bit();
+        // Without BTF no record tells its namespace, and all are dumped at once.
+        let host = self.namespaces.host().filter(|_| self.probe.facts);
+        let (mut of_host, mut of_others) = (0, 0);
+        let (mut needing, mut anywhere, mut last) = (HashSet::new(), false, 0);
+        for life in self.tracker.lives() {
+            let states = if life.body == Body::Minisocket && !self.probe.told.lives {
+                TcpState::FinWait2.bit() | TcpState::TimeWait.bit()
+            } else if life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first) {
+                TcpState::CloseWait.bit()
+            } else {
+                continue;
+            };
+            if Some(life.netns) == host {
+                of_host |= states;
+                continue;
+            }
+            of_others |= states;
+            anywhere |= life.netns == 0;
+            // Lives come in runs of one namespace: most need no hashing.
+            if std::mem::replace(&mut last, life.netns) != life.netns {
+                needing.insert(life.netns);
+            }
         }
-        if close_waits {
-            states |= TcpState::CloseWait.bit();
+        let ask = |states| Ask { states, info: states & TcpState::CloseWait.bit() != 0 };
+        let ask_host = match self.dumps.lost_host_ns {
+            Some(_) if host.is_some() => Some(EVERYTHING),
+            _ => (of_host != 0).then(|| ask(of_host)),
+        };
+        let place = host.and_then(|host| self.namespaces.place(host)).cloned();
+        let others = self.namespaces.places(if anywhere { None } else { Some(&needing) });
+        let others: Vec<Place> = others.into_iter().map(|(_, place)| place).collect();
+        Wanted {
+            host: ask_host.zip(place).map(|(ask, place)| (ask, vec![place])),
+            others: (!others.is_empty()).then(|| (ask(of_others), others)),
+            needing,
         }
-        let places = self.namespaces.places(if anywhere { None } else { Some(&ids) });
-        let places: Vec<Place> = places.into_iter().map(|(_, place)| place).collect();
-        (!places.is_empty()).then_some((Ask { states, info: close_waits }, places))
     }
 
     /// Whether a CLOSE-WAIT that may be stuck has not been looked at since it, or its program's last known write, passed
     /// the bound, or not for half of it.
-    fn needs_look(&self, life: &Life, now_ns: u64, first: u64) -> bool {
+    pub(super) fn needs_look(&self, life: &Life, now_ns: u64, first: u64) -> bool {
         let age = life.since.age(now_ns);
         let due_ns = life.since.latest_ns.max(life.sent_ns()).saturating_add(first);
         self.namespaces.reaches(life.netns)
             && (age.is_past(first) || age.may_be_past(first))
             && (life.seen_ns < due_ns && due_ns <= now_ns || now_ns.saturating_sub(life.seen_ns) > first / 2)
+    }
+
+    /// Since when a look is due that [`Self::needs_look`] asks for.
+    pub(super) fn needed_since(&self, life: &Life, first: u64) -> u64 {
+        let due_ns = life.since.latest_ns.max(life.sent_ns()).saturating_add(first);
+        if life.seen_ns < due_ns { due_ns } else { life.seen_ns.saturating_add(first / 2) }
     }
 
     /// Whether a life that dumps must follow is in a namespace that nobody has found yet.
@@ -269,15 +325,25 @@ impl Engine {
     }
 
     /// Begins a round over what a search has found.
-    pub fn begin_round(&mut self, found: Found, started_ns: u64) {
+    pub fn begin_round(&mut self, found: Found, searched: bool, started_ns: u64) {
         let with_lives = ids_of(self.tracker.lives());
-        self.namespaces.begin(found, &with_lives, started_ns);
+        self.namespaces.begin(found, searched, &with_lives, started_ns);
     }
 
-    /// Takes in where a round has not been yet. Returns whether it is over; then lives end whose namespace is gone.
+    /// Whether a user waits for a reconcile.
+    pub fn is_asked(&self) -> bool {
+        self.asked_ns > self.dumps.round_ns
+    }
+
+    /// Takes in where a round has not been yet. Returns whether it is over, if a search has led it; then lives end whose
+    /// namespace is gone.
     pub fn go_on_round(&mut self, rest: Vec<Place>, lost: bool) -> bool {
         let with_lives = ids_of(self.tracker.lives());
         let Some(finished) = self.namespaces.went_on(rest, &with_lives) else { return false };
+        self.dumps.round_ns = finished.started_ns;
+        if !finished.searched {
+            return false;
+        }
         let Self { tracker, ledger, hub, namespaces, .. } = self;
         let round = Round {
             found: &|id| finished.found.contains(&id),
@@ -290,6 +356,7 @@ impl Engine {
         tracker.round(&round, &mut Out { ledger, hub });
         let with_lives: HashSet<u32> = ids_of(tracker.lives());
         namespaces.forget(&with_lives);
+        self.dumps.lost_others_ns = self.dumps.lost_others_ns.filter(|_| !lost);
         true
     }
 
@@ -321,8 +388,12 @@ impl Engine {
             }
         }
         let asked = self.asked(ask, survey.started_ns);
-        let Self { tracker, ledger, hub, .. } = self;
+        let Self { tracker, ledger, hub, namespaces, .. } = self;
         let suspects = tracker.dump_finished(&asked, &covers, MOST_SUSPECTS, &mut Out { ledger, hub });
+        let host = namespaces.host().filter(|host| covers.netns.contains_key(host));
+        if ask == EVERYTHING && (host.is_some() || all) {
+            self.dumps.lost_host_ns = None;
+        }
         if tracker.take_gave_back() {
             memory::give_back();
         }

@@ -22,6 +22,7 @@ use crate::terms::Flow;
 use super::engine::Engine;
 use super::pace::Pace;
 use super::queries::Refused;
+use super::reload::Intervals;
 
 /// Where the command line asks.
 pub const PATH: &str = "/exhaustion";
@@ -73,11 +74,11 @@ impl Watched {
 }
 
 /// Looks for as long as the agent runs.
-pub async fn run(engine: Rc<RefCell<Engine>>) {
+pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
     let mut pace = Pace::default();
     loop {
         let pause = match paced_look(&engine).await {
-            Ok(cost) => (pace.after(cost) * PART).max(INTERVAL),
+            Ok(cost) => (pace.after(cost) * PART).min(intervals.most()).max(INTERVAL),
             Err(why) => {
                 log::warn!("no look at the ports in use: {why:#}");
                 INTERVAL
@@ -118,9 +119,9 @@ pub async fn document(query: &str, engine: &RefCell<Engine>) -> Result<Vec<u8>, 
     };
     let looked = spawn_blocking(move || {
         let found = scope.find(&descriptors)?;
-        anyhow::Ok((ephemeral::look(&found.places, exhaustion::BUDGET)?, found.denied))
+        anyhow::Ok((ephemeral::look(&found.places, exhaustion::BUDGET)?, found.denied, found.unread.words()))
     });
-    let (looked, denied) =
+    let (looked, denied, unread) =
         looked.await.context("the look died")?.context("no dump of the kernel's sockets")?;
     let at = host::wall_clock();
     let (closers, before, look) = {
@@ -138,6 +139,7 @@ pub async fn document(query: &str, engine: &RefCell<Engine>) -> Result<Vec<u8>, 
             at,
             source: Source::Agent,
             denied: denied as usize,
+            unread,
         };
         exhaustion::assemble(&scene, limit, look)
     });

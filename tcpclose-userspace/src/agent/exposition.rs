@@ -16,6 +16,7 @@ use crate::ledger::names::Label;
 use crate::query::tally::Holder;
 use crate::terms::Phase;
 
+use super::ages::Ages;
 use super::engine::Engine;
 
 /// Everything, rendered. What the probe has seen until now is in it.
@@ -28,6 +29,7 @@ pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
     if engine.ready {
         let census = engine.census(host::monotonic_ns());
         gauges(&mut families, &census, &stuck_labels(engine.stuck_after.bounds_ns()));
+        families.push(ages(engine.ages(host::monotonic_ns())));
     }
     limit(&mut families, engine.namespaces.time_wait_limit_used());
     ephemeral(&mut families, engine.exhaustion.fullest);
@@ -85,6 +87,18 @@ fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
         unproven.add(&[("side", label.side.name()), ("port", &port(*label))], n as f64);
     }
     families.extend([sockets, oldest, stuck, unproven].map(Family::done));
+}
+
+/// As of when the gauges are.
+fn ages(Ages { host_ns, others_ns }: Ages) -> MetricFamily {
+    Family::gauge(
+        "tcpclose_gauges_age_seconds",
+        "Age of the oldest part of what the gauges of sockets tell: 0 where records tell all, else since the last dump; of the \
+         host's network namespace, and of all others.",
+    )
+    .with(&[("netns", "host")], host_ns as f64 / 1e9)
+    .with(&[("netns", "others")], others_ns as f64 / 1e9)
+    .done()
 }
 
 /// How full the kernel's table of TIME-WAITs is; nothing where /proc does not tell.
@@ -218,9 +232,14 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
     let dumps = engine.dumps;
     let interval = Family::gauge(
         "tcpclose_reconcile_interval_seconds",
-        "Time between dumps at present; it stretches so that they take 1 % of a core at most.",
+        "Time between dumps at present; it stretches up to --reconcile-max so that they take 1 % of a core.",
     )
     .with(&[], dumps.interval_ns as f64 / 1e9);
+    let over = Family::gauge(
+        "tcpclose_dumps_over_budget",
+        "1 while dumps take more than 1 % of a core, so that no number is older than --reconcile-max.",
+    )
+    .with(&[], f64::from(u8::from(dumps.over_budget)));
     let took = Family::gauge("tcpclose_dump_seconds", "Wall time of the last dump.")
         .with(&[], dumps.last_ns as f64 / 1e9);
     let mut success = Family::gauge(
@@ -264,8 +283,8 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
         .with(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     families.extend(
         [
-            received, lost, used, interval, took, success, bound, info, namespaces, degraded, web, killed,
-            build,
+            received, lost, used, interval, over, took, success, bound, info, namespaces, degraded, web,
+            killed, build,
         ]
         .map(Family::done),
     );

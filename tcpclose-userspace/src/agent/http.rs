@@ -32,7 +32,8 @@ use super::page::Page;
 use super::queries::Refused;
 use super::room::{Room, Served, admit};
 use super::stage::{Answering, Stage, Staged};
-use super::{exhaustion, exposition, kill, ports, queries};
+use super::{exhaustion, exposition, kill, ports, queries, reconcile};
+use crate::kernel::host;
 
 /// A request's head, in bytes; the answer to a longer one is 431.
 const LARGEST_HEAD: usize = 16 << 10;
@@ -49,6 +50,9 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON_LINES: &str = "application/x-ndjson";
 
 const NOT_READY: &str = "not ready: the first dump is not in yet\n";
+
+/// How the answer of `/readyz` begins where the numbers are too old.
+pub const STALE: &str = "stale: ";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -232,7 +236,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
     let known = matches!(
         (&face, path),
         (_, "/metrics" | "/healthz" | "/readyz" | ports::PATH)
-            | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH)
+            | (Face::Sockets(_), queries::PATH | exhaustion::PATH | kill::PATH | reconcile::PATH)
     );
     let page = Page::at(path);
     if !known && page.is_none() {
@@ -243,6 +247,9 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
             return not_allowed("POST only\n", "POST");
         }
         return kill_one(request, caller, engine).await;
+    }
+    if path == reconcile::PATH {
+        return reconcile(request.method(), engine);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return not_allowed("GET and HEAD only\n", "GET, HEAD");
@@ -257,8 +264,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
             Err(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
         },
         "/healthz" => plain(StatusCode::OK, "ok\n"),
-        "/readyz" if engine.borrow().ready => plain(StatusCode::OK, "ready\n"),
-        "/readyz" => plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY),
+        "/readyz" => readiness(&engine.borrow()),
         ports::PATH => {
             match ports::document(&mut engine.borrow_mut()).map(|ports| serde_json::to_vec(&ports)) {
                 Some(Ok(json)) => with_type(StatusCode::OK, JSON, json),
@@ -284,6 +290,33 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
             }
             Err(why) => refused(why),
         },
+    }
+}
+
+/// `GET /readyz`: ready while the numbers are there and not too old.
+fn readiness(engine: &Engine) -> Answer {
+    if !engine.ready {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY);
+    }
+    match engine.staleness(host::monotonic_ns()) {
+        Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{STALE}{why}\n")),
+        None => plain(StatusCode::OK, "ready\n"),
+    }
+}
+
+/// `POST /v1/reconcile`, and `GET` to see how far that is.
+fn reconcile(method: &Method, engine: &RefCell<Engine>) -> Answer {
+    if !engine.borrow().ready {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY);
+    }
+    let progress = match *method {
+        Method::POST => reconcile::ask(&mut engine.borrow_mut()),
+        Method::GET | Method::HEAD => reconcile::progress(&engine.borrow()),
+        _ => return not_allowed("GET, HEAD and POST only\n", "GET, HEAD, POST"),
+    };
+    match serde_json::to_vec(&progress) {
+        Ok(json) => with_type(StatusCode::OK, JSON, json),
+        Err(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
     }
 }
 

@@ -20,6 +20,7 @@
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
 pub mod activation;
+pub mod ages;
 pub mod caller;
 pub mod claim;
 pub mod config;
@@ -42,8 +43,11 @@ pub mod pace;
 pub mod page;
 pub mod ports;
 pub mod queries;
+pub mod reconcile;
 pub mod reload;
 pub mod room;
+pub mod schedule;
+pub mod searching;
 pub mod signals;
 pub mod sockets;
 pub mod stage;
@@ -233,7 +237,6 @@ async fn start(
     // The start has read the kernel's types, of which nothing is left in use.
     memory::give_back();
     spawn_local(ports::run(Rc::clone(&engine)));
-    spawn_local(exhaustion::run(Rc::clone(&engine)));
     // Up to here nothing has been saved, and the loop may have been busy; from here on it is there to end in order.
     signals.started();
     if let Some(dir) = &held.state_dir {
@@ -245,6 +248,7 @@ async fn start(
     let folder = held.state_dir.as_ref().map(|dir| dir.path.as_path());
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, folder).as_bytes());
     let intervals = Rc::new(Intervals::of(config));
+    spawn_local(exhaustion::run(Rc::clone(&engine), Rc::clone(&intervals)));
     let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
     tokio::select! {
         () = dumps::run(engine, intervals) => {}

@@ -11,6 +11,9 @@ use crate::kernel::netns::{self, Descriptors, Found, Netns, Place, Scope};
 use crate::kernel::survey::Survey;
 use crate::query;
 
+use super::dumps::SLICE;
+use super::schedule::{Backlog, Charge, in_turn};
+
 /// The pause between two looks at all descriptors is this many times the CPU time of one. They are beside the dumps' pace,
 /// in which they would be the dearest by far.
 const DESCRIPTORS_SHARE: u64 = 1000;
@@ -27,6 +30,8 @@ pub struct Known {
     dumped_ns: u64,
     /// How full its table of TIME-WAITs was then.
     limit_used: Option<f64>,
+    /// CPU time of that dump, nanoseconds.
+    cpu_ns: u64,
 }
 
 /// A search through all namespaces, under way.
@@ -39,12 +44,16 @@ struct Round {
     refused: u32,
     denied: u32,
     started_ns: u64,
+    /// It goes where a search has led, and not to those that were known already.
+    searched: bool,
 }
 
 /// What a whole round has come to.
 #[derive(Debug)]
 pub struct Finished {
     pub found: HashSet<u32>,
+    /// It has been where a search has led; else only where namespaces were known already.
+    pub searched: bool,
     /// Nothing was hidden from it.
     pub sure: bool,
     pub started_ns: u64,
@@ -53,6 +62,9 @@ pub struct Finished {
 pub struct Namespaces {
     scope: Scope,
     own: Netns,
+    /// The inode of the host's: that of the first process as /proc shows it. In a pod the agent's own is an empty one.
+    host_inum: u32,
+    host: Option<u32>,
     /// By what identifies them.
     known: HashMap<u32, Known>,
     /// Those that a round has found, and that lives may still be of.
@@ -65,14 +77,20 @@ pub struct Namespaces {
     /// Of the last whole round.
     refused: u32,
     denied: u32,
+    /// What the last search has left out, in words.
+    unread: Option<String>,
 }
 
 impl Namespaces {
     pub fn new(scope: Scope) -> Self {
         let own = netns::own().unwrap_or(Netns { id: 0, inum: 0, name: None });
         let former = HashSet::from([own.id]);
+        let first = if scope == Scope::All { netns::place_of(1).ok() } else { None };
+        let host_inum = first.map_or(own.inum, |place| place.inum);
         Self {
             scope,
+            host: (host_inum == own.inum).then_some(own.id),
+            host_inum,
             own,
             known: HashMap::new(),
             former,
@@ -81,7 +99,23 @@ impl Namespaces {
             descriptors_ns: 0,
             refused: 0,
             denied: 0,
+            unread: None,
         }
+    }
+
+    /// What identifies the host's; `None` before the first dump, where it is not the agent's own.
+    pub fn host(&self) -> Option<u32> {
+        self.host
+    }
+
+    /// Where a known one is.
+    pub fn place(&self, id: u32) -> Option<&Place> {
+        self.known.get(&id).map(|known| &known.place)
+    }
+
+    /// CLOCK_MONOTONIC when the last dump of a known one began; 0 for others.
+    pub fn dumped_ns(&self, id: u32) -> u64 {
+        self.known.get(&id).map_or(0, |known| known.dumped_ns)
     }
 
     /// The agent's own.
@@ -126,13 +160,17 @@ impl Namespaces {
         if id == self.own.id { Some(&self.own) } else { self.known.get(&id).map(|known| &known.netns) }
     }
 
-    /// Where those of `ids` are that are known, or all that are known for `None`: first those that no dump has looked at
-    /// for longest.
+    /// Where those of `ids` are that are known, or all that are known for `None`: the host's first, then each user's in
+    /// turn, of those first the ones that no dump has looked at for longest.
     pub fn places(&self, ids: Option<&HashSet<u32>>) -> Vec<(u32, Place)> {
         let mut known: Vec<&Known> =
             self.known.values().filter(|known| ids.is_none_or(|ids| ids.contains(&known.netns.id))).collect();
-        known.sort_unstable_by_key(|known| (known.dumped_ns, known.netns.id != self.own.id));
-        known.into_iter().map(|known| (known.netns.id, known.place.clone())).collect()
+        known.sort_unstable_by_key(|known| (known.dumped_ns, known.netns.id));
+        let (host, others): (Vec<&Known>, Vec<&Known>) =
+            known.into_iter().partition(|known| Some(known.netns.id) == self.host);
+        let others =
+            in_turn(others.into_iter().map(|known| (known.place.user, known.cpu_ns, known)).collect());
+        host.into_iter().chain(others).map(|known| (known.netns.id, known.place.clone())).collect()
     }
 
     /// How full the table of TIME-WAITs is where it is fullest: in the agent's own namespace now, in the others as of the last
@@ -163,23 +201,71 @@ impl Namespaces {
     }
 
     /// Whether a round is under way.
-    pub fn is_searching(&self) -> bool {
+    pub fn is_under_way(&self) -> bool {
         self.round.is_some()
     }
 
-    /// Begins a round over what a search has found. After our own come the places that nobody has been to, then those
-    /// that lives are in.
-    pub fn begin(&mut self, found: Found, with_lives: &HashSet<u32>, started_ns: u64) {
-        let by_inum: HashMap<u32, u32> =
-            self.known.values().map(|known| (known.netns.inum, known.netns.id)).collect();
-        let mut queue = found.places;
-        queue.sort_by_key(|place| match by_inum.get(&place.inum) {
-            _ if place.inum == self.own.inum => 0,
-            None => 1,
-            Some(id) if with_lives.contains(id) => 2,
-            Some(_) => 3,
+    /// What a search would find that finds nothing new.
+    pub fn known(&self) -> Found {
+        let places = self.places(None).into_iter().map(|(_, place)| place).collect();
+        Found { places, denied: self.denied, ..Found::default() }
+    }
+
+    /// Begins a round over what a search has found, or over what is known already. After the host's and our own come each
+    /// user's in turn: first the places that nobody has been to, then those that lives are in.
+    pub fn begin(&mut self, found: Found, searched: bool, with_lives: &HashSet<u32>, started_ns: u64) {
+        if searched {
+            self.unread = found.unread.words();
+        }
+        let by_inum: HashMap<u32, &Known> =
+            self.known.values().map(|known| (known.netns.inum, known)).collect();
+        let first = |place: &Place| place.inum == self.host_inum || place.inum == self.own.inum;
+        let (mut queue, mut others): (Vec<Place>, Vec<Place>) = found.places.into_iter().partition(first);
+        queue.sort_by_key(|place| place.inum != self.host_inum);
+        others.sort_by_key(|place| match by_inum.get(&place.inum) {
+            None => 0,
+            Some(known) if with_lives.contains(&known.netns.id) => 1,
+            Some(_) => 2,
         });
-        self.round = Some(Round { queue, denied: found.denied, started_ns, ..Round::default() });
+        let cost = |place: &Place| by_inum.get(&place.inum).map_or(0, |known| known.cpu_ns);
+        let others = others.into_iter().map(|place| (place.user, cost(&place), place)).collect();
+        queue.extend(in_turn(others));
+        self.round = Some(Round { queue, denied: found.denied, started_ns, searched, ..Round::default() });
+    }
+
+    /// Takes in what dumps have cost.
+    pub fn cost(&mut self, charges: &[Charge]) {
+        for charge in charges {
+            if let Some(known) = self.known.get_mut(&charge.id) {
+                known.cpu_ns = charge.cpu_ns;
+            }
+        }
+    }
+
+    /// What is left to do besides the host's at `now_ns`: where the round has not been, and those of `needing` whose last
+    /// dump is more than half of `max_ns` ago.
+    pub fn backlog(&self, needing: &HashSet<u32>, now_ns: u64, max_ns: u64) -> Option<Backlog> {
+        let others = || self.known.values().filter(|known| Some(known.netns.id) != self.host);
+        let mean = others().map(|known| known.cpu_ns).sum::<u64>() / (others().count() as u64).max(1);
+        let mut backlog = Backlog { cpu_ns: 0, slices: 0, since_ns: now_ns };
+        if let Some(round) = &self.round {
+            backlog.cpu_ns += mean.saturating_mul(round.queue.len() as u64);
+            backlog.since_ns = round.started_ns;
+        }
+        let due = |known: &&Known| {
+            needing.contains(&known.netns.id) && now_ns.saturating_sub(known.dumped_ns) > max_ns / 2
+        };
+        for known in others().filter(due) {
+            backlog.cpu_ns += known.cpu_ns;
+            backlog.since_ns = backlog.since_ns.min(known.dumped_ns);
+        }
+        backlog.slices = backlog.cpu_ns.div_ceil(SLICE.as_nanos() as u64);
+        (backlog.slices > 0).then_some(backlog)
+    }
+
+    /// How many places the round has not been to.
+    pub fn left(&self) -> usize {
+        self.round.as_ref().map_or(0, |round| round.queue.len())
     }
 
     /// Where the round has not been yet.
@@ -194,11 +280,15 @@ impl Namespaces {
             if netns.id == self.own.id {
                 self.own.name.clone_from(&netns.name);
             }
+            if netns.inum == self.host_inum {
+                self.host = Some(netns.id);
+            }
             let known = Known {
                 netns,
                 place: looked.place.clone(),
                 dumped_ns: survey.started_ns,
                 limit_used: looked.limit_used,
+                cpu_ns: looked.cpu_ns,
             };
             self.former.insert(known.netns.id);
             // Its inode is another namespace's now.
@@ -227,14 +317,18 @@ impl Namespaces {
         if !round.queue.is_empty() {
             return None;
         }
-        let Round { found, refused, denied, started_ns, .. } = self.round.take()?;
+        let Round { found, refused, denied, started_ns, searched, .. } = self.round.take()?;
         (self.refused, self.denied) = (refused, denied);
+        if !searched {
+            // What it has not met may be where no search has been yet.
+            return Some(Finished { found, searched, sure: false, started_ns });
+        }
         self.known.retain(|id, _| found.contains(id));
         self.hidden = with_lives.difference(&found).copied().collect();
         // What may not be looked at even with the capability for it could not be before either.
         let sure =
             self.scope == Scope::All && refused == 0 && (denied == 0 || host::has_cap(Capability::SysPtrace));
-        Some(Finished { found, sure, started_ns })
+        Some(Finished { found, searched, sure, started_ns })
     }
 
     /// Gives a round up that could not go on.
@@ -278,6 +372,7 @@ impl Namespaces {
     pub fn incomplete(&self, elsewhere: &BTreeMap<u32, usize>) -> Vec<String> {
         let mut incomplete = self.refusals();
         incomplete.extend(self.unsearched());
+        incomplete.extend(self.unread.clone());
         if elsewhere.is_empty() {
             return incomplete;
         }

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::engine::Engine;
 use super::pace::SHARE;
 use super::queries::{self, Described};
+use super::reload::Intervals;
 use crate::kernel::host;
 use crate::ledger::census::Stuckness;
 use crate::query::Depth;
@@ -17,7 +18,7 @@ use crate::query::tally::tally;
 use crate::terms::Phase;
 
 /// Counts for as long as the agent runs. Where nothing is stuck nothing is looked at.
-pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration) {
+pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration, intervals: Rc<Intervals>) {
     let mut pause = interval;
     loop {
         sleep(pause).await;
@@ -31,7 +32,8 @@ pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration) {
         match queries::describe(&engine, Phase::CloseWait, bound, Depth::Owners).await {
             Ok(Described { document, cpu_ns }) => {
                 engine.borrow_mut().stuck_owners = tally(&document.sockets, seconds(bound_ns));
-                pause = interval.max(Duration::from_nanos(cpu_ns) * SHARE);
+                let paced = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);
+                pause = interval.max(paced.min(intervals.most()));
             }
             Err(why) => log::warn!("no look for the owners of stuck sockets: {why:#}"),
         }

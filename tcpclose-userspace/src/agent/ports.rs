@@ -43,8 +43,13 @@ pub fn document(engine: &mut Engine) -> Option<PortsDocument> {
     let now_ns = host::monotonic_ns();
     let census = engine.census(now_ns);
     let incomplete = engine.namespaces.incomplete(&BTreeMap::new());
-    let head =
-        Head { incomplete, at: host::wall_clock(), now_ns, stuck_after_ns: engine.stuck_after.first_ns() };
+    let head = Head {
+        incomplete,
+        at: host::wall_clock(),
+        now_ns,
+        age_ns: engine.ages(now_ns).oldest_ns(),
+        stuck_after_ns: engine.stuck_after.first_ns(),
+    };
     Some(assemble(head, &engine.ledger, &census, &engine.rates))
 }
 
@@ -53,6 +58,7 @@ struct Head {
     incomplete: Vec<String>,
     at: String,
     now_ns: u64,
+    age_ns: u64,
     stuck_after_ns: u64,
 }
 
@@ -108,6 +114,7 @@ fn assemble(head: Head, ledger: &Ledger, census: &Census, rates: &Rates) -> Port
         boot_id: host::boot_id(),
         at: head.at,
         source: Source::Agent,
+        age_seconds: Some(seconds(head.age_ns)),
         incomplete: head.incomplete,
         stuck_after_seconds: seconds(head.stuck_after_ns),
         rate_seconds: window.map(|window| window.seconds),

@@ -24,11 +24,21 @@ pub type Again<'a> = &'a dyn Fn() -> Result<Config, Failure>;
 pub struct Intervals {
     pub dump: Cell<Duration>,
     pub reconcile: Cell<Duration>,
+    pub max: Cell<Duration>,
 }
 
 impl Intervals {
     pub const fn of(config: &Config) -> Self {
-        Self { dump: Cell::new(config.dump_interval), reconcile: Cell::new(config.reconcile_interval) }
+        Self {
+            dump: Cell::new(config.dump_interval),
+            reconcile: Cell::new(config.reconcile_interval),
+            max: Cell::new(config.reconcile_max),
+        }
+    }
+
+    /// No look that gauges rest on is further from the next than this.
+    pub fn most(&self) -> Duration {
+        self.max.get()
     }
 }
 
@@ -97,6 +107,7 @@ impl Reload {
         let changed = [
             ("stuck-after", now.stuck_after != next.stuck_after),
             ("reconcile-interval", now.reconcile_interval != next.reconcile_interval),
+            ("reconcile-max", now.reconcile_max != next.reconcile_max),
             ("dump-interval", now.dump_interval != next.dump_interval),
             ("owner-interval", now.owner_interval != next.owner_interval),
             ("allow-kill", now.allow_kill != allow_kill),
@@ -107,6 +118,7 @@ impl Reload {
         let owners_change = self.now.owner_interval != next.owner_interval;
         self.now.stuck_after = next.stuck_after.clone();
         self.now.reconcile_interval = next.reconcile_interval;
+        self.now.reconcile_max = next.reconcile_max;
         self.now.dump_interval = next.dump_interval;
         self.now.owner_interval = next.owner_interval;
         if self.now.allow_kill && !allow_kill {
@@ -124,6 +136,7 @@ impl Reload {
         }
         self.intervals.dump.set(self.now.dump_interval);
         self.intervals.reconcile.set(self.now.reconcile_interval);
+        self.intervals.max.set(self.now.reconcile_max);
         log::set_max_level(self.now.log_level);
         if owners_change {
             self.count_owners();
@@ -147,7 +160,10 @@ impl Reload {
             self.engine.borrow_mut().stuck_owners.clear();
         }
         let engine = || Rc::clone(&self.engine);
-        self.owners = self.now.owner_interval.map(|interval| spawn_local(owners::run(engine(), interval)));
+        self.owners = self
+            .now
+            .owner_interval
+            .map(|interval| spawn_local(owners::run(engine(), interval, Rc::clone(&self.intervals))));
     }
 }
 

@@ -87,13 +87,17 @@ pub struct Agent {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval)]
     reconcile_interval: Duration,
 
-    /// How often minisockets are dumped; stretched so that all dumps take 1 % of a core at most.
+    /// How old numbers that come from dumps may get, whatever dumps cost: beyond it dumps take more than 1 % of a core.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval)]
+    reconcile_max: Duration,
+
+    /// How often minisockets are dumped; stretched up to --reconcile-max so that all dumps take 1 % of a core.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
     dump_interval: Duration,
 
     /// How often to count whose the stuck sockets are (tcpclose_stuck_owner_sockets); off: never. While any is stuck, each
     /// count takes a dump of CLOSE-WAIT and a pass over all processes' files: 17 ms of CPU for 45,000 sockets with task_file,
-    /// 151 ms with proc. Stretched to take 1 % of a core at most.
+    /// 151 ms with proc. Stretched up to --reconcile-max to take 1 % of a core.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off)]
     owner_interval: OwnerInterval,
 
@@ -201,6 +205,7 @@ impl Agent {
             },
             netns: self.netns.scope(),
             reconcile_interval: self.reconcile_interval,
+            reconcile_max: self.reconcile_max,
             dump_interval: self.dump_interval,
             owner_interval: self.owner_interval.0,
             ring_size: self.ring_size,

@@ -132,7 +132,7 @@ impl Answer {
     }
 
     /// The document that it is, if that is of the version `schema`.
-    fn document<T: Versioned>(&self, schema: u32) -> Result<T, String> {
+    pub fn document<T: Versioned>(&self, schema: u32) -> Result<T, String> {
         Form::of(&self.headers).read(&self.body, schema)
     }
 

@@ -31,6 +31,7 @@ mod looks;
 pub mod next;
 pub mod ports;
 pub mod rates;
+mod reconcile;
 pub mod stuck;
 pub mod table;
 mod told;
@@ -64,6 +65,7 @@ pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
 #[derive(Debug, Parser)]
 #[command(name = "tcpclose", version, about, infer_long_args = false)]
 #[command(after_help = "Example: tcpclose stuck --older-than 10m")]
+#[allow(clippy::large_enum_variant, reason = "there is one, for as long as the program runs")]
 pub enum Cli {
     Agent(agent::Agent),
     Stuck(stuck::Stuck),

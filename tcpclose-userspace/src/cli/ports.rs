@@ -75,7 +75,8 @@ fn text(document: &mut PortsDocument, source: &str, limit: usize, width: Option<
         text.push_str(&format!("… {} more\n", ports.len() - limit));
     }
     text.push('\n');
-    text.push_str(&told::ending(source, &document.incomplete, width));
+    let source = document.old().map_or_else(|| source.to_owned(), |old| format!("{source}, {old}"));
+    text.push_str(&told::ending(&source, &document.incomplete, width));
     text
 }
 
@@ -176,6 +177,7 @@ pub mod tests {
             boot_id: String::new(),
             at: "2026-11-22T11:00:00.123456789Z".to_owned(),
             source: Source::Agent,
+            age_seconds: Some(4.9),
             incomplete: vec!["something".to_owned()],
             stuck_after_seconds: 60.0,
             rate_seconds: Some(60.0),
@@ -203,5 +205,8 @@ source: agent
 incomplete: something
 ";
         assert_eq!(text, expected);
+        let old = PortsDocument { age_seconds: Some(40.2), ..document() };
+        let text = super::text(&mut old.clone(), "agent", 2, Some(80));
+        assert!(text.contains("\nsource: agent, numbers 40 s old\n"), "{text}");
     }
 }

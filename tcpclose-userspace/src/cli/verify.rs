@@ -11,11 +11,14 @@ use serde::Serialize;
 
 use super::client::{self, Client, Said};
 use super::looks::Looks;
+use super::reconcile::reconcile;
 use super::{DEFAULT_SOCKET, duration, json, print, table};
+use crate::agent::http::STALE;
 use crate::failure::{Failure, printable};
 use crate::kernel::mib::SockStat;
 use crate::kernel::netns::Netns;
 use crate::kernel::{host, netns};
+use crate::progress::Ticker;
 use crate::verify::samples::Samples;
 use crate::verify::verdict::{Causes, Verdict};
 use crate::verify::{Look, Reach, Row, Rungs, Sight, counters, gauges, has_hidden, lost, reach};
@@ -36,7 +39,7 @@ const HIDDEN: &str = "the agent tracks sockets in network namespaces to which no
 
 /// Hold the agent's numbers against the kernel's own: sock_diag, sockstat and the MIB counters
 ///
-/// Looks twice, --for apart: what both counted meanwhile must be the same, and what the agent says is there must be there
+/// Has the agent reconcile itself with the kernel first, then looks twice, --for apart: what both counted meanwhile must be the same, and what the agent says is there must be there
 /// at the second look. Every network namespace is looked into, and the kernel's numbers are their sums. The agent is asked
 /// between two looks at the kernel, so that on a busy host a number of the kernel's is an interval. Each difference is
 /// explained (events that the agent says were lost, namespaces that could not be entered or have gone) or flagged.
@@ -123,18 +126,28 @@ impl Verify {
 
     fn audit(&self, client: &Client) -> Result<Audit, Failure> {
         let (own, mut incomplete) = self.ready(client)?;
+        let asked = reconcile(client)?;
         let mut looks = Looks::new(client);
         let began = SystemTime::now();
         let start = host::monotonic_ns();
         let from = looks.look()?;
         let rungs = Rungs::of(&from.metrics);
-        let lag = if rungs.dumps() { lag(&from.metrics) } else { Duration::ZERO };
+        let lag = match (rungs.dumps(), asked) {
+            (false, _) => Duration::ZERO,
+            (true, true) => MARGIN,
+            (true, false) => lag(&from.metrics),
+        };
         looks.pause(self.period.saturating_sub(lag))?;
         let earlier = match rungs.dumps() {
             true => Some(looks.views()?),
             false => None,
         };
+        let waiting = (lag > MARGIN).then(|| Ticker::start("waiting for the agent's dumps".to_owned()));
         looks.pause(lag)?;
+        drop(waiting);
+        if rungs.dumps() && asked {
+            reconcile(client)?;
+        }
 
         let mut best: Vec<Row> = Vec::new();
         let mut to = looks.look()?;
@@ -199,12 +212,16 @@ impl Verify {
             Said::NoAgent => return Err(client::none_there(&self.socket)),
             Said::Denied => return Err(client::denied(&self.socket)),
         };
-        if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE {
+        // What is too old is as of now after the reconcile.
+        let is_stale = answer.body.starts_with(STALE.as_bytes());
+        if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE && !is_stale {
             let what = format!("agent at {}", self.socket.display());
             return Err(Failure::new(what, answer.first_line(), "try again in a moment"));
         }
         let agent = answer.agent;
-        answer.expect_ok().map_err(|why| client.failure(why))?;
+        if !is_stale {
+            answer.expect_ok().map_err(|why| client.failure(why))?;
+        }
         let own =
             netns::own().map_err(|error| Failure::new("this network namespace", error, "mount /proc"))?;
         let place = agent.and_then(|pid| netns::place_of(u32::try_from(pid).ok()?).ok().zip(Some(pid)));
@@ -267,7 +284,7 @@ impl Verify {
     }
 }
 
-/// How old the agent's word on minisockets may be, where it follows them by dumps: one interval, one more for what was
+/// How old the word of an agent that cannot be asked for a reconcile may be on minisockets, where it follows them by dumps: one interval, one more for what was
 /// too fresh for the dump in between, and the dumps themselves.
 fn lag(metrics: &Samples) -> Duration {
     let seconds = |name| Duration::try_from_secs_f64(metrics.sum(name, &[])).unwrap_or_default();

@@ -4,7 +4,9 @@
 //! container's interfaces alive. So nothing here is kept open: what is remembered is where a namespace was found, and
 //! whoever goes there looks again whether it is still that one (inodes are used again).
 
+mod mounts;
 mod search;
+mod user;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -19,6 +21,7 @@ use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
 
 use super::mib;
+pub use mounts::Unread;
 pub use search::{Descriptors, Found, Scope, find, held};
 
 /// A network namespace.
@@ -38,6 +41,8 @@ pub struct Netns {
 pub struct Place {
     pub inum: u32,
     pub name: Option<String>,
+    /// The user of the host to whom work for it is charged; 0 is root and everything that root's container runtimes make.
+    pub user: u32,
     /// One after the other is tried: a process may have ended.
     ways: Vec<Way>,
 }
@@ -46,6 +51,30 @@ impl Place {
     /// Whether descriptors lead there, and a search has to look through all of them to find it.
     pub fn is_held_open(&self) -> bool {
         self.ways.iter().any(|way| matches!(way, Way::Descriptor { .. }))
+    }
+
+    /// Finds out whose it is: who made the user namespace that it belongs to. A file of another mount namespace is not
+    /// opened for that, and counts as root's.
+    fn find_user(&mut self) {
+        let ways = self.ways.iter().filter(|way| !way.is_file());
+        let mut users = ways.filter_map(|way| user::user_of(way.open(self.inum).ok()?.as_fd()).ok());
+        self.user = users.next().unwrap_or(0);
+    }
+
+    /// How many sockets are there now, where that can be told without going there; 0 when nothing leads there any more.
+    pub fn population(&self) -> Option<u64> {
+        let mut gone = true;
+        for way in &self.ways {
+            // A path may lead through a file system that does not answer.
+            let there = way.is_file() || glance(way.path()).is_ok_and(|is| is.1 == self.inum);
+            gone &= !there;
+            if let (true, Way::Task { pid, tid }) = (there, way)
+                && let Some(population) = population_at(&format!("/proc/{pid}/task/{tid}/net"))
+            {
+                return Some(population.sockets + population.minisockets);
+            }
+        }
+        gone.then_some(0)
     }
 }
 
@@ -62,6 +91,11 @@ enum Way {
 }
 
 impl Way {
+    /// Whether a file leads there, perhaps through somebody's file system.
+    const fn is_file(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Mount { .. })
+    }
+
     fn path(&self) -> PathBuf {
         match self {
             Self::Task { pid, tid } => format!("/proc/{pid}/task/{tid}/ns/net").into(),
@@ -117,7 +151,7 @@ pub fn own() -> io::Result<Netns> {
 
 /// Where the caller's own network namespace is.
 pub fn own_place() -> io::Result<Place> {
-    Ok(Place { inum: identity("/proc/thread-self/ns/net")?.1, name: None, ways: vec![here()] })
+    Ok(Place { inum: identity("/proc/thread-self/ns/net")?.1, name: None, user: 0, ways: vec![here()] })
 }
 
 /// The same of a file that may be any: a file system that is away is not waited for.
@@ -129,7 +163,7 @@ fn glance(path: impl AsRef<Path>) -> io::Result<(u64, u32)> {
 /// Where the network namespace of a process is.
 pub fn place_of(pid: u32) -> io::Result<Place> {
     let way = Way::Task { pid, tid: pid };
-    Ok(Place { inum: identity(way.path())?.1, name: None, ways: vec![way] })
+    Ok(Place { inum: identity(way.path())?.1, name: None, user: 0, ways: vec![way] })
 }
 
 /// A thread that is in the caller's: this process's first one, where that is, for the calling one may end.
@@ -229,9 +263,14 @@ pub struct Population {
 
 /// Counts the TCP sockets of the calling thread's network namespace; `None` where /proc does not tell.
 pub fn population() -> Option<Population> {
-    let v4 = fs::read_to_string("/proc/thread-self/net/sockstat").ok()?;
+    population_at("/proc/thread-self/net")
+}
+
+/// The same of the network namespace whose entries of /proc are in `net`.
+fn population_at(net: &str) -> Option<Population> {
+    let v4 = fs::read_to_string(format!("{net}/sockstat")).ok()?;
     // A kernel without IPv6 has none.
-    let v6 = fs::read_to_string("/proc/thread-self/net/sockstat6").unwrap_or_default();
+    let v6 = fs::read_to_string(format!("{net}/sockstat6")).unwrap_or_default();
     let sockets = mib::stat(&v4, "TCP:", "inuse")? + mib::stat(&v6, "TCP6:", "inuse").unwrap_or(0);
     Some(Population { sockets, minisockets: mib::stat(&v4, "TCP:", "tw")? })
 }

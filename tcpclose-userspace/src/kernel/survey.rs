@@ -35,6 +35,10 @@ pub struct Looked {
     pub limit_used: Option<f64>,
     /// Without the sockets where they were handed out ([`stream`]).
     pub dump: Dump,
+    /// How many sockets the dump met.
+    pub met: u64,
+    /// CPU time that going there and the dump took, nanoseconds.
+    pub cpu_ns: u64,
 }
 
 /// What a journey has brought.
@@ -136,12 +140,18 @@ fn walk(
         let mut survey = Survey { started_ns, ..Survey::default() };
         let mut places = places.into_iter();
         for place in places.by_ref() {
+            let before = survey.cpu_ns;
             match traveller.enter(&place) {
                 Ok(netns) => {
                     let limit_used = host::time_wait_limit_used();
                     met(&netns, None);
-                    let dump = visit(ask, |socket| met(&netns, Some(socket)))?;
-                    survey.looked.push(Looked { netns, place, limit_used, dump });
+                    let mut count = 0;
+                    let dump = visit(ask, |socket| {
+                        count += 1;
+                        met(&netns, Some(socket));
+                    })?;
+                    let cpu_ns = thread_cpu_ns().saturating_sub(cpu).saturating_sub(before);
+                    survey.looked.push(Looked { netns, place, limit_used, dump, met: count, cpu_ns });
                 }
                 Err(why) => survey.failed.push((place, why)),
             }

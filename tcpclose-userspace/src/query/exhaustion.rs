@@ -253,6 +253,8 @@ pub struct Scene<'a> {
     pub source: Source,
     /// Namespaces whose processes may not be looked at.
     pub denied: usize,
+    /// What the search for namespaces left out, in words.
+    pub unread: Option<String>,
 }
 
 /// Puts the `limit` fullest tuples together. Blocks for as long as a pass over all files takes.
@@ -260,7 +262,7 @@ pub struct Scene<'a> {
 /// # Errors
 /// When /proc cannot be read.
 pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Result<ExhaustionDocument> {
-    let Scene { looked, before, closers, at, source, denied } = scene;
+    let Scene { looked, before, closers, at, source, denied, unread } = scene;
     let (picks, tuples_in_use) = fullest(looked, limit);
     let owners = owners::find(&inodes(&picks), look)?;
     let tuples: Vec<TupleUse> =
@@ -268,6 +270,7 @@ pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Resu
     let refused =
         looked.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count();
     let mut incomplete = not_looked_at("sockets", refused, *denied);
+    incomplete.extend(unread.clone());
     if looked.left > 0 {
         incomplete.push(format!(
             "{} network namespaces with few sockets were left out: all of them take more than {BUDGET:?} of CPU",
@@ -311,7 +314,7 @@ pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Resu
 /// # Errors
 /// When /proc or the kernel's sockets cannot be read.
 pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<ExhaustionDocument> {
-    let Found { places, denied, .. } = scope.find(&Descriptors::All)?;
+    let Found { places, denied, unread, .. } = scope.find(&Descriptors::All)?;
     let before = match period.is_zero() {
         true => None,
         false => Some(remember(&ephemeral::look(&places, BUDGET)?)),
@@ -325,6 +328,7 @@ pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<Exha
         at: host::wall_clock(),
         source: Source::Snapshot,
         denied: denied as usize,
+        unread: unread.words(),
     };
     assemble(&scene, limit, owners::Look::Proc(Haste::Hurried))
 }

@@ -23,7 +23,7 @@ use tcpclose_common::state::TcpState;
 use crate::kernel::age::proven_age;
 use crate::kernel::files::{self, Files, Haste, Wanted};
 use crate::kernel::host;
-use crate::kernel::netns::{self, Descriptors, Found, Netns, Place, Scope};
+use crate::kernel::netns::{self, Descriptors, Found, Netns, Place, Scope, Unread};
 use crate::kernel::owners::{Look, Owners, WITHIN};
 use crate::kernel::sock_diag::{Dump, Socket};
 use crate::kernel::survey::{self, Ask, Survey};
@@ -237,11 +237,11 @@ fn refusals(survey: &Survey) -> usize {
 
 /// The sockets of every namespace and, for as long as those are dumped, who holds sockets. Also how many namespaces there
 /// are whose processes do not show them.
-fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Files, Survey)> {
+fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Unread, Files, Survey)> {
     thread::scope(|threads| {
         let walk = || files::read_within(Haste::Hurried, Wanted::NamespacesAndSockets, WITHIN);
         let walking = thread::Builder::new().name("files".to_owned()).spawn_scoped(threads, walk)?;
-        let Found { places, denied, .. } = scope.find(&Descriptors::NONE)?;
+        let Found { places, denied, unread, .. } = scope.find(&Descriptors::NONE)?;
         let mut survey = survey::survey(places.clone(), ask, None)?;
         let files = walking.join().map_err(|_| io::Error::other("the look at files died"))??;
         if scope == Scope::All {
@@ -250,7 +250,7 @@ fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Files, Survey)> {
                 survey.add(survey::survey(held, ask, None)?);
             }
         }
-        Ok((denied, files, survey))
+        Ok((denied, unread, files, survey))
     })
 }
 
@@ -258,7 +258,7 @@ fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Files, Survey)> {
 /// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
 pub fn snapshot(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Result<Document> {
     let ask = Ask { states: states | TcpState::Listen.bit(), info: true };
-    let (denied, files, mut survey) = look_around(ask, scope)?;
+    let (denied, unread, files, mut survey) = look_around(ask, scope)?;
     let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
     let (mut sights, dump) = sights(&mut survey);
     let peers = depth.peers(&sights);
@@ -273,6 +273,7 @@ pub fn snapshot(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::R
     }
     let mut incomplete = incomplete(&dump, &owners, &sockets);
     incomplete.extend(not_looked_at("sockets", refusals(&survey), denied as usize));
+    incomplete.extend(unread.words());
     Ok(Document {
         schema: SCHEMA,
         host: host::hostname(),

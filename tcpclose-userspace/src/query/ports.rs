@@ -24,6 +24,9 @@ use crate::terms::{Age, Diagnosis, Phase, Side};
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
 
+/// Younger numbers are as good as of now.
+const WORTH_A_WORD_SECONDS: f64 = 5.0;
+
 impl Versioned for PortsDocument {
     fn schema(&self) -> u32 {
         self.schema
@@ -41,6 +44,10 @@ pub struct PortsDocument {
     /// The wall clock of the numbers, RFC 3339, UTC, nanoseconds.
     pub at: String,
     pub source: Source,
+    /// How old the oldest part of the numbers of `sockets` and `stuck` is at that time; `null` from an agent that does not
+    /// tell.
+    #[serde(default)]
+    pub age_seconds: Option<f64>,
     /// What could not be seen, one sentence each.
     pub incomplete: Vec<String>,
     /// The age from which a CLOSE-WAIT is stuck.
@@ -121,6 +128,14 @@ pub struct TransitionUse {
     /// Since the agent began.
     pub count: u64,
     pub per_second: Option<f64>,
+}
+
+impl PortsDocument {
+    /// How old the numbers are, in words, where that is worth any.
+    pub fn old(&self) -> Option<String> {
+        let seconds = self.age_seconds.filter(|seconds| *seconds >= WORTH_A_WORD_SECONDS)?;
+        Some(format!("numbers {seconds:.0} s old"))
+    }
 }
 
 impl StateUse {
@@ -206,6 +221,7 @@ pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
     }
     let mut incomplete = of_the_dump(&dump);
     incomplete.extend(not_looked_at("sockets", refusals(&survey), found.denied as usize));
+    incomplete.extend(found.unread.words());
     incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
     let ports = pairs.into_iter().map(|(label, seen)| PortUse {
         side: label.side,
@@ -223,6 +239,7 @@ pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
         boot_id: host::boot_id(),
         at,
         source: Source::Snapshot,
+        age_seconds: Some(0.0),
         incomplete,
         stuck_after_seconds: seconds(bound_ns),
         rate_seconds: None,
@@ -263,7 +280,7 @@ mod tests {
     use super::*;
 
     const SAMPLE: &str = concat!(
-        r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","incomplete":[],"#,
+        r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","age_seconds":null,"incomplete":[],"#,
         r#""stuck_after_seconds":60.0,"rate_seconds":55.5,"#,
         r#""states":[{"state":"fin_wait_1","sockets":0,"oldest_seconds":null,"durations":null}],"#,
         r#""transitions":[{"from":"last_ack","to":"closed","count":7,"per_second":0.1}],"#,

@@ -46,6 +46,7 @@ mod privileges;
 mod prometheus;
 mod restart;
 mod reuse;
+mod stale;
 mod start_stop;
 mod stuck_snapshot;
 mod systemd;

@@ -9,6 +9,8 @@ const EVERY = 2000;
 const PATIENCE = 5000;
 /** How far back "the last minute" goes. */
 const MINUTE = 60_000;
+/** Younger numbers are as good as of now, seconds. */
+const OLD = 5;
 /** A scrape that comes a little late is within it all the same. */
 const SLACK = 500;
 
@@ -81,7 +83,8 @@ function show() {
   const now = scrapes.at(-1);
   const over = span();
   if (now.has("tcpclose_reconcile_last_success_timestamp_seconds")) {
-    status("live", "Live");
+    const old = Math.max(...now.select("tcpclose_gauges_age_seconds").map(({ value }) => value), 0);
+    status("live", old < OLD ? "Live" : `Live, numbers ${Math.round(old)} s old`);
   } else {
     status("starting", "The agent is starting: its first look at the kernel’s sockets is not in yet.");
   }

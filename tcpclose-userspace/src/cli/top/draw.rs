@@ -64,6 +64,9 @@ fn headline(app: &App) -> Line<'_> {
                 .map_or_else(|| "no rates yet".to_owned(), |s| format!("rates over {}", table::span(s)));
             let name = app.phase.name().to_uppercase().replace('_', "-");
             words.push_str(&format!("  {rates}  times of {name}"));
+            if let Some(old) = document.old() {
+                words.push_str(&format!("  {old}"));
+            }
         }
         View::Sockets(label) | View::Socket(label, _) => {
             words.push_str(&format!("  {} {}", label.side.name(), port_name(label)));

@@ -4,17 +4,18 @@
 //! a process that is elsewhere, an orphan.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::Instant;
 
 use super::super::files::{self, Files, Haste, Wanted};
 use super::super::host::thread_cpu_ns;
 use super::super::owners::Holder;
+use super::mounts::{Budget, Unread, name_of};
+use super::user::user_of;
 use super::{Place, Way, glance, here, identity, own_place};
 
 /// Which network namespaces are looked at.
@@ -29,8 +30,6 @@ pub enum Scope {
 
 /// Ways to one namespace that are remembered.
 const WAYS: usize = 3;
-/// Other mount namespaces whose mounts are looked through: container runtimes have few, containers have none.
-const MOUNT_NAMESPACES: usize = 16;
 
 /// What a search has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +40,8 @@ pub struct Found {
     pub denied: u32,
     /// The CPU time that looking at descriptors took, nanoseconds.
     pub descriptors_ns: u64,
+    /// Mount tables that were left out, or read in part.
+    pub unread: Unread,
 }
 
 /// Which descriptors a search looks at. To look through all is as dear as to look for owners.
@@ -65,6 +66,11 @@ impl Scope {
     }
 }
 
+/// The way to what a mount table has at `point`, below the root directory `root` of a process.
+fn mount_below(root: &Path, point: &Path) -> Way {
+    Way::Mount { root: root.to_owned(), point: point.strip_prefix("/").unwrap_or(point).to_owned() }
+}
+
 /// Finds every network namespace that a process or thread is in, that has a file in /run/netns, that is mounted
 /// somewhere (here, and in the mount namespaces of other processes), or that a descriptor holds.
 pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
@@ -73,14 +79,16 @@ pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
     for folder in ["/run/netns", "/var/run/netns"] {
         search.folder(Path::new(folder));
     }
-    let mut mounts = Vec::new();
-    search.mounts("/proc/self/mountinfo", Path::new("/"));
+    let mut tables = Tables { seen: HashSet::new(), budget: Budget::begin(Instant::now()) };
+    tables.budget.read_own("/proc/self/mountinfo", |inum, point| {
+        search.add(inum, mount_below(Path::new("/"), &point), name_of(&point));
+    });
     if let Ok((_, own)) = identity("/proc/self/ns/mnt") {
-        mounts.push(own);
+        tables.seen.insert(own);
     }
     for process in fs::read_dir("/proc")?.flatten() {
         if let Some(pid) = number(&process.file_name()) {
-            search.process(pid, &process.path(), &mut mounts);
+            search.process(pid, &process.path(), &mut tables);
         }
     }
     let mut descriptors_ns = 0;
@@ -93,7 +101,8 @@ pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
         }
         Descriptors::Those(places) => places.iter().for_each(|place| search.again(place)),
     }
-    let Search { found: Found { places, .. }, mut denied, .. } = search;
+    let Search { found: Found { mut places, .. }, mut denied, .. } = search;
+    places.iter_mut().for_each(Place::find_user);
     if !denied.is_empty() {
         // Another way may lead there.
         for way in places.iter().flat_map(|place| &place.ways) {
@@ -104,7 +113,7 @@ pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
             }
         }
     }
-    Ok(Found { places, denied: denied.len() as u32, descriptors_ns })
+    Ok(Found { places, denied: denied.len() as u32, descriptors_ns, unread: tables.budget.unread() })
 }
 
 /// The namespaces that descriptors hold, by a look at all of them, and that are none of `known`.
@@ -125,6 +134,12 @@ fn net_of(process: impl AsRef<Path>) -> Option<u64> {
 
 fn number(name: &std::ffi::OsStr) -> Option<u32> {
     name.to_str()?.parse().ok()
+}
+
+/// The mount namespaces whose tables were looked at, and what may still be read of others.
+struct Tables {
+    seen: HashSet<u32>,
+    budget: Budget,
 }
 
 struct Search {
@@ -156,7 +171,7 @@ impl Search {
     fn add(&mut self, inum: u32, way: Way, name: Option<String>) {
         let places = &mut self.found.places;
         let at = *self.at.entry(inum).or_insert_with(|| {
-            places.push(Place { inum, name: None, ways: Vec::new() });
+            places.push(Place { inum, name: None, user: 0, ways: Vec::new() });
             places.len() - 1
         });
         let Some(place) = places.get_mut(at) else { return };
@@ -179,21 +194,7 @@ impl Search {
         }
     }
 
-    /// The mounts of another process, seen through its root directory.
-    fn mounts(&mut self, table: &str, root: &Path) {
-        // Mount points are any bytes.
-        let table = fs::read(table).unwrap_or_default();
-        for line in table.split(|byte| *byte == b'\n') {
-            if let Some((inum, point)) = mounted(line) {
-                let inside = point.strip_prefix("/").unwrap_or(&point);
-                let way = Way::Mount { root: root.to_owned(), point: inside.to_owned() };
-                self.add(inum, way, name_of(&point));
-            }
-        }
-    }
-
-    /// `mounts`: mount namespaces that were looked through.
-    fn process(&mut self, pid: u32, proc: &Path, mounts: &mut Vec<u32>) {
+    fn process(&mut self, pid: u32, proc: &Path, tables: &mut Tables) {
         match identity(proc.join("ns/net")) {
             Ok((_, inum)) => self.add(inum, Way::Task { pid, tid: pid }, None),
             Err(why) if why.kind() == ErrorKind::PermissionDenied => {
@@ -211,12 +212,15 @@ impl Search {
         if fs::metadata(proc.join("task")).is_ok_and(|meta| meta.nlink() != 3) {
             self.threads(pid, proc);
         }
-        if mounts.len() <= MOUNT_NAMESPACES
-            && let Ok((_, namespace)) = identity(proc.join("ns/mnt"))
-            && !mounts.contains(&namespace)
+        if let Ok((_, namespace)) = identity(proc.join("ns/mnt"))
+            && tables.seen.insert(namespace)
+            && let Ok(user) = File::open(proc.join("ns/mnt")).and_then(|file| user_of(file.as_fd()))
         {
-            mounts.push(namespace);
-            self.mounts(&format!("/proc/{pid}/mountinfo"), &proc.join("root"));
+            // Seen through the process's root directory.
+            let root = proc.join("root");
+            tables.budget.read(&format!("/proc/{pid}/mountinfo"), user, |inum, point| {
+                self.add(inum, mount_below(&root, &point), name_of(&point));
+            });
         }
     }
 
@@ -263,46 +267,4 @@ fn is_net(way: &Way, inum: u32) -> bool {
         // SAFETY: the request takes no argument.
         unsafe { libc::ioctl(file.as_raw_fd(), TYPE) == libc::CLONE_NEWNET }
     })
-}
-
-/// Which network namespace a line of a mountinfo mounts, and where.
-pub(super) fn mounted(line: &[u8]) -> Option<(u32, PathBuf)> {
-    // 36 25 0:4 net:[4026532008] /run/netns/blue rw shared:7 - nsfs nsfs rw (Documentation/filesystems/proc.rst, 3.5)
-    let mut fields = line.split(|byte| *byte == b' ');
-    let root = str::from_utf8(fields.nth(3)?).ok()?;
-    let inum = root.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()?;
-    let point = unescaped(fields.next()?);
-    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
-    (rest.next()? == b"nsfs").then(|| (inum, OsString::from_vec(point).into()))
-}
-
-/// Takes the escapes out that the kernel writes for space, tab, newline and backslash: `\040` (fs/seq_file.c,
-/// mangle_path()).
-pub(super) fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, after @ ..] = rest {
-        rest = after;
-        let octal = match rest {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if *first == b'\\' => {
-                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
-            }
-            _ => None,
-        };
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                rest = rest.get(3..).unwrap_or_default();
-            }
-            None => out.push(*first),
-        }
-    }
-    out
-}
-
-/// The name that a mount point of `ip netns` gives.
-pub(super) fn name_of(point: &Path) -> Option<String> {
-    let folder = point.parent()?;
-    let named = [Path::new("/run/netns"), Path::new("/var/run/netns")].contains(&folder);
-    named.then(|| point.file_name().map(|name| name.to_string_lossy().into_owned())).flatten()
 }
