@@ -225,15 +225,15 @@ fn without_an_agent_two_looks_make_a_rate() {
     let command = std::thread::spawn(move || command.wait_with_output().unwrap());
     while !command.is_finished() && server.open.len() < 90 {
         server.connect().unwrap();
-        sleep(Duration::from_millis(100));
+        sleep(Duration::from_millis(250));
     }
     let output = command.join().unwrap();
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     let tuple = tuple(&document, &server);
     println!("{tuple}");
     let rate = tuple["taken_per_second"].as_f64().unwrap();
-    // One each 100 ms, and what a machine that does something else adds.
-    assert!(rate > 0.0 && rate <= 11.0, "{tuple}");
+    // One each 250 ms at the most.
+    assert!(rate > 0.0 && rate <= 5.0, "{tuple}");
     assert_eq!(tuple["growth_per_second"], rate);
     let left = (95 - number(&tuple, "used")) as f64 / rate;
     assert!((tuple["seconds_left"].as_f64().unwrap() - left).abs() < 1e-6, "{tuple}");

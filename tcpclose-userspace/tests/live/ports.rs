@@ -138,7 +138,8 @@ fn the_agents_numbers_are_those_of_its_metrics() {
         println!("{hook}:\n{text}");
         let line = text.lines().find(|line| line.starts_with("server") && line.contains(&label)).unwrap();
         assert!(line.ends_with(" 3"), "{text}");
-        assert!(text.contains("\nsource: agent\n"), "{text}");
+        // On a busy machine it adds how old the numbers are.
+        assert!(text.contains("\nsource: agent"), "{text}");
     }
     drop(held);
 }

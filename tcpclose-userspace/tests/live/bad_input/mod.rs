@@ -25,8 +25,8 @@ use common::{Agent, BINARY, get_unix};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// No refusal takes longer, on a slow machine either.
-const SOON: Duration = Duration::from_secs(8);
+/// No refusal takes longer, on a machine with much else to do either: what takes longer hangs.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Runs `command` to its end, which must come within `patience`. What it writes is read meanwhile, for a pipe holds only
 /// so much.
@@ -127,7 +127,7 @@ impl Running {
         let start = Instant::now();
         while UnixStream::connect(&self.socket).is_err() || get_unix(&self.socket, "/readyz").0 != 200 {
             assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.said());
-            assert!(start.elapsed() < Duration::from_secs(20), "not ready: {}", self.said());
+            assert!(start.elapsed() < Duration::from_secs(90), "not ready: {}", self.said());
             sleep(Duration::from_millis(20));
         }
     }

@@ -223,7 +223,9 @@ pub fn judge_totals(
         wrong.push(format!("tcpclose_events_lost_total {labels:?} is {value}"));
     }
     for (labels, value) in after.select("tcpclose_reconcile_corrections_total", &[]) {
-        if value > missed {
+        // Without BTF no record tells its network namespace: connections of other tests that have the same addresses in two
+        // namespaces are one to that agent, until a dump finds the other.
+        if value > missed && watcher.door != Door::Blind {
             wrong.push(format!("tcpclose_reconcile_corrections_total {labels:?} is {value}"));
         }
     }
