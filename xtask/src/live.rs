@@ -13,10 +13,14 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use crate::progress::{self, Ticker};
 use crate::{build, sh, test, tools};
@@ -118,11 +122,20 @@ pub fn run(program: &Path, all: bool) -> Result<Tally> {
     let (alone, together): (Vec<Module>, Vec<Module>) =
         modules.into_iter().partition(|module| ALONE.contains(&module.name.as_str()));
     let patience = if all { PATIENCE_LONG } else { PATIENCE };
-    let run = Run { program, folder: &folder, all, patience };
+    // A terminal's Ctrl-C does not reach the modules, each of which is a process group: so they are ended when it comes. After
+    // that a signal does what it always does.
+    let (told_to_end, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register_conditional_default(signal, Arc::clone(&over)).context("cannot wait for signals")?;
+        flag::register(signal, Arc::clone(&told_to_end)).context("cannot wait for signals")?;
+    }
+    let run = Run { program, folder: &folder, all, patience, told_to_end };
     let mut tally = Tally::default();
-    run.side_by_side(together, SIDE_BY_SIDE, &mut tally)?;
-    run.side_by_side(alone, 1, &mut tally)?;
-    Ok(tally)
+    let ran = run
+        .side_by_side(together, SIDE_BY_SIDE, &mut tally)
+        .and_then(|()| run.side_by_side(alone, 1, &mut tally));
+    over.store(true, Ordering::Relaxed);
+    ran.map(|()| tally)
 }
 
 /// How modules are run.
@@ -131,6 +144,7 @@ struct Run<'a> {
     folder: &'a Path,
     all: bool,
     patience: Duration,
+    told_to_end: Arc<AtomicBool>,
 }
 
 impl Run<'_> {
@@ -140,6 +154,10 @@ impl Run<'_> {
         let mut running: Vec<Running> = Vec::new();
         let _ticker = Ticker::start("live tests".to_owned());
         loop {
+            if self.told_to_end.load(Ordering::Relaxed) {
+                running.iter().for_each(|one| end_group(&one.process));
+                bail!("the live tests were told to end");
+            }
             while let Some(slot) = free.last().copied() {
                 let Some(module) = waiting.pop_front() else { break };
                 free.pop();
