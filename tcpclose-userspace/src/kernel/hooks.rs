@@ -87,9 +87,7 @@ pub struct Attached {
 /// already.
 ///
 /// All of them are loaded first. Where one that is needed is refused, no other is tried and none is attached: dumps must
-/// then follow every minisocket anyway. On 5.10 the rest told no case better than dumps do (tests/cases), and it costs: each
-/// one attached or detached waits for RCU (`bpf_trampoline_update()`, kernel/bpf/trampoline.c, `synchronize_rcu_mult()`, 5.8 to
-/// 5.11).
+/// then follow every minisocket anyway, and no case has shown the rest to tell more.
 pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<OwnedFd>) -> Attached {
     let mut loaded = Vec::new();
     let mut failed: Vec<(&Hook, String)> = Vec::new();
