@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use aya::programs::{BtfTracePoint, Program};
 use aya::{Btf, Ebpf};
 
+use super::kept_links::KeptLinks;
 use super::probe::refused;
 use crate::tracker::notice::Told;
 
@@ -71,22 +72,22 @@ const HOOKS: &[Hook] = &[
 ];
 
 /// What came of the ladder.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Attached {
     pub told: Told,
     /// Whether any hook is in use.
     pub any: bool,
     /// What is not in use, why, and what that costs; one sentence a hook, or one for all.
     pub missing: Vec<String>,
+    /// Holds the links, where that could be.
+    pub links: Option<KeptLinks>,
 }
 
 /// Attaches the hooks, and adds their programs to `programs`. `by_cookie`: the tp_btf door, where sockets have cookies
 /// already.
 ///
 /// All of them are loaded first. Where one that is needed is refused, no other is tried and none is attached: dumps must
-/// then follow every minisocket anyway. On 5.10 the rest told no case better than dumps do (tests/cases), and it costs: each
-/// one attached or detached waits for RCU (`bpf_trampoline_update()`, kernel/bpf/trampoline.c, `synchronize_rcu_mult()`, 5.8 to
-/// 5.11).
+/// then follow every minisocket anyway, and no case has shown the rest to tell more.
 pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<OwnedFd>) -> Attached {
     let mut loaded = Vec::new();
     let mut failed: Vec<(&Hook, String)> = Vec::new();
@@ -98,9 +99,12 @@ pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<Ow
             Err(why) => failed.push((hook, format!("{why:#}"))),
         }
     }
+    let mut links = KeptLinks::new()
+        .inspect_err(|why| log::debug!("links are not pinned, and the agent will be long in ending: {why:#}"))
+        .ok();
     let mut attached = Vec::new();
     for hook in loaded {
-        match attach_one(ebpf, hook) {
+        match attach_one(ebpf, hook, &mut links) {
             Ok(program) => attached.push(program),
             Err(why) if hook.tells.is_needed(by_cookie) => return nothing(ebpf, hook, &why),
             Err(why) => failed.push((hook, format!("{why:#}"))),
@@ -108,7 +112,8 @@ pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<Ow
     }
     programs.append(&mut attached);
     let births = failed.iter().all(|(hook, _)| hook.tells != Tells::Birth);
-    Attached { told: Told { births, lives: true, ..Told::default() }, any: true, missing: missing(&failed) }
+    let told = Told { births, lives: true, ..Told::default() };
+    Attached { told, any: true, missing: missing(&failed), links }
 }
 
 /// No hook is in use, since the kernel refuses `hook`: those that were loaded go.
@@ -140,14 +145,27 @@ fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<()> {
     }
 }
 
-fn attach_one(ebpf: &mut Ebpf, hook: &Hook) -> Result<OwnedFd> {
+/// Attaches a loaded hook. Its link is kept in `links`, or in the program where that cannot be.
+fn attach_one(ebpf: &mut Ebpf, hook: &Hook, links: &mut Option<KeptLinks>) -> Result<OwnedFd> {
     match ebpf.program_mut(hook.program).context("no such program")? {
         Program::FEntry(program) => {
-            program.attach()?;
+            let link = program.attach()?;
+            if let Some(kept) = links
+                && let Err(why) = kept.keep(program.take_link(link)?.into())
+            {
+                log::debug!("the link on {} is not pinned: {why:#}", hook.function);
+                program.attach()?;
+            }
             Ok(program.fd()?.as_fd().try_clone_to_owned()?)
         }
         Program::FExit(program) => {
-            program.attach()?;
+            let link = program.attach()?;
+            if let Some(kept) = links
+                && let Err(why) = kept.keep(program.take_link(link)?.into())
+            {
+                log::debug!("the link on {} is not pinned: {why:#}", hook.function);
+                program.attach()?;
+            }
             Ok(program.fd()?.as_fd().try_clone_to_owned()?)
         }
         _ => anyhow::bail!("no such hook"),

@@ -3,7 +3,7 @@
 //! * [`layout`]: field offsets from BTF.
 //! * [`tracefs`]: tracefs, for the classic door.
 //! * [`probe`]: load and attach the eBPF programs, best door first.
-//! * [`hooks`]: fentry and fexit on the minisocket's functions.
+//! * [`hooks`]: fentry and fexit on the minisocket's functions; `kept_links`: their links, which outlive the process.
 //! * [`task_file`]: the iterator over all tasks' files.
 //! * [`ring`]: drain the ring buffer; `consumer`: through a window on it.
 //! * [`runs`]: how often the programs ran.
@@ -31,6 +31,7 @@ pub mod executables;
 pub mod files;
 pub mod hooks;
 pub mod host;
+mod kept_links;
 pub mod layout;
 pub mod lookups;
 pub mod mib;

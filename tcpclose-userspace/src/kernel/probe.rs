@@ -13,6 +13,7 @@ use log::LevelFilter;
 use tcpclose_common::layout::Layout;
 
 use super::host::{self, Capability};
+use super::kept_links::KeptLinks;
 use super::owners::Look;
 use super::ring::Ring;
 use super::runs::Runs;
@@ -83,8 +84,10 @@ pub struct Probe {
     pub ring: Ring,
     /// Every attached program.
     programs: Vec<OwnedFd>,
-    /// Holds the programs and their links.
+    /// Holds the programs and the other links.
     ebpf: Ebpf,
+    /// Holds the links of hooks.
+    _links: Option<KeptLinks>,
 }
 
 #[derive(Clone, Copy)]
@@ -192,6 +195,7 @@ impl Probe {
             ring,
             programs,
             ebpf,
+            _links: minisockets.links,
         })
     }
 
