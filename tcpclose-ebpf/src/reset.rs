@@ -3,7 +3,6 @@
 //! Data that arrives after close looks like a RST that came (`tcp_rcv_state_process` calls `tcp_reset` for both); the
 //! RST that goes out some microseconds after →CLOSE tells them apart.
 
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
 use aya_ebpf::programs::BtfTracePointContext;
 use tcpclose_common::event::News;
 use tcpclose_common::state::TcpState;
@@ -27,10 +26,10 @@ pub fn sent(ctx: &BtfTracePointContext) {
     {
         return;
     }
+    // Its cookie is read, not asked for: it was given one at its first step, and tp_btf programs cannot call
+    // bpf_get_socket_cookie() before 5.12.
     // SAFETY: a full socket.
     let mut head = unsafe { time_wait::head::<Typed>(sk) };
-    // SAFETY: a helper call on the tracepoint's own socket; it was given a cookie at its first step.
-    head.key = unsafe { bpf_get_socket_cookie(sk.cast_mut().cast()) };
     head.old = TcpState::Close.raw();
     head.new = TcpState::Close.raw();
     time_wait::send(head, News::ResetSent, sk as u64);

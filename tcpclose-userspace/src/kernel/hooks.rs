@@ -1,5 +1,6 @@
 //! The ladder of TIME-WAIT: fentry and fexit on the minisocket's functions, hook by hook. What a kernel lacks or refuses
-//! costs the one fact that it tells; when the flip and the ends are all told, dumps are needed to reconcile only.
+//! costs the one fact that it tells. Hooks that do not tell of the flip and of every end are not used at all: dumps then
+//! tell more. Linux 5.10 refuses `tcp_time_wait`'s, without which no minisocket is joined to its socket.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -70,11 +71,12 @@ pub struct Attached {
     pub missing: Vec<String>,
 }
 
-/// Attaches every hook that loads, and adds its program to `programs`. `by_cookie`: the tp_btf door, where sockets have
+/// Attaches every hook that loads, if together they tell of whole lives, and adds their programs to `programs`. `by_cookie`: the tp_btf door, where sockets have
 /// cookies already.
 pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<OwnedFd>) -> Attached {
     let mut attached = Attached::default();
     let mut failed: Vec<(&Hook, String)> = Vec::new();
+    let others = programs.len();
     for hook in HOOKS {
         if by_cookie && hook.tells == Tells::Cookie {
             continue;
@@ -92,7 +94,25 @@ pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<Ow
     // At the classic door the birth is what joins cookie and socket.
     attached.told.lives = works(Tells::Life) && (by_cookie || works(Tells::Cookie) && works(Tells::Birth));
     attached.missing = missing(&failed, attached.any);
+    if attached.any && !attached.told.lives {
+        programs.truncate(others);
+        detach(ebpf);
+        attached.missing.push("hooks: not used, since dumps tell more than the rest of them".to_owned());
+        (attached.any, attached.told) = (false, Told::default());
+    }
     attached
+}
+
+/// Takes back every hook that was attached.
+fn detach(ebpf: &mut Ebpf) {
+    for hook in HOOKS {
+        // One that never loaded has nothing to unload.
+        match ebpf.program_mut(hook.program) {
+            Some(Program::FEntry(program)) => drop(program.unload()),
+            Some(Program::FExit(program)) => drop(program.unload()),
+            _ => {}
+        }
+    }
 }
 
 /// What is not in use, why, and what that costs: a sentence a hook, or one for all where none loads.
