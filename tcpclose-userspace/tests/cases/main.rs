@@ -11,7 +11,8 @@
 //! often (`common/left_out.rs`), or where its dumps were too far apart for a phase that only they tell of: then that case
 //! is played again, until it is told right (`common/rounds.rs`).
 //!
-//! `TCPCLOSE_RUNGS=btf+diag,tracepoint+hooks` leaves the other rungs out. `TCPCLOSE_NO_SKIP` says that this kernel has every rung: one that does not start is then a failure.
+//! `TCPCLOSE_RUNGS=btf+diag,tracepoint+hooks` leaves the other rungs out. `TCPCLOSE_NO_SKIP` says that this kernel has every rung: one that does not start is then a failure,
+//! but those that `TCPCLOSE_LACKING=btf,hooks` names, one of which that does start is a failure.
 
 #![allow(
     clippy::unwrap_used,

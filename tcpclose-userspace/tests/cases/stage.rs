@@ -185,8 +185,13 @@ fn start_agents(places: &BTreeMap<Place, Netns>) -> Vec<Watcher> {
             }
             match inside(netns, || start(rung)) {
                 Ok(agent) => {
+                    assert!(!is_lacking(rung), "{rung} starts, though this kernel is said to lack it");
                     let before = agent.metrics();
                     watchers.push(Watcher { rung, place, agent, before, dumps: Dumps::default() });
+                }
+                Err(why) if is_lacking(rung) => {
+                    println!("not on this kernel: {rung}: {}", why.trim());
+                    break;
                 }
                 Err(why) => {
                     assert!(may_lack(rung), "{rung} does not start: {why}");
@@ -204,6 +209,12 @@ fn may_lack(rung: Rung) -> bool {
     let has_btf = std::fs::exists("/sys/kernel/btf/vmlinux").unwrap_or(false);
     let optional = rung.hooks() || (rung.state_hook() == "btf" && !has_btf);
     optional && std::env::var_os("TCPCLOSE_NO_SKIP").is_none()
+}
+
+/// Whether this kernel is known to refuse `rung`: `TCPCLOSE_LACKING` names its state hook or its time-wait rung.
+fn is_lacking(rung: Rung) -> bool {
+    let lacking = std::env::var("TCPCLOSE_LACKING").unwrap_or_default();
+    lacking.split(',').any(|one| one == rung.state_hook() || one == rung.time_wait())
 }
 
 fn start(rung: Rung) -> Result<Agent, String> {

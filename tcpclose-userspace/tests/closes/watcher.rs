@@ -21,6 +21,18 @@ pub enum Door {
     Blind,
 }
 
+impl Door {
+    fn is_lacking(self) -> bool {
+        self == Self::Btf && is_lacking("btf")
+    }
+}
+
+/// Whether this kernel is known to refuse it: `TCPCLOSE_LACKING` says so, and `cases` proves it.
+fn is_lacking(what: &str) -> bool {
+    let lacking = std::env::var("TCPCLOSE_LACKING").unwrap_or_default();
+    lacking.split(',').any(|one| one == what)
+}
+
 /// An agent, and the longest that was between two of its dumps.
 pub struct Watcher {
     pub door: Door,
@@ -33,7 +45,9 @@ pub struct Watcher {
 impl Watcher {
     /// One at the doors that have BTF, on each rung that this kernel has. Every port has series of its own.
     pub fn with_btf() -> Vec<Self> {
-        let hooked = [Door::Btf, Door::Tracepoint].into_iter().filter_map(|door| {
+        let there: Vec<Door> =
+            [Door::Btf, Door::Tracepoint].into_iter().filter(|door| !door.is_lacking()).collect();
+        let hooked = there.iter().filter(|_| !is_lacking("hooks")).filter_map(|&door| {
             Self::start(door, true)
                 .map_err(|why| {
                     assert!(std::env::var_os("TCPCLOSE_NO_SKIP").is_none(), "{door:?}: no hooks: {why}");
@@ -41,8 +55,8 @@ impl Watcher {
                 })
                 .ok()
         });
-        let dumping = [Door::Btf, Door::Tracepoint].map(|door| Self::start(door, false).unwrap());
-        dumping.into_iter().chain(hooked).collect()
+        let dumping = there.iter().map(|&door| Self::start(door, false).unwrap());
+        dumping.chain(hooked).collect()
     }
 
     /// One that has no BTF, and so no hooks.
