@@ -48,7 +48,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
 
 /// Measures on this machine.
 fn here() -> Result<String> {
-    setup::ready(Purpose::Build, false)?;
+    setup::ready(Purpose::Build)?;
     let Some(mut command) = test::live_tests(PROGRAM)? else { bail!("the measurement needs root") };
     command.arg("--").args(WORDS).stderr(Stdio::inherit());
     sh::show(&command);

@@ -1,25 +1,47 @@
 //! Debian's package tools.
 
-use std::fs;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::sh;
+use crate::{sh, test};
 
 /// Debian's package tools, with lists of today: a fresh machine has none, and old ones name packages that are gone.
 pub struct Apt;
 
+/// What installing packages would do to others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    pub removed: Vec<String>,
+    pub upgraded: Vec<String>,
+}
+
 impl Apt {
-    /// None where the system has no apt.
-    pub fn updated() -> Result<Option<Self>> {
-        if sh::find("apt-get").is_none() {
-            return Ok(None);
+    /// None where the system has no apt. Without network or root the lists are those of earlier.
+    pub fn updated() -> Option<Self> {
+        sh::find("apt-get")?;
+        if !(sh::is_root() || test::can_sudo()) {
+            eprintln!("note: updating apt's lists takes root; those of earlier serve");
+        } else if let Err(why) = sh::run(apt_get().arg("update")) {
+            eprintln!("note: {why:#}; apt's lists of earlier serve");
         }
-        sh::run(apt_get().arg("update"))?;
-        Ok(Some(Self))
+        Some(Self)
+    }
+
+    /// What it would do to others to install these. An error says why they cannot be installed.
+    pub fn effect(&self, packages: &[&str]) -> Result<Effect> {
+        let mut command = Command::new("apt-get");
+        command.args(["--simulate", "--quiet", "--quiet", "--yes", "--no-install-recommends", "install"]);
+        let output =
+            command.args(packages).env("LC_ALL", "C").output().context("apt-get cannot be started")?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let why = said.lines().find_map(|line| line.strip_prefix("E: ")).unwrap_or("it fails");
+            bail!("apt-get would not install {}: {why}", packages.join(", "));
+        }
+        Ok(effect(&String::from_utf8_lossy(&output.stdout)))
     }
 
     /// Those of `packages` that can be had, with their versions.
@@ -28,17 +50,11 @@ impl Apt {
         candidates(&policy.unwrap_or_default())
     }
 
-    /// What `package` depends on; nothing where there is no such package.
-    pub fn dependencies(&self, package: &str) -> Vec<String> {
-        let command = &mut Command::new("apt-cache");
-        let answer = sh::ask(command.args(["depends", "--important", package]).env("LC_ALL", "C"));
-        dependencies(&answer.unwrap_or_default())
-    }
-
     pub fn install(&self, packages: &[&str]) -> Result<()> {
         let mut command = apt_get();
-        // --no-remove: a package that is in the way is its user's to remove.
-        command.args(["install", "--yes", "--no-install-recommends", "--no-remove"]).args(packages);
+        // --no-remove: a package that is in the way is its user's to remove; and one that is there stays as it is.
+        command.args(["install", "--yes", "--no-install-recommends", "--no-remove", "--no-upgrade"]);
+        command.args(packages);
         sh::run(&mut command)?;
         if Path::new("/run/systemd/system").exists() {
             eprintln!(
@@ -46,21 +62,6 @@ impl Apt {
             );
         }
         Ok(())
-    }
-
-    /// Fetches a package into an empty folder, and tells where it is.
-    pub fn download(&self, package: &str, folder: &Path) -> Result<PathBuf> {
-        let mut command = Command::new("apt-get");
-        command.current_dir(folder).args(["--quiet", "--quiet"]);
-        // As root it would rather write as another user, who may not write here, and warn.
-        command.args(["--option", "APT::Sandbox::User=root", "download", package]);
-        sh::run(&mut command)?;
-        let files = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-        let mut files = files.filter_map(Result::ok).map(|entry| entry.path());
-        match files.find(|file| file.extension().is_some_and(|extension| extension == "deb")) {
-            Some(archive) => Ok(archive),
-            None => bail!("apt-get download {package} left nothing in {}", folder.display()),
-        }
     }
 }
 
@@ -99,10 +100,20 @@ fn candidates(policy: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The packages named by `apt-cache depends`.
-fn dependencies(depends: &str) -> Vec<String> {
-    let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    names.map(|name| name.trim().to_owned()).collect()
+/// What `apt-get --simulate install` says it would remove, and upgrade: `Inst login [old] (new …)`.
+fn effect(simulated: &str) -> Effect {
+    let mut effect = Effect::default();
+    for line in simulated.lines() {
+        let mut words = line.split_ascii_whitespace();
+        match (words.next(), words.next(), words.next()) {
+            (Some("Remv" | "Purg"), Some(package), _) => effect.removed.push(package.to_owned()),
+            (Some("Inst"), Some(package), Some(version)) if version.starts_with('[') => {
+                effect.upgraded.push(package.to_owned());
+            }
+            _ => {}
+        }
+    }
+    effect
 }
 
 #[cfg(test)]
@@ -121,10 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn a_metapackage_names_the_one_it_stands_for() {
-        let depends =
-            "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n  Suggests: doc\n";
-        assert_eq!(dependencies(depends), ["linux-image-6.1.0-56-cloud-amd64"]);
-        assert!(dependencies("").is_empty());
+    fn what_apt_would_do_to_others_is_told() {
+        let simulated = "Remv qemu-utils [1:10.0.2]\nInst login [1:4.13-1] (1:4.13-2 Debian:12.15/oldstable [amd64])\n\
+            Inst conmon (2.1.6 Debian:12.15/oldstable [amd64])\nConf conmon (2.1.6 Debian:12.15/oldstable [amd64])\n";
+        let (removed, upgraded) = (vec!["qemu-utils".to_owned()], vec!["login".to_owned()]);
+        assert_eq!(effect(simulated), Effect { removed, upgraded });
+        assert_eq!(effect(""), Effect::default());
     }
 }

@@ -5,9 +5,8 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -15,6 +14,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::progress::Ticker;
 use crate::{build, sh};
+use files::{Listed, captured, extract, make, partial, remove, write_if_changed};
+
+mod files;
 
 /// Names another mirror of Debian than the host's apt sources do.
 const MIRROR: &str = "DEBIAN_MIRROR";
@@ -92,7 +94,7 @@ pub struct Archive {
 impl Archive {
     /// With lists of today, or those that are there if there is no network.
     pub fn open(suite: Suite, architecture: Architecture) -> Result<Self> {
-        for program in ["apt-get", "dpkg", "sha256sum", "sha512sum"] {
+        for program in ["apt-get", "dpkg-deb", "tar", "sha256sum", "sha512sum"] {
             if sh::find(program).is_none() {
                 bail!("no {program} here, which Debian's packages are fetched with");
             }
@@ -121,9 +123,9 @@ impl Archive {
         Ok(names.lines().map(str::to_owned).collect())
     }
 
-    /// Unpacks one package into `folder`, in place of what is there, unless it is there already.
-    pub fn unpack(&self, package: &str, folder: &Path) -> Result<()> {
-        self.unpack_listed(&["download", package], folder)
+    /// Unpacks these packages alone into `folder`, in place of what is there, unless they are there already.
+    pub fn unpack(&self, packages: &[&str], folder: &Path) -> Result<()> {
+        self.unpack_listed(&[&["download"], packages].concat(), folder)
     }
 
     /// Unpacks packages and all that they depend on: a root, of which no package's scripts have run. `?essential` stands
@@ -137,6 +139,11 @@ impl Archive {
     pub fn is_unpacked(packages: &[&str], folder: &Path) -> bool {
         let stamp = fs::read_to_string(folder.join(STAMP)).unwrap_or_default();
         stamp.lines().next() == Some(packages.join(" ").as_str())
+    }
+
+    /// True if all that was to be unpacked into `folder` is there.
+    pub fn is_complete(folder: &Path) -> bool {
+        folder.join(STAMP).is_file()
     }
 
     /// Unpacks what apt-get fetches when it is told `words`. The folder appears when everything is in it.
@@ -155,7 +162,7 @@ impl Archive {
                 .with_context(|| format!("cannot link {below} in {}", partial.display()))?;
         }
         for file in &files {
-            captured(Command::new("dpkg").arg("-x").arg(self.file(file)).arg(&partial))?;
+            extract(&self.file(file), &partial)?;
         }
         let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
         let stamp = format!("{}\n{}\n", wanted.join(" "), names.join("\n"));
@@ -242,13 +249,15 @@ impl Archive {
         for suite in self.suite.sources() {
             sources += &format!("deb [arch={architecture} signed-by={keyring}] {mirror} {suite} main\n");
         }
+        // A mirror may stand still for weeks: signatures count, not dates.
         let mut settings = format!(
             "Dir \"{folder}\";\nDir::State \"{folder}\";\nDir::State::lists \"{folder}/lists\";\n\
              Dir::State::status \"{folder}/status\";\nDir::Cache \"{folder}\";\nDir::Etc \"{folder}/etc\";\n\
              Dir::Etc::sourcelist \"{folder}/sources.list\";\nDir::Log \"{folder}\";\n\
              APT::Architecture \"{architecture}\";\nAPT::Architectures {{ \"{architecture}\"; }};\n\
              APT::Sandbox::User \"root\";\nAPT::Update::Error-Mode \"any\";\nAcquire::Languages \"none\";\n\
-             Acquire::ForceHash \"SHA256\";\nAcquire::Retries \"2\";\n"
+             Acquire::ForceHash \"SHA256\";\nAcquire::Retries \"1\";\n\
+             Acquire::Check-Valid-Until \"false\";\n"
         );
         if self.suite.sources().len() > 1 {
             settings += &format!("APT::Default-Release \"{}\";\n", self.suite.name());
@@ -306,35 +315,6 @@ impl Archive {
     }
 }
 
-/// A file that apt-get would fetch.
-#[derive(Debug, PartialEq, Eq)]
-struct Listed {
-    name: String,
-    /// The program that adds it up, and the sum.
-    sum: (&'static str, String),
-}
-
-impl Listed {
-    /// A line of --print-uris: address, file, size, sum.
-    fn parse(line: &str) -> Option<Self> {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [_, name, _, sum] = words[..] else { return None };
-        let (kind, sum) = sum.split_once(':')?;
-        let program = match kind {
-            "SHA256" => "sha256sum",
-            "SHA512" => "sha512sum",
-            _ => return None,
-        };
-        Some(Self { name: name.to_owned(), sum: (program, sum.to_owned()) })
-    }
-
-    fn is_whole(&self, path: &Path) -> Result<bool> {
-        let (program, sum) = &self.sum;
-        let said = captured(Command::new(program).arg("--").arg(path))?;
-        Ok(said.split_ascii_whitespace().next() == Some(sum))
-    }
-}
-
 /// All that this module keeps.
 fn folder() -> Result<PathBuf> {
     Ok(build::target_folder()?.join("debian"))
@@ -354,6 +334,11 @@ pub fn mirror() -> Result<String> {
     mirror.with_context(|| format!("apt's sources name no mirror of Debian: set {MIRROR} to one"))
 }
 
+/// Where Debian's security updates are fetched from: beside the release, as on every mirror that has them.
+pub fn security_mirror() -> Result<String> {
+    Ok(format!("{}-security/", mirror()?.trim_end_matches('/')))
+}
+
 fn mirror_in<'a>(targets: &'a str, os_release: &str) -> Option<&'a str> {
     let mut targets = targets.lines().filter_map(|line| {
         let mut words = line.splitn(3, ' ');
@@ -366,55 +351,6 @@ fn mirror_in<'a>(targets: &'a str, os_release: &str) -> Option<&'a str> {
             || (release == Some(suite) && !label.starts_with(|c: char| c.is_alphanumeric()))
     };
     targets.find(of_debian).map(|(mirror, _, _)| mirror)
-}
-
-/// An empty folder beside `folder`, for what is to become it: what an earlier run left there is removed.
-fn partial(folder: &Path) -> Result<PathBuf> {
-    let mut partial = folder.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    remove(&partial)?;
-    make(&partial)?;
-    Ok(partial)
-}
-
-fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
-}
-
-/// Removes a folder if it is there.
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(why) if why.kind() != ErrorKind::NotFound => {
-            Err(why).with_context(|| format!("cannot remove {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn write_if_changed(file: &Path, content: &str) -> Result<()> {
-    if fs::read_to_string(file).is_ok_and(|there| there == content) {
-        return Ok(());
-    }
-    fs::write(file, content).with_context(|| format!("cannot write {}", file.display()))
-}
-
-/// What a command writes; its failure is one line, the first that it complains in.
-fn captured(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("{program} cannot be started"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    bail!("{program}: {}", complaint(&said).unwrap_or("failed without a word"))
-}
-
-/// The line in which apt or dpkg says what is wrong.
-fn complaint(said: &str) -> Option<&str> {
-    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines().find_map(|line| line.strip_prefix("E: ")).or_else(|| lines().next_back())
 }
 
 #[cfg(test)]

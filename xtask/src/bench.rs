@@ -63,7 +63,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
             bail!("there is no figure {}; see `cargo xtask bench --help`", name.display());
         }
     }
-    setup::ready(Purpose::Bench, false)?;
+    setup::ready(Purpose::Bench)?;
     let target = build::target_folder()?;
     let floor = build_floor(&target)?;
     let results = target.join("bench");

@@ -19,7 +19,7 @@ pub fn command() -> Result<()> {
 
 /// Builds the release binary, after the setup that it needs, and tells where it is.
 pub fn release() -> Result<PathBuf> {
-    setup::ready(Purpose::Build, false)?;
+    setup::ready(Purpose::Build)?;
     sh::run(sh::cargo().args(["build", "--release", "--package", "tcpclose-userspace"]))?;
     binary()
 }

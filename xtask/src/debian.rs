@@ -1,13 +1,13 @@
-//! A Debian of this system's release, made with debootstrap, as a root or as an archive of one.
+//! A Debian, made with debootstrap, as a root or as an archive of one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::archive::{self, Architecture, Archive, Suite};
 use crate::progress::Ticker;
-use crate::sh;
+use crate::{build, sh};
 
 /// What nobody reads in a guest.
 const LEFT_OUT: &[&str] = &[
@@ -44,28 +44,22 @@ pub fn archive(folder: &Path, included: &str) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// Where this system's packages come from.
+/// A release of Debian, and where its packages come from.
 pub struct Origin {
     mirror: String,
-    /// Which release it is.
     pub suite: String,
 }
 
 impl Origin {
+    /// The release that this system is.
     pub fn of_this_system() -> Result<Self> {
-        let mut apt = Command::new("apt-get");
-        let targets = sh::ask(apt.args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(CODENAME)",
-            "Created-By: Packages",
-        ]));
-        let targets = targets.context("apt-get tells no origin of packages: this takes a system with apt")?;
         let os = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-        match of_this_release(&targets, &os) {
-            Some((mirror, suite)) => Ok(Self { mirror: mirror.to_owned(), suite: suite.to_owned() }),
-            None => bail!("none of apt's sources is this system's release"),
-        }
+        let suite = codename(&os).context("/etc/os-release names no release: this takes a Debian")?;
+        Self::of(suite)
+    }
+
+    pub fn of(suite: &str) -> Result<Self> {
+        Ok(Self { mirror: archive::mirror()?, suite: suite.to_owned() })
     }
 
     /// Makes the smallest Debian with the packages `included` (with commas) in `root`, in place of what is there. Takes root.
@@ -74,17 +68,37 @@ impl Origin {
         let _ticker = Ticker::start(format!("a root of {}", self.suite));
         // Debootstrap does not look at what its caller's PATH lacks.
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        let mut debootstrap =
-            sh::as_root("debootstrap", &[("PATH", path), ("DEBIAN_FRONTEND", "noninteractive")]);
-        debootstrap.args(["--variant=minbase", &format!("--include={included}")]);
+        let environment = [("PATH", path), ("DEBIAN_FRONTEND", "noninteractive")];
+        let mut debootstrap = match sh::find("debootstrap") {
+            Some(host) => sh::as_root(host, &environment),
+            None => {
+                let (script, functions) = unpacked_debootstrap()?;
+                let functions = functions.to_str().context("the path of target/ is not UTF-8")?;
+                sh::as_root(script, &[&environment[..], &[("DEBOOTSTRAP_DIR", functions)]].concat())
+            }
+        };
+        debootstrap.arg("--variant=minbase");
+        if !included.is_empty() {
+            debootstrap.arg(format!("--include={included}"));
+        }
         sh::run(debootstrap.arg(&self.suite).arg(root).arg(&self.mirror))
     }
 }
 
-fn of_this_release<'a>(targets: &'a str, os_release: &str) -> Option<(&'a str, &'a str)> {
-    let codename = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
-    let mut targets = targets.lines().filter_map(|line| line.split_once(' '));
-    targets.find(|(_, suite)| *suite == codename)
+/// Debootstrap below target/: the script, and the folder of its functions.
+fn unpacked_debootstrap() -> Result<(PathBuf, PathBuf)> {
+    if sh::find("wget").is_none() {
+        bail!("no wget here, which debootstrap fetches with");
+    }
+    let machine = Architecture::of_this_machine();
+    let machine = machine.context("Debian's packages for this kind of machine are not known here")?;
+    let root = build::target_folder()?.join("tools/debootstrap");
+    Archive::open(Suite::Trixie, machine)?.unpack(&["debootstrap"], &root)?;
+    Ok((root.join("usr/sbin/debootstrap"), root.join("usr/share/debootstrap")))
+}
+
+fn codename(os_release: &str) -> Option<&str> {
+    os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))
 }
 
 /// Removes a root, which is root's.
@@ -101,10 +115,7 @@ mod tests {
 
     #[test]
     fn the_root_is_of_this_systems_release() {
-        let targets =
-            "http://a/security/ trixie-security\nhttp://b/debian/ trixie\nhttp://b/debian/ trixie-updates\n";
-        let os = "ID=debian\nVERSION_CODENAME=trixie\n";
-        assert_eq!(of_this_release(targets, os), Some(("http://b/debian/", "trixie")));
-        assert_eq!(of_this_release(targets, "VERSION_CODENAME=sid\n"), None);
+        assert_eq!(codename("ID=debian\nVERSION_CODENAME=trixie\n"), Some("trixie"));
+        assert_eq!(codename("ID=arch\n"), None);
     }
 }

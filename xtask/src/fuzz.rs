@@ -64,7 +64,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     if chosen.is_empty() {
         bail!("there is no such target; choose one of {}", names.join(", "));
     }
-    setup::ready(Purpose::Fuzz, false)?;
+    setup::ready(Purpose::Fuzz)?;
     let fuzzer = Fuzzer::build()?;
     if let (Some(input), [target]) = (&arguments.input, &chosen[..]) {
         let input = fs::canonicalize(input).with_context(|| format!("no {}", input.display()))?;

@@ -2,13 +2,14 @@
 //!
 //! It builds without the eBPF toolchain, since it is what installs it.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 mod accuracy;
 mod apt;
-#[allow(dead_code, reason = "the guests take it next")]
 mod archive;
 mod bench;
 mod build;
@@ -19,12 +20,14 @@ mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 #[path = "../../tcpclose-userspace/src/progress.rs"]
 mod progress;
+mod roots;
 mod run;
 mod setup;
 mod sh;
 mod test;
 #[allow(dead_code, reason = "shared with tcpclose-userspace/build.rs, which uses the rest")]
 mod toolchain;
+mod tools;
 mod vm;
 
 /// Set up, build, run and test tcpclose
@@ -50,11 +53,28 @@ enum Command {
     Package(package::Arguments),
     Fuzz(fuzz::Arguments),
     #[command(hide = true)]
+    Roots(roots::Arguments),
+    #[command(hide = true)]
     DemoPlayer(demo::stage::Arguments),
 }
 
 fn main() -> ExitCode {
-    let done = match Arguments::parse().command {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            // Not through Debug: that prints a backtrace where RUST_BACKTRACE is set.
+            eprintln!("error: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let command = Arguments::parse().command;
+    if let Some(mut again) = tools::with_path()? {
+        return Err(again.exec()).context("cannot start xtask again");
+    }
+    match command {
         Command::Setup(arguments) => setup::setup(&arguments),
         Command::Build => build::command(),
         Command::Run(arguments) => run::run(&arguments),
@@ -65,15 +85,8 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::command(&arguments),
         Command::Package(arguments) => package::command(&arguments),
         Command::Fuzz(arguments) => fuzz::command(&arguments),
+        Command::Roots(arguments) => roots::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            // Not through Debug: that prints a backtrace where RUST_BACKTRACE is set.
-            eprintln!("error: {why:#}");
-            ExitCode::FAILURE
-        }
     }
 }
 

@@ -87,7 +87,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
 
 /// Makes the packages and says what they are.
 pub fn make(twice: bool) -> Result<Packages> {
-    setup::ready(Purpose::Package, false)?;
+    setup::ready(Purpose::Package)?;
     let work = build::target_folder()?.join("package");
     let source = Source { folder: sh::workspace(), work, epoch: epoch()? };
     let packages = once(&source)?;

@@ -2,14 +2,16 @@
 
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::apt::{self, Apt};
-use crate::progress::{self, Ticker};
+use crate::progress;
 use crate::sh;
 use crate::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
-use crate::vm::{self, kit::Part};
+use crate::tools::{self, Group};
+use crate::vm;
+use crate::vm::kit::{Kernel, Part};
 
 /// Find or install what building and testing need
 #[derive(clap::Args)]
@@ -53,77 +55,14 @@ const DEBIAN_TOOLCHAIN: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", "l
 /// The linker that was tried with the packages above.
 const LINKER_VERSION: &str = "0.13.0";
 
-/// What the live tests and the guests run besides the agent.
-struct Tool {
-    program: &'static str,
-    package: &'static str,
-    /// What is done with it.
-    why: &'static str,
-}
-
-const TEST_TOOLS: &[Tool] = &[
-    Tool { program: "ip", package: "iproute2", why: "makes network namespaces" },
-    Tool { program: "ss", package: "iproute2", why: "is what the gauges are compared with" },
-    Tool { program: "nginx", package: "nginx", why: "is the server under load" },
-    Tool { program: "prometheus", package: "prometheus", why: "scrapes the agent" },
-    Tool { program: "promtool", package: "prometheus", why: "lints the metrics" },
-    Tool { program: "podman", package: "podman", why: "runs a container" },
-    Tool { program: "runc", package: "runc", why: "runs it where cgroups are hybrid" },
-    Tool { program: "busybox", package: "busybox-static", why: "is all that is in it" },
-    Tool { program: "chromium", package: "chromium", why: "looks at the agent's page" },
-    Tool { program: "wrk", package: "wrk", why: "makes the load" },
-    Tool { program: "curl", package: "curl", why: "asks for the agent's pages" },
-    Tool { program: "openssl", package: "openssl", why: "makes certificates" },
-    Tool { program: "systemd-socket-activate", package: "systemd", why: "passes sockets to the agent" },
-    Tool { program: "systemd-analyze", package: "systemd", why: "judges the unit" },
-    Tool { program: "tmux", package: "tmux", why: "is the terminal that top is tested in" },
-];
-
-/// What benchmarks compare with.
-const BENCH_TOOLS: &[Tool] = &[
-    Tool { program: "ss", package: "iproute2", why: "lists sockets" },
-    Tool { program: "tcpstates", package: "libbpf-tools", why: "watches TCP states" },
-    Tool { program: "tcplife", package: "libbpf-tools", why: "watches connections" },
-    Tool {
-        program: "prometheus-node-exporter",
-        package: "prometheus-node-exporter",
-        why: "is scraped side by side with the agent",
-    },
-];
-
-/// What makes packages.
-const PACKAGE_TOOLS: &[Tool] = &[
-    Tool { program: "dpkg-deb", package: "dpkg", why: "makes the .deb" },
-    Tool { program: "rpmbuild", package: "rpm", why: "makes the .rpm" },
-    Tool { program: "readelf", package: "binutils", why: "tells what a binary needs" },
-    Tool { program: "xz", package: "xz-utils", why: "packs the tarball" },
-];
-
-/// What tries them.
-const TRIAL_TOOLS: &[Tool] = &[
-    Tool { program: "lintian", package: "lintian", why: "checks the .deb" },
-    Tool { program: "debootstrap", package: "debootstrap", why: "makes roots to try packages in" },
-    Tool { program: "ip", package: "iproute2", why: "has a network namespace up" },
-];
-/// What the fuzzer takes besides the agent's toolchain.
-const FUZZ_TOOLS: &[Tool] = &[Tool { program: "c++", package: "g++", why: "builds libFuzzer" }];
-
-const VM_TOOLS: &[Tool] = &[
-    Tool { program: vm::QEMU, package: "qemu-system-x86", why: "is the machine of the guests" },
-    Tool { program: "setpriv", package: "util-linux", why: "ends a guest with its xtask" },
-    Tool { program: "debootstrap", package: "debootstrap", why: "makes the root that systemd boots in" },
-];
-
 /// Runs the command.
 pub fn setup(arguments: &Arguments) -> Result<()> {
     let Arguments { purpose, rustup } = *arguments;
-    let done = match ready(purpose, rustup)? {
-        Work::Nothing => "nothing to do",
-        Work::Installed => "ready",
-    };
+    let done = prepare(purpose, &Kernel::ALL, rustup)?;
     let Toolchain { compiler, linker } = toolchain::find()?;
     let (rustc, release, linker) =
         (compiler.rustc.display(), compiler.version.release, linker.path.display());
+    let work = if done.anything { "ready" } else { "nothing to do" };
     let tests = match purpose {
         Purpose::Build => "",
         Purpose::Vm => " and what guests take",
@@ -134,83 +73,108 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
         Purpose::Trial => " and what makes and tries packages",
         Purpose::All => ", the tests', benchmarks' and packages' tools and what guests take",
     };
-    println!("{done}: found {rustc} ({release}), {linker}{tests}");
+    let but = match done.lacking.len() {
+        0 => String::new(),
+        _ => format!(", all but {}", done.lacking.join("; ")),
+    };
+    println!("{work}: found {rustc} ({release}), {linker}{tests}{but}");
     Ok(())
 }
 
-/// Whether anything had to be installed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Work {
-    Nothing,
-    Installed,
+/// Makes the machine ready for a purpose, quietly where it is.
+pub fn ready(purpose: Purpose) -> Result<()> {
+    prepare(purpose, &Kernel::QUICK, false).map(drop)
 }
 
-/// Makes the machine ready for a purpose, quietly where it is. Runs rustup only if told to.
-pub fn ready(purpose: Purpose, rustup: bool) -> Result<Work> {
+/// The same, for guests with these kernels.
+pub fn ready_with(purpose: Purpose, kernels: &[Kernel]) -> Result<()> {
+    prepare(purpose, kernels, false).map(drop)
+}
+
+/// What was done.
+#[derive(Default)]
+struct Done {
+    /// Something had to be installed or unpacked.
+    anything: bool,
+    /// What could not be had.
+    lacking: Vec<String>,
+}
+
+impl Done {
+    fn lacks(&mut self, what: &str, without: &str, why: &anyhow::Error) {
+        eprintln!("note: no {what}: {why:#}. Without it {without}; install it by hand or run setup again");
+        self.lacking.push(what.to_owned());
+    }
+}
+
+/// Does all that can be done. What the agent is built with must be there in the end; of the rest each thing that cannot
+/// be had is named, with what is skipped without it. Runs rustup only if told to.
+fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
     let toolchain = toolchain::find().err();
-    let mut tools: Vec<&Tool> = Vec::new();
-    let mut parts = Vec::new();
     if matches!(purpose, Purpose::Test | Purpose::All) {
         check_components()?;
-        tools.extend(TEST_TOOLS);
     }
-    if matches!(purpose, Purpose::Bench | Purpose::All) {
-        tools.extend(BENCH_TOOLS);
-    }
-    if matches!(purpose, Purpose::Package | Purpose::Trial | Purpose::All) {
-        tools.extend(PACKAGE_TOOLS);
-    }
-    if matches!(purpose, Purpose::Trial | Purpose::All) {
-        tools.extend(TRIAL_TOOLS);
-    }
-    if matches!(purpose, Purpose::Fuzz | Purpose::All) {
-        tools.extend(FUZZ_TOOLS);
-    }
-    if matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE {
-        tools.extend(VM_TOOLS);
-        parts = Part::missing()?;
-    }
-    tools.retain(|tool| sh::find(tool.program).is_none());
-    if toolchain.is_none() && tools.is_empty() && parts.is_empty() {
-        return Ok(Work::Nothing);
+    let mut groups = groups(purpose);
+    groups.retain(|group| !group.missing().is_empty());
+    let parts = if takes_guests(purpose) { Part::missing(kernels)? } else { Vec::new() };
+    let mut done = Done::default();
+    if toolchain.is_none() && groups.is_empty() && parts.is_empty() {
+        return Ok(done);
     }
 
     if let Some(missing) = &toolchain {
         eprintln!("missing: {missing}");
     }
-    for tool in &tools {
-        eprintln!("missing: {}, which {}", tool.program, tool.why);
+    for group in &groups {
+        eprintln!("missing: {}, for {}", group.missing().join(", "), group.needed_for());
     }
     for part in &parts {
         eprintln!("missing: {}", part.describe());
     }
-    let apt = Apt::updated()?;
-    let mut steps =
-        Steps::new(usize::from(toolchain.is_some()) + usize::from(!tools.is_empty()) + parts.len());
+    done.anything = true;
+    let mut steps = Steps::new(usize::from(toolchain.is_some()) + groups.len() + parts.len());
+    let apt = if toolchain.is_some() || !groups.is_empty() { Apt::updated() } else { None };
+    let mut built = Ok(());
     if let Some(missing) = toolchain {
         steps.next("what builds the probe");
-        install_toolchain(apt.as_ref(), &missing, rustup)?;
-        toolchain::find().context("that did not make the eBPF toolchain complete")?;
+        built = install_toolchain(apt.as_ref(), &missing, rustup).and_then(|()| {
+            toolchain::find().map(drop).context("that did not make the eBPF toolchain complete")
+        });
     }
-    if !tools.is_empty() {
-        steps.next("programs");
-        install_tools(apt.as_ref(), &tools)?;
+    for group in groups {
+        steps.next(group.name());
+        if let Err(why) = group.provide(apt.as_ref()) {
+            done.lacks(&group.name(), &format!("{} are skipped", group.needed_for()), &why);
+        }
     }
     for part in parts {
         steps.next(part.describe());
-        let _ticker = Ticker::start(format!("fetching {}", part.describe()));
-        let fetched = match &apt {
-            Some(apt) => part.fetch(apt),
-            None => Err(anyhow!("it comes from Debian's packages, and there is no apt-get here")),
-        };
-        let fetched = fetched.with_context(|| format!("cannot fetch {}", part.describe()));
-        match fetched {
-            // Every other test runs on systems that have none of Debian's kernels.
-            Err(why) if purpose != Purpose::Vm => eprintln!("note: guests will not run here: {why:#}"),
-            fetched => fetched?,
+        if let Err(why) = part.fetch() {
+            done.lacks(part.name(), part.without(), &why);
         }
     }
-    Ok(Work::Installed)
+    built.map(|()| done)
+}
+
+fn takes_guests(purpose: Purpose) -> bool {
+    matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE
+}
+
+/// The programs that a purpose takes, none twice.
+fn groups(purpose: Purpose) -> Vec<&'static Group> {
+    let all = purpose == Purpose::All;
+    let mut groups: Vec<&Group> = Vec::new();
+    for (wanted, more) in [
+        (all || purpose == Purpose::Test, tools::TEST),
+        (all || purpose == Purpose::Bench, tools::BENCH),
+        (all || matches!(purpose, Purpose::Package | Purpose::Trial), tools::PACKAGE),
+        (all || purpose == Purpose::Trial, tools::TRIAL),
+        (all || purpose == Purpose::Fuzz, tools::FUZZ),
+        (takes_guests(purpose), tools::VM),
+    ] {
+        groups.extend(more.iter().filter(|_| wanted));
+    }
+    groups
 }
 
 /// How far it is, for who waits.
@@ -299,16 +263,6 @@ fn rustup_way(missing: &Missing) -> Vec<Command> {
         steps.push(linker);
     }
     steps
-}
-
-fn install_tools(apt: Option<&Apt>, missing: &[&Tool]) -> Result<()> {
-    let mut packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
-    packages.sort_unstable();
-    packages.dedup();
-    match apt {
-        Some(apt) => apt.install(&packages),
-        None => bail!("install these, by whatever names they have here: {}", packages.join(" ")),
-    }
 }
 
 /// Rustfmt and clippy belong to the toolchain that builds the workspace.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::setup::{self, Purpose};
-use crate::{fuzz, package, sh, vm};
+use crate::{fuzz, package, roots, sh, tools, vm};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
@@ -39,13 +39,14 @@ const STEPS: &[(&str, Step)] = &[
     ("live tests", live),
     ("guests", guests),
     ("packages", packages),
+    ("roots", roots),
 ];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
     let mut summary = Vec::new();
     let mut failure = Ok(());
-    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.all || *name != "fuzz") {
+    for (name, step) in STEPS.iter().filter(|(name, _)| arguments.all || !["fuzz", "roots"].contains(name)) {
         let start = Instant::now();
         let result = step(arguments);
         let word = match &result {
@@ -67,10 +68,10 @@ fn summary_line(name: &str, took: Duration, word: &str) -> String {
     format!("{name:<10} {:>6.1} s  {word}", took.as_secs_f64())
 }
 
-fn setup(_: &Arguments) -> Result<Outcome> {
+fn setup(arguments: &Arguments) -> Result<Outcome> {
     // Who cannot run the live tests needs none of their tools, and could not install them either.
     let purpose = if sh::is_root() || can_sudo() { Purpose::Test } else { Purpose::Build };
-    setup::ready(purpose, false)?;
+    setup::ready_with(purpose, vm::kernels(arguments.all))?;
     Ok(Outcome::Passed)
 }
 
@@ -140,7 +141,8 @@ pub fn with_root() -> Result<Option<Command>> {
             return Ok(None);
         }
         // Built by the user, run by root: cargo starts each program through its runner.
-        command.env(runner_variable()?, "sudo -E");
+        // sudo has a PATH of its own.
+        command.env(runner_variable()?, format!("sudo -E env PATH={}", tools::path().to_string_lossy()));
     }
     Ok(Some(command))
 }
@@ -163,6 +165,15 @@ fn packages(arguments: &Arguments) -> Result<Outcome> {
         return Ok(skipped("trying the packages", "needs root"));
     }
     package::trial::run(&packages)?;
+    Ok(Outcome::Passed)
+}
+
+/// Setup and build in the smallest roots of other releases.
+fn roots(_: &Arguments) -> Result<Outcome> {
+    if !(sh::is_root() || can_sudo()) {
+        return Ok(skipped("setup in minimal roots", "needs root"));
+    }
+    roots::command(&roots::Arguments::all())?;
     Ok(Outcome::Passed)
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask vm`: the agent and its tests on other kernels, each in a virtual machine of its own.
 //!
-//! A guest is a Debian kernel and one archive that is its whole filesystem: busybox, the release agent, the test
+//! A guest is a Debian kernel and one archive that is its whole filesystem: busybox, the agent, the test
 //! programs and vm/init.sh, which runs them and says how they ended. [`systemd`] is one with a whole Debian.
 
 use std::fs;
@@ -49,7 +49,7 @@ const DEFAULT_PATIENCE: u64 = 900;
 )]
 pub struct Arguments {
     /// Kernels to boot
-    #[arg(long = "kernel", value_name = "KERNEL", value_enum, default_values_t = Kernel::ALL)]
+    #[arg(long = "kernel", value_name = "KERNEL", value_enum, default_values_t = Kernel::QUICK)]
     kernels: Vec<Kernel>,
     /// Boot Debian with systemd and the agent's unit instead, and look at it there; takes root to make that Debian
     #[arg(long, conflicts_with = "command")]
@@ -69,7 +69,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
         bail!("guests are x86-64 machines, and this is another");
     }
     if arguments.systemd {
-        setup::ready(Purpose::Vm, false)?;
+        setup::ready_with(Purpose::Vm, &arguments.kernels)?;
         return systemd::boot(&arguments.kernels, Duration::from_secs(arguments.patience));
     }
     let jobs = match arguments.command.split_first() {
@@ -84,15 +84,21 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     if jobs.is_empty() {
         bail!("none of the guests' tests is here ({}); give a command after --", GUEST_PROGRAMS.join(", "));
     }
-    setup::ready(Purpose::Vm, false)?;
+    setup::ready_with(Purpose::Vm, &arguments.kernels)?;
     // A path is a program of this machine; a mere name is looked up.
     let given = arguments.command.first().filter(|program| program.contains('/'));
     let given = given.map(|program| programs::given(program.as_ref())).transpose()?;
     boot_all(&arguments.kernels, &jobs, given, Duration::from_secs(arguments.patience))
 }
 
+/// The kernels of `cargo xtask test`, and of its `--all`.
+pub const fn kernels(long: bool) -> &'static [Kernel] {
+    if long { &Kernel::ALL } else { &Kernel::QUICK }
+}
+
 /// The step of `cargo xtask test`. The inner error says why it was not run.
 pub fn test(long: bool) -> Result<Result<(), &'static str>> {
+    let kernels = kernels(long);
     if !POSSIBLE {
         return Ok(Err("guests are x86-64 machines"));
     }
@@ -100,15 +106,25 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     if jobs.is_empty() {
         return Ok(Err("there are none"));
     }
-    if sh::find(QEMU).is_none() || !Part::missing()?.is_empty() {
-        return Ok(Err("QEMU or Debian's kernels are not here (`cargo xtask setup` fetches them)"));
+    let missing = Part::missing(kernels)?;
+    let (there, absent): (Vec<Kernel>, Vec<Kernel>) =
+        kernels.iter().partition(|kernel| !missing.contains(&kernel.part()));
+    if missing.len() > absent.len() || there.is_empty() {
+        return Ok(Err("QEMU, busybox or all kernels are not here (`cargo xtask setup` fetches them)"));
     }
     let patience = Duration::from_secs(DEFAULT_PATIENCE);
-    boot_all(&Kernel::ALL, &jobs, None, patience)?;
+    boot_all(&there, &jobs, None, patience)?;
     if long && (sh::is_root() || test::can_sudo()) {
-        systemd::boot(&Kernel::ALL, patience)?;
+        let with_systemd: Vec<Kernel> =
+            there.iter().copied().filter(|kernel| Kernel::WITH_SYSTEMD.contains(kernel)).collect();
+        systemd::boot(&with_systemd, patience)?;
     } else if long {
         eprintln!("\nSKIPPED: the guest with systemd: it takes root to make its Debian\n");
+    }
+    if !absent.is_empty() {
+        let absent: Vec<&str> = absent.into_iter().map(Kernel::name).collect();
+        eprintln!("\nSKIPPED: guests with these kernels: {}\n", absent.join(", "));
+        return Ok(Err("for some kernels, which are not here (`cargo xtask setup` fetches them)"));
     }
     Ok(Ok(()))
 }
@@ -118,7 +134,7 @@ pub fn output(kernel: Kernel, test: &str, arguments: &[&str]) -> Result<String> 
     if !POSSIBLE {
         bail!("guests are x86-64 machines, and this is another");
     }
-    setup::ready(Purpose::Vm, false)?;
+    setup::ready_with(Purpose::Vm, &[kernel])?;
     let words = [test].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
     let job = Job { name: test.to_owned(), words };
     boot_all(&[kernel], &[job], None, Duration::from_secs(DEFAULT_PATIENCE))?;
@@ -205,7 +221,7 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
         // A test knows the agent by the path that cargo told it when it was compiled.
         root.link(&program.file.to_string_lossy(), &format!("/programs/{}", program.name));
     }
-    root.file("/commands", commands(job, environment()).as_bytes());
+    root.file("/commands", commands(kernel, job, environment()).as_bytes());
 
     guest(kernel, &job.name, root, MEMORY, patience)
 }
@@ -249,10 +265,11 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 /// What init.sh runs, as a shell script. The project's own variables are passed on, and those that say that a test which
-/// cannot run in a guest, or a rung that does not load there, is a failure and not skipped, and that a flood is to be one
-/// for an emulated machine.
-fn commands(job: &Job, environment: impl Iterator<Item = (String, String)>) -> String {
+/// cannot run in a guest, or a rung that does not load there, is a failure and not skipped, which rungs this kernel is
+/// known to refuse, and that a flood is to be one for an emulated machine.
+fn commands(kernel: Kernel, job: &Job, environment: impl Iterator<Item = (String, String)>) -> String {
     let mut script = "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\n".to_owned();
+    script.push_str(&format!("export TCPCLOSE_LACKING={}\n", kernel.lacking()));
     for (name, value) in environment.filter(|(name, _)| name.starts_with("TCPCLOSE_")) {
         script.push_str(&format!("export {name}={}\n", sh::quote(&value)));
     }
@@ -313,8 +330,8 @@ mod tests {
         let environment = [("TCPCLOSE_TEST_LONG", "1"), ("HOME", "/home/me")];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(
-            commands(&job(), environment.into_iter()),
-            "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
+            commands(Kernel::V5_10, &job(), environment.into_iter()),
+            "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\nexport TCPCLOSE_LACKING=btf,hooks\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
         );
     }
 

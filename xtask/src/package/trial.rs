@@ -22,7 +22,7 @@ const INCLUDED: &str = "systemd,man-db,rpm,zsh,fish";
 
 /// Has lintian read the .deb, and tries all three.
 pub fn run(packages: &Packages) -> Result<()> {
-    setup::ready(Purpose::Trial, false)?;
+    setup::ready(Purpose::Trial)?;
     lint(&packages.deb)?;
     let folder = build::target_folder()?.join("package");
     let base = base(&folder)?;

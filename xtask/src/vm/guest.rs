@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::QEMU;
+use super::{QEMU, kit};
 use crate::progress::{self, Ticker};
 use crate::sh;
 
@@ -83,7 +83,7 @@ impl Guest {
         let start = Instant::now();
         let mut log =
             File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
-        let mut command = self.qemu();
+        let mut command = self.qemu()?;
         sh::show(&command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut machine = Machine(command.spawn().context("setpriv cannot be started")?);
@@ -140,10 +140,10 @@ impl Guest {
 
     /// In emulation, which every machine can do: nested, /dev/kvm may be there and not work. setpriv has the machine
     /// killed with xtask, however xtask ends.
-    fn qemu(&self) -> Command {
+    fn qemu(&self) -> Result<Command> {
         let console = |file: &Path| format!("file:{}", file.display());
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", QEMU]);
+        command.args(["--pdeathsig", "KILL", "--"]).args(kit::qemu(QEMU)?);
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
         command.args(["-m", &self.memory.to_string()]);
         // Two serial lines, ttyS0 and ttyS1, and nothing else: no screen, no disk, no network.
@@ -156,7 +156,7 @@ impl Guest {
         let clock = "clocksource=hpet tsc=unstable";
         command.arg("-append");
         command.arg(format!("console=ttyS0 loglevel=5 panic=-1 oops=panic nosoftlockup {clock}"));
-        command
+        Ok(command)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,9 +20,12 @@ pub type Module = (String, Vec<u8>);
 pub fn resolve(folder: &Path, wanted: &[&str], busybox: &Path) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(&folder.join("kernel"), &mut files)?;
-    let builtin = folder.join("modules.builtin");
-    let builtin =
-        fs::read_to_string(&builtin).with_context(|| format!("cannot read {}", builtin.display()))?;
+    let file = folder.join("modules.builtin");
+    let builtin = match fs::read_to_string(&file) {
+        // Debian's packages have left it out since 7.0. No module names one that is built in as what it needs.
+        Err(why) if why.kind() == ErrorKind::NotFound => String::new(),
+        builtin => builtin.with_context(|| format!("cannot read {}", file.display()))?,
+    };
     let builtin: BTreeSet<String> = builtin.lines().filter_map(module_name).collect();
 
     in_order(wanted, &builtin, |name| files.get(name).map(|file| read(file, busybox)).transpose())

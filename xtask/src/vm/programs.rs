@@ -36,7 +36,7 @@ pub fn is_test(name: &str) -> bool {
     tests.join(format!("{name}.rs")).is_file() || tests.join(name).join("main.rs").is_file()
 }
 
-/// Builds the release agent and these test programs. The agent comes first.
+/// Builds the agent and these test programs, in the profile that the live tests have. The agent comes first.
 pub fn build(tests: &[&str]) -> Result<Vec<Program>> {
     let mut command = sh::cargo();
     // cargo takes the flags of the environment in place of those of its configuration; so does this.
@@ -53,7 +53,7 @@ pub fn build(tests: &[&str]) -> Result<Vec<Program>> {
         command.args(tests.iter().flat_map(|test| ["--test", test]));
     }
     command
-        .args(["--release", "--package", "tcpclose-userspace", "--target", TARGET])
+        .args(["--package", "tcpclose-userspace", "--target", TARGET])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit());
     sh::show(&command);

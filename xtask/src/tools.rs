@@ -1,0 +1,225 @@
+//! The programs that tests, benchmarks and packages are made with, in groups that are had or not, each on its own.
+//!
+//! apt-get installs a group where that removes and upgrades nothing of this system. Elsewhere the group and all that it
+//! depends on is unpacked below target/tools, and a script in target/tools/bin, which is on PATH of all that xtask starts,
+//! runs each program over this system's /usr in a mount namespace of its own.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::apt::{Apt, Effect};
+use crate::archive::{Architecture, Archive, Suite};
+use crate::{build, sh, test};
+
+/// Packages that are asked for together, and what they are for.
+pub struct Group {
+    /// Debian's.
+    packages: &'static [&'static str],
+    /// Those of their programs that are called.
+    programs: &'static [&'static str],
+    /// What is skipped without them.
+    needed_for: &'static str,
+}
+
+const fn group(
+    packages: &'static [&'static str],
+    programs: &'static [&'static str],
+    needed_for: &'static str,
+) -> Group {
+    Group { packages, programs, needed_for }
+}
+
+/// What the live tests run besides the agent.
+pub const TEST: &[Group] = &[
+    group(&["iproute2"], &["ip", "ss"], "most live tests"),
+    group(&["curl"], &["curl"], "the tests of the agent's pages"),
+    group(&["openssl"], &["openssl"], "the tests of TLS"),
+    group(&["systemd"], &["systemd-socket-activate", "systemd-analyze"], "the tests of the systemd unit"),
+    group(&["tmux"], &["tmux"], "the tests of top in a terminal"),
+    group(&["nginx"], &["nginx"], "the test with nginx under load"),
+    group(&["wrk"], &["wrk"], "the test with nginx under load"),
+    group(&["prometheus"], &["prometheus", "promtool"], "the tests of metrics, rules and alerts"),
+    group(&["busybox-static"], &["busybox"], "the tests with containers"),
+    // runc runs where cgroups are hybrid.
+    group(&["podman", "runc"], &["podman", "runc"], "the tests with containers"),
+    group(&["chromium"], &["chromium"], "the tests of the agent's page in a browser"),
+];
+
+/// What benchmarks compare with.
+pub const BENCH: &[Group] = &[
+    group(&["iproute2"], &["ss"], "the benchmarks against ss"),
+    group(&["libbpf-tools"], &["tcpstates", "tcplife"], "the benchmarks against libbpf-tools"),
+    group(
+        &["prometheus-node-exporter"],
+        &["prometheus-node-exporter"],
+        "the benchmarks of a scrape against node_exporter",
+    ),
+];
+
+/// What makes packages.
+pub const PACKAGE: &[Group] = &[
+    group(&["dpkg"], &["dpkg-deb"], "the .deb"),
+    group(&["rpm"], &["rpmbuild"], "the .rpm"),
+    group(&["binutils"], &["readelf"], "the packages: readelf tells what the binary needs"),
+    group(&["xz-utils"], &["xz"], "the tarball"),
+];
+
+/// What tries them.
+pub const TRIAL: &[Group] = &[
+    group(&["lintian"], &["lintian"], "the check of the .deb"),
+    group(&["iproute2"], &["ip"], "the trial of the packages"),
+];
+
+/// What the fuzzer takes besides the agent's toolchain.
+pub const FUZZ: &[Group] = &[group(&["g++"], &["c++"], "the fuzzer, whose libFuzzer it builds")];
+
+/// What starts guests.
+pub const VM: &[Group] = &[group(&["util-linux"], &["setpriv"], "the guests, which it ends with xtask")];
+
+/// The release that groups are unpacked from: one for all systems, the one that they were tried with.
+const SUITE: Suite = Suite::Bookworm;
+
+impl Group {
+    /// Those of its programs that are not on PATH.
+    pub fn missing(&self) -> Vec<&'static str> {
+        self.programs.iter().copied().filter(|program| sh::find(program).is_none()).collect()
+    }
+
+    pub const fn needed_for(&self) -> &'static str {
+        self.needed_for
+    }
+
+    pub fn name(&self) -> String {
+        self.packages.join(", ")
+    }
+
+    /// Installs it, or unpacks it where installing would harm this system. An error says why neither can be.
+    pub fn provide(&self, apt: Option<&Apt>) -> Result<()> {
+        let Some(apt) = apt else { bail!("there is no apt-get here") };
+        if !(sh::is_root() || test::can_sudo()) {
+            bail!("installing takes root");
+        }
+        match apt.effect(self.packages) {
+            Ok(Effect { removed, upgraded }) if removed.is_empty() && upgraded.is_empty() => {
+                return apt.install(self.packages);
+            }
+            Ok(Effect { removed, upgraded }) => {
+                let touched: Vec<String> = removed.into_iter().chain(upgraded).collect();
+                eprintln!(
+                    "note: apt-get would remove or upgrade {} for {}, which is unpacked below target/tools instead",
+                    touched.join(", "),
+                    self.name()
+                );
+            }
+            Err(why) => eprintln!("note: {why:#}; {} is unpacked below target/tools instead", self.name()),
+        }
+        self.unpack()
+    }
+
+    fn unpack(&self) -> Result<()> {
+        let machine = Architecture::of_this_machine();
+        let machine = machine.context("Debian's packages for this kind of machine are not known here")?;
+        if !["/bin", "/lib", "/sbin"].iter().all(|folder| Path::new(folder).is_symlink()) {
+            bail!(
+                "unpacked programs run over /usr, and this system's /bin, /lib and /sbin are not links to it"
+            );
+        }
+        let root = folder()?.join(self.packages.join("-"));
+        let packages = [self.packages, &["?essential"]].concat();
+        Archive::open(SUITE, machine)?.unpack_closure(&packages, &root)?;
+        for program in self.missing() {
+            let folders = ["usr/bin", "usr/sbin"];
+            let Some(below) = folders.into_iter().find(|below| root.join(below).join(program).is_file())
+            else {
+                bail!("no {program} in Debian's {}", self.name());
+            };
+            write_script(&bin()?, program, &script(&root, &format!("/{below}/{program}"))?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs `program` (its path in `root`) over this system. A merged /usr is replaced whole, and /etc gains what it lacks:
+/// /tmp, /run, /var, /proc, the processes and the networks stay this system's. The mounts end with the program, whose
+/// pid is the caller's child.
+fn script(root: &Path, program: &str) -> Result<String> {
+    let root = root.to_str().context("the path of target/ is not UTF-8")?;
+    if root.contains([':', ',', '\\']) {
+        bail!("an overlay takes no path with a colon, a comma or a backslash: {root}");
+    }
+    let (root, program) = (sh::quote(root), sh::quote(program));
+    Ok(format!(
+        "#!/bin/sh\n\
+         # Made by `cargo xtask setup`.\n\
+         export TCPCLOSE_TOOL_ROOT={root}\n\
+         [ \"$(id -u)\" = 0 ] || {{ echo \"$0: this unpacked program takes root\" >&2; exit 126; }}\n\
+         exec unshare --mount --propagation slave -- sh -c '\n\
+         mount -t overlay -o \"ro,lowerdir=/etc:$TCPCLOSE_TOOL_ROOT/etc\" overlay /etc &&\n\
+         mount --bind \"$TCPCLOSE_TOOL_ROOT/usr\" /usr || exit 126\n\
+         unset TCPCLOSE_TOOL_ROOT\n\
+         export PATH=/usr/sbin:/usr/bin\n\
+         exec \"$0\" \"$@\"' {program} \"$@\"\n"
+    ))
+}
+
+fn write_script(bin: &Path, name: &str, content: &str) -> Result<()> {
+    fs::create_dir_all(bin).with_context(|| format!("cannot make {}", bin.display()))?;
+    let file = bin.join(name);
+    fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make {} executable", file.display()))
+}
+
+fn folder() -> Result<PathBuf> {
+    Ok(build::target_folder()?.join("tools"))
+}
+
+fn bin() -> Result<PathBuf> {
+    Ok(folder()?.join("bin"))
+}
+
+/// Xtask once more, with the unpacked programs on PATH; `None` where they are already.
+pub fn with_path() -> Result<Option<Command>> {
+    let (bin, path) = (bin()?, env::var_os("PATH").unwrap_or_default());
+    if env::split_paths(&path).any(|folder| folder == bin) {
+        return Ok(None);
+    }
+    let Ok(path) = env::join_paths([bin].into_iter().chain(env::split_paths(&path))) else { return Ok(None) };
+    let mut again = Command::new(env::current_exe().context("cannot tell where xtask itself is")?);
+    again.args(env::args_os().skip(1)).env("PATH", path);
+    Ok(Some(again))
+}
+
+/// The PATH of this process, for a program that sudo starts with another one.
+pub fn path() -> OsString {
+    env::var_os("PATH").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_survives_its_folders_name() {
+        let script = script(Path::new("/a folder/tools/podman"), "/usr/bin/podman").unwrap();
+        assert!(script.contains("TOOL_ROOT='/a folder/tools/podman'\n"), "{script}");
+        assert!(script.ends_with("' /usr/bin/podman \"$@\"\n"), "{script}");
+        let folder = env::temp_dir().join(format!("tcpclose-script-{}", std::process::id()));
+        write_script(&folder, "podman", &script).unwrap();
+        // What a shell makes of it, without running it.
+        let parsed = Command::new("sh").arg("-n").arg(folder.join("podman")).status();
+        fs::remove_dir_all(&folder).unwrap();
+        assert!(parsed.unwrap().success());
+    }
+
+    #[test]
+    fn an_overlay_is_not_misled_by_a_folders_name() {
+        assert!(script(Path::new("/a:b"), "/usr/bin/podman").is_err());
+    }
+}
