@@ -262,7 +262,7 @@ impl Archive {
              Dir::Etc::sourcelist \"{folder}/sources.list\";\nDir::Log \"{folder}\";\n\
              APT::Architecture \"{architecture}\";\nAPT::Architectures {{ \"{architecture}\"; }};\n\
              APT::Sandbox::User \"root\";\nAPT::Update::Error-Mode \"any\";\nAcquire::Languages \"none\";\n\
-             Acquire::ForceHash \"SHA256\";\nAcquire::Retries \"2\";\n\
+             Acquire::ForceHash \"SHA256\";\nAcquire::Retries \"1\";\n\
              Acquire::Check-Valid-Until \"false\";\n"
         );
         if self.suite.sources().len() > 1 {

@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: the agent and its tests on other kernels, each in a virtual machine of its own.
 //!
-//! A guest is a Debian kernel and one archive that is its whole filesystem: busybox, the release agent, the test
-//! programs and vm/init.sh, which runs them and says how they ended. [`systemd`] is one with a whole Debian. Guests of
+//! A guest is a Debian kernel and one archive that is its whole filesystem: busybox, the agent, the live
+//! tests and vm/init.sh, which runs them and says how they ended. [`systemd`] is one with a whole Debian. Guests of
 //! another architecture run the same programs, cross-built.
 
 use std::fs;

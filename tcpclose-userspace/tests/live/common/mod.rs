@@ -115,8 +115,8 @@ impl Agent {
 
     /// Returns when it is ready; an agent that ends instead is an error: what it said.
     pub fn until_ready(&mut self) -> Result<(), String> {
-        // An emulated guest on a host with other work takes longer than 20 s for it.
-        let until = Instant::now() + Duration::from_secs(90);
+        // Linux 5.10 in an emulated guest, on a host with other work, takes longer than 90 s for it.
+        let until = Instant::now() + Duration::from_secs(300);
         while !self.is_ready() {
             if let Some(status) = self.child.try_wait().unwrap() {
                 // Its last words may still be on their way.

@@ -47,7 +47,8 @@ impl Node {
     /// Builds the image, on one that has the libraries of the binary under test.
     fn build(&self) -> Result<(), String> {
         let context = self.podman.folder().join("context");
-        fs::create_dir(&context).unwrap();
+        // A static binary has no libraries to be put there.
+        fs::create_dir_all(context.join("base")).unwrap();
         let libraries = Command::new("ldd").arg(BINARY).output().unwrap();
         let libraries = String::from_utf8(libraries.stdout).unwrap();
         let libraries = libraries.split_ascii_whitespace().filter(|word| word.starts_with('/'));
