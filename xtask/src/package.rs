@@ -125,6 +125,7 @@ pub fn test(packages: &Packages) -> Result<()> {
     if packages.architecture == Architecture::host()? {
         return trial::run(packages);
     }
+    setup::ready(Purpose::Trial)?;
     trial::lint(&packages.deb)?;
     vm::try_binary(packages.architecture, &packages.binary)
 }

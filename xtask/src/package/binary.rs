@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use super::{Source, mib, remove};
 use crate::archive::Architecture;
 use crate::cross::Builder;
-use crate::{sh, toolchain};
+use crate::{sh, test, toolchain};
 
 /// What the binary may weigh.
 const LIMIT: u64 = 10 << 20;
@@ -56,17 +56,16 @@ pub fn build(source: &Source) -> Result<PathBuf> {
 }
 
 /// Has the binary write its manual, its completions and its configuration, and tells where they are. One for another
-/// architecture does not run here: of the same sources this machine's own is built for it, quickly.
+/// architecture does not run here: then this machine's own does it, as the tests build it.
 pub fn generate(source: &Source, binary: &Path) -> Result<PathBuf> {
     let made = source.work.join("made");
     remove(&made)?;
     if source.architecture == Architecture::host()? {
         sh::run(Command::new(binary).arg("generate").arg(&made))?;
     } else {
-        let mut command = sh::cargo();
-        command.current_dir(&source.folder).args(["run", "--locked", "--package", "tcpclose-userspace"]);
-        command.args(["--bin", "tcpclose", "--target-dir"]).arg(source.work.join("cargo"));
-        sh::run(command.args(["--", "generate"]).arg(&made))?;
+        let mut command = test::static_cargo("run")?;
+        command.args(["--locked", "--package", "tcpclose-userspace", "--bin", "tcpclose", "--", "generate"]);
+        sh::run(command.arg(&made))?;
     }
     Ok(made)
 }
