@@ -65,7 +65,8 @@ pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
 #[command(name = "tcpclose", version, about, infer_long_args = false)]
 #[command(after_help = "Example: tcpclose stuck --older-than 10m")]
 pub enum Cli {
-    Agent(agent::Agent),
+    // It has by far the most settings.
+    Agent(Box<agent::Agent>),
     Stuck(stuck::Stuck),
     Kill(kill::Kill),
     Ports(ports::Ports),
