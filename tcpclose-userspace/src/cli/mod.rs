@@ -65,9 +65,9 @@ pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
 #[derive(Debug, Parser)]
 #[command(name = "tcpclose", version, about, infer_long_args = false)]
 #[command(after_help = "Example: tcpclose stuck --older-than 10m")]
-#[allow(clippy::large_enum_variant, reason = "there is one, for as long as the program runs")]
 pub enum Cli {
-    Agent(agent::Agent),
+    // It has by far the most settings.
+    Agent(Box<agent::Agent>),
     Stuck(stuck::Stuck),
     Kill(kill::Kill),
     Ports(ports::Ports),

@@ -19,6 +19,7 @@ fn nonsense_of_the_agents_arguments_is_named_and_mended() {
         (&["--name-port", "0"], &["--name-port \"0\"", "from 1 to 65535"]),
         (&["--dump-interval", "0"], &["--dump-interval \"0\"", "between 10ms and 1day", "write"]),
         (&["--reconcile-interval", "1ms"], &["between 10ms and 1day"]),
+        (&["--reconcile-max", "0s"], &["between 10ms and 1day", "write"]),
         (&["--wait", "soon"], &["--wait \"soon\"", "not a duration", "60s"]),
         (&["--state-hook", "banana"], &["--state-hook \"banana\"", "one of auto, btf, tracepoint"]),
         (&["--time-wait", "banana"], &["--time-wait \"banana\"", "one of auto, hooks, diag"]),
