@@ -171,7 +171,7 @@ fn a_leased_executable_delays_nobody() {
         return;
     }
     let upper = File::open(folder.path().join("up/sleep")).unwrap();
-    let lease = |kind| {
+    let lease = |kind: libc::c_int| {
         // SAFETY: neither call has a pointer for an argument, and SIGIO, which a break of the lease sends, is nobody's here.
         unsafe {
             libc::signal(libc::SIGIO, libc::SIG_IGN);
@@ -180,7 +180,7 @@ fn a_leased_executable_delays_nobody() {
     };
     // Anew for each: who wants it broken gets that in the end.
     let leased = askers.ask(held.port, || {
-        assert!(lease(libc::F_UNLCK));
+        lease(libc::F_UNLCK);
         let until = Instant::now() + PATIENCE;
         while !lease(libc::F_WRLCK) {
             assert!(Instant::now() < until, "there is no lease");
@@ -193,7 +193,7 @@ fn a_leased_executable_delays_nobody() {
         assert!(owner.exe.as_ref().is_some_and(|exe| exe.ends_with("/m/sleep")), "{asker}: {owner:?}");
         assert!(names(&document, pid), "{asker}: {:?}", document.incomplete);
     }
-    assert!(lease(libc::F_UNLCK));
+    lease(libc::F_UNLCK);
     drop(upper);
     until_all_read(&askers, held.port, pid);
 }
@@ -291,8 +291,10 @@ fn in_a_role() {
     // SAFETY: the call has no pointer for an argument; the copies are for the children, and end with this process.
     let copied = (0..each).take_while(|_| unsafe { libc::dup(null.as_raw_fd()) } >= 0).count() as u64;
     // A few are needed to start others.
-    // SAFETY: as above; the highest numbers are copies that nobody uses.
-    (each - 50..each).for_each(|fd| drop(unsafe { libc::close(fd as i32) }));
+    for fd in each - 50..each {
+        // SAFETY: as above; the highest numbers are copies that nobody uses.
+        let _ = unsafe { libc::close(fd as i32) };
+    }
     let children: Vec<Child> = (0..MILLION.div_ceil(copied - 50))
         .map(|_| Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap())
         .collect();
@@ -390,8 +392,8 @@ fn reply(request: &[u8], content: &File) -> Option<Vec<u8>> {
         let (times, nanoseconds) = ([0u64; 3], [0u32; 3]);
         let mut bytes: Vec<u8> =
             [node, size, size / 512].iter().chain(&times).flat_map(|n| n.to_le_bytes()).collect();
-        let words = nanoseconds.iter().chain(&[mode, 1, 0, 0, 0, 4096, 0]);
-        bytes.extend(words.flat_map(|n| n.to_le_bytes()));
+        let words = [mode, 1, 0, 0, 0, 4096, 0];
+        bytes.extend(nanoseconds.iter().chain(&words).flat_map(|n| n.to_le_bytes()));
         bytes
     };
     let words = |numbers: &[u64]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
