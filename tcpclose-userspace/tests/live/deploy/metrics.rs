@@ -43,7 +43,7 @@ pub fn are_documented(metrics: &Metrics) {
 }
 
 fn how() -> String {
-    format!("{WRITE}=1 cargo test --profile live -p tcpclose-userspace --test deploy")
+    format!("{WRITE}=1 cargo test -p tcpclose-userspace --test live deploy:: -- --include-ignored")
 }
 
 /// A line of the table for each family.
