@@ -187,13 +187,15 @@ fn liar(
                 }
                 head.push(byte[0]);
             }
-            let path = String::from_utf8(head).unwrap().split(' ').nth(1).unwrap().to_owned();
+            let head = String::from_utf8(head).unwrap();
+            let (method, rest) = head.split_once(' ').unwrap();
+            let path = rest.split(' ').next().unwrap();
             let mut agent = UnixStream::connect(&truth).unwrap();
-            write!(agent, "GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").unwrap();
+            write!(agent, "{method} {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").unwrap();
             let mut answer = String::new();
             agent.read_to_string(&mut answer).unwrap();
             let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-            let body = alter(body.to_owned());
+            let body = if path == "/metrics" { alter(body.to_owned()) } else { body.to_owned() };
             write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
         }
     });
