@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const PATIENCE_LONG: Duration = Duration::from_secs(3600);
 
 /// Modules that begin first, since they take longest: what begins last should be short.
-const FIRST: &[&str] = &["closes", "cases", "owners", "verify", "watch", "namespaces", "restart"];
+const FIRST: &[&str] = &["closes", "cases", "owners", "watch", "namespaces", "restart"];
 /// Modules that run when no other does, since they take the whole machine or look at all of it.
 const ALONE: &[&str] = &[
     "backpressure",
@@ -47,10 +47,16 @@ const ALONE: &[&str] = &[
     "flood",
     "losses",
     "many_namespaces",
+    "nginx",
     "opens",
+    "page_size",
     "reuse",
+    "start_stop",
+    "time_wait_memory",
     "torture",
+    "verify",
     "volume",
+    "wakeup",
 ];
 
 /// How often a test is run whose agents were left out by the kernel.

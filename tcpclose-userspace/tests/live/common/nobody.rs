@@ -22,7 +22,10 @@ impl Nobody {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let binary = folder.path().join("tcpclose");
-        fs::copy(env!("CARGO_BIN_EXE_tcpclose"), &binary).unwrap();
+        // By another process: a child that another test of this one starts meanwhile would have the copy open for writing
+        // until it executes, and nobody can run it until then (ETXTBSY).
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_tcpclose")).arg(&binary).status();
+        assert!(copied.unwrap().success());
         Self { folder, binary }
     }
 
