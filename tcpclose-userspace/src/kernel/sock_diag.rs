@@ -19,7 +19,7 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, Stat
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 use tcpclose_common::state::TcpState;
 
-use crate::kernel::age::TICK_NS;
+use crate::kernel::age::TICKS_NS;
 use crate::kernel::host::{monotonic_ns, thread_cpu_ns, tick_ns};
 use crate::kernel::lookups::{Wanted, lookups};
 use crate::terms::Flow;
@@ -223,7 +223,7 @@ pub(super) struct Answer<'a> {
 /// What a socket's times are counted to, at `now_ns`: the last tick. One that is no later than a tick is allowed for by
 /// [`crate::kernel::age`]; when it is later, all ages in the answer are too short by that.
 fn by_ticks(now_ns: u64) -> u64 {
-    now_ns.min(tick_ns() + TICK_NS)
+    now_ns.min(tick_ns() + TICKS_NS)
 }
 
 /// Sends `request` and hands every message of the answer to `take`.

@@ -242,10 +242,12 @@ fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Unread, Files, Survey
         let walk = || files::read_within(Haste::Hurried, Wanted::NamespacesAndSockets, WITHIN);
         let walking = thread::Builder::new().name("files".to_owned()).spawn_scoped(threads, walk)?;
         let Found { places, denied, unread, .. } = scope.find(&Descriptors::NONE)?;
-        let mut survey = survey::survey(places.clone(), ask, None)?;
+        let mut survey = survey::survey(places, ask, None)?;
         let files = walking.join().map_err(|_| io::Error::other("the look at files died"))??;
         if scope == Scope::All {
-            let held = netns::held(&files, &places)?;
+            // A process that led to one may have ended before it was entered.
+            let reached: Vec<Place> = survey.looked.iter().map(|looked| looked.place.clone()).collect();
+            let held = netns::held(&files, &reached)?;
             if !held.is_empty() {
                 survey.add(survey::survey(held, ask, None)?);
             }

@@ -6,7 +6,7 @@ pub mod folder;
 pub mod stage;
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -220,7 +220,8 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     let disk = folder.path().join("disk");
     fs::create_dir(&disk).unwrap();
     let said = folder.path().join("said");
-    let mounts = "mount -t tmpfs -o size=16k,mode=0700 none \"$DISK\"; exec \"$@\"";
+    // Room for all that other tests do meanwhile.
+    let mounts = "mount -t tmpfs -o size=8m,mode=0700 none \"$DISK\"; exec \"$@\"";
     let agent = Command::new("unshare")
         .args(["-m", "--propagation", "private", "sh", "-ec", mounts, "sh", BINARY])
         .args(["agent", "--listen", "127.0.0.1:0", "--socket"])
@@ -242,6 +243,10 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
         }
     };
     until("ready", &|| try_get_unix(&socket, "/readyz").is_ok_and(|(status, _)| status == 200));
+    let there = PathBuf::from(format!("/proc/{}/root", agent.id())).join(disk.strip_prefix("/").unwrap());
+    let filler = there.join("filler");
+    let mut filling = fs::File::create(&filler).unwrap();
+    while filling.write_all(&[0; 4096]).is_ok() {}
     let port = Port::new();
     let many = port.close_waits(200);
     until("full", &|| said().contains("cannot be written"));
@@ -249,10 +254,11 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     assert_eq!(said().lines().filter(|line| line.contains("WARN")).count(), 1, "{}", said());
     assert!(said().contains("No space left on device") && said().contains("make room"), "{}", said());
     assert_eq!(try_get_unix(&socket, "/healthz").unwrap().0, 200);
-    drop(many);
+    drop(filling);
+    fs::remove_file(&filler).unwrap();
     let kept = port.close_wait();
     until("kept again", &|| said().contains("is kept again"));
-    let there = PathBuf::from(format!("/proc/{}/root", agent.id())).join(disk.strip_prefix("/").unwrap());
+    drop(many);
     until_kept(&there, &[&kept]);
     rustix::process::kill_process(rustix::process::Pid::from_child(agent), Signal::TERM).unwrap();
     assert!(agent.wait().unwrap().success());
