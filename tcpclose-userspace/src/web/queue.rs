@@ -1,9 +1,9 @@
 //! The queue for password checks, of which one runs at a time: fair by address.
 //!
 //! The next check is for the address whose last check was longest ago, so a crowd from one address delays another address
-//! by one check. Within an address the newest request is next: its client still waits for the answer, and a guesser, who
-//! sends the next guess when the last was refused, cannot keep a scrape from the same address waiting. Requests with the
-//! same name and password share one check.
+//! by one check. Within an address the oldest of the [`NEWEST`] newest requests is next: clients of new requests still wait for
+//! their answer, and guessers, who send the next guess when the last was refused, can put no more than one in line for each
+//! check, so a scrape from their address has its turn after a few. Requests with the same name and password share one check.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +12,10 @@ use ring::hmac::Tag;
 use tokio::sync::oneshot;
 
 use super::source::Source;
+
+/// Within an address, one of so many requests is next. With the very newest alone, one guess that comes between a scrape and the
+/// end of a check would be before it, and the next guess again.
+const NEWEST: usize = 4;
 
 /// How many addresses are remembered by their last check.
 const REMEMBERED: usize = 1024;
@@ -99,7 +103,8 @@ fn next(waiting: &[Source], served: &VecDeque<Source>) -> Option<usize> {
     let last_check = |source: &Source| served.iter().position(|served| served == source);
     // Of equals the first: of addresses that never had a check, the one that waits longest.
     let source = waiting.iter().min_by_key(|source| last_check(source).map_or(0, |at| at + 1))?;
-    waiting.iter().rposition(|other| other == source)
+    let newest = (0..waiting.len()).rev().filter(|at| waiting.get(*at) == Some(source));
+    newest.take(NEWEST).last()
 }
 
 impl Turn {
@@ -151,13 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn the_address_whose_last_check_was_longest_ago_is_next_with_its_newest_request() {
+    fn the_address_whose_last_check_was_longest_ago_is_next_with_one_of_its_newest_requests() {
         let (a, b, c) = (address(1), address(2), address(3));
         let next =
             |waiting: &[Source], served: &[Source]| super::next(waiting, &served.iter().copied().collect());
         assert_eq!(next(&[], &[a]), None);
-        assert_eq!(next(&[a, a, a], &[a]), Some(2));
-        assert_eq!(next(&[a, b, a, b, a], &[b, a]), Some(3));
+        assert_eq!(next(&[a, a, a], &[a]), Some(0));
+        assert_eq!(next(&[a, a, a, a, a, a], &[a]), Some(2));
+        assert_eq!(next(&[a, b, a, b, a], &[b, a]), Some(1));
         assert_eq!(next(&[a, b, c], &[b, a]), Some(2), "it never had a check");
         assert_eq!(next(&[b, a], &[]), Some(0));
     }
@@ -193,7 +199,7 @@ mod tests {
         for task in tasks {
             let _ = task.await;
         }
-        assert_eq!(*order.lock().unwrap(), ["scrape", "3", "1"]);
+        assert_eq!(*order.lock().unwrap(), ["scrape", "1", "3"]);
         assert!(matches!(queue.turn(address(1), tag("free")).await, Some(Answer::Turn(_))));
     }
 

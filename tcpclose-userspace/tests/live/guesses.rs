@@ -103,6 +103,6 @@ fn guesses_from_one_address_delay_a_scrape_from_another_by_one_check() {
 fn guesses_do_not_keep_a_scrape_from_their_own_address_waiting_either() {
     let during = refused_before_a_scrape(GUESSER);
     println!("{during} guesses were refused before the first scrape was answered");
-    // Who comes last is next: a guess that comes while another is looked at may be before it.
+    // One of the last to come is next: a few guesses that come at the same time may be before it.
     assert!(during <= GUESSERS / 2, "{during} guesses of {GUESSERS} came before the scrape");
 }
