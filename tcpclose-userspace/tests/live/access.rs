@@ -64,8 +64,7 @@ fn who_may_destroy_is_decided_by_the_agent() {
     let said = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP + 1]), &groups, port));
     assert!(said.contains(&format!("only root and members of the group {GROUP} may")), "{said}");
     pair.assert_alive();
-    let logged = groups.said();
-    assert!(logged.contains(&format!("uid {USER} gid {USER}")), "{logged}");
+    groups.until_it_says(&format!("uid {USER} gid {USER}"));
 
     // By a supplementary group, by its own, and as root.
     for (uid, gid, more) in [(USER, USER, vec![4, GROUP]), (USER, GROUP, vec![]), (0, 0, vec![])] {
@@ -112,12 +111,9 @@ fn the_group_can_change_while_it_runs() {
 fn everybody_who_asks_is_logged_at_debug() {
     let agent = start(&["--log-level", "debug"]);
     assert!(agent.stuck(&["--json"]).status.success());
-    let said = agent.said();
-    assert!(
-        said.lines()
-            .any(|line| line.contains("GET /v1/sockets asked by pid ") && line.ends_with(" uid 0 gid 0")),
-        "{said}"
-    );
+    agent.until_it_says_line(|line| {
+        line.contains("GET /v1/sockets asked by pid ") && line.ends_with(" uid 0 gid 0")
+    });
 }
 
 #[test]

@@ -294,9 +294,14 @@ fn an_agent_destroys_only_where_it_was_allowed_to() {
         println!("{hook}: {}", text(&done));
         assert_eq!(done.status.code(), Some(0));
         assert!(text(&done).contains("destroyed 2 of 2"));
-        let said = agent.said();
-        let logged = said.lines().filter(|line| line.contains("destroyed 127.0.0.1:"));
-        assert_eq!(logged.filter(|line| line.contains("asked by pid ") && line.contains("uid 0")).count(), 2);
+        let is_logged = |line: &str| {
+            line.contains("destroyed 127.0.0.1:") && line.contains("asked by pid ") && line.contains("uid 0")
+        };
+        let until = Instant::now() + PATIENCE;
+        while agent.said().lines().filter(|line| is_logged(line)).count() != 2 {
+            assert!(Instant::now() < until, "{}", agent.said());
+            sleep(Duration::from_millis(10));
+        }
     }
     pairs.iter_mut().for_each(Pair::assert_destroyed);
     for (hook, agent) in std::iter::once(&("strict", strict)).chain(&allowing) {

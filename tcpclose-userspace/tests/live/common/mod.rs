@@ -126,6 +126,11 @@ impl Agent {
             assert!(Instant::now() < until, "the agent is not ready: {}", self.said());
             sleep(Duration::from_millis(20));
         }
+        // It answers before it has printed what it is ready for, and that has to be read, too.
+        let until = Instant::now() + Duration::from_secs(30);
+        while !self.said().contains("\n  try ") && Instant::now() < until {
+            sleep(Duration::from_millis(5));
+        }
         Ok(())
     }
 

@@ -87,7 +87,7 @@ fn an_agent_goes_into_the_namespace_of_the_socket() {
         two.here.assert_destroyed();
         assert!(two.is_destroyed_there());
         let logged = format!("(net:[{}], cookie ", two.other.inum);
-        assert!(agent.said().lines().any(|line| line.contains("destroyed ") && line.contains(&logged)));
+        agent.until_it_says_line(|line| line.contains("destroyed ") && line.contains(&logged));
     }
 }
 

@@ -85,8 +85,8 @@ fn starve(each: Duration, hooks: &[&str]) {
         let text = String::from_utf8_lossy(&verdict.stdout);
         println!("{text}");
         assert_eq!(verdict.status.code(), Some(0), "{verdict:?}");
+        agent.until_it_says("records lost");
         let said = agent.said();
-        assert!(said.contains("records lost"), "{said}");
         assert!(!said.contains("panicked"), "{said}");
     }
 }
