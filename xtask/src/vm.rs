@@ -34,11 +34,11 @@ mod systemd;
 pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 
 /// The modules of the live tests that run in guests. What they need must be in the guest: no other programs but busybox's.
-const TESTS: &[&str] = &["closes", "cases", "start_stop"];
+const TESTS: &[&str] = &["closes", "cases"];
 /// Those of arm64, whose kernels have pages of several sizes.
 const ARM64_TESTS: &[&str] = &["closes", "cases", "page_size", "start_stop"];
 /// Those that run with `--all` only.
-const LONG_TESTS: &[&str] = &["reuse", "flood", "wall_clock"];
+const LONG_TESTS: &[&str] = &["start_stop", "reuse", "flood", "wall_clock"];
 
 /// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
