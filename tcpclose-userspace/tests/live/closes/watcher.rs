@@ -40,6 +40,8 @@ pub struct Watcher {
     pub hooks: bool,
     pub agent: Agent,
     gap: Mutex<f64>,
+    /// The longest that one of them took.
+    took: Mutex<f64>,
 }
 
 impl Watcher {
@@ -83,7 +85,7 @@ impl Watcher {
         assert_eq!(degraded == 1.0, door == Door::Blind, "{}", agent.said());
         let rung = [("hook", "time_wait"), ("rung", time_wait)];
         assert_eq!(metrics.sum("tcpclose_hook_info", &rung), 1.0, "{}", agent.said());
-        Ok(Self { door, hooks, agent, gap: Mutex::new(0.0) })
+        Ok(Self { door, hooks, agent, gap: Mutex::new(0.0), took: Mutex::new(0.0) })
     }
 
     /// What it is called in what the test says.
@@ -98,7 +100,10 @@ impl Watcher {
     /// Notes how far apart its dumps are in `metrics`; `late` is what this machine adds to a pause at present.
     pub fn note_gap(&self, metrics: &Metrics, late: f64) {
         let interval = metrics.sum("tcpclose_reconcile_interval_seconds", &[]);
-        let gap = interval + metrics.sum("tcpclose_dump_seconds", &[]) + late;
+        let took = metrics.sum("tcpclose_dump_seconds", &[]);
+        let gap = interval + took + late;
+        let mut most = self.took.lock().unwrap();
+        *most = most.max(took);
         let mut longest = self.gap.lock().unwrap();
         *longest = longest.max(gap);
     }
@@ -152,8 +157,10 @@ impl Watcher {
             return Sample { least, most, unseen: false };
         }
         let (gap, blind) = (self.gap(), self.door == Door::Blind);
-        // A minisocket's timer tells when it entered TIME-WAIT, where the state hook did not.
-        let by_timer = if end.orphan || blind { ENTRY } else { 0.0 };
+        // A minisocket's timer tells when it entered TIME-WAIT, where the state hook did not. When in a dump the kernel wrote
+        // what is left of it is not told.
+        let took = *self.took.lock().unwrap();
+        let by_timer = if end.orphan || blind { ENTRY + took } else { 0.0 };
         let (early, late, unseen) = match phase {
             Phase::TimeWait => (gap + by_timer, by_timer, false),
             Phase::FinWait2 if end.waits() => (by_timer, by_timer, false),
