@@ -1,8 +1,7 @@
 //! The live tests: one program, whose modules run side by side, each in a process of its own.
 //!
-//! A test that fails after an agent said that the kernel had left it out ("records lost") is run again: a kernel that runs no
-//! program for an event, as a preemptible one does while another run is preempted on that processor, spoils what a test expects, and
-//! the agent has counted it, as it must. How it deals with losses, tests of its own show.
+//! A test that fails after an agent said that the kernel had left it out ("records lost") is run again: an event for which the kernel
+//! runs no program spoils what a test expects, and the agent has counted it, as it must. How it deals with losses, tests of its own show.
 //!
 //! Most of them wait most of the time (a TIME-WAIT takes a minute), so several at once take little longer than the longest.
 //! What a module prints goes to target/live/MODULE.log, and to the terminal if it fails. Nobody waits for a module that
