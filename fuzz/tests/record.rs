@@ -14,9 +14,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use tcpclose::probe::{Probe, StateHook};
 use tcpclose_common::event::Record;
 use tcpclose_fuzz::targets::records::encode;
-use tcpclose_userspace::kernel::probe::{Probe, StateHook};
 
 fn seed(target: &str, name: &str, bytes: &[u8]) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);

@@ -1,31 +1,27 @@
 //! tcpclose, in the order that data flows.
 //!
-//! * [`terms`]: the words of the field: phase, side, role, outcome, flow, age, diagnosis.
-//! * [`kernel`]: everything that needs a kernel: the probe, the ring, dumps, owners.
-//! * [`tracker`]: one socket's life, from records and dumps to facts. Pure.
-//! * [`ledger`]: bounded counters and histograms of those facts. Pure.
-//! * [`exhaustion`]: how many of the ports that connect() may take are in use. Pure.
-//! * [`query`]: which sockets are stuck, since when, whose they are, and why.
+//! * [`names`]: phase, side, role, outcome, diagnosis: each an enum with one table of words.
+//! * [`probe`]: loads the eBPF programs, attaches them, reads their ring buffer.
+//! * [`linux`]: every other interface of Linux: socket dumps, network namespaces, /proc.
+//! * [`tracker`]: follows each socket, from records and dumps to events. Pure.
+//! * [`metrics`]: counters, gauges and histograms of those events, bounded. Pure.
+//! * [`report`]: documents: stuck sockets, ports, exhaustion, verification. Pure.
 //! * [`kill`]: destroys stuck sockets, one at a time.
-//! * [`verify`]: what the agent says beside what the kernel says. Pure.
-//! * [`web`]: who may scrape, and over what: TLS, certificates, passwords.
-//! * [`agent`]: the run loop, `/metrics`, the query API.
-//! * [`cli`]: the command line.
-//! * [`watch`]: each step as a line, finished connections as drawings. Pure.
-//! * [`progress`]: how far long work is, on a terminal.
-//! * [`failure`]: the one line that a person reads when something cannot be done.
+//! * [`agent`]: the long-running process; [`agent::server`] answers its requests.
+//! * [`client`]: asks an agent, or takes a snapshot without one.
+//! * [`commands`]: the command line, one file a command.
+//! * [`ui`]: tables, drawings, durations, progress.
+//! * [`failure`]: the one line that reports an error.
 
 pub mod agent;
-pub mod cli;
-pub mod exhaustion;
+pub mod client;
+pub mod commands;
 pub mod failure;
-pub mod kernel;
 pub mod kill;
-pub mod ledger;
-pub mod progress;
-pub mod query;
-pub mod terms;
+pub mod linux;
+pub mod metrics;
+pub mod names;
+pub mod probe;
+pub mod report;
 pub mod tracker;
-pub mod verify;
-pub mod watch;
-pub mod web;
+pub mod ui;

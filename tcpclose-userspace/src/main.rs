@@ -1,5 +1,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tcpclose_userspace::cli::run(std::env::args_os())
+    tcpclose::commands::run(std::env::args_os())
 }

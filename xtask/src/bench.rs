@@ -72,7 +72,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     let fresh = Results::of(&results);
 
     let Some(mut command) = test::with_root()? else { bail!("the measurements need root") };
-    command.args(["bench", "--package", "tcpclose-userspace", "--bench", "bench", "--"]);
+    command.args(["bench", "--package", "tcpclose", "--bench", "bench", "--"]);
     command.arg("--out").arg(&results).arg("--floor").arg(&floor);
     if !arguments.only.is_empty() {
         command.arg("--only").args(&arguments.only);

@@ -20,7 +20,7 @@ pub fn command() -> Result<()> {
 /// Builds the release binary, after the setup that it needs, and tells where it is.
 pub fn release() -> Result<PathBuf> {
     setup::ready(Purpose::Build)?;
-    sh::run(sh::cargo().args(["build", "--release", "--package", "tcpclose-userspace"]))?;
+    sh::run(sh::cargo().args(["build", "--release", "--package", "tcpclose"]))?;
     binary()
 }
 

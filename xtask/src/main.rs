@@ -20,7 +20,7 @@ mod fuzz;
 mod live;
 mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
-#[path = "../../tcpclose-userspace/src/progress.rs"]
+#[path = "../../tcpclose-userspace/src/ui/progress.rs"]
 mod progress;
 mod roots;
 mod run;

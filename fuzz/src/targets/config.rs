@@ -1,6 +1,6 @@
 //! The agent's TOML file.
 
-use tcpclose_userspace::cli::config;
+use tcpclose::commands::config;
 
 /// Reads it, and what `--check-config` would print of it, which must mean the same.
 pub fn read(bytes: &[u8]) {

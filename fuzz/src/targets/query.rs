@@ -1,10 +1,10 @@
 //! What a request asks: `METHOD PATH?QUERY` and, behind a line's end, its body.
 
 use hyper::Uri;
-use tcpclose_userspace::agent::{exhaustion, kill, lines, page, queries};
-use tcpclose_userspace::failure::printable;
-use tcpclose_userspace::kill::Order;
-use tcpclose_userspace::watch::filter::Filter;
+use tcpclose::agent::server::handlers::{exhaustion, kill, page, sockets, watch};
+use tcpclose::failure::printable;
+use tcpclose::kill::Order;
+use tcpclose::report::watch::filter::Filter;
 
 /// Reads it as the agent does, behind its HTTP library.
 pub fn read(bytes: &[u8]) {
@@ -14,7 +14,7 @@ pub fn read(bytes: &[u8]) {
     let Ok(uri) = Uri::try_from(target) else { return };
     let query = uri.query().unwrap_or_default();
     let refusal = match uri.path() {
-        queries::PATH => match queries::parse(query) {
+        sockets::PATH => match sockets::parse(query) {
             Ok(asked) => {
                 // The answer names the bound in a header.
                 if let Some(bound) = asked.older_than {
@@ -29,7 +29,7 @@ pub fn read(bytes: &[u8]) {
             Ok(limit) => return assert!(limit <= 1000, "{query}"),
             Err(why) => why,
         },
-        lines::PATH => match Filter::parse(query) {
+        watch::PATH => match Filter::parse(query) {
             Ok(filter) => {
                 assert_eq!(Filter::parse(&filter.query()).as_ref(), Ok(&filter), "{query}");
                 return;

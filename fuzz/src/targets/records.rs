@@ -1,14 +1,14 @@
 //! Records of the ring: a byte that says the rung, then each record behind its length.
 
+use tcpclose::metrics::Ledger;
+use tcpclose::metrics::gauges::StuckAfter;
+use tcpclose::metrics::port_labels::Names;
+use tcpclose::names::Phase;
+use tcpclose::tracker::event::{Fact, Sink};
+use tcpclose::tracker::hook_records::Told;
+use tcpclose::tracker::transition::Transition;
+use tcpclose::tracker::{Host, Tracker};
 use tcpclose_common::event::{FlowStep, Head, Notice, Numbers, Open, Record, Step};
-use tcpclose_userspace::ledger::Ledger;
-use tcpclose_userspace::ledger::census::StuckAfter;
-use tcpclose_userspace::ledger::names::Names;
-use tcpclose_userspace::terms::Phase;
-use tcpclose_userspace::tracker::fact::{Fact, Sink};
-use tcpclose_userspace::tracker::notice::Told;
-use tcpclose_userspace::tracker::transition::Transition;
-use tcpclose_userspace::tracker::{Host, Tracker};
 
 use super::Bytes;
 

@@ -2,9 +2,10 @@
 
 use std::ops::ControlFlow;
 
+use tcpclose::linux::age::proven_age;
+use tcpclose::linux::sock_diag;
+use tcpclose::linux::sock_diag::Socket;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::age::proven_age;
-use tcpclose_userspace::kernel::sock_diag::{self, Socket};
 
 use super::Bytes;
 

@@ -1,8 +1,8 @@
 //! The state file. Its checksums are made to fit, since no fuzzer guesses one: the first byte says of which parts.
 
-use tcpclose_userspace::tracker::journal;
-use tcpclose_userspace::tracker::keep::Kept;
-use tcpclose_userspace::tracker::{Host, Tracker};
+use tcpclose::tracker::persist::Kept;
+use tcpclose::tracker::state_format;
+use tcpclose::tracker::{Host, Tracker};
 
 use super::Bytes;
 
@@ -17,14 +17,15 @@ pub fn read(bytes: &[u8]) {
     if fit & 1 == 0 {
         make_fit(&mut file);
     }
-    let Ok(former) = journal::read(&file, BOOT, NOW_NS) else { return };
+    let Ok(former) = state_format::read(&file, BOOT, NOW_NS) else { return };
     for kept in former.lives() {
         assert!(kept.since.earliest_ns <= kept.since.latest_ns && kept.since.latest_ns <= NOW_NS, "{kept:?}");
     }
     assert!(former.until_ns() <= NOW_NS);
     let lives: Vec<Kept> = former.lives().copied().collect();
     assert_eq!((lives.len(), lives.is_empty()), (former.len(), former.is_empty()));
-    let again = match journal::read(&journal::write(BOOT, &lives, former.until_ns()), BOOT, NOW_NS) {
+    let again = match state_format::read(&state_format::write(BOOT, &lives, former.until_ns()), BOOT, NOW_NS)
+    {
         Ok(again) => again,
         Err(why) => panic!("{why}: {lives:?}"),
     };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tcpclose_userspace::web::config;
+use tcpclose::agent::server::web::config;
 
 /// Reads it; what is wrong with it is one line that names the file.
 pub fn read(bytes: &[u8]) {

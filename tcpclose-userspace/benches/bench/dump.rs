@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
 use serde_json::json;
+use tcpclose::linux::{host, sock_diag};
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::{host, sock_diag};
 
 use crate::Setting;
 use crate::load::{self, Load, PORT};

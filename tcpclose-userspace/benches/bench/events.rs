@@ -3,12 +3,12 @@
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
+use tcpclose::metrics::Ledger;
+use tcpclose::metrics::port_labels::Names;
+use tcpclose::names::words_of;
+use tcpclose::tracker::{Host, Tracker};
 use tcpclose_common::event::{FlowStep, Head, News, Notice, Numbers, Open, Record, Step, flags, flow_hash};
 use tcpclose_common::state::TcpState::{self, *};
-use tcpclose_userspace::ledger::Ledger;
-use tcpclose_userspace::ledger::names::Names;
-use tcpclose_userspace::terms::words_of;
-use tcpclose_userspace::tracker::{Host, Tracker};
 
 const NETNS: u32 = 4_026_531_840;
 /// Connections whose records are mixed with each other.

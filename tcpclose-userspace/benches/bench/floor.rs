@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{PerCpuArray, RingBuf};
 use aya::programs::Program;
 use aya::{Btf, Ebpf, EbpfLoader, GlobalData, Pod};
+use tcpclose::linux::host;
+use tcpclose::probe::{offsets, tracefs};
 use tcpclose_common::layout::Layout;
-use tcpclose_userspace::kernel::{host, layout, tracefs};
 
 /// As the agent's while records come.
 const DRAIN: Duration = Duration::from_millis(20);
@@ -38,7 +39,7 @@ struct Drainer {
 impl Floor {
     /// Attaches `program` of the object at `object`; if it makes records, something drains them.
     pub fn attach(object: &Path, program: &str) -> Result<Self> {
-        let layout = LayoutGlobal(layout::resolve()?);
+        let layout = LayoutGlobal(offsets::resolve()?);
         let btf = Btf::from_sys_fs()?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
-use tcpclose_userspace::progress;
+use tcpclose::ui::progress;
 
 use crate::Setting;
 use crate::contender::Agent;

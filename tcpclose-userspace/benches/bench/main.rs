@@ -40,7 +40,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use report::Figure;
-use tcpclose_userspace::progress::{self, Ticker};
+use tcpclose::ui::progress;
+use tcpclose::ui::progress::Ticker;
 
 /// Measure what tcpclose costs
 #[derive(Parser)]

@@ -7,13 +7,15 @@ use log::LevelFilter;
 use rustc_hash::FxHashSet;
 use serde::Serialize;
 use serde_json::json;
+use tcpclose::linux::host::thread_cpu_ns;
+use tcpclose::linux::owners;
+use tcpclose::linux::owners::Look;
+use tcpclose::linux::proc_fd;
+use tcpclose::linux::proc_fd::{Haste, Wanted};
+use tcpclose::linux::sock_diag;
+use tcpclose::probe::Probe;
+use tcpclose::probe::backend::task_file::OwnersHook;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::files::{self, Haste, Wanted};
-use tcpclose_userspace::kernel::host::thread_cpu_ns;
-use tcpclose_userspace::kernel::owners::{self, Look};
-use tcpclose_userspace::kernel::probe::Probe;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::kernel::task_file::OwnersHook;
 
 use crate::Setting;
 use crate::load::{self, Holders};
@@ -58,7 +60,7 @@ fn run(turns: usize) -> Result<Runs> {
                 }
             }
         }
-        let sockets = files::read(Haste::Leisurely, Wanted::Sockets)?.sockets.len();
+        let sockets = proc_fd::read(Haste::Leisurely, Wanted::Sockets)?.sockets.len();
         Ok(Runs { sockets, by_rung: by_rung.to_vec() })
     })
 }

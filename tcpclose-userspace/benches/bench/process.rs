@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
-use tcpclose_userspace::kernel::runs::Runs;
+use tcpclose::probe::prog_stats::Runs;
 
 /// Puts tracefs where libbpf-tools look for it, in a mount namespace of this process and its children. The agent needs
 /// no such help.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 use serde_json::json;
-use tcpclose_userspace::kernel::runs::Runs;
+use tcpclose::probe::prog_stats::Runs;
 
 use crate::Setting;
 use crate::contender::Contender;

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use serde_json::json;
+use tcpclose::linux::host;
+use tcpclose::tracker::event::{Fact, Sink};
 use tcpclose_common::event::Record;
-use tcpclose_userspace::kernel::host;
-use tcpclose_userspace::tracker::fact::{Fact, Sink};
 
 use crate::Setting;
 use crate::events::{self, Stream};

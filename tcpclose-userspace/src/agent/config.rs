@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::kernel::accounts::Group;
-use crate::kernel::netns::Scope;
-use crate::kernel::probe::{StateHook, TimeWaitHook};
-use crate::kernel::task_file::OwnersHook;
-use crate::ledger::census::StuckAfter;
+use crate::linux::netns::Scope;
+use crate::linux::users::Group;
+use crate::metrics::gauges::StuckAfter;
+use crate::probe::backend::task_file::OwnersHook;
+use crate::probe::{StateHook, TimeWaitHook};
 
-use super::sockets::Access;
+use crate::agent::server::listener::Access;
 
 /// Made from the command line, variables and a file; nothing reads those after that, but for a reload.
 #[derive(Clone, Debug)]

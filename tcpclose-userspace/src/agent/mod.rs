@@ -1,57 +1,42 @@
 //! The agent: everything that runs, on one thread.
 //!
 //! * [`config`]: what it is told to do; [`reload`]: what of it can change while it runs.
-//! * [`engine`]: the one owner of probe, tracker and ledger.
-//! * [`drain`]: takes records from the ring, on a timer that backs off when nothing comes.
-//! * [`dumps`]: the first dumps, those that follow minisockets, and the reconcile; [`namespaces`]: where, [`pace`]: when.
+//! * [`tracking`]: the one owner of probe, tracker and ledger.
+//! * [`ring_loop`]: takes records from the ring, on a timer that backs off when nothing comes.
+//! * [`reconcile`]: the first dumps, those that follow minisockets, and the reconcile; [`namespaces`]: where, [`cpu_budget`]: when.
 //! * [`owners`]: whose the stuck sockets are, at an interval.
-//! * [`exposition`]: `/metrics`. [`queries`]: what the command line asks. [`http`]: who is served what. [`page`]: what a
+//! * [`crate::agent::server::handlers::metrics`]: `/metrics`. [`crate::agent::server::handlers::sockets`]: what the command line asks. [`server`]: who is served what. [`crate::agent::server::handlers::page`]: what a
 //!   browser gets.
-//! * [`hub`]: who watches each step, [`lines`]: and how it is written to them.
-//! * [`ports`]: the close phase by port, for whoever asks. [`exhaustion`]: how many of connect()'s ports are in use.
-//! * [`kill`]: destroys a socket for the command line, where that was allowed to who asks: [`caller`].
-//! * [`sockets`]: where they are served, or [`activation`]: where systemd has them served. [`limits`]: to how many at a
-//!   time, [`room`]: and who goes when there are more,
-//!   [`stage`]: or is too slow. [`door`]: who is let in at the metrics port.
-//! * [`state`]: the file by which ages outlive the agent. [`claim`]: what only one agent may have.
-//! * [`notify`]: what systemd is told. [`signals`]: what ends the agent, at any moment.
+//! * [`watchers`]: who watches each step, [`crate::agent::server::handlers::watch`]: and how it is written to them.
+//! * [`crate::agent::server::handlers::ports`]: the close phase by port, for whoever asks. [`crate::agent::server::handlers::exhaustion`]: how many of connect()'s ports are in use.
+//! * [`crate::agent::server::handlers::kill`]: destroys a socket for the command line, where that was allowed to who asks: [`crate::agent::server::peer_creds`].
+//! * [`crate::agent::server::listener`]: where they are served, or [`crate::agent::systemd::activation`]: where systemd has them served. [`crate::agent::server::limits`]: to how many at a
+//!   time, [`crate::agent::server::connections`]: and who goes when there are more,
+//!   [`crate::agent::server::timeouts`]: or is too slow. [`crate::agent::server::access`]: who is let in at the metrics port.
+//! * [`state_file`]: the file by which ages outlive the agent. [`instance_lock`]: what only one agent may have.
+//! * [`crate::agent::systemd::notify`]: what systemd is told. [`signals`]: what ends the agent, at any moment.
 //! * `memory`: what is free goes back to the kernel.
 //!
 //! Only what blocks (a dump, a walk over /proc) runs elsewhere, and brings its result back here: so nothing is locked.
 
-pub mod activation;
-pub mod ages;
-pub mod caller;
-pub mod claim;
 pub mod config;
-pub mod door;
-pub mod drain;
-pub mod dumps;
-pub mod engine;
-pub mod exhaustion;
-pub mod exposition;
-pub mod http;
-pub mod hub;
-pub mod kill;
-pub mod limits;
-pub mod lines;
-mod memory;
+pub mod cpu_budget;
+pub mod gauge_ages;
+pub mod instance_lock;
+mod malloc_trim;
 pub mod namespaces;
-pub mod notify;
+pub mod netns_search;
 pub mod owners;
-pub mod pace;
-pub mod page;
-pub mod ports;
-pub mod queries;
 pub mod reconcile;
 pub mod reload;
-pub mod room;
-pub mod schedule;
-pub mod searching;
+pub mod ring_loop;
+pub mod scheduler;
+pub mod server;
 pub mod signals;
-pub mod sockets;
-pub mod stage;
-pub mod state;
+pub mod state_file;
+pub mod systemd;
+pub mod tracking;
+pub mod watchers;
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -65,26 +50,28 @@ use log::LevelFilter;
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 use tokio::time::timeout;
 
+use crate::agent::config::Config;
+use crate::agent::instance_lock::{Patience, StateDir};
+use crate::agent::reload::{Again, Intervals, Reload};
+use crate::agent::server::access::Door;
+use crate::agent::server::connections::Room;
+use crate::agent::server::listener::QuerySocket;
+use crate::agent::signals::Signals;
+use crate::agent::state_file::Keeping;
+use crate::agent::systemd::activation::Passed;
+use crate::agent::systemd::notify::Notify;
+use crate::agent::tracking::Engine;
 use crate::failure::Failure;
-use crate::kernel::cgroup::namespace;
-use crate::kernel::netns::Scope;
-use crate::kernel::privileges::{self, Kept};
-use crate::kernel::probe::{self, Probe, StateHook, TimeWaitHook};
-use crate::kernel::task_file::OwnersHook;
-use crate::kernel::{accounts, host, time_wait};
-use crate::watch::filter::Filter;
-use crate::watch::line::Item;
-use activation::Passed;
-use claim::{Patience, StateDir};
-use config::Config;
-use door::Door;
-use engine::Engine;
-use notify::Notify;
-use reload::{Again, Intervals, Reload};
-use room::Room;
-use signals::Signals;
-use sockets::QuerySocket;
-use state::Keeping;
+use crate::linux::capabilities;
+use crate::linux::capabilities::Kept;
+use crate::linux::cgroup::namespace;
+use crate::linux::netns::Scope;
+use crate::linux::{host, time_wait_length, users};
+use crate::probe;
+use crate::probe::backend::task_file::OwnersHook;
+use crate::probe::{Probe, StateHook, TimeWaitHook};
+use crate::report::watch::filter::Filter;
+use crate::report::watch::line::Item;
 
 /// A dump that is under way when the agent is told to end is given this long.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -99,7 +86,7 @@ pub const LOOK_UP: Duration = Duration::from_millis(500);
 /// When something that the agent needs is not to be had: a capability, a state hook, an address, the socket.
 pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     let blocked = signals::block().map_err(cannot_start)?;
-    memory::map_large_blocks();
+    malloc_trim::map_large_blocks();
     // All of it, so that the level can be raised as well: this is asked only after the level has been.
     env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
     log::set_max_level(config.log_level);
@@ -109,11 +96,11 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
     let signals = blocked.hear(move || kept.on_thread()).map_err(cannot_start)?;
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
-    kill::require(config.allow_kill)?;
+    crate::agent::server::handlers::kill::require(config.allow_kill)?;
     let door = Door::open(config.web_config.as_deref())?;
-    let passed = activation::take()?;
+    let passed = crate::agent::systemd::activation::take()?;
     let notify = Rc::new(Notify::from_environment());
-    let connections = limits::connections(config.listen.len())?;
+    let connections = crate::agent::server::limits::connections(config.listen.len())?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -188,7 +175,7 @@ async fn start(
     passed.never_block().map_err(cannot_start)?;
     // An address that is in use may be that of the agent whose socket is waited for.
     let early = if passed.metrics.is_empty() {
-        match sockets::listen(&config.listen) {
+        match crate::agent::server::listener::listen(&config.listen) {
             Err(refused) if !refused.in_use() => return Err(refused.into()),
             early => early.ok(),
         }
@@ -197,21 +184,27 @@ async fn start(
     };
     let mut patience = Patience::new(config.wait);
     held.state_dir =
-        claim::state_dir(config.state_dir.as_deref(), &mut patience, signals.leftovers()).await?;
+        instance_lock::state_dir(config.state_dir.as_deref(), &mut patience, signals.leftovers()).await?;
     let socket = held.queries.insert(match passed.queries {
         Some(listener) => QuerySocket::passed(listener),
         None => {
             let leftovers = signals.leftovers();
-            sockets::listen_for_queries(&config.socket, config.access, &mut patience, leftovers).await?
+            crate::agent::server::listener::listen_for_queries(
+                &config.socket,
+                config.access,
+                &mut patience,
+                leftovers,
+            )
+            .await?
         }
     });
     let listeners = match early {
         Some(listeners) => listeners,
-        None => sockets::listen(&config.listen)?,
+        None => crate::agent::server::listener::listen(&config.listen)?,
     };
 
     let boot_id = host::boot_id();
-    let former = held.state_dir.as_ref().and_then(|dir| state::former(dir, &boot_id));
+    let former = held.state_dir.as_ref().and_then(|dir| state_file::former(dir, &boot_id));
     let engine = attach(config).await?;
     engine.borrow_mut().web_config_wrong = door.is_wrong();
     kept.settle(|| engine.borrow_mut().probe.ring.is_readable());
@@ -220,23 +213,26 @@ async fn start(
     }
 
     let served = Served {
-        at: listeners.iter().filter_map(|listener| sockets::url(listener, door.speaks_tls())).collect(),
+        at: listeners
+            .iter()
+            .filter_map(|listener| crate::agent::server::listener::url(listener, door.speaks_tls()))
+            .collect(),
         curl: door.curl(),
         queries: socket.to_string(),
     };
     let room = Rc::new(RefCell::new(Room::new(connections)));
     for listener in listeners {
-        spawn_local(http::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&door), Rc::clone(&engine)));
+        spawn_local(server::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&door), Rc::clone(&engine)));
     }
     let unix = socket.listener.try_clone().map_err(cannot_start)?;
-    spawn_local(http::serve_queries(unix, Room::new(connections), Rc::clone(&engine)));
-    spawn_local(drain::run(Rc::clone(&engine), Rc::clone(notify)));
+    spawn_local(server::serve_queries(unix, Room::new(connections), Rc::clone(&engine)));
+    spawn_local(ring_loop::run(Rc::clone(&engine), Rc::clone(notify)));
 
     first_dump(&engine).await?;
     engine.borrow_mut().tracker.forget_former();
     // The start has read the kernel's types, of which nothing is left in use.
-    memory::give_back();
-    spawn_local(ports::run(Rc::clone(&engine)));
+    malloc_trim::give_back();
+    spawn_local(crate::agent::server::handlers::ports::run(Rc::clone(&engine)));
     // Up to here nothing has been saved, and the loop may have been busy; from here on it is there to end in order.
     signals.started();
     if let Some(dir) = &held.state_dir {
@@ -248,10 +244,10 @@ async fn start(
     let folder = held.state_dir.as_ref().map(|dir| dir.path.as_path());
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, folder).as_bytes());
     let intervals = Rc::new(Intervals::of(config));
-    spawn_local(exhaustion::run(Rc::clone(&engine), Rc::clone(&intervals)));
+    spawn_local(crate::agent::server::handlers::exhaustion::run(Rc::clone(&engine), Rc::clone(&intervals)));
     let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
     tokio::select! {
-        () = dumps::run(engine, intervals) => {}
+        () = reconcile::run(engine, intervals) => {}
         () = reload.run(signals, again, notify) => {}
     }
     Ok(())
@@ -260,7 +256,7 @@ async fn start(
 /// The probe at work, and what it is to fill.
 async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
     // Before the probe is attached, which would count the connections that this makes.
-    let time_wait_ns = spawn_blocking(time_wait::measure)
+    let time_wait_ns = spawn_blocking(time_wait_length::measure)
         .await
         .unwrap_or_else(|died| Err(died.into()))
         .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
@@ -274,7 +270,7 @@ async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
     )?;
     let mut engine = Engine::new(probe, config, time_wait_ns);
     if config.log_level >= LevelFilter::Debug {
-        drain::forward_the_probes_log(&mut engine.probe);
+        ring_loop::forward_the_probes_log(&mut engine.probe);
     }
     Ok(Rc::new(RefCell::new(engine)))
 }
@@ -282,7 +278,7 @@ async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
 /// The first look at what is there already, by who drains: what a dump does not know, the records do, and the other way
 /// round.
 async fn first_dump(engine: &RefCell<Engine>) -> Result<(), Failure> {
-    dumps::first(engine).await.map_err(|why| {
+    reconcile::first(engine).await.map_err(|why| {
         let why = format!("the first dump of the kernel's sockets failed: {why:#}");
         Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag")
     })
@@ -303,11 +299,13 @@ pub fn watch_alone(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
     let done = LocalSet::new().block_on(&runtime, async {
         let engine = attach(config).await?;
-        spawn_local(drain::run(Rc::clone(&engine), Rc::default()));
+        spawn_local(ring_loop::run(Rc::clone(&engine), Rc::default()));
         first_dump(&engine).await?;
-        let Ok(mut lines) = lines::Lines::of(filter, &engine) else { return Ok(()) };
+        let Ok(mut lines) = crate::agent::server::handlers::watch::Lines::of(filter, &engine) else {
+            return Ok(());
+        };
         ready(&engine.borrow());
-        spawn_local(dumps::run(engine, Rc::new(Intervals::of(config))));
+        spawn_local(reconcile::run(engine, Rc::new(Intervals::of(config))));
         loop {
             let items = timeout(LOOK_UP, lines.next()).await.ok();
             if each(items)?.is_break() {
@@ -375,8 +373,8 @@ fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path
     if let Some(declined) = &engine.probe.owners_declined {
         line("", &format!("not in use: {}", crate::failure::printable(declined)));
     }
-    let mut privileges = privileges::in_words().into_iter();
-    let user = accounts::user_name(rustix::process::geteuid().as_raw());
+    let mut privileges = capabilities::in_words().into_iter();
+    let user = users::user_name(rustix::process::geteuid().as_raw());
     line("user", &format!("{user}; capabilities kept: {}", privileges.next().unwrap_or_default()));
     for lost in privileges {
         line("", &lost);
@@ -399,7 +397,7 @@ fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path
         line("", &format!("{who} may destroy sockets through it: tcpclose kill (--allow-kill)"));
     }
     let socket = match config.socket.to_str() {
-        Some(crate::cli::DEFAULT_SOCKET) | None => String::new(),
+        Some(crate::commands::DEFAULT_SOCKET) | None => String::new(),
         Some(path) => format!(" --socket {path}"),
     };
     line("try", &format!("tcpclose stuck{socket}"));

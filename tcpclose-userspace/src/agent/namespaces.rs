@@ -6,13 +6,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::ErrorKind;
 
-use crate::kernel::host::{self, Capability};
-use crate::kernel::netns::{self, Descriptors, Found, Netns, Place, Scope};
-use crate::kernel::survey::Survey;
-use crate::query;
+use crate::linux::host;
+use crate::linux::host::Capability;
+use crate::linux::netns;
+use crate::linux::netns::{Descriptors, Found, Netns, Place, Scope};
+use crate::linux::netns_dump::Survey;
+use crate::report;
 
-use super::dumps::SLICE;
-use super::schedule::{Backlog, Charge, in_turn};
+use crate::agent::reconcile::SLICE;
+use crate::agent::scheduler::{Backlog, Charge, in_turn};
 
 /// The pause between two looks at all descriptors is this many times the CPU time of one. They are beside the dumps' pace,
 /// in which they would be the dearest by far.
@@ -355,7 +357,7 @@ impl Namespaces {
     /// Says in words where the last round was not allowed to look.
     pub fn refusals(&self) -> Vec<String> {
         let sockets = "sockets that are older than the agent";
-        query::not_looked_at(sockets, self.refused as usize, self.denied as usize)
+        report::not_looked_at(sockets, self.refused as usize, self.denied as usize)
     }
 
     /// Says in words what no round can find.

@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::engine::Engine;
-use super::pace::SHARE;
-use super::queries::{self, Described};
-use super::reload::Intervals;
-use crate::kernel::host;
-use crate::ledger::census::Stuckness;
-use crate::query::Depth;
-use crate::query::document::seconds;
-use crate::query::tally::tally;
-use crate::terms::Phase;
+use crate::agent::cpu_budget::SHARE;
+use crate::agent::reload::Intervals;
+use crate::agent::server::handlers::sockets;
+use crate::agent::server::handlers::sockets::Described;
+use crate::agent::tracking::Engine;
+use crate::linux::host;
+use crate::metrics::gauges::Stuckness;
+use crate::names::Phase;
+use crate::report::Depth;
+use crate::report::owner_counts::tally;
+use crate::report::sockets::seconds;
 
 /// Counts for as long as the agent runs. Where nothing is stuck nothing is looked at.
 pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration, intervals: Rc<Intervals>) {
@@ -29,7 +30,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration, intervals: Rc<
             continue;
         }
         let bound = Duration::from_nanos(bound_ns);
-        match queries::describe(&engine, Phase::CloseWait, bound, Depth::Owners).await {
+        match sockets::describe(&engine, Phase::CloseWait, bound, Depth::Owners).await {
             Ok(Described { document, cpu_ns }) => {
                 engine.borrow_mut().stuck_owners = tally(&document.sockets, seconds(bound_ns));
                 let paced = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);

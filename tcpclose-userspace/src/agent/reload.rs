@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_local};
 
-use super::config::Config;
-use super::door::{self, Door};
-use super::engine::Engine;
-use super::notify::Notify;
-use super::owners;
-use super::signals::Signals;
+use crate::agent::config::Config;
+use crate::agent::owners;
+use crate::agent::server::access;
+use crate::agent::server::access::Door;
+use crate::agent::signals::Signals;
+use crate::agent::systemd::notify::Notify;
+use crate::agent::tracking::Engine;
 use crate::failure::{Failure, printable};
-use crate::kernel::host::Capability;
-use crate::kernel::privileges;
+use crate::linux::capabilities;
+use crate::linux::host::Capability;
 
 /// Reads the settings as they are now.
 pub type Again<'a> = &'a dyn Fn() -> Result<Config, Failure>;
@@ -83,7 +84,7 @@ impl Reload {
     }
 
     /// Takes what it can of `next`, and says what that is; and what `web` came to, which is taken already.
-    fn take(&mut self, next: &Config, web: door::Again) -> String {
+    fn take(&mut self, next: &Config, web: access::Again) -> String {
         let now = &self.now;
         let fixed = [
             ("listen", now.listen != next.listen),
@@ -113,7 +114,7 @@ impl Reload {
             ("allow-kill", now.allow_kill != allow_kill),
             ("kill-group", now.kill_group != next.kill_group),
             ("log-level", now.log_level != next.log_level),
-            ("what web-config says", web == door::Again::New),
+            ("what web-config says", web == access::Again::New),
         ];
         let owners_change = self.now.owner_interval != next.owner_interval;
         self.now.stuck_after = next.stuck_after.clone();
@@ -123,7 +124,7 @@ impl Reload {
         self.now.owner_interval = next.owner_interval;
         if self.now.allow_kill && !allow_kill {
             // Held by this thread alone, and by those that carry an order out.
-            privileges::give_up(Capability::NetAdmin);
+            capabilities::give_up(Capability::NetAdmin);
         }
         self.now.allow_kill = allow_kill;
         self.now.kill_group.clone_from(&next.kill_group);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::Notify;
 
-use super::sockets::SocketFile;
+use crate::agent::server::listener::SocketFile;
 
 /// An agent that is told to end and has not ended after this long is ended: more than it gives its last save and its last
 /// dump together.

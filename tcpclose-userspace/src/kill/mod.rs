@@ -1,27 +1,25 @@
 //! Destroys stuck sockets, one at a time.
 //!
-//! * [`plan`]: which of the sockets that a query found are to go, and why the others are left alone; pure.
-//! * [`pace`]: when the next one may go; pure.
-//! * [`report`]: what became of each, as `--json` prints it and people read it.
+//! * [`crate::report::kill::plan`]: which of the sockets that a query found are to go, and why the others are left alone; pure.
+//! * [`crate::report::kill::pace`]: when the next one may go; pure.
+//! * [`crate::report::kill::summary`]: what became of each, as `--json` prints it and people read it.
 //! * [`places`]: where the network namespaces are that orders lead to.
 //! * [`execute`]: one order, carried out by the command line or by the agent.
 
-pub mod pace;
 pub mod places;
-pub mod plan;
-pub mod report;
 
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel::destroy;
-use crate::kernel::sock_diag::{self, Socket};
-use crate::query::diagnose;
-use crate::query::document::{Cookie, StuckSocket};
-use crate::query::words::{named, named_list};
-use crate::terms::{Age, Diagnosis, Flow, Phase};
-use places::Places;
+use crate::kill::places::Places;
+use crate::linux::destroy;
+use crate::linux::sock_diag;
+use crate::linux::sock_diag::Socket;
+use crate::names::words::{named, named_list};
+use crate::names::{Age, Diagnosis, Flow, Phase};
+use crate::report::diagnose;
+use crate::report::sockets::{Cookie, StuckSocket};
 
 /// The version of [`Order`] and [`Outcome`] between command line and agent.
 pub const SCHEMA: u32 = 1;
@@ -144,9 +142,9 @@ fn refused(error: &std::io::Error) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::groups::tests::socket;
-    use crate::kernel::netns;
-    use crate::kernel::sock_diag::Times;
+    use crate::commands::groups::tests::socket;
+    use crate::linux::netns;
+    use crate::linux::sock_diag::Times;
     use tcpclose_common::state::TcpState;
 
     const SECOND: u64 = 1_000_000_000;

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use super::Outcome;
-use crate::kernel::netns::{self, Descriptors, Netns, Place};
+use crate::kill::Outcome;
+use crate::linux::netns;
+use crate::linux::netns::{Descriptors, Netns, Place};
 
 /// A namespace that was searched for in vain is not searched for again before.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);

@@ -1,38 +1,34 @@
 //! One socket's life from its first close-phase step to its last trace: a pure state machine.
 //!
-//! Records of the probe ([`Tracker::record`]) and dumps of the kernel's sockets ([`Tracker::dump_chunk`], in [`join`]) go in,
+//! Records of the probe ([`Tracker::record`]) and dumps of the kernel's sockets ([`Tracker::dump_chunk`], in [`reconcile`]) go in,
 //! [`Fact`]s come out. No fd, no clock, no async: every instant is an argument.
 //!
-//! * [`life`]: what is known of one socket.
-//! * [`opening`]: how a life begins. [`side`]: which end it is. [`ending`]: what a →CLOSE of the tracepoint means. [`over`]: ends that no record told.
-//! * [`join`]: what a dump adds: the minisockets, and what the records missed. [`absent`]: what a dump should have seen and did not.
-//! * [`elsewhere`]: namespaces that are gone, or that no dump reaches.
-//! * [`notice`]: what hooks tell of minisockets and resets.
-//! * [`find`]: which life is meant, and how lives come and go. [`index`]: lives by what they are kept under.
-//! * [`ended`]: minisockets whose end was told already.
-//! * [`fact`]: what comes out. [`transition`]: what comes out besides while somebody watches.
-//! * [`keep`]: what outlives the agent. [`journal`]: how that is written down.
+//! * [`socket`]: what is known of one socket.
+//! * [`first_record`]: how a life begins. [`side`]: which end it is. [`classify_close`]: what a →CLOSE of the tracepoint means. [`implied_end`]: ends that no record told.
+//! * [`reconcile`]: what a dump adds: the minisockets, and what the records missed. [`vanished`]: what a dump should have seen and did not.
+//! * [`netns_gone`]: namespaces that are gone, or that no dump reaches.
+//! * [`hook_records`]: what hooks tell of minisockets and resets.
+//! * [`lookup`]: which life is meant, and how lives come and go. [`index`]: lives by what they are kept under.
+//! * [`tombstones`]: minisockets whose end was told already.
+//! * [`event`]: what comes out. [`transition`]: what comes out besides while somebody watches.
+//! * [`persist`]: what outlives the agent. [`state_format`]: how that is written down.
 
-pub mod absent;
-pub mod elsewhere;
-mod ended;
-pub mod ending;
-pub mod fact;
-mod find;
+pub mod classify_close;
+pub mod event;
+mod first_record;
+pub mod hook_records;
+mod implied_end;
 mod index;
-pub mod join;
-pub mod journal;
-pub mod keep;
-#[cfg(test)]
-mod keep_tests;
-pub mod life;
-pub mod notice;
-mod opening;
-mod over;
+mod lookup;
+pub mod netns_gone;
+pub mod persist;
+pub mod reconcile;
 mod side;
-#[cfg(test)]
-mod tests;
+pub mod socket;
+pub mod state_format;
+mod tombstones;
 pub mod transition;
+pub mod vanished;
 
 use std::collections::{HashSet, VecDeque};
 use std::net::Ipv6Addr;
@@ -43,15 +39,15 @@ use slab::Slab;
 use tcpclose_common::event::{Head, Record};
 use tcpclose_common::state::TcpState;
 
-use crate::terms::{Flow, Outcome, Phase, Role};
-use ended::JustEnded;
-use ending::Ending;
-use fact::{Fact, Sink, Why};
-use index::Index;
-use life::{Birth, Body, Life, Since};
-use notice::{Settling, Told};
-use opening::closer;
-use transition::Step;
+use crate::names::{Flow, Outcome, Phase, Role};
+use crate::tracker::classify_close::Ending;
+use crate::tracker::event::{Fact, Sink, Why};
+use crate::tracker::first_record::closer;
+use crate::tracker::hook_records::{Settling, Told};
+use crate::tracker::index::Index;
+use crate::tracker::socket::{Birth, Body, Life, Since};
+use crate::tracker::tombstones::JustEnded;
+use crate::tracker::transition::Step;
 
 /// What the tracker must know of the host.
 #[derive(Clone, Debug)]
@@ -90,7 +86,7 @@ pub struct Tracker {
     /// Lives that ended, or whose flow another socket took, while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
     /// The dump that is under way.
-    so_far: join::SoFar,
+    so_far: reconcile::SoFar,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
     time_wait_ns: Option<u64>,
     /// Whether lives are keyed by cookie (tp_btf) or by socket address and flow (classic door).
@@ -98,7 +94,7 @@ pub struct Tracker {
     /// Records were lost, at any time: what dumps had to add since may be older than the agent or not, and nothing tells.
     ever_lost: bool,
     /// Records were lost, and what they would have told may still be missing.
-    loss: Option<elsewhere::Loss>,
+    loss: Option<netns_gone::Loss>,
     /// A dump missed more lives than could be looked up.
     unsettled: bool,
     /// What was entered before this was there before the agent, unless its record was lost: when the first dump was
@@ -109,9 +105,9 @@ pub struct Tracker {
     /// In the order of their closes.
     settling: VecDeque<Settling>,
     /// What an agent before this one has kept, until the first dump is in.
-    former: Option<keep::Former>,
+    former: Option<persist::Former>,
     /// What is to be kept for the next agent, if anything is.
-    changes: Option<keep::Changes>,
+    changes: Option<persist::Changes>,
     /// Of those few sockets that are bound to one, by cookie.
     interfaces: FxHashMap<u64, u32>,
     /// `ns.inum` by what identifies a namespace.
@@ -140,7 +136,7 @@ impl Tracker {
             by_flow: Index::default(),
             listening: HashSet::default(),
             ended_meanwhile: None,
-            so_far: join::SoFar::default(),
+            so_far: reconcile::SoFar::default(),
             time_wait_ns: None,
             by_cookie,
             ever_lost: false,
@@ -190,7 +186,7 @@ impl Tracker {
     }
 
     pub fn set_time_wait_ns(&mut self, ns: u64) {
-        self.time_wait_ns = Some(join::meant_length(ns));
+        self.time_wait_ns = Some(reconcile::meant_length(ns));
     }
 
     /// Takes one record of the probe.
@@ -221,7 +217,7 @@ impl Tracker {
     /// Says that records were lost, as noticed at `now_ns`: from here on a phase without an entry may be one of theirs.
     pub fn records_lost(&mut self, now_ns: u64) {
         self.ever_lost = true;
-        self.loss = Some(elsewhere::Loss::new(now_ns));
+        self.loss = Some(netns_gone::Loss::new(now_ns));
     }
 
     /// A step of a known life out of `left`.
@@ -252,7 +248,7 @@ impl Tracker {
             }
             // Its minisocket, of which more is known by now than this step can tell.
             None if self.lives[at].body == Body::Minisocket && self.lives[at].birth == Birth::Born => return,
-            None => ending::read(left.state(), head),
+            None => classify_close::read(left.state(), head),
         };
         match ending {
             Ending::Over(outcome) => {
@@ -409,3 +405,9 @@ impl Tracker {
         if self.ever_lost || later { Why::Lost } else { Why::BeforeAgent }
     }
 }
+
+#[cfg(test)]
+mod persist_tests;
+
+#[cfg(test)]
+mod tests;

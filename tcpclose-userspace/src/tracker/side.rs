@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tcpclose_common::event::{Head, flags};
 
-use super::Tracker;
-use super::life::Body;
-use crate::terms::{Flow, Side};
+use crate::names::{Flow, Side};
+use crate::tracker::Tracker;
+use crate::tracker::socket::Body;
 
 impl Tracker {
     /// Learns from a record what an adopted life did not know yet.

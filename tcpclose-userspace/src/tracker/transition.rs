@@ -4,12 +4,12 @@
 use tcpclose_common::event::{Head, Numbers, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::terms::{Age, Flow, Outcome, Phase, Role, Side};
+use crate::names::{Age, Flow, Outcome, Phase, Role, Side};
 
-use super::Tracker;
-use super::fact::{Fact, Sink};
-use super::join::TIMER_TOLERANCE_NS;
-use super::life::{Closer, Life, Since};
+use crate::tracker::Tracker;
+use crate::tracker::event::{Fact, Sink};
+use crate::tracker::reconcile::TIMER_TOLERANCE_NS;
+use crate::tracker::socket::{Closer, Life, Since};
 
 /// Who told of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

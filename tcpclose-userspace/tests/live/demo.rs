@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::BINARY;
 use rustix::process::Signal;
-use tcpclose_userspace::kernel::netns::{Descriptors, find, travel};
+use tcpclose::linux::netns::{Descriptors, find, travel};
 
 /// Building xtask, which `cargo xtask test` has done already, is in it.
 const PATIENCE: Duration = Duration::from_secs(300);

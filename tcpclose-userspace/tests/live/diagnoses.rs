@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::{Agent, Metrics, half_closed_client, listen};
-use tcpclose_userspace::query::document::{Document, Source, StuckSocket};
-use tcpclose_userspace::terms::{Diagnosis, Phase, Side};
+use tcpclose::names::{Diagnosis, Phase, Side};
+use tcpclose::report::sockets::{Document, Source, StuckSocket};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -17,9 +17,9 @@ use named::{Named, Service};
 use rustix::process::Signal;
 use serde_json::Value;
 use stage::*;
+use tcpclose::linux::{destroy, sock_diag};
+use tcpclose::names::Flow;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::{destroy, sock_diag};
-use tcpclose_userspace::terms::Flow;
 
 #[test]
 #[ignore = "needs root"]

@@ -11,11 +11,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{Agent, Metrics, free_port};
+use tcpclose::linux::age::TICKS_NS;
+use tcpclose::linux::sock_diag;
+use tcpclose::names::{Diagnosis, Flow, Phase, Side};
+use tcpclose::report::sockets::{Document, Source, StuckSocket};
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::age::TICKS_NS;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::query::document::{Document, Source, StuckSocket};
-use tcpclose_userspace::terms::{Diagnosis, Flow, Phase, Side};
 
 /// Makes this test program the leaking server, on the port that it names.
 const LEAK_ON: &str = "TCPCLOSE_TEST_LEAK_ON";

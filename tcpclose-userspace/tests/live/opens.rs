@@ -24,8 +24,8 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, setrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use tcpclose_userspace::kernel::process::Runs;
-use tcpclose_userspace::query::document::{Document, Owner};
+use tcpclose::linux::process::Runs;
+use tcpclose::report::sockets::{Document, Owner};
 use tempfile::TempDir;
 
 const NOBODY: u32 = 65534;

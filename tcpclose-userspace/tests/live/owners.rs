@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use common::{Agent, BINARY};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use stage::{Askers, Child, Pair, Server, helper};
-use tcpclose_userspace::query::document::{Document, Owner};
-use tcpclose_userspace::terms::Diagnosis;
+use tcpclose::names::Diagnosis;
+use tcpclose::report::sockets::{Document, Owner};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

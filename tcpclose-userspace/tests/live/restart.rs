@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 use common::{Agent, BINARY, HOOKS, free_port, try_get_unix};
 use rustix::process::Signal;
 use stage::*;
-use tcpclose_userspace::kernel::host;
-use tcpclose_userspace::terms::{Phase, Side};
-use tcpclose_userspace::tracker::journal;
+use tcpclose::linux::host;
+use tcpclose::names::{Phase, Side};
+use tcpclose::tracker::state_format;
 
 #[test]
 #[ignore = "needs root"]
@@ -134,10 +134,10 @@ fn a_state_of_no_use_is_one_line_and_the_agent_starts_without_it() {
     let port = Port::new();
     let stayed = port.close_wait();
     let boot_id = host::boot_id();
-    let sound = journal::write(&boot_id, &[], 0);
+    let sound = state_format::write(&boot_id, &[], 0);
     let mut flipped = sound.clone();
     *flipped.last_mut().unwrap() ^= 1;
-    let elsewhere = journal::write("11111111-2222-3333-4444-555555555555", &[], 0);
+    let elsewhere = state_format::write("11111111-2222-3333-4444-555555555555", &[], 0);
     let torn = [&sound[..], b"torn"].concat();
     for (bytes, complaint) in [
         (flipped, Some("it is corrupt (the checksum of a batch differs)")),

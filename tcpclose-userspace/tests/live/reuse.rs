@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use socket2::{Domain, Socket, Type};
+use tcpclose::linux::host::monotonic_ns;
+use tcpclose::linux::sock_diag;
+use tcpclose::names::Flow;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::host::monotonic_ns;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::terms::Flow;
 
 use load::connections::Load;
 use load::home::{first_port, in_a_namespace};

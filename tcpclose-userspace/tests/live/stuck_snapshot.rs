@@ -14,10 +14,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use tcpclose::linux::sock_diag;
+use tcpclose::names::{Diagnosis, Flow, Phase, Side};
+use tcpclose::report::sockets::{Document, Source, StuckSocket};
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::query::document::{Document, Source, StuckSocket};
-use tcpclose_userspace::terms::{Diagnosis, Flow, Phase, Side};
 
 use nobody::Nobody;
 

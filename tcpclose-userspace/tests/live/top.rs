@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Agent, BINARY, free_port, half_closed_client};
 use rustix::process::{Pid, Signal, kill_process};
-use tcpclose_userspace::cli::top::screen::Screen;
+use tcpclose::commands::top::screen::Screen;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -12,7 +12,7 @@ use common::{Agent, BINARY};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use serde_json::Value;
 use stage::{Port, Started};
-use tcpclose_userspace::terms::Phase;
+use tcpclose::names::Phase;
 use witness::Witness;
 
 /// Sets the wall clock so many seconds ahead.

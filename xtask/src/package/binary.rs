@@ -44,7 +44,7 @@ pub fn build(source: &Source) -> Result<PathBuf> {
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env("SOURCE_DATE_EPOCH", source.epoch.to_string())
-        .args(["build", "--locked", "--release", "--package", "tcpclose-userspace", "--bin", "tcpclose"])
+        .args(["build", "--locked", "--release", "--package", "tcpclose", "--bin", "tcpclose"])
         // Named outright, for build scripts and procedural macros cannot be static.
         .args(["--target", &target, "--config", &format!("target.{target}.rustflags={flags}")])
         .arg("--target-dir")
@@ -64,7 +64,7 @@ pub fn generate(source: &Source, binary: &Path) -> Result<PathBuf> {
         sh::run(Command::new(binary).arg("generate").arg(&made))?;
     } else {
         let mut command = test::static_cargo("run")?;
-        command.args(["--locked", "--package", "tcpclose-userspace", "--bin", "tcpclose", "--", "generate"]);
+        command.args(["--locked", "--package", "tcpclose", "--bin", "tcpclose", "--", "generate"]);
         sh::run(command.arg(&made))?;
     }
     Ok(made)

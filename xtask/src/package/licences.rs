@@ -32,7 +32,7 @@ const ALLOWED: &[&str] = &[
 ];
 
 /// The packages of the workspace that a binary is made of: agent and probe.
-const ROOTS: &[&str] = &["tcpclose-userspace", "tcpclose-ebpf"];
+const ROOTS: &[&str] = &["tcpclose", "tcpclose-ebpf"];
 
 const INTRODUCTION: &str = "\
 What the tcpclose binary contains besides tcpclose, by others' hands: the GNU C Library (LGPL-2.1-or-later), the standard
@@ -192,10 +192,10 @@ mod tests {
         };
         let package = |id: &str, source: Option<&str>| serde_json::json!({"id": id, "name": id, "version": "1", "source": source});
         let metadata = serde_json::json!({
-            "packages": [package("tcpclose-userspace", None), package("a", Some("r")), package("b", Some("r")),
+            "packages": [package("tcpclose", None), package("a", Some("r")), package("b", Some("r")),
                 package("c", Some("r")), package("d", Some("r"))],
             "resolve": {"nodes": [
-                node("tcpclose-userspace", &[("c", Some("build")), ("d", Some("dev")), ("b", None)]),
+                node("tcpclose", &[("c", Some("build")), ("d", Some("dev")), ("b", None)]),
                 node("b", &[("a", None)]), node("a", &[]), node("c", &[]), node("d", &[])]},
         });
         let names: Vec<&str> =

@@ -46,7 +46,7 @@ impl Built {
 /// Builds the agent and the live tests for machines of this kind.
 pub fn build(architecture: Architecture) -> Result<Built> {
     let mut command = cargo_test(architecture)?;
-    command.args(["--no-run", "--package", "tcpclose-userspace", "--test", live::PROGRAM]);
+    command.args(["--no-run", "--package", "tcpclose", "--test", live::PROGRAM]);
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     sh::show(&command);
     let output = command.output().context("cargo cannot be started")?;
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn cargo_tells_where_it_put_what_it_built() {
         let messages = concat!(
-            r#"{"reason":"compiler-artifact","target":{"name":"tcpclose_userspace"},"executable":null}"#,
+            r#"{"reason":"compiler-artifact","target":{"name":"tcpclose"},"executable":null}"#,
             "\n",
             r#"{"reason":"compiler-artifact","target":{"name":"closes"},"executable":"/t/release/deps/closes-1f"}"#,
             "\nnot json\n",

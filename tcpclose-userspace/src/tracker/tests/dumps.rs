@@ -1,7 +1,7 @@
 //! What dumps add: what was there first, the minisockets, how long TIME-WAIT lasts.
 
-use super::super::join;
-use super::*;
+use crate::tracker::reconcile;
+use crate::tracker::tests::*;
 
 #[test]
 fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narrow() {
@@ -217,10 +217,10 @@ fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_looku
 fn a_length_measured_on_a_busy_machine_means_whole_seconds() {
     let lengths = [(59_910 * MS, 60 * S), (60_120 * MS, 60 * S), (20 * S, 20 * S), (1_100 * MS, S)];
     for (measured, meant) in lengths {
-        assert_eq!(join::meant_length(measured), meant);
+        assert_eq!(reconcile::meant_length(measured), meant);
     }
     for unusual in [500 * MS, 100 * MS, 2_400 * MS] {
-        assert_eq!(join::meant_length(unusual), unusual);
+        assert_eq!(reconcile::meant_length(unusual), unusual);
     }
 }
 

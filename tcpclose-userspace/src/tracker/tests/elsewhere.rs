@@ -1,7 +1,7 @@
 //! Lives of several network namespaces in one tracker.
 
-use super::super::elsewhere::Round;
-use super::*;
+use crate::tracker::netns_gone::Round;
+use crate::tracker::tests::*;
 
 const THERE: u32 = 17;
 

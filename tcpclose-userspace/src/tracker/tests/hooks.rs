@@ -1,6 +1,6 @@
 //! What hooks tell of minisockets and resets.
 
-use super::*;
+use crate::tracker::tests::*;
 
 /// What the hooks tell of a minisocket, at both doors: birth, flip, end and its cause, to the nanosecond.
 #[test]

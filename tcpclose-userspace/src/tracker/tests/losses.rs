@@ -1,6 +1,6 @@
 //! What lost records leave, and that no order of events breaks anything.
 
-use super::*;
+use crate::tracker::tests::*;
 
 #[test]
 fn a_reconcile_mends_what_lost_records_left() {

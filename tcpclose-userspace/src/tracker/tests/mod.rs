@@ -1,19 +1,5 @@
 //! The tracker driven by made-up records and dumps: no kernel, no root, every instant an argument.
 
-use std::net::SocketAddr;
-
-use tcpclose_common::event::{Head, News, Notice, Numbers, Open, Record, Step, flags::*};
-use tcpclose_common::state::TcpState::{self, *};
-
-use super::absent::{Covers, Suspect};
-use super::fact::{Ended, Fact, Mended, Pair, Sink, Why};
-use super::join::{Asked, Chunk, Seen};
-use super::life::{Body, Closer};
-use super::notice::Told;
-use super::transition::Transition;
-use super::{Host, Tracker};
-use crate::terms::{Age, Flow, Outcome, Phase, Role, Side, words_of};
-
 mod dumps;
 mod elsewhere;
 mod hooks;
@@ -21,6 +7,20 @@ mod losses;
 mod model;
 mod steps;
 mod watched;
+
+use std::net::SocketAddr;
+
+use tcpclose_common::event::{Head, News, Notice, Numbers, Open, Record, Step, flags::*};
+use tcpclose_common::state::TcpState::{self, *};
+
+use crate::names::{Age, Flow, Outcome, Phase, Role, Side, words_of};
+use crate::tracker::event::{Ended, Fact, Mended, Pair, Sink, Why};
+use crate::tracker::hook_records::Told;
+use crate::tracker::reconcile::{Asked, Chunk, Seen};
+use crate::tracker::socket::{Body, Closer};
+use crate::tracker::transition::Transition;
+use crate::tracker::vanished::{Covers, Suspect};
+use crate::tracker::{Host, Tracker};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;

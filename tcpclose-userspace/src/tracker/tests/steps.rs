@@ -1,6 +1,6 @@
 //! What records alone tell: a socket's steps from door to door.
 
-use super::*;
+use crate::tracker::tests::*;
 
 #[test]
 fn a_passive_close_is_close_wait_then_last_ack() {

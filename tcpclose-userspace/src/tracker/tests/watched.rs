@@ -1,6 +1,6 @@
 //! What is told of each step while somebody watches.
 
-use super::*;
+use crate::tracker::tests::*;
 use crate::tracker::transition::Source;
 
 /// From, to and time spent of what was told.

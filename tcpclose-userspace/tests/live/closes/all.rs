@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
-use tcpclose_userspace::terms::Phase::TimeWait;
+use tcpclose::names::Phase::TimeWait;
 
 use super::common::{Metrics, fence, free_port};
 use super::left_out::Witness;

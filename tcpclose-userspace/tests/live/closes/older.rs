@@ -5,11 +5,12 @@ use std::sync::atomic::AtomicBool;
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
+use tcpclose::names::Flow;
+use tcpclose::names::Phase;
+use tcpclose::names::Phase::{CloseWait, TimeWait};
+use tcpclose::names::Side::Server;
+use tcpclose::report::sockets::Document;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::query::document::Document;
-use tcpclose_userspace::terms::Flow;
-use tcpclose_userspace::terms::Phase::{self, CloseWait, TimeWait};
-use tcpclose_userspace::terms::Side::Server;
 
 use super::common::{Metrics, fence, free_port};
 use super::left_out::Witness;

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use tcpclose::linux::sock_diag;
+use tcpclose::names::{Flow, Phase, Side};
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::terms::{Flow, Phase, Side};
 
 use super::common::fence;
 

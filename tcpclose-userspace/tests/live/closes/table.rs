@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use tcpclose_userspace::terms::Outcome::{Aborted, Graceful, ResetReceived, Unknown};
-use tcpclose_userspace::terms::Phase::{self, CloseWait, Closing, FinWait1, FinWait2, LastAck, TimeWait};
-use tcpclose_userspace::terms::Role::{Active, None as NoFin, Passive, Simultaneous};
-use tcpclose_userspace::terms::Side::{self, Client, Server};
-use tcpclose_userspace::terms::{Outcome, Role};
+use tcpclose::names::Outcome::{Aborted, Graceful, ResetReceived, Unknown};
+use tcpclose::names::Phase;
+use tcpclose::names::Phase::{CloseWait, Closing, FinWait1, FinWait2, LastAck, TimeWait};
+use tcpclose::names::Role::{Active, None as NoFin, Passive, Simultaneous};
+use tcpclose::names::Side;
+use tcpclose::names::Side::{Client, Server};
+use tcpclose::names::{Outcome, Role};
 
 use super::stage::{self, By, Stage, Timeline};
 use super::verdict::End;

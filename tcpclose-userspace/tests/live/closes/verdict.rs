@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use tcpclose::names::{Outcome, Phase, Role, Side};
+use tcpclose::report::sockets::Document;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::query::document::Document;
-use tcpclose_userspace::terms::{Outcome, Phase, Role, Side};
 
 use super::common::Metrics;
 use super::left_out;

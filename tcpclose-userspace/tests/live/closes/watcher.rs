@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::Duration;
 
-use tcpclose_userspace::query::document::Document;
-use tcpclose_userspace::terms::{Outcome, Phase, Side};
+use tcpclose::names::{Outcome, Phase, Side};
+use tcpclose::report::sockets::Document;
 
 use super::common::{Agent, BINARY, Metrics};
 use super::stage::{now, seconds};

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
-use tcpclose_userspace::kernel::runs::Runs;
+use tcpclose::probe::prog_stats::Runs;
 
 use crate::common::Agent;
 

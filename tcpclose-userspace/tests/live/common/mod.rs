@@ -31,9 +31,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
+use tcpclose::linux::sock_diag;
+use tcpclose::names::Flow;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::terms::Flow;
 use tempfile::TempDir;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_tcpclose");

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use tcpclose_userspace::terms::{Outcome, Phase, Role, Side};
+use tcpclose::names::{Outcome, Phase, Role, Side};
 
 use super::{bare, workspace};
 use crate::common::Metrics;
@@ -43,7 +43,7 @@ pub fn are_documented(metrics: &Metrics) {
 }
 
 fn how() -> String {
-    format!("{WRITE}=1 cargo test -p tcpclose-userspace --test live deploy:: -- --include-ignored")
+    format!("{WRITE}=1 cargo test -p tcpclose --test live deploy:: -- --include-ignored")
 }
 
 /// A line of the table for each family.

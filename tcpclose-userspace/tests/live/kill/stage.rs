@@ -7,9 +7,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tcpclose::linux::sock_diag;
+use tcpclose::names::Flow;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::terms::Flow;
 
 use crate::common::{Agent, BINARY, half_closed_client};
 

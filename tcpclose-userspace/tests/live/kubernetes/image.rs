@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tcpclose_userspace::query::document::{Document, StuckSocket};
+use tcpclose::report::sockets::{Document, StuckSocket};
 
 use super::{arguments, container, daemonset, list, text, workspace};
 use crate::common::podman::Podman;

@@ -5,7 +5,7 @@
 //!
 //!     pip download --no-deps kubernetes-validate && unzip kubernetes_validate-*.whl
 //!     TCPCLOSE_KUBERNETES_SCHEMAS=kubernetes_validate/kubernetes-json-schema/v1.30.0-local-strict TCPCLOSE_WRITE_DOCS=1 \
-//!         cargo test -p tcpclose-userspace --test live kubernetes::
+//!         cargo test -p tcpclose --test live kubernetes::
 //!
 //! Without TCPCLOSE_WRITE_DOCS the manifests are held against that folder's version. `podmonitor.schema.json` is ours, and
 //! narrower than the operator's CRD, which TCPCLOSE_PODMONITOR_CRD may name (example/prometheus-operator-crd/ of

@@ -5,8 +5,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::process::Command;
 
+use tcpclose::linux::sock_diag;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::sock_diag;
 
 /// Three counts of the same sockets, at three moments: equal only while nothing changes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::process::{Command, Output};
 
-use tcpclose_userspace::query::document::{Document, Owner};
+use tcpclose::report::sockets::{Document, Owner};
 
 use super::cgroups::Cgroups;
 use super::common::{Agent, BINARY};

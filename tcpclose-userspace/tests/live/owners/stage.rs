@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::query::document::{Document, Owner, StuckSocket};
-use tcpclose_userspace::terms::Flow;
+use tcpclose::linux::sock_diag;
+use tcpclose::names::Flow;
+use tcpclose::report::sockets::{Document, Owner, StuckSocket};
 
 use super::common::{Agent, BINARY, free_port};
 

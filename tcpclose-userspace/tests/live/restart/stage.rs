@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tcpclose::linux::{host, sock_diag};
+use tcpclose::names::{Flow, Phase};
+use tcpclose::report::sockets::{Document, StuckSocket};
+use tcpclose::tracker::persist::Former;
+use tcpclose::tracker::state_format;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::{host, sock_diag};
-use tcpclose_userspace::query::document::{Document, StuckSocket};
-use tcpclose_userspace::terms::{Flow, Phase};
-use tcpclose_userspace::tracker::journal;
-use tcpclose_userspace::tracker::keep::Former;
 
 use crate::common::{Agent, Metrics, listen, try_get_unix};
 
@@ -171,7 +171,7 @@ pub fn state_file(folder: &Path) -> PathBuf {
 
 pub fn on_file(folder: &Path) -> Option<Former> {
     let bytes = fs::read(state_file(folder)).ok()?;
-    Some(journal::read(&bytes, &host::boot_id(), host::monotonic_ns()).unwrap())
+    Some(state_format::read(&bytes, &host::boot_id(), host::monotonic_ns()).unwrap())
 }
 
 /// Returns when all of `connections` are in the state file in `folder`, as CLOSE-WAITs.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use tcpclose_userspace::terms::Phase;
+use tcpclose::names::Phase;
 
 use crate::common::{Agent, BINARY};
 use crate::restart::stage::Port;

@@ -21,7 +21,7 @@ use common::{Agent, BINARY, HOOKS};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use stage::{PATIENCE, Port, Raise, on_file, until_kept};
-use tcpclose_userspace::terms::Phase;
+use tcpclose::names::Phase;
 use witness::{Load, Witness, agrees};
 
 /// The ring overflows, the agent stands still, and has no descriptor to spare, all while connections close.

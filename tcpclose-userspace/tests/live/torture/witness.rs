@@ -8,8 +8,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
+use tcpclose::linux::{host, sock_diag};
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::{host, sock_diag};
 
 use crate::common::{Agent, Metrics, try_get_unix};
 use crate::restart::stage::{PATIENCE, Port};

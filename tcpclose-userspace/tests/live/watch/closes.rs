@@ -7,9 +7,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
+use tcpclose::linux::sock_diag;
+use tcpclose::names::Flow;
 use tcpclose_common::state::TcpState;
-use tcpclose_userspace::kernel::sock_diag;
-use tcpclose_userspace::terms::Flow;
 
 /// A listener, and what happens to those who connect to it.
 pub struct Stage {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpclose_userspace::terms::Flow;
+use tcpclose::names::Flow;
 
 use super::PATIENCE;
 use super::capture::{Capture, Segment};

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use common::{Agent, free_port};
 use serde_json::Value;
-use tcpclose_userspace::kernel::destroy;
+use tcpclose::linux::destroy;
 
 use closes::Stage;
 use reader::{Reader, steps_of};

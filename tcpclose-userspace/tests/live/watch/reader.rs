@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tcpclose_userspace::terms::Flow;
+use tcpclose::names::Flow;
 
 use super::PATIENCE;
 use super::common::{Agent, BINARY};

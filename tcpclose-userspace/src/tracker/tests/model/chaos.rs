@@ -3,15 +3,16 @@
 
 use proptest::prelude::*;
 
-use super::super::*;
-use super::{RUNGS, Rung};
-use crate::ledger::Ledger;
-use crate::ledger::census::StuckAfter;
-use crate::ledger::names::Names;
-use crate::tracker::elsewhere::Round;
-use crate::tracker::journal::{self, Batch, Journal};
-use crate::tracker::keep::Kept;
-use crate::tracker::life::Since;
+use crate::metrics::Ledger;
+use crate::metrics::gauges::StuckAfter;
+use crate::metrics::port_labels::Names;
+use crate::tracker::netns_gone::Round;
+use crate::tracker::persist::Kept;
+use crate::tracker::socket::Since;
+use crate::tracker::state_format;
+use crate::tracker::state_format::{Batch, Journal};
+use crate::tracker::tests::model::{RUNGS, Rung};
+use crate::tracker::tests::*;
 
 const BOOT: &str = "11111111-2222-3333-4444-555555555555";
 /// Another network namespace.
@@ -163,8 +164,8 @@ impl Stage {
                 })
             })
             .collect();
-        let file = journal::write(BOOT, &kept, T0 - S / 4);
-        let former = journal::read(&file, BOOT, T0).unwrap();
+        let file = state_format::write(BOOT, &kept, T0 - S / 4);
+        let former = state_format::read(&file, BOOT, T0).unwrap();
         assert!(former.len() <= kept.len());
         bench.tracker.set_former(former);
         bench.tracker.note_changes();
@@ -222,7 +223,7 @@ impl Stage {
                         }
                     })
                     .collect();
-                let mut covers = super::super::here();
+                let mut covers = crate::tracker::tests::here();
                 if there {
                     covers.netns.insert(THERE, THERE);
                 }
@@ -262,7 +263,7 @@ impl Stage {
             Batch::Append(bytes) => self.file.extend(bytes),
             Batch::Whole(bytes) => self.file = bytes,
         }
-        let kept = journal::read(&self.file, BOOT, u64::MAX).unwrap();
+        let kept = state_format::read(&self.file, BOOT, u64::MAX).unwrap();
         let mut on_file: Vec<Kept> = kept.lives().copied().collect();
         let mut lives: Vec<Kept> = self.bench.tracker.lives().filter_map(Kept::of).collect();
         // Of two with one cookie, or without one and of one flow, the reader takes one.
@@ -362,7 +363,7 @@ fn what_once_was_not_saved() {
 }
 
 proptest! {
-    #![proptest_config(super::config())]
+    #![proptest_config(crate::tracker::tests::model::config())]
 
     #[test]
     fn no_order_of_anything_breaks_it(

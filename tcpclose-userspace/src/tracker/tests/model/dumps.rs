@@ -1,7 +1,7 @@
 //! What an agent gets of the model: records, unless they are lost, and dumps, which are no snapshots.
 
-use super::super::*;
-use super::host::{Host, Sock};
+use crate::tracker::tests::model::host::{Host, Sock};
+use crate::tracker::tests::*;
 
 /// A dump under way.
 pub struct Dump {

@@ -3,9 +3,9 @@
 
 use std::collections::VecDeque;
 
-use super::super::*;
-use super::dumps::Dump;
-use super::{Move, Rung};
+use crate::tracker::tests::model::dumps::Dump;
+use crate::tracker::tests::model::{Move, Rung};
+use crate::tracker::tests::*;
 
 /// FIN-WAIT-2 of a minisocket lasts as long here: `tcp_fin_timeout`.
 const FIN_TIMEOUT: u64 = 60 * S;

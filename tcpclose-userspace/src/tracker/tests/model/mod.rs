@@ -7,9 +7,9 @@ mod host;
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::tracker::life::Since;
-use host::{Host, Sock};
+use crate::tracker::socket::Since;
+use crate::tracker::tests::model::host::{Host, Sock};
+use crate::tracker::tests::*;
 
 /// What is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

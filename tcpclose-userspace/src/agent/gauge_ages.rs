@@ -1,0 +1,118 @@
+//! How old the numbers are: as of which instant what the gauges tell was true.
+//!
+//! Records tell most of it at once. What only dumps tell is as old as the last dump of its namespace: minisockets where no
+//! hooks tell of them, and whether a socket in CLOSE-WAIT is stuck. After a loss of records every number is as old as the
+//! loss until a dump has mended it, and where the reconcile is overdue, as old as the last one.
+
+use crate::names::Phase;
+use crate::tracker::socket::Body;
+
+use crate::agent::tracking::Engine;
+
+/// A reconcile may take this much longer than its interval and the longest pause.
+const GRACE_NS: u64 = 30_000_000_000;
+
+/// The age of the oldest part of what the gauges tell, nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ages {
+    /// Of the host's network namespace.
+    pub host_ns: u64,
+    /// Of all others.
+    pub others_ns: u64,
+}
+
+impl Ages {
+    /// Of all.
+    pub fn oldest_ns(self) -> u64 {
+        self.host_ns.max(self.others_ns)
+    }
+}
+
+/// As of when what dumps tell is known, beside the lives.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Looks {
+    pub round_ns: u64,
+    pub overdue_ns: u64,
+    pub lost_ns: Option<u64>,
+}
+
+impl Looks {
+    /// The age at `now_ns` of numbers whose oldest part was right at `lives_ns`; `None` where records tell all.
+    fn age(self, lives_ns: Option<u64>, now_ns: u64) -> u64 {
+        let ago = |at: u64| now_ns.saturating_sub(at);
+        let late = ago(self.round_ns) > self.overdue_ns.saturating_add(GRACE_NS);
+        let round_ns = late.then_some(self.round_ns);
+        [lives_ns, self.lost_ns, round_ns].into_iter().flatten().map(ago).max().unwrap_or(0)
+    }
+}
+
+impl Engine {
+    /// How old the gauges of `now_ns` are.
+    pub fn ages(&self, now_ns: u64) -> Ages {
+        let first = self.stuck_after.first_ns();
+        let host = self.namespaces.host();
+        let (mut of_host, mut of_others) = (None, None);
+        let (mut last, mut dumped_ns) = (0, 0);
+        for life in self.tracker.lives() {
+            let known_ns = if life.body == Body::Minisocket && !self.probe.told.lives {
+                if last != life.netns {
+                    (last, dumped_ns) = (life.netns, self.namespaces.dumped_ns(life.netns));
+                }
+                life.seen_ns.max(life.event_ns).max(dumped_ns)
+            } else if life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first) {
+                self.needed_since(life, first)
+            } else {
+                continue;
+            };
+            if !self.namespaces.reaches(life.netns) && life.netns != 0 {
+                continue;
+            }
+            let oldest =
+                if life.netns == 0 || Some(life.netns) == host { &mut of_host } else { &mut of_others };
+            *oldest = Some(oldest.map_or(known_ns, |oldest: u64| oldest.min(known_ns)));
+        }
+        let dumps = &self.dumps;
+        let looks = |lost_ns| Looks { round_ns: dumps.round_ns, overdue_ns: dumps.overdue_ns, lost_ns };
+        Ages {
+            host_ns: looks(dumps.lost_host_ns).age(of_host, now_ns),
+            others_ns: looks(dumps.lost_others_ns).age(of_others, now_ns),
+        }
+    }
+
+    /// Why the numbers of `now_ns` are too old to be believed; `None` where they are not.
+    pub fn staleness(&self, now_ns: u64) -> Option<String> {
+        let ages = self.ages(now_ns);
+        let bound_ns = self.dumps.max_ns.saturating_mul(2);
+        let which = match (ages.host_ns > bound_ns, ages.others_ns > bound_ns) {
+            (false, false) => return None,
+            (true, _) => "the numbers",
+            (false, true) => "the numbers of other network namespaces than the host's",
+        };
+        let seconds = ages.oldest_ns() / 1_000_000_000;
+        Some(format!("{which} are {seconds} s old: no dump of the kernel's sockets since"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    #[test]
+    fn numbers_are_as_old_as_their_oldest_part() {
+        let looks = Looks { round_ns: 100 * S, overdue_ns: 90 * S, lost_ns: None };
+        assert_eq!(looks.age(None, 130 * S), 0, "records tell all");
+        assert_eq!(looks.age(Some(126 * S), 130 * S), 4 * S);
+        let lost = Looks { lost_ns: Some(120 * S), ..looks };
+        assert_eq!(lost.age(Some(126 * S), 130 * S), 10 * S);
+        assert_eq!(looks.age(None, 220 * S), 0, "the reconcile is not overdue yet");
+        assert_eq!(looks.age(None, 221 * S), 121 * S);
+        assert_eq!(looks.age(Some(999 * S), 130 * S), 0, "clocks of two CPUs may invert");
+    }
+
+    #[test]
+    fn the_oldest_namespace_counts() {
+        assert_eq!(Ages { host_ns: 3, others_ns: 40 }.oldest_ns(), 40);
+    }
+}

@@ -1,0 +1,111 @@
+//! The search for network namespaces, beside the dumps: it has a budget and a deadline of its own, and however long it
+//! takes no dump waits for it.
+
+use std::future::pending;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::linux::host;
+use crate::linux::netns::{Descriptors, Found};
+
+use crate::agent::namespaces::Namespaces;
+use crate::agent::reconcile::timed;
+use crate::agent::tracking::Engine;
+
+/// The pause between two searches is this many times the CPU time of one: a third of a percent of a core. No pause is longer
+/// than `--reconcile-max`.
+const SHARE: u64 = 300;
+/// A round goes to the namespaces that are known when a search takes longer.
+const PATIENCE_NS: u64 = 3_000_000_000;
+
+type Searched = (io::Result<Found>, Duration);
+
+#[derive(Debug, Default)]
+pub struct Searching {
+    running: Option<Running>,
+    /// What the last one has found, and when it began.
+    fresh: Option<(Found, u64)>,
+    /// CLOCK_MONOTONIC before which no other begins.
+    due_ns: u64,
+}
+
+#[derive(Debug)]
+struct Running {
+    task: JoinHandle<()>,
+    result: Arc<Mutex<Option<Searched>>>,
+    started_ns: u64,
+    all_descriptors: bool,
+}
+
+impl Searching {
+    /// Returns when the search that is running ends; never without one.
+    pub async fn ends(&mut self) {
+        match &mut self.running {
+            Some(running) if !running.task.is_finished() => {
+                // What it has come to, also that it died, is asked for by `collect`.
+                let _ = (&mut running.task).await;
+            }
+            _ => pending().await,
+        }
+    }
+
+    /// Whether there is no search to wait for: none is running, it is over, or it takes too long.
+    pub fn is_settled(&self) -> bool {
+        let settled = |running: &Running| {
+            running.task.is_finished()
+                || host::monotonic_ns().saturating_sub(running.started_ns) > PATIENCE_NS
+        };
+        self.running.as_ref().is_none_or(settled)
+    }
+
+    /// What a search that began at `since_ns` or later has found, and when it began. Begins one where there is none and the
+    /// last one is long enough ago, or `now`.
+    pub fn found(&mut self, engine: &mut Engine, since_ns: u64, now: bool) -> Option<(Found, u64)> {
+        if let Some(fresh) = self.fresh.take_if(|(_, started_ns)| *started_ns >= since_ns) {
+            return Some(fresh);
+        }
+        if self.running.is_none() && (now || host::monotonic_ns() >= self.due_ns) {
+            self.begin(&engine.namespaces);
+        }
+        None
+    }
+
+    fn begin(&mut self, namespaces: &Namespaces) {
+        let started_ns = host::monotonic_ns();
+        let (scope, descriptors) = (namespaces.scope(), namespaces.descriptors(started_ns));
+        let all_descriptors = matches!(descriptors, Descriptors::All);
+        let result = Arc::new(Mutex::new(None));
+        let to_fill = Arc::clone(&result);
+        let task = spawn_blocking(move || {
+            let searched = timed(|| scope.find(&descriptors));
+            *to_fill.lock().unwrap_or_else(PoisonError::into_inner) = Some(searched);
+        });
+        self.running = Some(Running { task, result, started_ns, all_descriptors });
+    }
+
+    /// Takes in what the search has come to, if it is over.
+    pub fn collect(&mut self, engine: &mut Engine, max_ns: u64) {
+        let Some(running) = self.running.take_if(|running| running.task.is_finished()) else { return };
+        let now_ns = host::monotonic_ns();
+        let Running { result, started_ns, all_descriptors, .. } = running;
+        let searched = result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (found, took) = searched.unwrap_or_else(|| (Err(io::Error::other("it died")), Duration::ZERO));
+        let mut cpu_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        match found {
+            Ok(found) => {
+                if all_descriptors {
+                    // That has a pace of its own.
+                    cpu_ns = cpu_ns.saturating_sub(found.descriptors_ns);
+                    engine.namespaces.looked_at_descriptors(found.descriptors_ns, now_ns);
+                }
+                self.fresh = Some((found, started_ns));
+            }
+            Err(why) => log::warn!("no search for network namespaces, /proc cannot be read: {why}"),
+        }
+        self.due_ns = now_ns.saturating_add(cpu_ns.saturating_mul(SHARE).min(max_ns));
+        log::debug!("a search for network namespaces took {took:?} of CPU");
+    }
+}

@@ -1,0 +1,81 @@
+//! What is exported, and how much of it there can be.
+
+use tcpclose_common::state::TcpState;
+
+use crate::agent::server::handlers::metrics::*;
+use crate::metrics::gauges::Standing;
+use crate::metrics::port_labels::Names;
+use crate::names::{Outcome, Phase, Role, Side};
+use crate::report::owner_counts;
+use crate::tracker::event::{Ended, Fact, Mended, Pair, Sink, Why};
+
+/// What the README promises by default.
+const PROMISED: usize = 3200;
+/// Of those, what is left for the agent itself: the same on every host, and counted by the test `cardinality`.
+const OWN: usize = 140;
+
+#[test]
+fn a_kernel_without_run_statistics_leaves_no_zeros() {
+    let samples = |runs| program_runs(runs).map(|family| family.metrics.len());
+    assert_eq!(samples(Runs { missed: 3, ..Runs::default() }), [0, 0]);
+    assert_eq!(samples(Runs { count: 2, ns: 80, missed: 0 }), [1, 1]);
+    let [seconds, _] = program_runs(Runs { count: 2, ns: 2_500_000_000, missed: 0 });
+    assert_eq!(seconds.metrics[0].get_counter().get_value(), 2.5);
+}
+
+#[test]
+fn age_labels_are_written_as_the_flag_writes_them() {
+    let s = 1_000_000_000;
+    assert_eq!(
+        stuck_labels(&[60 * s, 600 * s, 3600 * s, 5400 * s, 2 * s, s / 2]),
+        ["1m", "10m", "1h", "1h30m", "2s", "500ms"]
+    );
+}
+
+/// Everything that a hostile network, a hostile host and bad luck can make at the same time, with the defaults.
+#[test]
+fn the_worst_case_stays_within_the_promise() {
+    let mut ledger = Ledger::new(Names::new(32, &[], 32768..=60999));
+    for (side, port) in Side::ALL.into_iter().flat_map(|side| (1..=60).map(move |port| (side, port))) {
+        let pair = Pair { side, port };
+        for phase in Phase::ALL {
+            ledger.fact(1, Fact::Dwelt { phase, pair, ns: 5 });
+        }
+        for (role, outcome) in Role::ALL.iter().flat_map(|role| Outcome::ALL.map(|outcome| (*role, outcome)))
+        {
+            ledger.fact(1, Fact::Closed { pair, role, outcome });
+        }
+    }
+    let phases = Phase::ALL.map(Phase::state);
+    for from in phases.into_iter().chain([TcpState::Established, TcpState::SynRecv]) {
+        for to in phases.into_iter().chain([TcpState::Close]).filter(|to| *to != from) {
+            ledger.fact(1, Fact::Transition { from, to });
+        }
+    }
+    Ended::ALL.into_iter().for_each(|how| ledger.fact(1, Fact::TimeWaitEnded { how }));
+    Mended::ALL.into_iter().for_each(|what| ledger.fact(1, Fact::Mended { what }));
+    for (phase, why) in Phase::ALL.iter().flat_map(|phase| Why::ALL.map(|why| (*phase, why))) {
+        ledger.fact(1, Fact::Unseen { phase, why });
+    }
+
+    let mut census = Census::default();
+    for (label, phase, _) in ledger.durations() {
+        census.standing.insert((label, phase), Standing { sockets: 1, oldest_ns: 1 });
+        census.stuck.insert(label, vec![1; 3]);
+        census.unproven.insert(label, 1);
+    }
+    assert_eq!(census.stuck.len(), 32 + Side::ALL.len(), "each pair that can have a name has one");
+    let holder = |nth: usize| Holder { comm: nth.to_string(), ..Holder::default() };
+    let holders: Vec<(Holder, u64)> = (0..=owner_counts::MOST).map(|nth| (holder(nth), 1)).collect();
+
+    let mut families = Vec::new();
+    crate::agent::server::handlers::metrics::ledger(&mut families, &ledger, 1);
+    gauges(&mut families, &census, &["1m", "10m", "1h"].map(str::to_owned));
+    owners(&mut families, &holders);
+    for family in &families {
+        println!("{:<40} {:>5}", family.name(), series_of(family));
+    }
+    let worst = families.iter().map(series_of).sum::<usize>();
+    println!("{worst} series at the worst, and {OWN} for the agent itself");
+    assert!(worst + OWN <= PROMISED, "{worst}");
+}

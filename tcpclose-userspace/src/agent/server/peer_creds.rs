@@ -1,0 +1,120 @@
+//! Who asks on the unix socket, and may have sockets destroyed: told by the kernel, of the process that connected, at the time
+//! when it did (net/unix/af_unix.c, copy_peercred(), 5.8 to 6.18).
+
+use std::fmt;
+use std::os::fd::AsRawFd;
+
+use tokio::net::UnixStream;
+
+use crate::linux::users::Group;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// As the agent's PID namespace numbers it; `None` where it has none there.
+    pid: Option<i32>,
+    /// As the agent's user namespace numbers them; `None` where the kernel does not tell.
+    uid: Option<u32>,
+    gid: Option<u32>,
+    /// The supplementary ones.
+    groups: Vec<u32>,
+}
+
+impl Caller {
+    pub fn of(stream: &UnixStream) -> Self {
+        let credentials = stream.peer_cred().ok();
+        Self {
+            pid: credentials.and_then(|credentials| credentials.pid()),
+            uid: credentials.map(|credentials| credentials.uid()),
+            gid: credentials.map(|credentials| credentials.gid()),
+            groups: groups(stream).unwrap_or_default(),
+        }
+    }
+
+    /// Whether it is root of the agent's user namespace, or in `group`.
+    pub fn may_kill(&self, group: Option<&Group>) -> bool {
+        let member = |group: &Group| self.gid == Some(group.gid) || self.groups.contains(&group.gid);
+        self.uid == Some(0) || group.is_some_and(member)
+    }
+}
+
+/// The supplementary groups of the other end (SO_PEERGROUPS, 4.13).
+fn groups(stream: &UnixStream) -> Option<Vec<u32>> {
+    let mut groups: Vec<u32> = vec![0; 32];
+    loop {
+        let mut length = libc::socklen_t::try_from(size_of_val(groups.as_slice())).ok()?;
+        // SAFETY: the option's value is an array of gid_t, which is u32, of at most `length` bytes, and `groups` has so many.
+        let done = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        let needed = length as usize / size_of::<u32>();
+        if done == 0 {
+            groups.truncate(needed);
+            return Some(groups);
+        }
+        // ERANGE says how many bytes there are (net/core/sock.c, sk_getsockopt()).
+        let too_few = std::io::Error::last_os_error().raw_os_error() == Some(libc::ERANGE);
+        if !too_few || needed <= groups.len() {
+            return None;
+        }
+        groups.resize(needed, 0);
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (name, id)) in [
+            ("pid", self.pid.map(i64::from)),
+            ("uid", self.uid.map(i64::from)),
+            ("gid", self.gid.map(i64::from)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let space = if at == 0 { "" } else { " " };
+            match id {
+                Some(id) => write!(f, "{space}{name} {id}")?,
+                None => write!(f, "{space}{name} unknown")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_and_the_groups_members_may() {
+        let ops = Group { name: "ops".into(), gid: 1001 };
+        let user = Caller { pid: Some(7), uid: Some(1000), gid: Some(1000), groups: vec![4, 1001] };
+        assert!(user.may_kill(Some(&ops)) && !user.may_kill(None));
+        assert!(!Caller { groups: vec![4], ..user.clone() }.may_kill(Some(&ops)));
+        assert!(Caller { gid: Some(1001), groups: vec![], ..user.clone() }.may_kill(Some(&ops)));
+        assert!(Caller { uid: Some(0), ..user.clone() }.may_kill(None));
+        assert!(!Caller::default().may_kill(Some(&Group { name: "root".into(), gid: 0 })));
+        assert_eq!(user.to_string(), "pid 7 uid 1000 gid 1000");
+        assert_eq!(Caller::default().to_string(), "pid unknown uid unknown gid unknown");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_kernel_tells_who_the_other_end_is() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let caller = Caller::of(&one);
+        assert_eq!(caller.pid, Some(std::process::id() as i32));
+        assert_eq!(caller.uid, Some(rustix::process::geteuid().as_raw()));
+        let own: Vec<u32> =
+            rustix::process::getgroups().unwrap().into_iter().map(|gid| gid.as_raw()).collect();
+        let mut told = caller.groups;
+        told.sort_unstable();
+        let mut expected = own;
+        expected.sort_unstable();
+        assert_eq!(told, expected);
+    }
+}

@@ -1,0 +1,141 @@
+//! A tree's values by the keys that the format has, and what is said of one that is wrong.
+
+use std::fmt;
+
+use crate::agent::server::web::yaml::{Key, Node, Value, short};
+use crate::failure::Failure;
+
+/// Where a value stands, for what is said of it.
+#[derive(Clone)]
+pub struct Place<'a> {
+    pub file: &'a str,
+    pub line: usize,
+    /// `tls_server_config.min_version`; empty for the whole file.
+    pub path: String,
+}
+
+impl Place<'_> {
+    pub fn wrong(&self, why: impl fmt::Display, todo: impl Into<String>) -> Failure {
+        let Self { file, line, path } = self;
+        let path = if path.is_empty() { String::new() } else { format!(": {path}") };
+        Failure::new(format!("{file}, line {line}{path}"), why, todo)
+    }
+
+    pub fn below(&self, key: &Key) -> Self {
+        let dot = if self.path.is_empty() { "" } else { "." };
+        Self { file: self.file, line: key.line, path: format!("{}{dot}{}", self.path, short(&key.name)) }
+    }
+
+    /// The entries of a table that has no keys but `known`.
+    pub fn table<'n>(
+        &self,
+        node: &'n Node,
+        known: &'static [&'static str],
+    ) -> Result<Fields<'_, 'n>, Failure> {
+        let entries = self.entries(node)?;
+        if let Some((key, _)) = entries.iter().find(|(key, _)| !known.contains(&key.name.as_str())) {
+            let todo = format!("did you mean {}?", nearest(&key.name, known.iter().copied()));
+            return Err(self.below(key).wrong("no such key", todo));
+        }
+        Ok(Fields { place: self.clone(), entries })
+    }
+
+    pub fn entries<'n>(&self, node: &'n Node) -> Result<&'n [(Key, Node)], Failure> {
+        match &node.value {
+            Value::Table(entries) => Ok(entries),
+            Value::Nothing => Ok(&[]),
+            _ => Err(self.wrong("no table", "write keys with values below it")),
+        }
+    }
+}
+
+/// The one of `known` that `name` is most likely to have been meant for.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
+    let name = short(name);
+    known.min_by_key(|known| strsim::damerau_levenshtein(known, name)).unwrap_or_default()
+}
+
+/// A table's entries.
+pub struct Fields<'a, 'n> {
+    pub place: Place<'a>,
+    pub entries: &'n [(Key, Node)],
+}
+
+impl<'a, 'n> Fields<'a, 'n> {
+    pub fn at(&self, name: &str) -> Field<'a, 'n> {
+        let found = self.entries.iter().find(|(key, _)| key.name == name);
+        match found {
+            Some((key, node)) => Field { place: self.place.below(key), node: Some(node) },
+            None => {
+                let key = Key { name: name.to_owned(), line: self.place.line };
+                Field { place: self.place.below(&key), node: None }
+            }
+        }
+    }
+}
+
+/// A value that may not be there.
+pub struct Field<'a, 'n> {
+    pub place: Place<'a>,
+    pub node: Option<&'n Node>,
+}
+
+impl<'a, 'n> Field<'a, 'n> {
+    pub fn wrong(&self, why: impl fmt::Display, todo: impl Into<String>) -> Failure {
+        self.place.wrong(why, todo)
+    }
+
+    pub fn table(&self, known: &'static [&'static str]) -> Result<Fields<'_, 'n>, Failure> {
+        match self.node {
+            Some(node) => self.place.table(node, known),
+            None => Ok(Fields { place: self.place.clone(), entries: &[] }),
+        }
+    }
+
+    /// A text that is not empty.
+    pub fn text(&self) -> Result<Option<&'n str>, Failure> {
+        match self.node.map(|node| &node.value) {
+            None | Some(Value::Nothing) => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            Some(_) => Err(self.wrong("no text", "write one value")),
+        }
+    }
+
+    pub fn texts(&self) -> Result<Vec<(Place<'a>, &'n str)>, Failure> {
+        let items = match self.node.map(|node| &node.value) {
+            None | Some(Value::Nothing) => return Ok(Vec::new()),
+            Some(Value::List(items)) => items,
+            Some(_) => return Err(self.wrong("no list", "write one value a line, each behind a hyphen")),
+        };
+        let text = |item: &'n Node| {
+            let place = Place { line: item.line, ..self.place.clone() };
+            match &item.value {
+                Value::Text(text) => Ok((place, text.as_str())),
+                _ => Err(place.wrong("no text", "write one value a line, each behind a hyphen")),
+            }
+        };
+        items.iter().map(text).collect()
+    }
+
+    pub fn flag(&self, default: bool) -> Result<bool, Failure> {
+        // As Go's YAML has them.
+        match self.text()?.map(str::to_ascii_lowercase).as_deref() {
+            None => Ok(default),
+            Some("true" | "yes" | "on" | "y") => Ok(true),
+            Some("false" | "no" | "off" | "n") => Ok(false),
+            Some(_) => Err(self.wrong("neither true nor false", "write true or false")),
+        }
+    }
+
+    /// What `known` has for the text.
+    pub fn choice<T: Copy>(&self, known: &[(&str, T)]) -> Result<Option<T>, Failure> {
+        self.text()?.map(|text| choice(&self.place, text, known)).transpose()
+    }
+}
+
+pub fn choice<T: Copy>(place: &Place<'_>, text: &str, known: &[(&str, T)]) -> Result<T, Failure> {
+    known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
+        let todo = format!("did you mean {}?", nearest(text, known.iter().map(|(name, _)| *name)));
+        place.wrong(format_args!("{:?} is not known or not supported", short(text)), todo)
+    })
+}

@@ -1,0 +1,224 @@
+//! The queue for password checks, of which one runs at a time: fair by address.
+//!
+//! The next check is for the address whose last check was longest ago, so a crowd from one address delays another address
+//! by one check. Within an address the oldest of the [`NEWEST`] newest requests is next: clients of new requests still wait for
+//! their answer, and guessers, who send the next guess when the last was refused, can put no more than one in line for each
+//! check, so a scrape from their address has its turn after a few. Requests with the same name and password share one check.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ring::hmac::Tag;
+use tokio::sync::oneshot;
+
+use crate::agent::server::web::source::Source;
+
+/// Within an address, one of so many requests is next. With the very newest alone, one guess that comes between a scrape and the
+/// end of a check would be before it, and the next guess again.
+const NEWEST: usize = 4;
+
+/// How many addresses are remembered by their last check.
+const REMEMBERED: usize = 1024;
+
+/// Whose turn it is.
+#[derive(Clone, Default)]
+pub struct Queue(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    is_busy: bool,
+    /// The oldest first. As long as there are connections at the most.
+    waiting: Vec<Waiting>,
+    /// Addresses by their last check, the latest last.
+    served: VecDeque<Source>,
+}
+
+struct Waiting {
+    source: Source,
+    /// Of the name and the password.
+    tag: Tag,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// What waiting came to.
+pub enum Answer {
+    Turn(Turn),
+    /// Another request with the same name and password was checked meanwhile: whether they are right.
+    Verdict(bool),
+}
+
+/// The right to make one check; the next turn begins when it is dropped.
+pub struct Turn(Queue);
+
+impl Queue {
+    /// Waits for a turn. `None` when the agent is ending.
+    pub async fn turn(&self, source: Source, tag: Tag) -> Option<Answer> {
+        let answer = {
+            let mut state = self.state();
+            if !state.is_busy {
+                state.begin(source);
+                return Some(Answer::Turn(Turn(self.clone())));
+            }
+            let (sender, answer) = oneshot::channel();
+            // Clients that hung up wait for nothing.
+            state.waiting.retain(|waiting| !waiting.answer.is_closed());
+            state.waiting.push(Waiting { source, tag, answer: sender });
+            answer
+        };
+        answer.await.ok()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many requests wait.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.state().waiting.len()
+    }
+}
+
+impl State {
+    fn begin(&mut self, source: Source) {
+        self.is_busy = true;
+        self.served.retain(|served| *served != source);
+        self.served.push_back(source);
+        if self.served.len() > REMEMBERED {
+            self.served.pop_front();
+        }
+    }
+
+    fn next(&mut self) -> Option<Waiting> {
+        self.waiting.retain(|waiting| !waiting.answer.is_closed());
+        let sources: Vec<Source> = self.waiting.iter().map(|waiting| waiting.source).collect();
+        let next = self.waiting.remove(next(&sources, &self.served)?);
+        self.begin(next.source);
+        Some(next)
+    }
+}
+
+/// Which of `waiting`, the oldest first, is next, where `served` have had a check, the latest last.
+fn next(waiting: &[Source], served: &VecDeque<Source>) -> Option<usize> {
+    let last_check = |source: &Source| served.iter().position(|served| served == source);
+    // Of equals the first: of addresses that never had a check, the one that waits longest.
+    let source = waiting.iter().min_by_key(|source| last_check(source).map_or(0, |at| at + 1))?;
+    let newest = (0..waiting.len()).rev().filter(|at| waiting.get(*at) == Some(source));
+    newest.take(NEWEST).last()
+}
+
+impl Turn {
+    /// Says what the check of `tag` has found to all who wait for the same.
+    pub fn found(&self, tag: &Tag, is_right: bool) {
+        let mut same = Vec::new();
+        let mut state = self.0.state();
+        for waiting in std::mem::take(&mut state.waiting) {
+            // In line at most once each, and compared by the agent's own key: nothing is learned from how long it takes.
+            if waiting.tag.as_ref() == tag.as_ref() {
+                same.push(waiting.answer);
+            } else {
+                state.waiting.push(waiting);
+            }
+        }
+        drop(state);
+        for answer in same {
+            // Whoever hung up needs none.
+            let _ = answer.send(Answer::Verdict(is_right));
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let next = {
+            let mut state = self.0.state();
+            state.is_busy = false;
+            state.next()
+        };
+        if let Some(next) = next {
+            // A client that hangs up in this moment drops the turn, and the next one begins.
+            let _ = next.answer.send(Answer::Turn(Self(self.0.clone())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ring::hmac::{HMAC_SHA256, Key, sign};
+
+    const fn address(last: u8) -> Source {
+        Source::V4(std::net::Ipv4Addr::new(10, 0, 0, last))
+    }
+
+    fn tag(text: &str) -> Tag {
+        sign(&Key::new(HMAC_SHA256, b"key"), text.as_bytes())
+    }
+
+    #[test]
+    fn the_address_whose_last_check_was_longest_ago_is_next_with_one_of_its_newest_requests() {
+        let (a, b, c) = (address(1), address(2), address(3));
+        let next =
+            |waiting: &[Source], served: &[Source]| super::next(waiting, &served.iter().copied().collect());
+        assert_eq!(next(&[], &[a]), None);
+        assert_eq!(next(&[a, a, a], &[a]), Some(0));
+        assert_eq!(next(&[a, a, a, a, a, a], &[a]), Some(2));
+        assert_eq!(next(&[a, b, a, b, a], &[b, a]), Some(1));
+        assert_eq!(next(&[a, b, c], &[b, a]), Some(2), "it never had a check");
+        assert_eq!(next(&[b, a], &[]), Some(0));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_crowd_delays_another_address_by_one_check_and_itself_no_more_than_it_has_to() {
+        let queue = Queue::default();
+        let Some(Answer::Turn(first)) = queue.turn(address(1), tag("0")).await else { panic!("no turn") };
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut tasks = Vec::new();
+        let mut come = |source: u8, name: &'static str| {
+            let (waits, order) = (queue.clone(), Arc::clone(&order));
+            tasks.push(tokio::spawn(async move {
+                if let Some(Answer::Turn(turn)) = waits.turn(address(source), tag(name)).await {
+                    order.lock().unwrap().push(name);
+                    drop(turn);
+                }
+            }));
+        };
+        for (n, name) in ["1", "2", "3"].into_iter().enumerate() {
+            come(1, name);
+            while queue.len() <= n {
+                tokio::task::yield_now().await;
+            }
+        }
+        come(2, "scrape");
+        while queue.len() < 4 {
+            tokio::task::yield_now().await;
+        }
+        tasks[1].abort();
+        tokio::task::yield_now().await;
+        drop(first);
+        for task in tasks {
+            let _ = task.await;
+        }
+        assert_eq!(*order.lock().unwrap(), ["scrape", "1", "3"]);
+        assert!(matches!(queue.turn(address(1), tag("free")).await, Some(Answer::Turn(_))));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_same_name_and_password_are_checked_once() {
+        let queue = Queue::default();
+        let Some(Answer::Turn(turn)) = queue.turn(address(1), tag("a")).await else { panic!("no turn") };
+        let waits = |name: &'static str| {
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.turn(address(2), tag(name)).await })
+        };
+        let (same, other) = (waits("a"), waits("b"));
+        while queue.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        turn.found(&tag("a"), true);
+        assert!(matches!(same.await.unwrap(), Some(Answer::Verdict(true))));
+        assert!(!other.is_finished());
+        drop(turn);
+        assert!(matches!(other.await.unwrap(), Some(Answer::Turn(_))));
+    }
+}

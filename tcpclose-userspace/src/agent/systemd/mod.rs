@@ -1,0 +1,4 @@
+//! TODO: module docs.
+
+pub mod activation;
+pub mod notify;

@@ -1,0 +1,145 @@
+//! The file: TOML, a key for each of the agent's arguments.
+
+use std::io;
+use std::path::Path;
+
+use clap::{Arg, Command};
+use toml::{Table, Value};
+
+use crate::commands::config::{AGENT, CONFIG, is_flag, is_list, settings_of};
+use crate::failure::Failure;
+
+/// A setting that is no argument.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The argument, as clap calls it.
+    pub id: String,
+    pub values: Vec<String>,
+    /// Where it is from: a file's path, a variable's name.
+    pub from: String,
+}
+
+impl Entry {
+    /// A setting of `arg`, tried alone, so that what is wrong with it is told by `what`: its place.
+    pub fn new(
+        command: &Command,
+        arg: &Arg,
+        values: Vec<String>,
+        from: String,
+        what: &str,
+    ) -> Result<Self, Failure> {
+        let quoted = || format!("{what} {:?}", values.join(","));
+        if is_flag(arg) {
+            if !values.iter().all(|value| value == "true" || value == "false") {
+                return Err(Failure::new(quoted(), "neither true nor false", "write true or false"));
+            }
+        } else {
+            let long = arg.get_long().unwrap_or_default();
+            let tried = values.iter().map(|value| format!("--{long}={value}"));
+            let tried = ["tcpclose", AGENT].map(str::to_owned).into_iter().chain(tried);
+            if let Err(error) = command.clone().try_get_matches_from(tried) {
+                let Failure { why, todo, .. } = Failure::of_arguments(&error);
+                return Err(Failure::new(quoted(), why, todo));
+            }
+        }
+        Ok(Self { id: arg.get_id().to_string(), values, from })
+    }
+}
+
+/// Why there are no entries.
+#[derive(Debug)]
+pub enum Unread {
+    /// The file is not there.
+    Missing(Failure),
+    /// It cannot be read, or something in it is wrong.
+    Wrong(Failure),
+}
+
+impl From<Unread> for Failure {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Missing(failure) | Unread::Wrong(failure) => failure,
+        }
+    }
+}
+
+/// The settings in the file at `path`.
+///
+/// # Errors
+/// Where it is not there, or one of them is wrong.
+pub fn read(path: &Path, command: &Command) -> Result<Vec<Entry>, Unread> {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => entries(&text, &name, command).map_err(Unread::Wrong),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            Err(Unread::Missing(Failure::new(name, why, "write it, or name another by --config")))
+        }
+        Err(why) => {
+            Err(Unread::Wrong(Failure::new(name, why, "let the agent read it, or name another by --config")))
+        }
+    }
+}
+
+/// The settings in the `text` of a `file`.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn entries(text: &str, file: &str, command: &Command) -> Result<Vec<Entry>, Failure> {
+    let table: Table = toml::from_str(text).map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        // More than one line where it quotes what it expected.
+        let why: Vec<&str> = error.message().split_whitespace().collect();
+        let todo = r#"write one key = value a line, for example stuck-after = "1m,10m""#;
+        Failure::new(format!("{file}, line {line}"), why.join(" "), todo)
+    })?;
+    let mut entries = Vec::new();
+    for (key, value) in &table {
+        let what = format!("{file}: {key}");
+        let mut known = settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG);
+        let Some((arg, _)) = known.find(|(_, long)| long == key) else {
+            return Err(Failure::new(what, "no such setting", did_you_mean(key, command)));
+        };
+        let values = values(value, arg).map_err(|(why, todo)| Failure::new(&what, why, todo))?;
+        entries.push(Entry::new(command, arg, values, file.to_owned(), &what)?);
+    }
+    Ok(entries)
+}
+
+/// The nearest setting that there is.
+fn did_you_mean(key: &str, command: &Command) -> String {
+    let known = settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG).map(|(_, long)| long);
+    // Underscores for hyphens are no difference.
+    let key = key.replace('_', "-");
+    let nearest = known.min_by_key(|long| strsim::damerau_levenshtein(long, &key)).unwrap_or_default();
+    format!("did you mean {nearest}? else see tcpclose agent --help")
+}
+
+type Wrong = (&'static str, &'static str);
+
+/// `value` as arguments have it.
+fn values(value: &Value, arg: &Arg) -> Result<Vec<String>, Wrong> {
+    match value {
+        Value::Array(items) if items.is_empty() => {
+            Err(("an empty list", "write one at least, or leave the key out"))
+        }
+        Value::Array(items) => {
+            let items = items.iter().map(|item| scalar(item, arg)).collect::<Result<Vec<String>, Wrong>>()?;
+            // A list of durations is one argument.
+            Ok(if is_list(arg) { items } else { vec![items.join(",")] })
+        }
+        value => Ok(vec![scalar(value, arg)?]),
+    }
+}
+
+fn scalar(value: &Value, arg: &Arg) -> Result<String, Wrong> {
+    match value {
+        Value::Boolean(value) if is_flag(arg) => Ok(value.to_string()),
+        Value::String(_) | Value::Integer(_) if is_flag(arg) => {
+            Err(("neither true nor false", "write true or false"))
+        }
+        Value::String(text) => Ok(text.clone()),
+        Value::Integer(n) => Ok(n.to_string()),
+        _ => Err(("not a text, a number or a list of them", r#"write it as the argument, for example "1m""#)),
+    }
+}

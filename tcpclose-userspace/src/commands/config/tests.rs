@@ -1,0 +1,205 @@
+use crate::commands::config::*;
+
+/// Variables by name, and a file's text, at the default place or named.
+fn parsed(arguments: &[&str], variables: &[(&str, &str)], file: Option<&str>) -> Result<Cli, Stop> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tcpclose.toml");
+    if let Some(text) = file {
+        std::fs::write(&path, text).unwrap();
+    }
+    let arguments: Vec<OsString> = ["tcpclose"].iter().chain(arguments).map(OsString::from).collect();
+    let variable = |name: &str| {
+        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+    };
+    parse_with(&arguments, &variable, &path)
+}
+
+/// The settings in force, without `agent` and `--check-config` among the arguments.
+fn settings(arguments: &[&str], variables: &[(&str, &str)], file: Option<&str>) -> String {
+    let arguments = [&["agent", "--check-config"], arguments].concat();
+    match parsed(&arguments, variables, file) {
+        Err(Stop::Answer(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn complaint(arguments: &[&str], variables: &[(&str, &str)], file: Option<&str>) -> String {
+    match parsed(arguments, variables, file) {
+        Err(Stop::Failed(failure)) => failure.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn line<'a>(text: &'a str, key: &str) -> &'a str {
+    text.lines().find(|line| line.contains(key)).unwrap_or_else(|| panic!("no {key} in {text}"))
+}
+
+#[test]
+fn an_argument_overrules_a_variable_and_that_the_file() {
+    let file = Some("max-ports = 1\nwait = \"1s\"\nring-size = \"1M\"\nallow-kill = true\n");
+    let variables = [("TCPCLOSE_MAX_PORTS", "2"), ("TCPCLOSE_WAIT", "2s"), ("TCPCLOSE_ALLOW_KILL", "false")];
+    let text = settings(&["--max-ports", "3"], &variables, file);
+    assert_eq!(line(&text, "max-ports"), "max-ports = 3  # argument");
+    assert_eq!(line(&text, "wait ="), r#"wait = "2s"  # TCPCLOSE_WAIT"#);
+    assert_eq!(line(&text, "allow-kill"), "allow-kill = false  # TCPCLOSE_ALLOW_KILL");
+    assert!(line(&text, "ring-size").starts_with(r#"ring-size = "1M"  # /"#));
+    assert_eq!(line(&text, "netns"), r#"netns = "all"  # default"#);
+    assert_eq!(line(&text, "state-dir"), "# state-dir: default");
+}
+
+#[test]
+fn lists_are_written_as_lists_or_with_commas() {
+    let both = r#"listen = ["127.0.0.1:1", "[::1]:2"]"#;
+    let expected = format!("name-port = [80, 443]  # {}", "TCPCLOSE_NAME_PORT");
+    let text = settings(&[], &[("TCPCLOSE_NAME_PORT", "80,443")], Some(both));
+    assert!(line(&text, "listen").starts_with(both));
+    assert_eq!(line(&text, "name-port"), expected);
+    let text = settings(
+        &["--name-port", "1", "--name-port", "2"],
+        &[],
+        Some("stuck-after = [\"1s\", \"2s\"]\nname-port = 80"),
+    );
+    assert_eq!(line(&text, "name-port"), "name-port = [1, 2]  # argument");
+    assert!(line(&text, "stuck-after").starts_with(r#"stuck-after = "1s,2s""#));
+}
+
+#[test]
+fn what_is_printed_says_the_same_when_it_is_read() {
+    let file = "listen = [\"127.0.0.1:1\", \"[::1]:2\"]\nstate-dir = \"/a\\\"b\\\\c\"\nallow-kill = true\nname-port = [1]\n";
+    let value = |text: &str| {
+        text.lines().map(|line| line.split("  # ").next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let once = settings(&[], &[], Some(file));
+    assert_eq!(value(&settings(&[], &[], Some(&once))), value(&once));
+    assert!(once.contains(r#"state-dir = "/a\"b\\c""#), "{once}");
+}
+
+#[test]
+fn every_argument_of_the_agent_is_a_variable_and_a_key() {
+    let command = Cli::command();
+    let mut keys = 0;
+    for (arg, long) in settings_of(&command).filter(|(arg, _)| arg.get_id() != CONFIG) {
+        // Their own defaults, which hold anyway, or what is valid for those without one.
+        let value = match arg.get_default_values().first() {
+            Some(value) if !is_flag(arg) => value.to_str().unwrap().to_owned(),
+            _ if is_flag(arg) => "true".to_owned(),
+            _ if long == "name-port" => "80".to_owned(),
+            _ if long.ends_with("-owner") || long.ends_with("-group") => "root".to_owned(),
+            // One of them is read, and empty it is valid.
+            _ => "/dev/null".to_owned(),
+        };
+        let text = settings(&[], &[(&variable_of(long), &value)], None);
+        assert!(
+            text.lines().any(|line| line.ends_with(&format!("# {}", variable_of(long)))),
+            "{long}: {text}"
+        );
+        let quoted = if is_flag(arg) { value } else { format!("{value:?}") };
+        let text = settings(&[], &[], Some(&format!("{long} = {quoted}")));
+        assert!(text.lines().any(|line| line.ends_with("tcpclose.toml")), "{long}: {text}");
+        keys += 1;
+    }
+    assert!(keys >= 15);
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_place() {
+    let said = |file: &str| {
+        let said = complaint(&["agent"], &[], Some(file));
+        assert!(!said.contains('\n'), "{said}");
+        said.split_once("tcpclose.toml").unwrap().1.to_owned()
+    };
+    assert_eq!(
+        said("stuck_after = \"1m\""),
+        ": stuck_after: no such setting; did you mean stuck-after? else see tcpclose agent --help"
+    );
+    assert_eq!(
+        said("lisen = \"x\""),
+        ": lisen: no such setting; did you mean listen? else see tcpclose agent --help"
+    );
+    assert_eq!(said("config = \"x\"").split("; ").next(), Some(": config: no such setting"));
+    assert_eq!(said("check-config = true").split("; ").next(), Some(": check-config: no such setting"));
+    assert_eq!(said("[agent]\nwait = \"1s\"").split("; ").next(), Some(": agent: no such setting"));
+    assert_eq!(
+        said("wait = \"banana\""),
+        r#": wait "banana": not a duration; write for example 60s, 10m or 1h30m"#
+    );
+    assert_eq!(said("max-ports = -1").split("; ").next(), Some(r#": max-ports "-1": not a number of ports"#));
+    assert_eq!(said("allow-kill = \"yes\""), ": allow-kill: neither true nor false; write true or false");
+    assert_eq!(said("listen = []"), ": listen: an empty list; write one at least, or leave the key out");
+    assert!(said("wait = 1.5").starts_with(": wait: not a text, a number or a list of them; "));
+    assert!(said("wait = \"1s\"\nwait = \"2s\"").starts_with(", line 2: "));
+    assert!(said("\n\nlisten").starts_with(", line 3: "));
+    assert_eq!(
+        complaint(&["agent"], &[("TCPCLOSE_LISTEN", "nowhere")], None),
+        r#"tcpclose: TCPCLOSE_LISTEN "nowhere": not an address; write for example 127.0.0.1:9923 or [::]:9923"#
+    );
+    assert_eq!(
+        complaint(&["agent"], &[("TCPCLOSE_ALLOW_KILL", "1")], None),
+        r#"tcpclose: TCPCLOSE_ALLOW_KILL "1": neither true nor false; write true or false"#
+    );
+    // A file that is named must be there; and it is wrong whether it would have been overruled or not.
+    assert!(
+        complaint(&["agent", "--config", "/nowhere/x"], &[], None)
+            .starts_with("tcpclose: /nowhere/x: No such file")
+    );
+    assert!(complaint(&["agent", "--wait", "1s"], &[], Some("wait = \"banana\"")).contains("banana"));
+    // An argument that is wrong is told before any file is.
+    assert!(
+        complaint(&["agent", "--wait", "x", "--config", "/nowhere"], &[], None)
+            .starts_with("tcpclose: --wait")
+    );
+}
+
+#[test]
+fn only_the_agent_has_settings() {
+    assert!(matches!(parsed(&["stuck"], &[("TCPCLOSE_SOCKET", "")], Some("banana")), Ok(Cli::Stuck(_))));
+    assert!(matches!(parsed(&["agent"], &[], None), Ok(Cli::Agent(_))));
+    let Err(Stop::Help(help)) = parsed(&["agent", "--help"], &[], None) else { panic!("no help") };
+    let help = help.to_string();
+    assert!(help.contains("TCPCLOSE_STUCK_AFTER") && !help.contains("TCPCLOSE_CHECK_CONFIG"), "{help}");
+}
+
+#[test]
+fn the_packaged_file_says_every_default_and_changes_nothing() {
+    let file = template();
+    let code: Vec<&str> = file.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    assert_eq!(code, [""; 0], "{file}");
+    assert!(file.lines().all(|line| line.chars().count() <= 120), "{file}");
+    let plain = settings(&[], &[], None);
+    assert_eq!(settings(&[], &[], Some(&file)), plain);
+
+    // Every setting is in it, and with the # off it is what it was.
+    let settable: Vec<&str> =
+        file.lines().filter(|line| line.starts_with('#') && !line.starts_with("# ")).collect();
+    let settable: Vec<&str> = settable.into_iter().filter(|line| *line != "#").collect();
+    assert_eq!(settable.len(), plain.lines().count(), "{file}");
+    let with_default = settable.iter().filter(|line| !line.ends_with("# not set"));
+    let uncommented: String =
+        with_default.map(|line| format!("{}\n", line.trim_start_matches('#'))).collect();
+    let without_places = |text: &str| {
+        let values = text.lines().map(|line| line.split("  # ").next().unwrap_or_default().to_owned());
+        values.collect::<Vec<_>>()
+    };
+    let same = settings(&[], &[], Some(&uncommented));
+    assert_eq!(without_places(&same), without_places(&plain));
+    assert!(
+        uncommented.contains("listen = [\"127.0.0.1:9923\"]\n") && uncommented.contains("max-ports = 32\n")
+    );
+    assert!(file.contains("[TCPCLOSE_STATE_HOOK]\n#   auto: The best that this kernel loads\n"), "{file}");
+}
+
+/// What a fuzzer found: numbers that TOML writes otherwise, and characters that it does not allow.
+#[test]
+fn what_is_shown_can_be_read_again() {
+    for text in [
+        "name-port = \"080\"",
+        "state-dir = '18446744073709551615'",
+        "socket = \"/a\\u007f\\u202e\\n\\u0080\"",
+    ] {
+        let shown = of_text(text).unwrap();
+        let again = of_text(&shown).unwrap();
+        let key = text.split(' ').next().unwrap();
+        assert_eq!(line(&again, key), line(&shown, key));
+        assert!(!shown.chars().any(|c| c != '\n' && crate::failure::is_hostile(c)), "{shown:?}");
+    }
+}

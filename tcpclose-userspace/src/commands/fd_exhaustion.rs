@@ -1,0 +1,55 @@
+//! How fast processes run out of file descriptors.
+
+use rustc_hash::FxHashMap;
+
+use crate::names::Diagnosis;
+use crate::report::sockets::{Owner, StuckSocket};
+
+/// How fast each process loses file descriptors to stuck sockets, whatever group they are in.
+#[derive(Debug, Default)]
+pub struct Rates {
+    /// By pid.
+    ages: FxHashMap<u32, Ages>,
+}
+
+/// The ages of what one process holds, a descriptor each, seconds.
+#[derive(Debug)]
+struct Ages {
+    held: u32,
+    oldest: f64,
+    youngest: f64,
+}
+
+impl Rates {
+    /// Of the sockets that are proven to be `bound` seconds old and not at work.
+    pub fn of(sockets: &[StuckSocket], bound: f64) -> Self {
+        let mut rates = Self::default();
+        let takes_descriptors = |socket: &&StuckSocket| {
+            !matches!(socket.diagnosis, Some(Diagnosis::NotAccepted | Diagnosis::StillSending))
+                && socket.age.is_past(bound)
+        };
+        for socket in sockets.iter().filter(takes_descriptors) {
+            let age = socket.age.min_seconds;
+            for owner in &socket.owners {
+                let new = Ages { held: 0, oldest: age, youngest: age };
+                let ages = rates.ages.entry(owner.pid).or_insert(new);
+                ages.held += 1;
+                ages.oldest = ages.oldest.max(age);
+                ages.youngest = ages.youngest.min(age);
+            }
+        }
+        rates
+    }
+
+    /// Seconds until `owner` has no descriptor left; `None` where it has no limit or its rate is not known.
+    pub fn full_in(&self, owner: &Owner) -> Option<f64> {
+        let left = owner.fds_limit?.saturating_sub(owner.fds_used?);
+        if left == 0 {
+            return Some(0.0);
+        }
+        let ages = self.ages.get(&owner.pid)?;
+        let (span, steps) = (ages.oldest - ages.youngest, ages.held - 1);
+        // Two sockets, or a single burst, are no rate.
+        (steps >= 2 && span >= 1.0).then(|| left as f64 * span / f64::from(steps))
+    }
+}

@@ -1,0 +1,197 @@
+//! Which sockets `stuck` lists and `kill` destroys, and where they are asked for.
+
+use std::cmp::Reverse;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::client;
+use crate::client::Reply;
+use crate::commands::groups::Listed;
+use crate::commands::{DEFAULT_SOCKET, NetnsChoice, duration, port};
+use crate::failure::Failure;
+use crate::linux::netns;
+use crate::names::{Diagnosis, Phase};
+use crate::report::sockets::{Document, StuckSocket};
+use crate::report::{Depth, snapshot};
+use crate::ui::table;
+
+/// The bound where neither the arguments nor an agent name one.
+pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+// No doc comment: clap would make it the help of the command that this is a part of.
+#[derive(Debug, Args)]
+pub struct Filter {
+    /// Only sockets that are in the state for this long or longer [default: the agent's first --stuck-after; 60s
+    /// without one]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub older_than: Option<Duration>,
+    /// Only sockets of this service port (the local one on a server, the remote one on a client); may be repeated
+    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true)]
+    pub ports: Vec<u16>,
+    /// Only sockets that this process holds
+    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
+    pub pid: Option<u32>,
+    /// The state: close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait
+    #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state)]
+    pub state: Phase,
+    /// Sockets of every network namespace, or of this one
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
+    pub netns: NetnsChoice,
+}
+
+// As above.
+#[derive(Debug, Args)]
+pub struct Place {
+    /// Take a snapshot even where an agent runs
+    #[arg(long)]
+    pub no_agent: bool,
+    /// The agent's unix socket
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
+    pub socket: PathBuf,
+}
+
+pub fn pid(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "not a process id; write a number as ps shows it")
+}
+
+pub fn state(text: &str) -> Result<Phase, &'static str> {
+    let name = text.to_ascii_lowercase().replace('-', "_");
+    Phase::ALL
+        .into_iter()
+        .find(|phase| phase.name() == name)
+        .ok_or("not a state; write close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait")
+}
+
+/// The sockets, where they come from, and the bound.
+pub struct Findings {
+    pub document: Document,
+    pub bound: Duration,
+    /// Source and remarks in words.
+    pub source: String,
+}
+
+impl Filter {
+    /// Asks the agent at `place`; where none answers, takes a snapshot.
+    pub fn find(&self, place: &Place, depth: Depth) -> Result<Findings, Failure> {
+        let why_snapshot = if place.no_agent {
+            "snapshot".to_owned()
+        } else {
+            match client::sockets(&place.socket, self.state, self.older_than, depth)? {
+                Reply::Answer { document, stuck_after } => {
+                    let bound = self.older_than.unwrap_or(stuck_after);
+                    return Ok(Findings { document, bound, source: "agent".to_owned() });
+                }
+                Reply::NoAgent => format!("snapshot (no agent at {})", place.socket.display()),
+                Reply::Denied => {
+                    return self.snapshot(
+                        format!("snapshot (no access to {})", place.socket.display()),
+                        Some(place),
+                        depth,
+                    );
+                }
+            }
+        };
+        self.snapshot(why_snapshot, None, depth)
+    }
+
+    /// `denied`: where an agent is that was not asked.
+    fn snapshot(&self, source: String, denied: Option<&Place>, depth: Depth) -> Result<Findings, Failure> {
+        let bound = self.older_than.unwrap_or(STUCK_AFTER);
+        let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
+        let mut document =
+            snapshot(self.state.state().bit(), bound_ns, self.netns.scope(), depth).map_err(|error| {
+                Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
+            })?;
+        if let Some(place) = denied {
+            document.incomplete.push(format!(
+                "the agent at {} was not asked: this user may not connect to it",
+                place.socket.display()
+            ));
+        }
+        Ok(Findings { document, bound, source })
+    }
+
+    /// The sockets that the filters let through, the oldest first.
+    pub fn select(&self, mut sockets: Vec<StuckSocket>) -> Vec<StuckSocket> {
+        let own = own_netns();
+        sockets.retain(|socket| {
+            socket.state == self.state
+                && (self.netns == NetnsChoice::All || socket.netns == own)
+                && (self.ports.is_empty() || self.ports.contains(&socket.port))
+                && self.pid.is_none_or(|pid| socket.owners.iter().any(|owner| owner.pid == pid))
+        });
+        // By keys of their own: a socket is four hundred bytes to move. The bits of numbers that are not negative ascend as
+        // they do.
+        sockets.sort_by_cached_key(|socket| (Reverse(socket.age.min_seconds.to_bits()), socket.cookie));
+        sockets
+    }
+
+    /// The state as people write it: `CLOSE-WAIT`.
+    pub fn state_in_words(&self) -> String {
+        self.state.name().to_uppercase().replace('_', "-")
+    }
+}
+
+/// The sockets that match, sorted out by the bound.
+pub struct Sorted {
+    /// Past the bound, or possibly so.
+    pub matching: Vec<StuckSocket>,
+    /// How many are proven to be younger.
+    pub younger: usize,
+    /// Seconds.
+    bound: f64,
+    /// Our own network namespace's inode.
+    own: u32,
+}
+
+/// The inode of this process's network namespace; 0 where /proc does not tell.
+pub fn own_netns() -> u32 {
+    netns::own().map_or(0, |own| own.inum)
+}
+
+impl Sorted {
+    pub fn new(mut sockets: Vec<StuckSocket>, bound: f64) -> Self {
+        let all = sockets.len();
+        sockets.retain(|socket| socket.age.is_past(bound) || socket.age.may_be_past(bound));
+        Self { younger: all - sockets.len(), matching: sockets, bound, own: own_netns() }
+    }
+
+    /// What the text lists: everything that matches and is not at work.
+    pub fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
+        self.matching.iter().filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending)).map(
+            |socket| Listed {
+                socket,
+                possibly: !socket.age.is_past(self.bound),
+                elsewhere: socket.netns != self.own,
+            },
+        )
+    }
+
+    pub fn stuck(&self) -> impl Iterator<Item = Listed<'_>> {
+        self.listed().filter(|listed| !listed.possibly)
+    }
+
+    pub fn summary(&self, state: &str, bound: Duration) -> String {
+        let bound = humantime::format_duration(bound);
+        let (stuck, listed) = (self.stuck().count(), self.listed().count());
+        let mut text = match stuck {
+            0 => format!("No socket is proven to be in {state} for {bound} or longer"),
+            n => format!("{} in {state} for {bound} or longer", table::count(n, "socket", "sockets")),
+        };
+        if listed == 0 {
+            text = format!("No socket has been in {state} for {bound} or longer");
+        }
+        if listed > stuck {
+            text.push_str(&format!(", {} possibly", listed - stuck));
+        }
+        if self.matching.len() > listed {
+            text.push_str(&format!("; {} still sending (not listed)", self.matching.len() - listed));
+        }
+        if self.younger > 0 {
+            text.push_str(&format!("; {}", table::count(self.younger, "younger one", "younger ones")));
+        }
+        text
+    }
+}

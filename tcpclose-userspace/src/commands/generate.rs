@@ -1,0 +1,175 @@
+//! `tcpclose generate`: what packages carry of the command line, made from the list of arguments itself: man pages,
+//! completions for shells, the configuration with every setting in it.
+//!
+//! A command of this binary, as ripgrep has it: a build script would have to compile the command line twice, and xtask
+//! cannot depend on a library that takes the eBPF toolchain to build. Hidden, since only `cargo xtask package` asks.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Command;
+use clap_complete::aot::{Shell, generate_to};
+use clap_mangen::Man;
+
+use crate::commands::config;
+use crate::failure::Failure;
+
+/// Write man pages, completions and a commented configuration into a folder.
+#[derive(Debug, clap::Args)]
+#[command(hide = true, after_help = "Example: tcpclose generate ./made")]
+pub struct Generate {
+    /// The folder; it is made where it is not there.
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
+}
+
+impl Generate {
+    /// Writes them all.
+    ///
+    /// # Errors
+    /// Where one of them cannot be written.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let written = self.write();
+        written.map(|()| ExitCode::SUCCESS).map_err(|why| {
+            Failure::new(
+                format!("writing to {}", self.folder.display()),
+                why,
+                "name a folder that can be written",
+            )
+        })
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let command = config::documented();
+        let manual = self.folder.join("man");
+        fs::create_dir_all(&manual)?;
+        pages(&command, &manual)?;
+        let completions = self.folder.join("completions");
+        fs::create_dir_all(&completions)?;
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            generate_to(shell, &mut command.clone(), command.get_name(), &completions)?;
+        }
+        fs::write(self.folder.join("tcpclose.toml"), config::template())
+    }
+}
+
+/// A page for the command and one for each of its own.
+fn pages(command: &Command, folder: &Path) -> io::Result<()> {
+    let mut command = command.clone().disable_help_subcommand(true);
+    command.build();
+    let mut names: Vec<String> =
+        std::iter::once(&command).chain(command.get_subcommands()).map(name).collect();
+    names.sort();
+    for command in std::iter::once(&command).chain(command.get_subcommands()) {
+        let name = name(command);
+        let others: Vec<&str> = names.iter().map(String::as_str).filter(|other| *other != name).collect();
+        fs::write(folder.join(format!("{name}.1")), page(command, &others)?)?;
+    }
+    Ok(())
+}
+
+/// As its page is called: `tcpclose-stuck`.
+fn name(command: &Command) -> String {
+    command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
+}
+
+/// Clap_mangen's page, but with examples, which it sets as running text under EXTRA, as they are typed.
+fn page(command: &Command, others: &[&str]) -> io::Result<Vec<u8>> {
+    // Of the program's version, which only its own page would have.
+    let man = Man::new(command.clone()).source(concat!("tcpclose ", env!("CARGO_PKG_VERSION")));
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    // No word is broken or stretched: names are copied from here.
+    writeln!(page, ".nh\n.ad l")?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    if let Some(examples) = command.get_after_help() {
+        let examples = examples.to_string();
+        let examples = examples.strip_prefix("Examples:\n").or_else(|| examples.strip_prefix("Example: "));
+        writeln!(page, ".SH EXAMPLES\n.nf")?;
+        for line in examples.unwrap_or_default().lines() {
+            writeln!(page, "{}", verbatim(line.trim_start()))?;
+        }
+        writeln!(page, ".fi")?;
+    }
+    writeln!(page, ".SH \"EXIT STATUS\"\n0, or 1 where a check found something, or 2 for a failure.")?;
+    if name(command) == "tcpclose-agent" {
+        writeln!(page, ".SH FILES\n.TP\n.I {}", config::DEFAULT_FILE)?;
+        writeln!(page, "Settings by the names of the options, without the hyphens in front.")?;
+    }
+    writeln!(page, ".SH \"SEE ALSO\"")?;
+    let others = others.iter().map(|other| format!(".BR {} (1)", verbatim(other)));
+    writeln!(page, "{}", others.collect::<Vec<_>>().join(",\n"))?;
+    Ok(page)
+}
+
+/// `line` as roff shows it unchanged: a hyphen that can be copied, no escapes, no request.
+fn verbatim(line: &str) -> String {
+    let line = line.replace('\\', r"\e").replace('-', r"\-");
+    if line.starts_with(['.', '\'']) { format!(r"\&{line}") } else { line }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made() -> (tempfile::TempDir, impl Fn(&str) -> String) {
+        let folder = tempfile::tempdir().unwrap();
+        Generate { folder: folder.path().to_owned() }.run().unwrap();
+        let path = folder.path().to_owned();
+        (folder, move |file: &str| {
+            fs::read_to_string(path.join(file)).unwrap_or_else(|why| panic!("{file}: {why}"))
+        })
+    }
+
+    #[test]
+    fn every_command_has_a_page_with_its_options_and_examples() {
+        let (_folder, read) = made();
+        let mut command = config::documented();
+        command.build();
+        let mut options = 0;
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            let page = read(&format!("man/tcpclose-{}.1", sub.get_name()));
+            assert!(page.contains(".SH EXAMPLES\n.nf\ntcpclose "), "{page}");
+            for long in sub.get_arguments().filter_map(clap::Arg::get_long) {
+                let shown = format!(r"\-\-{}", long.replace('-', r"\-"));
+                assert!(page.contains(&shown), "{}: no {shown}", sub.get_name());
+                options += 1;
+            }
+        }
+        assert!(options > 40, "{options}");
+        let agent = read("man/tcpclose-agent.1");
+        assert!(agent.contains("TCPCLOSE_STUCK_AFTER") && agent.contains(".SH FILES"), "{agent}");
+        let root = read("man/tcpclose.1");
+        assert!(root.contains(r"tcpclose\-stuck(1)") && !root.contains("generate"), "{root}");
+    }
+
+    #[test]
+    fn completions_offer_what_help_lists() {
+        let (_folder, read) = made();
+        for file in ["tcpclose.bash", "_tcpclose", "tcpclose.fish"] {
+            let script = read(&format!("completions/{file}"));
+            assert!(script.contains("exhaustion") && script.contains("stuck-after"), "{file}: {script}");
+            assert!(!script.contains("generate"), "{file}: {script}");
+        }
+    }
+
+    #[test]
+    fn lines_pass_through_roff_unchanged() {
+        assert_eq!(verbatim(r"a\b --c"), r"a\eb \-\-c");
+        assert_eq!(verbatim(".x"), r"\&.x");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_is_one_line() {
+        let failure = Generate { folder: "/dev/null/x".into() }.run().unwrap_err().to_string();
+        assert!(failure.starts_with("tcpclose: writing to /dev/null/x: Not a directory"), "{failure}");
+    }
+}

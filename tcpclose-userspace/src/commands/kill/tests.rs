@@ -1,0 +1,50 @@
+use crate::commands::groups::tests::{owner, socket};
+use crate::commands::kill::*;
+
+fn arguments(words: &[&str]) -> Kill {
+    use clap::Parser;
+    match crate::commands::Cli::try_parse_from(["tcpclose", "kill"].iter().chain(words)).unwrap() {
+        crate::commands::Cli::Kill(kill) => kill,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn neglect_alone_goes_unless_another_diagnosis_is_named() {
+    let kill = arguments(&[]);
+    assert_eq!((kill.diagnoses(), kill.yes, kill.rate), (DIAGNOSES.to_vec(), false, 100));
+    assert_eq!(kill.filter.state, Phase::CloseWait);
+    let named = arguments(&["--diagnosis", "still_sending", "--diagnosis", "not_read"]);
+    assert_eq!(named.diagnoses(), [Diagnosis::StillSending, Diagnosis::NotRead]);
+    assert!(rate("0").is_err() && rate("-1").is_err() && rate("many").is_err());
+}
+
+#[test]
+fn one_socket_is_one_line_whatever_its_owner_is_called() {
+    let socket = socket(3_720, &[owner(42, "a\nb\x1b[2J", (1, 2))]);
+    let line = told(&socket, false, &Outcome::Refused { errno: None, why: "x\ny".to_owned() });
+    assert_eq!(
+        line,
+        "refused    10.0.0.5:8080  10.0.0.9:41234  1h 2m  not_closed  a\\nb\\u{1b}[2J[42]:5  (x\\ny)\n"
+    );
+}
+
+#[test]
+fn a_socket_of_another_namespace_is_told_with_its_name() {
+    let socket = StuckSocket { netns_name: Some("blue".to_owned()), ..socket(60, &[]) };
+    let line = told(&socket, true, &Outcome::Destroyed);
+    assert!(line.starts_with("destroyed  10.0.0.5:8080 in blue  10.0.0.9:41234  1m"), "{line}");
+}
+
+#[test]
+fn what_no_socket_can_escape_is_one_failure() {
+    let refused = |errno| Outcome::Refused { errno: Some(errno), why: "os says so".to_owned() };
+    let line = |errno, state| {
+        hopeless(&refused(errno), state, &Hand::Own(RefCell::default())).map(|f| f.to_string())
+    };
+    assert!(line(libc::EPERM, Phase::CloseWait).unwrap().contains("CAP_NET_ADMIN"));
+    assert!(line(libc::EOPNOTSUPP, Phase::CloseWait).unwrap().contains("CONFIG_INET_DIAG_DESTROY"));
+    assert_eq!(line(libc::EOPNOTSUPP, Phase::TimeWait), None);
+    assert_eq!(line(libc::ENOMEM, Phase::CloseWait), None);
+    assert_eq!(hopeless(&Outcome::Destroyed, Phase::CloseWait, &Hand::Own(RefCell::default())), None);
+}

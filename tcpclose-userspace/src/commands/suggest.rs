@@ -1,0 +1,60 @@
+//! What to run next: the tool that shows what the threads of a process do, told by what executes it. Printed, never run.
+
+use crate::commands::groups;
+use crate::linux::process::Runs;
+use crate::names::Diagnosis;
+use crate::report::sockets::Owner;
+
+/// What to look for in `owner`, which holds a socket for the reason `diagnosis`, and the command that shows it; `None`
+/// where nobody could see what executes it.
+pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, String)> {
+    let pid = owner.pid;
+    let debugger = format!("gdb -p {pid} -batch -ex 'thread apply all bt'");
+    let (command, hint) = match owner.runs? {
+        Runs::Jvm => (format!("jcmd {pid} Thread.print"), ""),
+        Runs::Python => (format!("py-spy dump --pid {pid}"), ""),
+        // Only the program knows where it serves its profiles, if it does.
+        Runs::Go => (
+            "curl -s 'http://HOST:PORT/debug/pprof/goroutine?debug=2'".to_owned(),
+            ", if it serves net/http/pprof (else gdb)",
+        ),
+        Runs::Native => (debugger, ""),
+    };
+    let look_for = match diagnosis {
+        Some(Diagnosis::NotAccepted) => "see why it does not accept",
+        Some(Diagnosis::NotRead) => "see which thread is to read",
+        Some(Diagnosis::NotClosed) => "see which thread is to close",
+        _ => "see what its threads do",
+    };
+    Some((format!("{}: {look_for}{hint}", groups::process(owner)), command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::groups::tests::owner;
+    use crate::linux::process::Process;
+
+    #[test]
+    fn the_executable_tells_the_tool_and_the_diagnosis_what_to_look_for() {
+        let running = |runs| {
+            let owner = owner(42, "a\x1b", (1, 2));
+            Owner { process: Process { runs, ..(*owner.process).clone() }.into(), ..owner }
+        };
+        let said = |runs, diagnosis| {
+            let (why, command) = step(&running(runs), Some(diagnosis))?;
+            Some(format!("{why} {command}"))
+        };
+        let words = [
+            (Runs::Jvm, Diagnosis::NotRead, "to read jcmd 42 Thread.print"),
+            (Runs::Python, Diagnosis::NotClosed, "to close py-spy dump --pid 42"),
+            (Runs::Go, Diagnosis::NotAccepted, "not accept, if it serves"),
+            (Runs::Native, Diagnosis::Unknown, "do gdb -p 42 "),
+        ];
+        for (runs, diagnosis, words) in words {
+            let said = said(Some(runs), diagnosis).unwrap();
+            assert!(said.contains(words) && said.starts_with(r"a\u{1b}[42]: see "), "{said}");
+        }
+        assert_eq!(said(None, Diagnosis::NotRead), None);
+    }
+}

@@ -1,0 +1,146 @@
+//! The cells of the tables. Pure.
+
+use crate::commands::top::order::in_phase;
+use crate::commands::{groups, ports, stuck};
+use crate::failure::printable;
+use crate::names::Phase;
+use crate::report::ports::{PortUse, StateUse};
+use crate::report::sockets::StuckSocket;
+use crate::ui::table;
+
+/// A column: its name in two lines, and how wide it is.
+pub type Column = (&'static str, u16);
+
+/// 80 columns in all, with a blank in between; a narrower terminal has the first of them.
+pub const PORTS: [Column; 13] = [
+    ("SIDE", 7),
+    ("PORT", 5),
+    ("STUCK", 5),
+    ("CLOSE\nWAIT", 5),
+    ("LAST\nACK", 4),
+    ("FIN\nWAIT1", 5),
+    ("FIN\nWAIT2", 5),
+    ("CLOS\nING", 4),
+    ("TIME\nWAIT", 5),
+    ("CLOSE\n/S", 5),
+    ("OLDEST", 7),
+    ("MEDIAN", 6),
+    ("P99", 5),
+];
+
+/// In the order of [`PORTS`].
+const PHASES: [Phase; 6] =
+    [Phase::CloseWait, Phase::LastAck, Phase::FinWait1, Phase::FinWait2, Phase::Closing, Phase::TimeWait];
+
+/// The row of `port`; oldest, median and p99 are those of `phase`.
+pub fn port(port: &PortUse, phase: Phase) -> Vec<String> {
+    let mut row = vec![ports::side(port), ports::number_of(port), ports::stuck(port)];
+    row.extend(PHASES.iter().zip(&PORTS[3..]).map(|(phase, (_, width))| {
+        in_phase(port, *phase).map_or_else(|| "0".to_owned(), |of| compact(of.sockets, *width))
+    }));
+    row.push(ports::closes(port));
+    let of_phase = in_phase(port, phase).map(|of| ports::state_cells(of)[2..].to_vec());
+    let cells = of_phase.unwrap_or_else(|| vec!["-".to_owned(); 3]);
+    row.extend(cells.iter().zip(&PORTS[10..]).map(|(cell, (_, width))| shortened(cell, *width)));
+    row
+}
+
+/// A time in its larger unit alone where there is no room for two: `4m` of `4m 50s`.
+fn shortened(time: &str, width: u16) -> String {
+    let fits = time.chars().count() <= usize::from(width);
+    let words = if fits { time } else { time.split(' ').next().unwrap_or_default() };
+    words.to_owned()
+}
+
+/// `n` in at most `width` characters: `12345`, `123k`, `1M`. Rounded down.
+pub fn compact(n: u64, width: u16) -> String {
+    let fits = |text: &String| text.len() <= usize::from(width);
+    let short = [(1, ""), (1000, "k"), (1_000_000, "M")].map(|(unit, name)| format!("{}{name}", n / unit));
+    short.into_iter().find(fits).unwrap_or_else(|| "many".to_owned())
+}
+
+pub const STATES: [Column; 6] =
+    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("LEFT IT", 10), ("MEDIAN", 8), ("P99", 8)];
+
+/// The row of a state, in the table below that of ports.
+pub fn state(of: &StateUse) -> Vec<String> {
+    let mut cells = ports::state_cells(of);
+    let left = of.durations.as_ref().map_or(0, |durations| durations.count);
+    cells.insert(3, compact(left, STATES[3].1));
+    cells
+}
+
+pub const SOCKETS: [Column; 6] =
+    [("AGE", 10), ("STATE", 10), ("WHY", 12), ("LOCAL", 14), ("PEER", 15), ("OWNER[PID]:FD", 0)];
+
+/// The row of `socket`.
+pub fn socket(socket: &StuckSocket) -> Vec<String> {
+    vec![
+        table::age(&socket.age),
+        socket.state.name().to_uppercase().replace('_', "-"),
+        socket.diagnosis.map_or_else(|| "-".to_owned(), |why| why.name().to_owned()),
+        socket.local.to_string(),
+        socket.peer.to_string(),
+        stuck::owners(socket),
+    ]
+}
+
+/// Everything that is known of `socket`, a line each: what, and what of it.
+pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
+    let mut facts = vec![
+        (
+            "state",
+            format!(
+                "{} for {}",
+                socket.state.name().to_uppercase().replace('_', "-"),
+                table::age(&socket.age)
+            ),
+        ),
+        ("side, port", format!("{} {}", socket.side.name(), socket.port)),
+        ("local", socket.local.to_string()),
+        ("peer", socket.peer.to_string()),
+        ("queues", format!("{} bytes unread, {} bytes unsent", socket.unread_bytes, socket.unsent_bytes)),
+    ];
+    if let Some(why) = socket.diagnosis {
+        facts.push(("why", why.name().to_owned()));
+    }
+    let netns = format!("net:[{}] {}", socket.netns, socket.netns_name.as_deref().unwrap_or_default());
+    facts.push(("namespace", printable(netns.trim_end()).into_owned()));
+    facts.push(("cookie", format!("sk:{:x} inode {} uid {}", socket.cookie.0, socket.inode, socket.uid)));
+    for owner in &socket.owners {
+        let place = [&owner.place.unit, &owner.place.container_id, &owner.exe].into_iter().flatten().cloned();
+        let text = [format!("{}:{}", groups::process(owner), owner.fd)].into_iter().chain(place);
+        facts.push(("owner", printable(&text.collect::<Vec<_>>().join("  ")).into_owned()));
+    }
+    if socket.owners.is_empty() {
+        facts.push(("owner", stuck::owners(socket)));
+    }
+    for owner in &socket.peer_owners {
+        facts.push(("peer's", format!("{}:{}", groups::process(owner), owner.fd)));
+    }
+    if let Some((look_for, command)) =
+        socket.owners.first().and_then(|owner| crate::commands::suggest::step(owner, socket.diagnosis))
+    {
+        facts.push(("next", look_for));
+        facts.push(("", command));
+    }
+    facts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eighty_columns_are_enough_and_numbers_fit() {
+        let width = |columns: &[Column]| columns.iter().map(|(_, width)| width + 1).sum::<u16>() - 1;
+        assert_eq!(width(&PORTS), 80);
+        assert!(width(&STATES) <= 80 && width(&SOCKETS) < 80);
+        assert_eq!(
+            [(9999, 4), (10_000, 4), (123_456, 4), (9_999_999, 4)].map(|(n, w)| compact(n, w)),
+            ["9999", "10k", "123k", "9M"]
+        );
+        assert_eq!(compact(u64::MAX, 4), "many");
+        assert_eq!((shortened("4m 50s", 6), shortened("4m 50s", 5)), ("4m 50s".into(), "4m".into()));
+    }
+}

@@ -1,0 +1,247 @@
+//! What this process may do beyond others, and how the agent gives it up.
+//!
+//! Capabilities are a thread's own, and a thread begins with those of the one that starts it (kernel/capability.c, capset();
+//! kernel/cred.c, copy_creds(), 5.8 to 6.18). So the agent's first thread gives up before there is another, the threads of its
+//! pool give up when they begin, and what only the start needs is given up by the first thread alone, since only it ever had it.
+
+use std::io;
+use std::thread;
+
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+
+use crate::linux::host::Capability;
+
+/// What the agent works with besides: other users' executables and descriptors, and where their processes are.
+const OWNERS: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
+
+/// Why somebody would want each of those that an agent works with, said where it is missing.
+const LOST: [(Capability, &str); 2] = [
+    (
+        Capability::SysPtrace,
+        "other users' executables are unknown, and so is what is in the network namespaces of their processes",
+    ),
+    (
+        Capability::DacReadSearch,
+        "a walk over /proc does not see other users' files, nor does the search for network namespaces that only a descriptor \
+         holds",
+    ),
+];
+
+/// What an agent goes on to hold when its probe is attached, of what it was started with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// CAP_SYS_ADMIN, to enter other network namespaces, or a cgroup namespace that shows more.
+    pub enter: bool,
+    /// CAP_NET_ADMIN, to destroy sockets.
+    pub kill: bool,
+}
+
+impl Kept {
+    /// What every thread works with.
+    fn working(self) -> CapabilitySet {
+        if self.enter { OWNERS | CapabilitySet::SYS_ADMIN } else { OWNERS }
+    }
+
+    /// What the first thread holds as well, to hand it on, and does not use itself.
+    fn held(self) -> CapabilitySet {
+        if self.kill { self.working() | CapabilitySet::NET_ADMIN } else { self.working() }
+    }
+
+    /// To be called by the first thread, before there is another: what it executes would have no capability, whatever it
+    /// is; and CAP_NET_ADMIN goes where nobody is to destroy.
+    pub fn begin(self) {
+        // Nothing is executed but this program, as a helper that is to have none. All of this can be refused by a seccomp
+        // filter alone, or for want of CAP_SETPCAP.
+        let _ = set_no_new_privs(true);
+        let _ = clear_ambient_capability_set();
+        for bit in 0..u64::BITS {
+            if remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)).is_err() {
+                break;
+            }
+        }
+        let all = CapabilitySet::all();
+        let permitted = if self.kill { all } else { all - CapabilitySet::NET_ADMIN };
+        limit(permitted, all - CapabilitySet::NET_ADMIN);
+    }
+
+    /// To be called by each other thread when it begins.
+    pub fn on_thread(self) {
+        limit(self.working(), self.working());
+    }
+
+    /// To be called by the first thread when the probe is attached. CAP_BPF stays if `works` says that the maps cannot be
+    /// read without: before 5.19 every bpf() asks for it where kernel.unprivileged_bpf_disabled is not 0
+    /// (kernel/bpf/syscall.c, __sys_bpf()).
+    pub fn settle(self, works: impl FnOnce() -> bool) {
+        let maps = CapabilitySet::BPF;
+        limit(self.held() | maps, self.working());
+        if works() {
+            limit(self.held(), self.working());
+        } else {
+            limit(self.held() | maps, self.working() | maps);
+        }
+    }
+}
+
+/// Gives `capability` up, on this thread and on those that it starts.
+pub fn give_up(capability: Capability) {
+    let rest = CapabilitySet::all() - set(capability);
+    limit(rest, rest);
+}
+
+/// Gives all of them up on this thread, and with it on those that it starts; what it executes gains none.
+///
+/// # Errors
+/// When a seccomp filter refuses that.
+pub fn give_up_all() -> io::Result<()> {
+    let none = CapabilitySet::empty();
+    set_no_new_privs(true)?;
+    // A seccomp filter can refuse it; what is not permitted is not ambient either (security/commoncap.c, cap_capset(), 5.8 to 6.18).
+    let _ = clear_ambient_capability_set();
+    Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
+}
+
+/// Runs `work` on a thread of its own, on which everything that the calling one holds is in effect.
+///
+/// # Errors
+/// When there can be no such thread.
+pub fn with_everything_held(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name("privileged".to_owned());
+    thread.spawn(move || {
+        limit(CapabilitySet::all(), CapabilitySet::all());
+        work();
+    })?;
+    Ok(())
+}
+
+/// Whether this thread may use `capability`, be it in effect or not.
+pub fn holds(capability: Capability) -> bool {
+    capabilities(None).is_ok_and(|sets| sets.permitted.contains(set(capability)))
+}
+
+/// What this thread holds, in words, and what is lost by what it does not hold: a line each.
+pub fn in_words() -> Vec<String> {
+    let held: Vec<&str> =
+        Capability::ALL.into_iter().filter(|&one| holds(one)).map(Capability::name).collect();
+    let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
+    let missing = LOST.into_iter().filter(|(capability, _)| !holds(*capability));
+    let missing = missing.map(|(capability, lost)| format!("without {}, {lost}", capability.name()));
+    std::iter::once(held).chain(missing).collect()
+}
+
+const fn set(capability: Capability) -> CapabilitySet {
+    CapabilitySet::from_bits_retain(1 << capability as u8)
+}
+
+/// Leaves this thread, of what it holds, `permitted`, has it use `effective` of that, and what it executes inherit nothing.
+fn limit(permitted: CapabilitySet, effective: CapabilitySet) {
+    let limited = capabilities(None).and_then(|now| {
+        let permitted = now.permitted & permitted;
+        let effective = permitted & effective;
+        set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })
+    });
+    // The kernel never refuses less: a seccomp filter does.
+    if let Err(why) = limited {
+        said_once(why);
+    }
+}
+
+/// The pool's threads come and go.
+fn said_once(why: Errno) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    SAID.call_once(|| log::warn!("capabilities are not given up: {}", io::Error::from(why)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each on a thread of its own: what is given up is gone.
+    fn on_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| scope.spawn(work).join().unwrap())
+    }
+
+    fn sets() -> (CapabilitySet, CapabilitySet) {
+        let now = capabilities(None).unwrap();
+        (now.permitted, now.effective)
+    }
+
+    #[test]
+    fn what_is_given_up_is_gone_and_nothing_comes_by_it() {
+        let (before, _) = sets();
+        let (kill, without) = (Kept { enter: true, kill: true }, Kept { enter: false, kill: false });
+        for kept in [kill, without] {
+            on_a_thread(|| {
+                kept.begin();
+                let (permitted, effective) = sets();
+                assert_eq!(
+                    permitted.contains(CapabilitySet::NET_ADMIN),
+                    kept.kill && before.contains(CapabilitySet::NET_ADMIN)
+                );
+                assert!(!effective.contains(CapabilitySet::NET_ADMIN));
+                kept.settle(|| true);
+                assert_eq!(sets(), (before & kept.held(), before & kept.working()));
+                assert_eq!(on_a_thread(sets), sets());
+                on_a_thread(|| {
+                    kept.on_thread();
+                    assert_eq!(sets(), (before & kept.working(), before & kept.working()));
+                });
+                give_up(Capability::NetAdmin);
+                assert!(!holds(Capability::NetAdmin));
+            });
+        }
+        assert_eq!(sets().0, before);
+    }
+
+    #[test]
+    fn who_gives_all_up_has_none_left() {
+        on_a_thread(|| {
+            give_up_all().unwrap();
+            assert_eq!(sets(), (CapabilitySet::empty(), CapabilitySet::empty()));
+        });
+    }
+
+    #[test]
+    fn maps_that_cannot_be_read_without_it_keep_it() {
+        let (before, _) = sets();
+        let bpf = before & CapabilitySet::BPF;
+        on_a_thread(|| {
+            let kept = Kept { enter: false, kill: false };
+            kept.settle(|| {
+                assert!(!sets().1.contains(CapabilitySet::BPF));
+                false
+            });
+            assert_eq!(sets(), (before & OWNERS | bpf, before & OWNERS | bpf));
+        });
+    }
+
+    #[test]
+    fn only_who_destroys_has_it_in_effect() {
+        let (before, _) = sets();
+        on_a_thread(|| {
+            let kept = Kept { enter: false, kill: true };
+            kept.begin();
+            kept.settle(|| true);
+            let (tell, told) = std::sync::mpsc::channel();
+            with_everything_held(move || tell.send(sets()).unwrap()).unwrap();
+            assert_eq!(told.recv().unwrap(), (before & kept.held(), before & kept.held()));
+            assert!(!sets().1.contains(CapabilitySet::NET_ADMIN));
+        });
+    }
+
+    #[test]
+    fn what_is_missing_is_said_with_what_is_lost() {
+        on_a_thread(|| {
+            limit(CapabilitySet::SYS_ADMIN, CapabilitySet::SYS_ADMIN);
+            let words = in_words();
+            assert_eq!(words.len(), 3, "{words:?}");
+            assert!(words[1].starts_with("without CAP_SYS_PTRACE, other users' executables are unknown"));
+            assert!(words[2].starts_with("without CAP_DAC_READ_SEARCH, "));
+            assert!(["CAP_SYS_ADMIN", "none"].contains(&words[0].as_str()));
+        });
+    }
+}

@@ -1,0 +1,156 @@
+//! The process that opens and reads executables for another one of this program, and is killed when it does not answer.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, send, sendmsg,
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::linux::capabilities;
+use crate::linux::elf;
+use crate::linux::process::Runs;
+
+/// What a program is told to be a helper. It is no command for people.
+pub const COMMAND: &str = "read-executables";
+
+/// What a helper found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Runs(Runs),
+    /// It may not be read, or is no regular file.
+    Refused,
+    /// Somebody holds a lease on it.
+    Leased,
+}
+
+/// What a helper answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// As in the question.
+    pub index: u32,
+    pub verdict: Verdict,
+}
+
+impl Answer {
+    pub const SIZE: usize = 5;
+
+    const VERDICTS: [Verdict; 4] =
+        [Verdict::Runs(Runs::Native), Verdict::Runs(Runs::Go), Verdict::Refused, Verdict::Leased];
+
+    fn encode(self) -> [u8; Self::SIZE] {
+        let code = Self::VERDICTS.iter().position(|verdict| *verdict == self.verdict);
+        let [a, b, c, d] = self.index.to_le_bytes();
+        // One that has no code makes no sense to the reader either.
+        [a, b, c, d, code.map_or(u8::MAX, |code| code as u8)]
+    }
+
+    /// `None` for what no helper writes.
+    pub fn decode([a, b, c, d, code]: [u8; Self::SIZE]) -> Option<Self> {
+        let verdict = *Self::VERDICTS.get(usize::from(code))?;
+        Some(Self { index: u32::from_le_bytes([a, b, c, d]), verdict })
+    }
+}
+
+/// Asks the helper at the other end of `socket` about the file that is held by `file`. Never waits.
+pub fn ask(socket: impl AsFd, index: u32, file: &OwnedFd) -> Result<(), Errno> {
+    let fds = [file.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(socket, &[IoSlice::new(&index.to_le_bytes())], &mut control, flags).map(drop)
+}
+
+/// Runs as a helper, whose standard input is the socket; ends when nobody can ask any more.
+pub fn serve() -> ExitCode {
+    let served = confine().and_then(|()| serve_on(&Arc::new(io::stdin().as_fd().try_clone_to_owned()?)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("tcpclose: {COMMAND}: {why} (it is run by tcpclose itself, not by hand)");
+            ExitCode::from(crate::failure::Failure::EXIT)
+        }
+    }
+}
+
+/// Leaves this process nothing beyond what its user may read.
+fn confine() -> io::Result<()> {
+    const MEMORY: u64 = 64 << 20;
+    capabilities::give_up_all()?;
+    let most = getrlimit(Resource::As).maximum.map_or(MEMORY, |most| most.min(MEMORY));
+    // A seccomp filter can refuse it; what is read is bounded anyway.
+    let _ = setrlimit(Resource::As, Rlimit { current: Some(most), maximum: Some(most) });
+    Ok(())
+}
+
+/// Answers what comes by `socket`, each question on a thread of its own, so that no file keeps others waiting.
+fn serve_on(socket: &Arc<OwnedFd>) -> io::Result<()> {
+    /// A thread here has a few hundred bytes of its own.
+    const STACK: usize = 128 << 10;
+    while let Some((index, file)) = question(socket)? {
+        let socket = Arc::clone(socket);
+        let answer = move || {
+            let verdict = judge(&file);
+            drop(file);
+            // Whoever asked may be gone.
+            let _ = send(&*socket, &Answer { index, verdict }.encode(), SendFlags::NOSIGNAL);
+        };
+        thread::Builder::new().stack_size(STACK).spawn(answer)?;
+    }
+    Ok(())
+}
+
+/// The next question; `None` when there will be none.
+fn question(socket: &OwnedFd) -> io::Result<Option<(u32, OwnedFd)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut index = [0; 4];
+    let received = loop {
+        let mut into = [IoSliceMut::new(&mut index)];
+        match recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            received => break received?,
+        }
+    };
+    let file = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    match (received.bytes, file) {
+        (0, _) => Ok(None),
+        (4, Some(file)) => Ok(Some((u32::from_le_bytes(index), file))),
+        _ => Err(io::Error::new(ErrorKind::InvalidData, "a question has the wrong form")),
+    }
+}
+
+/// Opens and reads the file that is held by `held`.
+fn judge(held: &OwnedFd) -> Verdict {
+    // The same file once more, for reading: no path is walked.
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    // Its kind is known before anything is opened: a device would be started, a pipe be waited for.
+    if crate::linux::executables::key_of(held, "").is_none() {
+        return Verdict::Refused;
+    }
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    match File::options().read(true).custom_flags(flags).open(path) {
+        Ok(file) if elf::is_go(&file) => Verdict::Runs(Runs::Go),
+        Ok(_) => Verdict::Runs(Runs::Native),
+        Err(why) if why.kind() == ErrorKind::WouldBlock => Verdict::Leased,
+        Err(_) => Verdict::Refused,
+    }
+}
+
+#[cfg(test)]
+pub(super) fn serve_for_a_test(socket: OwnedFd) {
+    serve_on(&Arc::new(socket)).unwrap();
+}

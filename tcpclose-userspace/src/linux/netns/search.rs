@@ -1,0 +1,271 @@
+//! The search for network namespaces: where processes are, where they are mounted, and what descriptors hold.
+//!
+//! What holds one besides is not looked for: a descriptor on its way in a unix socket, a socket that was made in it by
+//! a process that is elsewhere, an orphan.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::linux::host::thread_cpu_ns;
+use crate::linux::netns::mounts::{Budget, Unread, name_of};
+use crate::linux::netns::user::user_of;
+use crate::linux::netns::{Place, Way, glance, here, identity, own_place};
+use crate::linux::owners::Holder;
+use crate::linux::proc_fd;
+use crate::linux::proc_fd::{Files, Haste, Wanted};
+
+/// Which network namespaces are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Every one.
+    #[default]
+    All,
+    /// The caller's own.
+    Current,
+}
+
+/// Ways to one namespace that are remembered.
+const WAYS: usize = 3;
+
+/// What a search has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The caller's own first.
+    pub places: Vec<Place>,
+    /// Other namespaces than the caller's whose processes it may not look at.
+    pub denied: u32,
+    /// The CPU time that looking at descriptors took, nanoseconds.
+    pub descriptors_ns: u64,
+    /// Mount tables that were left out, or read in part.
+    pub unread: Unread,
+}
+
+/// Which descriptors a search looks at. To look through all is as dear as to look for owners.
+#[derive(Clone, Debug)]
+pub enum Descriptors {
+    All,
+    /// Those alone by which an earlier search has found these places.
+    Those(Vec<Place>),
+}
+
+impl Descriptors {
+    pub const NONE: Self = Self::Those(Vec::new());
+}
+
+impl Scope {
+    /// Finds the namespaces.
+    pub fn find(self, descriptors: &Descriptors) -> io::Result<Found> {
+        match self {
+            Self::All => find(descriptors),
+            Self::Current => Ok(Found { places: vec![own_place()?], ..Found::default() }),
+        }
+    }
+}
+
+/// The way to what a mount table has at `point`, below the root directory `root` of a process.
+fn mount_below(root: &Path, point: &Path) -> Way {
+    Way::Mount { root: root.to_owned(), point: point.strip_prefix("/").unwrap_or(point).to_owned() }
+}
+
+/// Finds every network namespace that a process or thread is in, that has a file in /run/netns, that is mounted
+/// somewhere (here, and in the mount namespaces of other processes), or that a descriptor holds.
+pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
+    let (mut search, own) = Search::begin()?;
+    search.add(own, here(), None);
+    for folder in ["/run/netns", "/var/run/netns"] {
+        search.folder(Path::new(folder));
+    }
+    let mut tables = Tables { seen: HashSet::new(), budget: Budget::begin(Instant::now()) };
+    tables.budget.read_own("/proc/self/mountinfo", |inum, point| {
+        search.add(inum, mount_below(Path::new("/"), &point), name_of(&point));
+    });
+    if let Ok((_, own)) = identity("/proc/self/ns/mnt") {
+        tables.seen.insert(own);
+    }
+    for process in fs::read_dir("/proc")?.flatten() {
+        if let Some(pid) = number(&process.file_name()) {
+            search.process(pid, &process.path(), &mut tables);
+        }
+    }
+    let mut descriptors_ns = 0;
+    match descriptors {
+        // Processes that show no files were counted above.
+        Descriptors::All => {
+            let before = thread_cpu_ns();
+            search.files(&proc_fd::read(Haste::Leisurely, Wanted::Namespaces)?);
+            descriptors_ns = thread_cpu_ns().saturating_sub(before);
+        }
+        Descriptors::Those(places) => places.iter().for_each(|place| search.again(place)),
+    }
+    let Search { found: Found { mut places, .. }, mut denied, .. } = search;
+    places.iter_mut().for_each(Place::find_user);
+    if !denied.is_empty() {
+        // Another way may lead there.
+        for way in places.iter().flat_map(|place| &place.ways) {
+            if let Way::Task { pid, .. } = way
+                && let Some(net) = net_of(format!("/proc/{pid}"))
+            {
+                denied.remove(&net);
+            }
+        }
+    }
+    Ok(Found { places, denied: denied.len() as u32, descriptors_ns, unread: tables.budget.unread() })
+}
+
+/// The namespaces that descriptors hold, by a look at all of them, and that are none of `known`.
+pub fn held(files: &Files, known: &[Place]) -> io::Result<Vec<Place>> {
+    let (mut search, _) = Search::begin()?;
+    search.files(files);
+    let mut places = search.found.places;
+    places.retain(|place| known.iter().all(|known| known.inum != place.inum));
+    Ok(places)
+}
+
+/// What tells the network namespaces of processes apart that the caller may not look at: /proc/PID/net needs no such
+/// right, and each namespace has entries of its own there, with inodes of their own (fs/proc/proc_net.c,
+/// get_proc_task_net(); fs/proc/inode.c, proc_get_inode(), 5.8 to 6.18).
+fn net_of(process: impl AsRef<Path>) -> Option<u64> {
+    fs::metadata(process.as_ref().join("net/sockstat")).ok().map(|meta| meta.ino())
+}
+
+fn number(name: &std::ffi::OsStr) -> Option<u32> {
+    name.to_str()?.parse().ok()
+}
+
+/// The mount namespaces whose tables were looked at, and what may still be read of others.
+struct Tables {
+    seen: HashSet<u32>,
+    budget: Budget,
+}
+
+struct Search {
+    /// The device of the kernel's namespace files.
+    nsfs: u64,
+    /// What [`net_of`] tells of the caller's own.
+    net: u64,
+    /// The same of those that may not be looked at.
+    denied: HashSet<u64>,
+    found: Found,
+    /// Where in `found` a namespace is, by inode.
+    at: HashMap<u32, usize>,
+}
+
+impl Search {
+    /// Also the inode of the caller's own namespace.
+    fn begin() -> io::Result<(Self, u32)> {
+        let (nsfs, own) = identity("/proc/thread-self/ns/net")?;
+        let net = net_of("/proc/thread-self").unwrap_or(0);
+        let search = Self { nsfs, net, denied: HashSet::new(), found: Found::default(), at: HashMap::new() };
+        Ok((search, own))
+    }
+
+    fn files(&mut self, files: &Files) {
+        files.namespaces.iter().for_each(|(inum, holder)| self.add(*inum, way(*holder), None));
+        files.mounts.iter().for_each(|holder| self.mount(*holder));
+    }
+
+    fn add(&mut self, inum: u32, way: Way, name: Option<String>) {
+        let places = &mut self.found.places;
+        let at = *self.at.entry(inum).or_insert_with(|| {
+            places.push(Place { inum, name: None, user: 0, ways: Vec::new() });
+            places.len() - 1
+        });
+        let Some(place) = places.get_mut(at) else { return };
+        place.name = place.name.take().or(name);
+        if place.ways.len() < WAYS {
+            place.ways.push(way);
+        }
+    }
+
+    /// The files of `ip netns`. One that is no namespace, or no longer, is on another device.
+    fn folder(&mut self, folder: &Path) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if let Ok((device, inum)) = identity(&path)
+                && device == self.nsfs
+            {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                self.add(inum, Way::File(path), Some(name));
+            }
+        }
+    }
+
+    fn process(&mut self, pid: u32, proc: &Path, tables: &mut Tables) {
+        match identity(proc.join("ns/net")) {
+            Ok((_, inum)) => self.add(inum, Way::Task { pid, tid: pid }, None),
+            Err(why) if why.kind() == ErrorKind::PermissionDenied => {
+                // Where not even that can be told, each process counts.
+                let net = net_of(proc).unwrap_or(u64::from(pid) << 32);
+                if net != self.net {
+                    self.denied.insert(net);
+                }
+                return;
+            }
+            // It has ended, perhaps not all of its threads.
+            Err(_) => {}
+        }
+        // The directory's links are the threads and two more (fs/proc/base.c, proc_task_getattr(), 5.8 to 6.18).
+        if fs::metadata(proc.join("task")).is_ok_and(|meta| meta.nlink() != 3) {
+            self.threads(pid, proc);
+        }
+        if let Ok((_, namespace)) = identity(proc.join("ns/mnt"))
+            && tables.seen.insert(namespace)
+            && let Ok(user) = File::open(proc.join("ns/mnt")).and_then(|file| user_of(file.as_fd()))
+        {
+            // Seen through the process's root directory.
+            let root = proc.join("root");
+            tables.budget.read(&format!("/proc/{pid}/mountinfo"), user, |inum, point| {
+                self.add(inum, mount_below(&root, &point), name_of(&point));
+            });
+        }
+    }
+
+    /// What holds a namespace open by the path at which it was mounted.
+    fn mount(&mut self, holder: Holder) {
+        let way = way(holder);
+        if let Ok((device, inum)) = glance(way.path())
+            && device == self.nsfs
+            && is_net(&way, inum)
+        {
+            self.add(inum, way, None);
+        }
+    }
+
+    /// Whether the descriptors that held a place hold it still.
+    fn again(&mut self, place: &Place) {
+        for way in place.ways.iter().filter(|way| matches!(way, Way::Descriptor { .. })) {
+            if glance(way.path()).is_ok_and(|there| there == (self.nsfs, place.inum)) {
+                self.add(place.inum, way.clone(), None);
+            }
+        }
+    }
+
+    fn threads(&mut self, pid: u32, proc: &Path) {
+        for thread in fs::read_dir(proc.join("task")).into_iter().flatten().flatten() {
+            if let Some(tid) = number(&thread.file_name()).filter(|tid| *tid != pid)
+                && let Ok((_, inum)) = identity(thread.path().join("ns/net"))
+            {
+                self.add(inum, Way::Task { pid, tid }, None);
+            }
+        }
+    }
+}
+
+fn way(Holder { pid, fd }: Holder) -> Way {
+    Way::Descriptor { pid, fd }
+}
+
+/// Whether the namespace to which a descriptor leads is a network namespace.
+fn is_net(way: &Way, inum: u32) -> bool {
+    // NS_GET_NSTYPE (include/uapi/linux/nsfs.h).
+    const TYPE: libc::Ioctl = 0xb703;
+    way.open(inum).is_ok_and(|file| {
+        // SAFETY: the request takes no argument.
+        unsafe { libc::ioctl(file.as_raw_fd(), TYPE) == libc::CLONE_NEWNET }
+    })
+}

@@ -1,0 +1,355 @@
+//! Dumps of several network namespaces, one after the other, on one thread that ends with them.
+//!
+//! A dump walks the kernel's whole table of connections, whichever namespace it is for: an empty one costs
+//! milliseconds while another holds a hundred thousand sockets. So a namespace is asked first how many it has.
+
+use std::collections::HashMap;
+use std::io;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+
+use tcpclose_common::state::TcpState;
+
+use crate::linux::host;
+use crate::linux::host::{monotonic_ns, thread_cpu_ns};
+use crate::linux::lookups::{Wanted, lookups};
+use crate::linux::netns;
+use crate::linux::netns::{Netns, Place, Population};
+use crate::linux::sock_diag;
+use crate::linux::sock_diag::{Dump, Socket};
+use crate::names::Flow;
+
+/// What is asked of each namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// A mask of `1 << state`.
+    pub states: u32,
+    /// With the times that full sockets remember.
+    pub info: bool,
+}
+
+/// One namespace's sockets.
+#[derive(Clone, Debug)]
+pub struct Looked {
+    pub netns: Netns,
+    pub place: Place,
+    /// [`host::time_wait_limit_used`] there.
+    pub limit_used: Option<f64>,
+    /// Without the sockets where they were handed out ([`stream`]).
+    pub dump: Dump,
+    /// How many sockets the dump met.
+    pub met: u64,
+    /// CPU time that going there and the dump took, nanoseconds.
+    pub cpu_ns: u64,
+}
+
+/// What a journey has brought.
+#[derive(Debug, Default)]
+pub struct Survey {
+    pub looked: Vec<Looked>,
+    /// Where nobody could go, and why.
+    pub failed: Vec<(Place, io::Error)>,
+    /// What was left for want of time.
+    pub rest: Vec<Place>,
+    /// CLOCK_MONOTONIC before the first request, nanoseconds.
+    pub started_ns: u64,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub finished_ns: u64,
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+}
+
+impl Survey {
+    /// Adds one that was made after it.
+    pub fn add(&mut self, more: Self) {
+        self.looked.extend(more.looked);
+        self.failed.extend(more.failed);
+        self.rest.extend(more.rest);
+        self.finished_ns = more.finished_ns;
+        self.cpu_ns += more.cpu_ns;
+    }
+}
+
+/// Some of what a dump of several namespaces meets, in the order that it meets it.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// CLOCK_MONOTONIC before the dump's first request, nanoseconds.
+    pub started_ns: u64,
+    /// Namespaces whose dump begins in this chunk, with all of their listeners if it asks for those: what identifies each, and
+    /// its inode.
+    pub entered: Vec<(u32, u32)>,
+    /// Each with what identifies its namespace.
+    pub sockets: Vec<(u32, Socket)>,
+}
+
+/// Goes to `places` in their order and asks each, until that has taken `most` of CPU time; the first is always asked.
+///
+/// # Errors
+/// When a namespace that was entered gives no dump: what the kernel lacks there it lacks in all.
+pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Result<Survey> {
+    let mut dumps: Vec<Vec<Socket>> = Vec::new();
+    let mut survey = walk(places, ask, most, monotonic_ns(), |_, met| match (met, dumps.last_mut()) {
+        (Some(socket), Some(dump)) => dump.push(socket),
+        _ => dumps.push(Vec::new()),
+    })?;
+    for (looked, sockets) in survey.looked.iter_mut().zip(dumps) {
+        looked.dump.sockets = sockets;
+    }
+    Ok(survey)
+}
+
+/// The same, but hands the sockets to `take` as the dump meets them, some at a time, and keeps none: of a million, which take
+/// 130 bytes each, as many as a chunk has are in memory.
+///
+/// # Errors
+/// As [`survey`]; what was handed out until then was there.
+pub fn stream(
+    places: Vec<Place>,
+    ask: Ask,
+    most: Option<Duration>,
+    mut take: impl FnMut(Chunk) + Send,
+) -> io::Result<Survey> {
+    /// Below malloc's limit for blocks that are mapped and unmapped one by one (`agent/memory.rs`).
+    const AT_ONCE: usize = 512;
+    let started_ns = monotonic_ns();
+    let empty = || Chunk { started_ns, sockets: Vec::with_capacity(AT_ONCE), ..Chunk::default() };
+    let mut chunk = empty();
+    let survey = walk(places, ask, most, started_ns, |netns, met| match met {
+        None => chunk.entered.push((netns.id, netns.inum)),
+        Some(socket) => {
+            chunk.sockets.push((netns.id, socket));
+            // Listeners come first, and in the chunk that their namespace begins in.
+            if chunk.sockets.len() >= AT_ONCE && socket.state != TcpState::Listen {
+                take(std::mem::replace(&mut chunk, empty()));
+            }
+        }
+    })?;
+    take(chunk);
+    Ok(survey)
+}
+
+/// Goes to `places`, and hands what it meets in a namespace to `met`: nothing when it enters, then each socket, listeners first.
+fn walk(
+    places: Vec<Place>,
+    ask: Ask,
+    most: Option<Duration>,
+    started_ns: u64,
+    mut met: impl FnMut(&Netns, Option<Socket>) + Send,
+) -> io::Result<Survey> {
+    let most_ns = most.map_or(u64::MAX, |most| most.as_nanos() as u64);
+    netns::travel(move |traveller| {
+        let cpu = thread_cpu_ns();
+        let mut survey = Survey { started_ns, ..Survey::default() };
+        let mut places = places.into_iter();
+        for place in places.by_ref() {
+            let before = survey.cpu_ns;
+            match traveller.enter(&place) {
+                Ok(netns) => {
+                    let limit_used = host::time_wait_limit_used();
+                    met(&netns, None);
+                    let mut count = 0;
+                    let dump = visit(ask, |socket| {
+                        count += 1;
+                        met(&netns, Some(socket));
+                    })?;
+                    let cpu_ns = thread_cpu_ns().saturating_sub(cpu).saturating_sub(before);
+                    survey.looked.push(Looked { netns, place, limit_used, dump, met: count, cpu_ns });
+                }
+                Err(why) => survey.failed.push((place, why)),
+            }
+            survey.cpu_ns = thread_cpu_ns().saturating_sub(cpu);
+            if survey.cpu_ns >= most_ns {
+                break;
+            }
+        }
+        survey.rest = places.collect();
+        survey.finished_ns = monotonic_ns();
+        Ok(survey)
+    })?
+}
+
+/// The sockets of this thread's namespace.
+pub(super) fn dump(ask: Ask) -> io::Result<Dump> {
+    let mut sockets = Vec::new();
+    let dump = visit(ask, |socket| sockets.push(socket))?;
+    Ok(Dump { sockets, ..dump })
+}
+
+/// Hands each socket of this thread's namespace to `met`, listeners first, and keeps none.
+fn visit(ask: Ask, mut met: impl FnMut(Socket)) -> io::Result<Dump> {
+    let Ask { states, info } = ask;
+    let listen = TcpState::Listen.bit();
+    let mut listeners = 0;
+    // Listeners have a table of their own, and cost little.
+    let found = if states & listen == 0 {
+        empty_dump()
+    } else {
+        sock_diag::visit(listen, false, |socket| {
+            listeners += 1;
+            met(socket);
+        })?
+    };
+    if states & !listen == 0 || !may_hold(states, netns::population(), listeners) {
+        return Ok(found);
+    }
+    let mut dump = sock_diag::visit(states & !listen, info, met)?;
+    dump.started_ns = found.started_ns;
+    dump.cpu_ns += found.cpu_ns;
+    dump.interrupted |= found.interrupted;
+    dump.malformed += found.malformed;
+    Ok(dump)
+}
+
+fn empty_dump() -> Dump {
+    let now = monotonic_ns();
+    Dump { started_ns: now, finished_ns: now, ..Dump::default() }
+}
+
+/// Whether a namespace with that many sockets, that many of them `listeners`, can have one in one of `states`.
+fn may_hold(states: u32, population: Option<Population>, listeners: u64) -> bool {
+    let Some(Population { sockets, minisockets }) = population else { return true };
+    let any = |states_of: &[TcpState]| states_of.iter().any(|state| states & state.bit() != 0);
+    let of_minisockets = any(&[TcpState::FinWait2, TcpState::TimeWait]);
+    let of_sockets = states & !(TcpState::TimeWait.bit() | TcpState::Listen.bit()) != 0;
+    of_minisockets && minisockets > 0 || of_sockets && sockets > listeners
+}
+
+/// One socket to look up.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// What identifies its network namespace; 0 for any.
+    pub netns: u32,
+    pub flow: Flow,
+    pub interface: u32,
+    /// 0 for any.
+    pub cookie: u64,
+}
+
+impl Key {
+    fn wanted(&self) -> Wanted {
+        let Self { flow, interface, cookie, .. } = *self;
+        Wanted { flow, interface, cookie: (cookie != 0).then_some(cookie) }
+    }
+}
+
+/// What a look-up says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    There(Socket),
+    Gone,
+    /// Nobody could ask.
+    Unknown,
+}
+
+/// Looks each of `keys` up in its namespace, which is one of `places`: what identifies each, and where it is. Also the
+/// CPU time that this took, nanoseconds.
+pub fn look_up(places: &[(u32, Place)], keys: &[Key]) -> io::Result<(Vec<Answer>, u64)> {
+    asked(places, keys, lookups)
+}
+
+/// The same, but for a great many by a dump of the sockets in `states`, a mask of `1 << state`, which costs less. What it
+/// meets has no times, and what is in another state is gone.
+pub fn meet(places: &[(u32, Place)], keys: &[Key], states: u32) -> io::Result<Vec<Answer>> {
+    /// Few enough to be asked for one by one.
+    const FEW: usize = 64;
+    /// An exact look-up costs some 2.5 µs, a socket in a dump half of one (6.18).
+    const TIMES: u64 = 4;
+    let meet = |wanted: &[Wanted]| {
+        let all = netns::population().map_or(u64::MAX, |there| there.sockets + there.minisockets);
+        if wanted.len() <= FEW || all / TIMES > wanted.len() as u64 {
+            return lookups(wanted);
+        }
+        let mut answers = met(wanted, states)?;
+        // A walk can skip a socket while its neighbour goes.
+        let missing: Vec<usize> =
+            (0..answers.len()).filter(|&at| matches!(answers.get(at), Some(Ok(None)))).collect();
+        if missing.len() <= FEW {
+            let again: Vec<Wanted> = missing.iter().filter_map(|&at| wanted.get(at).copied()).collect();
+            for (at, answer) in missing.into_iter().zip(lookups(&again)?) {
+                if let Some(first) = answers.get_mut(at) {
+                    *first = answer;
+                }
+            }
+        }
+        Ok(answers)
+    };
+    Ok(asked(places, keys, meet)?.0)
+}
+
+/// Which of `wanted` one dump meets.
+fn met(wanted: &[Wanted], states: u32) -> io::Result<Vec<io::Result<Option<Socket>>>> {
+    let mut at = HashMap::with_capacity_and_hasher(wanted.len(), RandomState::default());
+    at.extend(wanted.iter().enumerate().map(|(at, wanted)| (wanted.flow, at)));
+    let mut answers: Vec<_> = wanted.iter().map(|_| Ok(None)).collect();
+    sock_diag::visit(states, false, |socket| {
+        if let Some(answer) = at.get(&socket.flow).and_then(|&at| answers.get_mut(at)) {
+            *answer = Ok(Some(socket));
+        }
+    })?;
+    Ok(answers)
+}
+
+/// Has `ask` find `keys`, the ones of each namespace there.
+fn asked(
+    places: &[(u32, Place)],
+    keys: &[Key],
+    ask: impl Fn(&[Wanted]) -> io::Result<Vec<io::Result<Option<Socket>>>> + Sync,
+) -> io::Result<(Vec<Answer>, u64)> {
+    netns::travel(|traveller| {
+        let cpu = thread_cpu_ns();
+        let mut answers = vec![None; keys.len()];
+        for (id, place) in places {
+            let concerns = |key: &Key| key.netns == *id || key.netns == 0;
+            if !keys.iter().any(concerns) {
+                continue;
+            }
+            let there = traveller.enter(place).is_ok_and(|netns| netns.id == *id);
+            let wanted: Vec<Wanted> = keys.iter().filter(|key| concerns(key)).map(Key::wanted).collect();
+            let asked = if there { ask(&wanted).ok() } else { None };
+            let mut said = asked.into_iter().flatten();
+            for (_, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
+                let here = match said.next() {
+                    Some(Ok(Some(socket))) => Answer::There(socket),
+                    Some(Ok(None)) => Answer::Gone,
+                    Some(Err(_)) | None => Answer::Unknown,
+                };
+                // Of any namespace, it is gone when it is in none of them.
+                if answer.is_none_or(|before| before == Answer::Gone) {
+                    *answer = Some(here);
+                }
+            }
+        }
+        let answers = answers.into_iter().map(|answer| answer.unwrap_or(Answer::Unknown)).collect();
+        (answers, thread_cpu_ns().saturating_sub(cpu))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_walked_only_when_it_can_hold_what_is_sought() {
+        let has = |sockets, minisockets| Some(Population { sockets, minisockets });
+        let (close_wait, time_wait) = (TcpState::CloseWait.bit(), TcpState::TimeWait.bit());
+        assert!(!may_hold(close_wait, has(0, 9), 0) && !may_hold(close_wait, has(3, 0), 3));
+        assert!(may_hold(close_wait, has(4, 0), 3) && may_hold(close_wait, None, 3));
+        assert!(!may_hold(time_wait, has(9, 0), 0) && may_hold(time_wait, has(0, 1), 0));
+        let fin_wait_2 = TcpState::FinWait2.bit();
+        assert!(may_hold(fin_wait_2, has(0, 1), 0) && may_hold(fin_wait_2, has(1, 0), 0));
+        assert!(!may_hold(TcpState::Listen.bit(), has(3, 0), 3));
+    }
+
+    #[test]
+    fn our_own_namespace_needs_no_privilege() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let places = vec![netns::own_place().unwrap()];
+        let ask = Ask { states: TcpState::Listen.bit(), info: false };
+        let survey = survey(places, ask, None).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let [Looked { netns, dump, .. }] = &survey.looked[..] else { panic!("{survey:?}") };
+        assert_eq!(netns, &netns::own().unwrap());
+        assert!(dump.sockets.iter().any(|socket| socket.flow.local_port == port));
+    }
+}

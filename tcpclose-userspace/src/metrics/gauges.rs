@@ -1,0 +1,242 @@
+//! The gauges: who is in which state now, how old the oldest is, how many are stuck. Counted over the tracker's lives
+//! at the moment they are asked for, so that they cannot drift from them.
+
+use std::collections::BTreeMap;
+
+use crate::names::{Phase, Side};
+use crate::tracker::event::Pair;
+use crate::tracker::socket::Life;
+
+use crate::metrics::port_labels::{Label, Names};
+
+/// When a CLOSE-WAIT is stuck.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckAfter {
+    /// Ascending bounds, nanoseconds; never empty.
+    bounds_ns: Vec<u64>,
+}
+
+/// What the stuck gauges make of one socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stuckness {
+    /// Longer than the bound of this index, and no longer than the next.
+    Stuck(usize),
+    /// Perhaps longer than the first bound.
+    Unproven,
+    /// Younger, or written to within the bound at the last look, or not looked at since it passed the bound.
+    Not,
+}
+
+/// A minute, ten minutes, an hour.
+impl Default for StuckAfter {
+    fn default() -> Self {
+        const MINUTE_NS: u64 = 60_000_000_000;
+        Self { bounds_ns: vec![MINUTE_NS, 10 * MINUTE_NS, 60 * MINUTE_NS] }
+    }
+}
+
+impl StuckAfter {
+    /// # Errors
+    /// When there is no bound, one is zero, or they do not ascend: says which.
+    pub fn new(bounds_ns: Vec<u64>) -> Result<Self, &'static str> {
+        match bounds_ns.as_slice() {
+            [] => Err("no bound is given"),
+            [0, ..] => Err("a bound of 0 would call every CLOSE-WAIT stuck"),
+            bounds if !bounds.is_sorted_by(|a, b| a < b) => Err("the bounds must ascend"),
+            _ => Ok(Self { bounds_ns }),
+        }
+    }
+
+    pub fn bounds_ns(&self) -> &[u64] {
+        &self.bounds_ns
+    }
+
+    /// The bound from which a socket is stuck.
+    pub fn first_ns(&self) -> u64 {
+        self.bounds_ns.first().copied().unwrap_or(u64::MAX)
+    }
+
+    /// Judges one life at `now_ns`. `dumped` tells whether dumps look at the sockets of a network namespace.
+    pub fn judge(&self, life: &Life, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
+        if life.phase != Phase::CloseWait {
+            return Stuckness::Not;
+        }
+        let first = self.first_ns();
+        let age = life.since.age(now_ns);
+        // A program that at the last look had written within the bound was at work on a half-close. That it has been
+        // silent since, only the next look can tell.
+        if life.sent_ns() != 0 && life.seen_ns.saturating_sub(life.sent_ns()) < first {
+            return Stuckness::Not;
+        }
+        if age.may_be_past(first) {
+            return Stuckness::Unproven;
+        }
+        if !age.is_past(first) {
+            return Stuckness::Not;
+        }
+        // Where dumps can look, a socket is called stuck when one has looked after it passed the bound: only a dump
+        // can tell that the program still writes to it.
+        let looked = life.seen_ns >= life.since.latest_ns.saturating_add(first);
+        if !looked && dumped(life.netns) {
+            return Stuckness::Not;
+        }
+        Stuckness::Stuck(self.bounds_ns.partition_point(|&bound| bound <= age.min_ns) - 1)
+    }
+}
+
+/// The sockets of one label in one state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub sockets: u64,
+    /// Proven minimum age of the oldest, nanoseconds; 0 where there is none.
+    pub oldest_ns: u64,
+}
+
+/// The gauges at one instant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub standing: BTreeMap<(Label, Phase), Standing>,
+    /// One count a bound, for every named pair and for `other` once it was not zero.
+    pub stuck: BTreeMap<Label, Vec<u64>>,
+    pub unproven: BTreeMap<Label, u64>,
+}
+
+impl Census {
+    /// Counts `lives`. A pair that shows up here only (its sockets were there before the agent) asks for a name too,
+    /// and a pair with sockets is not idle.
+    pub fn count<'a>(
+        lives: impl Iterator<Item = &'a Life>,
+        names: &mut Names,
+        stuck_after: &StuckAfter,
+        dumped: &impl Fn(u32) -> bool,
+        now_ns: u64,
+    ) -> Self {
+        let mut census = Self::default();
+        let classes = stuck_after.bounds_ns.len();
+        // One look-up of the name a pair, not a socket.
+        let mut labels: BTreeMap<Pair, Label> = BTreeMap::new();
+        for life in lives {
+            let pair = life.pair();
+            let label = *labels.entry(pair).or_insert_with(|| names.label(pair, now_ns));
+            let standing = census.standing.entry((label, life.phase)).or_default();
+            standing.sockets += 1;
+            standing.oldest_ns = standing.oldest_ns.max(life.since.age(now_ns).min_ns);
+            match stuck_after.judge(life, now_ns, dumped) {
+                Stuckness::Stuck(class) => {
+                    if let Some(n) =
+                        census.stuck.entry(label).or_insert_with(|| vec![0; classes]).get_mut(class)
+                    {
+                        *n += 1;
+                    }
+                }
+                Stuckness::Unproven => *census.unproven.entry(label).or_default() += 1,
+                Stuckness::Not => {}
+            }
+        }
+        let named = names.named().map(|pair| Label { side: pair.side, port: Some(pair.port) });
+        let other = Side::ALL.into_iter().map(|side| Label { side, port: None });
+        let other: Vec<Label> = other.filter(|label| labels.values().any(|l| l == label)).collect();
+        for label in named.chain(other) {
+            census.stuck.entry(label).or_insert_with(|| vec![0; classes]);
+            census.unproven.entry(label).or_default();
+        }
+        census
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::{Flow, Role};
+    use crate::tracker::socket::{Birth, Body, Since};
+
+    const S: u64 = 1_000_000_000;
+    const NETNS: u32 = 7;
+
+    fn dumped(netns: u32) -> bool {
+        netns == NETNS
+    }
+
+    fn life(phase: Phase, since: Since) -> Life {
+        let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
+        Life {
+            cookie: 1,
+            mark: 0,
+            flow,
+            netns: NETNS,
+            port: 80,
+            side: Side::Server,
+            role: Role::Passive,
+            phase,
+            body: Body::Socket,
+            birth: Birth::Untold,
+            counted: false,
+            since,
+            event_ns: 0,
+            seen_ns: u64::MAX / 2,
+            missed: false,
+            acted_ns: 0,
+            closer_pid: None,
+        }
+    }
+
+    #[test]
+    fn age_classes_are_disjoint_and_named_by_the_bound_last_passed() {
+        let bounds = StuckAfter::new(vec![60 * S, 600 * S, 3600 * S]).unwrap();
+        let judge = |age: u64| {
+            bounds.judge(&life(Phase::CloseWait, Since::exact(10_000 * S - age * S)), 10_000 * S, dumped)
+        };
+        assert_eq!(judge(59), Stuckness::Not);
+        assert_eq!(judge(60), Stuckness::Stuck(0));
+        assert_eq!(judge(599), Stuckness::Stuck(0));
+        assert_eq!(judge(600), Stuckness::Stuck(1));
+        assert_eq!(judge(9000), Stuckness::Stuck(2));
+    }
+
+    #[test]
+    fn stuck_is_proven_looked_at_and_silent() {
+        let bounds = StuckAfter::new(vec![60 * S]).unwrap();
+        let now = 10_000 * S;
+        let judge = |life: &Life| bounds.judge(life, now, dumped);
+        let sure = life(Phase::CloseWait, Since::exact(now - 100 * S));
+        assert_eq!(judge(&sure), Stuckness::Stuck(0));
+        assert_eq!(judge(&Life { phase: Phase::LastAck, ..sure }), Stuckness::Not);
+        let looked = Life { seen_ns: now - 10 * S, ..sure };
+        assert_eq!(judge(&Life { acted_ns: now - 11 * S, ..looked }), Stuckness::Not, "still sending");
+        assert_eq!(
+            judge(&Life { acted_ns: now - 69 * S, ..looked }),
+            Stuckness::Not,
+            "not known to have stopped"
+        );
+        assert_eq!(judge(&Life { acted_ns: now - 70 * S, ..looked }), Stuckness::Stuck(0), "sent long ago");
+        assert_eq!(judge(&Life { seen_ns: now - 50 * S, ..sure }), Stuckness::Not, "not looked at since");
+        assert_eq!(judge(&Life { seen_ns: 0, netns: 8, ..sure }), Stuckness::Stuck(0), "cannot be looked at");
+        let interval = Since { earliest_ns: now - 100 * S, latest_ns: now - 10 * S };
+        assert_eq!(judge(&Life { since: interval, ..sure }), Stuckness::Unproven);
+        let unbounded = Since { earliest_ns: 0, latest_ns: now - 10 * S };
+        assert_eq!(judge(&Life { since: unbounded, ..sure }), Stuckness::Unproven);
+        let young = Since { earliest_ns: now - 20 * S, latest_ns: now - 10 * S };
+        assert_eq!(judge(&Life { since: young, ..sure }), Stuckness::Not);
+    }
+
+    #[test]
+    fn every_named_pair_has_its_stuck_gauges_from_the_first() {
+        let bounds = StuckAfter::new(vec![60 * S, 600 * S]).unwrap();
+        let mut names = Names::new(4, &[], 32768..=60999);
+        names.label(Pair { side: Side::Client, port: 443 }, 1);
+        let lives = [life(Phase::CloseWait, Since::exact(S)), life(Phase::LastAck, Since::exact(2 * S))];
+        let census = Census::count(lives.iter(), &mut names, &bounds, &dumped, 100 * S);
+        let server = Label { side: Side::Server, port: Some(80) };
+        let client = Label { side: Side::Client, port: Some(443) };
+        let one = |age| Standing { sockets: 1, oldest_ns: age };
+        assert_eq!(
+            census.standing,
+            BTreeMap::from([
+                ((server, Phase::CloseWait), one(99 * S)),
+                ((server, Phase::LastAck), one(98 * S))
+            ])
+        );
+        assert_eq!(census.stuck, BTreeMap::from([(server, vec![1, 0]), (client, vec![0, 0])]));
+        assert_eq!(census.unproven, BTreeMap::from([(server, 0), (client, 0)]));
+    }
+}

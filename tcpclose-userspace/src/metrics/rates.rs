@@ -1,0 +1,116 @@
+//! How fast the ledger's counters grow: what they were at a few instants of the last minute. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tcpclose_common::state::TcpState;
+
+use crate::metrics::Ledger;
+use crate::metrics::port_labels::Label;
+
+/// Between two looks.
+pub const INTERVAL: Duration = Duration::from_secs(5);
+/// Rates are taken over this many intervals, less while the agent is young.
+const LOOKS: usize = 12;
+/// Over less than this a rate would be chance.
+const SHORTEST_NS: u64 = 1_000_000_000;
+
+/// What the counters were.
+#[derive(Clone, Debug, Default)]
+struct Look {
+    at_ns: u64,
+    closes: BTreeMap<Label, u64>,
+    transitions: BTreeMap<(TcpState, TcpState), u64>,
+}
+
+/// Looks of the last minute, the oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct Rates {
+    looks: VecDeque<Look>,
+}
+
+/// The growth since one look.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a> {
+    look: &'a Look,
+    pub seconds: f64,
+}
+
+impl Rates {
+    /// Remembers what `ledger` has counted at `now_ns`.
+    pub fn look(&mut self, ledger: &Ledger, now_ns: u64) {
+        if self.looks.len() >= LOOKS {
+            self.looks.pop_front();
+        }
+        let transitions = ledger.transitions().map(|(from, to, n)| ((from, to), n)).collect();
+        self.looks.push_back(Look { at_ns: now_ns, closes: closes_of(ledger), transitions });
+    }
+
+    /// The longest time until `now_ns` that is remembered; `None` where it is too short to make rates of.
+    pub fn window(&self, now_ns: u64) -> Option<Window<'_>> {
+        let look = self.looks.front()?;
+        let ns = now_ns.saturating_sub(look.at_ns);
+        (ns >= SHORTEST_NS).then_some(Window { look, seconds: ns as f64 / 1e9 })
+    }
+}
+
+impl Window<'_> {
+    /// Closes of `label` a second, now that there are `now`.
+    pub fn closes(&self, label: Label, now: u64) -> f64 {
+        self.growth(self.look.closes.get(&label), now)
+    }
+
+    pub fn transitions(&self, from: TcpState, to: TcpState, now: u64) -> f64 {
+        self.growth(self.look.transitions.get(&(from, to)), now)
+    }
+
+    fn growth(&self, then: Option<&u64>, now: u64) -> f64 {
+        let then = then.copied().unwrap_or(0);
+        // A label that lost its name and got it again began at 0.
+        now.checked_sub(then).unwrap_or(now) as f64 / self.seconds
+    }
+}
+
+/// Closes by label, of every role and outcome.
+pub fn closes_of(ledger: &Ledger) -> BTreeMap<Label, u64> {
+    let mut closes = BTreeMap::new();
+    for (label, _, _, n) in ledger.closes() {
+        *closes.entry(label).or_default() += n;
+    }
+    closes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::port_labels::Names;
+    use crate::names::{Outcome, Role, Side};
+    use crate::tracker::event::{Fact, Pair, Sink};
+
+    const S: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_rate_is_the_growth_over_the_last_minute() {
+        let mut ledger = Ledger::new(Names::new(4, &[], 32768..=60999));
+        let pair = Pair { side: Side::Server, port: 80 };
+        let label = Label { side: Side::Server, port: Some(80) };
+        let mut rates = Rates::default();
+        assert!(rates.window(5 * S).is_none());
+        for step in 0..100 {
+            rates.look(&ledger, step * 5 * S);
+            for role in [Role::Active, Role::Passive] {
+                ledger.fact(1, Fact::Closed { pair, role, outcome: Outcome::Graceful });
+            }
+            ledger.fact(1, Fact::Transition { from: TcpState::LastAck, to: TcpState::Close });
+        }
+        assert_eq!(rates.looks.len(), LOOKS);
+        assert!(Rates { looks: [Look { at_ns: 7, ..Look::default() }].into() }.window(S).is_none());
+        let window = rates.window(500 * S).unwrap();
+        assert_eq!(window.seconds, 60.0);
+        let now = closes_of(&ledger)[&label];
+        assert_eq!((now, window.closes(label, now)), (200, 24.0 / 60.0));
+        assert_eq!(window.transitions(TcpState::LastAck, TcpState::Close, 100), 12.0 / 60.0);
+        assert_eq!(window.closes(label, 6), 0.1, "it began anew");
+        assert_eq!(window.closes(Label { side: Side::Client, port: None }, 6), 0.1, "it is new");
+    }
+}

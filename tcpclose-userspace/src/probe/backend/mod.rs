@@ -1,0 +1,4 @@
+//! TODO: module docs.
+
+pub mod fentry;
+pub mod task_file;

@@ -1,0 +1,169 @@
+//! Field offsets of the running kernel, from its BTF.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use btf_rs::{Backend, Btf, Member, Type};
+use tcpclose_common::layout::Layout;
+
+use crate::linux::netns;
+
+/// Where the kernel shows its own types.
+pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// Resolves every offset that the probe reads. Takes some milliseconds and, for its length, some megabytes: call it
+/// once and keep the [`Layout`].
+///
+/// # Errors
+/// When the kernel shows no BTF, or when its BTF lacks a field: then nothing read from the socket could be believed,
+/// and the message names the field.
+pub fn resolve() -> Result<Layout> {
+    if !Path::new(VMLINUX).exists() {
+        bail!("this kernel has no BTF ({VMLINUX} is missing; CONFIG_DEBUG_INFO_BTF)");
+    }
+    // Only newer kernels let sysfs BTF be mapped; elsewhere it is read.
+    let btf = Btf::from_file_with_backend(VMLINUX, Backend::Mmap)
+        .or_else(|_| Btf::from_bytes(&fs::read(VMLINUX)?))
+        .with_context(|| format!("{VMLINUX} cannot be read"))?;
+    from_btf(&btf)
+}
+
+fn from_btf(btf: &Btf) -> Result<Layout> {
+    let sock = |path| offset(btf, "sock", path);
+    let common = |path| offset(btf, "sock_common", path);
+    let tcp = |path| offset(btf, "tcp_sock", path);
+    Ok(Layout {
+        resolved: 1,
+        skc_family: sock("__sk_common.skc_family")?,
+        skc_daddr: sock("__sk_common.skc_daddr")?,
+        skc_rcv_saddr: sock("__sk_common.skc_rcv_saddr")?,
+        skc_dport: sock("__sk_common.skc_dport")?,
+        skc_v6_daddr: sock("__sk_common.skc_v6_daddr")?,
+        skc_v6_rcv_saddr: sock("__sk_common.skc_v6_rcv_saddr")?,
+        skc_net: sock("__sk_common.skc_net.net")?,
+        sk_protocol: sock("sk_protocol")?,
+        sk_flags: sock("__sk_common.skc_flags")?,
+        sk_err: sock("sk_err")?,
+        sk_err_soft: sock("sk_err_soft")?,
+        sk_max_ack_backlog: sock("sk_max_ack_backlog")?,
+        sk_shutdown: sock("sk_shutdown")?,
+        sk_lock_owned: sock("sk_lock.owned")?,
+        net_inum: offset(btf, "net", "ns.inum")?,
+        net_id: net_id(btf)?,
+        inet_sport: tcp("inet_conn.icsk_inet.inet_sport")?,
+        linger2: tcp("linger2")?,
+        snd_una: tcp("snd_una")?,
+        write_seq: tcp("write_seq")?,
+        skc_cookie: common("skc_cookie")?,
+        rcv_nxt: tcp("rcv_nxt")?,
+        skc_tw_rcv_nxt: common("skc_tw_rcv_nxt")?,
+        skc_num: common("skc_num")?,
+        skc_state: common("skc_state")?,
+        tw_substate: offset(btf, "inet_timewait_sock", "tw_substate")?,
+        tw_timer: offset(btf, "inet_timewait_sock", "tw_timer")?,
+        task_group_leader: offset(btf, "task_struct", "group_leader")?,
+        task_files: offset(btf, "task_struct", "files")?,
+        task_flags: offset(btf, "task_struct", "flags")?,
+        task_tgid: offset(btf, "task_struct", "tgid")?,
+        file_inode: offset(btf, "file", "f_inode")?,
+        inode_mode: offset(btf, "inode", "i_mode")?,
+        inode_ino: offset(btf, "inode", "i_ino")?,
+        inode_sb: offset(btf, "inode", "i_sb")?,
+        sb_magic: offset(btf, "super_block", "s_magic")?,
+    })
+}
+
+/// Where the 32 bits lie that identify a namespace. What records and dumps say must be the same number.
+fn net_id(btf: &Btf) -> Result<u32> {
+    const LOW_HALF: u32 = if cfg!(target_endian = "big") { 4 } else { 0 };
+    match offset(btf, "net", "net_cookie") {
+        Ok(cookie) if netns::has_cookies() => Ok(cookie + LOW_HALF),
+        Ok(_) | Err(_) => offset(btf, "net", "ns.inum"),
+    }
+}
+
+/// The byte offset of the field at `path` (dots between members) in `struct name`.
+fn offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
+    let missing = || anyhow!("this kernel's BTF has no {path} in struct {name}");
+    let mut here = btf
+        .resolve_types_by_name(name)
+        .map_err(|_| missing())?
+        .into_iter()
+        .find(|ty| matches!(ty, Type::Struct(_)))
+        .ok_or_else(missing)?;
+    let mut bits = 0;
+    for field in path.split('.') {
+        let (at, ty) = member(btf, &here, field)?.ok_or_else(missing)?;
+        bits += at;
+        here = ty;
+    }
+    if bits % 8 != 0 {
+        bail!("{path} of struct {name} is a bit field in this kernel's BTF");
+    }
+    Ok(bits / 8)
+}
+
+/// Looks `field` up among the members of `ty`, and among those of its unnamed structs and unions: bit offset and
+/// type, with typedefs and qualifiers taken off.
+fn member(btf: &Btf, ty: &Type, field: &str) -> Result<Option<(u32, Type)>> {
+    let (Type::Struct(ty) | Type::Union(ty)) = ty else { return Ok(None) };
+    for m in &ty.members {
+        let name = btf.resolve_name(m).unwrap_or_default();
+        if name == field {
+            return Ok(Some((m.bit_offset(), strip(btf, m)?)));
+        }
+        if name.is_empty()
+            && let Some((at, found)) = member(btf, &strip(btf, m)?, field)?
+        {
+            return Ok(Some((m.bit_offset() + at, found)));
+        }
+    }
+    Ok(None)
+}
+
+/// The type of a member without its typedefs and qualifiers.
+fn strip(btf: &Btf, m: &Member) -> Result<Type> {
+    let mut ty = btf.resolve_chained_type(m)?;
+    loop {
+        ty = match &ty {
+            Type::Typedef(t) => btf.resolve_chained_type(t)?,
+            Type::Const(t) => btf.resolve_chained_type(t)?,
+            Type::Volatile(t) => btf.resolve_chained_type(t)?,
+            Type::TypeTag(t) => btf.resolve_chained_type(t)?,
+            _ => return Ok(ty),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_has_every_field() {
+        if !Path::new(VMLINUX).exists() {
+            eprintln!("SKIPPED: this kernel shows no BTF");
+            return;
+        }
+        let layout = resolve().unwrap();
+        // struct sock_common has begun with the address pair since it exists, and skc_family has stood at 16 in
+        // every kernel of the range (include/net/sock.h).
+        assert_eq!((layout.skc_daddr, layout.skc_rcv_saddr), (0, 4));
+        assert_eq!(layout.skc_dport, 12);
+        assert_eq!(layout.skc_family, 16);
+        assert_eq!(layout.skc_v6_rcv_saddr, layout.skc_v6_daddr + 16);
+        assert!(layout.inet_sport > layout.sk_protocol);
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        if !Path::new(VMLINUX).exists() {
+            return;
+        }
+        let btf = Btf::from_file(VMLINUX).unwrap();
+        let error = offset(&btf, "sock", "sk_lock.banana").unwrap_err().to_string();
+        assert_eq!(error, "this kernel's BTF has no sk_lock.banana in struct sock");
+        assert!(offset(&btf, "no_such_struct", "x").is_err());
+    }
+}

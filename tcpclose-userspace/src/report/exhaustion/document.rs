@@ -1,0 +1,395 @@
+//! The JSON document that the agent answers `GET /exhaustion` with and `tcpclose exhaustion --json` prints: which tuples
+//! of local address, remote address and port use most of the ports that connect() may take, and whose those are.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustc_hash::FxHashSet;
+use serde::{Deserialize, Serialize};
+
+use crate::linux::ephemeral_ports;
+use crate::linux::ephemeral_ports::Looked;
+use crate::linux::host;
+use crate::linux::netns::{Descriptors, Found, Netns, Scope};
+use crate::linux::owners;
+use crate::linux::owners::Owners;
+use crate::linux::proc_fd::Haste;
+use crate::linux::process;
+use crate::linux::process::Process;
+use crate::report::exhaustion::change::Look;
+use crate::report::exhaustion::{Kind, Table, Taken, Tuple};
+use crate::report::sockets::{Source, Versioned};
+use crate::report::{not_looked_at, unanswered};
+
+/// The version of the document that this build writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// CPU time of a look that somebody waits for: who asks an agent does so for some seconds.
+pub const BUDGET: Duration = Duration::from_secs(2);
+/// Processes that a tuple names: those with most of its ports.
+const MOST_PROCESSES: usize = 5;
+
+impl Versioned for ExhaustionDocument {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExhaustionDocument {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// As `uname -n`.
+    pub host: String,
+    /// The kernel's random id of this boot.
+    pub boot_id: String,
+    /// The wall clock of the last look, RFC 3339, UTC, nanoseconds.
+    pub at: String,
+    pub source: Source,
+    /// What could not be seen, one sentence each.
+    pub incomplete: Vec<String>,
+    /// How many tuples have a port in use.
+    pub tuples_in_use: usize,
+    /// The fullest of them, the fullest first.
+    pub tuples: Vec<TupleUse>,
+}
+
+/// One tuple: connections from `local` to `remote`, whose local ports must differ.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TupleUse {
+    /// The inode of the network namespace.
+    pub netns: u32,
+    /// As `ip netns` calls that, where it has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_name: Option<String>,
+    pub local: IpAddr,
+    pub remote: SocketAddr,
+    /// The interface that the sockets are bound to; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interface: u32,
+    /// `ip_local_port_range` there.
+    pub range: [u16; 2],
+    /// Ports of the range that `ip_local_reserved_ports` takes out.
+    pub reserved: u32,
+    /// How many ports connect() may choose from: the range without the reserved ones.
+    pub ports: u32,
+    /// How many of them are in use for this tuple, [`Self::bound`] included.
+    pub used: u32,
+    pub used_ratio: f64,
+    /// Ports that bind() has taken, for a listener or a socket that is not connected: in use for every tuple of the
+    /// namespace.
+    pub bound: u32,
+    /// Of those in use: TIME-WAITs.
+    pub time_wait: u32,
+    /// Of those: TIME-WAITs that connect() may take again (`tcp_tw_reuse`: where an end is a loopback address unless set
+    /// otherwise, after a second). At the most: that a peer elsewhere uses timestamps is not told.
+    pub reusable: u32,
+    /// Ports taken since an earlier look, a second; at the least, for what was given back before this one nobody saw.
+    /// `null` where no earlier look knows the tuple.
+    pub taken_per_second: Option<f64>,
+    /// The same less what was given back; negative where the tuple empties.
+    pub growth_per_second: Option<f64>,
+    /// Until connect() fails at this rate; 0 where it does. `null` where the ports are not becoming fewer.
+    pub seconds_left: Option<f64>,
+    /// Who holds the sockets that some program holds, by how many. A socket counts for the lowest pid that holds it.
+    pub owners: Vec<Share>,
+    /// Who closed what is in TIME-WAIT, and so was the active closer: as far as the agent saw that.
+    pub closed_by: Vec<Share>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// A process's part in a tuple.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    pub pid: u32,
+    /// `null` when it has ended since. May hold control characters: escape it for a terminal.
+    pub comm: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_id: Option<String>,
+    pub sockets: u32,
+}
+
+impl TupleUse {
+    /// Ports that connect() can still have.
+    pub fn left(&self) -> u32 {
+        (self.ports + self.reusable).saturating_sub(self.used)
+    }
+}
+
+/// Who closed a socket: its pid, and how many nanoseconds before the look.
+pub type Closer = (u32, u64);
+
+/// A tuple among the fullest.
+pub struct Pick<'a> {
+    pub netns: &'a Netns,
+    table: &'a Table,
+    pub tuple: &'a Tuple,
+    pub taken: &'a [Taken],
+}
+
+/// The `limit` fullest tuples of `looked`, the fullest first, and how many tuples there are.
+pub fn fullest(looked: &Looked, limit: usize) -> (Vec<Pick<'_>>, usize) {
+    let mut picks: Vec<Pick<'_>> = looked
+        .tables
+        .iter()
+        .flat_map(|(netns, table)| {
+            table.tuples().map(move |(tuple, taken)| Pick { netns, table, tuple, taken })
+        })
+        .collect();
+    let all = picks.len();
+    // Of one namespace the fullest has most; the ratio is worked out once each.
+    let ratios: HashMap<u32, (f64, f64)> = looked
+        .tables
+        .iter()
+        .map(|(netns, table)| (netns.id, (table.used_ratio(0), table.used_ratio(1) - table.used_ratio(0))))
+        .collect();
+    let ratio = |pick: &Pick<'_>| {
+        let (bound, each) = ratios.get(&pick.netns.id).copied().unwrap_or_default();
+        bound + each * pick.taken.len() as f64
+    };
+    picks.sort_by(|a, b| {
+        ratio(b).total_cmp(&ratio(a)).then(b.taken.len().cmp(&a.taken.len())).then(a.tuple.cmp(b.tuple))
+    });
+    picks.truncate(limit);
+    (picks, all)
+}
+
+/// The inodes of what `picks` hold.
+pub fn inodes(picks: &[Pick<'_>]) -> FxHashSet<u32> {
+    picks.iter().flat_map(|pick| pick.taken).map(|taken| taken.inode).filter(|inode| *inode != 0).collect()
+}
+
+/// What can be said of a tuple. `closers` by cookie.
+fn describe(
+    pick: &Pick<'_>,
+    before: Option<&Look>,
+    at_ns: u64,
+    owners: &Owners,
+    closers: &HashMap<u64, Closer>,
+) -> TupleUse {
+    let Pick { netns, table, tuple, taken } = *pick;
+    let of_kind = |kinds: &[Kind]| taken.iter().filter(|taken| kinds.contains(&taken.kind)).count() as u32;
+    let change = before.and_then(|before| before.change(netns.id, tuple, taken, at_ns));
+    let mut described = TupleUse {
+        netns: netns.inum,
+        netns_name: netns.name.clone(),
+        local: tuple.local.to_canonical(),
+        remote: tuple.remote(),
+        interface: tuple.interface,
+        range: [*table.choice.range.start(), *table.choice.range.end()],
+        reserved: table.choice.reserved_in_range(),
+        ports: table.choice.ports(),
+        used: taken.len() as u32 + table.bound(),
+        used_ratio: table.used_ratio(taken.len()),
+        bound: table.bound(),
+        time_wait: of_kind(&[Kind::TimeWait, Kind::Reusable]),
+        reusable: of_kind(&[Kind::Reusable]),
+        taken_per_second: change.map(|change| change.taken_per_second()),
+        growth_per_second: change.map(|change| change.growth_per_second()),
+        seconds_left: None,
+        owners: shares_of_owners(taken, owners),
+        closed_by: shares_of_closers(taken, closers),
+    };
+    described.seconds_left = match described.left() {
+        0 => Some(0.0),
+        left => change.and_then(|change| change.seconds_left(left)),
+    };
+    described
+}
+
+fn shares_of_owners(taken: &[Taken], owners: &Owners) -> Vec<Share> {
+    let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
+    for taken in taken.iter().filter(|taken| taken.inode != 0) {
+        if let Some(holder) = owners.of(taken.inode).next() {
+            *counts.entry(holder.pid).or_default() += 1;
+        }
+    }
+    largest(counts, |pid, sockets| {
+        let process = owners.processes.get(&pid).cloned().unwrap_or_default();
+        let Process { comm, place, .. } = Arc::unwrap_or_clone(process);
+        Share { pid, comm: Some(comm), unit: place.unit, container_id: place.container_id, sockets }
+    })
+}
+
+/// A process that started after one of its closes has but the same number.
+fn shares_of_closers(taken: &[Taken], closers: &HashMap<u64, Closer>) -> Vec<Share> {
+    let mut counts: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
+    for taken in taken.iter().filter(|taken| taken.kind != Kind::Other) {
+        if let Some(&(pid, ago_ns)) = closers.get(&taken.cookie) {
+            let (n, longest) = counts.entry(pid).or_default();
+            *n += 1;
+            *longest = (*longest).max(ago_ns);
+        }
+    }
+    let uptime_ns = host::uptime_ns();
+    let since: HashMap<u32, u64> = counts.iter().map(|(pid, (_, ago_ns))| (*pid, *ago_ns)).collect();
+    largest(counts.into_iter().map(|(pid, (n, _))| (pid, n)).collect(), |pid, sockets| {
+        let closed_ns = uptime_ns.saturating_sub(since.get(&pid).copied().unwrap_or(0));
+        let process = process::started(pid).filter(|(began_ns, _)| *began_ns <= closed_ns);
+        Share { pid, comm: process.map(|(_, comm)| comm), unit: None, container_id: None, sockets }
+    })
+}
+
+fn largest(counts: BTreeMap<u32, u32>, share: impl Fn(u32, u32) -> Share) -> Vec<Share> {
+    let mut counts: Vec<(u32, u32)> = counts.into_iter().collect();
+    counts.sort_by_key(|&(pid, n)| (Reverse(n), pid));
+    counts.into_iter().take(MOST_PROCESSES).map(|(pid, n)| share(pid, n)).collect()
+}
+
+/// What two looks have seen, and what goes with it.
+pub struct Scene<'a> {
+    pub looked: &'a Looked,
+    /// An earlier one.
+    pub before: Option<&'a Look>,
+    pub closers: &'a HashMap<u64, Closer>,
+    pub at: String,
+    pub source: Source,
+    /// Namespaces whose processes may not be looked at.
+    pub denied: usize,
+    /// What the search for namespaces left out, in words.
+    pub unread: Option<String>,
+}
+
+/// Puts the `limit` fullest tuples together. Blocks for as long as a pass over all files takes.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Result<ExhaustionDocument> {
+    let Scene { looked, before, closers, at, source, denied, unread } = scene;
+    let (picks, tuples_in_use) = fullest(looked, limit);
+    let owners = owners::find(&inodes(&picks), look)?;
+    let tuples: Vec<TupleUse> =
+        picks.iter().map(|pick| describe(pick, *before, looked.at_ns, &owners, closers)).collect();
+    let refused =
+        looked.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count();
+    let mut incomplete = not_looked_at("sockets", refused, *denied);
+    incomplete.extend(unread.clone());
+    if looked.left > 0 {
+        incomplete.push(format!(
+            "{} network namespaces with few sockets were left out: all of them take more than {BUDGET:?} of CPU",
+            looked.left
+        ));
+    }
+    if looked.imperfect {
+        incomplete.push("the kernel's table changed under the dump: sockets may be missing".to_owned());
+    }
+    let forgotten = looked.tables.iter().map(|(_, table)| table.forgotten).max().unwrap_or(0);
+    if forgotten > 0 {
+        incomplete
+            .push(format!("there were too many tuples: of each up to {forgotten} ports may be missing"));
+    }
+    if owners.denied > 0 {
+        let processes = owners.denied;
+        incomplete.push(format!("the files of {processes} processes may not be read: owners may be missing"));
+    }
+    incomplete.extend(unanswered(&owners));
+    if before.is_none() {
+        incomplete.push("there was no earlier look yet: rates are unknown".to_owned());
+    }
+    if *source == Source::Snapshot && tuples.iter().any(|tuple| tuple.time_wait > 0) {
+        let why = "who closed what is in TIME-WAIT is not known: only a running agent sees that";
+        incomplete.push(why.to_owned());
+    }
+    Ok(ExhaustionDocument {
+        schema: SCHEMA,
+        host: host::hostname(),
+        boot_id: host::boot_id(),
+        at: at.clone(),
+        source: *source,
+        incomplete,
+        tuples_in_use,
+        tuples,
+    })
+}
+
+/// What two looks tell, `period` apart.
+///
+/// # Errors
+/// When /proc or the kernel's sockets cannot be read.
+pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<ExhaustionDocument> {
+    let Found { places, denied, unread, .. } = scope.find(&Descriptors::All)?;
+    let before = match period.is_zero() {
+        true => None,
+        false => Some(remember(&ephemeral_ports::look(&places, BUDGET)?)),
+    };
+    sleep(period);
+    let looked = ephemeral_ports::look(&places, BUDGET)?;
+    let scene = Scene {
+        looked: &looked,
+        before: before.as_ref(),
+        closers: &HashMap::new(),
+        at: host::wall_clock(),
+        source: Source::Snapshot,
+        denied: denied as usize,
+        unread: unread.words(),
+    };
+    assemble(&scene, limit, owners::Look::Proc(Haste::Hurried))
+}
+
+/// What of a look the next one needs.
+pub fn remember(looked: &Looked) -> Look {
+    Look::of(looked.tables.iter().map(|(netns, table)| (netns.id, table)), looked.at_ns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::owners::Holder;
+    use crate::linux::sock_diag::Socket;
+    use crate::report::exhaustion::tests::{choice, socket};
+    use tcpclose_common::state::TcpState;
+
+    fn looked() -> Looked {
+        let mut table = Table::new(choice(1000..=1009, "1009"));
+        table.bind(&socket(TcpState::Listen, "0.0.0.0:1000", "0.0.0.0:0"));
+        for port in 1001..1006u32 {
+            let full = socket(TcpState::Established, &format!("127.0.0.1:{port}"), "127.0.0.1:80");
+            table.take(&Socket { inode: port, ..full });
+        }
+        for (port, left_s) in [(1006, 59), (1007, 50)] {
+            let socket = socket(TcpState::TimeWait, &format!("127.0.0.1:{port}"), "127.0.0.1:80");
+            table.take(&Socket { minisocket: true, expires_ns: Some(left_s * 1_000_000_000), ..socket });
+        }
+        table.take(&socket(TcpState::SynSent, "127.0.0.1:1001", "127.0.0.1:81"));
+        table.finish();
+        let netns = Netns { id: 7, inum: 77, name: None };
+        Looked { tables: vec![(netns, table)], at_ns: 5_000_000_000, ..Looked::default() }
+    }
+
+    #[test]
+    fn a_tuple_is_described_by_what_has_its_ports() {
+        let looked = looked();
+        let (picks, all) = fullest(&looked, 1);
+        assert_eq!((picks.len(), all), (1, 2));
+        let holders =
+            |pid, inodes: std::ops::Range<u32>| inodes.map(move |inode| (inode, Holder { pid, fd: 3 }));
+        let held = holders(5, 1001..1003).chain(holders(4, 1003..1006)).collect();
+        let processes = [4, 5].map(|pid| (pid, Arc::default())).into_iter().collect();
+        let owners = Owners::new(held, processes, 0);
+        // No process has this number (PID_MAX_LIMIT is 2²²).
+        let closers = HashMap::from([(1006, (u32::MAX, 1)), (1007, (u32::MAX, 2))]);
+        let before = Look::default();
+        let tuple = describe(&picks[0], Some(&before), looked.at_ns, &owners, &closers);
+        assert_eq!((tuple.ports, tuple.reserved, tuple.used, tuple.bound), (9, 1, 8, 1));
+        assert_eq!((tuple.time_wait, tuple.reusable, tuple.left()), (2, 2, 3));
+        assert_eq!(tuple.taken_per_second, None, "the look before knew of no more than it remembers");
+        let shares =
+            |shares: &[Share]| shares.iter().map(|share| (share.pid, share.sockets)).collect::<Vec<_>>();
+        assert_eq!(shares(&tuple.owners), [(4, 3), (5, 2)]);
+        assert_eq!(shares(&tuple.closed_by), [(u32::MAX, 2)]);
+        assert_eq!(tuple.closed_by[0].comm, None);
+        let json = serde_json::to_string(&tuple).unwrap();
+        assert_eq!(serde_json::from_str::<TupleUse>(&json).unwrap(), tuple);
+        assert!(json.contains(r#""remote":"127.0.0.1:80","range":[1000,1009],"#), "{json}");
+    }
+}

@@ -1,0 +1,5 @@
+//! TODO: module docs.
+
+pub mod pace;
+pub mod plan;
+pub mod summary;

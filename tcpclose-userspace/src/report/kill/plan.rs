@@ -1,0 +1,142 @@
+//! Which of the sockets that a query found are to be destroyed. Pure.
+
+use serde::Serialize;
+
+use crate::names::{Diagnosis, Phase};
+use crate::report::sockets::StuckSocket;
+
+/// What may be destroyed, besides what the filters say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Leave {
+    /// The age, seconds, from which a socket is stuck.
+    pub bound: f64,
+    /// The diagnoses of a CLOSE-WAIT that may go.
+    pub diagnoses: Vec<Diagnosis>,
+    /// Those too that are only possibly past the bound.
+    pub possibly: bool,
+    /// At most so many, the first of them.
+    pub limit: usize,
+}
+
+/// What goes unless a diagnosis is named. A `still_sending` is at work. A `not_accepted` holds nothing that destroying it
+/// would free: it goes on to stand in its listener's queue until the program accepts it.
+pub const DIAGNOSES: [Diagnosis; 2] = [Diagnosis::NotRead, Diagnosis::NotClosed];
+
+/// Matching sockets that are left alone, by why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Left {
+    pub still_sending: usize,
+    pub not_accepted: usize,
+    /// Of another diagnosis that was not asked for.
+    pub other_diagnosis: usize,
+    /// No dump has seen them: whether they are at work is unknown.
+    pub unknown: usize,
+    /// Not proven to be past the bound.
+    pub possibly: usize,
+    /// Beyond the limit.
+    pub beyond_limit: usize,
+}
+
+/// Parts `sockets` (which match the filters, the oldest first) into those that go and those that are left.
+pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left) {
+    let mut left = Left::default();
+    let mut going = Vec::new();
+    for socket in sockets {
+        let proven = socket.age.is_past(leave.bound);
+        if !proven && !socket.age.may_be_past(leave.bound) {
+            continue;
+        }
+        let allowed = socket.diagnosis.is_none_or(|diagnosis| leave.diagnoses.contains(&diagnosis))
+            && (socket.state != Phase::CloseWait || socket.diagnosis.is_some());
+        if !allowed {
+            *match socket.diagnosis {
+                Some(Diagnosis::StillSending) => &mut left.still_sending,
+                Some(Diagnosis::NotAccepted) => &mut left.not_accepted,
+                Some(Diagnosis::NotRead | Diagnosis::NotClosed) => &mut left.other_diagnosis,
+                Some(Diagnosis::Unknown) | None => &mut left.unknown,
+            } += 1;
+        } else if !proven && !leave.possibly {
+            left.possibly += 1;
+        } else if going.len() >= leave.limit {
+            left.beyond_limit += 1;
+        } else {
+            going.push(socket);
+        }
+    }
+    (going, left)
+}
+
+impl Left {
+    /// In words, with what would take them along; empty when nothing is left.
+    pub fn words(&self) -> Vec<String> {
+        let each = [
+            (self.still_sending, "still sending (--diagnosis still_sending)"),
+            (self.not_accepted, "not accepted yet (--diagnosis not_accepted)"),
+            (self.other_diagnosis, "of a diagnosis that was not named"),
+            (self.unknown, "of unknown diagnosis"),
+            (self.possibly, "possibly younger (--possibly)"),
+            (self.beyond_limit, "beyond the --limit"),
+        ];
+        each.iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("{n} {why}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::groups::tests::socket;
+    use crate::report::sockets::AgeSeconds;
+
+    fn leave(diagnoses: &[Diagnosis]) -> Leave {
+        Leave { bound: 60.0, diagnoses: diagnoses.to_vec(), possibly: false, limit: usize::MAX }
+    }
+
+    fn of(diagnosis: Option<Diagnosis>) -> StuckSocket {
+        StuckSocket { diagnosis, ..socket(90, &[]) }
+    }
+
+    fn zoo() -> Vec<StuckSocket> {
+        let age = AgeSeconds { exact: false, min_seconds: 10.0, max_seconds: None };
+        vec![
+            of(Some(Diagnosis::NotRead)),
+            of(Some(Diagnosis::NotClosed)),
+            of(Some(Diagnosis::StillSending)),
+            of(Some(Diagnosis::NotAccepted)),
+            of(Some(Diagnosis::Unknown)),
+            // As an agent of another version might say it.
+            of(None),
+            StuckSocket { age, ..of(Some(Diagnosis::NotRead)) },
+            socket(59, &[]),
+        ]
+    }
+
+    #[test]
+    fn only_proven_neglect_goes_unless_more_is_asked_by_name() {
+        let (going, left) = plan(zoo(), &leave(&DIAGNOSES));
+        let diagnoses: Vec<_> = going.iter().map(|socket| socket.diagnosis).collect();
+        assert_eq!(diagnoses, [Some(Diagnosis::NotRead), Some(Diagnosis::NotClosed)]);
+        let expected = Left { still_sending: 1, not_accepted: 1, unknown: 2, possibly: 1, ..Left::default() };
+        assert_eq!(left, expected);
+        assert_eq!(left.words().len(), 4);
+        let (going, left) = plan(zoo(), &leave(&[Diagnosis::StillSending]));
+        assert_eq!((going.len(), going[0].diagnosis), (1, Some(Diagnosis::StillSending)));
+        assert_eq!((left.other_diagnosis, left.possibly), (3, 0));
+        let (going, _) = plan(zoo(), &Leave { possibly: true, ..leave(&DIAGNOSES) });
+        assert_eq!(going.len(), 3);
+    }
+
+    #[test]
+    fn other_states_have_no_diagnosis_and_go_when_asked_for() {
+        let last_ack = StuckSocket { state: Phase::LastAck, ..of(None) };
+        assert_eq!(plan(vec![last_ack], &leave(&DIAGNOSES)).0.len(), 1);
+    }
+
+    #[test]
+    fn the_limit_takes_the_first() {
+        let sockets = vec![of(Some(Diagnosis::NotRead)), of(Some(Diagnosis::NotClosed))];
+        let (going, left) = plan(sockets, &Leave { limit: 1, ..leave(&DIAGNOSES) });
+        assert_eq!(going[0].diagnosis, Some(Diagnosis::NotRead));
+        assert_eq!((left.beyond_limit, left.words()), (1, vec!["1 beyond the --limit".to_owned()]));
+        assert!(Left::default().words().is_empty());
+    }
+}

@@ -1,0 +1,320 @@
+//! The JSON document that the agent answers `GET /ports` with and `tcpclose ports --json` prints: the close phase by
+//! service port. Aggregates only: no address, no process.
+//!
+//! As with [`crate::report::sockets`] a reader ignores keys that it does not know.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize, Serializer};
+use tcpclose_common::state::{CLOSE_PHASE, TcpState};
+
+use crate::linux::host;
+use crate::linux::netns::{Descriptors, Scope};
+use crate::linux::netns_dump;
+use crate::linux::netns_dump::Ask;
+use crate::metrics::gauges::Standing;
+use crate::metrics::histogram;
+use crate::metrics::histogram::Histogram;
+use crate::metrics::port_labels::Label;
+use crate::names::words::named;
+use crate::names::{Age, Diagnosis, Phase, Side};
+use crate::report::sockets::{Source, Versioned, seconds};
+use crate::report::{Sight, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
+
+/// The version of the document that this build writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// Younger numbers are as good as of now.
+const WORTH_A_WORD_SECONDS: f64 = 5.0;
+
+impl Versioned for PortsDocument {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortsDocument {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// As `uname -n`.
+    pub host: String,
+    /// The kernel's random id of this boot.
+    pub boot_id: String,
+    /// The wall clock of the numbers, RFC 3339, UTC, nanoseconds.
+    pub at: String,
+    pub source: Source,
+    /// How old the oldest part of the numbers of `sockets` and `stuck` is at that time; `null` from an agent that does not
+    /// tell.
+    #[serde(default)]
+    pub age_seconds: Option<f64>,
+    /// What could not be seen, one sentence each.
+    pub incomplete: Vec<String>,
+    /// The age from which a CLOSE-WAIT is stuck.
+    pub stuck_after_seconds: f64,
+    /// The time up to now that rates are taken over; `null` while it is too short for any.
+    pub rate_seconds: Option<f64>,
+    /// All ports together: every state, in the order of the close.
+    pub states: Vec<StateUse>,
+    /// The steps that were seen, all ports together; empty in a snapshot.
+    pub transitions: Vec<TransitionUse>,
+    /// Every pair of side and port that has a name, and `other` for the rest. In a snapshot every pair that has sockets.
+    pub ports: Vec<PortUse>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortUse {
+    #[serde(with = "named")]
+    pub side: Side,
+    /// A number, or `"other"`.
+    #[serde(with = "port_or_other")]
+    pub port: Option<u16>,
+    /// In all close-phase states now.
+    pub sockets: u64,
+    /// Of all ages; `tcpclose_stuck_sockets` has them in classes.
+    pub stuck: u64,
+    /// CLOSE-WAITs that may be stuck; their entry was not seen.
+    pub possibly_stuck: u64,
+    /// Connections that ended since the pair has its name; `null` in a snapshot.
+    pub closes: Option<u64>,
+    pub closes_per_second: Option<f64>,
+    /// The states that have sockets now, or that sockets have left.
+    pub states: Vec<StateUse>,
+}
+
+impl PortUse {
+    pub const fn label(&self) -> Label {
+        Label { side: self.side, port: self.port }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StateUse {
+    #[serde(with = "named")]
+    pub state: Phase,
+    /// In the state now.
+    pub sockets: u64,
+    /// Proven minimum age of the oldest of them; `null` where there is none.
+    pub oldest_seconds: Option<f64>,
+    /// Of the sockets that left it; `null` where none did.
+    pub durations: Option<Durations>,
+}
+
+/// The histogram of the time that sockets spent in a state, as `tcpclose_state_duration_seconds` has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Durations {
+    pub count: u64,
+    pub sum_seconds: f64,
+    pub median: Quantile,
+    pub p99: Quantile,
+}
+
+/// Where a quantile lies. The histogram has buckets: the interval is certain, the number in it is not.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Quantile {
+    /// By linear interpolation within the bucket; `null` beyond the last bucket's bound.
+    pub seconds: Option<f64>,
+    /// The bucket.
+    pub from_seconds: f64,
+    /// `null` beyond the last bound.
+    pub to_seconds: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TransitionUse {
+    /// A state's name as in labels.
+    pub from: String,
+    pub to: String,
+    /// Since the agent began.
+    pub count: u64,
+    pub per_second: Option<f64>,
+}
+
+impl PortsDocument {
+    /// How old the numbers are, in words, where that is worth any.
+    pub fn old(&self) -> Option<String> {
+        let seconds = self.age_seconds.filter(|seconds| *seconds >= WORTH_A_WORD_SECONDS)?;
+        Some(format!("numbers {seconds:.0} s old"))
+    }
+}
+
+impl StateUse {
+    pub fn new(state: Phase, standing: Standing, durations: Option<&Histogram>) -> Self {
+        let Standing { sockets, oldest_ns } = standing;
+        let oldest_seconds = (sockets > 0).then(|| seconds(oldest_ns));
+        Self { state, sockets, oldest_seconds, durations: durations.and_then(Durations::of) }
+    }
+}
+
+impl From<histogram::Quantile> for Quantile {
+    fn from(quantile: histogram::Quantile) -> Self {
+        Self {
+            seconds: quantile.seconds,
+            from_seconds: seconds(quantile.from_ns),
+            to_seconds: quantile.to_ns.map(seconds),
+        }
+    }
+}
+
+impl Durations {
+    /// `None` without samples.
+    pub fn of(histogram: &Histogram) -> Option<Self> {
+        Some(Self {
+            count: histogram.count(),
+            sum_seconds: histogram.sum_seconds(),
+            median: histogram.quantile(0.5)?.into(),
+            p99: histogram.quantile(0.99)?.into(),
+        })
+    }
+}
+
+/// What a look at one pair has counted.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    states: BTreeMap<Phase, Standing>,
+    stuck: u64,
+    possibly_stuck: u64,
+}
+
+impl Seen {
+    /// Takes in a socket that is in `phase` for `age`.
+    fn take(&mut self, phase: Phase, age: Age, diagnosis: Option<Diagnosis>, bound_ns: u64) {
+        let standing = self.states.entry(phase).or_default();
+        standing.sockets += 1;
+        standing.oldest_ns = standing.oldest_ns.max(age.min_ns);
+        if phase == Phase::CloseWait && diagnosis != Some(Diagnosis::StillSending) {
+            self.stuck += u64::from(age.is_past(bound_ns));
+            self.possibly_stuck += u64::from(age.may_be_past(bound_ns));
+        }
+    }
+
+    fn states(&self, phases: impl Iterator<Item = Phase>) -> Vec<StateUse> {
+        let one =
+            |phase: Phase| StateUse::new(phase, self.states.get(&phase).copied().unwrap_or_default(), None);
+        phases.map(one).collect()
+    }
+}
+
+/// What one dump of each network namespace tells: who is there now, and since when at least. `bound_ns`: the age from
+/// which a CLOSE-WAIT is stuck.
+///
+/// # Errors
+/// When /proc or the kernel's sockets cannot be read.
+pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
+    let found = scope.find(&Descriptors::All)?;
+    let ask = Ask { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
+    let mut survey = netns_dump::survey(found.places, ask, None)?;
+    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (sights, dump) = sights(&mut survey);
+    let ephemeral = host::ip_local_port_range();
+    let (mut all, mut pairs) = (Seen::default(), BTreeMap::<Label, Seen>::new());
+    for Sight { sockets, listeners, .. } in &sights {
+        for socket in sockets {
+            let Some(phase) = Phase::of(socket.state) else { continue };
+            let facts = dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
+            let diagnosis = diagnose(socket, facts.age, bound_ns);
+            let label = Label { side: facts.side, port: Some(facts.port) };
+            for seen in [&mut all, pairs.entry(label).or_default()] {
+                seen.take(phase, facts.age, diagnosis, bound_ns);
+            }
+        }
+    }
+    let mut incomplete = of_the_dump(&dump);
+    incomplete.extend(not_looked_at("sockets", refusals(&survey), found.denied as usize));
+    incomplete.extend(found.unread.words());
+    incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
+    let ports = pairs.into_iter().map(|(label, seen)| PortUse {
+        side: label.side,
+        port: label.port,
+        sockets: seen.states.values().map(|standing| standing.sockets).sum(),
+        stuck: seen.stuck,
+        possibly_stuck: seen.possibly_stuck,
+        closes: None,
+        closes_per_second: None,
+        states: seen.states(seen.states.keys().copied()),
+    });
+    Ok(PortsDocument {
+        schema: SCHEMA,
+        host: host::hostname(),
+        boot_id: host::boot_id(),
+        at,
+        source: Source::Snapshot,
+        age_seconds: Some(0.0),
+        incomplete,
+        stuck_after_seconds: seconds(bound_ns),
+        rate_seconds: None,
+        states: all.states(Phase::ALL.into_iter()),
+        transitions: Vec::new(),
+        ports: ports.collect(),
+    })
+}
+
+mod port_or_other {
+    use super::*;
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Port {
+        Number(u16),
+        Word(String),
+    }
+
+    pub fn serialize<S: Serializer>(port: &Option<u16>, to: S) -> Result<S::Ok, S::Error> {
+        match port {
+            Some(port) => to.serialize_u16(*port),
+            None => to.serialize_str("other"),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u16>, D::Error> {
+        match Port::deserialize(from)? {
+            Port::Number(port) => Ok(Some(port)),
+            Port::Word(word) if word == "other" => Ok(None),
+            Port::Word(word) => Err(D::Error::custom(format_args!("{word:?} is no port"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = concat!(
+        r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","age_seconds":null,"incomplete":[],"#,
+        r#""stuck_after_seconds":60.0,"rate_seconds":55.5,"#,
+        r#""states":[{"state":"fin_wait_1","sockets":0,"oldest_seconds":null,"durations":null}],"#,
+        r#""transitions":[{"from":"last_ack","to":"closed","count":7,"per_second":0.1}],"#,
+        r#""ports":[{"side":"server","port":8080,"sockets":1,"stuck":0,"possibly_stuck":0,"closes":7,"closes_per_second":0.1,"#,
+        r#""states":[{"state":"close_wait","sockets":1,"oldest_seconds":2.5,"durations":{"count":7,"sum_seconds":0.01,"#,
+        r#""median":{"seconds":0.0005,"from_seconds":0.0,"to_seconds":0.001},"#,
+        r#""p99":{"seconds":null,"from_seconds":86400.0,"to_seconds":null}}}]},"#,
+        r#"{"side":"client","port":"other","sockets":0,"stuck":0,"possibly_stuck":0,"closes":null,"#,
+        r#""closes_per_second":null,"states":[]}]}"#,
+    );
+
+    #[test]
+    fn a_socket_at_work_is_not_stuck_and_an_interval_is_possibly() {
+        let mut seen = Seen::default();
+        let mut take =
+            |min_ns, max_ns, why| seen.take(Phase::CloseWait, Age { min_ns, max_ns }, Some(why), 60);
+        take(70, Some(70), Diagnosis::StillSending);
+        take(61, None, Diagnosis::NotRead);
+        take(10, None, Diagnosis::NotRead);
+        take(10, Some(59), Diagnosis::NotClosed);
+        assert_eq!((seen.stuck, seen.possibly_stuck), (1, 1));
+        let [state] = &seen.states([Phase::CloseWait].into_iter())[..] else { panic!() };
+        assert_eq!((state.sockets, state.oldest_seconds), (4, Some(70e-9)));
+    }
+
+    #[test]
+    fn reads_and_writes_the_document_as_promised() {
+        let document: PortsDocument = serde_json::from_str(SAMPLE).unwrap();
+        assert_eq!(document.ports[1].label(), Label { side: Side::Client, port: None });
+        assert_eq!(serde_json::to_string(&document).unwrap(), SAMPLE);
+        assert!(serde_json::from_str::<PortsDocument>(&SAMPLE.replace("\"other\"", "\"none\"")).is_err());
+        let newer = SAMPLE.replace(r#""stuck":0"#, r#""stuck":0,"zone":"a""#);
+        assert_eq!(serde_json::from_str::<PortsDocument>(&newer).unwrap(), document);
+    }
+}

@@ -1,0 +1,350 @@
+//! The document that `GET /v1/sockets` answers with and `tcpclose stuck --json` prints; [`crate::report::encoding`] has the forms in
+//! which it travels.
+//!
+//! A reader ignores keys that it does not know, so that keys can be added; [`SCHEMA`] changes only when a key changes
+//! its meaning or goes.
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::{Arc, LazyLock};
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde::de::{DeserializeOwned, Deserializer};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::linux::cgroup::Place;
+use crate::linux::process::{Process, Runs};
+use crate::names::words;
+use crate::names::words::{named, named_or_null};
+use crate::names::{Age, Diagnosis, Phase, Side};
+
+/// The version of the document that this build writes and reads.
+pub const SCHEMA: u32 = 1;
+
+/// A document that says which version of its kind it is.
+pub trait Versioned: DeserializeOwned {
+    fn schema(&self) -> u32;
+}
+
+impl Versioned for Document {
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Document {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// As `uname -n`.
+    pub host: String,
+    /// The kernel's random id of this boot.
+    pub boot_id: String,
+    /// The wall clock when the sockets were looked at, RFC 3339, UTC, nanoseconds.
+    pub at: String,
+    pub source: Source,
+    /// What could not be seen, one sentence each.
+    pub incomplete: Vec<String>,
+    pub sockets: Vec<StuckSocket>,
+}
+
+/// Who looked at the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The running agent, which saw the steps.
+    Agent,
+    /// One dump: ages are what it proves.
+    Snapshot,
+}
+
+/// A socket in a close-phase state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StuckSocket {
+    #[serde(with = "named")]
+    pub state: Phase,
+    #[serde(with = "named")]
+    pub side: Side,
+    /// The service port: the local one on the server side, the remote one on the client side.
+    pub port: u16,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    /// The socket cookie, as `ss -e` writes `sk:`.
+    pub cookie: Cookie,
+    /// The interface that the socket is bound to; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interface: u32,
+    /// 0 for a socket that no program holds.
+    pub inode: u32,
+    pub uid: u32,
+    /// The inode of the socket's network namespace.
+    pub netns: u32,
+    /// What tells that namespace from a later one with its inode: the low half of its cookie, where the kernel gives out
+    /// cookies. 0 where it is unknown.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub netns_id: u32,
+    /// As `ip netns` calls that, where it has a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_name: Option<String>,
+    pub age: AgeSeconds,
+    /// Bytes of data that wait for the program; the FIN is not counted.
+    pub unread_bytes: u32,
+    /// Bytes that the peer has not acknowledged yet.
+    pub unsent_bytes: u32,
+    /// Since data was sent last, or since the handshake; `null` where no dump tells.
+    pub last_sent_seconds: Option<f64>,
+    /// `null` in states other than CLOSE-WAIT.
+    #[serde(with = "named_or_null")]
+    pub diagnosis: Option<Diagnosis>,
+    /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
+    /// when unknown.
+    pub owners: Vec<Owner>,
+    /// Who closed the socket that no program holds any more, where the agent saw that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed_by: Option<ClosedBy>,
+    /// Where the peer's end is in the same network namespace: every process that holds that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peer_owners: Vec<Owner>,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+impl Document {
+    /// Says of a process where it is first named what there is to say, and after that its pid and descriptors only: a
+    /// quarter of what fifteen thousand sockets of one process take to write and to read.
+    pub fn name_owners_once(&mut self) {
+        let mut named = FxHashSet::default();
+        for owner in self.every_owner().filter(|owner| !named.insert(owner.pid)) {
+            owner.process = nobody();
+        }
+    }
+
+    /// Undoes [`Self::name_owners_once`].
+    pub fn name_every_owner(&mut self) {
+        let mut named: FxHashMap<u32, Arc<Process>> = FxHashMap::default();
+        for owner in self.every_owner() {
+            let first = named.entry(owner.pid).or_insert_with(|| owner.process.clone());
+            if owner.comm.is_empty() {
+                owner.process = first.clone();
+            }
+        }
+    }
+
+    fn every_owner(&mut self) -> impl Iterator<Item = &mut Owner> {
+        self.sockets.iter_mut().flat_map(|socket| socket.owners.iter_mut().chain(&mut socket.peer_owners))
+    }
+}
+
+/// A process that holds a socket, by one of its descriptors.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    pub pid: u32,
+    pub fd: u32,
+    /// What is known of the process, once for all that it holds.
+    pub process: Arc<Process>,
+}
+
+impl Deref for Owner {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// [`Owner`] as it is written.
+#[derive(Serialize, Deserialize)]
+struct Flat<'a> {
+    pid: u32,
+    /// May hold control characters: escape it for a terminal.
+    comm: Cow<'a, str>,
+    fd: u32,
+    /// Where its executable lies, seen from its own root. May hold control characters too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exe: Option<Cow<'a, str>>,
+    /// What executes it: `jvm`, `python`, `go` or `native`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "named_or_null")]
+    runs: Option<Runs>,
+    /// The systemd unit that it runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unit: Option<Cow<'a, str>>,
+    /// `containerd://<64 hexadecimal digits>`; without the runtime where its cgroups do not tell that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    container_id: Option<Cow<'a, str>>,
+    /// The uid of its Kubernetes pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pod_uid: Option<Cow<'a, str>>,
+    /// File descriptors that the process has in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fds_used: Option<u64>,
+    /// The process's soft limit of open files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fds_limit: Option<u64>,
+}
+
+impl Serialize for Owner {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let Self { pid, fd, process } = self;
+        let Process { comm, exe, runs, place, fds_used, fds_limit } = &**process;
+        let flat = Flat {
+            pid: *pid,
+            comm: comm.into(),
+            fd: *fd,
+            exe: exe.as_deref().map(Cow::from),
+            runs: *runs,
+            unit: place.unit.as_deref().map(Cow::from),
+            container_id: place.container_id.as_deref().map(Cow::from),
+            pod_uid: place.pod_uid.as_deref().map(Cow::from),
+            fds_used: *fds_used,
+            fds_limit: *fds_limit,
+        };
+        flat.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Owner {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let Flat { pid, comm, fd, exe, runs, unit, container_id, pod_uid, fds_used, fds_limit } =
+            Flat::deserialize(from)?;
+        let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
+        let place = Place { unit: owned(unit), container_id: owned(container_id), pod_uid: owned(pod_uid) };
+        let process = Process { comm: comm.into_owned(), exe: owned(exe), runs, place, fds_used, fds_limit };
+        Ok(Self { pid, fd, process: if process.is_nothing() { nobody() } else { Arc::new(process) } })
+    }
+}
+
+/// A process of which nothing is said; one for all.
+fn nobody() -> Arc<Process> {
+    static NOBODY: LazyLock<Arc<Process>> = LazyLock::new(Arc::default);
+    NOBODY.clone()
+}
+
+/// The process that ended this side's stream, by close() or before that by shutdown().
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClosedBy {
+    pub pid: u32,
+    /// `null` when it has ended since.
+    pub comm: Option<String>,
+    /// How long ago that was.
+    pub seconds: f64,
+}
+
+/// [`Age`] in seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgeSeconds {
+    /// The entry was seen: both bounds are the age.
+    pub exact: bool,
+    pub min_seconds: f64,
+    /// `null` where no bound is proven.
+    pub max_seconds: Option<f64>,
+}
+
+impl From<Age> for AgeSeconds {
+    fn from(age: Age) -> Self {
+        Self { exact: age.is_exact(), min_seconds: seconds(age.min_ns), max_seconds: age.max_ns.map(seconds) }
+    }
+}
+
+impl AgeSeconds {
+    /// Proven to be `bound` seconds or longer.
+    pub fn is_past(&self, bound: f64) -> bool {
+        self.min_seconds >= bound
+    }
+
+    /// May be `bound` seconds or longer, but that is not proven.
+    pub fn may_be_past(&self, bound: f64) -> bool {
+        !self.is_past(bound) && self.max_seconds.is_none_or(|max| max >= bound)
+    }
+}
+
+/// Nanoseconds as seconds.
+pub fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}
+
+/// A socket cookie; in JSON in hexadecimal without leading zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cookie(pub u64);
+
+impl Serialize for Cookie {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() {
+            to.collect_str(&format_args!("{:x}", self.0))
+        } else {
+            to.serialize_u64(self.0)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Cookie {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        if !from.is_human_readable() {
+            return u64::deserialize(from).map(Self);
+        }
+        words::text(from, |text| u64::from_str_radix(text, 16).map(Self).map_err(|why| why.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sample of the design, key by key and in its order.
+    const SAMPLE: &str = concat!(
+        r#"{"schema":1,"host":"h","boot_id":"b","at":"2026-11-22T11:00:00.123456789Z","source":"agent","#,
+        r#""incomplete":[],"sockets":[{"state":"close_wait","side":"server","port":8080,"local":"10.0.0.5:8080","#,
+        r#""peer":"10.0.0.9:41234","cookie":"4fe4d","inode":12345,"uid":1000,"netns":4026531840,"#,
+        r#""age":{"exact":true,"min_seconds":93.2,"max_seconds":93.2},"unread_bytes":0,"unsent_bytes":0,"#,
+        r#""last_sent_seconds":93.4,"diagnosis":"not_closed","owners":[{"pid":4242,"comm":"api","fd":17,"unit":"api.service","#,
+        r#""container_id":"containerd://0123","pod_uid":"2c48913c"}]}]}"#,
+    );
+
+    #[test]
+    fn reads_and_writes_the_document_as_promised() {
+        let document: Document = serde_json::from_str(SAMPLE).unwrap();
+        let socket = &document.sockets[0];
+        assert_eq!((socket.cookie, socket.diagnosis), (Cookie(0x4fe4d), Some(Diagnosis::NotClosed)));
+        assert_eq!(serde_json::to_string(&document).unwrap(), SAMPLE);
+    }
+
+    #[test]
+    fn owners_that_are_named_once_are_all_named_again() {
+        let mut document: Document = serde_json::from_str(SAMPLE).unwrap();
+        let mut other = document.sockets[0].clone();
+        (other.cookie, other.owners[0].fd) = (Cookie(2), 18);
+        other.peer_owners = vec![Owner { pid: 1, fd: 7, process: nobody() }];
+        document.sockets.extend([other.clone(), other]);
+        let whole = document.clone();
+        document.name_owners_once();
+        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, process: nobody() }]);
+        let text = serde_json::to_string(&document).unwrap();
+        let mut read: Document = serde_json::from_str(&text).unwrap();
+        read.name_every_owner();
+        assert_eq!(read, whole);
+    }
+
+    #[test]
+    fn understands_what_a_newer_agent_adds() {
+        let newer = SAMPLE
+            .replace(r#""fd":17"#, r#""fd":17,"runs":"beam","zone":"a""#)
+            .replace("not_closed", "not_anything")
+            .replace(r#""max_seconds":93.2"#, r#""max_seconds":null"#);
+        let document: Document = serde_json::from_str(&newer).unwrap();
+        assert_eq!(document.sockets[0].diagnosis, Some(Diagnosis::Unknown));
+        assert_eq!(document.sockets[0].age.max_seconds, None);
+        assert!(serde_json::from_str::<Document>(&SAMPLE.replace("close_wait", "limbo")).is_err());
+        let null = SAMPLE.replace(r#""not_closed""#, "null");
+        assert_eq!(serde_json::from_str::<Document>(&null).unwrap().sockets[0].diagnosis, None);
+    }
+
+    #[test]
+    fn an_age_is_past_a_bound_by_its_minimum_only() {
+        let age = AgeSeconds::from(Age { min_ns: 59_000_000_000, max_ns: None });
+        assert!(!age.is_past(60.0) && age.may_be_past(60.0) && age.is_past(59.0) && !age.may_be_past(59.0));
+        let age = AgeSeconds::from(Age::exact(60_000_000_000));
+        assert!(age.exact && age.is_past(60.0) && !age.may_be_past(61.0));
+    }
+}

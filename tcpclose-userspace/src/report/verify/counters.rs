@@ -1,0 +1,267 @@
+//! What was counted between two looks: the agent's counters beside the kernel's.
+
+use tcpclose_common::state::TcpState;
+
+use crate::report::verify::verdict::{Causes, Span, Verdict};
+use crate::report::verify::{Look, Part, Reach, Row, Rungs, Sight, View, span};
+
+/// Counters of the kernel that no counter of the agent means the same as, and why.
+pub const NOT_COMPARED: &str = "not compared: OutRsts counts RSTs to ports on which nobody listens too, \
+    TCPAbortOnTimeout attempts to connect, TCPAbortOnData closes with linger 0 and data after close alike";
+
+/// Compares what both counted from `from` to `to`. `own`: the agent's network namespace; `reach`: what minisockets are
+/// followed in. Records come from all.
+pub fn compare(
+    from: &Look,
+    to: &Look,
+    rungs: &Rungs,
+    (own, reach): (u32, Reach),
+    causes: &Causes,
+) -> Vec<Row> {
+    let pair = Pair { from, to, own, reach };
+    vec![
+        pair.established_resets(causes),
+        pair.minisockets_born(rungs, causes),
+        pair.overflows(rungs, causes),
+        pair.reused(rungs, causes),
+        pair.aborts_on_close(causes),
+    ]
+}
+
+struct Pair<'a> {
+    from: &'a Look,
+    to: &'a Look,
+    own: u32,
+    reach: Reach,
+}
+
+impl Pair<'_> {
+    /// What the agent counted.
+    fn agent(&self, name: &str, labels: &[(&str, &str)]) -> i64 {
+        (self.to.metrics.sum(name, labels) - self.from.metrics.sum(name, labels)) as i64
+    }
+
+    fn transitions(&self, from: Option<&str>, to: &str) -> i64 {
+        let to = ("to", to);
+        match from {
+            Some(from) => self.agent("tcpclose_transitions_total", &[("from", from), to]),
+            None => self.agent("tcpclose_transitions_total", &[to]),
+        }
+    }
+
+    /// What the kernel counted between the two readings of the agent, which it was read before and after.
+    fn kernel(&self, reach: Reach, names: &[&str]) -> (Span, Vec<Part>) {
+        let sum = |view: &View| names.iter().map(|name| view.counters.get(name)).sum::<u64>() as i64;
+        let at = |view: Option<&View>| view.map(sum);
+        self.to.sum(reach, |id, to| {
+            let from = self.from.namespaces.get(&id);
+            let before = |sight: Option<&Sight>| at(sight.and_then(|sight| sight.before.as_ref()));
+            let after = |sight: Option<&Sight>| at(sight.and_then(|sight| sight.after.as_ref()));
+            // Counters begin at 0. One that was not there was not made yet, or not found.
+            let first = before(from).unwrap_or(0);
+            let last = after(Some(to)).or_else(|| before(Some(to))).or_else(|| after(from));
+            let min = before(Some(to)).zip(after(from)).map_or(0, |(to, from)| to - from);
+            Span { min, max: last.map_or(min, |last| last - first).max(min) }
+        })
+    }
+
+    /// `tcp_set_state()` counts ESTABLISHED or CLOSE-WAIT to CLOSE.
+    fn established_resets(&self, causes: &Causes) -> Row {
+        let agent =
+            self.transitions(Some("established"), "closed") + self.transitions(Some("close_wait"), "closed");
+        let agent = Span::exact(agent);
+        let (kernel, namespaces) = self.kernel(Reach::All, &["EstabResets"]);
+        Row {
+            what: "established or close_wait to closed, EstabResets".to_owned(),
+            agent,
+            kernel: Some(kernel),
+            verdict: causes.judge(agent, kernel),
+            namespaces,
+        }
+    }
+
+    /// A minisocket is born into TIME-WAIT, which the agent counts as a transition; or into FIN-WAIT-2, where it is
+    /// still, or from where it went on to TIME-WAIT (the transition) or to its end.
+    fn minisockets_born(&self, rungs: &Rungs, causes: &Causes) -> Row {
+        // Minisockets of other namespaces, which are not followed there and not counted here.
+        let elsewhere = [("state", "time_wait"), ("why", "namespace")];
+        let entered =
+            self.transitions(None, "time_wait") - self.agent("tcpclose_unseen_phases_total", &elsewhere);
+        let ended = self.transitions(Some("fin_wait_2"), "closed");
+        // Of those in FIN-WAIT-2 the agent counts full sockets too.
+        let minisockets = |look: &Look| {
+            let all = look.metrics.sum("tcpclose_sockets", &[("state", "fin_wait_2")]) as i64;
+            let (full, _) = look.sum(self.reach, |_, sight| {
+                let (before, after) = sight.sockets(|sockets| sockets.full_in(TcpState::FinWait2));
+                span(&before, &after)
+            });
+            Span::exact(all).minus(full)
+        };
+        let agent = Span { min: entered, max: entered + ended }
+            .plus(minisockets(self.to))
+            .minus(minisockets(self.from));
+        let (born, namespaces) = self.kernel(self.reach, &["TW", "TWKilled"]);
+        // Without hooks, one that found no room looks born.
+        let skipped = match rungs.dumps() {
+            true => self.kernel(self.reach, &["TCPTimeWaitOverflow"]).0.max,
+            false => 0,
+        };
+        let kernel = Span { max: born.max + skipped, ..born };
+        Row {
+            what: "minisockets born, TW + TWKilled".to_owned(),
+            agent,
+            kernel: Some(kernel),
+            verdict: causes.judge(agent, kernel),
+            namespaces,
+        }
+    }
+
+    fn overflows(&self, rungs: &Rungs, causes: &Causes) -> Row {
+        let agent = Span::exact(self.agent("tcpclose_time_wait_overflows_total", &[]));
+        let (what, reach) = match rungs.dumps() {
+            true => (
+                "time_wait skipped, TCPTimeWaitOverflow (which the agent reads itself, of its own namespace)",
+                Reach::Only(self.own),
+            ),
+            false => ("time_wait skipped, TCPTimeWaitOverflow", Reach::All),
+        };
+        let (kernel, namespaces) = self.kernel(reach, &["TCPTimeWaitOverflow"]);
+        let verdict = causes.judge(agent, kernel);
+        Row { what: what.to_owned(), agent, kernel: Some(kernel), verdict, namespaces }
+    }
+
+    fn reused(&self, rungs: &Rungs, causes: &Causes) -> Row {
+        let agent = Span::exact(self.agent("tcpclose_time_wait_ended_total", &[("reason", "reused")]));
+        let (kernel, namespaces) = self.kernel(Reach::All, &["TWRecycled"]);
+        let verdict = match rungs.dumps() {
+            true => Verdict::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
+            false => causes.judge(agent, kernel),
+        };
+        Row {
+            what: "time_wait reused by connect, TWRecycled".to_owned(),
+            agent,
+            kernel: Some(kernel),
+            verdict,
+            namespaces,
+        }
+    }
+
+    /// Every close with data unread is an abort; linger 0 and disconnects are aborts as well, which no counter of the
+    /// kernel has on its own.
+    fn aborts_on_close(&self, causes: &Causes) -> Row {
+        let closes = |outcome| self.agent("tcpclose_closes_total", &[("outcome", outcome)]);
+        let aborted = closes("aborted");
+        let agent = Span { min: aborted, max: aborted + closes("unknown") };
+        let (kernel, namespaces) = self.kernel(Reach::All, &["TCPAbortOnClose"]);
+        let verdict = match agent.beyond(kernel) {
+            1.. => Verdict::Explained("closes with linger 0 and disconnects are aborts too".to_owned()),
+            _ => causes.judge(agent, kernel),
+        };
+        Row {
+            what: "closes aborted, TCPAbortOnClose".to_owned(),
+            agent,
+            kernel: Some(kernel),
+            verdict,
+            namespaces,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::proc_net::Counters;
+    use crate::report::verify::tests::look as look_at;
+
+    fn look(metrics: &str, before: &[(&'static str, u64)], after: &[(&'static str, u64)]) -> Look {
+        look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
+    }
+
+    fn view(counters: &[(&'static str, u64)]) -> View {
+        View { counters: Counters(counters.iter().copied().collect()), ..View::default() }
+    }
+
+    fn between<'a>(from: &'a Look, to: &'a Look) -> Pair<'a> {
+        Pair { from, to, own: 1, reach: Reach::All }
+    }
+
+    fn rungs(time_wait: &str) -> Rungs {
+        Rungs { state: "btf".to_owned(), time_wait: time_wait.to_owned() }
+    }
+
+    #[test]
+    fn the_agents_difference_lies_in_what_the_kernel_counted_meanwhile() {
+        let from = look(
+            "tcpclose_transitions_total{from=\"established\",to=\"closed\"} 5\n",
+            &[("EstabResets", 10)],
+            &[("EstabResets", 11)],
+        );
+        let to = look(
+            "tcpclose_transitions_total{from=\"established\",to=\"closed\"} 7\n\
+             tcpclose_transitions_total{from=\"close_wait\",to=\"closed\"} 2\n",
+            &[("EstabResets", 14)],
+            &[("EstabResets", 15)],
+        );
+        let row = between(&from, &to).established_resets(&Causes::default());
+        assert_eq!((row.agent, row.kernel), (Span::exact(4), Some(Span { min: 3, max: 5 })));
+        assert_eq!(row.verdict, Verdict::Equal);
+        let row = between(&from, &from).established_resets(&Causes::default());
+        assert_eq!(row.verdict, Verdict::Equal);
+    }
+
+    #[test]
+    fn a_minisocket_is_accounted_for_where_it_is_or_where_it_went() {
+        let none = look("", &[], &[]);
+        let to = look(
+            "tcpclose_transitions_total{from=\"fin_wait_2\",to=\"time_wait\"} 5\n\
+             tcpclose_transitions_total{from=\"fin_wait_2\",to=\"closed\"} 1\n\
+             tcpclose_sockets{state=\"fin_wait_2\"} 3\n",
+            &[("TW", 8)],
+            &[("TW", 8), ("TCPTimeWaitOverflow", 1)],
+        );
+        let pair = between(&none, &to);
+        let row = pair.minisockets_born(&rungs("hooks"), &Causes::default());
+        assert_eq!((row.agent, row.verdict), (Span { min: 8, max: 9 }, Verdict::Equal));
+        let row = pair.minisockets_born(&rungs("diag"), &Causes::default());
+        assert_eq!(row.kernel, Some(Span { min: 8, max: 9 }));
+        let elsewhere = look(
+            "tcpclose_transitions_total{from=\"fin_wait_2\",to=\"time_wait\"} 5\n\
+             tcpclose_unseen_phases_total{state=\"time_wait\",why=\"namespace\"} 5\n",
+            &[],
+            &[],
+        );
+        let row = between(&none, &elsewhere).minisockets_born(&rungs("diag"), &Causes::default());
+        assert_eq!((row.agent, row.verdict), (Span::exact(0), Verdict::Equal));
+    }
+
+    #[test]
+    fn a_rung_that_cannot_know_says_so() {
+        let (from, to) = (look("", &[], &[]), look("", &[("TWRecycled", 7)], &[("TWRecycled", 7)]));
+        let pair = between(&from, &to);
+        assert!(matches!(pair.reused(&rungs("diag"), &Causes::default()).verdict, Verdict::NotTold(_)));
+        assert_eq!(pair.reused(&rungs("hooks"), &Causes::default()).verdict, Verdict::Differs);
+    }
+
+    #[test]
+    fn more_aborts_than_the_kernels_counter_have_other_causes_and_fewer_have_none() {
+        let (from, to) =
+            (look("", &[], &[]), look("tcpclose_closes_total{outcome=\"aborted\"} 3\n", &[], &[]));
+        let pair = between(&from, &to);
+        assert!(matches!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Explained(_)));
+        let to = look("", &[("TCPAbortOnClose", 3)], &[("TCPAbortOnClose", 3)]);
+        let pair = between(&from, &to);
+        assert_eq!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Differs);
+    }
+
+    #[test]
+    fn a_namespace_that_came_counts_from_nothing_and_one_that_went_until_it_was_seen_last() {
+        let count = |n| Some(view(&[("EstabResets", n)]));
+        let from = look_at("", [(1, count(10), count(10)), (2, count(5), count(6))]);
+        let to = look_at("", [(1, count(11), count(12)), (2, None, None), (3, count(4), count(7))]);
+        let (sum, parts) = between(&from, &to).kernel(Reach::All, &["EstabResets"]);
+        assert_eq!(sum, Span { min: 1, max: 2 + 1 + 7 });
+        assert_eq!(parts.len(), 3);
+        let (own, _) = between(&from, &to).kernel(Reach::Only(1), &["EstabResets"]);
+        assert_eq!(own, Span { min: 1, max: 2 });
+    }
+}

@@ -1,0 +1,243 @@
+//! What was there at one look: the agent's gauges beside dumps, and dumps beside /proc/net/sockstat.
+
+use std::collections::{BTreeMap, HashSet};
+
+use tcpclose_common::state::TcpState;
+
+use crate::linux::proc_net::SockStat;
+use crate::names::Phase;
+use crate::report::verify::verdict::{Causes, Span, Verdict};
+use crate::report::verify::{Look, Part, Reach, Row, Sight, Sockets, View, span};
+
+/// The agent's `tcpclose_sockets` at `look`. `earlier`: where minisockets are followed by dumps, what the kernel said at a
+/// time before which every step has been dumped by then.
+pub fn agent(look: &Look, earlier: Option<&BTreeMap<u32, View>>, reach: Reach, causes: &Causes) -> Vec<Row> {
+    let none = View::default();
+    let before = |id| earlier.map(|earlier| earlier.get(&id).unwrap_or(&none));
+    let skipped = earlier.map_or(0, |earlier| skipped(look, earlier, reach));
+    let rows = Phase::ALL.into_iter().map(|phase| {
+        let agent = look.metrics.sum("tcpclose_sockets", &[("state", phase.name())]) as i64;
+        let agent = Span::exact(agent);
+        let (kernel, namespaces) = look.sum(reach, |id, sight| in_phase(phase, sight, before(id)));
+        let verdict = match agent.beyond(kernel) {
+            beyond if is_of_minisockets(phase) && (1..=skipped).contains(&beyond) => {
+                Verdict::Explained(format!(
+                    "the kernel's table of TIME-WAITs was full: {skipped} were skipped (TCPTimeWaitOverflow), and the agent \
+                     knows that of each when a dump does not show it"
+                ))
+            }
+            _ => causes.judge(agent, kernel),
+        };
+        Row { what: format!("sockets in {}", phase.name()), agent, kernel: Some(kernel), verdict, namespaces }
+    });
+    rows.collect()
+}
+
+/// Phases of minisockets: for want of room the kernel makes none, and where no hook says so the agent takes it for made.
+fn is_of_minisockets(phase: Phase) -> bool {
+    matches!(phase, Phase::FinWait2 | Phase::TimeWait)
+}
+
+/// How many minisockets the kernel did not make since `earlier`.
+fn skipped(look: &Look, earlier: &BTreeMap<u32, View>, reach: Reach) -> i64 {
+    let count = |view: &View| view.counters.get("TCPTimeWaitOverflow") as i64;
+    let since = |id, sight: &Sight| {
+        let first = earlier.get(&id).map_or(0, count);
+        let last = [&sight.before, &sight.after].into_iter().flatten().map(count).max().unwrap_or(first);
+        Span { min: 0, max: (last - first).max(0) }
+    };
+    look.sum(reach, since).0.max
+}
+
+/// How many sockets of a namespace the agent can rightly say are in `phase`.
+fn in_phase(phase: Phase, sight: &Sight, earlier: Option<&View>) -> Span {
+    let of = |sockets: &Sockets| sockets.in_state(phase.state());
+    let (before, after) = sight.sockets(of);
+    let Some(View { sockets: earlier, .. }) = earlier.filter(|_| is_of_minisockets(phase)) else {
+        return span(&before, &after);
+    };
+    // Minisockets switch and end with no event: what was true since `earlier` can still be the agent's word.
+    let first = of(earlier);
+    let min = first.intersection(&after).count() as i64;
+    let mut possible: HashSet<u64> = &(&first | &before) | &after;
+    if phase == Phase::FinWait2 {
+        let waiting = |sockets: &Sockets| sockets.in_state(TcpState::TimeWait);
+        let (before, after) = sight.sockets(waiting);
+        possible.extend((&before | &after).difference(&waiting(earlier)));
+    }
+    Span { min, max: possible.len() as i64 }
+}
+
+/// What the agent and this audit rest on: that a dump shows what the kernel counts.
+pub fn dumps(look: &Look) -> Vec<Row> {
+    vec![
+        in_each("minisockets, sockstat tw", look, Sockets::minisockets, |stat| stat.tw),
+        in_each("full sockets, sockstat inuse", look, Sockets::in_use, |stat| stat.inuse),
+        orphans(look),
+    ]
+}
+
+const DUMPS: &str = "sock_diag: ";
+
+/// A number that each namespace has its own of: it must be the same in each.
+fn in_each(
+    what: &str,
+    look: &Look,
+    dumped: impl Fn(&Sockets) -> HashSet<u64>,
+    counted: impl Fn(&SockStat) -> u64,
+) -> Row {
+    let zero = Span::exact(0);
+    let (mut all_dumped, mut all_counted, mut differs, mut namespaces) = (zero, zero, false, Vec::new());
+    for sight in look.namespaces.values() {
+        let (before, after) = sight.sockets(&dumped);
+        let dumped = span(&before, &after);
+        let count = |view: &Option<View>| view.as_ref().map_or(0, |view| counted(&view.stat)) as i64;
+        let counted = Span::between(count(&sight.before), count(&sight.after));
+        all_dumped = all_dumped.plus(dumped);
+        all_counted = all_counted.plus(counted);
+        differs |= dumped.beyond(counted) != 0;
+        if (dumped, counted) != (zero, zero) {
+            namespaces.push(Part { dumped: Some(dumped), ..sight.part(counted) });
+        }
+    }
+    let verdict = if differs { Verdict::Differs } else { Verdict::Equal };
+    Row { what: format!("{DUMPS}{what}"), agent: all_dumped, kernel: Some(all_counted), verdict, namespaces }
+}
+
+/// Orphans, which the kernel counts of all namespaces together.
+fn orphans(look: &Look) -> Row {
+    let (dumped, namespaces) = look.sum(Reach::All, |_, sight| {
+        let (before, after) = sight.sockets(|sockets| sockets.orphans.clone());
+        span(&before, &after)
+    });
+    let namespaces = namespaces.into_iter().map(|part| Part { dumped: Some(part.kernel), ..part }).collect();
+    let views = look.namespaces.values().flat_map(|sight| [&sight.before, &sight.after]);
+    let counts: Vec<i64> = views.flatten().map(|view| view.stat.orphan as i64).collect();
+    let bound = |bound: Option<&i64>| bound.copied().unwrap_or(0);
+    let counted = Span { min: bound(counts.iter().min()), max: bound(counts.iter().max()) };
+    let verdict = match dumped.beyond(counted) {
+        0 => Verdict::Equal,
+        ..0 => Verdict::Explained(
+            "the kernel counts the orphans of all network namespaces together, also of those to which nothing leads"
+                .to_owned(),
+        ),
+        1.. => Verdict::Differs,
+    };
+    let what = format!("{DUMPS}orphans, sockstat orphan");
+    Row { what, agent: dumped, kernel: Some(counted), verdict, namespaces }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linux::proc_net::Counters;
+    use crate::report::verify::tests::{look as look_at, socket};
+
+    fn view(sockets: &[(TcpState, u64)]) -> View {
+        let mini = |state| matches!(state, TcpState::FinWait2 | TcpState::TimeWait);
+        let dumped: Vec<_> =
+            sockets.iter().map(|&(state, cookie)| socket(state, cookie, mini(state))).collect();
+        let sockets = Sockets::new(&dumped);
+        let (inuse, tw) = (sockets.in_use().len() as u64, sockets.minisockets().len() as u64);
+        let stat = SockStat { inuse, orphan: 0, tw };
+        View { sockets, stat, ..View::default() }
+    }
+
+    fn look(before: &[(TcpState, u64)], metrics: &str, after: &[(TcpState, u64)]) -> Look {
+        look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
+    }
+
+    fn of(rows: &[Row], phase: Phase) -> &Row {
+        rows.iter().find(|row| row.what == format!("sockets in {}", phase.name())).unwrap()
+    }
+
+    const ONE: &str =
+        "tcpclose_sockets{state=\"close_wait\",port=\"1\"} 1\ntcpclose_sockets{state=\"time_wait\"} 3\n";
+
+    #[test]
+    fn a_gauge_lies_between_what_stayed_and_what_was_ever_there() {
+        use TcpState::{CloseWait, TimeWait};
+        let look = look(&[(CloseWait, 1), (TimeWait, 9)], ONE, &[(CloseWait, 2), (TimeWait, 9)]);
+        let rows = agent(&look, None, Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::CloseWait).kernel, Some(Span { min: 0, max: 2 }));
+        assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Equal);
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
+        assert_eq!(of(&rows, Phase::LastAck).verdict, Verdict::Equal);
+    }
+
+    #[test]
+    fn where_minisockets_are_dumped_the_agents_word_may_be_a_dump_old() {
+        use TcpState::{FinWait2, TimeWait};
+        let earlier = look(&[(TimeWait, 7), (TimeWait, 8), (FinWait2, 9)], "", &[]);
+        let earlier = earlier.namespaces.into_values().filter_map(|sight| sight.before);
+        let earlier = earlier.map(|view| (1, view)).collect();
+        let now = [(TimeWait, 8), (TimeWait, 9)];
+        let look = look(&now, ONE, &now);
+        let rows = agent(&look, Some(&earlier), Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 1, max: 3 }));
+        assert_eq!(of(&rows, Phase::FinWait2).kernel, Some(Span { min: 0, max: 1 }));
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
+    }
+
+    #[test]
+    fn what_the_kernel_skipped_since_is_explained_and_no_more() {
+        let view = |overflows| View {
+            counters: Counters([("TCPTimeWaitOverflow", overflows)].into()),
+            ..view(&[(TcpState::TimeWait, 1)])
+        };
+        let earlier = BTreeMap::from([(1, view(10))]);
+        let at = |overflows| {
+            let look = look_at(ONE, [(1, Some(view(overflows)), Some(view(overflows)))]);
+            let rows = agent(&look, Some(&earlier), Reach::All, &Causes::default());
+            assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Differs);
+            of(&rows, Phase::TimeWait).verdict.clone()
+        };
+        assert_eq!((at(10), at(11)), (Verdict::Differs, Verdict::Differs));
+        assert!(matches!(at(12), Verdict::Explained(why) if why.contains("2 were skipped")));
+        // With hooks the agent is told of each.
+        let look = look_at(ONE, [(1, Some(view(12)), Some(view(12)))]);
+        let rows = agent(&look, None, Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
+    }
+
+    #[test]
+    fn a_dump_that_shows_less_than_the_kernel_counts_is_flagged() {
+        let mut look = look(&[(TcpState::TimeWait, 7)], "", &[(TcpState::TimeWait, 7)]);
+        assert!(dumps(&look).iter().all(|row| row.verdict == Verdict::Equal));
+        for view in look.namespaces.values_mut().flat_map(|sight| [&mut sight.before, &mut sight.after]) {
+            let stat = &mut view.as_mut().unwrap().stat;
+            (stat.tw, stat.orphan) = (2, 1);
+        }
+        let rows = dumps(&look);
+        assert_eq!(rows[0].verdict, Verdict::Differs);
+        assert!(matches!(rows[2].verdict, Verdict::Explained(_)));
+    }
+
+    #[test]
+    fn namespaces_are_added_and_one_that_differs_is_not_hidden_by_another() {
+        use TcpState::{CloseWait, TimeWait};
+        let (one, two) = (view(&[(CloseWait, 1), (TimeWait, 3)]), view(&[(TimeWait, 1), (TimeWait, 2)]));
+        let metrics = "tcpclose_sockets{state=\"close_wait\"} 1\ntcpclose_sockets{state=\"time_wait\"} 3\n";
+        let both = |one: &View, two: &View| {
+            let seen = |view: &View| Some(view.clone());
+            look_at(metrics, [(1, seen(one), seen(one)), (2, seen(two), seen(two))])
+        };
+        let look = both(&one, &two);
+        let rows = agent(&look, None, Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
+        let parts: Vec<i64> = of(&rows, Phase::TimeWait).namespaces.iter().map(|p| p.kernel.min).collect();
+        assert_eq!(parts, [1, 2]);
+        let rows = agent(&look, None, Reach::Own(2), &Causes::default());
+        assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 2, max: 3 }));
+        assert!(dumps(&look).iter().all(|row| row.verdict == Verdict::Equal));
+        let (mut more, mut less) = (one, two);
+        (more.stat.tw, less.stat.tw) = (2, 1);
+        let row = &dumps(&both(&more, &less))[0];
+        assert_eq!((row.agent, row.kernel), (Span::exact(3), Some(Span::exact(3))));
+        assert_eq!(row.verdict, Verdict::Differs);
+        // One that was there before the metrics were read alone may be counted or not.
+        let look = look_at(metrics, [(1, Some(more), None)]);
+        let rows = agent(&look, None, Reach::All, &Causes::default());
+        assert_eq!(of(&rows, Phase::CloseWait).kernel, Some(Span { min: 0, max: 1 }));
+    }
+}

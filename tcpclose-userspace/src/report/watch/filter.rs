@@ -1,0 +1,143 @@
+//! Which lines a watcher wants. The agent applies it, so that what nobody wants is not even written.
+
+use std::time::Duration;
+
+use crate::names::{Outcome, Phase};
+use crate::tracker::transition::Transition;
+
+/// Nothing lasts longer, and no longer number of nanoseconds can be read: 584 years.
+const LONGEST: Duration = Duration::from_nanos(u64::MAX);
+
+/// An empty one lets everything through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Service ports.
+    pub ports: Vec<u16>,
+    /// States that a step leaves or enters.
+    pub states: Vec<Phase>,
+    /// How the connection ended: its last step only.
+    pub outcomes: Vec<Outcome>,
+    /// Who closed this side, as the first PID namespace numbers it.
+    pub pid: Option<u32>,
+    /// The time spent in the state that was left, by its proven minimum.
+    pub longer_than: Duration,
+    /// Not a filter: whether lines are to come with [`More`](crate::report::watch::line::More).
+    pub more: bool,
+}
+
+impl Filter {
+    /// Whether a watcher is to be told of this step.
+    pub fn passes(&self, step: &Transition) -> bool {
+        let state = |phase: &Phase| step.from == phase.state() || step.to == phase.state();
+        (self.ports.is_empty() || self.ports.contains(&step.port))
+            && (self.states.is_empty() || self.states.iter().any(state))
+            && (self.outcomes.is_empty() || step.outcome.is_some_and(|how| self.outcomes.contains(&how)))
+            && self.pid.is_none_or(|pid| step.closer.is_some_and(|closer| closer.pid.get() == pid))
+            && u128::from(step.spent.min_ns) >= self.longer_than.as_nanos()
+    }
+
+    /// As the query of a request: what [`Self::parse`] reads.
+    pub fn query(&self) -> String {
+        let mut fields: Vec<String> = Vec::new();
+        fields.extend(self.ports.iter().map(|port| format!("port={port}")));
+        fields.extend(self.states.iter().map(|phase| format!("state={}", phase.name())));
+        fields.extend(self.outcomes.iter().map(|outcome| format!("outcome={}", outcome.name())));
+        fields.extend(self.pid.map(|pid| format!("pid={pid}")));
+        if !self.longer_than.is_zero() {
+            fields.push(format!("longer_than={}ns", self.longer_than.min(LONGEST).as_nanos()));
+        }
+        if self.more {
+            fields.push("more=1".to_owned());
+        }
+        fields.join("&")
+    }
+
+    /// Reads a request's query.
+    ///
+    /// # Errors
+    /// What is wrong with it. A field that is not known is refused: it would have kept lines back.
+    pub fn parse(query: &str) -> Result<Self, String> {
+        let mut filter = Self::default();
+        for field in query.split('&').filter(|field| !field.is_empty()) {
+            let (key, value) = field.split_once('=').unwrap_or((field, ""));
+            let wrong = |what: &str| format!("{key}={value}: {what}");
+            match key {
+                "port" => filter.ports.push(value.parse().map_err(|_| wrong("not a port"))?),
+                "state" => {
+                    let phase = Phase::ALL.into_iter().find(|phase| phase.name() == value);
+                    filter.states.push(phase.ok_or_else(|| wrong("not a close-phase state"))?);
+                }
+                "outcome" => {
+                    let outcome = Outcome::ALL.into_iter().find(|outcome| outcome.name() == value);
+                    filter.outcomes.push(outcome.ok_or_else(|| wrong("not an outcome"))?);
+                }
+                "pid" => filter.pid = Some(value.parse().map_err(|_| wrong("not a process id"))?),
+                "longer_than" => {
+                    let bound = humantime::parse_duration(value);
+                    filter.longer_than = bound.map_err(|why| wrong(&why.to_string()))?.min(LONGEST);
+                }
+                "more" => filter.more = value == "1",
+                _ => return Err(format!("{key}: no such filter")),
+            }
+        }
+        Ok(filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+    use crate::names::Age;
+    use crate::tracker::socket::Closer;
+    use crate::tracker::transition::tests::fin_wait_2_to_time_wait;
+
+    #[test]
+    fn each_filter_lets_through_what_it_names() {
+        let closer = Closer { pid: NonZeroU32::new(42).unwrap(), at_ns: 7 };
+        let step = Transition { closer: Some(closer), ..fin_wait_2_to_time_wait() };
+        assert_eq!((step.port, step.spent), (80, Age { min_ns: 1_000_000_000, max_ns: Some(2_000_000_000) }));
+        let end = Transition { outcome: Some(Outcome::Graceful), ..step.clone() };
+        for (query, passes) in [
+            ("", [true, true]),
+            ("more=1", [true, true]),
+            ("port=80", [true, true]),
+            ("port=81&port=80", [true, true]),
+            ("port=81", [false, false]),
+            ("state=time_wait", [true, true]),
+            ("state=last_ack&state=fin_wait_2", [true, true]),
+            ("state=close_wait", [false, false]),
+            ("outcome=graceful", [false, true]),
+            ("outcome=timeout", [false, false]),
+            ("pid=42", [true, true]),
+            ("pid=43", [false, false]),
+            ("longer_than=1s", [true, true]),
+            ("longer_than=1001ms", [false, false]),
+            ("port=80&state=close_wait", [false, false]),
+        ] {
+            let filter = Filter::parse(query).unwrap();
+            assert_eq!([filter.passes(&step), filter.passes(&end)], passes, "{query}");
+        }
+        let stranger = Transition { closer: None, ..step };
+        assert!(!Filter::parse("pid=42").unwrap().passes(&stranger));
+    }
+
+    #[test]
+    fn a_query_says_what_the_filter_says() {
+        let query = "port=80&port=443&state=close_wait&outcome=timeout&pid=7&longer_than=1500000000ns&more=1";
+        let filter = Filter::parse(query).unwrap();
+        assert_eq!((filter.query().as_str(), filter.longer_than), (query, Duration::from_millis(1500)));
+        assert_eq!(Filter::parse(&Filter::default().query()), Ok(Filter::default()));
+        for longest in ["584years", "585years", "18446744073709551615s"] {
+            let filter = Filter::parse(&format!("longer_than={longest}")).unwrap();
+            assert_eq!(Filter::parse(&filter.query()), Ok(filter));
+        }
+        for bad in
+            ["port=", "port=70000", "state=limbo", "outcome=good", "pid=x", "longer_than=soon", "color=red"]
+        {
+            let why = Filter::parse(bad).unwrap_err();
+            assert!(why.starts_with(bad.split('=').next().unwrap()), "{why}");
+        }
+    }
+}

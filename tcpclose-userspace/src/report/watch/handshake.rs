@@ -1,0 +1,146 @@
+//! The steps of one connection, put together until it is over.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+
+use tcpclose_common::state::TcpState;
+
+use crate::names::Outcome;
+use crate::report::watch::line::Line;
+
+/// Connections that are held until they end; one more sends the oldest away. A flood that is watched as drawings must
+/// not fill the memory.
+const MOST: usize = 16_384;
+
+/// A connection that is over, or that waits for nothing but its timer: its steps, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Connection {
+    /// Never empty.
+    pub steps: Vec<Line>,
+}
+
+impl Connection {
+    /// How it ended. What came to TIME-WAIT has exchanged both FINs.
+    pub fn outcome(&self) -> Outcome {
+        self.steps.iter().rev().find_map(|step| step.outcome).unwrap_or(Outcome::Graceful)
+    }
+
+    /// Whether it has been in `state`, as far as its steps tell.
+    pub fn has_been_in(&self, state: TcpState) -> bool {
+        self.steps.iter().any(|step| step.from == state || step.to == state)
+    }
+}
+
+/// One socket: its network namespace and both its ends.
+type Key = (u32, SocketAddr, SocketAddr);
+
+/// Connections in their close phase.
+#[derive(Default)]
+pub struct Handshakes {
+    open: HashMap<Key, (u64, Vec<Line>)>,
+    /// By the number of their first step, the oldest first.
+    by_age: BTreeMap<u64, Key>,
+    begun: u64,
+    forgotten: u64,
+}
+
+impl Handshakes {
+    /// Takes a step in. Returns the connection that it ends.
+    pub fn take(&mut self, line: Line) -> Option<Connection> {
+        let key = (line.netns, line.local, line.peer);
+        let (from, to) = (line.from, line.to);
+        // The close was over when TIME-WAIT began.
+        if from == TcpState::TimeWait {
+            return None;
+        }
+        let first = matches!(from, TcpState::Established | TcpState::SynRecv);
+        let mut steps = match self.remove(&key) {
+            // The end of an earlier connection was never told.
+            Some(_) if first => Vec::new(),
+            Some(steps) => steps,
+            None => Vec::new(),
+        };
+        steps.push(line);
+        if matches!(to, TcpState::TimeWait | TcpState::Close) {
+            return Some(Connection { steps });
+        }
+        self.insert(key, steps);
+        None
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Vec<Line>> {
+        let (number, steps) = self.open.remove(key)?;
+        self.by_age.remove(&number);
+        Some(steps)
+    }
+
+    fn insert(&mut self, key: Key, steps: Vec<Line>) {
+        if self.open.len() >= MOST
+            && let Some((_, oldest)) = self.by_age.pop_first()
+        {
+            self.open.remove(&oldest);
+            self.forgotten += 1;
+        }
+        self.begun += 1;
+        self.by_age.insert(self.begun, key);
+        self.open.insert(key, (self.begun, steps));
+    }
+
+    /// How many were forgotten since this was asked last.
+    pub fn forgotten(&mut self) -> u64 {
+        std::mem::take(&mut self.forgotten)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::watch::line::tests::sample;
+    use TcpState::{Close, CloseWait, Established, FinWait1, FinWait2, LastAck, TimeWait};
+
+    fn line(from: TcpState, to: TcpState) -> Line {
+        Line { from, to, ..sample() }
+    }
+
+    #[test]
+    fn the_steps_of_one_socket_make_one_connection() {
+        let mut handshakes = Handshakes::default();
+        let peer = |from, to| {
+            let Line { local, peer, .. } = sample();
+            Line { local: peer, peer: local, ..line(from, to) }
+        };
+        assert_eq!(handshakes.take(line(Established, FinWait1)), None);
+        assert_eq!(handshakes.take(peer(Established, CloseWait)), None);
+        assert_eq!(handshakes.take(line(FinWait1, FinWait2)), None);
+        assert_eq!(handshakes.take(peer(CloseWait, LastAck)), None);
+        let active = handshakes.take(line(FinWait2, TimeWait)).unwrap();
+        assert_eq!((active.steps.len(), active.outcome()), (3, Outcome::Graceful));
+        assert!(active.has_been_in(FinWait1) && !active.has_been_in(CloseWait));
+        let outcome = Some(Outcome::ResetReceived);
+        let passive = handshakes.take(Line { outcome, ..peer(LastAck, Close) }).unwrap();
+        assert_eq!((passive.steps.len(), passive.outcome()), (3, Outcome::ResetReceived));
+        assert_eq!(handshakes.take(line(TimeWait, Close)), None);
+        assert!(handshakes.open.is_empty() && handshakes.by_age.is_empty());
+    }
+
+    #[test]
+    fn a_new_connection_does_not_inherit_an_old_ones_steps() {
+        let mut handshakes = Handshakes::default();
+        handshakes.take(line(Established, CloseWait));
+        handshakes.take(line(Established, FinWait1));
+        let steps = handshakes.take(line(FinWait1, Close)).unwrap().steps;
+        assert_eq!(steps.iter().map(|step| step.from).collect::<Vec<_>>(), [Established, FinWait1]);
+    }
+
+    #[test]
+    fn the_oldest_goes_when_there_are_too_many() {
+        let mut handshakes = Handshakes::default();
+        for netns in 0..MOST as u32 + 3 {
+            handshakes.take(Line { netns, ..line(Established, FinWait1) });
+        }
+        assert_eq!((handshakes.open.len(), handshakes.by_age.len()), (MOST, MOST));
+        assert_eq!((handshakes.forgotten(), handshakes.forgotten()), (3, 0));
+        let late = handshakes.take(Line { netns: 1, ..line(FinWait1, Close) }).unwrap();
+        assert_eq!(late.steps.len(), 1, "its first step was forgotten");
+    }
+}

@@ -1,0 +1,105 @@
+//! Ends that no record told: what vanished, and minisockets that dumps, or another socket's step, found gone.
+
+use tcpclose_common::state::TcpState;
+
+use crate::names::{Age, Outcome, Phase};
+
+use crate::tracker::Tracker;
+use crate::tracker::event::{Ended, Fact, Sink, Why};
+use crate::tracker::socket::Since;
+use crate::tracker::transition::{Step, Told, between};
+
+impl Tracker {
+    /// The full socket is gone, and no record said how.
+    pub(super) fn vanish(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        let phase = self.lives[at].phase;
+        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
+        // No transition was seen; but who watches is to know that nothing more comes.
+        if out.is_watched() {
+            let life = &self.lives[at];
+            let end = Since { earliest_ns: life.event_ns.max(life.seen_ns), latest_ns: now };
+            let spent = self.spent(at, phase, end);
+            let outcome = Some(Outcome::Unknown);
+            let (from, to, told) = (phase.state(), TcpState::Close, Told::BY_DUMP);
+            out.transition(
+                Step { at_ns: now, from, to, spent, outcome, told }.of(life, self.inum_of(life.netns)),
+            );
+        }
+        self.count(at, now, Outcome::Unknown, out);
+        self.remove(at);
+    }
+
+    /// The same at the classic door, where another socket has the address now: what closed first may go on as a
+    /// minisocket, which only a dump can tell; until then it is not over.
+    pub(super) fn displaced(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+        let phase = self.lives[at].phase;
+        let next = match phase {
+            Phase::FinWait1 | Phase::FinWait2 => Phase::FinWait2,
+            Phase::Closing => Phase::TimeWait,
+            Phase::CloseWait | Phase::LastAck | Phase::TimeWait => return self.vanish(at, now, out),
+        };
+        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
+        self.enter(at, next, Since { earliest_ns: 0, latest_ns: now });
+        self.hand_over(at, now, out);
+    }
+
+    /// The minisocket is gone, found out at `now`. Its end is when its timer was due, if it was; else the last that is
+    /// known of it is taken for that: a dump's look, or, if none saw it, the record of the hand-over, where the phase was
+    /// longer before that than what is unknown after. (Without BTF a RST in FIN-WAIT-2 looks like a hand-over too.)
+    pub(super) fn end_minisocket(&mut self, at: usize, now: u64, told: Told, out: &mut impl Sink) {
+        self.end_minisocket_by(at, now, Ended::Early, told, out);
+    }
+
+    /// The same; `early` is what ended it if its timer did not.
+    pub(super) fn end_minisocket_by(
+        &mut self,
+        at: usize,
+        now: u64,
+        early: Ended,
+        told: Told,
+        out: &mut impl Sink,
+    ) {
+        let life = self.lives[at];
+        let seen = life.seen_ns != 0;
+        let expired = life.expires_ns() != 0 && life.expires_ns() <= now;
+        let presumed = life.phase == Phase::TimeWait && !life.counted;
+        let before = life.event_ns.saturating_sub(life.since.latest_ns);
+        let last = match life.seen_ns {
+            0 if before > now.saturating_sub(life.event_ns) => Some(life.event_ns),
+            0 => None,
+            // It was seen after its timer was due: timers are late.
+            seen_ns if expired => Some(seen_ns.max(life.expires_ns())),
+            seen_ns => Some(seen_ns),
+        };
+        let end = last.unwrap_or(now);
+        if !presumed {
+            out.fact(
+                end,
+                match last.map(|last| life.since.until(last)) {
+                    Some(Some(ns)) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
+                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why(&life) },
+                    None => Fact::Unseen { phase: life.phase, why: Why::BetweenDumps },
+                },
+            );
+        }
+        // What was taken for TIME-WAIT and never found there went from CLOSING straight to CLOSE.
+        let from = if presumed { TcpState::Closing } else { life.phase.state() };
+        // FIN-WAIT-2 ran out of its timer: the peer's FIN never came.
+        let outcome = if expired { Outcome::Timeout } else { Outcome::Unknown };
+        let ended = Since { earliest_ns: last.unwrap_or(life.event_ns), latest_ns: now };
+        let spent = if presumed { Age::UNKNOWN } else { between(life.since, ended) };
+        let settled = if life.phase == Phase::TimeWait && !presumed { Outcome::Graceful } else { outcome };
+        let step = Step { at_ns: end, from, to: TcpState::Close, spent, outcome: Some(settled), told };
+        self.tell(&life, step, out);
+        if life.phase == Phase::TimeWait && !presumed {
+            let how = match (seen, expired) {
+                (false, _) => Ended::Unknown,
+                (true, true) => Ended::Expired,
+                (true, false) => early,
+            };
+            out.fact(end, Fact::TimeWaitEnded { how });
+        }
+        self.count(at, end, outcome, out);
+        self.remove(at);
+    }
+}
