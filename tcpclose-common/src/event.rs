@@ -1,16 +1,16 @@
 //! The ring-buffer records.
 //!
-//! A socket's first close-phase step opens a life and carries its addresses ([`Open`], 80 bytes); the steps that
-//! follow carry only what changed ([`Step`], 40 bytes; at the classic door [`FlowStep`], 48). All start with the same
-//! [`Head`]. The kind of a record is its length and its [`flags::OPEN`] bit, which must agree.
+//! A socket's first close-phase step opens a life and carries its addresses ([`OpenRecord`], 80 bytes); the steps that
+//! follow carry only what changed ([`StepRecord`], 40 bytes; at the classic door [`FlowStepRecord`], 48). All start with the same
+//! [`RecordHeader`]. The kind of a record is its length and its [`flags::OPEN`] bit, which must agree.
 //!
-//! What no state change tells comes as a [`Notice`], 40 bytes: the life of a minisocket, and a RST that was sent.
+//! What no state change tells comes as a [`HookRecord`], 40 bytes: the life of a minisocket, and a RST that was sent.
 
-/// Bits of [`Head::flags`].
+/// Bits of [`RecordHeader::flags`].
 pub mod flags {
-    /// The record is an [`Open`](super::Open).
+    /// The record is an [`OpenRecord`](super::Open).
     pub const OPEN: u16 = 1 << 0;
-    /// [`Head::key`](super::Head::key) is the socket cookie; otherwise it is the address of the `struct sock`,
+    /// [`RecordHeader::key`](super::Head::key) is the socket cookie; otherwise it is the address of the `struct sock`,
     /// which is good until →CLOSE and no longer.
     pub const COOKIE: u16 = 1 << 1;
     /// The facts below, `netns`, `err`, `err_soft` and the [`Numbers`](super::Numbers) were read from the socket;
@@ -30,16 +30,16 @@ pub mod flags {
     pub const LINGER2_NEGATIVE: u16 = 1 << 8;
     /// `snd_una` = `write_seq`: all that this side sent is acknowledged, its FIN too if it sent one.
     pub const FIN_ACKED: u16 = 1 << 9;
-    /// The record is a [`Notice`](super::Notice).
+    /// The record is a [`HookRecord`](super::Notice).
     pub const NOTICE: u16 = 1 << 10;
-    /// [`Head::closer`](super::Head::closer) is known.
+    /// [`RecordHeader::closer`](super::Head::closer) is known.
     pub const CLOSER: u16 = 1 << 11;
 }
 
 /// The start of every record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Head {
+pub struct RecordHeader {
     /// Who: the socket cookie, or the socket's address (see [`flags::COOKIE`]).
     pub key: u64,
     /// When: `bpf_ktime_get_ns`, CLOCK_MONOTONIC, nanoseconds.
@@ -66,7 +66,7 @@ pub struct Head {
     pub err_soft: u16,
 }
 
-impl Head {
+impl RecordHeader {
     /// The process (`tgid`) that made this side's FIN, by close() or shutdown(): told at a step into FIN-WAIT-1 or LAST-ACK
     /// that was made in process context. It stands where the errors of the end stand at a step to CLOSE.
     pub const fn closer(&self) -> Option<u32> {
@@ -102,16 +102,16 @@ pub struct Numbers {
 /// A step of a socket whose life is open.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Step {
-    pub head: Head,
+pub struct StepRecord {
+    pub head: RecordHeader,
     pub numbers: Numbers,
 }
 
 /// The same at the classic door, where no cookie says whose it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowStep {
-    pub step: Step,
+pub struct FlowStepRecord {
+    pub step: StepRecord,
     /// [`flow_hash`] of the addresses and ports.
     pub flow: u64,
 }
@@ -123,8 +123,8 @@ pub type Words = [u32; 4];
 /// The first close-phase step of a socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Open {
-    pub head: Head,
+pub struct OpenRecord {
+    pub head: RecordHeader,
     pub numbers: Numbers,
     /// Local address; IPv4 as v4-mapped IPv6.
     pub local: Words,
@@ -136,11 +136,11 @@ pub struct Open {
     pub spare: u32,
 }
 
-/// What a [`Notice`] says, in [`Head::err`].
+/// What a [`HookRecord`] says, in [`RecordHeader::err`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-pub enum News {
-    /// A minisocket was made for this socket, in the state [`Head::new`].
+pub enum HookKind {
+    /// A minisocket was made for this socket, in the state [`RecordHeader::new`].
     Born = 1,
     /// None could be made: the table is full, or there is no memory.
     Unborn,
@@ -166,7 +166,7 @@ pub enum News {
     Early,
 }
 
-impl News {
+impl HookKind {
     pub const ALL: [Self; 12] = [
         Self::Born,
         Self::Unborn,
@@ -190,26 +190,28 @@ impl News {
 /// Something about a socket or minisocket that is no state change of a socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Notice {
+pub struct HookRecord {
     /// `key` is the cookie, 0 where the socket has none. `old` and `new` are states: of the socket or minisocket before
-    /// and after, 0 where there is none. `err` is the [`News`].
-    pub head: Head,
-    /// The address of the `struct sock` in [`News::Born`], [`News::Unborn`] and [`News::ResetSent`]; in [`News::Flipped`] the
+    /// and after, 0 where there is none. `err` is the [`HookKind`].
+    pub head: RecordHeader,
+    /// The address of the `struct sock` in [`HookKind::Born`], [`HookKind::Unborn`] and [`HookKind::ResetSent`]; in [`HookKind::Flipped`] the
     /// minisocket's `tw_rcv_nxt`, one past the peer's FIN; else 0.
     pub sk: u64,
 }
 
-const _: () = assert!(size_of::<Notice>() == size_of::<Step>());
-const _: () = assert!(size_of::<Head>() == 32 && size_of::<Step>() == 40 && size_of::<Open>() == 80);
-const _: () = assert!(size_of::<FlowStep>() == 48);
+const _: () = assert!(size_of::<HookRecord>() == size_of::<StepRecord>());
+const _: () = assert!(
+    size_of::<RecordHeader>() == 32 && size_of::<StepRecord>() == 40 && size_of::<OpenRecord>() == 80
+);
+const _: () = assert!(size_of::<FlowStepRecord>() == 48);
 
 /// A record of either kind, decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    Open(Open),
-    /// And the [`FlowStep::flow`] of it; 0 at the tp_btf door.
-    Step(Step, u64),
-    Notice(Notice, News),
+    Open(OpenRecord),
+    /// And the [`FlowStepRecord::flow`] of it; 0 at the tp_btf door.
+    Step(StepRecord, u64),
+    Hook(HookRecord, HookKind),
 }
 
 impl Record {
@@ -217,20 +219,20 @@ impl Record {
     /// transition that the probe never sends.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let record = match bytes.len() {
-            n if n == size_of::<Open>() => Self::Open(Open::decode(bytes)?),
-            n if n == size_of::<Step>() => {
-                let step = Step::decode(bytes)?;
+            n if n == size_of::<OpenRecord>() => Self::Open(OpenRecord::decode(bytes)?),
+            n if n == size_of::<StepRecord>() => {
+                let step = StepRecord::decode(bytes)?;
                 if step.head.flags & flags::NOTICE != 0 {
                     let sk = u64::from_ne_bytes(take(bytes, 32)?);
-                    return Some(Self::Notice(
-                        Notice { head: step.head, sk },
-                        News::from_raw(step.head.err)?,
+                    return Some(Self::Hook(
+                        HookRecord { head: step.head, sk },
+                        HookKind::from_raw(step.head.err)?,
                     ));
                 }
                 Self::Step(step, 0)
             }
-            n if n == size_of::<FlowStep>() => {
-                Self::Step(Step::decode(bytes)?, u64::from_ne_bytes(take(bytes, 40)?))
+            n if n == size_of::<FlowStepRecord>() => {
+                Self::Step(StepRecord::decode(bytes)?, u64::from_ne_bytes(take(bytes, 40)?))
             }
             _ => return None,
         };
@@ -245,11 +247,11 @@ impl Record {
         sound.then_some(record)
     }
 
-    pub fn head(&self) -> &Head {
+    pub fn head(&self) -> &RecordHeader {
         match self {
             Self::Open(open) => &open.head,
             Self::Step(step, _) => &step.head,
-            Self::Notice(notice, _) => &notice.head,
+            Self::Hook(notice, _) => &notice.head,
         }
     }
 }
@@ -259,7 +261,7 @@ fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-impl Head {
+impl RecordHeader {
     fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self {
             key: u64::from_ne_bytes(take(bytes, 0)?),
@@ -277,22 +279,22 @@ impl Head {
 }
 
 impl Numbers {
-    /// Behind the [`Head`].
+    /// Behind the [`RecordHeader`].
     fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self { snd: u32::from_ne_bytes(take(bytes, 32)?), rcv: u32::from_ne_bytes(take(bytes, 36)?) })
     }
 }
 
-impl Step {
+impl StepRecord {
     fn decode(bytes: &[u8]) -> Option<Self> {
-        Some(Self { head: Head::decode(bytes)?, numbers: Numbers::decode(bytes)? })
+        Some(Self { head: RecordHeader::decode(bytes)?, numbers: Numbers::decode(bytes)? })
     }
 }
 
-impl Open {
+impl OpenRecord {
     fn decode(bytes: &[u8]) -> Option<Self> {
         Some(Self {
-            head: Head::decode(bytes)?,
+            head: RecordHeader::decode(bytes)?,
             numbers: Numbers::decode(bytes)?,
             local: words(bytes, 40)?,
             remote: words(bytes, 56)?,
@@ -308,7 +310,7 @@ fn words(bytes: &[u8], at: usize) -> Option<Words> {
     Some([word(0)?, word(1)?, word(2)?, word(3)?])
 }
 
-/// A 64-bit hash of a connection's addresses (as in [`Open`]) and ports (host order): the join key of the classic
+/// A 64-bit hash of a connection's addresses (as in [`OpenRecord`]) and ports (host order): the join key of the classic
 /// door, where no cookie is to be had. Both sides of the boundary compute it with this one function.
 #[inline(always)]
 pub fn flow_hash(local: &Words, remote: &Words, local_port: u16, remote_port: u16) -> u64 {
@@ -336,9 +338,9 @@ mod tests {
         unsafe { std::slice::from_raw_parts((value as *const T).cast::<u8>(), size_of::<T>()) }.to_vec()
     }
 
-    fn open() -> Open {
-        Open {
-            head: Head {
+    fn open() -> OpenRecord {
+        OpenRecord {
+            head: RecordHeader {
                 key: 0x1122_3344_5566_7788,
                 time_ns: 0x99aa_bbcc_ddee_ff00,
                 local_port: 443,
@@ -362,13 +364,13 @@ mod tests {
     fn what_the_probe_writes_is_what_the_agent_reads() {
         let open = open();
         assert_eq!(Record::decode(&bytes(&open)), Some(Record::Open(open)));
-        let step = Step {
-            head: Head { old: 5, new: 7, flags: flags::COOKIE, ..open.head },
+        let step = StepRecord {
+            head: RecordHeader { old: 5, new: 7, flags: flags::COOKIE, ..open.head },
             numbers: Numbers { snd: 0x89ab_cdef, rcv: 0x0123_4567 },
         };
         assert_eq!(Record::decode(&bytes(&step)), Some(Record::Step(step, 0)));
         let flow = 0x1357_9bdf_0246_8ace;
-        assert_eq!(Record::decode(&bytes(&FlowStep { step, flow })), Some(Record::Step(step, flow)));
+        assert_eq!(Record::decode(&bytes(&FlowStepRecord { step, flow })), Some(Record::Step(step, flow)));
     }
 
     #[test]
@@ -383,16 +385,16 @@ mod tests {
 
     #[test]
     fn a_notice_is_told_from_a_step() {
-        for news in News::ALL {
-            let head = Head { err: news as u16, old: 6, new: 7, flags: flags::NOTICE, ..open().head };
-            let notice = Notice { head, sk: 9 };
-            assert_eq!(Record::decode(&bytes(&notice)), Some(Record::Notice(notice, news)));
+        for news in HookKind::ALL {
+            let head = RecordHeader { err: news as u16, old: 6, new: 7, flags: flags::NOTICE, ..open().head };
+            let notice = HookRecord { head, sk: 9 };
+            assert_eq!(Record::decode(&bytes(&notice)), Some(Record::Hook(notice, news)));
         }
-        let head = Head { err: 99, flags: flags::NOTICE, ..open().head };
-        assert_eq!(Record::decode(&bytes(&Notice { head, sk: 9 })), None);
+        let head = RecordHeader { err: 99, flags: flags::NOTICE, ..open().head };
+        assert_eq!(Record::decode(&bytes(&HookRecord { head, sk: 9 })), None);
         // Its length is a notice's and no other record's.
-        let step = Step { head: Head { old: 5, new: 7, ..head }, numbers: Numbers::default() };
-        assert_eq!(Record::decode(&bytes(&FlowStep { step, flow: 1 })), None);
+        let step = StepRecord { head: RecordHeader { old: 5, new: 7, ..head }, numbers: Numbers::default() };
+        assert_eq!(Record::decode(&bytes(&FlowStepRecord { step, flow: 1 })), None);
         let mut open = open();
         open.head.flags |= flags::NOTICE;
         assert_eq!(Record::decode(&bytes(&open)), None);
@@ -403,12 +405,12 @@ mod tests {
         let good = bytes(&open());
         for len in 0..200 {
             let cut: Vec<u8> = good.iter().copied().cycle().take(len).collect();
-            assert_eq!(Record::decode(&cut).is_some(), len == size_of::<Open>(), "{len}");
+            assert_eq!(Record::decode(&cut).is_some(), len == size_of::<OpenRecord>(), "{len}");
         }
-        let kind_disagrees = Open { head: Head { flags: 0, ..open().head }, ..open() };
+        let kind_disagrees = OpenRecord { head: RecordHeader { flags: 0, ..open().head }, ..open() };
         assert_eq!(Record::decode(&bytes(&kind_disagrees)), None);
         for (old, new) in [(1, 1), (0, 4), (77, 4), (1, 200), (10, 7), (5, 7)] {
-            let bad = Open { head: Head { old, new, ..open().head }, ..open() };
+            let bad = OpenRecord { head: RecordHeader { old, new, ..open().head }, ..open() };
             assert_eq!(Record::decode(&bytes(&bad)), None, "{old} → {new}");
         }
     }

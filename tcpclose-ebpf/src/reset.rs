@@ -4,7 +4,7 @@
 //! RST that goes out some microseconds after →CLOSE tells them apart.
 
 use aya_ebpf::programs::BtfTracePointContext;
-use tcpclose_common::event::News;
+use tcpclose_common::event::HookKind;
 use tcpclose_common::state::TcpState;
 
 use crate::sock::{self, IPPROTO_TCP, Load, Typed};
@@ -32,5 +32,5 @@ pub fn sent(ctx: &BtfTracePointContext) {
     let mut head = unsafe { time_wait::head::<Typed>(sk) };
     head.old = TcpState::Close.raw();
     head.new = TcpState::Close.raw();
-    time_wait::send(head, News::ResetSent, sk as u64);
+    time_wait::send(head, HookKind::ResetSent, sk as u64);
 }

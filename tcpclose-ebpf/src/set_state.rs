@@ -7,7 +7,7 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
-use tcpclose_common::event::{FlowStep, Head, Open, Step, Words, flags, flow_hash};
+use tcpclose_common::event::{FlowStepRecord, OpenRecord, RecordHeader, StepRecord, Words, flags, flow_hash};
 use tcpclose_common::state::{TcpState, is_close_step, is_in, opens_life};
 
 use crate::ring;
@@ -42,9 +42,9 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
         // SAFETY: as above.
         let ((local, remote), inum) =
             unsafe { (sock::addresses::<Typed>(sk), sock::netns_inum::<Typed>(sk)) };
-        open(head, Open { numbers, local, remote, inum, ..Open::default() })
+        open(head, OpenRecord { numbers, local, remote, inum, ..OpenRecord::default() })
     } else {
-        ring::send(Step { head, numbers })
+        ring::send(StepRecord { head, numbers })
     };
     log(ctx, sent, old, new, local_port, remote_port);
 }
@@ -69,10 +69,10 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
     let sent = if opens_life(old) {
         // SAFETY: as for the facts.
         let inum = if sock::resolved() { unsafe { sock::netns_inum::<Copied>(sk as *const u8) } } else { 0 };
-        open(head, Open { numbers, local, remote, inum, ..Open::default() })
+        open(head, OpenRecord { numbers, local, remote, inum, ..OpenRecord::default() })
     } else {
         let flow = flow_hash(&local, &remote, local_port, remote_port);
-        ring::send(FlowStep { step: Step { head, numbers }, flow })
+        ring::send(FlowStepRecord { step: StepRecord { head, numbers }, flow })
     };
     log(ctx, sent, old, new, local_port, remote_port);
 }
@@ -100,8 +100,8 @@ unsafe fn cookie(sk: *const u8) -> u64 {
 }
 
 #[inline(always)]
-fn head<L: Load>(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16) -> Head {
-    let mut head = Head {
+fn head<L: Load>(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16) -> RecordHeader {
+    let mut head = RecordHeader {
         key,
         // SAFETY: a helper without arguments.
         time_ns: unsafe { bpf_ktime_get_ns() },
@@ -126,9 +126,9 @@ fn head<L: Load>(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, 
 }
 
 #[inline(always)]
-fn open(mut head: Head, open: Open) -> bool {
+fn open(mut head: RecordHeader, open: OpenRecord) -> bool {
     head.flags |= flags::OPEN;
-    ring::send(Open { head, ..open })
+    ring::send(OpenRecord { head, ..open })
 }
 
 /// What `--log-level` shows of the probe. At level off, the default, the verifier removes these branches: the level

@@ -131,7 +131,7 @@ impl Load for Copied {
     }
 }
 
-/// What the kernel knows of a socket at one step. See [`tcpclose_common::event::Head`] for the fields.
+/// What the kernel knows of a socket at one step. See [`tcpclose_common::event::RecordHeader`] for the fields.
 pub struct Facts {
     pub flags: u16,
     pub netns: u32,

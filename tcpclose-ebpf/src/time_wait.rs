@@ -16,7 +16,7 @@ use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cook
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
 use aya_ebpf::programs::{FEntryContext, FExitContext};
-use tcpclose_common::event::{Head, News, Notice, flags};
+use tcpclose_common::event::{HookKind, HookRecord, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::ring;
@@ -86,7 +86,7 @@ pub fn born(ctx: &FExitContext) {
     let (old, mut head) = unsafe { (Typed::load::<u8>(sk, sock::state_offset()), head::<Typed>(sk)) };
     head.old = old;
     head.new = state as u8;
-    let news = if tw == 0 { News::Unborn } else { News::Born };
+    let news = if tw == 0 { HookKind::Unborn } else { HookKind::Born };
     send(head, news, sk as u64);
 }
 
@@ -145,7 +145,7 @@ fn flipped(tw: *const u8) {
     head.new = substate;
     // SAFETY: as above.
     let rcv_nxt: u32 = unsafe { Typed::load(tw, sock::tw_rcv_nxt_offset()) };
-    send(head, News::Flipped, rcv_nxt.into());
+    send(head, HookKind::Flipped, rcv_nxt.into());
 }
 
 /// `tcp_twsk_unique(struct sock *sk, struct sock *sktw, void *twp)`, left.
@@ -190,7 +190,7 @@ pub fn expired(ctx: &FEntryContext) {
     let timer: *const u8 = ctx.arg(0);
     // The timer lies inside the minisocket: a pointer that the verifier does not know, so the loads are copies.
     let tw = timer.wrapping_sub(sock::timer_offset());
-    end::<Copied>(tw, News::Expired);
+    end::<Copied>(tw, HookKind::Expired);
 }
 
 /// `inet_twsk_deschedule_put(struct inet_timewait_sock *tw)`, entered.
@@ -202,10 +202,10 @@ pub fn early(ctx: &FEntryContext) {
     let Scratch { tw: ours, doing } = unsafe { scratch.read() };
     let news = if ours == tw as u64 {
         match doing {
-            Doing::SegmentInFinWait2 | Doing::SegmentInTimeWait => News::Reset,
-            Doing::Recycling => News::Recycled,
-            Doing::Resetting => News::DataAfterClose,
-            Doing::Reusing => News::Reused,
+            Doing::SegmentInFinWait2 | Doing::SegmentInTimeWait => HookKind::Reset,
+            Doing::Recycling => HookKind::Recycled,
+            Doing::Resetting => HookKind::DataAfterClose,
+            Doing::Reusing => HookKind::Reused,
         }
     } else {
         of_task(tw as u64)
@@ -216,19 +216,19 @@ pub fn early(ctx: &FEntryContext) {
 
 /// What this task ends `tw` for.
 #[inline(always)]
-fn of_task(tw: u64) -> News {
+fn of_task(tw: u64) -> HookKind {
     let task = task();
     // SAFETY: the value is not kept.
     if unsafe { ABORTING.get(task) }.is_some_and(|aborting| *aborting == tw) {
-        return News::Destroyed;
+        return HookKind::Destroyed;
     }
     // SAFETY: as above.
     if unsafe { PURGING.get(task) }.is_none() {
-        return News::Early;
+        return HookKind::Early;
     }
     // The destructor, which follows, need not tell it again.
     let _ = PURGING.insert(task, tw, 0);
-    News::Purged
+    HookKind::Purged
 }
 
 /// `tcp_twsk_destructor(struct sock *sk)`, entered: the last reference to the minisocket is gone. In Debian's 6.1
@@ -240,13 +240,13 @@ pub fn gone(ctx: &FEntryContext) {
     // SAFETY: the value is not kept.
     if unsafe { PURGING.get(task()) }.is_some_and(|told| *told != tw as u64) {
         // A struct sock to the verifier, which has no substate: the loads are copies.
-        end::<Copied>(tw, News::Purged);
+        end::<Copied>(tw, HookKind::Purged);
     }
 }
 
 /// Tells of a minisocket's end.
 #[inline(always)]
-fn end<L: Load>(tw: *const u8, news: News) {
+fn end<L: Load>(tw: *const u8, news: HookKind) {
     // SAFETY: a live minisocket: its end has only begun.
     let (substate, mut head) = unsafe { (L::load::<u8>(tw, sock::substate_offset()), head::<L>(tw)) };
     head.old = substate;
@@ -270,9 +270,9 @@ fn remember(tw: u64, doing: Doing) {
 }
 
 #[inline(always)]
-pub fn send(mut head: Head, news: News, sk: u64) {
+pub fn send(mut head: RecordHeader, news: HookKind, sk: u64) {
     head.err = news as u16;
-    ring::send(Notice { head, sk });
+    ring::send(HookRecord { head, sk });
 }
 
 /// Who a socket or minisocket is, and when this is.
@@ -280,11 +280,11 @@ pub fn send(mut head: Head, news: News, sk: u64) {
 /// # Safety
 /// `common` is a live sock or inet_timewait_sock.
 #[inline(always)]
-pub unsafe fn head<L: Load>(common: *const u8) -> Head {
+pub unsafe fn head<L: Load>(common: *const u8) -> RecordHeader {
     // SAFETY: both begin with a sock_common.
     unsafe {
         let (local_port, remote_port) = sock::common_ports::<L>(common);
-        Head {
+        RecordHeader {
             key: sock::cookie::<L>(common),
             time_ns: bpf_ktime_get_ns(),
             local_port,

@@ -3,8 +3,8 @@
 use hyper::Uri;
 use tcpclose::agent::server::handlers::{exhaustion, kill, page, sockets, watch};
 use tcpclose::failure::printable;
-use tcpclose::kill::Order;
-use tcpclose::report::watch::filter::Filter;
+use tcpclose::kill::KillOrder;
+use tcpclose::report::watch::filter::WatchFilter;
 
 /// Reads it as the agent does, behind its HTTP library.
 pub fn read(bytes: &[u8]) {
@@ -29,17 +29,17 @@ pub fn read(bytes: &[u8]) {
             Ok(limit) => return assert!(limit <= 1000, "{query}"),
             Err(why) => why,
         },
-        watch::PATH => match Filter::parse(query) {
+        watch::PATH => match WatchFilter::parse(query) {
             Ok(filter) => {
-                assert_eq!(Filter::parse(&filter.query()).as_ref(), Ok(&filter), "{query}");
+                assert_eq!(WatchFilter::parse(&filter.query()).as_ref(), Ok(&filter), "{query}");
                 return;
             }
             Err(why) => why,
         },
-        kill::PATH => match serde_json::from_slice::<Order>(body) {
+        kill::PATH => match serde_json::from_slice::<KillOrder>(body) {
             Ok(order) => {
                 let Ok(text) = serde_json::to_vec(&order) else { panic!("{order:?} cannot be written") };
-                match serde_json::from_slice::<Order>(&text) {
+                match serde_json::from_slice::<KillOrder>(&text) {
                     Ok(again) => assert_eq!(without_times(again), without_times(order)),
                     Err(why) => panic!("{order:?}: {why}"),
                 }
@@ -56,6 +56,6 @@ pub fn read(bytes: &[u8]) {
 }
 
 /// Numbers with a point are read to within their last digit.
-fn without_times(order: Order) -> Order {
-    Order { stuck_after_seconds: 0.0, max_age_seconds: None, ..order }
+fn without_times(order: KillOrder) -> KillOrder {
+    KillOrder { stuck_after_seconds: 0.0, max_age_seconds: None, ..order }
 }

@@ -1,14 +1,16 @@
 //! Records of the ring: a byte that says the rung, then each record behind its length.
 
-use tcpclose::metrics::Ledger;
+use tcpclose::metrics::Metrics;
 use tcpclose::metrics::gauges::StuckAfter;
-use tcpclose::metrics::port_labels::Names;
+use tcpclose::metrics::port_labels::PortLabels;
 use tcpclose::names::Phase;
-use tcpclose::tracker::event::{Fact, Sink};
-use tcpclose::tracker::hook_records::Told;
+use tcpclose::tracker::event::{EventSink, TrackerEvent};
+use tcpclose::tracker::hook_records::HookCoverage;
 use tcpclose::tracker::transition::Transition;
-use tcpclose::tracker::{Host, Tracker};
-use tcpclose_common::event::{FlowStep, Head, Notice, Numbers, Open, Record, Step};
+use tcpclose::tracker::{HostParameters, Tracker};
+use tcpclose_common::event::{
+    FlowStepRecord, HookRecord, Numbers, OpenRecord, Record, RecordHeader, StepRecord,
+};
 
 use super::Bytes;
 
@@ -17,16 +19,16 @@ const HERE: u32 = 1;
 const LATEST_NS: u64 = 1 << 62;
 
 struct Books {
-    ledger: Ledger,
+    ledger: Metrics,
     closes: u64,
     dwelt: u64,
 }
 
-impl Sink for Books {
-    fn fact(&mut self, at_ns: u64, fact: Fact) {
+impl EventSink for Books {
+    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
         match fact {
-            Fact::Closed { .. } => self.closes += 1,
-            Fact::Dwelt { ns, .. } => {
+            TrackerEvent::Closed { .. } => self.closes += 1,
+            TrackerEvent::StateDuration { ns, .. } => {
                 assert!(ns < LATEST_NS, "{fact:?}");
                 self.dwelt += 1;
             }
@@ -49,10 +51,10 @@ pub fn read(bytes: &[u8]) {
     let mut rest = Bytes(bytes);
     let rung = rest.byte();
     let [by_cookie, told, hooks] = [1, 2, 4].map(|bit| rung & bit != 0);
-    let host = Host { netns: HERE, everywhere: rung & 8 != 0, told, ephemeral: 32768..=60999 };
+    let host = HostParameters { netns: HERE, everywhere: rung & 8 != 0, told, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, by_cookie);
-    tracker.set_told(Told { births: hooks, lives: hooks, resets: hooks, since_ns: 0 });
-    let ledger = Ledger::new(Names::new(4, &[], 32768..=60999));
+    tracker.set_told(HookCoverage { births: hooks, lives: hooks, resets: hooks, since_ns: 0 });
+    let ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
     let mut books = Books { ledger, closes: 0, dwelt: 0 };
     let (mut records, mut latest) = (0, 0);
     while !rest.0.is_empty() {
@@ -63,7 +65,7 @@ pub fn read(bytes: &[u8]) {
         let head = match &mut record {
             Record::Open(open) => &mut open.head,
             Record::Step(step, _) => &mut step.head,
-            Record::Notice(notice, _) => &mut notice.head,
+            Record::Hook(notice, _) => &mut notice.head,
         };
         head.time_ns %= LATEST_NS;
         latest = latest.max(head.time_ns);
@@ -92,7 +94,7 @@ pub fn read(bytes: &[u8]) {
 /// What the probe writes for `record`.
 pub fn encode(record: &Record) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let head = |bytes: &mut Vec<u8>, head: &Head| {
+    let head = |bytes: &mut Vec<u8>, head: &RecordHeader| {
         bytes.extend(head.key.to_ne_bytes());
         bytes.extend(head.time_ns.to_ne_bytes());
         bytes.extend(head.local_port.to_ne_bytes());
@@ -114,22 +116,22 @@ pub fn encode(record: &Record) -> Vec<u8> {
             for word in open.local.iter().chain(&open.remote).chain([&open.inum, &open.spare]) {
                 bytes.extend(word.to_ne_bytes());
             }
-            assert_eq!(bytes.len(), size_of::<Open>());
+            assert_eq!(bytes.len(), size_of::<OpenRecord>());
         }
         Record::Step(step, flow) => {
             head(&mut bytes, &step.head);
             numbers(&mut bytes, &step.numbers);
-            assert_eq!(bytes.len(), size_of::<Step>());
+            assert_eq!(bytes.len(), size_of::<StepRecord>());
             // What is no hash is at the tp_btf door.
             if *flow != 0 {
                 bytes.extend(flow.to_ne_bytes());
-                assert_eq!(bytes.len(), size_of::<FlowStep>());
+                assert_eq!(bytes.len(), size_of::<FlowStepRecord>());
             }
         }
-        Record::Notice(notice, _) => {
+        Record::Hook(notice, _) => {
             head(&mut bytes, &notice.head);
             bytes.extend(notice.sk.to_ne_bytes());
-            assert_eq!(bytes.len(), size_of::<Notice>());
+            assert_eq!(bytes.len(), size_of::<HookRecord>());
         }
     }
     bytes

@@ -1,8 +1,8 @@
 //! The state file. Its checksums are made to fit, since no fuzzer guesses one: the first byte says of which parts.
 
-use tcpclose::tracker::persist::Kept;
+use tcpclose::tracker::persist::SavedSocket;
 use tcpclose::tracker::state_format;
-use tcpclose::tracker::{Host, Tracker};
+use tcpclose::tracker::{HostParameters, Tracker};
 
 use super::Bytes;
 
@@ -22,7 +22,7 @@ pub fn read(bytes: &[u8]) {
         assert!(kept.since.earliest_ns <= kept.since.latest_ns && kept.since.latest_ns <= NOW_NS, "{kept:?}");
     }
     assert!(former.until_ns() <= NOW_NS);
-    let lives: Vec<Kept> = former.lives().copied().collect();
+    let lives: Vec<SavedSocket> = former.lives().copied().collect();
     assert_eq!((lives.len(), lives.is_empty()), (former.len(), former.is_empty()));
     let again = match state_format::read(&state_format::write(BOOT, &lives, former.until_ns()), BOOT, NOW_NS)
     {
@@ -31,7 +31,7 @@ pub fn read(bytes: &[u8]) {
     };
     assert_eq!(again.len(), lives.len());
     assert!(lives.iter().all(|kept| again.lives().any(|other| other == kept)));
-    let host = Host { netns: 1, everywhere: true, told: true, ephemeral: 32768..=60999 };
+    let host = HostParameters { netns: 1, everywhere: true, told: true, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, true);
     tracker.set_former(again);
     assert!(tracker.is_empty(), "what was kept is a claim, until a dump has seen it");

@@ -3,11 +3,14 @@
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
-use tcpclose::metrics::Ledger;
-use tcpclose::metrics::port_labels::Names;
+use tcpclose::metrics::Metrics;
+use tcpclose::metrics::port_labels::PortLabels;
 use tcpclose::names::words_of;
-use tcpclose::tracker::{Host, Tracker};
-use tcpclose_common::event::{FlowStep, Head, News, Notice, Numbers, Open, Record, Step, flags, flow_hash};
+use tcpclose::tracker::{HostParameters, Tracker};
+use tcpclose_common::event::{
+    FlowStepRecord, HookKind, HookRecord, Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags,
+    flow_hash,
+};
 use tcpclose_common::state::TcpState::{self, *};
 
 const NETNS: u32 = 4_026_531_840;
@@ -16,15 +19,15 @@ const AT_ONCE: u64 = 64;
 
 pub fn tracker(by_cookie: bool) -> Tracker {
     let mut tracker = Tracker::new(
-        Host { netns: NETNS, everywhere: false, told: true, ephemeral: 32768..=60999 },
+        HostParameters { netns: NETNS, everywhere: false, told: true, ephemeral: 32768..=60999 },
         by_cookie,
     );
     tracker.set_time_wait_ns(60_000_000_000);
     tracker
 }
 
-pub fn ledger() -> Ledger {
-    Ledger::new(Names::new(32, &[], 32768..=60999))
+pub fn ledger() -> Metrics {
+    Metrics::new(PortLabels::new(32, &[], 32768..=60999))
 }
 
 /// Records one after the other, as bytes: each has its length before it.
@@ -76,8 +79,8 @@ impl End {
         }
     }
 
-    fn head(&self, at_ns: u64, (old, new): (TcpState, TcpState), more: u16) -> Head {
-        Head {
+    fn head(&self, at_ns: u64, (old, new): (TcpState, TcpState), more: u16) -> RecordHeader {
+        RecordHeader {
             key: self.cookie,
             time_ns: at_ns,
             local_port: self.local.1,
@@ -94,11 +97,11 @@ impl End {
     fn open(&self, stream: &mut Stream, at_ns: u64, new: TcpState) {
         let [local, remote] = [self.local.0, self.remote.0].map(|ip| words_of(ip.to_ipv6_mapped()));
         let head = self.head(at_ns, (Established, new), flags::OPEN);
-        stream.push(Open { head, numbers: Numbers::default(), local, remote, inum: NETNS, spare: 0 });
+        stream.push(OpenRecord { head, numbers: Numbers::default(), local, remote, inum: NETNS, spare: 0 });
     }
 
     fn step(&self, stream: &mut Stream, at_ns: u64, (old, new): (TcpState, TcpState), more: u16) {
-        stream.push(Step { head: self.head(at_ns, (old, new), more), numbers: Numbers::default() });
+        stream.push(StepRecord { head: self.head(at_ns, (old, new), more), numbers: Numbers::default() });
     }
 }
 
@@ -136,9 +139,11 @@ pub fn some_connections(numbers: Range<u64>, waiting: u64) -> Stream {
         each(6, &|stream, nth, at| {
             if let Some(nth) = nth.checked_sub(waiting) {
                 let end = client(nth);
-                let head =
-                    Head { err: News::Expired as u16, ..end.head(at, (TimeWait, Close), flags::NOTICE) };
-                stream.push(Notice { head, sk: 0 });
+                let head = RecordHeader {
+                    err: HookKind::Expired as u16,
+                    ..end.head(at, (TimeWait, Close), flags::NOTICE)
+                };
+                stream.push(HookRecord { head, sk: 0 });
             }
         });
     }
@@ -153,18 +158,18 @@ pub fn as_classic(stream: &Stream) -> Stream {
         let flags = record.head().flags & !flags::COOKIE;
         match record {
             Record::Open(open) => {
-                classic.push(Open { head: Head { flags, ..open.head }, ..open });
+                classic.push(OpenRecord { head: RecordHeader { flags, ..open.head }, ..open });
             }
             Record::Step(step, _) => {
                 let cookie = step.head.key - 0x1000;
                 let end = End::of(cookie / 2, cookie % 2 == 1);
                 let [local, remote] = [end.local.0, end.remote.0].map(|ip| words_of(ip.to_ipv6_mapped()));
                 let flow = flow_hash(&local, &remote, end.local.1, end.remote.1);
-                let step = Step { head: Head { flags, ..step.head }, ..step };
-                classic.push(FlowStep { step, flow });
+                let step = StepRecord { head: RecordHeader { flags, ..step.head }, ..step };
+                classic.push(FlowStepRecord { step, flow });
             }
             // That door has no hooks' notices here: dumps tell the ends.
-            Record::Notice(..) => {}
+            Record::Hook(..) => {}
         }
     }
     classic

@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde_json::json;
 use tcpclose::linux::host::thread_cpu_ns;
 use tcpclose::linux::owners;
-use tcpclose::linux::owners::Look;
+use tcpclose::linux::owners::OwnersLookup;
 use tcpclose::linux::proc_fd;
-use tcpclose::linux::proc_fd::{Haste, Wanted};
+use tcpclose::linux::proc_fd::{FileFilter, Urgency};
 use tcpclose::linux::sock_diag;
 use tcpclose::probe::Probe;
 use tcpclose::probe::backend::task_file::OwnersHook;
@@ -47,7 +47,7 @@ fn run(turns: usize) -> Result<Runs> {
             for (rung, (_, runs)) in RUNGS.into_iter().zip(&mut by_rung) {
                 let look = match rung {
                     OwnersHook::TaskFile => probe.look(),
-                    OwnersHook::Proc => Look::Proc(Haste::Leisurely),
+                    OwnersHook::Proc => OwnersLookup::Proc(Urgency::Leisurely),
                 };
                 let (begun, cpu) = (Instant::now(), thread_cpu_ns());
                 let found = owners::find(&inodes, look)?;
@@ -60,7 +60,7 @@ fn run(turns: usize) -> Result<Runs> {
                 }
             }
         }
-        let sockets = proc_fd::read(Haste::Leisurely, Wanted::Sockets)?.sockets.len();
+        let sockets = proc_fd::read(Urgency::Leisurely, FileFilter::Sockets)?.sockets.len();
         Ok(Runs { sockets, by_rung: by_rung.to_vec() })
     })
 }

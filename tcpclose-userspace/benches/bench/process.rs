@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
-use tcpclose::probe::prog_stats::Runs;
+use tcpclose::probe::prog_stats::ProgramStats;
 
 /// Puts tracefs where libbpf-tools look for it, in a mount namespace of this process and its children. The agent needs
 /// no such help.
@@ -68,9 +68,9 @@ fn field(file: &std::path::Path, name: &str) -> Result<u64> {
 }
 
 /// What the kernel has counted of every program that a process holds, by the program's id.
-pub fn programs(pid: u32) -> Result<BTreeMap<u32, Runs>> {
-    let read = |(id, file)| Ok((id, Runs::parse(&fs::read_to_string(file)?)));
-    Runs::files(pid)?.into_iter().map(read).collect()
+pub fn programs(pid: u32) -> Result<BTreeMap<u32, ProgramStats>> {
+    let read = |(id, file)| Ok((id, ProgramStats::parse(&fs::read_to_string(file)?)));
+    ProgramStats::files(pid)?.into_iter().map(read).collect()
 }
 
 /// Waits until a process of somebody else's has attached what it loaded: it has a link, or a perf event, to a program.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 use serde_json::json;
-use tcpclose::probe::prog_stats::Runs;
+use tcpclose::probe::prog_stats::ProgramStats;
 
 use crate::Setting;
 use crate::contender::Contender;
@@ -88,7 +88,7 @@ fn sample(contender: Contender, setting: &Setting) -> Result<Sample> {
     load::in_a_namespace(|| {
         let running = contender.start(&setting.floor)?;
         let ids = on_the_hook()?;
-        let runs = || -> Result<Runs> {
+        let runs = || -> Result<ProgramStats> {
             let all = process::programs(running.pid())?;
             let (_, runs) =
                 all.into_iter().find(|(id, _)| ids.contains(id)).context("its program is not found")?;
@@ -104,7 +104,9 @@ fn sample(contender: Contender, setting: &Setting) -> Result<Sample> {
             drop(server);
         }
         let closed = runs()?;
-        let each = |from: Runs, to: Runs| (to.ns - from.ns) as f64 / (to.count - from.count).max(1) as f64;
+        let each = |from: ProgramStats, to: ProgramStats| {
+            (to.ns - from.ns) as f64 / (to.count - from.count).max(1) as f64
+        };
         Ok(Sample {
             filtered: each(before, opened),
             recorded: each(opened, closed),

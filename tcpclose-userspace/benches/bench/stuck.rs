@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 use tcpclose::linux::host::thread_cpu_ns;
 use tcpclose::linux::proc_fd;
-use tcpclose::linux::proc_fd::{Haste, Wanted};
+use tcpclose::linux::proc_fd::{FileFilter, Urgency};
 use tcpclose::linux::sock_diag;
 use tcpclose_common::state::TcpState;
 
@@ -54,7 +54,7 @@ impl Lister {
         let (begun, cpu) = (Instant::now(), thread_cpu_ns());
         let dump = sock_diag::visit(TcpState::CloseWait.bit(), true, |_| {})?;
         let cpu = thread_cpu_ns() - cpu;
-        let files = proc_fd::read(Haste::Hurried, Wanted::Sockets)?;
+        let files = proc_fd::read(Urgency::Hurried, FileFilter::Sockets)?;
         anyhow::ensure!(dump.malformed == 0 && !files.sockets.is_empty(), "not all could be seen");
         Ok(Took { wall: begun.elapsed().as_secs_f64(), cpu: (cpu + files.cpu_ns) as f64 / 1e9 })
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 use tcpclose::linux::host;
-use tcpclose::tracker::event::{Fact, Sink};
+use tcpclose::tracker::event::{EventSink, TrackerEvent};
 use tcpclose_common::event::Record;
 
 use crate::Setting;
@@ -17,8 +17,8 @@ const WAITING: [u64; 2] = [1000, 100_000];
 /// Facts that nobody counts.
 struct Nobody;
 
-impl Sink for Nobody {
-    fn fact(&mut self, at_ns: u64, fact: Fact) {
+impl EventSink for Nobody {
+    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
         std::hint::black_box((at_ns, fact));
     }
 }

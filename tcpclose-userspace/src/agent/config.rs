@@ -7,12 +7,12 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::linux::netns::Scope;
-use crate::linux::users::Group;
+use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
 use crate::probe::backend::task_file::OwnersHook;
 use crate::probe::{StateHook, TimeWaitHook};
 
-use crate::agent::server::listener::Access;
+use crate::agent::server::listener::SocketAccess;
 
 /// Made from the command line, variables and a file; nothing reads those after that, but for a reload.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub struct Config {
     /// Where the command line asks.
     pub socket: PathBuf,
     /// Whose that is.
-    pub access: Access,
+    pub access: SocketAccess,
     /// Where ages are kept for the next agent; `None` for the default directory, where it is to be had.
     pub state_dir: Option<PathBuf>,
     /// How long to wait for another agent to leave the socket and the directory.
@@ -56,7 +56,7 @@ pub struct Config {
     /// Whether `tcpclose kill` may destroy through this agent.
     pub allow_kill: bool,
     /// Whose members may have it destroy, besides root.
-    pub kill_group: Option<Group>,
+    pub kill_group: Option<UnixGroup>,
     pub log_level: LevelFilter,
 }
 
@@ -67,7 +67,7 @@ impl Config {
             listen: Vec::new(),
             web_config: None,
             socket: PathBuf::new(),
-            access: Access::default(),
+            access: SocketAccess::default(),
             state_dir: None,
             wait: Duration::ZERO,
             stuck_after: StuckAfter::default(),

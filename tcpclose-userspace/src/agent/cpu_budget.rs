@@ -13,11 +13,11 @@ pub const SHARE: u32 = 150;
 /// can be charged many times its cost (another program emptied the caches, an interrupt storm ran on its time), and a
 /// hundred times that is a pause in which nothing is seen.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pace {
+pub struct CpuBudget {
     last: [Option<u64>; 3],
 }
 
-impl Pace {
+impl CpuBudget {
     /// Takes in what a look has cost. Returns the pause after it.
     pub fn after(&mut self, cost: Duration) -> Duration {
         let usual_ns = self.usual_ns(u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX));
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn one_look_that_cost_too_much_changes_nothing_and_two_do() {
         let ms = Duration::from_millis;
-        let mut pace = Pace::default();
+        let mut pace = CpuBudget::default();
         assert_eq!(pace.after(ms(10)), ms(1500));
         assert_eq!(pace.after(ms(3000)), ms(1500));
         assert_eq!(pace.after(ms(11)), ms(1650));

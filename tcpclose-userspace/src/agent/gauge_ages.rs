@@ -5,23 +5,23 @@
 //! loss until a dump has mended it, and where the reconcile is overdue, as old as the last one.
 
 use crate::names::Phase;
-use crate::tracker::socket::Body;
+use crate::tracker::socket::SocketKind;
 
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
 /// A reconcile may take this much longer than its interval and the longest pause.
 const GRACE_NS: u64 = 30_000_000_000;
 
 /// The age of the oldest part of what the gauges tell, nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ages {
+pub struct GaugeAges {
     /// Of the host's network namespace.
     pub host_ns: u64,
     /// Of all others.
     pub others_ns: u64,
 }
 
-impl Ages {
+impl GaugeAges {
     /// Of all.
     pub fn oldest_ns(self) -> u64 {
         self.host_ns.max(self.others_ns)
@@ -30,13 +30,13 @@ impl Ages {
 
 /// As of when what dumps tell is known, beside the lives.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Looks {
+pub struct ObservedAt {
     pub round_ns: u64,
     pub overdue_ns: u64,
     pub lost_ns: Option<u64>,
 }
 
-impl Looks {
+impl ObservedAt {
     /// The age at `now_ns` of numbers whose oldest part was right at `lives_ns`; `None` where records tell all.
     fn age(self, lives_ns: Option<u64>, now_ns: u64) -> u64 {
         let ago = |at: u64| now_ns.saturating_sub(at);
@@ -46,15 +46,15 @@ impl Looks {
     }
 }
 
-impl Engine {
+impl Tracking {
     /// How old the gauges of `now_ns` are.
-    pub fn ages(&self, now_ns: u64) -> Ages {
+    pub fn ages(&self, now_ns: u64) -> GaugeAges {
         let first = self.stuck_after.first_ns();
         let host = self.namespaces.host();
         let (mut of_host, mut of_others) = (None, None);
         let (mut last, mut dumped_ns) = (0, 0);
         for life in self.tracker.lives() {
-            let known_ns = if life.body == Body::Minisocket && !self.probe.told.lives {
+            let known_ns = if life.body == SocketKind::Minisocket && !self.probe.told.lives {
                 if last != life.netns {
                     (last, dumped_ns) = (life.netns, self.namespaces.dumped_ns(life.netns));
                 }
@@ -72,8 +72,8 @@ impl Engine {
             *oldest = Some(oldest.map_or(known_ns, |oldest: u64| oldest.min(known_ns)));
         }
         let dumps = &self.dumps;
-        let looks = |lost_ns| Looks { round_ns: dumps.round_ns, overdue_ns: dumps.overdue_ns, lost_ns };
-        Ages {
+        let looks = |lost_ns| ObservedAt { round_ns: dumps.round_ns, overdue_ns: dumps.overdue_ns, lost_ns };
+        GaugeAges {
             host_ns: looks(dumps.lost_host_ns).age(of_host, now_ns),
             others_ns: looks(dumps.lost_others_ns).age(of_others, now_ns),
         }
@@ -101,10 +101,10 @@ mod tests {
 
     #[test]
     fn numbers_are_as_old_as_their_oldest_part() {
-        let looks = Looks { round_ns: 100 * S, overdue_ns: 90 * S, lost_ns: None };
+        let looks = ObservedAt { round_ns: 100 * S, overdue_ns: 90 * S, lost_ns: None };
         assert_eq!(looks.age(None, 130 * S), 0, "records tell all");
         assert_eq!(looks.age(Some(126 * S), 130 * S), 4 * S);
-        let lost = Looks { lost_ns: Some(120 * S), ..looks };
+        let lost = ObservedAt { lost_ns: Some(120 * S), ..looks };
         assert_eq!(lost.age(Some(126 * S), 130 * S), 10 * S);
         assert_eq!(looks.age(None, 220 * S), 0, "the reconcile is not overdue yet");
         assert_eq!(looks.age(None, 221 * S), 121 * S);
@@ -113,6 +113,6 @@ mod tests {
 
     #[test]
     fn the_oldest_namespace_counts() {
-        assert_eq!(Ages { host_ns: 3, others_ns: 40 }.oldest_ns(), 40);
+        assert_eq!(GaugeAges { host_ns: 3, others_ns: 40 }.oldest_ns(), 40);
     }
 }

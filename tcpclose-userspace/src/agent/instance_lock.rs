@@ -21,13 +21,13 @@ use crate::agent::signals::Leftovers;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long this agent waits for another one to go, at the socket and at the state directory together.
-pub struct Patience {
+pub struct LockWait {
     wait: Duration,
     until: Instant,
     said: bool,
 }
 
-impl Patience {
+impl LockWait {
     pub fn new(wait: Duration) -> Self {
         let now = Instant::now();
         // Longer than an agent lives, where that is more than a clock can say.
@@ -75,7 +75,7 @@ const ANOTHER: &str = "choose another directory with --state-dir";
 /// When the one that was asked for is not to be had, or another agent does not go.
 pub async fn state_dir(
     given: Option<&Path>,
-    patience: &mut Patience,
+    patience: &mut LockWait,
     leftovers: &Leftovers,
 ) -> Result<Option<StateDir>, Failure> {
     let path = given.unwrap_or(Path::new(DEFAULT_STATE_DIR));

@@ -51,26 +51,26 @@ use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 use tokio::time::timeout;
 
 use crate::agent::config::Config;
-use crate::agent::instance_lock::{Patience, StateDir};
-use crate::agent::reload::{Again, Intervals, Reload};
-use crate::agent::server::access::Door;
-use crate::agent::server::connections::Room;
+use crate::agent::instance_lock::{LockWait, StateDir};
+use crate::agent::reload::{Intervals, ReadSettings, Reload};
+use crate::agent::server::access::ScrapeAccess;
+use crate::agent::server::connections::Connections;
 use crate::agent::server::listener::QuerySocket;
 use crate::agent::signals::Signals;
-use crate::agent::state_file::Keeping;
+use crate::agent::state_file::StateSaver;
 use crate::agent::systemd::activation::Passed;
 use crate::agent::systemd::notify::Notify;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 use crate::failure::Failure;
 use crate::linux::capabilities;
-use crate::linux::capabilities::Kept;
+use crate::linux::capabilities::KeptCapabilities;
 use crate::linux::cgroup::namespace;
 use crate::linux::netns::Scope;
 use crate::linux::{host, time_wait_length, users};
 use crate::probe;
 use crate::probe::backend::task_file::OwnersHook;
 use crate::probe::{Probe, StateHook, TimeWaitHook};
-use crate::report::watch::filter::Filter;
+use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::line::Item;
 
 /// A dump that is under way when the agent is told to end is given this long.
@@ -84,20 +84,20 @@ pub const LOOK_UP: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When something that the agent needs is not to be had: a capability, a state hook, an address, the socket.
-pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
+pub fn run(config: &Config, again: ReadSettings<'_>) -> Result<(), Failure> {
     let blocked = signals::block().map_err(cannot_start)?;
     malloc_trim::map_large_blocks();
     // All of it, so that the level can be raised as well: this is asked only after the level has been.
     env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
     log::set_max_level(config.log_level);
     let enter = config.netns == Scope::All || namespace::is_narrow();
-    let kept = Kept { enter, kill: config.allow_kill };
+    let kept = KeptCapabilities { enter, kill: config.allow_kill };
     kept.begin();
     let signals = blocked.hear(move || kept.on_thread()).map_err(cannot_start)?;
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
     crate::agent::server::handlers::kill::require(config.allow_kill)?;
-    let door = Door::open(config.web_config.as_deref())?;
+    let door = ScrapeAccess::open(config.web_config.as_deref())?;
     let passed = crate::agent::systemd::activation::take()?;
     let notify = Rc::new(Notify::from_environment());
     let connections = crate::agent::server::limits::connections(config.listen.len())?;
@@ -110,8 +110,8 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
         .build()
         .map_err(cannot_start)?;
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
-    let mut held = Held::default();
-    let faces = Faces { passed, door: Rc::new(door), connections, kept };
+    let mut held = AtExit::default();
+    let faces = Inbound { passed, door: Rc::new(door), connections, kept };
     let done = LocalSet::new()
         .block_on(&runtime, until_told_to_end(config, again, faces, &signals, &notify, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
@@ -121,19 +121,19 @@ pub fn run(config: &Config, again: Again<'_>) -> Result<(), Failure> {
 
 /// What is let go of at the end, in this order.
 #[derive(Default)]
-struct Held {
+struct AtExit {
     queries: Option<QuerySocket>,
-    keeping: Option<Keeping>,
+    keeping: Option<StateSaver>,
     state_dir: Option<StateDir>,
 }
 
 /// Where the agent is asked, by whom, and by how many at a time; and what it may do.
-struct Faces {
+struct Inbound {
     /// What systemd listens at for it.
     passed: Passed,
-    door: Rc<Door>,
+    door: Rc<ScrapeAccess>,
     connections: usize,
-    kept: Kept,
+    kept: KeptCapabilities,
 }
 
 fn cannot_start(why: io::Error) -> Failure {
@@ -143,11 +143,11 @@ fn cannot_start(why: io::Error) -> Failure {
 /// Starts and serves.
 async fn until_told_to_end(
     config: &Config,
-    again: Again<'_>,
-    faces: Faces,
+    again: ReadSettings<'_>,
+    faces: Inbound,
     signals: &Signals,
     notify: &Rc<Notify>,
-    held: &mut Held,
+    held: &mut AtExit,
 ) -> Result<(), Failure> {
     let done = tokio::select! {
         biased;
@@ -165,13 +165,13 @@ async fn until_told_to_end(
 /// Gets the agent everything that it needs, has it serve, and never returns but for a failure.
 async fn start(
     config: &Config,
-    again: Again<'_>,
-    faces: Faces,
+    again: ReadSettings<'_>,
+    faces: Inbound,
     signals: &Signals,
     notify: &Rc<Notify>,
-    held: &mut Held,
+    held: &mut AtExit,
 ) -> Result<(), Failure> {
-    let Faces { passed, door, connections, kept } = faces;
+    let Inbound { passed, door, connections, kept } = faces;
     passed.never_block().map_err(cannot_start)?;
     // An address that is in use may be that of the agent whose socket is waited for.
     let early = if passed.metrics.is_empty() {
@@ -182,7 +182,7 @@ async fn start(
     } else {
         Some(passed.metrics)
     };
-    let mut patience = Patience::new(config.wait);
+    let mut patience = LockWait::new(config.wait);
     held.state_dir =
         instance_lock::state_dir(config.state_dir.as_deref(), &mut patience, signals.leftovers()).await?;
     let socket = held.queries.insert(match passed.queries {
@@ -212,7 +212,7 @@ async fn start(
         engine.borrow_mut().tracker.set_former(former);
     }
 
-    let served = Served {
+    let served = Endpoints {
         at: listeners
             .iter()
             .filter_map(|listener| crate::agent::server::listener::url(listener, door.speaks_tls()))
@@ -220,12 +220,12 @@ async fn start(
         curl: door.curl(),
         queries: socket.to_string(),
     };
-    let room = Rc::new(RefCell::new(Room::new(connections)));
+    let room = Rc::new(RefCell::new(Connections::new(connections)));
     for listener in listeners {
         spawn_local(server::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&door), Rc::clone(&engine)));
     }
     let unix = socket.listener.try_clone().map_err(cannot_start)?;
-    spawn_local(server::serve_queries(unix, Room::new(connections), Rc::clone(&engine)));
+    spawn_local(server::serve_queries(unix, Connections::new(connections), Rc::clone(&engine)));
     spawn_local(ring_loop::run(Rc::clone(&engine), Rc::clone(notify)));
 
     first_dump(&engine).await?;
@@ -236,7 +236,7 @@ async fn start(
     // Up to here nothing has been saved, and the loop may have been busy; from here on it is there to end in order.
     signals.started();
     if let Some(dir) = &held.state_dir {
-        held.keeping = Some(Keeping::begin(Rc::clone(&engine), &dir.path, &boot_id));
+        held.keeping = Some(StateSaver::begin(Rc::clone(&engine), &dir.path, &boot_id));
     }
     let addresses: Vec<&str> = served.at.iter().map(|(url, _)| url.as_str()).collect();
     notify.ready(&format!("watching; metrics at {}", addresses.join(" ")));
@@ -254,7 +254,7 @@ async fn start(
 }
 
 /// The probe at work, and what it is to fill.
-async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
+async fn attach(config: &Config) -> Result<Rc<RefCell<Tracking>>, Failure> {
     // Before the probe is attached, which would count the connections that this makes.
     let time_wait_ns = spawn_blocking(time_wait_length::measure)
         .await
@@ -268,7 +268,7 @@ async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
         config.ring_size,
         config.log_level,
     )?;
-    let mut engine = Engine::new(probe, config, time_wait_ns);
+    let mut engine = Tracking::new(probe, config, time_wait_ns);
     if config.log_level >= LevelFilter::Debug {
         ring_loop::forward_the_probes_log(&mut engine.probe);
     }
@@ -277,7 +277,7 @@ async fn attach(config: &Config) -> Result<Rc<RefCell<Engine>>, Failure> {
 
 /// The first look at what is there already, by who drains: what a dump does not know, the records do, and the other way
 /// round.
-async fn first_dump(engine: &RefCell<Engine>) -> Result<(), Failure> {
+async fn first_dump(engine: &RefCell<Tracking>) -> Result<(), Failure> {
     reconcile::first(engine).await.map_err(|why| {
         let why = format!("the first dump of the kernel's sockets failed: {why:#}");
         Failure::new("cannot start", why, "load the modules inet_diag and tcp_diag")
@@ -291,8 +291,8 @@ async fn first_dump(engine: &RefCell<Engine>) -> Result<(), Failure> {
 /// When something that it needs is not to be had, as for [`run`], and what `each` fails with.
 pub fn watch_alone(
     config: &Config,
-    filter: Filter,
-    ready: impl FnOnce(&Engine),
+    filter: WatchFilter,
+    ready: impl FnOnce(&Tracking),
     mut each: impl FnMut(Option<Vec<Item>>) -> Result<ControlFlow<()>, Failure>,
 ) -> Result<(), Failure> {
     probe::require(config.state_hook)?;
@@ -301,7 +301,7 @@ pub fn watch_alone(
         let engine = attach(config).await?;
         spawn_local(ring_loop::run(Rc::clone(&engine), Rc::default()));
         first_dump(&engine).await?;
-        let Ok(mut lines) = crate::agent::server::handlers::watch::Lines::of(filter, &engine) else {
+        let Ok(mut lines) = crate::agent::server::handlers::watch::WatchStream::of(filter, &engine) else {
             return Ok(());
         };
         ready(&engine.borrow());
@@ -318,7 +318,7 @@ pub fn watch_alone(
 }
 
 /// Where the agent may be asked.
-struct Served {
+struct Endpoints {
     /// Addresses of metrics, with a remark or none.
     at: Vec<(String, &'static str)>,
     /// What to ask them with.
@@ -328,7 +328,7 @@ struct Served {
 }
 
 /// What is printed when the agent is ready.
-fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path>) -> String {
+fn summary(engine: &Tracking, config: &Config, served: &Endpoints, kept: Option<&Path>) -> String {
     let mut text = format!(
         "tcpclose {} watches how TCP connections end on {}\n",
         env!("CARGO_PKG_VERSION"),
@@ -408,7 +408,7 @@ fn summary(engine: &Engine, config: &Config, served: &Served, kept: Option<&Path
 }
 
 /// What is looked at of the host's network namespaces.
-fn namespaces(engine: &Engine) -> Vec<String> {
+fn namespaces(engine: &Tracking) -> Vec<String> {
     let namespaces = &engine.namespaces;
     let others = namespaces.places(None).len().saturating_sub(1);
     let own = "this one only; of others, what the hooks tell";

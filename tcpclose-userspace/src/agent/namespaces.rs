@@ -9,8 +9,8 @@ use std::io::ErrorKind;
 use crate::linux::host;
 use crate::linux::host::Capability;
 use crate::linux::netns;
-use crate::linux::netns::{Descriptors, Found, Netns, Place, Scope};
-use crate::linux::netns_dump::Survey;
+use crate::linux::netns::{Descriptors, FoundNetns, Netns, NetnsPath, Scope};
+use crate::linux::netns_dump::NetnsDumps;
 use crate::report;
 
 use crate::agent::reconcile::SLICE;
@@ -25,9 +25,9 @@ const MOST_NAMED: usize = 5;
 
 /// A namespace that a dump has been in.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct KnownNetns {
     pub netns: Netns,
-    pub place: Place,
+    pub place: NetnsPath,
     /// CLOCK_MONOTONIC of the last dump that looked at it.
     dumped_ns: u64,
     /// How full its table of TIME-WAITs was then.
@@ -38,9 +38,9 @@ pub struct Known {
 
 /// A search through all namespaces, under way.
 #[derive(Debug, Default)]
-struct Round {
+struct SearchRound {
     /// Where it has not been yet.
-    queue: Vec<Place>,
+    queue: Vec<NetnsPath>,
     found: HashSet<u32>,
     /// Namespaces that may not be entered, and those whose processes may not be looked at.
     refused: u32,
@@ -68,12 +68,12 @@ pub struct Namespaces {
     host_inum: u32,
     host: Option<u32>,
     /// By what identifies them.
-    known: HashMap<u32, Known>,
+    known: HashMap<u32, KnownNetns>,
     /// Those that a round has found, and that lives may still be of.
     former: HashSet<u32>,
     /// Those that lives are in, and that the last round did not find.
     hidden: HashSet<u32>,
-    round: Option<Round>,
+    round: Option<SearchRound>,
     /// CLOCK_MONOTONIC from which on all descriptors may be looked at again.
     descriptors_ns: u64,
     /// Of the last whole round.
@@ -111,7 +111,7 @@ impl Namespaces {
     }
 
     /// Where a known one is.
-    pub fn place(&self, id: u32) -> Option<&Place> {
+    pub fn place(&self, id: u32) -> Option<&NetnsPath> {
         self.known.get(&id).map(|known| &known.place)
     }
 
@@ -164,11 +164,11 @@ impl Namespaces {
 
     /// Where those of `ids` are that are known, or all that are known for `None`: the host's first, then each user's in
     /// turn, of those first the ones that no dump has looked at for longest.
-    pub fn places(&self, ids: Option<&HashSet<u32>>) -> Vec<(u32, Place)> {
-        let mut known: Vec<&Known> =
+    pub fn places(&self, ids: Option<&HashSet<u32>>) -> Vec<(u32, NetnsPath)> {
+        let mut known: Vec<&KnownNetns> =
             self.known.values().filter(|known| ids.is_none_or(|ids| ids.contains(&known.netns.id))).collect();
         known.sort_unstable_by_key(|known| (known.dumped_ns, known.netns.id));
-        let (host, others): (Vec<&Known>, Vec<&Known>) =
+        let (host, others): (Vec<&KnownNetns>, Vec<&KnownNetns>) =
             known.into_iter().partition(|known| Some(known.netns.id) == self.host);
         let others =
             in_turn(others.into_iter().map(|known| (known.place.user, known.cpu_ns, known)).collect());
@@ -208,31 +208,33 @@ impl Namespaces {
     }
 
     /// What a search would find that finds nothing new.
-    pub fn known(&self) -> Found {
+    pub fn known(&self) -> FoundNetns {
         let places = self.places(None).into_iter().map(|(_, place)| place).collect();
-        Found { places, denied: self.denied, ..Found::default() }
+        FoundNetns { places, denied: self.denied, ..FoundNetns::default() }
     }
 
     /// Begins a round over what a search has found, or over what is known already. After the host's and our own come each
     /// user's in turn: first the places that nobody has been to, then those that lives are in.
-    pub fn begin(&mut self, found: Found, searched: bool, with_lives: &HashSet<u32>, started_ns: u64) {
+    pub fn begin(&mut self, found: FoundNetns, searched: bool, with_lives: &HashSet<u32>, started_ns: u64) {
         if searched {
             self.unread = found.unread.words();
         }
-        let by_inum: HashMap<u32, &Known> =
+        let by_inum: HashMap<u32, &KnownNetns> =
             self.known.values().map(|known| (known.netns.inum, known)).collect();
-        let first = |place: &Place| place.inum == self.host_inum || place.inum == self.own.inum;
-        let (mut queue, mut others): (Vec<Place>, Vec<Place>) = found.places.into_iter().partition(first);
+        let first = |place: &NetnsPath| place.inum == self.host_inum || place.inum == self.own.inum;
+        let (mut queue, mut others): (Vec<NetnsPath>, Vec<NetnsPath>) =
+            found.places.into_iter().partition(first);
         queue.sort_by_key(|place| place.inum != self.host_inum);
         others.sort_by_key(|place| match by_inum.get(&place.inum) {
             None => 0,
             Some(known) if with_lives.contains(&known.netns.id) => 1,
             Some(_) => 2,
         });
-        let cost = |place: &Place| by_inum.get(&place.inum).map_or(0, |known| known.cpu_ns);
+        let cost = |place: &NetnsPath| by_inum.get(&place.inum).map_or(0, |known| known.cpu_ns);
         let others = others.into_iter().map(|place| (place.user, cost(&place), place)).collect();
         queue.extend(in_turn(others));
-        self.round = Some(Round { queue, denied: found.denied, started_ns, searched, ..Round::default() });
+        self.round =
+            Some(SearchRound { queue, denied: found.denied, started_ns, searched, ..SearchRound::default() });
     }
 
     /// Takes in what dumps have cost.
@@ -254,7 +256,7 @@ impl Namespaces {
             backlog.cpu_ns += mean.saturating_mul(round.queue.len() as u64);
             backlog.since_ns = round.started_ns;
         }
-        let due = |known: &&Known| {
+        let due = |known: &&KnownNetns| {
             needing.contains(&known.netns.id) && now_ns.saturating_sub(known.dumped_ns) > max_ns / 2
         };
         for known in others().filter(due) {
@@ -271,12 +273,12 @@ impl Namespaces {
     }
 
     /// Where the round has not been yet.
-    pub fn unvisited(&mut self) -> Vec<Place> {
+    pub fn unvisited(&mut self) -> Vec<NetnsPath> {
         self.round.as_mut().map(|round| std::mem::take(&mut round.queue)).unwrap_or_default()
     }
 
     /// Takes in where dumps have been, and where they could not go.
-    pub fn took(&mut self, survey: &Survey) {
+    pub fn took(&mut self, survey: &NetnsDumps) {
         for looked in &survey.looked {
             let netns = looked.netns.clone();
             if netns.id == self.own.id {
@@ -285,7 +287,7 @@ impl Namespaces {
             if netns.inum == self.host_inum {
                 self.host = Some(netns.id);
             }
-            let known = Known {
+            let known = KnownNetns {
                 netns,
                 place: looked.place.clone(),
                 dumped_ns: survey.started_ns,
@@ -313,13 +315,13 @@ impl Namespaces {
     }
 
     /// Takes in what a slice of the round has left. Returns what the round has come to when that is nothing.
-    pub fn went_on(&mut self, rest: Vec<Place>, with_lives: &HashSet<u32>) -> Option<Finished> {
+    pub fn went_on(&mut self, rest: Vec<NetnsPath>, with_lives: &HashSet<u32>) -> Option<Finished> {
         let round = self.round.as_mut()?;
         round.queue = rest;
         if !round.queue.is_empty() {
             return None;
         }
-        let Round { found, refused, denied, started_ns, searched, .. } = self.round.take()?;
+        let SearchRound { found, refused, denied, started_ns, searched, .. } = self.round.take()?;
         (self.refused, self.denied) = (refused, denied);
         if !searched {
             // What it has not met may be where no search has been yet.

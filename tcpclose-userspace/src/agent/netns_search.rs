@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::linux::host;
-use crate::linux::netns::{Descriptors, Found};
+use crate::linux::netns::{Descriptors, FoundNetns};
 
 use crate::agent::namespaces::Namespaces;
 use crate::agent::reconcile::timed;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
 /// The pause between two searches is this many times the CPU time of one: a third of a percent of a core. No pause is longer
 /// than `--reconcile-max`.
@@ -21,13 +21,13 @@ const SHARE: u64 = 300;
 /// A round goes to the namespaces that are known when a search takes longer.
 const PATIENCE_NS: u64 = 3_000_000_000;
 
-type Searched = (io::Result<Found>, Duration);
+type Searched = (io::Result<FoundNetns>, Duration);
 
 #[derive(Debug, Default)]
-pub struct Searching {
+pub struct NetnsSearch {
     running: Option<Running>,
     /// What the last one has found, and when it began.
-    fresh: Option<(Found, u64)>,
+    fresh: Option<(FoundNetns, u64)>,
     /// CLOCK_MONOTONIC before which no other begins.
     due_ns: u64,
 }
@@ -40,7 +40,7 @@ struct Running {
     all_descriptors: bool,
 }
 
-impl Searching {
+impl NetnsSearch {
     /// Returns when the search that is running ends; never without one.
     pub async fn ends(&mut self) {
         match &mut self.running {
@@ -63,7 +63,7 @@ impl Searching {
 
     /// What a search that began at `since_ns` or later has found, and when it began. Begins one where there is none and the
     /// last one is long enough ago, or `now`.
-    pub fn found(&mut self, engine: &mut Engine, since_ns: u64, now: bool) -> Option<(Found, u64)> {
+    pub fn found(&mut self, engine: &mut Tracking, since_ns: u64, now: bool) -> Option<(FoundNetns, u64)> {
         if let Some(fresh) = self.fresh.take_if(|(_, started_ns)| *started_ns >= since_ns) {
             return Some(fresh);
         }
@@ -87,7 +87,7 @@ impl Searching {
     }
 
     /// Takes in what the search has come to, if it is over.
-    pub fn collect(&mut self, engine: &mut Engine, max_ns: u64) {
+    pub fn collect(&mut self, engine: &mut Tracking, max_ns: u64) {
         let Some(running) = self.running.take_if(|running| running.task.is_finished()) else { return };
         let now_ns = host::monotonic_ns();
         let Running { result, started_ns, all_descriptors, .. } = running;

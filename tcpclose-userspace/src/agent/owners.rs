@@ -10,7 +10,7 @@ use crate::agent::cpu_budget::SHARE;
 use crate::agent::reload::Intervals;
 use crate::agent::server::handlers::sockets;
 use crate::agent::server::handlers::sockets::Described;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 use crate::linux::host;
 use crate::metrics::gauges::Stuckness;
 use crate::names::Phase;
@@ -19,7 +19,7 @@ use crate::report::owner_counts::tally;
 use crate::report::sockets::seconds;
 
 /// Counts for as long as the agent runs. Where nothing is stuck nothing is looked at.
-pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration, intervals: Rc<Intervals>) {
+pub async fn run(engine: Rc<RefCell<Tracking>>, interval: Duration, intervals: Rc<Intervals>) {
     let mut pause = interval;
     loop {
         sleep(pause).await;
@@ -41,7 +41,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>, interval: Duration, intervals: Rc<
     }
 }
 
-fn any_stuck(engine: &Engine) -> bool {
+fn any_stuck(engine: &Tracking) -> bool {
     let now_ns = host::monotonic_ns();
     let judge = |life| engine.stuck_after.judge(life, now_ns, |netns| engine.namespaces.reaches(netns));
     engine.tracker.lives().any(|life| matches!(judge(life), Stuckness::Stuck(_)))

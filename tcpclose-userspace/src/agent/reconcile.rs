@@ -1,8 +1,8 @@
 //! The dumps: the first ones, those that follow minisockets, and the reconcile, in every network namespace that can hold
 //! what is sought.
 //!
-//! When which is due, [`Schedule`] says: the host's own namespace at its own interval, all others in slices, so that
-//! what must be looked at more often is looked at in between. The search for namespaces goes beside them ([`Searching`]).
+//! When which is due, [`Scheduler`] says: the host's own namespace at its own interval, all others in slices, so that
+//! what must be looked at more often is looked at in between. The search for namespaces goes beside them ([`NetnsSearch`]).
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -15,17 +15,17 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use crate::linux::host;
-use crate::linux::netns::{Descriptors, Found, Place};
+use crate::linux::netns::{Descriptors, FoundNetns, NetnsPath};
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::{Answer, Ask, Key};
+use crate::linux::netns_dump::{DumpRequest, LookupKey, LookupResult};
 use crate::names::Phase;
 use crate::tracker::vanished::Suspect;
 
 use crate::agent::malloc_trim;
-use crate::agent::netns_search::Searching;
+use crate::agent::netns_search::NetnsSearch;
 use crate::agent::reload::Intervals;
-use crate::agent::scheduler::{Charge, Limits, Schedule};
-use crate::agent::tracking::{EVERYTHING, Engine, MOST_SUSPECTS};
+use crate::agent::scheduler::{Charge, Limits, Scheduler};
+use crate::agent::tracking::{EVERYTHING, MOST_SUSPECTS, Tracking};
 
 /// The CPU time from which on the rest of a dump's namespaces wait for the next one.
 pub const SLICE: Duration = Duration::from_millis(50);
@@ -50,9 +50,9 @@ struct Dumped {
     /// The CPU time that it took, by namespace.
     charges: Vec<Charge>,
     /// Where more sockets were absent than are looked up at a time: the next dump is to ask the same there.
-    again: Option<(Ask, Vec<Place>)>,
+    again: Option<(DumpRequest, Vec<NetnsPath>)>,
     /// Where it did not get to.
-    rest: Vec<Place>,
+    rest: Vec<NetnsPath>,
 }
 
 impl Dumped {
@@ -69,9 +69,9 @@ impl Dumped {
 
 /// One dump of `places`, taken in, with its absences looked up. `all`: there are no others that dumps can look at.
 async fn dump(
-    engine: &RefCell<Engine>,
-    ask: Ask,
-    places: Vec<Place>,
+    engine: &RefCell<Tracking>,
+    ask: DumpRequest,
+    places: Vec<NetnsPath>,
     most: Option<Duration>,
     all: bool,
 ) -> Result<Dumped> {
@@ -104,12 +104,15 @@ async fn dump(
     cpu_ns += took.as_nanos() as u64;
     let taken_ns = survey.finished_ns - survey.started_ns;
     let rest = std::mem::take(&mut survey.rest);
-    let charge =
-        |looked: &netns_dump::Looked| Charge { id: looked.netns.id, cpu_ns: looked.cpu_ns, met: looked.met };
+    let charge = |looked: &netns_dump::NetnsDump| Charge {
+        id: looked.netns.id,
+        cpu_ns: looked.cpu_ns,
+        met: looked.met,
+    };
     let charges: Vec<Charge> = survey.looked.iter().map(charge).collect();
     let met: u64 = charges.iter().map(|charge| charge.met).sum();
     let keep_places = || survey.looked.into_iter().map(|looked| (looked.netns.id, looked.place)).collect();
-    let (places, letting_go): (Vec<(u32, Place)>, Duration) = timed(keep_places);
+    let (places, letting_go): (Vec<(u32, NetnsPath)>, Duration) = timed(keep_places);
     cpu_ns += letting_go.as_nanos() as u64;
 
     let more = suspects.len() >= MOST_SUSPECTS;
@@ -144,19 +147,19 @@ fn shared_out(mut charges: Vec<Charge>, met: u64, cpu_ns: u64) -> Vec<Charge> {
 
 /// Those of `suspects` that the kernel does not find, and the CPU time that asking took, nanoseconds. What cannot be
 /// looked up is left alone.
-fn absent(places: &[(u32, Place)], mut suspects: Vec<Suspect>) -> Result<(Vec<Suspect>, u64)> {
+fn absent(places: &[(u32, NetnsPath)], mut suspects: Vec<Suspect>) -> Result<(Vec<Suspect>, u64)> {
     let key = |suspect: &Suspect| {
         let Suspect { netns, flow, interface, cookie, .. } = *suspect;
-        Key { netns, flow, interface, cookie }
+        LookupKey { netns, flow, interface, cookie }
     };
-    let keys: Vec<Key> = suspects.iter().map(key).collect();
+    let keys: Vec<LookupKey> = suspects.iter().map(key).collect();
     let (answers, cpu_ns) = netns_dump::look_up(places, &keys)?;
     let mut answers = answers.into_iter();
     suspects.retain(|_| match answers.next() {
-        Some(Answer::Gone) => true,
+        Some(LookupResult::Gone) => true,
         // Another connection of these addresses, or another of this socket: what was closing is over.
-        Some(Answer::There(socket)) => Phase::of(socket.state).is_none(),
-        Some(Answer::Unknown) | None => false,
+        Some(LookupResult::There(socket)) => Phase::of(socket.state).is_none(),
+        Some(LookupResult::Unknown) | None => false,
     });
     Ok((suspects, cpu_ns))
 }
@@ -171,7 +174,7 @@ pub fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
 /// Goes on with a round of the reconcile, for `most` of CPU time. `lost`: records were lost before it began; `begins`: it
 /// has been nowhere yet.
 async fn go_round(
-    engine: &RefCell<Engine>,
+    engine: &RefCell<Tracking>,
     most: Option<Duration>,
     lost: bool,
     begins: bool,
@@ -192,7 +195,7 @@ async fn go_round(
 
 /// The first dumps, at once and whatever they cost: one of every namespace, and, since that is no snapshot, a second one
 /// where it has found something, which drops what is gone.
-pub async fn first(engine: &RefCell<Engine>) -> Result<()> {
+pub async fn first(engine: &RefCell<Tracking>) -> Result<()> {
     let started_ns = host::monotonic_ns();
     let (scope, descriptors) = {
         let namespaces = &engine.borrow().namespaces;
@@ -218,7 +221,7 @@ pub async fn first(engine: &RefCell<Engine>) -> Result<()> {
 }
 
 /// Dumps for as long as the agent runs.
-pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
+pub async fn run(engine: Rc<RefCell<Tracking>>, intervals: Rc<Intervals>) {
     let mut dumps = Dumping::new(engine, intervals);
     loop {
         dumps.rest().await;
@@ -228,31 +231,31 @@ pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
 
 /// What the dumps go by.
 struct Dumping {
-    engine: Rc<RefCell<Engine>>,
+    engine: Rc<RefCell<Tracking>>,
     intervals: Rc<Intervals>,
-    schedule: Schedule,
-    searching: Searching,
+    schedule: Scheduler,
+    searching: NetnsSearch,
     reconciled: Instant,
     /// Records were lost since the last round began, and before that.
     lost: bool,
     lost_before: bool,
     was_round: bool,
     /// What the last dump of the host's namespace, and of others, asked for, and where, if it left absences unsettled.
-    again_host: Option<(Ask, Vec<Place>)>,
-    again_others: Option<(Ask, Vec<Place>)>,
+    again_host: Option<(DumpRequest, Vec<NetnsPath>)>,
+    again_others: Option<(DumpRequest, Vec<NetnsPath>)>,
     most: Option<Duration>,
     said_over: Option<Instant>,
 }
 
 impl Dumping {
-    fn new(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) -> Self {
+    fn new(engine: Rc<RefCell<Tracking>>, intervals: Rc<Intervals>) -> Self {
         // Without BTF no record tells its namespace: only a look at all of them at once shows that something is gone.
         let most = engine.borrow().probe.facts.then_some(SLICE);
         Self {
             engine,
             intervals,
-            schedule: Schedule::default(),
-            searching: Searching::default(),
+            schedule: Scheduler::default(),
+            searching: NetnsSearch::default(),
             reconciled: Instant::now(),
             lost: false,
             lost_before: false,
@@ -397,7 +400,7 @@ impl Dumping {
             }
             None => return false,
         };
-        let (found, started_ns): (Found, u64) = found;
+        let (found, started_ns): (FoundNetns, u64) = found;
         engine.begin_round(found, searched, started_ns);
         self.reconciled = Instant::now();
         // Without a search nothing proves that what was lost is gone.
@@ -462,7 +465,7 @@ impl Dumping {
 }
 
 /// The namespaces that lives are in; without those whose namespace nobody told.
-pub fn ids_of<'a>(lives: impl Iterator<Item = &'a crate::tracker::socket::Life>) -> HashSet<u32> {
+pub fn ids_of<'a>(lives: impl Iterator<Item = &'a crate::tracker::socket::TrackedSocket>) -> HashSet<u32> {
     let mut ids = HashSet::new();
     let mut last = 0;
     for life in lives {

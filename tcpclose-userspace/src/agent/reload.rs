@@ -10,16 +10,16 @@ use tokio::task::{JoinHandle, spawn_local};
 use crate::agent::config::Config;
 use crate::agent::owners;
 use crate::agent::server::access;
-use crate::agent::server::access::Door;
+use crate::agent::server::access::ScrapeAccess;
 use crate::agent::signals::Signals;
 use crate::agent::systemd::notify::Notify;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 use crate::failure::{Failure, printable};
 use crate::linux::capabilities;
 use crate::linux::host::Capability;
 
 /// Reads the settings as they are now.
-pub type Again<'a> = &'a dyn Fn() -> Result<Config, Failure>;
+pub type ReadSettings<'a> = &'a dyn Fn() -> Result<Config, Failure>;
 
 /// Between dumps; they are looked at before each one.
 pub struct Intervals {
@@ -45,8 +45,8 @@ impl Intervals {
 
 /// What the agent runs by, and where to change it.
 pub struct Reload {
-    engine: Rc<RefCell<Engine>>,
-    door: Rc<Door>,
+    engine: Rc<RefCell<Tracking>>,
+    door: Rc<ScrapeAccess>,
     intervals: Rc<Intervals>,
     now: Config,
     owners: Option<JoinHandle<()>>,
@@ -55,8 +55,8 @@ pub struct Reload {
 impl Reload {
     /// Begins to count owners, if that is what `config` says.
     pub fn new(
-        engine: Rc<RefCell<Engine>>,
-        door: Rc<Door>,
+        engine: Rc<RefCell<Tracking>>,
+        door: Rc<ScrapeAccess>,
         intervals: Rc<Intervals>,
         config: &Config,
     ) -> Self {
@@ -66,7 +66,7 @@ impl Reload {
     }
 
     /// Reloads at each SIGHUP, for as long as the agent runs.
-    pub async fn run(&mut self, signals: &Signals, again: Again<'_>, notify: &Notify) {
+    pub async fn run(&mut self, signals: &Signals, again: ReadSettings<'_>, notify: &Notify) {
         loop {
             signals.hangup().await;
             notify.reloading();
@@ -84,7 +84,7 @@ impl Reload {
     }
 
     /// Takes what it can of `next`, and says what that is; and what `web` came to, which is taken already.
-    fn take(&mut self, next: &Config, web: access::Again) -> String {
+    fn take(&mut self, next: &Config, web: access::WebReload) -> String {
         let now = &self.now;
         let fixed = [
             ("listen", now.listen != next.listen),
@@ -114,7 +114,7 @@ impl Reload {
             ("allow-kill", now.allow_kill != allow_kill),
             ("kill-group", now.kill_group != next.kill_group),
             ("log-level", now.log_level != next.log_level),
-            ("what web-config says", web == access::Again::New),
+            ("what web-config says", web == access::WebReload::New),
         ];
         let owners_change = self.now.owner_interval != next.owner_interval;
         self.now.stuck_after = next.stuck_after.clone();

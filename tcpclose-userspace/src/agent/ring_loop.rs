@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use aya_log::EbpfLogger;
-use tcpclose_common::event::Open;
+use tcpclose_common::event::OpenRecord;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{spawn_local, yield_now};
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use crate::probe::Probe;
 
 use crate::agent::systemd::notify::Notify;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
 const BUSY: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ const BATCH: u64 = 200;
 
 /// The records that a drain of a ring of so many bytes should take: [`BATCH`], unless those would fill an eighth of it.
 fn batch(ring_size: u32) -> u64 {
-    (u64::from(ring_size) / 8 / size_of::<Open>() as u64).clamp(1, BATCH)
+    (u64::from(ring_size) / 8 / size_of::<OpenRecord>() as u64).clamp(1, BATCH)
 }
 
 /// The pause before the next drain, after one that took the `records` of so long: shorter at once where more come, longer
@@ -51,7 +51,7 @@ impl AsRawFd for RingFd {
 }
 
 /// Drains for as long as the agent runs, and says each time that it does.
-pub async fn run(engine: Rc<RefCell<Engine>>, notify: Rc<Notify>) {
+pub async fn run(engine: Rc<RefCell<Tracking>>, notify: Rc<Notify>) {
     let fd = RingFd(engine.borrow().probe.ring.as_raw_fd());
     // SAFETY: the descriptor belongs to the ring in `engine`, of which this task holds a reference until it ends, and
     // the AsyncFd ends before that.

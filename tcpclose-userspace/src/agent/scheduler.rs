@@ -5,7 +5,7 @@
 //! rest of the one percent is for the ring's timer, the state file and the search for namespaces. No pause is longer than
 //! `--reconcile-max`: beyond that freshness wins over the budget.
 
-use crate::agent::cpu_budget::{Pace, SHARE};
+use crate::agent::cpu_budget::{CpuBudget, SHARE};
 
 const SECOND_NS: u64 = 1_000_000_000;
 /// By what others have in the kernel's one table of connections they delay the host's own dump no longer than this ...
@@ -43,7 +43,7 @@ pub struct Charge {
 /// Dumps of one kind.
 #[derive(Clone, Debug, Default)]
 struct Lane {
-    pace: Pace,
+    pace: CpuBudget,
     /// When the last one was over.
     over_ns: u64,
     /// What it is to cost in pauses: the dearest namespaces, and all the others.
@@ -93,7 +93,7 @@ pub struct Backlog {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Schedule {
+pub struct Scheduler {
     host: Lane,
     others: Lane,
     /// CPU time besides their own that the dumps of others pause for: the host's, and looks at the ports in use.
@@ -104,7 +104,7 @@ pub struct Schedule {
     others_idle_ns: u64,
 }
 
-impl Schedule {
+impl Scheduler {
     pub fn host_due_ns(&self, limits: Limits) -> u64 {
         (self.host.over_ns + self.host_pause_ns(limits)).max(self.host_idle_ns)
     }

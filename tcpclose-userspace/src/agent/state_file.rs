@@ -16,13 +16,13 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::linux::host;
-use crate::tracker::persist::Former;
+use crate::tracker::persist::SavedState;
 use crate::tracker::state_format;
-use crate::tracker::state_format::{Batch, Journal, Refused};
+use crate::tracker::state_format::{Batch, StateLog, UnusableState};
 
 use crate::agent::instance_lock;
 use crate::agent::instance_lock::StateDir;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
 /// Between saves: "at least each second", with as much time again for a save on a busy machine.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -34,13 +34,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LARGEST: u64 = 1 << 30;
 
 /// What an agent before this one has kept in `dir`. A file that is of no use is said, and done without.
-pub fn former(dir: &StateDir, boot_id: &str) -> Option<Former> {
+pub fn former(dir: &StateDir, boot_id: &str) -> Option<SavedState> {
     let path = path_in(&dir.path);
     let read = read(&path).map(|bytes| state_format::read(&bytes, boot_id, host::monotonic_ns()));
     let (why, todo) = match read {
         Ok(Ok(former)) => return Some(former),
         Err(why) if why.kind() == ErrorKind::NotFound => return None,
-        Ok(Err(why @ Refused::TooNew(_))) => (why.to_string(), "start that version again to keep them"),
+        Ok(Err(why @ UnusableState::TooNew(_))) => (why.to_string(), "start that version again to keep them"),
         Ok(Err(why)) => (why.to_string(), "nothing is to be done, a new one takes its place"),
         Err(why) => (why.to_string(), "mend or remove it"),
     };
@@ -133,21 +133,21 @@ impl StateFile {
 }
 
 /// Keeps the file, until it is told to write it for the last time.
-pub struct Keeping {
+pub struct StateSaver {
     stop: Rc<Notify>,
     task: JoinHandle<()>,
 }
 
-impl Keeping {
+impl StateSaver {
     /// Begins to keep what `engine` tracks in `folder`. The former file has been taken up by then: it is replaced.
-    pub fn begin(engine: Rc<RefCell<Engine>>, folder: &Path, boot_id: &str) -> Self {
+    pub fn begin(engine: Rc<RefCell<Tracking>>, folder: &Path, boot_id: &str) -> Self {
         engine.borrow_mut().tracker.note_changes();
         let keeper = Keeper {
             engine,
-            journal: Journal::new(boot_id),
+            journal: StateLog::new(boot_id),
             file: StateFile::new(folder),
             pause: PAUSE,
-            spent: Spent::default(),
+            spent: SaveCost::default(),
         };
         let stop = Rc::new(Notify::new());
         Self { task: spawn_local(keeper.run(Rc::clone(&stop))), stop }
@@ -164,7 +164,7 @@ impl Keeping {
 
 /// What saving has cost since that was last said.
 #[derive(Default)]
-struct Spent {
+struct SaveCost {
     saves: u32,
     bytes: usize,
     cpu_ns: u64,
@@ -172,12 +172,12 @@ struct Spent {
 }
 
 struct Keeper {
-    engine: Rc<RefCell<Engine>>,
-    journal: Journal,
+    engine: Rc<RefCell<Tracking>>,
+    journal: StateLog,
     file: StateFile,
     /// Until the next save: longer while saving fails.
     pause: Duration,
-    spent: Spent,
+    spent: SaveCost,
 }
 
 impl Keeper {
@@ -272,7 +272,7 @@ impl Keeper {
                 spent.bytes,
                 100.0 * cpu.as_secs_f64() / elapsed.as_secs_f64()
             );
-            *spent = Spent { said: Some(Instant::now()), ..Spent::default() };
+            *spent = SaveCost { said: Some(Instant::now()), ..SaveCost::default() };
         }
     }
 }

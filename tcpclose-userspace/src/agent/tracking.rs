@@ -12,41 +12,41 @@ use tokio::sync::Notify;
 use crate::kill::places::Places;
 use crate::linux::age::proven_age;
 use crate::linux::host;
-use crate::linux::netns::{Found, Place};
+use crate::linux::netns::{FoundNetns, NetnsPath};
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::{Ask, Survey};
+use crate::linux::netns_dump::{DumpRequest, NetnsDumps};
 use crate::linux::sock_diag::Socket;
-use crate::linux::users::Group;
-use crate::metrics::Ledger;
-use crate::metrics::gauges::{Census, StuckAfter};
-use crate::metrics::port_labels::Names;
-use crate::metrics::rates::Rates;
+use crate::linux::users::UnixGroup;
+use crate::metrics::Metrics;
+use crate::metrics::gauges::{Gauges, StuckAfter};
+use crate::metrics::port_labels::PortLabels;
+use crate::metrics::rates::RateHistory;
 use crate::names::{Flow, Phase};
 use crate::probe::Probe;
-use crate::report::owner_counts::Holder;
-use crate::tracker::netns_gone::Round;
-use crate::tracker::reconcile::{Asked, Chunk, Seen};
-use crate::tracker::socket::{Body, Life};
-use crate::tracker::vanished::{Covers, Suspect};
-use crate::tracker::{Host, Tracker};
+use crate::report::owner_counts::OwnerLabels;
+use crate::tracker::netns_gone::NetnsSearchResult;
+use crate::tracker::reconcile::{DumpChunk, DumpScope, DumpedSocket};
+use crate::tracker::socket::{SocketKind, TrackedSocket};
+use crate::tracker::vanished::{DumpCoverage, Suspect};
+use crate::tracker::{HostParameters, Tracker};
 
 use crate::agent::config::Config;
 use crate::agent::malloc_trim;
 use crate::agent::namespaces::Namespaces;
 use crate::agent::reconcile::ids_of;
-use crate::agent::server::handlers::exhaustion::Watched;
-use crate::agent::watchers::{Hub, Out};
+use crate::agent::server::handlers::exhaustion::ExhaustionRatios;
+use crate::agent::watchers::{Out, Watchers};
 
 /// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
 pub const MOST_SUSPECTS: usize = 1000;
 
 /// Every close-phase socket, and the listeners.
-pub const EVERYTHING: Ask =
-    Ask { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
+pub const EVERYTHING: DumpRequest =
+    DumpRequest { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
 
 /// How the dumps go.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Dumps {
+pub struct DumpStats {
     /// Wall time of the last one, nanoseconds.
     pub last_ns: u64,
     /// Between dumps at present, nanoseconds: stretched so that they take 1 % of a core at most.
@@ -70,28 +70,28 @@ pub struct Dumps {
 
 /// Where dumps are worth making now, besides the reconcile.
 #[derive(Debug, Default)]
-pub struct Wanted {
+pub struct DumpTargets {
     /// Of the host's network namespace.
-    pub host: Option<(Ask, Vec<Place>)>,
-    pub others: Option<(Ask, Vec<Place>)>,
+    pub host: Option<(DumpRequest, Vec<NetnsPath>)>,
+    pub others: Option<(DumpRequest, Vec<NetnsPath>)>,
     /// What identifies those others.
     pub needing: HashSet<u32>,
 }
 
-pub struct Engine {
+pub struct Tracking {
     pub probe: Probe,
     pub tracker: Tracker,
-    pub ledger: Ledger,
+    pub ledger: Metrics,
     /// Who watches.
-    pub hub: Hub,
+    pub hub: Watchers,
     /// What the ledger's counters were in the last minute.
-    pub rates: Rates,
+    pub rates: RateHistory,
     /// The ports that connect() may take.
-    pub exhaustion: Watched,
+    pub exhaustion: ExhaustionRatios,
     pub stuck_after: StuckAfter,
-    pub dumps: Dumps,
+    pub dumps: DumpStats,
     /// How many stuck sockets each owner had when they were looked for last.
-    pub stuck_owners: Vec<(Holder, u64)>,
+    pub stuck_owners: Vec<(OwnerLabels, u64)>,
     /// Records taken from the ring, sound or not.
     pub received: u64,
     /// Records that could not be decoded.
@@ -113,20 +113,20 @@ pub struct Engine {
     /// `tcpclose kill` may destroy through this agent.
     pub allow_kill: bool,
     /// Who may, besides root.
-    pub kill_group: Option<Group>,
+    pub kill_group: Option<UnixGroup>,
     /// Where its orders have found network namespaces.
     pub kill_places: Places,
     /// What `--web-config` names is wrong, and what it said before is in use.
     pub web_config_wrong: Rc<Cell<bool>>,
 }
 
-impl Engine {
+impl Tracking {
     /// `time_wait_ns`: TIME-WAIT's length where it could be measured.
     pub fn new(probe: Probe, config: &Config, time_wait_ns: Option<u64>) -> Self {
         let namespaces = Namespaces::new(config.netns);
         let ephemeral = host::ip_local_port_range();
         let by_cookie = probe.hook == crate::probe::StateHook::Btf;
-        let host = Host {
+        let host = HostParameters {
             netns: namespaces.own().id,
             everywhere: namespaces.everywhere(),
             told: probe.facts,
@@ -140,12 +140,12 @@ impl Engine {
         Self {
             probe,
             tracker,
-            ledger: Ledger::new(Names::new(config.max_ports, &config.name_ports, ephemeral.clone())),
-            hub: Hub::default(),
-            rates: Rates::default(),
-            exhaustion: Watched::default(),
+            ledger: Metrics::new(PortLabels::new(config.max_ports, &config.name_ports, ephemeral.clone())),
+            hub: Watchers::default(),
+            rates: RateHistory::default(),
+            exhaustion: ExhaustionRatios::default(),
             stuck_after: config.stuck_after.clone(),
-            dumps: Dumps { interval_ns: config.dump_interval.as_nanos() as u64, ..Dumps::default() },
+            dumps: DumpStats { interval_ns: config.dump_interval.as_nanos() as u64, ..DumpStats::default() },
             stuck_owners: Vec::new(),
             received: 0,
             malformed: 0,
@@ -235,14 +235,14 @@ impl Engine {
 
     /// What a dump is worth now, and where, besides the reconcile: minisockets, where no hooks show their ends, and
     /// CLOSE-WAITs that are to be called stuck, since only a dump tells whether their programs still write to them.
-    pub fn wanted(&self, now_ns: u64) -> Wanted {
+    pub fn wanted(&self, now_ns: u64) -> DumpTargets {
         let first = self.stuck_after.first_ns();
         // Without BTF no record tells its namespace, and all are dumped at once.
         let host = self.namespaces.host().filter(|_| self.probe.facts);
         let (mut of_host, mut of_others) = (0, 0);
         let (mut needing, mut anywhere, mut last) = (HashSet::new(), false, 0);
         for life in self.tracker.lives() {
-            let states = if life.body == Body::Minisocket && !self.probe.told.lives {
+            let states = if life.body == SocketKind::Minisocket && !self.probe.told.lives {
                 TcpState::FinWait2.bit() | TcpState::TimeWait.bit()
             } else if life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first) {
                 TcpState::CloseWait.bit()
@@ -260,15 +260,15 @@ impl Engine {
                 needing.insert(life.netns);
             }
         }
-        let ask = |states| Ask { states, info: states & TcpState::CloseWait.bit() != 0 };
+        let ask = |states| DumpRequest { states, info: states & TcpState::CloseWait.bit() != 0 };
         let ask_host = match self.dumps.lost_host_ns {
             Some(_) if host.is_some() => Some(EVERYTHING),
             _ => (of_host != 0).then(|| ask(of_host)),
         };
         let place = host.and_then(|host| self.namespaces.place(host)).cloned();
         let others = self.namespaces.places(if anywhere { None } else { Some(&needing) });
-        let others: Vec<Place> = others.into_iter().map(|(_, place)| place).collect();
-        Wanted {
+        let others: Vec<NetnsPath> = others.into_iter().map(|(_, place)| place).collect();
+        DumpTargets {
             host: ask_host.zip(place).map(|(ask, place)| (ask, vec![place])),
             others: (!others.is_empty()).then(|| (ask(of_others), others)),
             needing,
@@ -277,7 +277,7 @@ impl Engine {
 
     /// Whether a CLOSE-WAIT that may be stuck has not been looked at since it, or its program's last known write, passed
     /// the bound, or not for half of it.
-    pub(super) fn needs_look(&self, life: &Life, now_ns: u64, first: u64) -> bool {
+    pub(super) fn needs_look(&self, life: &TrackedSocket, now_ns: u64, first: u64) -> bool {
         let age = life.since.age(now_ns);
         let due_ns = life.since.latest_ns.max(life.sent_ns()).saturating_add(first);
         self.namespaces.reaches(life.netns)
@@ -286,7 +286,7 @@ impl Engine {
     }
 
     /// Since when a look is due that [`Self::needs_look`] asks for.
-    pub(super) fn needed_since(&self, life: &Life, first: u64) -> u64 {
+    pub(super) fn needed_since(&self, life: &TrackedSocket, first: u64) -> u64 {
         let due_ns = life.since.latest_ns.max(life.sent_ns()).saturating_add(first);
         if life.seen_ns < due_ns { due_ns } else { life.seen_ns.saturating_add(first / 2) }
     }
@@ -295,8 +295,8 @@ impl Engine {
     pub fn has_new_namespace(&self) -> bool {
         let mut last = 0;
         self.tracker.lives().any(|life| {
-            let followed =
-                life.phase == Phase::CloseWait || life.body == Body::Minisocket && !self.probe.told.lives;
+            let followed = life.phase == Phase::CloseWait
+                || life.body == SocketKind::Minisocket && !self.probe.told.lives;
             followed
                 && std::mem::replace(&mut last, life.netns) != life.netns
                 && self.namespaces.is_new(life.netns)
@@ -304,14 +304,14 @@ impl Engine {
     }
 
     /// Where the namespaces are that lives are in.
-    pub fn places_with_lives(&self) -> Vec<Place> {
+    pub fn places_with_lives(&self) -> Vec<NetnsPath> {
         let ids = ids_of(self.tracker.lives());
         self.namespaces.places(Some(&ids)).into_iter().map(|(_, place)| place).collect()
     }
 
     /// Where sockets in `phase` are, and our own namespace; `None` where some are in a namespace that nobody has found
     /// yet, and before the first dump.
-    pub fn places_of(&self, phase: Phase) -> Option<Vec<Place>> {
+    pub fn places_of(&self, phase: Phase) -> Option<Vec<NetnsPath>> {
         let mut ids = ids_of(self.tracker.lives().filter(|life| life.phase == phase));
         ids.insert(self.namespaces.own().id);
         let all_found = !ids.iter().any(|id| self.namespaces.is_new(*id));
@@ -326,7 +326,7 @@ impl Engine {
     }
 
     /// Begins a round over what a search has found.
-    pub fn begin_round(&mut self, found: Found, searched: bool, started_ns: u64) {
+    pub fn begin_round(&mut self, found: FoundNetns, searched: bool, started_ns: u64) {
         let with_lives = ids_of(self.tracker.lives());
         self.namespaces.begin(found, searched, &with_lives, started_ns);
     }
@@ -338,7 +338,7 @@ impl Engine {
 
     /// Takes in where a round has not been yet. Returns whether it is over, if a search has led it; then lives end whose
     /// namespace is gone.
-    pub fn go_on_round(&mut self, rest: Vec<Place>, lost: bool) -> bool {
+    pub fn go_on_round(&mut self, rest: Vec<NetnsPath>, lost: bool) -> bool {
         let with_lives = ids_of(self.tracker.lives());
         let Some(finished) = self.namespaces.went_on(rest, &with_lives) else { return false };
         self.dumps.round_ns = finished.started_ns;
@@ -346,7 +346,7 @@ impl Engine {
             return false;
         }
         let Self { tracker, ledger, hub, namespaces, .. } = self;
-        let round = Round {
+        let round = NetnsSearchResult {
             found: &|id| finished.found.contains(&id),
             former: &|id| namespaces.was_found(id),
             sure: finished.sure,
@@ -362,26 +362,26 @@ impl Engine {
     }
 
     /// Takes in some of what a dump that is under way has met, after all records that were in the ring then.
-    pub fn take_chunk(&mut self, chunk: &netns_dump::Chunk, ask: Ask) {
+    pub fn take_chunk(&mut self, chunk: &netns_dump::NetnsChunk, ask: DumpRequest) {
         let uptime_ns = host::uptime_ns();
-        let seen: Vec<Seen> =
+        let seen: Vec<DumpedSocket> =
             chunk.sockets.iter().map(|(netns, socket)| as_seen(socket, *netns, uptime_ns)).collect();
         let asked = self.asked(ask, chunk.started_ns);
         let Self { tracker, ledger, hub, .. } = self;
-        let chunk = Chunk { entered: &chunk.entered, seen: &seen };
+        let chunk = DumpChunk { entered: &chunk.entered, seen: &seen };
         tracker.dump_chunk(&asked, &chunk, &mut Out { ledger, hub });
     }
 
-    fn asked(&self, ask: Ask, started_ns: u64) -> Asked {
-        Asked { states: ask.states, started_ns, first: !self.ready }
+    fn asked(&self, ask: DumpRequest, started_ns: u64) -> DumpScope {
+        DumpScope { states: ask.states, started_ns, first: !self.ready }
     }
 
     /// Takes in where dumps have been, whose chunks are all in. `all`: in every namespace that there is. Returns those
     /// tracked sockets that they should have seen and did not.
-    pub fn take_survey(&mut self, survey: &Survey, ask: Ask, all: bool) -> Vec<Suspect> {
+    pub fn take_survey(&mut self, survey: &NetnsDumps, ask: DumpRequest, all: bool) -> Vec<Suspect> {
         self.drain_all();
         self.namespaces.took(survey);
-        let mut covers = Covers { all, ..Covers::default() };
+        let mut covers = DumpCoverage { all, ..DumpCoverage::default() };
         for looked in &survey.looked {
             covers.netns.insert(looked.netns.id, looked.netns.inum);
             if looked.dump.malformed > 0 {
@@ -416,22 +416,22 @@ impl Engine {
     }
 
     /// The gauges of this moment.
-    pub fn census(&mut self, now_ns: u64) -> Census {
+    pub fn census(&mut self, now_ns: u64) -> Gauges {
         let Self { ledger, tracker, stuck_after, namespaces, .. } = self;
         ledger.census(tracker.lives(), stuck_after, &|netns| namespaces.reaches(netns), now_ns)
     }
 
     /// What is known of a dumped socket.
-    pub fn life_of(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<&Life> {
+    pub fn life_of(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<&TrackedSocket> {
         self.tracker.find(netns, cookie, flow)
     }
 }
 
 /// A dumped socket of the namespace `netns` as the tracker takes it.
-fn as_seen(socket: &Socket, netns: u32, uptime_ns: u64) -> Seen {
-    Seen {
+fn as_seen(socket: &Socket, netns: u32, uptime_ns: u64) -> DumpedSocket {
+    DumpedSocket {
         state: socket.state,
-        body: if socket.minisocket { Body::Minisocket } else { Body::Socket },
+        body: if socket.minisocket { SocketKind::Minisocket } else { SocketKind::Socket },
         flow: socket.flow,
         cookie: socket.cookie,
         netns,

@@ -10,10 +10,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
 use crate::linux::host;
-use crate::metrics::Ledger;
-use crate::report::watch::filter::Filter;
+use crate::metrics::Metrics;
+use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::line::Lost;
-use crate::tracker::event::{Fact, Sink};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::transition::Transition;
 
 /// At the same time. Each may hold [`MOST_WAITING`] steps, 2 MB.
@@ -27,7 +27,7 @@ const AHEAD_LASTS_NS: u64 = 1_000_000_000;
 
 /// Everybody who watches.
 #[derive(Default)]
-pub struct Hub {
+pub struct Watchers {
     watchers: Vec<Weak<Watcher>>,
     /// CLOCK_MONOTONIC, and by how much the wall clock was ahead of it then: looked up together, so that every watcher
     /// has one time for one step.
@@ -35,13 +35,13 @@ pub struct Hub {
 }
 
 struct Watcher {
-    filter: Filter,
+    filter: WatchFilter,
     queue: RefCell<Queue>,
 }
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Told>,
+    waiting: VecDeque<WatchItem>,
     /// Steps that found no room since the last that did.
     lost: u64,
     reader: Option<Waker>,
@@ -49,30 +49,30 @@ struct Queue {
 
 /// What a watcher is told.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Told {
+pub enum WatchItem {
     /// And the wall clock of it, nanoseconds since 1970.
     Step(Transition, u64),
     Lost(Lost),
 }
 
 /// One who watches, until it is dropped.
-pub struct Watch(Rc<Watcher>);
+pub struct Subscription(Rc<Watcher>);
 
-impl Hub {
+impl Watchers {
     /// Whether anybody watches.
     pub fn is_watched(&self) -> bool {
         !self.watchers.is_empty()
     }
 
     /// Lets one more watch; `None` when there are as many as may be.
-    pub fn watch(&mut self, filter: Filter) -> Option<Watch> {
+    pub fn watch(&mut self, filter: WatchFilter) -> Option<Subscription> {
         self.watchers.retain(|watcher| watcher.strong_count() > 0);
         if self.watchers.len() >= MOST_WATCHERS {
             return None;
         }
         let watcher = Rc::new(Watcher { filter, queue: RefCell::default() });
         self.watchers.push(Rc::downgrade(&watcher));
-        Some(Watch(watcher))
+        Some(Subscription(watcher))
     }
 
     /// Tells everybody of a step that their filter lets through.
@@ -80,14 +80,14 @@ impl Hub {
         let wall_ns = self.wall_of(step.at_ns);
         self.each(|watcher| {
             if watcher.filter.passes(step) {
-                watcher.queue.borrow_mut().push(Told::Step(step.clone(), wall_ns));
+                watcher.queue.borrow_mut().push(WatchItem::Step(step.clone(), wall_ns));
             }
         });
     }
 
     /// Tells everybody that `lost` records never came from the kernel.
     pub fn tell_lost(&mut self, lost: u64) {
-        self.each(|watcher| watcher.queue.borrow_mut().push(Told::Lost(Lost { lost, in_kernel: true })));
+        self.each(|watcher| watcher.queue.borrow_mut().push(WatchItem::Lost(Lost { lost, in_kernel: true })));
     }
 
     fn wall_of(&mut self, at_ns: u64) -> u64 {
@@ -110,12 +110,12 @@ impl Hub {
 }
 
 impl Queue {
-    fn push(&mut self, told: Told) {
+    fn push(&mut self, told: WatchItem) {
         // One place is kept for the count.
         if self.waiting.len() + 1 >= MOST_WAITING {
             self.lost += match told {
-                Told::Step(..) => 1,
-                Told::Lost(Lost { lost, .. }) => lost,
+                WatchItem::Step(..) => 1,
+                WatchItem::Lost(Lost { lost, .. }) => lost,
             };
             return;
         }
@@ -130,14 +130,14 @@ impl Queue {
     fn tell_lost(&mut self) {
         if self.lost > 0 {
             let lost = std::mem::take(&mut self.lost);
-            self.waiting.push_back(Told::Lost(Lost { lost, in_kernel: false }));
+            self.waiting.push_back(WatchItem::Lost(Lost { lost, in_kernel: false }));
         }
     }
 }
 
-impl Watch {
+impl Subscription {
     /// What has come, in order, `most` of it; never nothing.
-    pub fn poll_take(&self, context: &mut Context<'_>, most: usize) -> Poll<Vec<Told>> {
+    pub fn poll_take(&self, context: &mut Context<'_>, most: usize) -> Poll<Vec<WatchItem>> {
         let mut queue = self.0.queue.borrow_mut();
         if queue.waiting.len() <= most {
             queue.tell_lost();
@@ -150,19 +150,19 @@ impl Watch {
         Poll::Ready(queue.waiting.drain(..most).collect())
     }
 
-    pub fn filter(&self) -> &Filter {
+    pub fn filter(&self) -> &WatchFilter {
         &self.0.filter
     }
 }
 
 /// Where the tracker's facts go: to be counted and, while somebody watches, to them.
 pub struct Out<'a> {
-    pub ledger: &'a mut Ledger,
-    pub hub: &'a mut Hub,
+    pub ledger: &'a mut Metrics,
+    pub hub: &'a mut Watchers,
 }
 
-impl Sink for Out<'_> {
-    fn fact(&mut self, at_ns: u64, fact: Fact) {
+impl EventSink for Out<'_> {
+    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
         self.ledger.fact(at_ns, fact);
     }
 
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
     use crate::tracker::transition::tests::fin_wait_2_to_time_wait;
 
-    fn take(watch: &Watch, most: usize) -> Vec<Told> {
+    fn take(watch: &Subscription, most: usize) -> Vec<WatchItem> {
         match watch.poll_take(&mut Context::from_waker(Waker::noop()), most) {
             Poll::Ready(told) => told,
             Poll::Pending => Vec::new(),
@@ -188,11 +188,11 @@ mod tests {
     }
 
     /// What was told, without its wall clock.
-    fn steps(told: &[Told]) -> Vec<Transition> {
+    fn steps(told: &[WatchItem]) -> Vec<Transition> {
         told.iter()
             .filter_map(|told| match told {
-                Told::Step(step, _) => Some(step.clone()),
-                Told::Lost(_) => None,
+                WatchItem::Step(step, _) => Some(step.clone()),
+                WatchItem::Lost(_) => None,
             })
             .collect()
     }
@@ -203,20 +203,21 @@ mod tests {
 
     #[test]
     fn each_watcher_is_told_what_it_wants_and_no_more_than_some_may_watch() {
-        let mut hub = Hub::default();
+        let mut hub = Watchers::default();
         assert!(!hub.is_watched());
         hub.tell(&step(1));
-        let all = hub.watch(Filter::default()).unwrap();
-        let one = hub.watch(Filter { ports: vec![2], ..Filter::default() }).unwrap();
+        let all = hub.watch(WatchFilter::default()).unwrap();
+        let one = hub.watch(WatchFilter { ports: vec![2], ..WatchFilter::default() }).unwrap();
         (1..4).for_each(|port| hub.tell(&step(port)));
         let all_told = take(&all, 9);
         assert_eq!(steps(&all_told), [1, 2, 3].map(step));
         assert_eq!(take(&one, 9), all_told[1..2]);
         assert!(take(&one, 9).is_empty());
-        let more: Vec<Watch> = (2..MOST_WATCHERS).map(|_| hub.watch(Filter::default()).unwrap()).collect();
-        assert!(hub.watch(Filter::default()).is_none());
+        let more: Vec<Subscription> =
+            (2..MOST_WATCHERS).map(|_| hub.watch(WatchFilter::default()).unwrap()).collect();
+        assert!(hub.watch(WatchFilter::default()).is_none());
         drop(one);
-        let late = hub.watch(Filter::default());
+        let late = hub.watch(WatchFilter::default());
         assert!(late.is_some());
         drop((all, more, late));
         hub.tell(&step(1));
@@ -225,8 +226,8 @@ mod tests {
 
     #[test]
     fn a_slow_reader_loses_steps_with_a_count_where_they_are_missing() {
-        let mut hub = Hub::default();
-        let watch = hub.watch(Filter::default()).unwrap();
+        let mut hub = Watchers::default();
+        let watch = hub.watch(WatchFilter::default()).unwrap();
         let most = MOST_WAITING - 1;
         (0..most + 5).for_each(|_| hub.tell(&step(1)));
         hub.tell_lost(2);
@@ -234,14 +235,14 @@ mod tests {
         hub.tell(&step(2));
         let told = take(&watch, usize::MAX);
         assert_eq!(told.len(), most - 10 + 2);
-        let lost = Told::Lost(Lost { lost: 7, in_kernel: false });
+        let lost = WatchItem::Lost(Lost { lost: 7, in_kernel: false });
         assert_eq!(told[told.len() - 2], lost);
         assert_eq!(steps(&told[told.len() - 1..]), [step(2)]);
         // And where nothing comes any more, too.
         (0..most + 3).for_each(|_| hub.tell(&step(1)));
         let told = take(&watch, usize::MAX);
-        assert_eq!(told.last(), Some(&Told::Lost(Lost { lost: 3, in_kernel: false })));
+        assert_eq!(told.last(), Some(&WatchItem::Lost(Lost { lost: 3, in_kernel: false })));
         hub.tell_lost(4);
-        assert_eq!(take(&watch, 9), [Told::Lost(Lost { lost: 4, in_kernel: true })]);
+        assert_eq!(take(&watch, 9), [WatchItem::Lost(Lost { lost: 4, in_kernel: true })]);
     }
 }

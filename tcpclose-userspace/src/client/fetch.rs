@@ -3,13 +3,13 @@
 use std::io;
 
 use crate::client::{Asked, Client, PATIENCE};
-use crate::commands::filter::Place;
+use crate::commands::filter::AgentAddress;
 use crate::failure::{Failure, printable};
 use crate::report::sockets::Versioned;
 use crate::ui::table;
 
 /// A document, and where it comes from.
-pub struct Told<T> {
+pub struct Fetched<T> {
     pub document: T,
     /// In words.
     pub source: String,
@@ -19,10 +19,10 @@ pub struct Told<T> {
 
 /// Asks the agent at `place` for the document at `target`, of the version `schema`; where none answers, looks by itself.
 pub fn ask_or_look<T: Versioned>(
-    place: &Place,
+    place: &AgentAddress,
     (target, schema): (&str, u32),
     look: impl FnOnce() -> io::Result<T>,
-) -> Result<Told<T>, Failure> {
+) -> Result<Fetched<T>, Failure> {
     let path = place.socket.display();
     let asked = match place.no_agent {
         true => None,
@@ -30,7 +30,7 @@ pub fn ask_or_look<T: Versioned>(
     };
     let (source, remark) = match asked {
         Some(Asked::Document(document)) => {
-            return Ok(Told { document, source: "agent".to_owned(), remark: None });
+            return Ok(Fetched { document, source: "agent".to_owned(), remark: None });
         }
         None => ("snapshot".to_owned(), None),
         Some(Asked::NoAgent) => (format!("snapshot (no agent at {path})"), None),
@@ -42,7 +42,7 @@ pub fn ask_or_look<T: Versioned>(
     let document = look().map_err(|error| {
         Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
     })?;
-    Ok(Told { document, source, remark })
+    Ok(Fetched { document, source, remark })
 }
 
 /// The last lines of every text: the source, and what could not be seen.

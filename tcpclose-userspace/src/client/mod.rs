@@ -1,6 +1,6 @@
 //! Asks the agent on its unix socket: HTTP/1.1.
 //!
-//! To `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`Document`]. `older_than` is the bound
+//! To `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`SocketsDocument`]. `older_than` is the bound
 //! that the diagnosis takes; `owners=once` has what is known of a process said once, `peers=no` leaves out who holds the other ends. Left out, the agent takes its first `--stuck-after`. The bound it took is in the header
 //! [`STUCK_AFTER`].
 
@@ -25,7 +25,7 @@ use crate::failure::Failure;
 use crate::names::Phase;
 use crate::report::Depth;
 use crate::report::encoding::{ACCEPT_EITHER, Form};
-use crate::report::sockets::{Document, SCHEMA, Versioned};
+use crate::report::sockets::{SCHEMA, SocketsDocument, Versioned};
 
 /// The header that names the bound which the agent's diagnosis took, as a humantime duration.
 pub const STUCK_AFTER: &str = "tcpclose-stuck-after";
@@ -40,7 +40,7 @@ const WITHOUT: &str = "restart the agent, or add --no-agent for a snapshot";
 #[derive(Debug)]
 pub enum Reply {
     Answer {
-        document: Document,
+        document: SocketsDocument,
         /// The bound of the diagnosis.
         stuck_after: Duration,
     },
@@ -72,7 +72,7 @@ fn sockets_within(
         Said::NoAgent => return Ok(Reply::NoAgent),
         Said::Denied => return Ok(Reply::Denied),
     };
-    let mut document: Document = answer.document(SCHEMA).map_err(|why| client.failure(why))?;
+    let mut document: SocketsDocument = answer.document(SCHEMA).map_err(|why| client.failure(why))?;
     document.name_every_owner();
     let stuck_after = answer
         .headers

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 
-use crate::agent::server::handlers::reconcile::{PATH, Progress, SCHEMA};
+use crate::agent::server::handlers::reconcile::{PATH, ReconcileProgress, SCHEMA};
 use crate::client::{Answer, Client, Said};
 use crate::failure::Failure;
 use crate::ui::progress;
@@ -46,7 +46,7 @@ fn wait(client: &Client, begun: Instant, since_ns: u64) -> Result<(), Failure> {
 }
 
 /// `None` from an agent that does not know the question.
-fn told(client: &Client, said: Said) -> Result<Option<Progress>, Failure> {
+fn told(client: &Client, said: Said) -> Result<Option<ReconcileProgress>, Failure> {
     let Said::Answer(answer) = said else { return Err(client.failure("it has gone".to_owned())) };
     if answer.status == StatusCode::NOT_FOUND {
         return Ok(None);

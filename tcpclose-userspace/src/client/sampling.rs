@@ -8,17 +8,17 @@ use std::time::Duration;
 use crate::client::{Client, Said};
 use crate::failure::Failure;
 use crate::linux::netns;
-use crate::linux::netns::{Descriptors, Netns, Place};
+use crate::linux::netns::{Descriptors, Netns, NetnsPath};
 use crate::linux::netns_counters;
-use crate::linux::netns_counters::{Account, Order};
+use crate::linux::netns_counters::{NetnsCounters, SampleOrder};
 use crate::report::verify::samples::Samples;
-use crate::report::verify::{Look, Sight, Sockets, View};
+use crate::report::verify::{AuditSample, DumpedSockets, KernelSample, NetnsSample};
 
 /// Between two looks namespaces are searched for so often, for one may come and go.
 const SEARCH: Duration = Duration::from_secs(1);
 
 /// What has been seen so far.
-pub struct Looks<'a> {
+pub struct Sampler<'a> {
     client: &'a Client,
     /// Every namespace that was ever looked into.
     known: BTreeMap<u32, Netns>,
@@ -59,7 +59,7 @@ impl Unseen {
     }
 }
 
-impl<'a> Looks<'a> {
+impl<'a> Sampler<'a> {
     pub fn new(client: &'a Client) -> Self {
         Self {
             client,
@@ -72,15 +72,15 @@ impl<'a> Looks<'a> {
     }
 
     /// Reads the agent's metrics between two journeys through all namespaces.
-    pub fn look(&mut self) -> Result<Look, Failure> {
-        let before = self.journey(Order::DumpThenSums)?;
+    pub fn look(&mut self) -> Result<AuditSample, Failure> {
+        let before = self.journey(SampleOrder::DumpThenSums)?;
         let metrics = match self.client.get("/metrics")? {
             Said::Answer(answer) => answer.expect_ok().map_err(|why| self.client.failure(why))?,
             Said::NoAgent | Said::Denied => return Err(self.client.failure("it has gone".to_owned())),
         };
-        let after = self.journey(Order::SumsThenDump)?;
-        let sight = |netns: &Netns| Sight { netns: netns.clone(), before: None, after: None };
-        let mut namespaces: BTreeMap<u32, Sight> =
+        let after = self.journey(SampleOrder::SumsThenDump)?;
+        let sight = |netns: &Netns| NetnsSample { netns: netns.clone(), before: None, after: None };
+        let mut namespaces: BTreeMap<u32, NetnsSample> =
             self.known.iter().map(|(id, netns)| (*id, sight(netns))).collect();
         for account in before {
             let sight = namespaces.entry(account.netns.id).or_insert_with(|| sight(&account.netns));
@@ -90,12 +90,12 @@ impl<'a> Looks<'a> {
             let sight = namespaces.entry(account.netns.id).or_insert_with(|| sight(&account.netns));
             sight.after = Some(view(account));
         }
-        Ok(Look { namespaces, metrics: Samples::parse(&String::from_utf8_lossy(&metrics.body)) })
+        Ok(AuditSample { namespaces, metrics: Samples::parse(&String::from_utf8_lossy(&metrics.body)) })
     }
 
     /// What the kernel says of every namespace: a dump, and sums that were read before.
-    pub fn views(&mut self) -> Result<BTreeMap<u32, View>, Failure> {
-        let accounts = self.journey(Order::SumsThenDump)?;
+    pub fn views(&mut self) -> Result<BTreeMap<u32, KernelSample>, Failure> {
+        let accounts = self.journey(SampleOrder::SumsThenDump)?;
         Ok(accounts.into_iter().map(|account| (account.netns.id, view(account))).collect())
     }
 
@@ -112,7 +112,7 @@ impl<'a> Looks<'a> {
     }
 
     /// What has not been seen, as of `look`, the last one.
-    pub fn unseen(&self, look: &Look) -> Unseen {
+    pub fn unseen(&self, look: &AuditSample) -> Unseen {
         let known: BTreeSet<u32> = self.known.values().map(|netns| netns.inum).collect();
         let left = look
             .namespaces
@@ -126,7 +126,7 @@ impl<'a> Looks<'a> {
         }
     }
 
-    fn search(&mut self, descriptors: &Descriptors) -> Result<Vec<Place>, Failure> {
+    fn search(&mut self, descriptors: &Descriptors) -> Result<Vec<NetnsPath>, Failure> {
         let found = netns::find(descriptors).map_err(|error| Failure::new("/proc", error, "mount it"))?;
         self.last = found.places.iter().map(|place| place.inum).collect();
         self.found.extend(&self.last);
@@ -134,7 +134,7 @@ impl<'a> Looks<'a> {
         Ok(found.places)
     }
 
-    fn journey(&mut self, order: Order) -> Result<Vec<Account>, Failure> {
+    fn journey(&mut self, order: SampleOrder) -> Result<Vec<NetnsCounters>, Failure> {
         let places = self.search(&Descriptors::All)?;
         let accounts = netns_counters::accounts(&places, order).map_err(|error: io::Error| {
             let todo = "mount /proc, and load the modules inet_diag and tcp_diag";
@@ -147,7 +147,7 @@ impl<'a> Looks<'a> {
     }
 }
 
-fn view(account: Account) -> View {
-    let Account { counters, stat, sockets, .. } = account;
-    View { counters, stat, sockets: Sockets::new(&sockets) }
+fn view(account: NetnsCounters) -> KernelSample {
+    let NetnsCounters { counters, stat, sockets, .. } = account;
+    KernelSample { counters, stat, sockets: DumpedSockets::new(&sockets) }
 }

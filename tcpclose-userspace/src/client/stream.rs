@@ -12,7 +12,7 @@ use crate::agent::LOOK_UP;
 use crate::client;
 use crate::client::{Client, Sent};
 use crate::failure::Failure;
-use crate::report::watch::filter::Filter;
+use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::line::Item;
 
 /// Where the agent streams.
@@ -35,7 +35,7 @@ pub enum Followed {
 /// as, until that has enough; `None` when nothing has come for a while. `ready`: once the agent has agreed.
 pub fn follow(
     path: &Path,
-    filter: &Filter,
+    filter: &WatchFilter,
     ready: impl FnOnce(),
     mut each: impl FnMut(Option<Vec<(Item, String)>>) -> Result<ControlFlow<()>, Failure>,
 ) -> Result<Followed, Failure> {

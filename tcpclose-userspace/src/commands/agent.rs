@@ -9,11 +9,11 @@ use log::LevelFilter;
 
 use crate::agent;
 use crate::agent::config::Config;
-use crate::agent::server::listener::Access;
+use crate::agent::server::listener::SocketAccess;
 use crate::commands::NetnsChoice;
 use crate::failure::Failure;
 use crate::linux::users;
-use crate::linux::users::Group;
+use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
 use crate::probe::backend::task_file::OwnersHook;
 use crate::probe::{StateHook, TimeWaitHook};
@@ -50,7 +50,7 @@ pub struct Agent {
 
     /// The group whose the socket is, by name or number [default: the agent's]
     #[arg(long, value_name = "GROUP", value_parser = users::group)]
-    socket_group: Option<Group>,
+    socket_group: Option<UnixGroup>,
 
     /// Keep in this directory what lets ages outlive the agent. One agent a directory [default: /run/tcpclose, or
     /// nothing is kept where that cannot be]
@@ -119,7 +119,7 @@ pub struct Agent {
     /// The group, by name or number, whose members may have sockets destroyed with --allow-kill, if they may connect to the
     /// --socket [default: none, root alone may]
     #[arg(long, value_name = "GROUP", value_parser = users::group)]
-    kill_group: Option<Group>,
+    kill_group: Option<UnixGroup>,
 
     /// What to say on standard error: off, error, warn, info, debug or trace. From debug on, the probe in the kernel
     /// speaks too.
@@ -180,7 +180,7 @@ impl Agent {
             listen: self.listen,
             web_config: self.web_config,
             socket: self.socket,
-            access: Access {
+            access: SocketAccess {
                 mode: self.socket_mode,
                 owner: self.socket_owner,
                 group: self.socket_group.map(|group| group.gid),

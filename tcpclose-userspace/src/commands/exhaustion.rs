@@ -7,13 +7,13 @@ use clap::Args;
 
 use crate::agent::server::handlers::exhaustion::PATH;
 use crate::client::fetch;
-use crate::client::fetch::Told;
-use crate::commands::filter::{Place, own_netns};
+use crate::client::fetch::Fetched;
+use crate::commands::filter::{AgentAddress, own_netns};
 use crate::commands::stuck::number;
 use crate::commands::{duration, json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
-use crate::report::exhaustion::document::{ExhaustionDocument, SCHEMA, Share, TupleUse, snapshot};
+use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse, snapshot};
 use crate::ui::table;
 
 /// Show how many of the ports that connect() may take are in use, for which pairs of ends, and for how long they last
@@ -38,14 +38,15 @@ pub struct Exhaustion {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: AgentAddress,
 }
 
 impl Exhaustion {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let target = format!("{PATH}?limit={}", self.limit);
         let look = || snapshot(self.period, self.limit, Scope::All);
-        let Told { mut document, source, remark } = fetch::ask_or_look(&self.place, (&target, SCHEMA), look)?;
+        let Fetched { mut document, source, remark } =
+            fetch::ask_or_look(&self.place, (&target, SCHEMA), look)?;
         document.incomplete.extend(remark);
         let text = match self.json {
             true => json(&document)?,
@@ -119,10 +120,11 @@ fn cells(tuple: &TupleUse) -> Vec<String> {
 
 /// `held by api[42] 7; closed by curl[43] 12`.
 fn whose(tuple: &TupleUse) -> Option<String> {
-    let list = |shares: &[Share]| {
-        let name =
-            |share: &Share| share.comm.as_deref().map_or("ended".into(), |comm| printable(comm).into_owned());
-        let one = |share: &Share| format!("{}[{}] {}", name(share), share.pid, share.sockets);
+    let list = |shares: &[ProcessShare]| {
+        let name = |share: &ProcessShare| {
+            share.comm.as_deref().map_or("ended".into(), |comm| printable(comm).into_owned())
+        };
+        let one = |share: &ProcessShare| format!("{}[{}] {}", name(share), share.pid, share.sockets);
         shares.iter().map(one).collect::<Vec<String>>().join(", ")
     };
     let mut parts = Vec::new();
@@ -141,11 +143,11 @@ fn whose(tuple: &TupleUse) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sockets::Source;
+    use crate::report::sockets::DocumentSource;
 
     #[test]
     fn the_text_says_how_full_how_long_and_whose() {
-        let share = |pid, comm: Option<&str>, sockets| Share {
+        let share = |pid, comm: Option<&str>, sockets| ProcessShare {
             pid,
             comm: comm.map(str::to_owned),
             unit: None,
@@ -187,7 +189,7 @@ mod tests {
             host: "h".to_owned(),
             boot_id: String::new(),
             at: String::new(),
-            source: Source::Agent,
+            source: DocumentSource::Agent,
             incomplete: Vec::new(),
             tuples_in_use: 5,
             tuples: vec![full, nearly],

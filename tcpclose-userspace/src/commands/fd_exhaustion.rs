@@ -7,20 +7,20 @@ use crate::report::sockets::{Owner, StuckSocket};
 
 /// How fast each process loses file descriptors to stuck sockets, whatever group they are in.
 #[derive(Debug, Default)]
-pub struct Rates {
+pub struct FdRates {
     /// By pid.
-    ages: FxHashMap<u32, Ages>,
+    ages: FxHashMap<u32, FdAges>,
 }
 
 /// The ages of what one process holds, a descriptor each, seconds.
 #[derive(Debug)]
-struct Ages {
+struct FdAges {
     held: u32,
     oldest: f64,
     youngest: f64,
 }
 
-impl Rates {
+impl FdRates {
     /// Of the sockets that are proven to be `bound` seconds old and not at work.
     pub fn of(sockets: &[StuckSocket], bound: f64) -> Self {
         let mut rates = Self::default();
@@ -31,7 +31,7 @@ impl Rates {
         for socket in sockets.iter().filter(takes_descriptors) {
             let age = socket.age.min_seconds;
             for owner in &socket.owners {
-                let new = Ages { held: 0, oldest: age, youngest: age };
+                let new = FdAges { held: 0, oldest: age, youngest: age };
                 let ages = rates.ages.entry(owner.pid).or_insert(new);
                 ages.held += 1;
                 ages.oldest = ages.oldest.max(age);

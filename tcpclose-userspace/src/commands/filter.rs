@@ -13,7 +13,7 @@ use crate::commands::{DEFAULT_SOCKET, NetnsChoice, duration, port};
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
-use crate::report::sockets::{Document, StuckSocket};
+use crate::report::sockets::{SocketsDocument, StuckSocket};
 use crate::report::{Depth, snapshot};
 use crate::ui::table;
 
@@ -22,7 +22,7 @@ pub const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 // No doc comment: clap would make it the help of the command that this is a part of.
 #[derive(Debug, Args)]
-pub struct Filter {
+pub struct SocketFilter {
     /// Only sockets that are in the state for this long or longer [default: the agent's first --stuck-after; 60s
     /// without one]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
@@ -43,7 +43,7 @@ pub struct Filter {
 
 // As above.
 #[derive(Debug, Args)]
-pub struct Place {
+pub struct AgentAddress {
     /// Take a snapshot even where an agent runs
     #[arg(long)]
     pub no_agent: bool,
@@ -66,15 +66,15 @@ pub fn state(text: &str) -> Result<Phase, &'static str> {
 
 /// The sockets, where they come from, and the bound.
 pub struct Findings {
-    pub document: Document,
+    pub document: SocketsDocument,
     pub bound: Duration,
     /// Source and remarks in words.
     pub source: String,
 }
 
-impl Filter {
+impl SocketFilter {
     /// Asks the agent at `place`; where none answers, takes a snapshot.
-    pub fn find(&self, place: &Place, depth: Depth) -> Result<Findings, Failure> {
+    pub fn find(&self, place: &AgentAddress, depth: Depth) -> Result<Findings, Failure> {
         let why_snapshot = if place.no_agent {
             "snapshot".to_owned()
         } else {
@@ -97,7 +97,12 @@ impl Filter {
     }
 
     /// `denied`: where an agent is that was not asked.
-    fn snapshot(&self, source: String, denied: Option<&Place>, depth: Depth) -> Result<Findings, Failure> {
+    fn snapshot(
+        &self,
+        source: String,
+        denied: Option<&AgentAddress>,
+        depth: Depth,
+    ) -> Result<Findings, Failure> {
         let bound = self.older_than.unwrap_or(STUCK_AFTER);
         let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
         let mut document =

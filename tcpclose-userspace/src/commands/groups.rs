@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use clap::ValueEnum;
 use rustc_hash::FxHashMap;
 
-use crate::commands::fd_exhaustion::Rates;
+use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::suggest;
 use crate::failure::printable;
 use crate::names::{Diagnosis, Side};
@@ -50,7 +50,7 @@ enum Who {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Key {
+struct GroupKey {
     possibly: bool,
     who: Who,
     side: Side,
@@ -62,14 +62,14 @@ struct Key {
 
 /// One line of the table.
 #[derive(Clone, Debug)]
-pub struct Group<'a> {
-    key: Key,
+pub struct SocketGroup<'a> {
+    key: GroupKey,
     sockets: Vec<&'a StuckSocket>,
 }
 
 /// Groups `listed`: proven ones before possible ones, then the largest first.
-pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
-    let mut groups: FxHashMap<Key, Vec<&StuckSocket>> = FxHashMap::default();
+pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<SocketGroup<'a>> {
+    let mut groups: FxHashMap<GroupKey, Vec<&StuckSocket>> = FxHashMap::default();
     for Listed { socket, possibly, elsewhere } in listed {
         let who = match by {
             By::Port => Who::Anyone,
@@ -84,7 +84,7 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
             By::Unit => places(socket, |owner| owner.place.unit.as_ref()),
             By::Container => places(socket, |owner| owner.place.container_id.as_ref()),
         };
-        let key = Key {
+        let key = GroupKey {
             possibly: *possibly,
             who,
             side: socket.side,
@@ -94,9 +94,9 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<Group<'a>> {
         };
         groups.entry(key).or_default().push(socket);
     }
-    let mut groups: Vec<_> = groups.into_iter().map(|(key, sockets)| Group { key, sockets }).collect();
+    let mut groups: Vec<_> = groups.into_iter().map(|(key, sockets)| SocketGroup { key, sockets }).collect();
     groups.sort_by(|a, b| {
-        let size = |group: &Group<'_>| std::cmp::Reverse(group.sockets.len());
+        let size = |group: &SocketGroup<'_>| std::cmp::Reverse(group.sockets.len());
         (a.key.possibly, size(a)).cmp(&(b.key.possibly, size(b))).then_with(|| a.key.cmp(&b.key))
     });
     groups
@@ -107,7 +107,7 @@ fn places(socket: &StuckSocket, place: impl Fn(&Owner) -> Option<&String>) -> Wh
 }
 
 /// The table of `groups`, the first `limit` of them, how many more there are, and what to run next.
-pub fn text(groups: &[Group<'_>], by: By, rates: &Rates, limit: usize, width: Option<u16>) -> String {
+pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, width: Option<u16>) -> String {
     let who: &[&str] = match by {
         By::Owner => &["OWNER", "SIDE", ">PORT"],
         By::Port => &[">PORT", "SIDE"],
@@ -135,7 +135,7 @@ pub fn text(groups: &[Group<'_>], by: By, rates: &Rates, limit: usize, width: Op
 }
 
 /// What to run next, once a process, for the first that hold what `groups` list.
-fn next_steps(groups: &[Group<'_>], width: Option<u16>) -> String {
+fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
     const MOST: usize = 3;
     let mut seen = HashSet::new();
     let steps = groups.iter().filter_map(|group| {
@@ -149,8 +149,8 @@ fn next_steps(groups: &[Group<'_>], width: Option<u16>) -> String {
     lines.collect()
 }
 
-impl Group<'_> {
-    fn row(&self, by: By, rates: &Rates) -> Vec<String> {
+impl SocketGroup<'_> {
+    fn row(&self, by: By, rates: &FdRates) -> Vec<String> {
         let (side, port) = (self.key.side.name().to_owned(), self.key.port.to_string());
         let mut row = match by {
             By::Port => vec![port, side],
@@ -209,7 +209,7 @@ impl Group<'_> {
     }
 
     /// When the first of the holders has no file descriptor left, if sockets go on to get stuck in it as they did.
-    fn full_in(&self, rates: &Rates) -> String {
+    fn full_in(&self, rates: &FdRates) -> String {
         // In the accept queue a socket takes no file descriptor yet; what is not proven makes no rate.
         if self.key.possibly || self.key.diagnosis == Some(Diagnosis::NotAccepted) {
             return "-".to_owned();
@@ -258,7 +258,7 @@ pub fn process(owner: &Owner) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::linux::cgroup::Place;
+    use crate::linux::cgroup::Workload;
     use crate::linux::process::Process;
     use crate::names::{Age, Phase};
     use crate::report::sockets::Cookie;
@@ -273,7 +273,7 @@ pub(crate) mod tests {
         Owner { pid, fd: 5, process: process.into() }
     }
 
-    pub fn in_place(owner: Owner, place: Place) -> Owner {
+    pub fn in_place(owner: Owner, place: Workload) -> Owner {
         Owner { process: Process { place, ..(*owner.process).clone() }.into(), ..owner }
     }
 
@@ -314,7 +314,7 @@ pub(crate) mod tests {
             (1..=5).map(|i| socket(i * 60, &[api.clone(), worker.clone()])).collect();
         sockets.push(socket(70, &[]));
         let groups = group(&proven(&sockets), By::Owner);
-        let text = text(&groups, By::Owner, &Rates::of(&sockets, 60.0), 20, Some(100));
+        let text = text(&groups, By::Owner, &FdRates::of(&sockets, 60.0), 20, Some(100));
         let lines: Vec<&str> = text.lines().collect();
         // 100 descriptors are left, one goes every 60 s.
         assert_eq!(lines.len(), 3, "{text}");
@@ -328,7 +328,7 @@ pub(crate) mod tests {
     fn groups_beyond_the_limit_are_counted() {
         let sockets: Vec<StuckSocket> = (1..=30).map(|pid| socket(60, &[owner(pid, "a", (1, 2))])).collect();
         let groups = group(&proven(&sockets), By::Owner);
-        let text = text(&groups, By::Owner, &Rates::default(), 20, None);
+        let text = text(&groups, By::Owner, &FdRates::default(), 20, None);
         assert_eq!(text.lines().count(), 22);
         assert!(text.ends_with("… 10 more\n"), "{text}");
     }
@@ -336,7 +336,7 @@ pub(crate) mod tests {
     #[test]
     fn no_rate_is_made_up() {
         let last = |sockets: &[StuckSocket]| {
-            group(&proven(sockets), By::Owner)[0].full_in(&Rates::of(sockets, 60.0))
+            group(&proven(sockets), By::Owner)[0].full_in(&FdRates::of(sockets, 60.0))
         };
         let one = owner(1, "a", (10, 1024));
         assert_eq!(last(&[socket(60, std::slice::from_ref(&one))]), "-");
@@ -357,7 +357,7 @@ pub(crate) mod tests {
             assert_eq!(group(&proven(&sockets), by).len(), 1);
         }
         assert_eq!(group(&proven(&sockets), By::Owner).len(), 2);
-        let by_peer = text(&group(&proven(&sockets), By::Peer), By::Peer, &Rates::default(), 20, None);
+        let by_peer = text(&group(&proven(&sockets), By::Peer), By::Peer, &FdRates::default(), 20, None);
         assert!(by_peer.contains("10.0.0.9"));
     }
 
@@ -376,7 +376,7 @@ pub(crate) mod tests {
             read(240),
         ];
         let groups = group(&proven(&sockets), By::Owner);
-        let rates = Rates::of(&sockets, 60.0);
+        let rates = FdRates::of(&sockets, 60.0);
         let full: Vec<String> = groups.iter().map(|group| group.full_in(&rates)).collect();
         assert_eq!(full, ["1h 40m", "1h 40m"]);
     }
@@ -386,7 +386,7 @@ pub(crate) mod tests {
         let id = format!("containerd://{}", "0123456789abcdef".repeat(4));
         let placed = |pid, unit: Option<&str>, container: Option<&str>| {
             let unit = unit.map(str::to_owned);
-            let place = Place { unit, container_id: container.map(str::to_owned), pod_uid: None };
+            let place = Workload { unit, container_id: container.map(str::to_owned), pod_uid: None };
             in_place(owner(pid, "a", (1, 2)), place)
         };
         let sockets = [
@@ -397,7 +397,7 @@ pub(crate) mod tests {
         ];
         let by = |by| {
             let groups = group(&proven(&sockets), by);
-            let text = text(&groups, by, &Rates::default(), 20, None);
+            let text = text(&groups, by, &FdRates::default(), 20, None);
             text.lines().skip(1).map(|line| line.split("  ").next().unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(by(By::Unit), ["api.service", "unknown, uid 1000", "-"]);

@@ -10,21 +10,21 @@ use clap::{Args, ValueEnum};
 use crate::agent::server::handlers::kill::{NOT_ALLOWED, PATH};
 use crate::client;
 use crate::client::{Client, Said};
-use crate::commands::filter::{Filter, Findings, Place};
+use crate::commands::filter::{AgentAddress, Findings, SocketFilter};
 use crate::commands::groups::Listed;
 use crate::commands::signals::Interrupt;
 use crate::commands::{filter, groups, json, print, stuck};
 use crate::failure::{Failure, printable};
 use crate::kill::places::Places;
-use crate::kill::{Order, Outcome, SCHEMA, execute};
+use crate::kill::{KillOrder, KillOutcome, SCHEMA, execute};
 use crate::linux::host;
 use crate::linux::host::{Capability, has_cap};
 use crate::names::{Diagnosis, Phase};
 use crate::report::Depth;
-use crate::report::kill::pace::Pace;
+use crate::report::kill::pace::KillPace;
 use crate::report::kill::plan::{DIAGNOSES, Leave, Left, plan};
-use crate::report::kill::summary::{Fate, Report, Tally};
-use crate::report::sockets::{Source, StuckSocket};
+use crate::report::kill::summary::{Fate, KillReport, Tally};
+use crate::report::sockets::{DocumentSource, StuckSocket};
 use crate::ui::progress;
 use crate::ui::table;
 
@@ -52,10 +52,10 @@ use crate::ui::table;
     tcpclose kill --older-than 1h --state last_ack --yes")]
 pub struct Kill {
     #[command(flatten)]
-    filter: Filter,
+    filter: SocketFilter,
     /// Only sockets of this diagnosis; may be repeated [default: not_read and not_closed]
     #[arg(long = "diagnosis", value_name = "DIAGNOSIS", value_enum)]
-    diagnoses: Vec<Named>,
+    diagnoses: Vec<DiagnosisChoice>,
     /// Those too that are only possibly past the bound: their entry was not seen
     #[arg(long)]
     possibly: bool,
@@ -72,26 +72,26 @@ pub struct Kill {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: AgentAddress,
 }
 
 /// A diagnosis that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
-enum Named {
+enum DiagnosisChoice {
     NotRead,
     NotClosed,
     StillSending,
     NotAccepted,
 }
 
-impl From<Named> for Diagnosis {
-    fn from(named: Named) -> Self {
+impl From<DiagnosisChoice> for Diagnosis {
+    fn from(named: DiagnosisChoice) -> Self {
         match named {
-            Named::NotRead => Self::NotRead,
-            Named::NotClosed => Self::NotClosed,
-            Named::StillSending => Self::StillSending,
-            Named::NotAccepted => Self::NotAccepted,
+            DiagnosisChoice::NotRead => Self::NotRead,
+            DiagnosisChoice::NotClosed => Self::NotClosed,
+            DiagnosisChoice::StillSending => Self::StillSending,
+            DiagnosisChoice::NotAccepted => Self::NotAccepted,
         }
     }
 }
@@ -101,7 +101,7 @@ fn rate(text: &str) -> Result<u32, &'static str> {
 }
 
 /// Who destroys.
-enum Hand {
+enum Executor {
     /// This process.
     Own(RefCell<Places>),
     Agent(Client),
@@ -219,8 +219,8 @@ impl Kill {
         // What the first one meets the others meet too.
         let alike = going.windows(2).all(|pair| matches!(pair, [a, b] if a.netns == b.netns));
         let interrupt = Interrupt::hear()?;
-        let (mut pace, began, all) = (Pace::new(self.rate), Instant::now(), going.len());
-        let mut progress = Progress::new(self.json);
+        let (mut pace, began, all) = (KillPace::new(self.rate), Instant::now(), going.len());
+        let mut progress = KillProgress::new(self.json);
         for (at, socket) in going.into_iter().enumerate() {
             let pause = pace.wait(began.elapsed());
             done.interrupted = done.interrupted || interrupt.within(pause);
@@ -230,7 +230,7 @@ impl Kill {
             }
             pace.take(began.elapsed());
             let elapsed = looked.elapsed().as_secs_f64();
-            let order = Order::new(&socket, &leave.diagnoses, leave.bound, elapsed);
+            let order = KillOrder::new(&socket, &leave.diagnoses, leave.bound, elapsed);
             let tried_at = host::wall_clock();
             let outcome = self.one(&hand, &order).map_err(|mut failure| {
                 if at > 0 {
@@ -257,9 +257,9 @@ impl Kill {
         Ok(done)
     }
 
-    fn hand(&self, findings: &Findings) -> Result<Hand, Failure> {
-        if findings.document.source == Source::Agent {
-            return Client::new(&self.place.socket, client::PATIENCE).map(Hand::Agent);
+    fn hand(&self, findings: &Findings) -> Result<Executor, Failure> {
+        if findings.document.source == DocumentSource::Agent {
+            return Client::new(&self.place.socket, client::PATIENCE).map(Executor::Agent);
         }
         if !has_cap(Capability::NetAdmin) {
             return Err(Failure::new(
@@ -268,13 +268,13 @@ impl Kill {
                 "run it as root, or through an agent that was started with --allow-kill",
             ));
         }
-        Ok(Hand::Own(RefCell::default()))
+        Ok(Executor::Own(RefCell::default()))
     }
 
-    fn one(&self, hand: &Hand, order: &Order) -> Result<Outcome, Failure> {
+    fn one(&self, hand: &Executor, order: &KillOrder) -> Result<KillOutcome, Failure> {
         let client = match hand {
-            Hand::Own(places) => return Ok(execute(order, &mut places.borrow_mut())),
-            Hand::Agent(client) => client,
+            Executor::Own(places) => return Ok(execute(order, &mut places.borrow_mut())),
+            Executor::Agent(client) => client,
         };
         let gone = || client.failure("it has gone".to_owned());
         let body = serde_json::to_vec(order).map_err(|why| client.failure(why.to_string()))?;
@@ -298,7 +298,7 @@ impl Kill {
 
     fn json(&self, findings: &Findings, done: Done, left: Left) -> Result<String, Failure> {
         let document = &findings.document;
-        let report = Report {
+        let report = KillReport {
             schema: SCHEMA,
             host: document.host.clone(),
             boot_id: document.boot_id.clone(),
@@ -335,14 +335,14 @@ impl Kill {
 }
 
 /// The failure that a refusal is which every other socket would meet too.
-fn hopeless(outcome: &Outcome, state: Phase, hand: &Hand) -> Option<Failure> {
-    let Outcome::Refused { errno: Some(errno), why } = outcome else { return None };
+fn hopeless(outcome: &KillOutcome, state: Phase, hand: &Executor) -> Option<Failure> {
+    let KillOutcome::Refused { errno: Some(errno), why } = outcome else { return None };
     let minisockets = matches!(state, Phase::TimeWait | Phase::FinWait2);
     match *errno {
         libc::EPERM => {
             let who = match hand {
-                Hand::Own(_) => "this process",
-                Hand::Agent(_) => "the agent",
+                Executor::Own(_) => "this process",
+                Executor::Agent(_) => "the agent",
             };
             Some(Failure::new(
                 "destroying sockets",
@@ -361,11 +361,11 @@ fn hopeless(outcome: &Outcome, state: Phase, hand: &Hand) -> Option<Failure> {
 }
 
 /// The line about one socket; `elsewhere`: it is in another network namespace than ours.
-fn told(socket: &StuckSocket, elsewhere: bool, outcome: &Outcome) -> String {
+fn told(socket: &StuckSocket, elsewhere: bool, outcome: &KillOutcome) -> String {
     let (what, why) = match outcome {
-        Outcome::Destroyed => ("destroyed", None),
-        Outcome::Spared { why } => ("spared", Some(why)),
-        Outcome::Refused { why, .. } => ("refused", Some(why)),
+        KillOutcome::Destroyed => ("destroyed", None),
+        KillOutcome::Spared { why } => ("spared", Some(why)),
+        KillOutcome::Refused { why, .. } => ("refused", Some(why)),
     };
     let diagnosis = socket.diagnosis.map_or_else(|| socket.state.name(), Diagnosis::name);
     let mut line = format!(
@@ -383,12 +383,12 @@ fn told(socket: &StuckSocket, elsewhere: bool, outcome: &Outcome) -> String {
 }
 
 /// How far it is.
-struct Progress {
+struct KillProgress {
     on: bool,
     shown: bool,
 }
 
-impl Progress {
+impl KillProgress {
     fn new(alone: bool) -> Self {
         // Where standard output is the same terminal, its lines are the progress; ours stands below them.
         let on = alone || io::stdout().is_terminal();

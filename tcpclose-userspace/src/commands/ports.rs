@@ -6,13 +6,13 @@ use clap::Args;
 
 use crate::agent::server::handlers::ports::PATH;
 use crate::client::fetch;
-use crate::client::fetch::Told;
-use crate::commands::filter::{Place, STUCK_AFTER};
+use crate::client::fetch::Fetched;
+use crate::commands::filter::{AgentAddress, STUCK_AFTER};
 use crate::commands::stuck::number;
 use crate::commands::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
-use crate::report::ports::{PortUse, PortsDocument, Quantile, SCHEMA, StateUse, snapshot};
+use crate::report::ports::{PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
 use crate::ui::table;
 
 /// How many ports are shown unless told otherwise.
@@ -36,14 +36,14 @@ pub struct Ports {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: Place,
+    place: AgentAddress,
 }
 
 impl Ports {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let bound_ns = STUCK_AFTER.as_nanos() as u64;
         let look = || snapshot(bound_ns, Scope::All);
-        let Told { mut document, source, remark } = fetch::ask_or_look(&self.place, (PATH, SCHEMA), look)?;
+        let Fetched { mut document, source, remark } = fetch::ask_or_look(&self.place, (PATH, SCHEMA), look)?;
         document.incomplete.extend(remark);
         let text = match self.json {
             true => json(&document)?,
@@ -132,7 +132,7 @@ pub fn state_cells(of_state: &StateUse) -> Vec<String> {
 }
 
 /// As interpolated; `>2m` beyond the last bucket.
-fn quantile(quantile: &Quantile) -> String {
+fn quantile(quantile: &QuantileBounds) -> String {
     let beyond = || format!(">{}", table::span(quantile.from_seconds));
     quantile.seconds.map_or_else(beyond, table::short)
 }
@@ -142,10 +142,10 @@ pub mod tests {
     use super::*;
     use crate::names::{Phase, Side};
     use crate::report::ports::Durations;
-    use crate::report::sockets::Source;
+    use crate::report::sockets::DocumentSource;
 
     pub fn document() -> PortsDocument {
-        let at = |seconds, from_seconds, to_seconds| Quantile { seconds, from_seconds, to_seconds };
+        let at = |seconds, from_seconds, to_seconds| QuantileBounds { seconds, from_seconds, to_seconds };
         let durations = Durations {
             count: 200,
             sum_seconds: 1.0,
@@ -178,7 +178,7 @@ pub mod tests {
             host: "h".to_owned(),
             boot_id: String::new(),
             at: "2026-11-22T11:00:00.123456789Z".to_owned(),
-            source: Source::Agent,
+            source: DocumentSource::Agent,
             age_seconds: Some(4.9),
             incomplete: vec!["something".to_owned()],
             stuck_after_seconds: 60.0,

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::commands::fd_exhaustion::Rates;
-use crate::commands::filter::{Filter, Findings, Place, Sorted};
+use crate::commands::fd_exhaustion::FdRates;
+use crate::commands::filter::{AgentAddress, Findings, SocketFilter, Sorted};
 use crate::commands::groups;
 use crate::commands::groups::{By, Listed};
 use crate::commands::{json, print};
@@ -30,7 +30,7 @@ const GROUPS: usize = 20;
     tcpclose stuck --sockets --pid 4242\n  tcpclose stuck --check --max 100 && echo fine")]
 pub struct Stuck {
     #[command(flatten)]
-    pub filter: Filter,
+    pub filter: SocketFilter,
     /// What the groups are by, besides side, port and diagnosis
     #[arg(long, value_enum, default_value = "owner")]
     by: By,
@@ -50,7 +50,7 @@ pub struct Stuck {
     #[arg(long, value_name = "N", default_value = "0", value_parser = number, requires = "check")]
     max: usize,
     #[command(flatten)]
-    pub place: Place,
+    pub place: AgentAddress,
 }
 
 pub fn number(text: &str) -> Result<usize, &'static str> {
@@ -64,7 +64,7 @@ impl Stuck {
         let mut findings = self.filter.find(&self.place, depth)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
         // Before the filters: a process loses its descriptors to all of them.
-        let rates = Rates::of(&sockets, findings.bound.as_secs_f64());
+        let rates = FdRates::of(&sockets, findings.bound.as_secs_f64());
         let mut sorted = Sorted::new(self.filter.select(sockets), findings.bound.as_secs_f64());
         let code = match self.check && sorted.stuck().count() > self.max {
             true => ExitCode::FAILURE,
@@ -82,7 +82,7 @@ impl Stuck {
         printed.map(|()| code)
     }
 
-    fn text(&self, findings: &Findings, sorted: &Sorted, rates: &Rates, width: Option<u16>) -> String {
+    fn text(&self, findings: &Findings, sorted: &Sorted, rates: &FdRates, width: Option<u16>) -> String {
         let state = self.filter.state_in_words();
         let mut text = table::wrap(&sorted.summary(&state, findings.bound), width);
         text.push('\n');

@@ -1,7 +1,7 @@
 //! What to run next: the tool that shows what the threads of a process do, told by what executes it. Printed, never run.
 
 use crate::commands::groups;
-use crate::linux::process::Runs;
+use crate::linux::process::Runtime;
 use crate::names::Diagnosis;
 use crate::report::sockets::Owner;
 
@@ -11,14 +11,14 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
     let pid = owner.pid;
     let debugger = format!("gdb -p {pid} -batch -ex 'thread apply all bt'");
     let (command, hint) = match owner.runs? {
-        Runs::Jvm => (format!("jcmd {pid} Thread.print"), ""),
-        Runs::Python => (format!("py-spy dump --pid {pid}"), ""),
+        Runtime::Jvm => (format!("jcmd {pid} Thread.print"), ""),
+        Runtime::Python => (format!("py-spy dump --pid {pid}"), ""),
         // Only the program knows where it serves its profiles, if it does.
-        Runs::Go => (
+        Runtime::Go => (
             "curl -s 'http://HOST:PORT/debug/pprof/goroutine?debug=2'".to_owned(),
             ", if it serves net/http/pprof (else gdb)",
         ),
-        Runs::Native => (debugger, ""),
+        Runtime::Native => (debugger, ""),
     };
     let look_for = match diagnosis {
         Some(Diagnosis::NotAccepted) => "see why it does not accept",
@@ -46,10 +46,10 @@ mod tests {
             Some(format!("{why} {command}"))
         };
         let words = [
-            (Runs::Jvm, Diagnosis::NotRead, "to read jcmd 42 Thread.print"),
-            (Runs::Python, Diagnosis::NotClosed, "to close py-spy dump --pid 42"),
-            (Runs::Go, Diagnosis::NotAccepted, "not accept, if it serves"),
-            (Runs::Native, Diagnosis::Unknown, "do gdb -p 42 "),
+            (Runtime::Jvm, Diagnosis::NotRead, "to read jcmd 42 Thread.print"),
+            (Runtime::Python, Diagnosis::NotClosed, "to close py-spy dump --pid 42"),
+            (Runtime::Go, Diagnosis::NotAccepted, "not accept, if it serves"),
+            (Runtime::Native, Diagnosis::Unknown, "do gdb -p 42 "),
         ];
         for (runs, diagnosis, words) in words {
             let said = said(Some(runs), diagnosis).unwrap();

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::agent::server::STALE;
 use crate::client;
 use crate::client::reconcile::reconcile;
-use crate::client::sampling::Looks;
+use crate::client::sampling::Sampler;
 use crate::client::{Client, Said};
 use crate::commands::{DEFAULT_SOCKET, duration, json, print};
 use crate::failure::{Failure, printable};
@@ -21,7 +21,9 @@ use crate::linux::proc_net::SockStat;
 use crate::linux::{host, netns};
 use crate::report::verify::samples::Samples;
 use crate::report::verify::verdict::{Causes, Verdict};
-use crate::report::verify::{Look, Reach, Row, Rungs, Sight, counters, gauges, has_hidden, lost, reach};
+use crate::report::verify::{
+    AuditRow, AuditSample, BackendsInUse, NetnsSample, Reach, counters, gauges, has_hidden, lost, reach,
+};
 use crate::ui::progress::Ticker;
 use crate::ui::table;
 
@@ -76,10 +78,10 @@ struct Audit {
     netns: u32,
     /// Every one that was looked into.
     namespaces: Vec<Namespace>,
-    rungs: Rungs,
+    rungs: BackendsInUse,
     /// Events that the agent lost meanwhile, as it says.
     lost: i64,
-    rows: Vec<Row>,
+    rows: Vec<AuditRow>,
     /// What the kernel counted meanwhile in all of them, also what is compared with nothing.
     counters: BTreeMap<&'static str, u64>,
     /// The sums of all of them at the end; but `orphan`, which the kernel counts of the host.
@@ -98,7 +100,7 @@ struct Namespace {
 
 impl Namespace {
     /// Of `sight`, which was `earlier` at the first look; `None` when it has gone.
-    fn new(sight: &Sight, earlier: Option<&Sight>) -> Option<Self> {
+    fn new(sight: &NetnsSample, earlier: Option<&NetnsSample>) -> Option<Self> {
         let after = sight.after.as_ref()?;
         let before = earlier.and_then(|sight| sight.before.as_ref());
         let counted = |(name, n): (&&'static str, &u64)| {
@@ -129,11 +131,11 @@ impl Verify {
     fn audit(&self, client: &Client) -> Result<Audit, Failure> {
         let (own, mut incomplete) = self.ready(client)?;
         let asked = reconcile(client)?;
-        let mut looks = Looks::new(client);
+        let mut looks = Sampler::new(client);
         let began = SystemTime::now();
         let start = host::monotonic_ns();
         let from = looks.look()?;
-        let rungs = Rungs::of(&from.metrics);
+        let rungs = BackendsInUse::of(&from.metrics);
         let lag = match (rungs.dumps(), asked) {
             (false, _) => Duration::ZERO,
             (true, true) => MARGIN,
@@ -151,7 +153,7 @@ impl Verify {
             reconcile(client)?;
         }
 
-        let mut best: Vec<Row> = Vec::new();
+        let mut best: Vec<AuditRow> = Vec::new();
         let mut to = looks.look()?;
         let seconds = (host::monotonic_ns() - start) as f64 / 1e9;
         let at = host::wall_clock();
@@ -160,7 +162,7 @@ impl Verify {
                 sleep(BETWEEN_TRIES);
                 to = looks.look()?;
             }
-            let began_at = |look: &Look| look.metrics.sum("process_start_time_seconds", &[]);
+            let began_at = |look: &AuditSample| look.metrics.sum("process_start_time_seconds", &[]);
             if began_at(&from) != began_at(&to) {
                 return Err(Failure::new("verify", "the agent was started anew meanwhile", "run it again"));
             }
@@ -302,8 +304,8 @@ fn unmended(from: &Samples, to: &Samples, began: SystemTime) -> i64 {
 }
 
 /// Of two comparisons of the same thing the one in which the two agree, if there is one.
-fn better(a: Row, b: Row) -> Row {
-    let rank = |row: &Row| match row.verdict {
+fn better(a: AuditRow, b: AuditRow) -> AuditRow {
+    let rank = |row: &AuditRow| match row.verdict {
         Verdict::Equal | Verdict::NotTold(_) => 0,
         Verdict::Explained(_) => 1,
         Verdict::Differs => 2,
@@ -329,7 +331,7 @@ fn sockstat(namespaces: &[Namespace]) -> SockStat {
 }
 
 /// Which part of a row that differs is whose: nothing where one namespace has it all.
-fn breakdown(row: &Row) -> Option<String> {
+fn breakdown(row: &AuditRow) -> Option<String> {
     if row.verdict != Verdict::Differs || row.namespaces.len() < 2 {
         return None;
     }
@@ -352,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_later_look_can_only_clear_a_difference() {
-        let row = |n, verdict| Row {
+        let row = |n, verdict| AuditRow {
             what: "x".to_owned(),
             agent: Span::exact(n),
             kernel: None,

@@ -11,14 +11,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::agent;
 use crate::agent::config::Config;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 use crate::client;
 use crate::client::stream::{Followed, follow};
 use crate::commands::filter::{own_netns, pid, state};
 use crate::commands::{DEFAULT_SOCKET, duration, port};
 use crate::failure::{Failure, printable};
 use crate::names::{Outcome, Phase};
-use crate::report::watch::filter::Filter;
+use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::handshake::{Connection, Handshakes};
 use crate::report::watch::line::{Item, Line};
 use crate::ui::drawing;
@@ -89,7 +89,7 @@ impl Watch {
                 Followed::Denied => return Err(client::denied(&self.socket)),
             }
         }
-        let ready = |engine: &Engine| {
+        let ready = |engine: &Tracking| {
             let why = match self.no_agent {
                 true => String::new(),
                 false => format!("no agent at {}: ", self.socket.display()),
@@ -106,12 +106,12 @@ impl Watch {
     }
 
     /// What is to be told: of connections that are drawn, every step.
-    fn wanted(&self) -> Filter {
-        let filter = Filter { ports: self.ports.clone(), more: !self.json, ..Filter::default() };
+    fn wanted(&self) -> WatchFilter {
+        let filter = WatchFilter { ports: self.ports.clone(), more: !self.json, ..WatchFilter::default() };
         if self.handshake {
             return filter;
         }
-        Filter {
+        WatchFilter {
             states: self.states.clone(),
             outcomes: self.outcomes.clone(),
             pid: self.pid,

@@ -21,12 +21,12 @@ use crate::names::{Age, Diagnosis, Flow, Phase};
 use crate::report::diagnose;
 use crate::report::sockets::{Cookie, StuckSocket};
 
-/// The version of [`Order`] and [`Outcome`] between command line and agent.
+/// The version of [`KillOrder`] and [`KillOutcome`] between command line and agent.
 pub const SCHEMA: u32 = 1;
 
 /// One socket that is to be destroyed, and what must still be true of it. The body of `POST /v1/kill`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Order {
+pub struct KillOrder {
     /// [`SCHEMA`].
     pub schema: u32,
     pub cookie: Cookie,
@@ -51,7 +51,7 @@ pub struct Order {
     pub max_age_seconds: Option<f64>,
 }
 
-impl Order {
+impl KillOrder {
     /// `elapsed`: seconds since `socket` was listed.
     pub fn new(socket: &StuckSocket, diagnoses: &[Diagnosis], stuck_after: f64, elapsed: f64) -> Self {
         Self {
@@ -84,7 +84,7 @@ impl Order {
 /// What became of an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum Outcome {
+pub enum KillOutcome {
     Destroyed,
     /// Left alone: it is no longer what it was when it was listed.
     Spared {
@@ -100,7 +100,7 @@ pub enum Outcome {
 const GONE: &str = "it has gone";
 
 /// Carries `order` out in the socket's network namespace, which `places` finds.
-pub fn execute(order: &Order, places: &mut Places) -> Outcome {
+pub fn execute(order: &KillOrder, places: &mut Places) -> KillOutcome {
     places.inside(order.netns, order.netns_id, || carry_out(order)).unwrap_or_else(|outcome| outcome)
 }
 
@@ -108,35 +108,35 @@ pub fn execute(order: &Order, places: &mut Places) -> Outcome {
 ///
 /// The state and the diagnosis are read immediately before. What is left is a race of microseconds: a socket whose program
 /// closes it between that look and the kernel's own, which compares the cookie and no state, is destroyed in LAST-ACK.
-fn carry_out(order: &Order) -> Outcome {
+fn carry_out(order: &KillOrder) -> KillOutcome {
     let flow = Flow::new(order.local, order.peer);
     let look = || sock_diag::lookup(&flow, order.interface, Some(order.cookie.0));
     match look() {
         Ok(Some(now)) => {
             if let Some(why) = order.changed(&now) {
-                return Outcome::Spared { why };
+                return KillOutcome::Spared { why };
             }
         }
-        Ok(None) => return Outcome::Spared { why: GONE.to_owned() },
+        Ok(None) => return KillOutcome::Spared { why: GONE.to_owned() },
         Err(error) => return refused(&error),
     }
     match destroy::destroy(&flow, order.interface, order.cookie.0) {
         Ok(()) => {}
-        Err(error) if destroy::is_gone(&error) => return Outcome::Spared { why: GONE.to_owned() },
+        Err(error) if destroy::is_gone(&error) => return KillOutcome::Spared { why: GONE.to_owned() },
         Err(error) => return refused(&error),
     }
     // Below 6.11 the kernel says done and leaves a socket that no program holds as it is (tcp_abort()).
     match look() {
-        Ok(Some(still)) if still.state == order.state.state() => Outcome::Refused {
+        Ok(Some(still)) if still.state == order.state.state() => KillOutcome::Refused {
             errno: None,
             why: "the kernel said done and left it (before 6.11 it spares what no program holds)".to_owned(),
         },
-        _ => Outcome::Destroyed,
+        _ => KillOutcome::Destroyed,
     }
 }
 
-fn refused(error: &std::io::Error) -> Outcome {
-    Outcome::Refused { errno: error.raw_os_error(), why: error.to_string() }
+fn refused(error: &std::io::Error) -> KillOutcome {
+    KillOutcome::Refused { errno: error.raw_os_error(), why: error.to_string() }
 }
 
 #[cfg(test)]
@@ -149,8 +149,8 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    fn order(diagnoses: &[Diagnosis]) -> Order {
-        Order::new(&socket(600, &[]), diagnoses, 60.0, 5.0)
+    fn order(diagnoses: &[Diagnosis]) -> KillOrder {
+        KillOrder::new(&socket(600, &[]), diagnoses, 60.0, 5.0)
     }
 
     fn now(state: TcpState, unread: u32, last_sent_ns: u64) -> Socket {
@@ -170,7 +170,7 @@ mod tests {
         let queued = Socket { inode: 0, ..now(TcpState::CloseWait, 1, 600 * SECOND) };
         assert_eq!(why(&queued).unwrap(), "it is not_accepted now");
         // It was old when it was listed, and has aged since: what was sent 604 s ago was sent after the FIN.
-        let bound = Order { stuck_after_seconds: 1000.0, ..order.clone() };
+        let bound = KillOrder { stuck_after_seconds: 1000.0, ..order.clone() };
         assert!(bound.changed(&now(TcpState::CloseWait, 0, 604 * SECOND)).is_some());
         assert!(bound.changed(&now(TcpState::CloseWait, 0, 606 * SECOND)).is_none());
     }
@@ -183,26 +183,26 @@ mod tests {
             text.contains(r#""state":"close_wait","diagnoses":["not_closed","still_sending"]"#),
             "{text}"
         );
-        assert_eq!(serde_json::from_str::<Order>(&text).unwrap(), order);
-        let refused = Outcome::Refused { errno: Some(1), why: "no".into() };
+        assert_eq!(serde_json::from_str::<KillOrder>(&text).unwrap(), order);
+        let refused = KillOutcome::Refused { errno: Some(1), why: "no".into() };
         let text = serde_json::to_string(&refused).unwrap();
         assert_eq!(text, r#"{"outcome":"refused","errno":1,"why":"no"}"#);
-        assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), refused);
+        assert_eq!(serde_json::from_str::<KillOutcome>(&text).unwrap(), refused);
     }
 
     #[test]
     fn nothing_is_touched_where_nothing_is() {
         let own = netns::own().unwrap();
-        let here = Order { netns: own.inum, netns_id: own.id, ..order(&[Diagnosis::NotClosed]) };
+        let here = KillOrder { netns: own.inum, netns_id: own.id, ..order(&[Diagnosis::NotClosed]) };
         let mut places = Places::default();
-        assert_eq!(execute(&here, &mut places), Outcome::Spared { why: GONE.to_owned() });
+        assert_eq!(execute(&here, &mut places), KillOutcome::Spared { why: GONE.to_owned() });
         // Another namespace has the inode by now: everything that was in the one that is meant has gone with it.
-        let later = Order { netns_id: own.id.wrapping_add(1), ..here.clone() };
-        let Outcome::Spared { why } = execute(&later, &mut places) else { panic!() };
+        let later = KillOrder { netns_id: own.id.wrapping_add(1), ..here.clone() };
+        let KillOutcome::Spared { why } = execute(&later, &mut places) else { panic!() };
         assert!(why.contains("network namespace has gone"), "{why}");
         // Inodes of namespaces begin at 0xf0000000 (fs/proc/generic.c, PROC_DYNAMIC_FIRST), the first ones' just below.
-        let nowhere = Order { netns: 1, ..here };
-        let Outcome::Refused { errno: None, why } = execute(&nowhere, &mut places) else { panic!() };
+        let nowhere = KillOrder { netns: 1, ..here };
+        let KillOutcome::Refused { errno: None, why } = execute(&nowhere, &mut places) else { panic!() };
         assert!(why.starts_with("nothing leads into its network namespace net:[1]"), "{why}");
     }
 }

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use crate::kill::Outcome;
+use crate::kill::KillOutcome;
 use crate::linux::netns;
-use crate::linux::netns::{Descriptors, Netns, Place};
+use crate::linux::netns::{Descriptors, Netns, NetnsPath};
 
 /// A namespace that was searched for in vain is not searched for again before.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);
@@ -15,14 +15,14 @@ const SEARCH_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Places {
     /// What the last search has found, by inode.
-    found: HashMap<u32, Place>,
+    found: HashMap<u32, NetnsPath>,
     /// Namespaces whose processes it was not allowed to look at.
     denied: u32,
     in_vain: HashMap<u32, Instant>,
 }
 
 /// Why nothing was done in a namespace.
-enum Why {
+enum SkipReason {
     /// Nothing leads there.
     NoWay,
     /// Another namespace has its inode.
@@ -40,13 +40,13 @@ impl Places {
         inum: u32,
         id: u32,
         what: impl FnOnce() -> T + Send,
-    ) -> Result<T, Outcome> {
+    ) -> Result<T, KillOutcome> {
         let mut what = Some(what);
         let known = match netns::own() {
             Ok(own) if own.inum == inum => netns::own_place().ok(),
             _ => self.found.get(&inum).cloned(),
         };
-        let mut failed = Why::NoWay;
+        let mut failed = SkipReason::NoWay;
         if let Some(place) = &known {
             match go(place, id, &mut what) {
                 Ok(done) => return Ok(done),
@@ -54,15 +54,17 @@ impl Places {
             }
         }
         // A thread that led there may have ended, and another be there.
-        if !matches!(&failed, Why::Failed(why) if why.kind() != ErrorKind::NotFound) && self.search(inum) {
+        if !matches!(&failed, SkipReason::Failed(why) if why.kind() != ErrorKind::NotFound)
+            && self.search(inum)
+        {
             match self.found.get(&inum) {
                 Some(place) => match go(place, id, &mut what) {
                     Ok(done) => return Ok(done),
                     Err(why) => failed = why,
                 },
-                None => failed = Why::NoWay,
+                None => failed = SkipReason::NoWay,
             }
-            if matches!(&failed, Why::NoWay | Why::Gone) {
+            if matches!(&failed, SkipReason::NoWay | SkipReason::Gone) {
                 self.in_vain.insert(inum, Instant::now());
             }
         }
@@ -85,38 +87,42 @@ impl Places {
         true
     }
 
-    fn outcome(&self, inum: u32, failed: Why) -> Outcome {
+    fn outcome(&self, inum: u32, failed: SkipReason) -> KillOutcome {
         let why = match failed {
-            Why::Gone => {
+            SkipReason::Gone => {
                 let why = "its network namespace has gone".to_owned();
-                return Outcome::Spared { why };
+                return KillOutcome::Spared { why };
             }
-            Why::NoWay if self.denied > 0 => format!(
+            SkipReason::NoWay if self.denied > 0 => format!(
                 "its network namespace net:[{inum}] was not found: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter \
                  those that processes are in"
             ),
-            Why::NoWay => format!("nothing leads into its network namespace net:[{inum}] any more"),
-            Why::Failed(why) if why.kind() == ErrorKind::PermissionDenied => {
+            SkipReason::NoWay => format!("nothing leads into its network namespace net:[{inum}] any more"),
+            SkipReason::Failed(why) if why.kind() == ErrorKind::PermissionDenied => {
                 format!("CAP_SYS_ADMIN is needed to enter its network namespace net:[{inum}] ({why})")
             }
-            Why::Failed(why) => format!("its network namespace net:[{inum}] was not entered: {why}"),
+            SkipReason::Failed(why) => format!("its network namespace net:[{inum}] was not entered: {why}"),
         };
         // No errno: that would be the kernel's word on the socket.
-        Outcome::Refused { errno: None, why }
+        KillOutcome::Refused { errno: None, why }
     }
 }
 
 /// Goes to `place` and does `what`, which is taken, if that is the namespace that is meant.
-fn go<T: Send>(place: &Place, id: u32, what: &mut Option<impl FnOnce() -> T + Send>) -> Result<T, Why> {
+fn go<T: Send>(
+    place: &NetnsPath,
+    id: u32,
+    what: &mut Option<impl FnOnce() -> T + Send>,
+) -> Result<T, SkipReason> {
     let done = netns::travel(|traveller| {
-        let Netns { id: entered, .. } = traveller.enter(place).map_err(Why::Failed)?;
+        let Netns { id: entered, .. } = traveller.enter(place).map_err(SkipReason::Failed)?;
         if id != 0 && entered != id {
-            return Err(Why::Gone);
+            return Err(SkipReason::Gone);
         }
-        what.take().map(|what| what()).ok_or(Why::NoWay)
+        what.take().map(|what| what()).ok_or(SkipReason::NoWay)
     });
     match done {
         Ok(done) => done,
-        Err(why) => Err(Why::Failed(why)),
+        Err(why) => Err(SkipReason::Failed(why)),
     }
 }

@@ -33,14 +33,14 @@ const LOST: [(Capability, &str); 2] = [
 
 /// What an agent goes on to hold when its probe is attached, of what it was started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptCapabilities {
     /// CAP_SYS_ADMIN, to enter other network namespaces, or a cgroup namespace that shows more.
     pub enter: bool,
     /// CAP_NET_ADMIN, to destroy sockets.
     pub kill: bool,
 }
 
-impl Kept {
+impl KeptCapabilities {
     /// What every thread works with.
     fn working(self) -> CapabilitySet {
         if self.enter { OWNERS | CapabilitySet::SYS_ADMIN } else { OWNERS }
@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn what_is_given_up_is_gone_and_nothing_comes_by_it() {
         let (before, _) = sets();
-        let (kill, without) = (Kept { enter: true, kill: true }, Kept { enter: false, kill: false });
+        let (kill, without) =
+            (KeptCapabilities { enter: true, kill: true }, KeptCapabilities { enter: false, kill: false });
         for kept in [kill, without] {
             on_a_thread(|| {
                 kept.begin();
@@ -210,7 +211,7 @@ mod tests {
         let (before, _) = sets();
         let bpf = before & CapabilitySet::BPF;
         on_a_thread(|| {
-            let kept = Kept { enter: false, kill: false };
+            let kept = KeptCapabilities { enter: false, kill: false };
             kept.settle(|| {
                 assert!(!sets().1.contains(CapabilitySet::BPF));
                 false
@@ -223,7 +224,7 @@ mod tests {
     fn only_who_destroys_has_it_in_effect() {
         let (before, _) = sets();
         on_a_thread(|| {
-            let kept = Kept { enter: false, kill: true };
+            let kept = KeptCapabilities { enter: false, kill: true };
             kept.begin();
             kept.settle(|| true);
             let (tell, told) = std::sync::mpsc::channel();

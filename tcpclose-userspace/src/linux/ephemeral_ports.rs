@@ -12,10 +12,10 @@ use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 use crate::linux::host;
 use crate::linux::host::{monotonic_ns, thread_cpu_ns};
 use crate::linux::netns;
-use crate::linux::netns::{Netns, Place};
+use crate::linux::netns::{Netns, NetnsPath};
 use crate::linux::sock_diag;
 use crate::report::exhaustion::port_set::PortSet;
-use crate::report::exhaustion::{Choice, Reuse, Table, Whose};
+use crate::report::exhaustion::{Choice, PortTable, Reuse, Whose};
 
 /// Every state in which a socket has a port that connect() gave it. SYN-RECV is not among them: what a listener is about
 /// to accept has the listener's port.
@@ -26,10 +26,10 @@ const BOUND: u32 = TcpState::Listen.bit() | TcpState::BoundInactive.bit();
 
 /// What a journey has brought.
 #[derive(Debug, Default)]
-pub struct Looked {
-    pub tables: Vec<(Netns, Table)>,
+pub struct EphemeralUse {
+    pub tables: Vec<(Netns, PortTable)>,
     /// Where nobody could go, and why.
-    pub failed: Vec<(Place, io::Error)>,
+    pub failed: Vec<(NetnsPath, io::Error)>,
     /// Namespaces for which the time did not suffice; none of them has more sockets than those in `tables`.
     pub left: usize,
     /// The kernel's table changed under a walk, or an answer could not be decoded.
@@ -46,11 +46,11 @@ pub struct Looked {
 ///
 /// # Errors
 /// When a namespace that was entered gives no dump: what the kernel lacks there it lacks in all.
-pub fn look(places: &[Place], budget: Duration) -> io::Result<Looked> {
+pub fn look(places: &[NetnsPath], budget: Duration) -> io::Result<EphemeralUse> {
     netns::travel(|traveller| {
         let cpu = thread_cpu_ns();
         let spent = || Duration::from_nanos(thread_cpu_ns().saturating_sub(cpu));
-        let mut looked = Looked::default();
+        let mut looked = EphemeralUse::default();
         let mut crowds = Vec::new();
         for place in places {
             match traveller.enter(place) {
@@ -84,8 +84,8 @@ pub fn look(places: &[Place], budget: Duration) -> io::Result<Looked> {
 }
 
 /// The sockets of this thread's namespace.
-fn table(imperfect: &mut bool) -> io::Result<Table> {
-    let mut table = Table::new(choice());
+fn table(imperfect: &mut bool) -> io::Result<PortTable> {
+    let mut table = PortTable::new(choice());
     // Listeners come first, then what is bound, then the rest (inet_diag_dump_icsk(), 5.8 to 6.18).
     let dump = sock_diag::visit(CONNECTED | BOUND, false, |socket| match socket.state {
         TcpState::Listen | TcpState::BoundInactive => table.bind(&socket),

@@ -16,7 +16,7 @@ use crate::names::Flow;
 
 /// One socket to look up.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct SocketLookup {
     pub flow: Flow,
     /// A socket that is bound to an interface is found only with that interface's index.
     pub interface: u32,
@@ -35,8 +35,8 @@ const LONGEST_ANSWER: usize = 8 << 10;
 ///
 /// # Errors
 /// When the kernel cannot be asked at all.
-pub fn lookups(wanted: &[Wanted]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
-    let mut asking = Asking::begin()?;
+pub fn lookups(wanted: &[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
+    let mut asking = LookupSocket::begin()?;
     // Both ends v4-mapped are looked up as IPv4, whatever family the socket has (net/ipv4/inet_diag.c,
     // inet_diag_find_one_icsk(), 5.8 to 6.18); a kernel without IPv6 knows AF_INET alone.
     let mut answers = asking.all(libc::AF_INET6, wanted)?;
@@ -45,7 +45,7 @@ pub fn lookups(wanted: &[Wanted]) -> io::Result<Vec<io::Result<Option<Socket>>>>
             wanted.get(i).is_some_and(|one| one.flow.is_v4()) && answers.get(i).is_some_and(no_family)
         })
         .collect();
-    let again: Vec<Wanted> = retry.iter().filter_map(|&i| wanted.get(i).copied()).collect();
+    let again: Vec<SocketLookup> = retry.iter().filter_map(|&i| wanted.get(i).copied()).collect();
     for (i, answer) in retry.into_iter().zip(asking.all(libc::AF_INET, &again)?) {
         if let Some(first) = answers.get_mut(i) {
             *first = answer;
@@ -59,7 +59,7 @@ fn no_family(answer: &io::Result<Option<Socket>>) -> bool {
     matches!(answer.as_ref().map_err(errno), Err(Some(libc::EAFNOSUPPORT | libc::EINVAL)))
 }
 
-fn judge(answer: io::Result<Option<Socket>>, wanted: &Wanted) -> io::Result<Option<Socket>> {
+fn judge(answer: io::Result<Option<Socket>>, wanted: &SocketLookup) -> io::Result<Option<Socket>> {
     match answer {
         // The same addresses lead to a listener, or to a later connection.
         Ok(found) => Ok(found.filter(|socket| {
@@ -79,14 +79,14 @@ fn judge(answer: io::Result<Option<Socket>>, wanted: &Wanted) -> io::Result<Opti
 }
 
 /// One netlink socket, closed when this is dropped.
-struct Asking {
+struct LookupSocket {
     netlink: Netlink,
     buffer: Vec<u8>,
     /// Of the last request.
     sequence: u32,
 }
 
-impl Asking {
+impl LookupSocket {
     fn begin() -> io::Result<Self> {
         let netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
         // Connected to the kernel: no other process can put words into its mouth (net/netlink/af_netlink.c,
@@ -95,7 +95,7 @@ impl Asking {
         Ok(Self { netlink, buffer: Vec::with_capacity(LONGEST_ANSWER), sequence: 0 })
     }
 
-    fn all(&mut self, family: i32, wanted: &[Wanted]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
+    fn all(&mut self, family: i32, wanted: &[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
         let mut answers = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(AT_ONCE) {
             answers.extend(self.some(family, some)?);
@@ -103,10 +103,10 @@ impl Asking {
         Ok(answers)
     }
 
-    fn some(&mut self, family: i32, wanted: &[Wanted]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
+    fn some(&mut self, family: i32, wanted: &[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
         let first = self.sequence.wrapping_add(1);
         let mut request = Vec::with_capacity(AT_ONCE * 128);
-        for Wanted { flow, interface, cookie } in wanted {
+        for SocketLookup { flow, interface, cookie } in wanted {
             self.sequence = self.sequence.wrapping_add(1);
             // INET_DIAG_NOCOOKIE in both words (include/uapi/linux/inet_diag.h).
             let exact = sock_diag::exact(family, flow, *interface, cookie.unwrap_or(u64::MAX));

@@ -4,26 +4,26 @@
 use std::io;
 
 use crate::linux::netns;
-use crate::linux::netns::{Netns, Place};
+use crate::linux::netns::{Netns, NetnsPath};
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::Ask;
+use crate::linux::netns_dump::DumpRequest;
 use crate::linux::proc_net;
 use crate::linux::proc_net::{Counters, SockStat};
 use crate::linux::sock_diag::Socket;
 
 /// Every state of a socket that is in the kernel's tables: TCP_ESTABLISHED to TCP_CLOSING.
-const EVERY_STATE: Ask = Ask { states: 0xffe, info: false };
+const EVERY_STATE: DumpRequest = DumpRequest { states: 0xffe, info: false };
 
 /// What comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum SampleOrder {
     DumpThenSums,
     SumsThenDump,
 }
 
 /// Of one namespace.
 #[derive(Clone, Debug)]
-pub struct Account {
+pub struct NetnsCounters {
     pub netns: Netns,
     pub counters: Counters,
     pub stat: SockStat,
@@ -32,19 +32,19 @@ pub struct Account {
 
 /// What a journey has brought.
 #[derive(Debug, Default)]
-pub struct Accounts {
-    pub taken: Vec<Account>,
+pub struct NetnsCountersList {
+    pub taken: Vec<NetnsCounters>,
     /// Where nobody could go, and why.
-    pub failed: Vec<(Place, io::Error)>,
+    pub failed: Vec<(NetnsPath, io::Error)>,
 }
 
 /// Goes to `places` and takes the account of each.
 ///
 /// # Errors
 /// When a namespace that was entered gives no dump or no sums: what the kernel lacks there it lacks in all.
-pub fn accounts(places: &[Place], order: Order) -> io::Result<Accounts> {
+pub fn accounts(places: &[NetnsPath], order: SampleOrder) -> io::Result<NetnsCountersList> {
     netns::travel(|traveller| {
-        let mut accounts = Accounts::default();
+        let mut accounts = NetnsCountersList::default();
         for place in places {
             match traveller.enter(place) {
                 Ok(netns) => accounts.taken.push(account(netns, order)?),
@@ -56,18 +56,18 @@ pub fn accounts(places: &[Place], order: Order) -> io::Result<Accounts> {
 }
 
 /// The account of this thread's namespace.
-fn account(netns: Netns, order: Order) -> io::Result<Account> {
+fn account(netns: Netns, order: SampleOrder) -> io::Result<NetnsCounters> {
     let sums = || {
         proc_net::read().map_err(|error| {
             io::Error::new(error.kind(), format!("the kernel's counters in /proc/net: {error}"))
         })
     };
     let ((counters, stat), dump) = match order {
-        Order::SumsThenDump => (sums()?, netns_dump::dump(EVERY_STATE)?),
-        Order::DumpThenSums => {
+        SampleOrder::SumsThenDump => (sums()?, netns_dump::dump(EVERY_STATE)?),
+        SampleOrder::DumpThenSums => {
             let dump = netns_dump::dump(EVERY_STATE)?;
             (sums()?, dump)
         }
     };
-    Ok(Account { netns, counters, stat, sockets: dump.sockets })
+    Ok(NetnsCounters { netns, counters, stat, sockets: dump.sockets })
 }

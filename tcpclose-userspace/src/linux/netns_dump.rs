@@ -13,16 +13,16 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::host;
 use crate::linux::host::{monotonic_ns, thread_cpu_ns};
-use crate::linux::lookups::{Wanted, lookups};
+use crate::linux::lookups::{SocketLookup, lookups};
 use crate::linux::netns;
-use crate::linux::netns::{Netns, Place, Population};
+use crate::linux::netns::{Netns, NetnsPath, Population};
 use crate::linux::sock_diag;
 use crate::linux::sock_diag::{Dump, Socket};
 use crate::names::Flow;
 
 /// What is asked of each namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ask {
+pub struct DumpRequest {
     /// A mask of `1 << state`.
     pub states: u32,
     /// With the times that full sockets remember.
@@ -31,9 +31,9 @@ pub struct Ask {
 
 /// One namespace's sockets.
 #[derive(Clone, Debug)]
-pub struct Looked {
+pub struct NetnsDump {
     pub netns: Netns,
-    pub place: Place,
+    pub place: NetnsPath,
     /// [`host::time_wait_limit_used`] there.
     pub limit_used: Option<f64>,
     /// Without the sockets where they were handed out ([`stream`]).
@@ -46,12 +46,12 @@ pub struct Looked {
 
 /// What a journey has brought.
 #[derive(Debug, Default)]
-pub struct Survey {
-    pub looked: Vec<Looked>,
+pub struct NetnsDumps {
+    pub looked: Vec<NetnsDump>,
     /// Where nobody could go, and why.
-    pub failed: Vec<(Place, io::Error)>,
+    pub failed: Vec<(NetnsPath, io::Error)>,
     /// What was left for want of time.
-    pub rest: Vec<Place>,
+    pub rest: Vec<NetnsPath>,
     /// CLOCK_MONOTONIC before the first request, nanoseconds.
     pub started_ns: u64,
     /// CLOCK_MONOTONIC, nanoseconds.
@@ -60,7 +60,7 @@ pub struct Survey {
     pub cpu_ns: u64,
 }
 
-impl Survey {
+impl NetnsDumps {
     /// Adds one that was made after it.
     pub fn add(&mut self, more: Self) {
         self.looked.extend(more.looked);
@@ -73,7 +73,7 @@ impl Survey {
 
 /// Some of what a dump of several namespaces meets, in the order that it meets it.
 #[derive(Debug, Default)]
-pub struct Chunk {
+pub struct NetnsChunk {
     /// CLOCK_MONOTONIC before the dump's first request, nanoseconds.
     pub started_ns: u64,
     /// Namespaces whose dump begins in this chunk, with all of their listeners if it asks for those: what identifies each, and
@@ -87,7 +87,7 @@ pub struct Chunk {
 ///
 /// # Errors
 /// When a namespace that was entered gives no dump: what the kernel lacks there it lacks in all.
-pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Result<Survey> {
+pub fn survey(places: Vec<NetnsPath>, ask: DumpRequest, most: Option<Duration>) -> io::Result<NetnsDumps> {
     let mut dumps: Vec<Vec<Socket>> = Vec::new();
     let mut survey = walk(places, ask, most, monotonic_ns(), |_, met| match (met, dumps.last_mut()) {
         (Some(socket), Some(dump)) => dump.push(socket),
@@ -105,15 +105,15 @@ pub fn survey(places: Vec<Place>, ask: Ask, most: Option<Duration>) -> io::Resul
 /// # Errors
 /// As [`survey`]; what was handed out until then was there.
 pub fn stream(
-    places: Vec<Place>,
-    ask: Ask,
+    places: Vec<NetnsPath>,
+    ask: DumpRequest,
     most: Option<Duration>,
-    mut take: impl FnMut(Chunk) + Send,
-) -> io::Result<Survey> {
+    mut take: impl FnMut(NetnsChunk) + Send,
+) -> io::Result<NetnsDumps> {
     /// Below malloc's limit for blocks that are mapped and unmapped one by one (`agent/memory.rs`).
     const AT_ONCE: usize = 512;
     let started_ns = monotonic_ns();
-    let empty = || Chunk { started_ns, sockets: Vec::with_capacity(AT_ONCE), ..Chunk::default() };
+    let empty = || NetnsChunk { started_ns, sockets: Vec::with_capacity(AT_ONCE), ..NetnsChunk::default() };
     let mut chunk = empty();
     let survey = walk(places, ask, most, started_ns, |netns, met| match met {
         None => chunk.entered.push((netns.id, netns.inum)),
@@ -131,16 +131,16 @@ pub fn stream(
 
 /// Goes to `places`, and hands what it meets in a namespace to `met`: nothing when it enters, then each socket, listeners first.
 fn walk(
-    places: Vec<Place>,
-    ask: Ask,
+    places: Vec<NetnsPath>,
+    ask: DumpRequest,
     most: Option<Duration>,
     started_ns: u64,
     mut met: impl FnMut(&Netns, Option<Socket>) + Send,
-) -> io::Result<Survey> {
+) -> io::Result<NetnsDumps> {
     let most_ns = most.map_or(u64::MAX, |most| most.as_nanos() as u64);
     netns::travel(move |traveller| {
         let cpu = thread_cpu_ns();
-        let mut survey = Survey { started_ns, ..Survey::default() };
+        let mut survey = NetnsDumps { started_ns, ..NetnsDumps::default() };
         let mut places = places.into_iter();
         for place in places.by_ref() {
             let before = survey.cpu_ns;
@@ -154,7 +154,7 @@ fn walk(
                         met(&netns, Some(socket));
                     })?;
                     let cpu_ns = thread_cpu_ns().saturating_sub(cpu).saturating_sub(before);
-                    survey.looked.push(Looked { netns, place, limit_used, dump, met: count, cpu_ns });
+                    survey.looked.push(NetnsDump { netns, place, limit_used, dump, met: count, cpu_ns });
                 }
                 Err(why) => survey.failed.push((place, why)),
             }
@@ -170,15 +170,15 @@ fn walk(
 }
 
 /// The sockets of this thread's namespace.
-pub(super) fn dump(ask: Ask) -> io::Result<Dump> {
+pub(super) fn dump(ask: DumpRequest) -> io::Result<Dump> {
     let mut sockets = Vec::new();
     let dump = visit(ask, |socket| sockets.push(socket))?;
     Ok(Dump { sockets, ..dump })
 }
 
 /// Hands each socket of this thread's namespace to `met`, listeners first, and keeps none.
-fn visit(ask: Ask, mut met: impl FnMut(Socket)) -> io::Result<Dump> {
-    let Ask { states, info } = ask;
+fn visit(ask: DumpRequest, mut met: impl FnMut(Socket)) -> io::Result<Dump> {
+    let DumpRequest { states, info } = ask;
     let listen = TcpState::Listen.bit();
     let mut listeners = 0;
     // Listeners have a table of their own, and cost little.
@@ -217,7 +217,7 @@ fn may_hold(states: u32, population: Option<Population>, listeners: u64) -> bool
 
 /// One socket to look up.
 #[derive(Clone, Copy, Debug)]
-pub struct Key {
+pub struct LookupKey {
     /// What identifies its network namespace; 0 for any.
     pub netns: u32,
     pub flow: Flow,
@@ -226,16 +226,16 @@ pub struct Key {
     pub cookie: u64,
 }
 
-impl Key {
-    fn wanted(&self) -> Wanted {
+impl LookupKey {
+    fn wanted(&self) -> SocketLookup {
         let Self { flow, interface, cookie, .. } = *self;
-        Wanted { flow, interface, cookie: (cookie != 0).then_some(cookie) }
+        SocketLookup { flow, interface, cookie: (cookie != 0).then_some(cookie) }
     }
 }
 
 /// What a look-up says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum LookupResult {
     There(Socket),
     Gone,
     /// Nobody could ask.
@@ -244,18 +244,18 @@ pub enum Answer {
 
 /// Looks each of `keys` up in its namespace, which is one of `places`: what identifies each, and where it is. Also the
 /// CPU time that this took, nanoseconds.
-pub fn look_up(places: &[(u32, Place)], keys: &[Key]) -> io::Result<(Vec<Answer>, u64)> {
+pub fn look_up(places: &[(u32, NetnsPath)], keys: &[LookupKey]) -> io::Result<(Vec<LookupResult>, u64)> {
     asked(places, keys, lookups)
 }
 
 /// The same, but for a great many by a dump of the sockets in `states`, a mask of `1 << state`, which costs less. What it
 /// meets has no times, and what is in another state is gone.
-pub fn meet(places: &[(u32, Place)], keys: &[Key], states: u32) -> io::Result<Vec<Answer>> {
+pub fn meet(places: &[(u32, NetnsPath)], keys: &[LookupKey], states: u32) -> io::Result<Vec<LookupResult>> {
     /// Few enough to be asked for one by one.
     const FEW: usize = 64;
     /// An exact look-up costs some 2.5 µs, a socket in a dump half of one (6.18).
     const TIMES: u64 = 4;
-    let meet = |wanted: &[Wanted]| {
+    let meet = |wanted: &[SocketLookup]| {
         let all = netns::population().map_or(u64::MAX, |there| there.sockets + there.minisockets);
         if wanted.len() <= FEW || all / TIMES > wanted.len() as u64 {
             return lookups(wanted);
@@ -265,7 +265,7 @@ pub fn meet(places: &[(u32, Place)], keys: &[Key], states: u32) -> io::Result<Ve
         let missing: Vec<usize> =
             (0..answers.len()).filter(|&at| matches!(answers.get(at), Some(Ok(None)))).collect();
         if missing.len() <= FEW {
-            let again: Vec<Wanted> = missing.iter().filter_map(|&at| wanted.get(at).copied()).collect();
+            let again: Vec<SocketLookup> = missing.iter().filter_map(|&at| wanted.get(at).copied()).collect();
             for (at, answer) in missing.into_iter().zip(lookups(&again)?) {
                 if let Some(first) = answers.get_mut(at) {
                     *first = answer;
@@ -278,7 +278,7 @@ pub fn meet(places: &[(u32, Place)], keys: &[Key], states: u32) -> io::Result<Ve
 }
 
 /// Which of `wanted` one dump meets.
-fn met(wanted: &[Wanted], states: u32) -> io::Result<Vec<io::Result<Option<Socket>>>> {
+fn met(wanted: &[SocketLookup], states: u32) -> io::Result<Vec<io::Result<Option<Socket>>>> {
     let mut at = HashMap::with_capacity_and_hasher(wanted.len(), RandomState::default());
     at.extend(wanted.iter().enumerate().map(|(at, wanted)| (wanted.flow, at)));
     let mut answers: Vec<_> = wanted.iter().map(|_| Ok(None)).collect();
@@ -292,35 +292,36 @@ fn met(wanted: &[Wanted], states: u32) -> io::Result<Vec<io::Result<Option<Socke
 
 /// Has `ask` find `keys`, the ones of each namespace there.
 fn asked(
-    places: &[(u32, Place)],
-    keys: &[Key],
-    ask: impl Fn(&[Wanted]) -> io::Result<Vec<io::Result<Option<Socket>>>> + Sync,
-) -> io::Result<(Vec<Answer>, u64)> {
+    places: &[(u32, NetnsPath)],
+    keys: &[LookupKey],
+    ask: impl Fn(&[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> + Sync,
+) -> io::Result<(Vec<LookupResult>, u64)> {
     netns::travel(|traveller| {
         let cpu = thread_cpu_ns();
         let mut answers = vec![None; keys.len()];
         for (id, place) in places {
-            let concerns = |key: &Key| key.netns == *id || key.netns == 0;
+            let concerns = |key: &LookupKey| key.netns == *id || key.netns == 0;
             if !keys.iter().any(concerns) {
                 continue;
             }
             let there = traveller.enter(place).is_ok_and(|netns| netns.id == *id);
-            let wanted: Vec<Wanted> = keys.iter().filter(|key| concerns(key)).map(Key::wanted).collect();
+            let wanted: Vec<SocketLookup> =
+                keys.iter().filter(|key| concerns(key)).map(LookupKey::wanted).collect();
             let asked = if there { ask(&wanted).ok() } else { None };
             let mut said = asked.into_iter().flatten();
             for (_, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
                 let here = match said.next() {
-                    Some(Ok(Some(socket))) => Answer::There(socket),
-                    Some(Ok(None)) => Answer::Gone,
-                    Some(Err(_)) | None => Answer::Unknown,
+                    Some(Ok(Some(socket))) => LookupResult::There(socket),
+                    Some(Ok(None)) => LookupResult::Gone,
+                    Some(Err(_)) | None => LookupResult::Unknown,
                 };
                 // Of any namespace, it is gone when it is in none of them.
-                if answer.is_none_or(|before| before == Answer::Gone) {
+                if answer.is_none_or(|before| before == LookupResult::Gone) {
                     *answer = Some(here);
                 }
             }
         }
-        let answers = answers.into_iter().map(|answer| answer.unwrap_or(Answer::Unknown)).collect();
+        let answers = answers.into_iter().map(|answer| answer.unwrap_or(LookupResult::Unknown)).collect();
         (answers, thread_cpu_ns().saturating_sub(cpu))
     })
 }
@@ -345,10 +346,10 @@ mod tests {
     fn our_own_namespace_needs_no_privilege() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let places = vec![netns::own_place().unwrap()];
-        let ask = Ask { states: TcpState::Listen.bit(), info: false };
+        let ask = DumpRequest { states: TcpState::Listen.bit(), info: false };
         let survey = survey(places, ask, None).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let [Looked { netns, dump, .. }] = &survey.looked[..] else { panic!("{survey:?}") };
+        let [NetnsDump { netns, dump, .. }] = &survey.looked[..] else { panic!("{survey:?}") };
         assert_eq!(netns, &netns::own().unwrap());
         assert!(dump.sockets.iter().any(|socket| socket.flow.local_port == port));
     }

@@ -15,10 +15,10 @@ use tcpclose_common::held::Held;
 
 use crate::linux::cgroup::namespace::with_whole_paths;
 use crate::linux::executables;
-use crate::linux::executables::Asker;
+use crate::linux::executables::HelperHandle;
 use crate::linux::host::thread_cpu_ns;
 use crate::linux::proc_fd;
-use crate::linux::proc_fd::{Files, Haste, Wanted};
+use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
 use crate::linux::process::Process;
 
 /// For how long one question looks at descriptors. Executables come after ([`executables::WITHIN`]), and who asked waits 10 s for
@@ -27,7 +27,7 @@ pub const WITHIN: Duration = Duration::from_secs(4);
 
 /// One file descriptor on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Holder {
+pub struct FdHolder {
     pub pid: u32,
     pub fd: u32,
 }
@@ -36,7 +36,7 @@ pub struct Holder {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owners {
     /// By inode, then in order of pid and fd.
-    held: Vec<(u32, Holder)>,
+    held: Vec<(u32, FdHolder)>,
     /// Where in `held` an inode begins and ends.
     by_inode: FxHashMap<u32, (u32, u32)>,
     /// The processes of `held`, by pid.
@@ -51,7 +51,7 @@ pub struct Owners {
 
 impl Owners {
     /// `held`: inodes and who holds them.
-    pub fn new(mut held: Vec<(u32, Holder)>, processes: FxHashMap<u32, Arc<Process>>, denied: u32) -> Self {
+    pub fn new(mut held: Vec<(u32, FdHolder)>, processes: FxHashMap<u32, Arc<Process>>, denied: u32) -> Self {
         held.retain(|(_, holder)| processes.contains_key(&holder.pid));
         held.sort_unstable();
         held.dedup();
@@ -66,7 +66,7 @@ impl Owners {
     }
 
     /// The holders of the socket with this inode; none when none was seen.
-    pub fn of(&self, inode: u32) -> impl Iterator<Item = &Holder> {
+    pub fn of(&self, inode: u32) -> impl Iterator<Item = &FdHolder> {
         let (begin, end) = self.by_inode.get(&inode).copied().unwrap_or_default();
         self.held.get(begin as usize..end as usize).unwrap_or_default().iter().map(|(_, holder)| holder)
     }
@@ -84,21 +84,21 @@ impl Owners {
 
 /// How to look for owners.
 #[derive(Debug)]
-pub enum Look {
+pub enum OwnersLookup {
     /// By the iterator: what it writes is read from here.
     TaskFile(File),
     /// By a walk over /proc.
-    Proc(Haste),
+    Proc(Urgency),
 }
 
 /// Who holds the sockets with these `inodes`, as far as it is found within [`WITHIN`]. A process that ends meanwhile is left out.
-pub fn find(inodes: &FxHashSet<u32>, look: Look) -> io::Result<Owners> {
-    find_in(inodes, Files::default(), look)
+pub fn find(inodes: &FxHashSet<u32>, look: OwnersLookup) -> io::Result<Owners> {
+    find_in(inodes, OpenFiles::default(), look)
 }
 
 /// The same of what was `seen` before the sockets were looked at, or while; when it lacks one, it looks `again` for as long as
 /// is left.
-pub fn find_in(inodes: &FxHashSet<u32>, mut seen: Files, again: Look) -> io::Result<Owners> {
+pub fn find_in(inodes: &FxHashSet<u32>, mut seen: OpenFiles, again: OwnersLookup) -> io::Result<Owners> {
     if inodes.is_empty() {
         return Ok(Owners::default());
     }
@@ -118,14 +118,14 @@ pub fn find_in(inodes: &FxHashSet<u32>, mut seen: Files, again: Look) -> io::Res
 }
 
 /// Describes the processes that `files` has; when there is no time `left`, by little.
-fn known(files: Files, left: Duration) -> Owners {
+fn known(files: OpenFiles, left: Duration) -> Owners {
     /// What a thousand processes take, however late it is.
     const AT_LEAST: Duration = Duration::from_millis(200);
     let until = Instant::now() + left.max(AT_LEAST);
-    let Files { sockets, denied, unanswered, .. } = files;
+    let OpenFiles { sockets, denied, unanswered, .. } = files;
     let pids: FxHashSet<u32> = sockets.iter().map(|(_, holder)| holder.pid).collect();
     // It starts while the processes are described.
-    let asker = (!pids.is_empty()).then(Asker::begin);
+    let asker = (!pids.is_empty()).then(HelperHandle::begin);
     let read = |&pid: &u32| Some((pid, Process::read(pid, until)?));
     let mut processes: FxHashMap<u32, Process> = with_whole_paths(|| pids.iter().filter_map(read).collect());
     let mut unread = Vec::new();
@@ -151,18 +151,18 @@ fn known(files: Files, left: Duration) -> Owners {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn look(look: Look, only: Option<&FxHashSet<u32>>) -> io::Result<Files> {
+pub fn look(look: OwnersLookup, only: Option<&FxHashSet<u32>>) -> io::Result<OpenFiles> {
     look_within(look, only, WITHIN)
 }
 
-fn look_within(look: Look, only: Option<&FxHashSet<u32>>, time: Duration) -> io::Result<Files> {
-    let wanted = only.map_or(Wanted::Sockets, Wanted::Those);
+fn look_within(look: OwnersLookup, only: Option<&FxHashSet<u32>>, time: Duration) -> io::Result<OpenFiles> {
+    let wanted = only.map_or(FileFilter::Sockets, FileFilter::Those);
     match look {
-        Look::TaskFile(file) => {
+        OwnersLookup::TaskFile(file) => {
             // It goes from process to process and does not say how far it has come. Where one has so many files that half
             // of the time is not enough, the walk, in which they take turns, has the other half.
             let begun = Instant::now();
-            let mut files = Files::default();
+            let mut files = OpenFiles::default();
             let done = read(file, wanted, begun + time / 2, &mut files);
             if let Err(why) = done {
                 if why.kind() == ErrorKind::TimedOut {
@@ -171,12 +171,12 @@ fn look_within(look: Look, only: Option<&FxHashSet<u32>>, time: Duration) -> io:
                     log::warn!("the iterator over files failed, /proc is read instead: {why}");
                 }
                 let left = time.saturating_sub(begun.elapsed());
-                files.add(proc_fd::read_within(Haste::Leisurely, wanted, left)?);
+                files.add(proc_fd::read_within(Urgency::Leisurely, wanted, left)?);
             }
             files.took = begun.elapsed();
             Ok(files)
         }
-        Look::Proc(haste) => proc_fd::read_within(haste, wanted, time),
+        OwnersLookup::Proc(haste) => proc_fd::read_within(haste, wanted, time),
     }
 }
 
@@ -184,14 +184,14 @@ fn look_within(look: Look, only: Option<&FxHashSet<u32>>, time: Duration) -> io:
 ///
 /// # Errors
 /// [`ErrorKind::TimedOut`] when it is not at its end by `until`.
-fn read(file: File, wanted: Wanted<'_>, until: Instant, files: &mut Files) -> io::Result<()> {
+fn read(file: File, wanted: FileFilter<'_>, until: Instant, files: &mut OpenFiles) -> io::Result<()> {
     let cpu = thread_cpu_ns();
     let done = read_all(file, wanted, until, files);
     files.cpu_ns += thread_cpu_ns().saturating_sub(cpu);
     done
 }
 
-fn read_all(mut file: File, wanted: Wanted<'_>, until: Instant, files: &mut Files) -> io::Result<()> {
+fn read_all(mut file: File, wanted: FileFilter<'_>, until: Instant, files: &mut OpenFiles) -> io::Result<()> {
     let mut buffer = vec![0; Held::SIZE << 12];
     let mut filled = 0;
     loop {
@@ -211,7 +211,7 @@ fn read_all(mut file: File, wanted: Wanted<'_>, until: Instant, files: &mut File
         for held in records.iter().map(Held::decode) {
             // The kernel numbers sockets with get_next_ino(), an unsigned int (net/socket.c, sock_alloc()).
             if let Some(inode) = u32::try_from(held.inode).ok().filter(|&inode| wanted.has(inode)) {
-                files.sockets.push((inode, Holder { pid: held.pid, fd: held.fd }));
+                files.sockets.push((inode, FdHolder { pid: held.pid, fd: held.fd }));
             }
         }
         // A read may end in the middle of a record.
@@ -239,21 +239,24 @@ mod tests {
             (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         let twice = one.try_clone().unwrap();
         let wanted = FxHashSet::from_iter([inode(&one)]);
-        let owners = find(&wanted, Look::Proc(Haste::Leisurely)).unwrap();
-        let mut expected: Vec<Holder> =
-            [&one, &twice].map(|fd| Holder { pid: std::process::id(), fd: fd.as_raw_fd() as u32 }).into();
+        let owners = find(&wanted, OwnersLookup::Proc(Urgency::Leisurely)).unwrap();
+        let mut expected: Vec<FdHolder> =
+            [&one, &twice].map(|fd| FdHolder { pid: std::process::id(), fd: fd.as_raw_fd() as u32 }).into();
         expected.sort_unstable();
         assert!(owners.of(inode(&one)).eq(&expected));
         assert!(!owners.has(inode(&other)) && owners.of(inode(&other)).next().is_none());
         assert_eq!(owners.processes.len(), 1);
-        assert_eq!(find(&FxHashSet::default(), Look::Proc(Haste::Leisurely)).unwrap(), Owners::default());
+        assert_eq!(
+            find(&FxHashSet::default(), OwnersLookup::Proc(Urgency::Leisurely)).unwrap(),
+            Owners::default()
+        );
         // What was seen before it was there is looked for again.
-        for seen in [Files::default(), proc_fd::read(Haste::Leisurely, Wanted::Sockets).unwrap()] {
-            assert_eq!(find_in(&wanted, seen, Look::Proc(Haste::Hurried)).unwrap(), owners);
+        for seen in [OpenFiles::default(), proc_fd::read(Urgency::Leisurely, FileFilter::Sockets).unwrap()] {
+            assert_eq!(find_in(&wanted, seen, OwnersLookup::Proc(Urgency::Hurried)).unwrap(), owners);
         }
         // Where the first look has taken all the time, there is no second one.
-        let late = Files { took: WITHIN, unanswered: FxHashSet::from_iter([7]), ..Files::default() };
-        let late = find_in(&wanted, late, Look::Proc(Haste::Hurried)).unwrap();
+        let late = OpenFiles { took: WITHIN, unanswered: FxHashSet::from_iter([7]), ..OpenFiles::default() };
+        let late = find_in(&wanted, late, OwnersLookup::Proc(Urgency::Hurried)).unwrap();
         assert_eq!((late.sockets(), late.unanswered), (0, vec![7]));
     }
 }

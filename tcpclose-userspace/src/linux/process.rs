@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::linux::cgroup;
-use crate::linux::cgroup::Place;
+use crate::linux::cgroup::Workload;
 
 /// A process that holds at least one of the sockets asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct Process {
     pub exe: Option<String>,
     /// What executes its program; `None` where its executable would have to be read for that and was not:
     /// [`crate::linux::executables`].
-    pub runs: Option<Runs>,
-    pub place: Place,
+    pub runs: Option<Runtime>,
+    pub place: Workload,
     /// File descriptors in use; `None` where that may not be read.
     pub fds_used: Option<u64>,
     /// The soft limit of open files; `None` when unlimited or unreadable.
@@ -32,7 +32,7 @@ pub struct Process {
 
 /// What executes a process's program, and so which tool shows its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runs {
+pub enum Runtime {
     Jvm,
     Python,
     Go,
@@ -40,7 +40,7 @@ pub enum Runs {
     Native,
 }
 
-impl Runs {
+impl Runtime {
     pub const ALL: [Self; 4] = [Self::Jvm, Self::Python, Self::Go, Self::Native];
 
     pub const fn name(self) -> &'static str {
@@ -128,12 +128,12 @@ fn soft_limit(limits: &str) -> Option<u64> {
 }
 
 /// What an executable of this name runs; `None` where the name does not tell.
-fn runs(exe: &str) -> Option<Runs> {
+fn runs(exe: &str) -> Option<Runtime> {
     let exe = exe.strip_suffix(" (deleted)").unwrap_or(exe);
     let name = exe.rsplit('/').next().unwrap_or(exe);
     match name {
-        "java" | "jsvc" => Some(Runs::Jvm),
-        _ if name.starts_with("python") || name.starts_with("pypy") => Some(Runs::Python),
+        "java" | "jsvc" => Some(Runtime::Jvm),
+        _ if name.starts_with("python") || name.starts_with("pypy") => Some(Runtime::Python),
         _ => None,
     }
 }
@@ -175,9 +175,9 @@ mod tests {
     #[test]
     fn an_executables_name_tells_what_it_runs() {
         for (exe, expected) in [
-            ("/usr/lib/jvm/java-17-openjdk-amd64/bin/java", Some(Runs::Jvm)),
-            ("/usr/bin/python3.11 (deleted)", Some(Runs::Python)),
-            ("/opt/pypy3", Some(Runs::Python)),
+            ("/usr/lib/jvm/java-17-openjdk-amd64/bin/java", Some(Runtime::Jvm)),
+            ("/usr/bin/python3.11 (deleted)", Some(Runtime::Python)),
+            ("/opt/pypy3", Some(Runtime::Python)),
             ("/usr/bin/javac-like-name", None),
             ("", None),
         ] {

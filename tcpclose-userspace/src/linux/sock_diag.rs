@@ -21,7 +21,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::age::TICKS_NS;
 use crate::linux::host::{monotonic_ns, thread_cpu_ns, tick_ns};
-use crate::linux::lookups::{Wanted, lookups};
+use crate::linux::lookups::{SocketLookup, lookups};
 use crate::names::Flow;
 
 /// One socket as the kernel described it.
@@ -147,7 +147,7 @@ pub fn visit(states: u32, with_info: bool, mut take: impl FnMut(Socket)) -> io::
 /// The socket with these addresses and this cookie (any cookie, for `None`), in any state; `None` when it is gone. A
 /// socket that is bound to an interface is found only with that interface's index.
 pub fn lookup(flow: &Flow, interface: u32, cookie: Option<u64>) -> io::Result<Option<Socket>> {
-    lookups(&[Wanted { flow: *flow, interface, cookie }])?.pop().unwrap_or(Ok(None))
+    lookups(&[SocketLookup { flow: *flow, interface, cookie }])?.pop().unwrap_or(Ok(None))
 }
 
 /// The request for the one socket with these addresses and this cookie; `family` as in [`lookups`]' two tries.

@@ -8,7 +8,7 @@ const GROUPS: &str = "/etc/group";
 
 /// A group, and what it was called when it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
+pub struct UnixGroup {
     pub name: String,
     pub gid: u32,
 }
@@ -25,8 +25,8 @@ pub fn user(text: &str) -> Result<u32, String> {
 ///
 /// # Errors
 /// In words, when there is no such group.
-pub fn group(text: &str) -> Result<Group, String> {
-    id_of(text, GROUPS, "group").map(|gid| Group { name: text.to_owned(), gid })
+pub fn group(text: &str) -> Result<UnixGroup, String> {
+    id_of(text, GROUPS, "group").map(|gid| UnixGroup { name: text.to_owned(), gid })
 }
 
 /// What the user `uid` is called, or its number.
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn names_and_numbers_are_taken_and_strangers_are_not() {
         assert_eq!((user("root"), user("0"), user("4242")), (Ok(0), Ok(0), Ok(4242)));
-        assert_eq!(group("root"), Ok(Group { name: "root".into(), gid: 0 }));
+        assert_eq!(group("root"), Ok(UnixGroup { name: "root".into(), gid: 0 }));
         assert_eq!(group("77").map(|group| group.gid), Ok(77));
         let said = user("no-such-user").unwrap_err();
         assert_eq!(said, "no such user in /etc/passwd; write one that is there, or a number");

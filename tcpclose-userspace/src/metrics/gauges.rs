@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use crate::names::{Phase, Side};
-use crate::tracker::event::Pair;
-use crate::tracker::socket::Life;
+use crate::tracker::event::PortKey;
+use crate::tracker::socket::TrackedSocket;
 
-use crate::metrics::port_labels::{Label, Names};
+use crate::metrics::port_labels::{LabelSlot, PortLabels};
 
 /// When a CLOSE-WAIT is stuck.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl StuckAfter {
     }
 
     /// Judges one life at `now_ns`. `dumped` tells whether dumps look at the sockets of a network namespace.
-    pub fn judge(&self, life: &Life, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
+    pub fn judge(&self, life: &TrackedSocket, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
         if life.phase != Phase::CloseWait {
             return Stuckness::Not;
         }
@@ -94,19 +94,19 @@ pub struct Standing {
 
 /// The gauges at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Census {
-    pub standing: BTreeMap<(Label, Phase), Standing>,
+pub struct Gauges {
+    pub standing: BTreeMap<(LabelSlot, Phase), Standing>,
     /// One count a bound, for every named pair and for `other` once it was not zero.
-    pub stuck: BTreeMap<Label, Vec<u64>>,
-    pub unproven: BTreeMap<Label, u64>,
+    pub stuck: BTreeMap<LabelSlot, Vec<u64>>,
+    pub unproven: BTreeMap<LabelSlot, u64>,
 }
 
-impl Census {
+impl Gauges {
     /// Counts `lives`. A pair that shows up here only (its sockets were there before the agent) asks for a name too,
     /// and a pair with sockets is not idle.
     pub fn count<'a>(
-        lives: impl Iterator<Item = &'a Life>,
-        names: &mut Names,
+        lives: impl Iterator<Item = &'a TrackedSocket>,
+        names: &mut PortLabels,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
@@ -114,7 +114,7 @@ impl Census {
         let mut census = Self::default();
         let classes = stuck_after.bounds_ns.len();
         // One look-up of the name a pair, not a socket.
-        let mut labels: BTreeMap<Pair, Label> = BTreeMap::new();
+        let mut labels: BTreeMap<PortKey, LabelSlot> = BTreeMap::new();
         for life in lives {
             let pair = life.pair();
             let label = *labels.entry(pair).or_insert_with(|| names.label(pair, now_ns));
@@ -133,9 +133,9 @@ impl Census {
                 Stuckness::Not => {}
             }
         }
-        let named = names.named().map(|pair| Label { side: pair.side, port: Some(pair.port) });
-        let other = Side::ALL.into_iter().map(|side| Label { side, port: None });
-        let other: Vec<Label> = other.filter(|label| labels.values().any(|l| l == label)).collect();
+        let named = names.named().map(|pair| LabelSlot { side: pair.side, port: Some(pair.port) });
+        let other = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
+        let other: Vec<LabelSlot> = other.filter(|label| labels.values().any(|l| l == label)).collect();
         for label in named.chain(other) {
             census.stuck.entry(label).or_insert_with(|| vec![0; classes]);
             census.unproven.entry(label).or_default();
@@ -148,7 +148,7 @@ impl Census {
 mod tests {
     use super::*;
     use crate::names::{Flow, Role};
-    use crate::tracker::socket::{Birth, Body, Since};
+    use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind};
 
     const S: u64 = 1_000_000_000;
     const NETNS: u32 = 7;
@@ -157,9 +157,9 @@ mod tests {
         netns == NETNS
     }
 
-    fn life(phase: Phase, since: Since) -> Life {
+    fn life(phase: Phase, since: EnteredAt) -> TrackedSocket {
         let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
-        Life {
+        TrackedSocket {
             cookie: 1,
             mark: 0,
             flow,
@@ -168,8 +168,8 @@ mod tests {
             side: Side::Server,
             role: Role::Passive,
             phase,
-            body: Body::Socket,
-            birth: Birth::Untold,
+            body: SocketKind::Socket,
+            birth: MinisocketState::Untold,
             counted: false,
             since,
             event_ns: 0,
@@ -184,7 +184,7 @@ mod tests {
     fn age_classes_are_disjoint_and_named_by_the_bound_last_passed() {
         let bounds = StuckAfter::new(vec![60 * S, 600 * S, 3600 * S]).unwrap();
         let judge = |age: u64| {
-            bounds.judge(&life(Phase::CloseWait, Since::exact(10_000 * S - age * S)), 10_000 * S, dumped)
+            bounds.judge(&life(Phase::CloseWait, EnteredAt::exact(10_000 * S - age * S)), 10_000 * S, dumped)
         };
         assert_eq!(judge(59), Stuckness::Not);
         assert_eq!(judge(60), Stuckness::Stuck(0));
@@ -197,37 +197,54 @@ mod tests {
     fn stuck_is_proven_looked_at_and_silent() {
         let bounds = StuckAfter::new(vec![60 * S]).unwrap();
         let now = 10_000 * S;
-        let judge = |life: &Life| bounds.judge(life, now, dumped);
-        let sure = life(Phase::CloseWait, Since::exact(now - 100 * S));
+        let judge = |life: &TrackedSocket| bounds.judge(life, now, dumped);
+        let sure = life(Phase::CloseWait, EnteredAt::exact(now - 100 * S));
         assert_eq!(judge(&sure), Stuckness::Stuck(0));
-        assert_eq!(judge(&Life { phase: Phase::LastAck, ..sure }), Stuckness::Not);
-        let looked = Life { seen_ns: now - 10 * S, ..sure };
-        assert_eq!(judge(&Life { acted_ns: now - 11 * S, ..looked }), Stuckness::Not, "still sending");
+        assert_eq!(judge(&TrackedSocket { phase: Phase::LastAck, ..sure }), Stuckness::Not);
+        let looked = TrackedSocket { seen_ns: now - 10 * S, ..sure };
         assert_eq!(
-            judge(&Life { acted_ns: now - 69 * S, ..looked }),
+            judge(&TrackedSocket { acted_ns: now - 11 * S, ..looked }),
+            Stuckness::Not,
+            "still sending"
+        );
+        assert_eq!(
+            judge(&TrackedSocket { acted_ns: now - 69 * S, ..looked }),
             Stuckness::Not,
             "not known to have stopped"
         );
-        assert_eq!(judge(&Life { acted_ns: now - 70 * S, ..looked }), Stuckness::Stuck(0), "sent long ago");
-        assert_eq!(judge(&Life { seen_ns: now - 50 * S, ..sure }), Stuckness::Not, "not looked at since");
-        assert_eq!(judge(&Life { seen_ns: 0, netns: 8, ..sure }), Stuckness::Stuck(0), "cannot be looked at");
-        let interval = Since { earliest_ns: now - 100 * S, latest_ns: now - 10 * S };
-        assert_eq!(judge(&Life { since: interval, ..sure }), Stuckness::Unproven);
-        let unbounded = Since { earliest_ns: 0, latest_ns: now - 10 * S };
-        assert_eq!(judge(&Life { since: unbounded, ..sure }), Stuckness::Unproven);
-        let young = Since { earliest_ns: now - 20 * S, latest_ns: now - 10 * S };
-        assert_eq!(judge(&Life { since: young, ..sure }), Stuckness::Not);
+        assert_eq!(
+            judge(&TrackedSocket { acted_ns: now - 70 * S, ..looked }),
+            Stuckness::Stuck(0),
+            "sent long ago"
+        );
+        assert_eq!(
+            judge(&TrackedSocket { seen_ns: now - 50 * S, ..sure }),
+            Stuckness::Not,
+            "not looked at since"
+        );
+        assert_eq!(
+            judge(&TrackedSocket { seen_ns: 0, netns: 8, ..sure }),
+            Stuckness::Stuck(0),
+            "cannot be looked at"
+        );
+        let interval = EnteredAt { earliest_ns: now - 100 * S, latest_ns: now - 10 * S };
+        assert_eq!(judge(&TrackedSocket { since: interval, ..sure }), Stuckness::Unproven);
+        let unbounded = EnteredAt { earliest_ns: 0, latest_ns: now - 10 * S };
+        assert_eq!(judge(&TrackedSocket { since: unbounded, ..sure }), Stuckness::Unproven);
+        let young = EnteredAt { earliest_ns: now - 20 * S, latest_ns: now - 10 * S };
+        assert_eq!(judge(&TrackedSocket { since: young, ..sure }), Stuckness::Not);
     }
 
     #[test]
     fn every_named_pair_has_its_stuck_gauges_from_the_first() {
         let bounds = StuckAfter::new(vec![60 * S, 600 * S]).unwrap();
-        let mut names = Names::new(4, &[], 32768..=60999);
-        names.label(Pair { side: Side::Client, port: 443 }, 1);
-        let lives = [life(Phase::CloseWait, Since::exact(S)), life(Phase::LastAck, Since::exact(2 * S))];
-        let census = Census::count(lives.iter(), &mut names, &bounds, &dumped, 100 * S);
-        let server = Label { side: Side::Server, port: Some(80) };
-        let client = Label { side: Side::Client, port: Some(443) };
+        let mut names = PortLabels::new(4, &[], 32768..=60999);
+        names.label(PortKey { side: Side::Client, port: 443 }, 1);
+        let lives =
+            [life(Phase::CloseWait, EnteredAt::exact(S)), life(Phase::LastAck, EnteredAt::exact(2 * S))];
+        let census = Gauges::count(lives.iter(), &mut names, &bounds, &dumped, 100 * S);
+        let server = LabelSlot { side: Side::Server, port: Some(80) };
+        let client = LabelSlot { side: Side::Client, port: Some(443) };
         let one = |age| Standing { sockets: 1, oldest_ns: age };
         assert_eq!(
             census.standing,

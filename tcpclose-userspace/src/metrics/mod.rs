@@ -14,12 +14,12 @@ use std::collections::BTreeSet;
 
 use tcpclose_common::state::TcpState;
 
-use crate::metrics::gauges::{Census, StuckAfter};
+use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::histogram::Histogram;
-use crate::metrics::port_labels::{Label, Names, Retired};
+use crate::metrics::port_labels::{LabelSlot, PortLabels, Retired};
 use crate::names::{Outcome, Phase, Role, Side};
-use crate::tracker::event::{Ended, Fact, Mended, Pair, Sink, Why};
-use crate::tracker::socket::Life;
+use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::tracker::socket::TrackedSocket;
 
 /// Kinds of close (role and outcome) that all labels together may have, for each label that can exist. A host has a
 /// handful a port; the bound keeps a hostile one from making all of them, and with them more series than are promised.
@@ -31,29 +31,29 @@ const STATES: usize = TcpState::BoundInactive as usize + 1;
 
 /// The counters, in the order that the metrics list has them. All are arrays that facts index, since each record makes
 /// two or three of those; a combination is shown once it is not zero.
-pub struct Ledger {
-    names: Names,
+pub struct Metrics {
+    names: PortLabels,
     /// Combinations that `tcpclose_sockets` has shown.
-    shown: BTreeSet<(Label, Phase)>,
+    shown: BTreeSet<(LabelSlot, Phase)>,
     /// By seat.
-    rows: Vec<Row>,
+    rows: Vec<LabelRow>,
     transitions: [[u64; STATES]; STATES],
     /// Kinds of close that all rows have.
     close_kinds: usize,
-    time_wait_ended: [u64; Ended::ALL.len()],
-    unseen: [[u64; Why::ALL.len()]; Phase::ALL.len()],
-    mended: [u64; Mended::ALL.len()],
+    time_wait_ended: [u64; TimeWaitEnd::ALL.len()],
+    unseen: [[u64; UnmeasuredReason::ALL.len()]; Phase::ALL.len()],
+    mended: [u64; Correction::ALL.len()],
     overflows: u64,
     folded: u64,
 }
 
 /// What is counted under one label.
-struct Row {
+struct LabelRow {
     durations: [Histogram; Phase::ALL.len()],
     closes: [[u64; Outcome::ALL.len()]; Role::ALL.len()],
 }
 
-impl Row {
+impl LabelRow {
     const EMPTY: Self = Self {
         durations: {
             let mut durations = [const { Histogram::new(Phase::FinWait1) }; Phase::ALL.len()];
@@ -72,24 +72,24 @@ impl Row {
     }
 }
 
-impl Ledger {
-    pub fn new(names: Names) -> Self {
+impl Metrics {
+    pub fn new(names: PortLabels) -> Self {
         Self {
             names,
             shown: BTreeSet::new(),
             rows: Vec::new(),
             transitions: [[0; STATES]; STATES],
             close_kinds: 0,
-            time_wait_ended: [0; Ended::ALL.len()],
-            unseen: [[0; Why::ALL.len()]; Phase::ALL.len()],
-            mended: [0; Mended::ALL.len()],
+            time_wait_ended: [0; TimeWaitEnd::ALL.len()],
+            unseen: [[0; UnmeasuredReason::ALL.len()]; Phase::ALL.len()],
+            mended: [0; Correction::ALL.len()],
             overflows: 0,
             folded: 0,
         }
     }
 
     /// Durations by state, of sockets that left it.
-    pub fn durations(&self) -> impl Iterator<Item = (Label, Phase, &Histogram)> {
+    pub fn durations(&self) -> impl Iterator<Item = (LabelSlot, Phase, &Histogram)> {
         let each = self.rows().flat_map(|(label, row)| {
             Phase::ALL.into_iter().zip(&row.durations).map(move |(phase, each)| (label, phase, each))
         });
@@ -104,7 +104,7 @@ impl Ledger {
         each.filter(|&(.., n)| n != 0)
     }
 
-    pub fn closes(&self) -> impl Iterator<Item = (Label, Role, Outcome, u64)> {
+    pub fn closes(&self) -> impl Iterator<Item = (LabelSlot, Role, Outcome, u64)> {
         let each = self.rows().flat_map(|(label, row)| {
             Role::ALL.into_iter().zip(&row.closes).flat_map(move |(role, row)| {
                 Outcome::ALL.into_iter().zip(row).map(move |(outcome, &n)| (label, role, outcome, n))
@@ -114,21 +114,20 @@ impl Ledger {
     }
 
     /// Every reason, 0 where none was seen.
-    pub fn time_wait_ended(&self) -> impl Iterator<Item = (Ended, u64)> {
-        Ended::ALL.into_iter().zip(self.time_wait_ended)
+    pub fn time_wait_ended(&self) -> impl Iterator<Item = (TimeWaitEnd, u64)> {
+        TimeWaitEnd::ALL.into_iter().zip(self.time_wait_ended)
     }
 
-    pub fn unseen(&self) -> impl Iterator<Item = (Phase, Why, u64)> {
-        let each = Phase::ALL
-            .into_iter()
-            .zip(&self.unseen)
-            .flat_map(|(phase, row)| Why::ALL.into_iter().zip(row).map(move |(why, &n)| (phase, why, n)));
+    pub fn unseen(&self) -> impl Iterator<Item = (Phase, UnmeasuredReason, u64)> {
+        let each = Phase::ALL.into_iter().zip(&self.unseen).flat_map(|(phase, row)| {
+            UnmeasuredReason::ALL.into_iter().zip(row).map(move |(why, &n)| (phase, why, n))
+        });
         each.filter(|&(.., n)| n != 0)
     }
 
     /// Every kind, 0 where nothing was mended.
-    pub fn mended(&self) -> impl Iterator<Item = (Mended, u64)> {
-        Mended::ALL.into_iter().zip(self.mended)
+    pub fn mended(&self) -> impl Iterator<Item = (Correction, u64)> {
+        Correction::ALL.into_iter().zip(self.mended)
     }
 
     /// TIME-WAITs that were skipped, as hooks told.
@@ -141,15 +140,15 @@ impl Ledger {
         self.folded
     }
 
-    /// Counts the gauges over `lives`, see [`Census::count`]. A combination that was shown once is shown as 0 from then on.
+    /// Counts the gauges over `lives`, see [`Gauges::count`]. A combination that was shown once is shown as 0 from then on.
     pub fn census<'a>(
         &mut self,
-        lives: impl Iterator<Item = &'a Life>,
+        lives: impl Iterator<Item = &'a TrackedSocket>,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
-    ) -> Census {
-        let mut census = Census::count(lives, &mut self.names, stuck_after, dumped, now_ns);
+    ) -> Gauges {
+        let mut census = Gauges::count(lives, &mut self.names, stuck_after, dumped, now_ns);
         self.retire();
         self.shown.extend(census.standing.keys());
         for &combination in &self.shown {
@@ -163,19 +162,19 @@ impl Ledger {
     }
 
     /// Every row, in the order of labels.
-    fn rows(&self) -> impl Iterator<Item = (Label, &Row)> {
+    fn rows(&self) -> impl Iterator<Item = (LabelSlot, &LabelRow)> {
         let seated = self.names.seated().into_iter();
         seated.filter_map(|(label, seat)| Some((label, self.rows.get(seat)?)))
     }
 
     /// The row of `pair`, heard of at `now_ns`: its seat.
-    fn seat(&mut self, pair: Pair, now_ns: u64) -> usize {
+    fn seat(&mut self, pair: PortKey, now_ns: u64) -> usize {
         let seat = self.names.seat(pair, now_ns);
         if self.names.has_retired() {
             self.retire();
         }
         if seat >= self.rows.len() {
-            self.rows.resize_with(seat + 1, || Row::EMPTY);
+            self.rows.resize_with(seat + 1, || LabelRow::EMPTY);
         }
         seat
     }
@@ -186,19 +185,19 @@ impl Ledger {
             self.shown.retain(|&(l, _)| l != label);
             if let Some(row) = self.rows.get_mut(seat) {
                 self.close_kinds -= row.close_kinds();
-                *row = Row::EMPTY;
+                *row = LabelRow::EMPTY;
             }
         }
     }
 
-    fn close(&mut self, pair: Pair, role: Role, outcome: Outcome, at_ns: u64) {
+    fn close(&mut self, pair: PortKey, role: Role, outcome: Outcome, at_ns: u64) {
         self.names.closed(pair);
         let seat = self.seat(pair, at_ns);
-        if Names::is_other(seat) {
+        if PortLabels::is_other(seat) {
             self.folded += 1;
         }
         let most = (self.names.most() + Side::ALL.len()) * CLOSE_KINDS_PER_LABEL;
-        let Some(Row { closes, .. }) = self.rows.get_mut(seat) else { return };
+        let Some(LabelRow { closes, .. }) = self.rows.get_mut(seat) else { return };
         let full = self.close_kinds >= most;
         let (role, outcome) = match closes[role as usize][outcome as usize] {
             0 if full => (Role::Unknown, Outcome::Unknown),
@@ -210,21 +209,21 @@ impl Ledger {
     }
 }
 
-impl Sink for Ledger {
-    fn fact(&mut self, at_ns: u64, fact: Fact) {
+impl EventSink for Metrics {
+    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
         match fact {
-            Fact::Transition { from, to } => self.transitions[from as usize][to as usize] += 1,
-            Fact::Dwelt { phase, pair, ns } => {
+            TrackerEvent::Transition { from, to } => self.transitions[from as usize][to as usize] += 1,
+            TrackerEvent::StateDuration { phase, pair, ns } => {
                 let seat = self.seat(pair, at_ns);
                 if let Some(row) = self.rows.get_mut(seat) {
                     row.durations[phase as usize].observe(ns);
                 }
             }
-            Fact::Unseen { phase, why } => self.unseen[phase as usize][why as usize] += 1,
-            Fact::Closed { pair, role, outcome } => self.close(pair, role, outcome, at_ns),
-            Fact::TimeWaitEnded { how } => self.time_wait_ended[how as usize] += 1,
-            Fact::TimeWaitOverflow => self.overflows += 1,
-            Fact::Mended { what } => self.mended[what as usize] += 1,
+            TrackerEvent::Unmeasured { phase, why } => self.unseen[phase as usize][why as usize] += 1,
+            TrackerEvent::Closed { pair, role, outcome } => self.close(pair, role, outcome, at_ns),
+            TrackerEvent::TimeWaitEnded { how } => self.time_wait_ended[how as usize] += 1,
+            TrackerEvent::TimeWaitOverflow => self.overflows += 1,
+            TrackerEvent::Corrected { what } => self.mended[what as usize] += 1,
         }
     }
 }
@@ -233,18 +232,18 @@ impl Sink for Ledger {
 mod tests {
     use super::*;
 
-    fn ledger(max: usize) -> Ledger {
-        Ledger::new(Names::new(max, &[], 32768..=60999))
+    fn ledger(max: usize) -> Metrics {
+        Metrics::new(PortLabels::new(max, &[], 32768..=60999))
     }
 
     #[test]
     fn sums_and_counts_are_those_of_the_facts() {
         let mut ledger = ledger(4);
-        let pair = Pair { side: Side::Server, port: 80 };
+        let pair = PortKey { side: Side::Server, port: 80 };
         for ns in [500_000, 1_500_000, 70_000_000_000] {
-            ledger.fact(1, Fact::Dwelt { phase: Phase::CloseWait, pair, ns });
+            ledger.fact(1, TrackerEvent::StateDuration { phase: Phase::CloseWait, pair, ns });
         }
-        ledger.fact(1, Fact::Closed { pair, role: Role::Passive, outcome: Outcome::Graceful });
+        ledger.fact(1, TrackerEvent::Closed { pair, role: Role::Passive, outcome: Outcome::Graceful });
         let (label, phase, histogram) = ledger.durations().next().unwrap();
         assert_eq!((label.port, phase), (Some(80), Phase::CloseWait));
         assert_eq!(histogram.count(), 3);
@@ -265,11 +264,11 @@ mod tests {
                 (Role::None, Outcome::Aborted),
             ] {
                 for side in Side::ALL {
-                    let pair = Pair { side, port };
+                    let pair = PortKey { side, port };
                     for phase in Phase::ALL {
-                        ledger.fact(1, Fact::Dwelt { phase, pair, ns: 5 });
+                        ledger.fact(1, TrackerEvent::StateDuration { phase, pair, ns: 5 });
                     }
-                    ledger.fact(1, Fact::Closed { pair, role, outcome });
+                    ledger.fact(1, TrackerEvent::Closed { pair, role, outcome });
                 }
             }
         }
@@ -286,22 +285,22 @@ mod tests {
         let mut ledger = ledger(4);
         for (side, port) in [(Side::Unknown, 9), (Side::Server, 443), (Side::Client, 80), (Side::Server, 80)]
         {
-            let pair = Pair { side, port };
+            let pair = PortKey { side, port };
             for phase in Phase::ALL.into_iter().rev() {
-                ledger.fact(1, Fact::Dwelt { phase, pair, ns: 5 });
+                ledger.fact(1, TrackerEvent::StateDuration { phase, pair, ns: 5 });
             }
-            for why in Why::ALL.into_iter().rev() {
-                ledger.fact(1, Fact::Unseen { phase: Phase::LastAck, why });
-                ledger.fact(1, Fact::Unseen { phase: Phase::Closing, why });
+            for why in UnmeasuredReason::ALL.into_iter().rev() {
+                ledger.fact(1, TrackerEvent::Unmeasured { phase: Phase::LastAck, why });
+                ledger.fact(1, TrackerEvent::Unmeasured { phase: Phase::Closing, why });
             }
             for role in [Role::Passive, Role::Active] {
-                ledger.fact(1, Fact::Closed { pair, role, outcome: Outcome::Timeout });
-                ledger.fact(1, Fact::Closed { pair, role, outcome: Outcome::Graceful });
+                ledger.fact(1, TrackerEvent::Closed { pair, role, outcome: Outcome::Timeout });
+                ledger.fact(1, TrackerEvent::Closed { pair, role, outcome: Outcome::Graceful });
             }
         }
         for (from, to) in [(TcpState::Closing, TcpState::Close), (TcpState::Established, TcpState::FinWait1)]
         {
-            ledger.fact(1, Fact::Transition { from, to });
+            ledger.fact(1, TrackerEvent::Transition { from, to });
         }
         assert!(ledger.durations().map(|(label, phase, _)| (label, phase)).is_sorted());
         assert!(ledger.closes().map(|(label, role, outcome, _)| (label, role, outcome)).is_sorted());
@@ -320,19 +319,19 @@ mod tests {
     fn a_name_that_is_lost_takes_its_counts_along() {
         const HOUR: u64 = 3_600_000_000_000;
         let mut ledger = ledger(1);
-        let [old, new] = [80, 443].map(|port| Pair { side: Side::Server, port });
-        let close = |pair| Fact::Closed { pair, role: Role::Active, outcome: Outcome::Graceful };
+        let [old, new] = [80, 443].map(|port| PortKey { side: Side::Server, port });
+        let close = |pair| TrackerEvent::Closed { pair, role: Role::Active, outcome: Outcome::Graceful };
         for _ in 0..3 {
-            ledger.fact(1, Fact::Dwelt { phase: Phase::FinWait1, pair: old, ns: 5 });
+            ledger.fact(1, TrackerEvent::StateDuration { phase: Phase::FinWait1, pair: old, ns: 5 });
             ledger.fact(1, close(old));
         }
         ledger.fact(2 * HOUR, close(new));
-        let named = Label { side: Side::Server, port: Some(443) };
+        let named = LabelSlot { side: Side::Server, port: Some(443) };
         assert_eq!(ledger.durations().count(), 0);
         assert_eq!(ledger.closes().collect::<Vec<_>>(), [(named, Role::Active, Outcome::Graceful, 1)]);
         assert_eq!(ledger.close_kinds, 1);
         ledger.fact(2 * HOUR, close(old));
-        let other = Label { side: Side::Server, port: None };
+        let other = LabelSlot { side: Side::Server, port: None };
         assert_eq!(ledger.closes().next(), Some((other, Role::Active, Outcome::Graceful, 1)));
     }
 
@@ -342,9 +341,9 @@ mod tests {
         assert!(Role::ALL.into_iter().enumerate().all(|(at, role)| at == role as usize));
         assert!(Outcome::ALL.into_iter().enumerate().all(|(at, outcome)| at == outcome as usize));
         assert!(Side::ALL.into_iter().enumerate().all(|(at, side)| at == side as usize));
-        assert!(Ended::ALL.into_iter().enumerate().all(|(at, how)| at == how as usize));
-        assert!(Why::ALL.into_iter().enumerate().all(|(at, why)| at == why as usize));
-        assert!(Mended::ALL.into_iter().enumerate().all(|(at, what)| at == what as usize));
+        assert!(TimeWaitEnd::ALL.into_iter().enumerate().all(|(at, how)| at == how as usize));
+        assert!(UnmeasuredReason::ALL.into_iter().enumerate().all(|(at, why)| at == why as usize));
+        assert!(Correction::ALL.into_iter().enumerate().all(|(at, what)| at == what as usize));
         let states = (0..=u8::MAX).filter_map(TcpState::from_raw);
         assert_eq!(states.map(|state| state as usize).max(), Some(STATES - 1));
     }
@@ -356,7 +355,7 @@ mod tests {
             for port in [80, 81] {
                 for role in Role::ALL {
                     for outcome in Outcome::ALL {
-                        ledger.fact(1, Fact::Closed { pair: Pair { side, port }, role, outcome });
+                        ledger.fact(1, TrackerEvent::Closed { pair: PortKey { side, port }, role, outcome });
                     }
                 }
             }

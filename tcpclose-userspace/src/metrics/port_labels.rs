@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use crate::names::Side;
-use crate::tracker::event::Pair;
+use crate::tracker::event::PortKey;
 
 /// Closes after which a port of the local port range may ask for a name.
 const CLOSES_IN_RANGE: u32 = 100;
@@ -27,7 +27,7 @@ const MOST_COUNTED: usize = 16_384;
 
 /// The `side` and `port` labels of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Label {
+pub struct LabelSlot {
     pub side: Side,
     /// `None` is written `other`.
     pub port: Option<u16>,
@@ -39,24 +39,24 @@ const OTHERS: usize = Side::ALL.len();
 const PORTS: usize = 1 << 16;
 
 /// Who has a name.
-pub struct Names {
+pub struct PortLabels {
     max: usize,
     always: HashSet<u16>,
     ephemeral: RangeInclusive<u16>,
     /// The seat of each pair, 0 where it has no name: then it has its side's `other`.
     seats: Vec<u32>,
     /// Who sits on the seats from [`OTHERS`] on.
-    named: Vec<Named>,
+    named: Vec<NamedPort>,
     /// How many of them are not of `always`: those count against `max`.
     taken: usize,
-    counted: HashMap<Pair, u32>,
+    counted: HashMap<PortKey, u32>,
     retired: Vec<Retired>,
     /// No named pair can have been idle for an hour before this.
     none_idle_until_ns: u64,
 }
 
-struct Named {
-    pair: Pair,
+struct NamedPort {
+    pair: PortKey,
     /// When it was last heard of.
     last_ns: u64,
 }
@@ -64,12 +64,12 @@ struct Named {
 /// A label whose name is lost, and with it its series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retired {
-    pub label: Label,
+    pub label: LabelSlot,
     /// What was its seat: another has it now.
     pub seat: usize,
 }
 
-impl Names {
+impl PortLabels {
     /// `max` pairs have a name; ports of `always` have one on top of that. `ephemeral` is `ip_local_port_range`.
     pub fn new(max: usize, always: &[u16], ephemeral: RangeInclusive<u16>) -> Self {
         Self {
@@ -91,20 +91,20 @@ impl Names {
     }
 
     /// Every pair that has a name.
-    pub fn named(&self) -> impl Iterator<Item = Pair> {
+    pub fn named(&self) -> impl Iterator<Item = PortKey> {
         self.named.iter().map(|named| named.pair)
     }
 
     /// Every seat that is taken, and whose it is, in the order of labels.
-    pub fn seated(&self) -> Vec<(Label, usize)> {
-        let others = Side::ALL.into_iter().map(|side| Label { side, port: None });
+    pub fn seated(&self) -> Vec<(LabelSlot, usize)> {
+        let others = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
         let mut seated: Vec<_> = others.chain(self.named().map(label_of)).zip(0..).collect();
         seated.sort_unstable();
         seated
     }
 
     /// Counts a close towards a name for a port of the local port range.
-    pub fn closed(&mut self, pair: Pair) {
+    pub fn closed(&mut self, pair: PortKey) {
         if self.ephemeral.contains(&pair.port) && self.seat_of(pair).is_none() {
             if self.counted.len() >= MOST_COUNTED && !self.counted.contains_key(&pair) {
                 self.counted.clear();
@@ -114,13 +114,13 @@ impl Names {
     }
 
     /// The label of `pair`, heard of at `now_ns`. Gives it a name if it can have one.
-    pub fn label(&mut self, pair: Pair, now_ns: u64) -> Label {
+    pub fn label(&mut self, pair: PortKey, now_ns: u64) -> LabelSlot {
         let named = self.seat(pair, now_ns) >= OTHERS;
-        Label { side: pair.side, port: named.then_some(pair.port) }
+        LabelSlot { side: pair.side, port: named.then_some(pair.port) }
     }
 
     /// The same, by its seat.
-    pub fn seat(&mut self, pair: Pair, now_ns: u64) -> usize {
+    pub fn seat(&mut self, pair: PortKey, now_ns: u64) -> usize {
         if let Some(seat) = self.seat_of(pair) {
             if let Some(named) = self.named.get_mut(seat - OTHERS) {
                 named.last_ns = named.last_ns.max(now_ns);
@@ -145,7 +145,7 @@ impl Names {
         std::mem::take(&mut self.retired)
     }
 
-    fn seat_of(&self, pair: Pair) -> Option<usize> {
+    fn seat_of(&self, pair: PortKey) -> Option<usize> {
         match self.seats.get(place_of(pair)) {
             None | Some(0) => None,
             Some(&seat) => Some(seat as usize),
@@ -154,10 +154,10 @@ impl Names {
 
     /// A seat for a pair that has none, if it can have one.
     #[cold]
-    fn new_seat(&mut self, pair: Pair, now_ns: u64) -> Option<usize> {
+    fn new_seat(&mut self, pair: PortKey, now_ns: u64) -> Option<usize> {
         let always = self.always.contains(&pair.port);
         let at = if always || self.may_ask(pair) && self.taken < self.max {
-            self.named.push(Named { pair, last_ns: now_ns });
+            self.named.push(NamedPort { pair, last_ns: now_ns });
             self.taken += usize::from(!always);
             self.named.len() - 1
         } else if self.may_ask(pair) {
@@ -174,14 +174,14 @@ impl Names {
         Some(seat)
     }
 
-    fn may_ask(&self, pair: Pair) -> bool {
+    fn may_ask(&self, pair: PortKey) -> bool {
         !self.ephemeral.contains(&pair.port)
             || self.counted.get(&pair).is_some_and(|&closes| closes >= CLOSES_IN_RANGE)
     }
 
     /// Gives the name of the pair that was idle the longest to `pair`, if that was for an hour. Returns where it stands in
     /// `named`.
-    fn retire_idle(&mut self, pair: Pair, now_ns: u64) -> Option<usize> {
+    fn retire_idle(&mut self, pair: PortKey, now_ns: u64) -> Option<usize> {
         if now_ns < self.none_idle_until_ns {
             return None;
         }
@@ -192,7 +192,7 @@ impl Names {
             self.none_idle_until_ns = oldest.last_ns + IDLE_NS;
             return None;
         }
-        let former = std::mem::replace(oldest, Named { pair, last_ns: now_ns }).pair;
+        let former = std::mem::replace(oldest, NamedPort { pair, last_ns: now_ns }).pair;
         if let Some(place) = self.seats.get_mut(place_of(former)) {
             *place = 0;
         }
@@ -202,12 +202,12 @@ impl Names {
 }
 
 /// Where a pair's seat stands in the table of them.
-const fn place_of(pair: Pair) -> usize {
+const fn place_of(pair: PortKey) -> usize {
     pair.side as usize * PORTS + pair.port as usize
 }
 
-const fn label_of(pair: Pair) -> Label {
-    Label { side: pair.side, port: Some(pair.port) }
+const fn label_of(pair: PortKey) -> LabelSlot {
+    LabelSlot { side: pair.side, port: Some(pair.port) }
 }
 
 #[cfg(test)]
@@ -216,30 +216,30 @@ mod tests {
 
     const HOUR: u64 = IDLE_NS;
 
-    fn pair(port: u16) -> Pair {
-        Pair { side: Side::Server, port }
+    fn pair(port: u16) -> PortKey {
+        PortKey { side: Side::Server, port }
     }
 
     #[test]
     fn the_first_to_come_are_named() {
-        let mut names = Names::new(2, &[9000], 32768..=60999);
+        let mut names = PortLabels::new(2, &[9000], 32768..=60999);
         assert_eq!(names.label(pair(80), 1).port, Some(80));
         assert_eq!(names.label(pair(443), 2).port, Some(443));
         assert_eq!(names.label(pair(8080), 3).port, None);
         assert_eq!(names.label(pair(9000), 4).port, Some(9000), "--name-port");
         assert_eq!(names.label(pair(80), 5).port, Some(80));
-        let client = Pair { side: Side::Client, port: 80 };
+        let client = PortKey { side: Side::Client, port: 80 };
         assert_eq!(names.label(client, 6).port, None, "a pair is a side and a port");
     }
 
     #[test]
     fn seats_are_told_in_the_order_of_labels() {
-        let mut names = Names::new(3, &[9000], 32768..=60999);
-        let client = Pair { side: Side::Client, port: 65535 };
+        let mut names = PortLabels::new(3, &[9000], 32768..=60999);
+        let client = PortKey { side: Side::Client, port: 65535 };
         let seats = [pair(443), client, pair(9000), pair(80), pair(8080)].map(|pair| names.seat(pair, 1));
         assert_eq!(seats, [3, 4, 5, 6, 0]);
         let (server, client) = (Side::Server, Side::Client);
-        let label = |side, port| Label { side, port };
+        let label = |side, port| LabelSlot { side, port };
         assert_eq!(
             names.seated(),
             [
@@ -252,13 +252,13 @@ mod tests {
                 (label(Side::Unknown, None), 2),
             ]
         );
-        let last = Pair { side: Side::Unknown, port: 65535 };
+        let last = PortKey { side: Side::Unknown, port: 65535 };
         assert_eq!(place_of(last) + 1, names.seats.len());
     }
 
     #[test]
     fn a_port_of_the_local_range_asks_after_a_hundred_closes() {
-        let mut names = Names::new(2, &[], 32768..=60999);
+        let mut names = PortLabels::new(2, &[], 32768..=60999);
         for _ in 0..99 {
             names.closed(pair(40000));
             assert_eq!(names.label(pair(40000), 1).port, None);
@@ -269,13 +269,13 @@ mod tests {
 
     #[test]
     fn a_name_is_lost_to_another_after_an_idle_hour_only() {
-        let mut names = Names::new(2, &[], 32768..=60999);
+        let mut names = PortLabels::new(2, &[], 32768..=60999);
         names.label(pair(80), 0);
         names.label(pair(443), HOUR / 2);
         assert_eq!(names.label(pair(8080), HOUR - 1).port, None);
         assert!(names.take_retired().is_empty());
         assert_eq!(names.label(pair(8080), HOUR).port, Some(8080));
-        let label = Label { side: Side::Server, port: Some(80) };
+        let label = LabelSlot { side: Side::Server, port: Some(80) };
         assert_eq!(names.take_retired(), [Retired { label, seat: 3 }]);
         assert_eq!(names.label(pair(80), HOUR + 1).port, None);
         assert_eq!(names.label(pair(443), HOUR + 1).port, Some(443));

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tcpclose_common::state::TcpState;
 
-use crate::metrics::Ledger;
-use crate::metrics::port_labels::Label;
+use crate::metrics::Metrics;
+use crate::metrics::port_labels::LabelSlot;
 
 /// Between two looks.
 pub const INTERVAL: Duration = Duration::from_secs(5);
@@ -17,33 +17,33 @@ const SHORTEST_NS: u64 = 1_000_000_000;
 
 /// What the counters were.
 #[derive(Clone, Debug, Default)]
-struct Look {
+struct CounterSample {
     at_ns: u64,
-    closes: BTreeMap<Label, u64>,
+    closes: BTreeMap<LabelSlot, u64>,
     transitions: BTreeMap<(TcpState, TcpState), u64>,
 }
 
 /// Looks of the last minute, the oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct Rates {
-    looks: VecDeque<Look>,
+pub struct RateHistory {
+    looks: VecDeque<CounterSample>,
 }
 
 /// The growth since one look.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a> {
-    look: &'a Look,
+    look: &'a CounterSample,
     pub seconds: f64,
 }
 
-impl Rates {
+impl RateHistory {
     /// Remembers what `ledger` has counted at `now_ns`.
-    pub fn look(&mut self, ledger: &Ledger, now_ns: u64) {
+    pub fn look(&mut self, ledger: &Metrics, now_ns: u64) {
         if self.looks.len() >= LOOKS {
             self.looks.pop_front();
         }
         let transitions = ledger.transitions().map(|(from, to, n)| ((from, to), n)).collect();
-        self.looks.push_back(Look { at_ns: now_ns, closes: closes_of(ledger), transitions });
+        self.looks.push_back(CounterSample { at_ns: now_ns, closes: closes_of(ledger), transitions });
     }
 
     /// The longest time until `now_ns` that is remembered; `None` where it is too short to make rates of.
@@ -56,7 +56,7 @@ impl Rates {
 
 impl Window<'_> {
     /// Closes of `label` a second, now that there are `now`.
-    pub fn closes(&self, label: Label, now: u64) -> f64 {
+    pub fn closes(&self, label: LabelSlot, now: u64) -> f64 {
         self.growth(self.look.closes.get(&label), now)
     }
 
@@ -72,7 +72,7 @@ impl Window<'_> {
 }
 
 /// Closes by label, of every role and outcome.
-pub fn closes_of(ledger: &Ledger) -> BTreeMap<Label, u64> {
+pub fn closes_of(ledger: &Metrics) -> BTreeMap<LabelSlot, u64> {
     let mut closes = BTreeMap::new();
     for (label, _, _, n) in ledger.closes() {
         *closes.entry(label).or_default() += n;
@@ -83,34 +83,38 @@ pub fn closes_of(ledger: &Ledger) -> BTreeMap<Label, u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::port_labels::Names;
+    use crate::metrics::port_labels::PortLabels;
     use crate::names::{Outcome, Role, Side};
-    use crate::tracker::event::{Fact, Pair, Sink};
+    use crate::tracker::event::{EventSink, PortKey, TrackerEvent};
 
     const S: u64 = 1_000_000_000;
 
     #[test]
     fn a_rate_is_the_growth_over_the_last_minute() {
-        let mut ledger = Ledger::new(Names::new(4, &[], 32768..=60999));
-        let pair = Pair { side: Side::Server, port: 80 };
-        let label = Label { side: Side::Server, port: Some(80) };
-        let mut rates = Rates::default();
+        let mut ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
+        let pair = PortKey { side: Side::Server, port: 80 };
+        let label = LabelSlot { side: Side::Server, port: Some(80) };
+        let mut rates = RateHistory::default();
         assert!(rates.window(5 * S).is_none());
         for step in 0..100 {
             rates.look(&ledger, step * 5 * S);
             for role in [Role::Active, Role::Passive] {
-                ledger.fact(1, Fact::Closed { pair, role, outcome: Outcome::Graceful });
+                ledger.fact(1, TrackerEvent::Closed { pair, role, outcome: Outcome::Graceful });
             }
-            ledger.fact(1, Fact::Transition { from: TcpState::LastAck, to: TcpState::Close });
+            ledger.fact(1, TrackerEvent::Transition { from: TcpState::LastAck, to: TcpState::Close });
         }
         assert_eq!(rates.looks.len(), LOOKS);
-        assert!(Rates { looks: [Look { at_ns: 7, ..Look::default() }].into() }.window(S).is_none());
+        assert!(
+            RateHistory { looks: [CounterSample { at_ns: 7, ..CounterSample::default() }].into() }
+                .window(S)
+                .is_none()
+        );
         let window = rates.window(500 * S).unwrap();
         assert_eq!(window.seconds, 60.0);
         let now = closes_of(&ledger)[&label];
         assert_eq!((now, window.closes(label, now)), (200, 24.0 / 60.0));
         assert_eq!(window.transitions(TcpState::LastAck, TcpState::Close, 100), 12.0 / 60.0);
         assert_eq!(window.closes(label, 6), 0.1, "it began anew");
-        assert_eq!(window.closes(Label { side: Side::Client, port: None }, 6), 0.1, "it is new");
+        assert_eq!(window.closes(LabelSlot { side: Side::Client, port: None }, 6), 0.1, "it is new");
     }
 }

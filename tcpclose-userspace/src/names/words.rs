@@ -6,9 +6,9 @@ use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use tcpclose_common::state::TcpState;
 
-use crate::linux::process::Runs;
+use crate::linux::process::Runtime;
 use crate::names::{Diagnosis, Outcome, Phase, Role, Side};
-use crate::tracker::transition::Source;
+use crate::tracker::transition::TransitionSource;
 
 /// Reads a string by `read`, without a copy of it.
 pub fn text<'de, T, D: Deserializer<'de>>(
@@ -65,8 +65,8 @@ named! {
     Phase, of Self::ALL;
     Side, of Self::ALL;
     Role, of Self::ALL;
-    Runs, of Self::ALL;
-    Source, of Self::ALL;
+    Runtime, of Self::ALL;
+    TransitionSource, of Self::ALL;
     Outcome, of Self::ALL, newer Self::Unknown;
     Diagnosis, of [Self::NotAccepted, Self::StillSending, Self::NotRead, Self::NotClosed], newer Self::Unknown;
     TcpState, of (0..=u8::MAX).filter_map(Self::from_raw);

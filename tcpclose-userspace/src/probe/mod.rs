@@ -23,14 +23,14 @@ use tcpclose_common::layout::Layout;
 use crate::failure::Failure;
 use crate::linux::host;
 use crate::linux::host::Capability;
-use crate::linux::owners::Look;
+use crate::linux::owners::OwnersLookup;
 use crate::probe::backend::fentry;
 use crate::probe::backend::task_file;
 use crate::probe::backend::task_file::OwnersHook;
-use crate::probe::pinned_links::KeptLinks;
-use crate::probe::prog_stats::Runs;
+use crate::probe::pinned_links::PinnedLinks;
+use crate::probe::prog_stats::ProgramStats;
 use crate::probe::ring::Ring;
-use crate::tracker::hook_records::Told;
+use crate::tracker::hook_records::HookCoverage;
 
 /// The probe, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpclose-ebpf"));
@@ -86,7 +86,7 @@ pub struct Probe {
     /// The same for it: what is not in use, and what that costs.
     pub time_wait_declined: Vec<String>,
     /// What hooks tell.
-    pub told: Told,
+    pub told: HookCoverage,
     /// The rung in use for owners.
     pub owners: OwnersHook,
     /// Why it is not the better one.
@@ -97,7 +97,7 @@ pub struct Probe {
     /// Holds the programs and the other links.
     ebpf: Ebpf,
     /// Holds the links of hooks.
-    _links: Option<KeptLinks>,
+    _links: Option<PinnedLinks>,
 }
 
 #[derive(Clone, Copy)]
@@ -198,7 +198,7 @@ impl Probe {
             facts,
             declined,
             time_wait: if minisockets.any { TimeWaitHook::Hooks } else { TimeWaitHook::Diag },
-            told: Told { resets, since_ns, ..minisockets.told },
+            told: HookCoverage { resets, since_ns, ..minisockets.told },
             time_wait_declined: minisockets.missing,
             owners,
             owners_declined,
@@ -210,7 +210,7 @@ impl Probe {
     }
 
     /// How to look for owners now.
-    pub fn look(&mut self) -> Look {
+    pub fn look(&mut self) -> OwnersLookup {
         task_file::look(&mut self.ebpf, self.owners)
     }
 
@@ -220,8 +220,8 @@ impl Probe {
     }
 
     /// What the kernel has counted of the attached programs, together.
-    pub fn runs(&self) -> Runs {
-        Runs::of(&self.programs)
+    pub fn runs(&self) -> ProgramStats {
+        ProgramStats::of(&self.programs)
     }
 
     /// How often the kernel left one of the programs out because it was already running on that CPU: each is a lost

@@ -15,12 +15,12 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 
 /// Keeps links for as long as it lives.
 #[derive(Debug)]
-pub struct KeptLinks {
+pub struct PinnedLinks {
     mount: OwnedFd,
     kept: usize,
 }
 
-impl KeptLinks {
+impl PinnedLinks {
     /// # Errors
     /// Where this process may not mount (CAP_SYS_ADMIN).
     pub fn new() -> Result<Self> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 /// What the kernel has counted of a program (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Runs {
+pub struct ProgramStats {
     /// `run_cnt`: counted only while somebody has the kernel keep run statistics (`kernel.bpf_stats_enabled`).
     pub count: u64,
     /// `run_time_ns`: the same.
@@ -17,7 +17,7 @@ pub struct Runs {
     pub missed: u64,
 }
 
-impl Runs {
+impl ProgramStats {
     /// Those of `programs` together.
     pub fn of(programs: &[OwnedFd]) -> Self {
         let mut sum = Self::default();
@@ -67,9 +67,9 @@ mod tests {
     #[test]
     fn an_fdinfo_of_any_age_is_read() {
         let new = "pos:\t0\nprog_type:\t26\nrun_time_ns:\t1500\nrun_cnt:\t20\nrecursion_misses:\t3\n";
-        assert_eq!(Runs::parse(new), Runs { count: 20, ns: 1500, missed: 3 });
+        assert_eq!(ProgramStats::parse(new), ProgramStats { count: 20, ns: 1500, missed: 3 });
         let old = "prog_type:\t5\nrun_time_ns:\t1500\nrun_cnt:\t20\n";
-        assert_eq!(Runs::parse(old), Runs { count: 20, ns: 1500, missed: 0 });
-        assert_eq!(Runs::parse("run_cnt:\tmany\n"), Runs::default());
+        assert_eq!(ProgramStats::parse(old), ProgramStats { count: 20, ns: 1500, missed: 0 });
+        assert_eq!(ProgramStats::parse("run_cnt:\tmany\n"), ProgramStats::default());
     }
 }

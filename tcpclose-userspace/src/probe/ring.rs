@@ -8,14 +8,14 @@ use aya::{Ebpf, Pod};
 use tcpclose_common::control::{Control, Counters};
 use tcpclose_common::event::Record;
 
-use crate::probe::ring_window::Consumer;
+use crate::probe::ring_window::RingWindow;
 
 /// Records that one [`Ring::drain`] takes at most, so that a flood cannot keep the agent from everything else.
 const AT_ONCE: u64 = 1 << 18;
 
 /// What [`Ring::drain`] took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct Drained {
     /// Records, sound or not.
     pub records: u64,
     /// Records that could not be decoded: skipped.
@@ -40,7 +40,7 @@ unsafe impl Pod for CpuCounters {}
 
 /// The ring, and the two maps that go with it.
 pub struct Ring {
-    events: Consumer,
+    events: RingWindow,
     control: Array<MapData, ControlWord>,
     counters: PerCpuArray<MapData, CpuCounters>,
     size: u32,
@@ -52,7 +52,7 @@ impl Ring {
     pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
         let mut map = |name: &'static str| ebpf.take_map(name).with_context(|| format!("no map {name}"));
         let Map::RingBuf(events) = map("EVENTS")? else { bail!("EVENTS is no ring buffer") };
-        let events = Consumer::new(events)?;
+        let events = RingWindow::new(events)?;
         let mut ring = Self {
             size: events.size(),
             events,
@@ -65,8 +65,8 @@ impl Ring {
     }
 
     /// Hands every record there is to `each`, in the order of their reservation, up to a bound.
-    pub fn drain(&mut self, mut each: impl FnMut(&Record)) -> Taken {
-        let mut taken = Taken::default();
+    pub fn drain(&mut self, mut each: impl FnMut(&Record)) -> Drained {
+        let mut taken = Drained::default();
         // Between two drains it only fills.
         self.most_used = self.most_used.max(self.events.used());
         while taken.records < AT_ONCE {

@@ -66,7 +66,7 @@ impl Drop for Mapping {
 }
 
 /// The one consumer of a ring.
-pub(super) struct Consumer {
+pub(super) struct RingWindow {
     map: MapData,
     page_size: usize,
     /// Bytes of data: a power of two, a page or more.
@@ -84,7 +84,7 @@ pub(super) struct Consumer {
     torn: [u8; LONGEST],
 }
 
-impl Consumer {
+impl RingWindow {
     pub(super) fn new(map: MapData) -> Result<Self> {
         let page_size = rustix::param::page_size();
         let size = map.info()?.max_entries() as usize;
@@ -214,7 +214,7 @@ impl Consumer {
     }
 }
 
-impl AsRawFd for Consumer {
+impl AsRawFd for RingWindow {
     fn as_raw_fd(&self) -> RawFd {
         self.map.fd().as_fd().as_raw_fd()
     }

@@ -97,7 +97,7 @@ fn names_message_pack(range: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sockets::{Document, SCHEMA};
+    use crate::report::sockets::{SCHEMA, SocketsDocument};
 
     /// Every key once, those that can be left out too.
     const FULL: &str = concat!(
@@ -117,18 +117,18 @@ mod tests {
 
     #[test]
     fn both_forms_say_the_same() {
-        let document: Document = Form::Json.read(FULL.as_bytes(), SCHEMA).unwrap();
+        let document: SocketsDocument = Form::Json.read(FULL.as_bytes(), SCHEMA).unwrap();
         let packed = Form::MessagePack.write(&document).unwrap();
-        assert_eq!(Form::MessagePack.read::<Document>(&packed, SCHEMA).unwrap(), document);
+        assert_eq!(Form::MessagePack.read::<SocketsDocument>(&packed, SCHEMA).unwrap(), document);
         assert_eq!(String::from_utf8(Form::Json.write(&document).unwrap()).unwrap(), FULL);
     }
 
     #[test]
     fn what_is_no_such_document_is_one_clear_line() {
-        let document: Document = Form::Json.read(FULL.as_bytes(), SCHEMA).unwrap();
+        let document: SocketsDocument = Form::Json.read(FULL.as_bytes(), SCHEMA).unwrap();
         let packed = Form::MessagePack.write(&document).unwrap();
-        let read = |body: &[u8]| Form::MessagePack.read::<Document>(body, SCHEMA).unwrap_err();
-        let later = Form::MessagePack.write(&Document { schema: 2, ..document }).unwrap();
+        let read = |body: &[u8]| Form::MessagePack.read::<SocketsDocument>(body, SCHEMA).unwrap_err();
+        let later = Form::MessagePack.write(&SocketsDocument { schema: 2, ..document }).unwrap();
         assert!(read(&later).contains("speaks schema 2"));
         for cut in 0..packed.len() {
             assert!(read(&packed[..cut]).contains("no document of tcpclose"));

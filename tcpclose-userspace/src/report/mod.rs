@@ -25,17 +25,19 @@ use tcpclose_common::state::TcpState;
 use crate::linux::age::proven_age;
 use crate::linux::host;
 use crate::linux::netns;
-use crate::linux::netns::{Descriptors, Found, Netns, Place, Scope, Unread};
+use crate::linux::netns::{Descriptors, FoundNetns, Netns, NetnsPath, Scope, UnreadMounts};
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::{Ask, Survey};
-use crate::linux::owners::{Look, Owners, WITHIN};
+use crate::linux::netns_dump::{DumpRequest, NetnsDumps};
+use crate::linux::owners::{Owners, OwnersLookup, WITHIN};
 use crate::linux::proc_fd;
-use crate::linux::proc_fd::{Files, Haste, Wanted};
+use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
 use crate::linux::sock_diag::{Dump, Socket};
 use crate::names::{Age, Diagnosis, Flow, Phase, Side};
 pub use crate::report::owners::{Peers, find_owners, listeners_of, name_closers};
 use crate::report::owners::{owners_of, peer_owners_of, unanswered, unknown_owners, unknown_programs};
-use crate::report::sockets::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket, seconds};
+use crate::report::sockets::{
+    ClosedBy, Cookie, DocumentSource, SCHEMA, SocketsDocument, StuckSocket, seconds,
+};
 
 /// How far to look for owners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub enum Depth {
 }
 
 impl Depth {
-    pub fn peers(self, sights: &[Sight]) -> Peers {
+    pub fn peers(self, sights: &[DumpedNetns]) -> Peers {
         match self {
             Self::Owners => Peers::default(),
             Self::WithPeers => Peers::of(sights),
@@ -57,7 +59,7 @@ impl Depth {
 
 /// What is known of a socket beyond its dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct SocketFacts {
     pub side: Side,
     /// The service port.
     pub port: u16,
@@ -68,7 +70,7 @@ pub struct Facts {
 }
 
 /// The sockets of one network namespace and what belongs to them.
-pub struct Scene<'a> {
+pub struct NetnsSockets<'a> {
     pub sockets: &'a [Socket],
     /// The namespace's listening sockets.
     pub listeners: &'a [Socket],
@@ -81,12 +83,16 @@ pub struct Scene<'a> {
 
 /// Describes every socket of `scene` that is in the close phase, into `described`. `facts` tells what the tracker, or the
 /// dump alone, knows of each.
-pub fn assemble(scene: &Scene<'_>, facts: impl Fn(&Socket) -> Facts, described: &mut Vec<StuckSocket>) {
+pub fn assemble(
+    scene: &NetnsSockets<'_>,
+    facts: impl Fn(&Socket) -> SocketFacts,
+    described: &mut Vec<StuckSocket>,
+) {
     // All at once: a socket is hundreds of bytes to move each time that the room doubles.
     described.reserve(scene.sockets.len());
     described.extend(scene.sockets.iter().filter_map(|socket| {
         let state = Phase::of(socket.state)?;
-        let Facts { side, port, age, closer } = facts(socket);
+        let SocketFacts { side, port, age, closer } = facts(socket);
         let diagnosis = diagnose(socket, age, scene.bound_ns);
         Some(StuckSocket {
             state,
@@ -151,14 +157,14 @@ pub fn dumped_facts(
     ephemeral: &RangeInclusive<u16>,
     now_ns: u64,
     uptime_ns: u64,
-) -> Facts {
+) -> SocketFacts {
     let side = match listeners_of(&socket.flow, listeners).next() {
         Some(_) => Side::Server,
         None => Side::Unknown,
     };
     let Flow { local_port, remote_port, .. } = socket.flow;
     let age = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
-    Facts { side, port: side.service_port(local_port, remote_port, ephemeral), age, closer: None }
+    SocketFacts { side, port: side.service_port(local_port, remote_port, ephemeral), age, closer: None }
 }
 
 /// Says in words what a dump and a look for owners did not see.
@@ -183,24 +189,24 @@ fn of_the_dump(dump: &Dump) -> Vec<String> {
 }
 
 /// What dumps have met of one namespace.
-pub struct Sight {
+pub struct DumpedNetns {
     pub netns: Netns,
-    pub place: Place,
+    pub place: NetnsPath,
     pub sockets: Vec<Socket>,
     pub listeners: Vec<Socket>,
 }
 
 /// Sorts out what dumps have brought. Also what they had in common: how it went.
-pub fn sights(survey: &mut Survey) -> (Vec<Sight>, Dump) {
+pub fn sights(survey: &mut NetnsDumps) -> (Vec<DumpedNetns>, Dump) {
     let mut all = Dump::default();
-    let sight = |looked: netns_dump::Looked| {
-        let netns_dump::Looked { netns, place, dump, .. } = looked;
+    let sight = |looked: netns_dump::NetnsDump| {
+        let netns_dump::NetnsDump { netns, place, dump, .. } = looked;
         all.malformed += dump.malformed;
         all.interrupted |= dump.interrupted;
         let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
             dump.sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
         distinct(&mut sockets);
-        Sight { netns, place, sockets, listeners }
+        DumpedNetns { netns, place, sockets, listeners }
     };
     let sights = std::mem::take(&mut survey.looked).into_iter().map(sight).collect();
     (sights, all)
@@ -236,22 +242,22 @@ pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String
 }
 
 /// The namespaces that may not be entered.
-fn refusals(survey: &Survey) -> usize {
+fn refusals(survey: &NetnsDumps) -> usize {
     survey.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count()
 }
 
 /// The sockets of every namespace and, for as long as those are dumped, who holds sockets. Also how many namespaces there
 /// are whose processes do not show them.
-fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Unread, Files, Survey)> {
+fn look_around(ask: DumpRequest, scope: Scope) -> io::Result<(u32, UnreadMounts, OpenFiles, NetnsDumps)> {
     thread::scope(|threads| {
-        let walk = || proc_fd::read_within(Haste::Hurried, Wanted::NamespacesAndSockets, WITHIN);
+        let walk = || proc_fd::read_within(Urgency::Hurried, FileFilter::NamespacesAndSockets, WITHIN);
         let walking = thread::Builder::new().name("files".to_owned()).spawn_scoped(threads, walk)?;
-        let Found { places, denied, unread, .. } = scope.find(&Descriptors::NONE)?;
+        let FoundNetns { places, denied, unread, .. } = scope.find(&Descriptors::NONE)?;
         let mut survey = netns_dump::survey(places, ask, None)?;
         let files = walking.join().map_err(|_| io::Error::other("the look at files died"))??;
         if scope == Scope::All {
             // A process that led to one may have ended before it was entered.
-            let reached: Vec<Place> = survey.looked.iter().map(|looked| looked.place.clone()).collect();
+            let reached: Vec<NetnsPath> = survey.looked.iter().map(|looked| looked.place.clone()).collect();
             let held = netns::held(&files, &reached)?;
             if !held.is_empty() {
                 survey.add(netns_dump::survey(held, ask, None)?);
@@ -263,30 +269,31 @@ fn look_around(ask: Ask, scope: Scope) -> io::Result<(u32, Unread, Files, Survey
 
 /// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
 /// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
-pub fn snapshot(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Result<Document> {
-    let ask = Ask { states: states | TcpState::Listen.bit(), info: true };
+pub fn snapshot(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Result<SocketsDocument> {
+    let ask = DumpRequest { states: states | TcpState::Listen.bit(), info: true };
     let (denied, unread, files, mut survey) = look_around(ask, scope)?;
     let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
     let (mut sights, dump) = sights(&mut survey);
     let peers = depth.peers(&sights);
-    let owners = find_owners(&mut sights, &peers, Some(files), Look::Proc(Haste::Hurried))?;
+    let owners = find_owners(&mut sights, &peers, Some(files), OwnersLookup::Proc(Urgency::Hurried))?;
 
     let ephemeral = host::ip_local_port_range();
     let mut sockets = Vec::new();
-    for Sight { netns, sockets: seen, listeners, .. } in &sights {
-        let scene = Scene { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
+    for DumpedNetns { netns, sockets: seen, listeners, .. } in &sights {
+        let scene =
+            NetnsSockets { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
         let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
         assemble(&scene, facts, &mut sockets);
     }
     let mut incomplete = incomplete(&dump, &owners, &sockets);
     incomplete.extend(not_looked_at("sockets", refusals(&survey), denied as usize));
     incomplete.extend(unread.words());
-    Ok(Document {
+    Ok(SocketsDocument {
         schema: SCHEMA,
         host: host::hostname(),
         boot_id: host::boot_id(),
         at,
-        source: Source::Snapshot,
+        source: DocumentSource::Snapshot,
         incomplete,
         sockets,
     })

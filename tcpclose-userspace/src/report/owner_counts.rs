@@ -11,7 +11,7 @@ pub const MOST: usize = 32;
 
 /// Who a count belongs to, as the labels of the metric.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Holder {
+pub struct OwnerLabels {
     /// `unknown` for sockets without a known owner, `other` for the rest of the owners.
     pub comm: String,
     /// Empty where there is none, as the two below.
@@ -22,7 +22,7 @@ pub struct Holder {
     pub uid: String,
 }
 
-impl Holder {
+impl OwnerLabels {
     fn named(comm: &str) -> Self {
         Self { comm: comm.to_owned(), ..Self::default() }
     }
@@ -42,21 +42,21 @@ impl Holder {
 /// Counts those of `sockets` that are stuck: in CLOSE-WAIT for `bound` seconds by the proven minimum, and not at work.
 /// Each counts once, for the process with the lowest pid of those that hold it (the parent of a forked server, as a
 /// rule); one whose owner nobody could see counts as `unknown`. The [`MOST`] largest are named.
-pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(Holder, u64)> {
-    let mut counts: BTreeMap<Holder, u64> = BTreeMap::new();
+pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(OwnerLabels, u64)> {
+    let mut counts: BTreeMap<OwnerLabels, u64> = BTreeMap::new();
     let stuck = sockets.iter().filter(|socket| {
         socket.diagnosis.is_some_and(|why| why != Diagnosis::StillSending) && socket.age.is_past(bound)
     });
     for socket in stuck {
         let owner = socket.owners.iter().min_by_key(|owner| owner.pid);
-        *counts.entry(owner.map_or_else(|| Holder::named("unknown"), Holder::of)).or_default() += 1;
+        *counts.entry(owner.map_or_else(|| OwnerLabels::named("unknown"), OwnerLabels::of)).or_default() += 1;
     }
-    let mut counts: Vec<(Holder, u64)> = counts.into_iter().collect();
+    let mut counts: Vec<(OwnerLabels, u64)> = counts.into_iter().collect();
     // A stable sort: of two that are as large the same one is named each time.
     counts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
     if counts.len() > MOST {
         let rest = counts.split_off(MOST).iter().map(|(_, n)| n).sum();
-        let other = Holder::named("other");
+        let other = OwnerLabels::named("other");
         match counts.iter_mut().find(|(holder, _)| *holder == other) {
             // A process may call itself so.
             Some((_, n)) => *n += rest,
@@ -70,7 +70,7 @@ pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(Holder, u64)> {
 mod tests {
     use super::*;
     use crate::commands::groups::tests::{in_place, owner, socket};
-    use crate::linux::cgroup::Place;
+    use crate::linux::cgroup::Workload;
 
     #[test]
     fn each_stuck_socket_counts_once_and_the_largest_are_named() {
@@ -85,9 +85,9 @@ mod tests {
         sockets.push(StuckSocket { diagnosis: Some(Diagnosis::StillSending), ..socket(60, &[]) });
         let counts = tally(&sockets, 60.0);
         assert_eq!(counts.len(), MOST + 1);
-        assert_eq!(counts[0], (Holder::named(r"p40\n"), 40));
+        assert_eq!(counts[0], (OwnerLabels::named(r"p40\n"), 40));
         // p1 to p8, and the one without an owner.
-        assert_eq!(counts[MOST], (Holder::named("other"), 36 + 1));
+        assert_eq!(counts[MOST], (OwnerLabels::named("other"), 36 + 1));
         assert_eq!(counts.iter().map(|(_, n)| n).sum::<u64>(), (1..=40).sum::<u64>() + 1);
         assert_eq!(tally(&sockets[..1], 60.0).len(), 1);
         assert!(tally(&[], 60.0).is_empty());
@@ -108,7 +108,7 @@ mod tests {
     fn places_are_labels() {
         let placed = in_place(
             owner(1, "api", (1, 2)),
-            Place {
+            Workload {
                 unit: Some("api.service".into()),
                 container_id: Some("containerd://ab".into()),
                 pod_uid: Some("2c".into()),

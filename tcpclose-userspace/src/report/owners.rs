@@ -10,17 +10,17 @@ use tcpclose_common::state::TcpState;
 use crate::linux::executables;
 use crate::linux::host;
 use crate::linux::host::Capability;
-use crate::linux::netns::Place as NetnsPlace;
+use crate::linux::netns::NetnsPath as NetnsPlace;
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::{Answer, Key};
+use crate::linux::netns_dump::{LookupKey, LookupResult};
 use crate::linux::owners as holders;
-use crate::linux::owners::{Holder, Look, Owners};
-use crate::linux::proc_fd::Files;
+use crate::linux::owners::{FdHolder, Owners, OwnersLookup};
+use crate::linux::proc_fd::OpenFiles;
 use crate::linux::process;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Flow, Phase};
 use crate::report::sockets::{ClosedBy, Owner, StuckSocket, seconds};
-use crate::report::{Scene, Sight};
+use crate::report::{DumpedNetns, NetnsSockets};
 
 /// The listeners that a connection with this local end can have come through: those on its address, else those on
 /// every address of its family, else those on `[::]`. More than one where SO_REUSEPORT shares the port.
@@ -45,11 +45,11 @@ pub struct Peers(FxHashMap<u64, Socket>);
 impl Peers {
     /// Looks up the peers of those sockets whose remote address is one that their namespace uses itself. What was closed
     /// meanwhile, and what cannot be looked up, has none.
-    pub fn of(sights: &[Sight]) -> Self {
+    pub fn of(sights: &[DumpedNetns]) -> Self {
         let mut cookies = Vec::new();
         let mut keys = Vec::new();
         let mut states = 0;
-        for Sight { netns, sockets, listeners, .. } in sights {
+        for DumpedNetns { netns, sockets, listeners, .. } in sights {
             let own: HashSet<Ipv6Addr> =
                 sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
             let is_local = |address: Ipv6Addr| own.contains(&address) || address.to_canonical().is_loopback();
@@ -58,7 +58,7 @@ impl Peers {
                 let other =
                     Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
                 cookies.push(socket.cookie);
-                keys.push(Key { netns: netns.id, flow: other, interface: 0, cookie: 0 });
+                keys.push(LookupKey { netns: netns.id, flow: other, interface: 0, cookie: 0 });
                 states |= peer_states(socket.state);
             }
         }
@@ -75,10 +75,10 @@ impl Peers {
     }
 }
 
-fn there(answer: Answer) -> Option<Socket> {
+fn there(answer: LookupResult) -> Option<Socket> {
     match answer {
-        Answer::There(socket) => Some(socket),
-        Answer::Gone | Answer::Unknown => None,
+        LookupResult::There(socket) => Some(socket),
+        LookupResult::Gone | LookupResult::Unknown => None,
     }
 }
 
@@ -94,20 +94,20 @@ fn peer_states(state: TcpState) -> u32 {
 }
 
 /// What identifies each namespace of `sights`, and where it is.
-fn places(sights: &[Sight]) -> Vec<(u32, NetnsPlace)> {
+fn places(sights: &[DumpedNetns]) -> Vec<(u32, NetnsPlace)> {
     sights.iter().map(|sight| (sight.netns.id, sight.place.clone())).collect()
 }
 
 /// Finds the owners of everything in sight, and leaves out what was closed since the dump. `seen`: what was held meanwhile,
 /// if that was looked at.
 pub fn find_owners(
-    sights: &mut [Sight],
+    sights: &mut [DumpedNetns],
     peers: &Peers,
-    seen: Option<Files>,
-    look: Look,
+    seen: Option<OpenFiles>,
+    look: OwnersLookup,
 ) -> io::Result<Owners> {
     let mut inodes = FxHashSet::default();
-    for Sight { sockets, listeners, .. } in &*sights {
+    for DumpedNetns { sockets, listeners, .. } in &*sights {
         inodes.reserve(sockets.len());
         inodes.extend(wanted_inodes(sockets, listeners, peers));
     }
@@ -141,14 +141,14 @@ pub(super) fn not_accepted(socket: &Socket) -> bool {
 
 /// Leaves out what was closed since the dump: whose owner is not found although every process was readable has most
 /// likely just been closed, and a look tells.
-fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
+fn still_there(sights: &mut [DumpedNetns], owners: &Owners) -> io::Result<()> {
     if owners.denied > 0 || !owners.unanswered.is_empty() {
         return Ok(());
     }
     let doubtful = |socket: &Socket| socket.inode != 0 && !owners.has(socket.inode);
     let mut keys = Vec::new();
     for sight in &*sights {
-        keys.extend(sight.sockets.iter().filter(|socket| doubtful(socket)).map(|socket| Key {
+        keys.extend(sight.sockets.iter().filter(|socket| doubtful(socket)).map(|socket| LookupKey {
             netns: sight.netns.id,
             flow: socket.flow,
             interface: socket.interface,
@@ -167,13 +167,13 @@ fn still_there(sights: &mut [Sight], owners: &Owners) -> io::Result<()> {
     Ok(())
 }
 
-fn owner(holder: &Holder, owners: &Owners) -> Owner {
+fn owner(holder: &FdHolder, owners: &Owners) -> Owner {
     let process = owners.processes.get(&holder.pid).cloned().unwrap_or_default();
     Owner { pid: holder.pid, fd: holder.fd, process }
 }
 
 /// Whose `socket` is: of one that was not accepted, the holders of its listener.
-pub(super) fn owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
+pub(super) fn owners_of(socket: &Socket, scene: &NetnsSockets<'_>) -> Vec<Owner> {
     let mut owners: Vec<Owner> = if not_accepted(socket) {
         listeners_of(&socket.flow, scene.listeners)
             .flat_map(|listener| scene.owners.of(listener.inode))
@@ -187,7 +187,7 @@ pub(super) fn owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
 }
 
 /// Whose the other end of `socket` is, if that is in the same network namespace.
-pub(super) fn peer_owners_of(socket: &Socket, scene: &Scene<'_>) -> Vec<Owner> {
+pub(super) fn peer_owners_of(socket: &Socket, scene: &NetnsSockets<'_>) -> Vec<Owner> {
     scene.peers.of_socket(socket).map(|peer| owners_of(peer, scene)).unwrap_or_default()
 }
 
@@ -294,7 +294,7 @@ mod tests {
     use crate::linux::sock_diag::Dump;
     use crate::names::{Age, Side};
     use crate::report::tests::{MINUTE, close_wait, socket};
-    use crate::report::{Facts, assemble, incomplete};
+    use crate::report::{SocketFacts, assemble, incomplete};
 
     #[test]
     fn a_connection_belongs_to_the_most_specific_listener() {
@@ -325,9 +325,10 @@ mod tests {
         assert_eq!(wanted, FxHashSet::from_iter([3, 7]));
         let exe = Some("/api".into());
         let api = Arc::new(process::Process { comm: "api".into(), exe, ..process::Process::default() });
-        let owners = Owners::new(vec![(3, Holder { pid: 42, fd: 5 })], FxHashMap::from_iter([(42, api)]), 0);
+        let owners =
+            Owners::new(vec![(3, FdHolder { pid: 42, fd: 5 })], FxHashMap::from_iter([(42, api)]), 0);
         let netns = Netns { id: 7, inum: 1, name: Some("blue".into()) };
-        let scene = Scene {
+        let scene = NetnsSockets {
             sockets: &sockets,
             listeners: &listeners,
             owners: &owners,
@@ -335,7 +336,8 @@ mod tests {
             netns: &netns,
             bound_ns: MINUTE,
         };
-        let facts = Facts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE), closer: None };
+        let facts =
+            SocketFacts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE), closer: None };
         let mut described = Vec::new();
         assemble(&scene, |_| facts, &mut described);
         assert_eq!(described.len(), 2);

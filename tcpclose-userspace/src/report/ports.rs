@@ -13,15 +13,15 @@ use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 use crate::linux::host;
 use crate::linux::netns::{Descriptors, Scope};
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::Ask;
+use crate::linux::netns_dump::DumpRequest;
 use crate::metrics::gauges::Standing;
 use crate::metrics::histogram;
 use crate::metrics::histogram::Histogram;
-use crate::metrics::port_labels::Label;
+use crate::metrics::port_labels::LabelSlot;
 use crate::names::words::named;
 use crate::names::{Age, Diagnosis, Phase, Side};
-use crate::report::sockets::{Source, Versioned, seconds};
-use crate::report::{Sight, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
+use crate::report::sockets::{DocumentSource, Versioned, seconds};
+use crate::report::{DumpedNetns, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -45,7 +45,7 @@ pub struct PortsDocument {
     pub boot_id: String,
     /// The wall clock of the numbers, RFC 3339, UTC, nanoseconds.
     pub at: String,
-    pub source: Source,
+    pub source: DocumentSource,
     /// How old the oldest part of the numbers of `sockets` and `stuck` is at that time; `null` from an agent that does not
     /// tell.
     #[serde(default)]
@@ -85,8 +85,8 @@ pub struct PortUse {
 }
 
 impl PortUse {
-    pub const fn label(&self) -> Label {
-        Label { side: self.side, port: self.port }
+    pub const fn label(&self) -> LabelSlot {
+        LabelSlot { side: self.side, port: self.port }
     }
 }
 
@@ -107,13 +107,13 @@ pub struct StateUse {
 pub struct Durations {
     pub count: u64,
     pub sum_seconds: f64,
-    pub median: Quantile,
-    pub p99: Quantile,
+    pub median: QuantileBounds,
+    pub p99: QuantileBounds,
 }
 
 /// Where a quantile lies. The histogram has buckets: the interval is certain, the number in it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Quantile {
+pub struct QuantileBounds {
     /// By linear interpolation within the bucket; `null` beyond the last bucket's bound.
     pub seconds: Option<f64>,
     /// The bucket.
@@ -148,7 +148,7 @@ impl StateUse {
     }
 }
 
-impl From<histogram::Quantile> for Quantile {
+impl From<histogram::Quantile> for QuantileBounds {
     fn from(quantile: histogram::Quantile) -> Self {
         Self {
             seconds: quantile.seconds,
@@ -172,13 +172,13 @@ impl Durations {
 
 /// What a look at one pair has counted.
 #[derive(Clone, Debug, Default)]
-struct Seen {
+struct PairCounts {
     states: BTreeMap<Phase, Standing>,
     stuck: u64,
     possibly_stuck: u64,
 }
 
-impl Seen {
+impl PairCounts {
     /// Takes in a socket that is in `phase` for `age`.
     fn take(&mut self, phase: Phase, age: Age, diagnosis: Option<Diagnosis>, bound_ns: u64) {
         let standing = self.states.entry(phase).or_default();
@@ -204,18 +204,19 @@ impl Seen {
 /// When /proc or the kernel's sockets cannot be read.
 pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
     let found = scope.find(&Descriptors::All)?;
-    let ask = Ask { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
+    let ask =
+        DumpRequest { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
     let mut survey = netns_dump::survey(found.places, ask, None)?;
     let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
     let (sights, dump) = sights(&mut survey);
     let ephemeral = host::ip_local_port_range();
-    let (mut all, mut pairs) = (Seen::default(), BTreeMap::<Label, Seen>::new());
-    for Sight { sockets, listeners, .. } in &sights {
+    let (mut all, mut pairs) = (PairCounts::default(), BTreeMap::<LabelSlot, PairCounts>::new());
+    for DumpedNetns { sockets, listeners, .. } in &sights {
         for socket in sockets {
             let Some(phase) = Phase::of(socket.state) else { continue };
             let facts = dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
             let diagnosis = diagnose(socket, facts.age, bound_ns);
-            let label = Label { side: facts.side, port: Some(facts.port) };
+            let label = LabelSlot { side: facts.side, port: Some(facts.port) };
             for seen in [&mut all, pairs.entry(label).or_default()] {
                 seen.take(phase, facts.age, diagnosis, bound_ns);
             }
@@ -240,7 +241,7 @@ pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
         host: host::hostname(),
         boot_id: host::boot_id(),
         at,
-        source: Source::Snapshot,
+        source: DocumentSource::Snapshot,
         age_seconds: Some(0.0),
         incomplete,
         stuck_after_seconds: seconds(bound_ns),
@@ -296,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_socket_at_work_is_not_stuck_and_an_interval_is_possibly() {
-        let mut seen = Seen::default();
+        let mut seen = PairCounts::default();
         let mut take =
             |min_ns, max_ns, why| seen.take(Phase::CloseWait, Age { min_ns, max_ns }, Some(why), 60);
         take(70, Some(70), Diagnosis::StillSending);
@@ -311,7 +312,7 @@ mod tests {
     #[test]
     fn reads_and_writes_the_document_as_promised() {
         let document: PortsDocument = serde_json::from_str(SAMPLE).unwrap();
-        assert_eq!(document.ports[1].label(), Label { side: Side::Client, port: None });
+        assert_eq!(document.ports[1].label(), LabelSlot { side: Side::Client, port: None });
         assert_eq!(serde_json::to_string(&document).unwrap(), SAMPLE);
         assert!(serde_json::from_str::<PortsDocument>(&SAMPLE.replace("\"other\"", "\"none\"")).is_err());
         let newer = SAMPLE.replace(r#""stuck":0"#, r#""stuck":0,"zone":"a""#);

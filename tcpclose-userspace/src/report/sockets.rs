@@ -13,8 +13,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde::de::{DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::linux::cgroup::Place;
-use crate::linux::process::{Process, Runs};
+use crate::linux::cgroup::Workload;
+use crate::linux::process::{Process, Runtime};
 use crate::names::words;
 use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Diagnosis, Phase, Side};
@@ -27,14 +27,14 @@ pub trait Versioned: DeserializeOwned {
     fn schema(&self) -> u32;
 }
 
-impl Versioned for Document {
+impl Versioned for SocketsDocument {
     fn schema(&self) -> u32 {
         self.schema
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Document {
+pub struct SocketsDocument {
     /// [`SCHEMA`].
     pub schema: u32,
     /// As `uname -n`.
@@ -43,7 +43,7 @@ pub struct Document {
     pub boot_id: String,
     /// The wall clock when the sockets were looked at, RFC 3339, UTC, nanoseconds.
     pub at: String,
-    pub source: Source,
+    pub source: DocumentSource,
     /// What could not be seen, one sentence each.
     pub incomplete: Vec<String>,
     pub sockets: Vec<StuckSocket>,
@@ -52,7 +52,7 @@ pub struct Document {
 /// Who looked at the sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum DocumentSource {
     /// The running agent, which saw the steps.
     Agent,
     /// One dump: ages are what it proves.
@@ -112,7 +112,7 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-impl Document {
+impl SocketsDocument {
     /// Says of a process where it is first named what there is to say, and after that its pid and descriptors only: a
     /// quarter of what fifteen thousand sockets of one process take to write and to read.
     pub fn name_owners_once(&mut self) {
@@ -167,7 +167,7 @@ struct Flat<'a> {
     exe: Option<Cow<'a, str>>,
     /// What executes it: `jvm`, `python`, `go` or `native`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "named_or_null")]
-    runs: Option<Runs>,
+    runs: Option<Runtime>,
     /// The systemd unit that it runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<Cow<'a, str>>,
@@ -210,7 +210,8 @@ impl<'de> Deserialize<'de> for Owner {
         let Flat { pid, comm, fd, exe, runs, unit, container_id, pod_uid, fds_used, fds_limit } =
             Flat::deserialize(from)?;
         let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
-        let place = Place { unit: owned(unit), container_id: owned(container_id), pod_uid: owned(pod_uid) };
+        let place =
+            Workload { unit: owned(unit), container_id: owned(container_id), pod_uid: owned(pod_uid) };
         let process = Process { comm: comm.into_owned(), exe: owned(exe), runs, place, fds_used, fds_limit };
         Ok(Self { pid, fd, process: if process.is_nothing() { nobody() } else { Arc::new(process) } })
     }
@@ -304,7 +305,7 @@ mod tests {
 
     #[test]
     fn reads_and_writes_the_document_as_promised() {
-        let document: Document = serde_json::from_str(SAMPLE).unwrap();
+        let document: SocketsDocument = serde_json::from_str(SAMPLE).unwrap();
         let socket = &document.sockets[0];
         assert_eq!((socket.cookie, socket.diagnosis), (Cookie(0x4fe4d), Some(Diagnosis::NotClosed)));
         assert_eq!(serde_json::to_string(&document).unwrap(), SAMPLE);
@@ -312,7 +313,7 @@ mod tests {
 
     #[test]
     fn owners_that_are_named_once_are_all_named_again() {
-        let mut document: Document = serde_json::from_str(SAMPLE).unwrap();
+        let mut document: SocketsDocument = serde_json::from_str(SAMPLE).unwrap();
         let mut other = document.sockets[0].clone();
         (other.cookie, other.owners[0].fd) = (Cookie(2), 18);
         other.peer_owners = vec![Owner { pid: 1, fd: 7, process: nobody() }];
@@ -321,7 +322,7 @@ mod tests {
         document.name_owners_once();
         assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, process: nobody() }]);
         let text = serde_json::to_string(&document).unwrap();
-        let mut read: Document = serde_json::from_str(&text).unwrap();
+        let mut read: SocketsDocument = serde_json::from_str(&text).unwrap();
         read.name_every_owner();
         assert_eq!(read, whole);
     }
@@ -332,12 +333,12 @@ mod tests {
             .replace(r#""fd":17"#, r#""fd":17,"runs":"beam","zone":"a""#)
             .replace("not_closed", "not_anything")
             .replace(r#""max_seconds":93.2"#, r#""max_seconds":null"#);
-        let document: Document = serde_json::from_str(&newer).unwrap();
+        let document: SocketsDocument = serde_json::from_str(&newer).unwrap();
         assert_eq!(document.sockets[0].diagnosis, Some(Diagnosis::Unknown));
         assert_eq!(document.sockets[0].age.max_seconds, None);
-        assert!(serde_json::from_str::<Document>(&SAMPLE.replace("close_wait", "limbo")).is_err());
+        assert!(serde_json::from_str::<SocketsDocument>(&SAMPLE.replace("close_wait", "limbo")).is_err());
         let null = SAMPLE.replace(r#""not_closed""#, "null");
-        assert_eq!(serde_json::from_str::<Document>(&null).unwrap().sockets[0].diagnosis, None);
+        assert_eq!(serde_json::from_str::<SocketsDocument>(&null).unwrap().sockets[0].diagnosis, None);
     }
 
     #[test]

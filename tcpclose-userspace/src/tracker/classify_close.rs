@@ -1,13 +1,13 @@
 //! What a →CLOSE of the tracepoint means. Most of what differs between closes is told here.
 
-use tcpclose_common::event::{Head, flags};
+use tcpclose_common::event::{RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::names::Outcome;
 
 /// What a →CLOSE leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum CloseKind {
     /// Nothing: the connection is over.
     Over(Outcome),
     /// A minisocket in TIME-WAIT (or none, when the kernel's table is full).
@@ -26,28 +26,28 @@ const ECONNRESET: u16 = 104;
 const ETIMEDOUT: u16 = 110;
 
 /// Reads the record of a step `old` → CLOSE. Function names are those of net/ipv4 in Linux 5.8 to 6.18.
-pub fn read(old: TcpState, head: &Head) -> Ending {
+pub fn read(old: TcpState, head: &RecordHeader) -> CloseKind {
     let is = |flag: u16| head.flags & flag != 0;
     if !is(flags::FACTS) {
         return match old {
-            TcpState::FinWait2 | TcpState::Closing => Ending::Unclear,
-            _ => Ending::Over(Outcome::Unknown),
+            TcpState::FinWait2 | TcpState::Closing => CloseKind::Unclear,
+            _ => CloseKind::Over(Outcome::Unknown),
         };
     }
     match head.err {
         0 => without_error(old, is),
         // tcp_abort sets it before tcp_done.
-        ECONNABORTED => Ending::Over(Outcome::Destroyed),
+        ECONNABORTED => CloseKind::Over(Outcome::Destroyed),
         // tcp_write_err: sk_err_soft where there is one, else ETIMEDOUT.
-        ETIMEDOUT => Ending::Over(Outcome::Timeout),
+        ETIMEDOUT => CloseKind::Over(Outcome::Timeout),
         // tcp_reset: EPIPE in CLOSE-WAIT, ECONNRESET elsewhere. The same function runs for data that arrives after
         // close (tcp_rcv_state_process, TCPABORTONDATA), where no RST came.
         ECONNRESET | EPIPE => match old {
-            TcpState::FinWait1 | TcpState::FinWait2 if is(flags::RCV_SHUTDOWN) => Ending::Reset,
-            _ => Ending::Over(Outcome::ResetReceived),
+            TcpState::FinWait1 | TcpState::FinWait2 if is(flags::RCV_SHUTDOWN) => CloseKind::Reset,
+            _ => CloseKind::Over(Outcome::ResetReceived),
         },
         err if err == head.err_soft && !is(flags::OWNED) && !is(flags::FIN_ACKED) => {
-            Ending::Over(Outcome::Timeout)
+            CloseKind::Over(Outcome::Timeout)
         }
         // An ICMP error that IP_RECVERR left in sk_err says nothing about the end.
         _ => without_error(old, is),
@@ -55,21 +55,21 @@ pub fn read(old: TcpState, head: &Head) -> Ending {
 }
 
 /// `sk_err` tells nothing: what the socket's flags tell.
-fn without_error(old: TcpState, is: impl Fn(u16) -> bool) -> Ending {
+fn without_error(old: TcpState, is: impl Fn(u16) -> bool) -> CloseKind {
     match old {
         // tcp_fin sets SOCK_DONE, then tcp_time_wait(TIME_WAIT).
-        TcpState::FinWait2 if is(flags::DONE) => Ending::TimeWait,
+        TcpState::FinWait2 if is(flags::DONE) => CloseKind::TimeWait,
         // tcp_close and tcp_rcv_state_process hand an orphan to a minisocket, or with TCP_LINGER2 < 0 reset it. With
         // the fd still open only tcp_disconnect (linger 0, connect(AF_UNSPEC)) comes here.
-        TcpState::FinWait2 if is(flags::DEAD) && !is(flags::LINGER2_NEGATIVE) => Ending::FinWait2,
-        TcpState::FinWait2 => Ending::Over(Outcome::Aborted),
+        TcpState::FinWait2 if is(flags::DEAD) && !is(flags::LINGER2_NEGATIVE) => CloseKind::FinWait2,
+        TcpState::FinWait2 => CloseKind::Over(Outcome::Aborted),
         // The ACK of our FIN ends both; without it, it was tcp_disconnect or the kernel gave up on an orphan.
-        TcpState::Closing if is(flags::FIN_ACKED) => Ending::TimeWait,
-        TcpState::LastAck if is(flags::FIN_ACKED) => Ending::Over(Outcome::Graceful),
+        TcpState::Closing if is(flags::FIN_ACKED) => CloseKind::TimeWait,
+        TcpState::LastAck if is(flags::FIN_ACKED) => CloseKind::Over(Outcome::Graceful),
         // tcp_check_oom, tcp_out_of_resources: the kernel resets an orphan and leaves no error.
-        _ if is(flags::DEAD) => Ending::Over(Outcome::Unknown),
+        _ if is(flags::DEAD) => CloseKind::Over(Outcome::Unknown),
         // __tcp_close with unread data or linger 0, tcp_disconnect, inet_csk_listen_stop: before sock_orphan.
-        _ => Ending::Over(Outcome::Aborted),
+        _ => CloseKind::Over(Outcome::Aborted),
     }
 }
 
@@ -78,8 +78,8 @@ mod tests {
     use super::*;
     use tcpclose_common::event::flags::*;
 
-    fn ending(old: TcpState, flags: u16, err: u16) -> Ending {
-        read(old, &Head { flags: flags | FACTS, err, ..Head::default() })
+    fn ending(old: TcpState, flags: u16, err: u16) -> CloseKind {
+        read(old, &RecordHeader { flags: flags | FACTS, err, ..RecordHeader::default() })
     }
 
     #[test]
@@ -87,28 +87,28 @@ mod tests {
         use Outcome::*;
         use TcpState::*;
         for (old, flags, err, want) in [
-            (FinWait2, DONE | DEAD, 0, Ending::TimeWait),
-            (FinWait2, DONE, 0, Ending::TimeWait),
-            (FinWait2, DEAD, 0, Ending::FinWait2),
-            (FinWait2, DEAD | LINGER2_NEGATIVE, 0, Ending::Over(Aborted)),
-            (FinWait2, OWNED, 0, Ending::Over(Aborted)),
-            (Closing, DONE | DEAD | FIN_ACKED, 0, Ending::TimeWait),
-            (Closing, DONE | OWNED, 0, Ending::Over(Aborted)),
-            (LastAck, DONE | DEAD | FIN_ACKED, 0, Ending::Over(Graceful)),
-            (LastAck, DONE | DEAD | OWNED | FIN_ACKED, 0, Ending::Over(Graceful)),
-            (LastAck, DONE | OWNED, 0, Ending::Over(Aborted)),
-            (LastAck, DONE | DEAD, ETIMEDOUT, Ending::Over(Timeout)),
-            (LastAck, DONE | DEAD, ECONNRESET, Ending::Over(ResetReceived)),
-            (CloseWait, DONE, EPIPE, Ending::Over(ResetReceived)),
-            (CloseWait, DONE | OWNED, 0, Ending::Over(Aborted)),
-            (Established, OWNED, 0, Ending::Over(Aborted)),
-            (Established, 0, 0, Ending::Over(Aborted)),
-            (Established, 0, ECONNRESET, Ending::Over(ResetReceived)),
-            (Established, 0, ETIMEDOUT, Ending::Over(Timeout)),
-            (Established, 0, ECONNABORTED, Ending::Over(Destroyed)),
-            (FinWait1, DEAD | RCV_SHUTDOWN, ECONNRESET, Ending::Reset),
-            (FinWait2, 0, ECONNRESET, Ending::Over(ResetReceived)),
-            (FinWait1, DEAD, 0, Ending::Over(Unknown)),
+            (FinWait2, DONE | DEAD, 0, CloseKind::TimeWait),
+            (FinWait2, DONE, 0, CloseKind::TimeWait),
+            (FinWait2, DEAD, 0, CloseKind::FinWait2),
+            (FinWait2, DEAD | LINGER2_NEGATIVE, 0, CloseKind::Over(Aborted)),
+            (FinWait2, OWNED, 0, CloseKind::Over(Aborted)),
+            (Closing, DONE | DEAD | FIN_ACKED, 0, CloseKind::TimeWait),
+            (Closing, DONE | OWNED, 0, CloseKind::Over(Aborted)),
+            (LastAck, DONE | DEAD | FIN_ACKED, 0, CloseKind::Over(Graceful)),
+            (LastAck, DONE | DEAD | OWNED | FIN_ACKED, 0, CloseKind::Over(Graceful)),
+            (LastAck, DONE | OWNED, 0, CloseKind::Over(Aborted)),
+            (LastAck, DONE | DEAD, ETIMEDOUT, CloseKind::Over(Timeout)),
+            (LastAck, DONE | DEAD, ECONNRESET, CloseKind::Over(ResetReceived)),
+            (CloseWait, DONE, EPIPE, CloseKind::Over(ResetReceived)),
+            (CloseWait, DONE | OWNED, 0, CloseKind::Over(Aborted)),
+            (Established, OWNED, 0, CloseKind::Over(Aborted)),
+            (Established, 0, 0, CloseKind::Over(Aborted)),
+            (Established, 0, ECONNRESET, CloseKind::Over(ResetReceived)),
+            (Established, 0, ETIMEDOUT, CloseKind::Over(Timeout)),
+            (Established, 0, ECONNABORTED, CloseKind::Over(Destroyed)),
+            (FinWait1, DEAD | RCV_SHUTDOWN, ECONNRESET, CloseKind::Reset),
+            (FinWait2, 0, ECONNRESET, CloseKind::Over(ResetReceived)),
+            (FinWait1, DEAD, 0, CloseKind::Over(Unknown)),
         ] {
             assert_eq!(ending(old, flags, err), want, "{old:?} flags {flags:#x} err {err}");
         }
@@ -117,16 +117,21 @@ mod tests {
     #[test]
     fn a_soft_error_ends_by_timeout_and_a_stale_one_does_not() {
         const EHOSTUNREACH: u16 = 113;
-        let head = Head { flags: FACTS | DEAD, err: EHOSTUNREACH, err_soft: EHOSTUNREACH, ..Head::default() };
-        assert_eq!(read(TcpState::LastAck, &head), Ending::Over(Outcome::Timeout));
-        let acked = Head { flags: head.flags | FIN_ACKED, ..head };
-        assert_eq!(read(TcpState::LastAck, &acked), Ending::Over(Outcome::Graceful));
+        let head = RecordHeader {
+            flags: FACTS | DEAD,
+            err: EHOSTUNREACH,
+            err_soft: EHOSTUNREACH,
+            ..RecordHeader::default()
+        };
+        assert_eq!(read(TcpState::LastAck, &head), CloseKind::Over(Outcome::Timeout));
+        let acked = RecordHeader { flags: head.flags | FIN_ACKED, ..head };
+        assert_eq!(read(TcpState::LastAck, &acked), CloseKind::Over(Outcome::Graceful));
     }
 
     #[test]
     fn without_btf_nothing_is_made_up() {
-        let head = Head { err: ECONNRESET, ..Head::default() };
-        assert_eq!(read(TcpState::LastAck, &head), Ending::Over(Outcome::Unknown));
-        assert_eq!(read(TcpState::FinWait2, &head), Ending::Unclear);
+        let head = RecordHeader { err: ECONNRESET, ..RecordHeader::default() };
+        assert_eq!(read(TcpState::LastAck, &head), CloseKind::Over(Outcome::Unknown));
+        assert_eq!(read(TcpState::FinWait2, &head), CloseKind::Unclear);
     }
 }

@@ -7,7 +7,7 @@ use crate::tracker::transition::Transition;
 
 /// A side and its service port: the key of every aggregate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Pair {
+pub struct PortKey {
     pub side: Side,
     /// The service port: local on the server side, remote on the client side.
     pub port: u16,
@@ -15,7 +15,7 @@ pub struct Pair {
 
 /// Why a phase makes no duration sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Why {
+pub enum UnmeasuredReason {
     /// It was entered before the agent looked, and when is known no better than 5 %.
     BeforeAgent,
     /// Records were lost: its entry or its end was not seen.
@@ -26,7 +26,7 @@ pub enum Why {
     Namespace,
 }
 
-impl Why {
+impl UnmeasuredReason {
     pub const ALL: [Self; 4] = [Self::BeforeAgent, Self::Lost, Self::BetweenDumps, Self::Namespace];
 
     pub const fn name(self) -> &'static str {
@@ -41,7 +41,7 @@ impl Why {
 
 /// How a TIME-WAIT ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Ended {
+pub enum TimeWaitEnd {
     /// Its timer ran out.
     Expired,
     /// connect() took its pair of addresses and ports.
@@ -60,7 +60,7 @@ pub enum Ended {
     Unknown,
 }
 
-impl Ended {
+impl TimeWaitEnd {
     pub const ALL: [Self; 8] = [
         Self::Expired,
         Self::Reused,
@@ -88,7 +88,7 @@ impl Ended {
 
 /// What a reconcile had to mend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Mended {
+pub enum Correction {
     /// The kernel has a socket that was not tracked.
     Missing,
     /// A tracked socket is no longer in the kernel.
@@ -97,7 +97,7 @@ pub enum Mended {
     State,
 }
 
-impl Mended {
+impl Correction {
     pub const ALL: [Self; 3] = [Self::Missing, Self::Vanished, Self::State];
 
     pub const fn name(self) -> &'static str {
@@ -111,39 +111,39 @@ impl Mended {
 
 /// One fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fact {
+pub enum TrackerEvent {
     /// A step of the life. The hand-over from socket to minisocket is none.
     Transition { from: TcpState, to: TcpState },
     /// A phase was left after `ns` nanoseconds.
-    Dwelt { phase: Phase, pair: Pair, ns: u64 },
+    StateDuration { phase: Phase, pair: PortKey, ns: u64 },
     /// A phase was left, and for how long it lasted is not known.
-    Unseen { phase: Phase, why: Why },
+    Unmeasured { phase: Phase, why: UnmeasuredReason },
     /// The connection is over for both programs.
-    Closed { pair: Pair, role: Role, outcome: Outcome },
+    Closed { pair: PortKey, role: Role, outcome: Outcome },
     /// A TIME-WAIT is gone.
-    TimeWaitEnded { how: Ended },
+    TimeWaitEnded { how: TimeWaitEnd },
     /// A TIME-WAIT was skipped: the kernel's table was full, or it had no memory.
     TimeWaitOverflow,
     /// A reconcile mended something.
-    Mended { what: Mended },
+    Corrected { what: Correction },
 }
 
 /// Where facts go.
-pub trait Sink {
+pub trait EventSink {
     /// `at_ns`: CLOCK_MONOTONIC of the fact, not of its discovery.
-    fn fact(&mut self, at_ns: u64, fact: Fact);
+    fn fact(&mut self, at_ns: u64, fact: TrackerEvent);
 
     /// Whether [`Self::transition`] is of use to anybody now.
     fn is_watched(&self) -> bool {
         false
     }
 
-    /// A step with all that is known of its socket, besides its [`Fact::Transition`].
+    /// A step with all that is known of its socket, besides its [`TrackerEvent::Transition`].
     fn transition(&mut self, _transition: Transition) {}
 }
 
-impl Sink for Vec<Fact> {
-    fn fact(&mut self, _at_ns: u64, fact: Fact) {
+impl EventSink for Vec<TrackerEvent> {
+    fn fact(&mut self, _at_ns: u64, fact: TrackerEvent) {
         self.push(fact);
     }
 }

@@ -5,24 +5,24 @@ use tcpclose_common::state::TcpState;
 use crate::names::{Age, Outcome, Phase};
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{Ended, Fact, Sink, Why};
-use crate::tracker::socket::Since;
-use crate::tracker::transition::{Step, Told, between};
+use crate::tracker::event::{EventSink, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::tracker::socket::EnteredAt;
+use crate::tracker::transition::{Evidence, PhaseChange, between};
 
 impl Tracker {
     /// The full socket is gone, and no record said how.
-    pub(super) fn vanish(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+    pub(super) fn vanish(&mut self, at: usize, now: u64, out: &mut impl EventSink) {
         let phase = self.lives[at].phase;
-        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
+        out.fact(now, TrackerEvent::Unmeasured { phase, why: UnmeasuredReason::Lost });
         // No transition was seen; but who watches is to know that nothing more comes.
         if out.is_watched() {
             let life = &self.lives[at];
-            let end = Since { earliest_ns: life.event_ns.max(life.seen_ns), latest_ns: now };
+            let end = EnteredAt { earliest_ns: life.event_ns.max(life.seen_ns), latest_ns: now };
             let spent = self.spent(at, phase, end);
             let outcome = Some(Outcome::Unknown);
-            let (from, to, told) = (phase.state(), TcpState::Close, Told::BY_DUMP);
+            let (from, to, told) = (phase.state(), TcpState::Close, Evidence::BY_DUMP);
             out.transition(
-                Step { at_ns: now, from, to, spent, outcome, told }.of(life, self.inum_of(life.netns)),
+                PhaseChange { at_ns: now, from, to, spent, outcome, told }.of(life, self.inum_of(life.netns)),
             );
         }
         self.count(at, now, Outcome::Unknown, out);
@@ -31,23 +31,23 @@ impl Tracker {
 
     /// The same at the classic door, where another socket has the address now: what closed first may go on as a
     /// minisocket, which only a dump can tell; until then it is not over.
-    pub(super) fn displaced(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+    pub(super) fn displaced(&mut self, at: usize, now: u64, out: &mut impl EventSink) {
         let phase = self.lives[at].phase;
         let next = match phase {
             Phase::FinWait1 | Phase::FinWait2 => Phase::FinWait2,
             Phase::Closing => Phase::TimeWait,
             Phase::CloseWait | Phase::LastAck | Phase::TimeWait => return self.vanish(at, now, out),
         };
-        out.fact(now, Fact::Unseen { phase, why: Why::Lost });
-        self.enter(at, next, Since { earliest_ns: 0, latest_ns: now });
+        out.fact(now, TrackerEvent::Unmeasured { phase, why: UnmeasuredReason::Lost });
+        self.enter(at, next, EnteredAt { earliest_ns: 0, latest_ns: now });
         self.hand_over(at, now, out);
     }
 
     /// The minisocket is gone, found out at `now`. Its end is when its timer was due, if it was; else the last that is
     /// known of it is taken for that: a dump's look, or, if none saw it, the record of the hand-over, where the phase was
     /// longer before that than what is unknown after. (Without BTF a RST in FIN-WAIT-2 looks like a hand-over too.)
-    pub(super) fn end_minisocket(&mut self, at: usize, now: u64, told: Told, out: &mut impl Sink) {
-        self.end_minisocket_by(at, now, Ended::Early, told, out);
+    pub(super) fn end_minisocket(&mut self, at: usize, now: u64, told: Evidence, out: &mut impl EventSink) {
+        self.end_minisocket_by(at, now, TimeWaitEnd::Early, told, out);
     }
 
     /// The same; `early` is what ended it if its timer did not.
@@ -55,9 +55,9 @@ impl Tracker {
         &mut self,
         at: usize,
         now: u64,
-        early: Ended,
-        told: Told,
-        out: &mut impl Sink,
+        early: TimeWaitEnd,
+        told: Evidence,
+        out: &mut impl EventSink,
     ) {
         let life = self.lives[at];
         let seen = life.seen_ns != 0;
@@ -76,9 +76,13 @@ impl Tracker {
             out.fact(
                 end,
                 match last.map(|last| life.since.until(last)) {
-                    Some(Some(ns)) => Fact::Dwelt { phase: life.phase, pair: life.pair(), ns },
-                    Some(None) => Fact::Unseen { phase: life.phase, why: self.why(&life) },
-                    None => Fact::Unseen { phase: life.phase, why: Why::BetweenDumps },
+                    Some(Some(ns)) => {
+                        TrackerEvent::StateDuration { phase: life.phase, pair: life.pair(), ns }
+                    }
+                    Some(None) => TrackerEvent::Unmeasured { phase: life.phase, why: self.why(&life) },
+                    None => {
+                        TrackerEvent::Unmeasured { phase: life.phase, why: UnmeasuredReason::BetweenDumps }
+                    }
                 },
             );
         }
@@ -86,18 +90,18 @@ impl Tracker {
         let from = if presumed { TcpState::Closing } else { life.phase.state() };
         // FIN-WAIT-2 ran out of its timer: the peer's FIN never came.
         let outcome = if expired { Outcome::Timeout } else { Outcome::Unknown };
-        let ended = Since { earliest_ns: last.unwrap_or(life.event_ns), latest_ns: now };
+        let ended = EnteredAt { earliest_ns: last.unwrap_or(life.event_ns), latest_ns: now };
         let spent = if presumed { Age::UNKNOWN } else { between(life.since, ended) };
         let settled = if life.phase == Phase::TimeWait && !presumed { Outcome::Graceful } else { outcome };
-        let step = Step { at_ns: end, from, to: TcpState::Close, spent, outcome: Some(settled), told };
+        let step = PhaseChange { at_ns: end, from, to: TcpState::Close, spent, outcome: Some(settled), told };
         self.tell(&life, step, out);
         if life.phase == Phase::TimeWait && !presumed {
             let how = match (seen, expired) {
-                (false, _) => Ended::Unknown,
-                (true, true) => Ended::Expired,
+                (false, _) => TimeWaitEnd::Unknown,
+                (true, true) => TimeWaitEnd::Expired,
                 (true, false) => early,
             };
-            out.fact(end, Fact::TimeWaitEnded { how });
+            out.fact(end, TrackerEvent::TimeWaitEnded { how });
         }
         self.count(at, end, outcome, out);
         self.remove(at);

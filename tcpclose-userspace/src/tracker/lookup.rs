@@ -2,18 +2,18 @@
 
 use std::collections::HashSet;
 
-use tcpclose_common::event::Head;
+use tcpclose_common::event::RecordHeader;
 
 use crate::names::Flow;
 
-use crate::tracker::event::Sink;
-use crate::tracker::socket::{Body, Life};
-use crate::tracker::transition::Told;
-use crate::tracker::{Host, Identity, Tracker};
+use crate::tracker::event::EventSink;
+use crate::tracker::socket::{SocketKind, TrackedSocket};
+use crate::tracker::transition::Evidence;
+use crate::tracker::{HostParameters, Identity, Tracker};
 
 impl Tracker {
     /// The life that a step belongs to.
-    pub(super) fn slot_of_step(&self, head: &Head, flow_hash: u64) -> Option<usize> {
+    pub(super) fn slot_of_step(&self, head: &RecordHeader, flow_hash: u64) -> Option<usize> {
         if let Some(at) = self.at(head.key) {
             return Some(at);
         }
@@ -25,12 +25,12 @@ impl Tracker {
         }
         let at = self.slot_of_flow(head.netns, flow_hash)?;
         // The flow's minisocket does not step; this is a later socket of which the first record was lost.
-        (self.lives[at].body == Body::Socket).then_some(at)
+        (self.lives[at].body == SocketKind::Socket).then_some(at)
     }
 
     /// Clears, at the classic door, what stands under the address or the flow of a socket that steps and whose first record
     /// was lost.
-    pub(super) fn make_way(&mut self, head: &Head, flow_hash: u64, out: &mut impl Sink) {
+    pub(super) fn make_way(&mut self, head: &RecordHeader, flow_hash: u64, out: &mut impl EventSink) {
         if self.by_cookie {
             return;
         }
@@ -45,9 +45,9 @@ impl Tracker {
         }
         // One flow, one socket: the earlier connection's minisocket is gone.
         if let Some(at) = self.slot_of_flow(head.netns, flow_hash)
-            && self.lives[at].body == Body::Minisocket
+            && self.lives[at].body == SocketKind::Minisocket
         {
-            self.end_minisocket(at, head.time_ns, Told::BY_ANOTHER, out);
+            self.end_minisocket(at, head.time_ns, Evidence::BY_ANOTHER, out);
         }
     }
 
@@ -76,7 +76,7 @@ impl Tracker {
             .or_else(|| told().filter(|&at| self.lives[at].flow.hash64() == 0))
     }
 
-    pub(super) fn insert(&mut self, life: Life) -> usize {
+    pub(super) fn insert(&mut self, life: TrackedSocket) -> usize {
         let (key, flow) = (key_of(self.by_cookie, &life), flow_of(&self.host, self.by_cookie, &life));
         // By little at a time, not twofold: memory that nobody uses is what a life costs too. The C library lets large blocks
         // grow where they are, or moves their pages and not what is in them.
@@ -89,7 +89,7 @@ impl Tracker {
     }
 
     /// Changes what a life is found by.
-    pub(super) fn change(&mut self, at: usize, change: impl FnOnce(&mut Life)) {
+    pub(super) fn change(&mut self, at: usize, change: impl FnOnce(&mut TrackedSocket)) {
         let life = &mut self.lives[at];
         let before = (key_of(self.by_cookie, life), flow_of(&self.host, self.by_cookie, life));
         let cookie = life.cookie;
@@ -138,7 +138,7 @@ impl Tracker {
         }
     }
 
-    pub(super) fn remove(&mut self, at: usize) -> Life {
+    pub(super) fn remove(&mut self, at: usize) -> TrackedSocket {
         let life = self.lives.remove(at);
         self.changed(at);
         self.forget_key(at, key_of(self.by_cookie, &life));
@@ -147,7 +147,7 @@ impl Tracker {
         if !self.interfaces.is_empty() {
             self.interfaces.remove(&life.cookie);
         }
-        if life.body == Body::Minisocket && life.cookie != 0 && self.told.lives {
+        if life.body == SocketKind::Minisocket && life.cookie != 0 && self.told.lives {
             self.just_ended.push(life.cookie);
         }
         self.no_news_of(&life);
@@ -156,14 +156,14 @@ impl Tracker {
 
     /// What a dump that is under way says of `life` is older than what is known: that it is over, or that another socket
     /// has its flow.
-    pub(super) fn no_news_of(&mut self, life: &Life) {
+    pub(super) fn no_news_of(&mut self, life: &TrackedSocket) {
         if let Some(ended) = &mut self.ended_meanwhile {
             ended.insert(identity_of(&self.host, self.by_cookie, life.netns, life.cookie, &life.flow));
         }
     }
 
     /// The interface that it is bound to, as the last dump had it: a look-up needs it. 0 for none.
-    pub fn interface_of(&self, life: &Life) -> u32 {
+    pub fn interface_of(&self, life: &TrackedSocket) -> u32 {
         if self.interfaces.is_empty() {
             return 0;
         }
@@ -242,28 +242,28 @@ impl Tracker {
     }
 }
 
-fn identity_of(host: &Host, by_cookie: bool, netns: u32, cookie: u64, flow: &Flow) -> Identity {
+fn identity_of(host: &HostParameters, by_cookie: bool, netns: u32, cookie: u64, flow: &Flow) -> Identity {
     if by_cookie { Identity::Cookie(cookie) } else { Identity::Flow(netns_key(host, netns), flow.hash64()) }
 }
 
 /// What of a namespace tells flows apart.
-fn netns_key(host: &Host, netns: u32) -> u32 {
+fn netns_key(host: &HostParameters, netns: u32) -> u32 {
     if host.told { netns } else { 0 }
 }
 
 /// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too, and a socket that
 /// a dump told of before it stepped; a cookie, which counts up from 1, and its complement are no addresses of a slab's.
-fn key_of(by_cookie: bool, life: &Life) -> Option<u64> {
+fn key_of(by_cookie: bool, life: &TrackedSocket) -> Option<u64> {
     let known = |key: u64| (key != 0).then_some(key);
     match life.body {
-        Body::Minisocket => known(life.cookie).map(|cookie| !cookie),
-        Body::Socket if by_cookie => known(life.cookie),
-        Body::Socket => known(life.sk()).or(known(life.cookie)),
+        SocketKind::Minisocket => known(life.cookie).map(|cookie| !cookie),
+        SocketKind::Socket if by_cookie => known(life.cookie),
+        SocketKind::Socket => known(life.sk()).or(known(life.cookie)),
     }
 }
 
 /// What a life is kept under in `by_flow`.
-pub(super) fn flow_of(host: &Host, by_cookie: bool, life: &Life) -> Option<(u32, u64)> {
+pub(super) fn flow_of(host: &HostParameters, by_cookie: bool, life: &TrackedSocket) -> Option<(u32, u64)> {
     if by_cookie {
         return None;
     }

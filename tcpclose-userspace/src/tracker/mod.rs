@@ -1,7 +1,7 @@
 //! One socket's life from its first close-phase step to its last trace: a pure state machine.
 //!
 //! Records of the probe ([`Tracker::record`]) and dumps of the kernel's sockets ([`Tracker::dump_chunk`], in [`reconcile`]) go in,
-//! [`Fact`]s come out. No fd, no clock, no async: every instant is an argument.
+//! [`TrackerEvent`]s come out. No fd, no clock, no async: every instant is an argument.
 //!
 //! * [`socket`]: what is known of one socket.
 //! * [`first_record`]: how a life begins. [`side`]: which end it is. [`classify_close`]: what a →CLOSE of the tracepoint means. [`implied_end`]: ends that no record told.
@@ -36,22 +36,22 @@ use std::ops::RangeInclusive;
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
-use tcpclose_common::event::{Head, Record};
+use tcpclose_common::event::{Record, RecordHeader};
 use tcpclose_common::state::TcpState;
 
 use crate::names::{Flow, Outcome, Phase, Role};
-use crate::tracker::classify_close::Ending;
-use crate::tracker::event::{Fact, Sink, Why};
+use crate::tracker::classify_close::CloseKind;
+use crate::tracker::event::{EventSink, TrackerEvent, UnmeasuredReason};
 use crate::tracker::first_record::closer;
-use crate::tracker::hook_records::{Settling, Told};
+use crate::tracker::hook_records::{HookCoverage, Settling};
 use crate::tracker::index::Index;
-use crate::tracker::socket::{Birth, Body, Life, Since};
-use crate::tracker::tombstones::JustEnded;
-use crate::tracker::transition::Step;
+use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind, TrackedSocket};
+use crate::tracker::tombstones::Tombstones;
+use crate::tracker::transition::PhaseChange;
 
 /// What the tracker must know of the host.
 #[derive(Clone, Debug)]
-pub struct Host {
+pub struct HostParameters {
     /// The agent's own network namespace, as a record's [`netns`](Head::netns).
     pub netns: u32,
     /// Dumps see the other namespaces too.
@@ -68,8 +68,8 @@ type Keyed = foldhash::fast::RandomState;
 
 /// All lives.
 pub struct Tracker {
-    host: Host,
-    lives: Slab<Life>,
+    host: HostParameters,
+    lives: Slab<TrackedSocket>,
     /// By cookie (tp_btf) or by address of the full socket (classic door; while that is not known, by cookie too). A
     /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
     /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18). The
@@ -86,7 +86,7 @@ pub struct Tracker {
     /// Lives that ended, or whose flow another socket took, while a dump is under way: what it says of them is no news.
     ended_meanwhile: Option<HashSet<Identity>>,
     /// The dump that is under way.
-    so_far: reconcile::SoFar,
+    so_far: reconcile::DumpProgress,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
     time_wait_ns: Option<u64>,
     /// Whether lives are keyed by cookie (tp_btf) or by socket address and flow (classic door).
@@ -94,20 +94,20 @@ pub struct Tracker {
     /// Records were lost, at any time: what dumps had to add since may be older than the agent or not, and nothing tells.
     ever_lost: bool,
     /// Records were lost, and what they would have told may still be missing.
-    loss: Option<netns_gone::Loss>,
+    loss: Option<netns_gone::GoneNetns>,
     /// A dump missed more lives than could be looked up.
     unsettled: bool,
     /// What was entered before this was there before the agent, unless its record was lost: when the first dump was
     /// done. `None` until then.
     complete_ns: Option<u64>,
-    told: Told,
-    just_ended: JustEnded,
+    told: HookCoverage,
+    just_ended: Tombstones,
     /// In the order of their closes.
     settling: VecDeque<Settling>,
     /// What an agent before this one has kept, until the first dump is in.
-    former: Option<persist::Former>,
+    former: Option<persist::SavedState>,
     /// What is to be kept for the next agent, if anything is.
-    changes: Option<persist::Changes>,
+    changes: Option<persist::ChangedSockets>,
     /// Of those few sockets that are bound to one, by cookie.
     interfaces: FxHashMap<u64, u32>,
     /// `ns.inum` by what identifies a namespace.
@@ -127,7 +127,7 @@ enum Identity {
 
 impl Tracker {
     /// `by_cookie`: whether the records carry cookies (the tp_btf door).
-    pub fn new(host: Host, by_cookie: bool) -> Self {
+    pub fn new(host: HostParameters, by_cookie: bool) -> Self {
         Self {
             host,
             lives: Slab::new(),
@@ -136,15 +136,15 @@ impl Tracker {
             by_flow: Index::default(),
             listening: HashSet::default(),
             ended_meanwhile: None,
-            so_far: reconcile::SoFar::default(),
+            so_far: reconcile::DumpProgress::default(),
             time_wait_ns: None,
             by_cookie,
             ever_lost: false,
             loss: None,
             unsettled: false,
             complete_ns: None,
-            told: Told::default(),
-            just_ended: JustEnded::default(),
+            told: HookCoverage::default(),
+            just_ended: Tombstones::default(),
             settling: VecDeque::new(),
             former: None,
             changes: None,
@@ -156,12 +156,12 @@ impl Tracker {
     }
 
     /// Says which hooks are in use.
-    pub fn set_told(&mut self, told: Told) {
+    pub fn set_told(&mut self, told: HookCoverage) {
         self.told = told;
     }
 
     /// Every life, in no order.
-    pub fn lives(&self) -> impl Iterator<Item = &Life> {
+    pub fn lives(&self) -> impl Iterator<Item = &TrackedSocket> {
         self.lives.iter().map(|(_, life)| life)
     }
 
@@ -175,7 +175,7 @@ impl Tracker {
     }
 
     /// The life with this cookie, or else the one of this flow in this namespace.
-    pub fn find(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<&Life> {
+    pub fn find(&self, netns: u32, cookie: u64, flow: &Flow) -> Option<&TrackedSocket> {
         let at = self.slot_of(netns, cookie, flow)?;
         self.lives.get(at)
     }
@@ -190,7 +190,7 @@ impl Tracker {
     }
 
     /// Takes one record of the probe.
-    pub fn record(&mut self, record: &Record, out: &mut impl Sink) {
+    pub fn record(&mut self, record: &Record, out: &mut impl EventSink) {
         let head = record.head();
         let (Some(old), Some(new)) = (TcpState::from_raw(head.old), TcpState::from_raw(head.new)) else {
             return;
@@ -202,41 +202,41 @@ impl Tracker {
                 self.make_way(head, *flow, out);
                 let at = self
                     .slot_of_step(head, *flow)
-                    .unwrap_or_else(|| self.stranger(head, *flow, left, Body::Socket));
+                    .unwrap_or_else(|| self.stranger(head, *flow, left, SocketKind::Socket));
                 if self.lives[at].flow.hash64() == 0 && *flow != 0 {
                     // A hook's notice was the first that was heard of it.
                     let flow = Flow::of_hash(*flow, head.local_port, head.remote_port);
                     self.change(at, |life| life.flow = flow);
                 }
-                self.step(at, head, (left, new), transition::Told::by_record(head, step.numbers), out);
+                self.step(at, head, (left, new), transition::Evidence::by_record(head, step.numbers), out);
             }
-            Record::Notice(notice, news) => self.notice(notice, *news, out),
+            Record::Hook(notice, news) => self.notice(notice, *news, out),
         }
     }
 
     /// Says that records were lost, as noticed at `now_ns`: from here on a phase without an entry may be one of theirs.
     pub fn records_lost(&mut self, now_ns: u64) {
         self.ever_lost = true;
-        self.loss = Some(netns_gone::Loss::new(now_ns));
+        self.loss = Some(netns_gone::GoneNetns::new(now_ns));
     }
 
     /// A step of a known life out of `left`.
     fn step(
         &mut self,
         at: usize,
-        head: &Head,
+        head: &RecordHeader,
         (left, new): (Phase, TcpState),
-        told: transition::Told,
-        out: &mut impl Sink,
+        told: transition::Evidence,
+        out: &mut impl EventSink,
     ) {
         let now = head.time_ns;
         self.refine(at, head);
-        let spent = self.spent(at, left, Since::exact(now));
-        let step = Step { at_ns: now, from: left.state(), to: new, spent, outcome: None, told };
+        let spent = self.spent(at, left, EnteredAt::exact(now));
+        let step = PhaseChange { at_ns: now, from: left.state(), to: new, spent, outcome: None, told };
         let ending = match Phase::of(new) {
             Some(next) => {
                 self.leave(at, left, now, out);
-                self.enter(at, next, Since::exact(now));
+                self.enter(at, next, EnteredAt::exact(now));
                 if let Some(closer) = closer(head) {
                     self.lives[at].set_closer(closer);
                 }
@@ -247,21 +247,25 @@ impl Tracker {
                 return;
             }
             // Its minisocket, of which more is known by now than this step can tell.
-            None if self.lives[at].body == Body::Minisocket && self.lives[at].birth == Birth::Born => return,
+            None if self.lives[at].body == SocketKind::Minisocket
+                && self.lives[at].birth == MinisocketState::Born =>
+            {
+                return;
+            }
             None => classify_close::read(left.state(), head),
         };
         match ending {
-            Ending::Over(outcome) => {
+            CloseKind::Over(outcome) => {
                 self.leave(at, left, now, out);
-                self.tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
+                self.tell(&self.lives[at], PhaseChange { outcome: Some(outcome), ..step }, out);
                 self.count(at, now, outcome, out);
                 self.remove(at);
                 return;
             }
-            Ending::Reset => {
+            CloseKind::Reset => {
                 self.leave(at, left, now, out);
                 if self.told.resets {
-                    out.fact(now, Fact::Transition { from: step.from, to: step.to });
+                    out.fact(now, TrackerEvent::Transition { from: step.from, to: step.to });
                     let unsettled = out
                         .is_watched()
                         .then(|| Box::new(step.of(&self.lives[at], self.inum_of(self.lives[at].netns))));
@@ -276,7 +280,7 @@ impl Tracker {
                         unsettled,
                     });
                 } else {
-                    let step = Step { outcome: Some(Outcome::Unknown), ..step };
+                    let step = PhaseChange { outcome: Some(Outcome::Unknown), ..step };
                     self.tell(&self.lives[at], step, out);
                     self.count(at, now, Outcome::Unknown, out);
                 }
@@ -284,30 +288,30 @@ impl Tracker {
                 return;
             }
             // No minisocket was made: the table is full (TIME-WAIT is skipped), or there was no memory.
-            Ending::TimeWait | Ending::FinWait2 if self.lives[at].birth == Birth::Refused => {
+            CloseKind::TimeWait | CloseKind::FinWait2 if self.lives[at].birth == MinisocketState::Refused => {
                 self.leave(at, left, now, out);
-                let graceful = ending == Ending::TimeWait;
+                let graceful = ending == CloseKind::TimeWait;
                 let outcome = if graceful { Outcome::Graceful } else { Outcome::Unknown };
-                self.tell(&self.lives[at], Step { outcome: Some(outcome), ..step }, out);
+                self.tell(&self.lives[at], PhaseChange { outcome: Some(outcome), ..step }, out);
                 self.count(at, now, outcome, out);
                 self.remove(at);
                 return;
             }
-            Ending::TimeWait => {
+            CloseKind::TimeWait => {
                 self.leave(at, left, now, out);
-                self.enter_time_wait(at, left, Since::exact(now), told, out);
+                self.enter_time_wait(at, left, EnteredAt::exact(now), told, out);
             }
             // The life goes on in FIN-WAIT-2. If a record was lost on the way there, it says so now.
-            Ending::FinWait2 | Ending::Unclear if left == Phase::FinWait2 => {
+            CloseKind::FinWait2 | CloseKind::Unclear if left == Phase::FinWait2 => {
                 if self.lives[at].phase != left {
                     self.leave(at, self.lives[at].phase, now, out);
-                    self.enter(at, left, Since { earliest_ns: 0, latest_ns: now });
+                    self.enter(at, left, EnteredAt { earliest_ns: 0, latest_ns: now });
                 }
             }
             // Without BTF, CLOSING→CLOSE: most likely TIME-WAIT. It is counted when a dump has seen it.
-            Ending::FinWait2 | Ending::Unclear => {
+            CloseKind::FinWait2 | CloseKind::Unclear => {
                 self.leave(at, left, now, out);
-                self.enter(at, Phase::TimeWait, Since::exact(now));
+                self.enter(at, Phase::TimeWait, EnteredAt::exact(now));
             }
         }
         self.hand_over(at, now, out);
@@ -317,17 +321,17 @@ impl Tracker {
     fn outlive_socket(&mut self, at: usize) {
         self.forget_birth(at, self.lives[at].cookie);
         self.change(at, |life| {
-            life.become_body(Body::Minisocket);
+            life.become_body(SocketKind::Minisocket);
             life.seen_ns = 0;
         });
     }
 
     /// The full socket is gone; a minisocket goes on.
-    fn hand_over(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+    fn hand_over(&mut self, at: usize, now: u64, out: &mut impl EventSink) {
         if !self.by_cookie {
             let life = &self.lives[at];
             if self.slot_of_flow(life.netns, life.flow.hash64()).is_some_and(|taker| taker != at) {
-                self.end_minisocket(at, now, transition::Told::BY_ANOTHER, out);
+                self.end_minisocket(at, now, transition::Evidence::BY_ANOTHER, out);
                 return;
             }
         }
@@ -348,23 +352,23 @@ impl Tracker {
     }
 
     /// Closes the account of the phase `left`.
-    fn leave(&mut self, at: usize, left: Phase, now: u64, out: &mut impl Sink) {
+    fn leave(&mut self, at: usize, left: Phase, now: u64, out: &mut impl EventSink) {
         let life = &self.lives[at];
         let fact = match life.since.until(now) {
             // The step into the phase that is left was never heard of.
-            _ if life.phase != left => Fact::Unseen { phase: left, why: Why::Lost },
-            Some(ns) => Fact::Dwelt { phase: left, pair: life.pair(), ns },
-            None => Fact::Unseen { phase: left, why: self.why(life) },
+            _ if life.phase != left => TrackerEvent::Unmeasured { phase: left, why: UnmeasuredReason::Lost },
+            Some(ns) => TrackerEvent::StateDuration { phase: left, pair: life.pair(), ns },
+            None => TrackerEvent::Unmeasured { phase: left, why: self.why(life) },
         };
         out.fact(now, fact);
     }
 
-    fn enter(&mut self, at: usize, phase: Phase, since: Since) {
+    fn enter(&mut self, at: usize, phase: Phase, since: EnteredAt) {
         self.changed(at);
         let life = &mut self.lives[at];
         life.phase = phase;
         life.since = since;
-        if life.body == Body::Minisocket {
+        if life.body == SocketKind::Minisocket {
             life.mark = 0;
         }
         if life.closer_pid.is_none() {
@@ -377,32 +381,32 @@ impl Tracker {
         &mut self,
         at: usize,
         left: Phase,
-        since: Since,
-        told: transition::Told,
-        out: &mut impl Sink,
+        since: EnteredAt,
+        told: transition::Evidence,
+        out: &mut impl EventSink,
     ) {
         let spent = self.spent(at, left, since);
         self.enter(at, Phase::TimeWait, since);
         let (from, to) = (left.state(), TcpState::TimeWait);
-        let step = Step { at_ns: since.latest_ns, from, to, spent, outcome: None, told };
+        let step = PhaseChange { at_ns: since.latest_ns, from, to, spent, outcome: None, told };
         self.tell(&self.lives[at], step, out);
         self.count(at, since.latest_ns, Outcome::Graceful, out);
     }
 
     /// Counts the connection as closed, once.
-    fn count(&mut self, at: usize, now: u64, outcome: Outcome, out: &mut impl Sink) {
+    fn count(&mut self, at: usize, now: u64, outcome: Outcome, out: &mut impl EventSink) {
         let life = &mut self.lives[at];
         if !std::mem::replace(&mut life.counted, true) {
-            out.fact(now, Fact::Closed { pair: life.pair(), role: life.role, outcome });
+            out.fact(now, TrackerEvent::Closed { pair: life.pair(), role: life.role, outcome });
         }
     }
 
     /// Why the entry of `life` into its phase is not known well enough. What was in the close phase in the agent's own
     /// namespace before the agent, the first dump has met; of other namespaces dumps may know nothing.
-    fn why(&self, life: &Life) -> Why {
+    fn why(&self, life: &TrackedSocket) -> UnmeasuredReason {
         let later = self.complete_ns.is_some_and(|ns| life.since.latest_ns > ns);
         let later = later && life.netns == self.host.netns;
-        if self.ever_lost || later { Why::Lost } else { Why::BeforeAgent }
+        if self.ever_lost || later { UnmeasuredReason::Lost } else { UnmeasuredReason::BeforeAgent }
     }
 }
 

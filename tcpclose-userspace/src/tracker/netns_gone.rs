@@ -6,13 +6,13 @@
 use crate::names::Outcome;
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{Ended, Fact, Mended, Sink, Why};
+use crate::tracker::event::{Correction, EventSink, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
 use crate::tracker::reconcile::MARGIN_NS;
-use crate::tracker::socket::{Body, Life};
-use crate::tracker::transition::Told;
+use crate::tracker::socket::{SocketKind, TrackedSocket};
+use crate::tracker::transition::Evidence;
 
 /// What a search for every network namespace of the host has come to.
-pub struct Round<'a> {
+pub struct NetnsSearchResult<'a> {
     /// Whether it has found this one.
     pub found: &'a dyn Fn(u32) -> bool,
     /// Whether an earlier one had.
@@ -29,14 +29,14 @@ pub struct Round<'a> {
 
 /// Records that were lost.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Loss {
+pub(super) struct GoneNetns {
     /// CLOCK_MONOTONIC: they were lost before.
     noticed_ns: u64,
     /// Whole rounds since, one after the other, in which every life could be compared with the kernel.
     rounds: u8,
 }
 
-impl Loss {
+impl GoneNetns {
     pub(super) const fn new(noticed_ns: u64) -> Self {
         Self { noticed_ns, rounds: 0 }
     }
@@ -44,7 +44,7 @@ impl Loss {
 
 impl Tracker {
     /// Ends the lives whose namespace a search has not found, as far as that proves their end.
-    pub fn round(&mut self, round: &Round<'_>, out: &mut impl Sink) {
+    pub fn round(&mut self, round: &NetnsSearchResult<'_>, out: &mut impl EventSink) {
         let mut over = Vec::new();
         let own = self.host.netns;
         for (at, life) in &mut self.lives {
@@ -56,12 +56,12 @@ impl Tracker {
             let again = std::mem::replace(&mut life.missed, true);
             let ends = match life.body {
                 // What hooks follow they follow to its end, which may be a moment after the namespace's.
-                Body::Minisocket if self.told.lives => gone && again || round.sure && round.lost,
+                SocketKind::Minisocket if self.told.lives => gone && again || round.sure && round.lost,
                 // Nothing more will be heard of it.
-                Body::Minisocket => true,
+                SocketKind::Minisocket => true,
                 // It holds its namespace, if nothing else does, until its end is told (an orphan, or one whose holder is
                 // elsewhere); unless that was lost.
-                Body::Socket => self.loss.is_some() && gone && again || round.sure && round.lost,
+                SocketKind::Socket => self.loss.is_some() && gone && again || round.sure && round.lost,
             };
             if ends {
                 over.push((at, gone));
@@ -69,15 +69,21 @@ impl Tracker {
         }
         for (at, gone) in over {
             let body = self.lives[at].body;
-            if body == Body::Socket || self.told.lives {
-                out.fact(round.finished_ns, Fact::Mended { what: Mended::Vanished });
+            if body == SocketKind::Socket || self.told.lives {
+                out.fact(round.finished_ns, TrackerEvent::Corrected { what: Correction::Vanished });
             }
             match body {
-                Body::Socket => self.vanish(at, round.finished_ns, out),
-                Body::Minisocket if gone => {
-                    self.end_minisocket_by(at, round.finished_ns, Ended::Purged, Told::BY_DUMP, out);
+                SocketKind::Socket => self.vanish(at, round.finished_ns, out),
+                SocketKind::Minisocket if gone => {
+                    self.end_minisocket_by(
+                        at,
+                        round.finished_ns,
+                        TimeWaitEnd::Purged,
+                        Evidence::BY_DUMP,
+                        out,
+                    );
                 }
-                Body::Minisocket => self.lose_sight(at, round.finished_ns, out),
+                SocketKind::Minisocket => self.lose_sight(at, round.finished_ns, out),
             }
         }
         self.mend(round);
@@ -86,10 +92,10 @@ impl Tracker {
     /// Whether a loss is mended by now. A life whose last record came before the loss was noticed is what the kernel says
     /// once a dump that began later has met or missed it; one with a record since was compared with that record. What a dump
     /// leaves alone, since its record is younger than the margin, the next round's does not.
-    fn mend(&mut self, round: &Round<'_>) {
+    fn mend(&mut self, round: &NetnsSearchResult<'_>) {
         let Some(mut loss) = self.loss else { return };
         let own = self.host.netns;
-        let dumped = |life: &Life| life.netns == own || (round.found)(life.netns);
+        let dumped = |life: &TrackedSocket| life.netns == own || (round.found)(life.netns);
         let whole = round.sure
             && round.started_ns > loss.noticed_ns
             && !std::mem::take(&mut self.unsettled)
@@ -99,9 +105,9 @@ impl Tracker {
     }
 
     /// A minisocket where no dump looks, and no hook tells.
-    pub(super) fn lose_sight(&mut self, at: usize, now: u64, out: &mut impl Sink) {
+    pub(super) fn lose_sight(&mut self, at: usize, now: u64, out: &mut impl EventSink) {
         let phase = self.lives[at].phase;
-        out.fact(now, Fact::Unseen { phase, why: Why::Namespace });
+        out.fact(now, TrackerEvent::Unmeasured { phase, why: UnmeasuredReason::Namespace });
         self.count(at, now, Outcome::Unknown, out);
         self.remove(at);
     }

@@ -10,17 +10,17 @@
 use std::collections::HashMap;
 
 use rustc_hash::FxHashMap;
-use tcpclose_common::event::{Head, flags};
+use tcpclose_common::event::{RecordHeader, flags};
 
 use crate::names::{Flow, Phase, Role, Side};
 
 use crate::tracker::Tracker;
-use crate::tracker::reconcile::Seen;
-use crate::tracker::socket::{Body, Life, Since};
+use crate::tracker::reconcile::DumpedSocket;
+use crate::tracker::socket::{EnteredAt, SocketKind, TrackedSocket};
 
 /// What is kept of a life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct SavedSocket {
     /// 0 while it was not known.
     pub cookie: u64,
     pub flow: Flow,
@@ -30,15 +30,15 @@ pub struct Kept {
     pub side: Side,
     pub role: Role,
     pub phase: Phase,
-    pub body: Body,
+    pub body: SocketKind,
     pub counted: bool,
-    pub since: Since,
+    pub since: EnteredAt,
 }
 
-impl Kept {
+impl SavedSocket {
     /// What is worth keeping of `life`. One without addresses gets them from the next dump.
-    pub(super) fn of(life: &Life) -> Option<Self> {
-        let Life { cookie, flow, netns, port, side, role, phase, body, counted, since, .. } = *life;
+    pub(super) fn of(life: &TrackedSocket) -> Option<Self> {
+        let TrackedSocket { cookie, flow, netns, port, side, role, phase, body, counted, since, .. } = *life;
         let kept = Self { cookie, flow, netns, port, side, role, phase, body, counted, since };
         (phase != Phase::TimeWait && flow.has_addresses()).then_some(kept)
     }
@@ -46,16 +46,16 @@ impl Kept {
     /// What it is found by when its cookie is known: as in [`Tracker`], a minisocket's is the complement.
     const fn key(&self) -> u64 {
         match self.body {
-            Body::Socket => self.cookie,
-            Body::Minisocket => !self.cookie,
+            SocketKind::Socket => self.cookie,
+            SocketKind::Minisocket => !self.cookie,
         }
     }
 
     /// Whether the socket that was kept can be the one now in `phase`, with this `body`. (The socket that a minisocket
     /// was made of keeps its cookie when its program connects it again.)
-    fn leads_to(&self, phase: Phase, body: Body) -> bool {
+    fn leads_to(&self, phase: Phase, body: SocketKind) -> bool {
         use Phase::{CloseWait, Closing, FinWait1, FinWait2, LastAck, TimeWait};
-        if self.body == Body::Minisocket && body == Body::Socket {
+        if self.body == SocketKind::Minisocket && body == SocketKind::Socket {
             return false;
         }
         self.phase == phase
@@ -70,17 +70,17 @@ impl Kept {
 
 /// What an agent before this one has kept.
 #[derive(Debug, Default)]
-pub struct Former {
+pub struct SavedState {
     /// The instant of its last save: every step until then is in it. 0 when records were lost.
     until_ns: u64,
-    by_key: FxHashMap<u64, Kept>,
+    by_key: FxHashMap<u64, SavedSocket>,
     /// Those without a cookie. Peers choose half of this key, so it is hashed with a secret.
-    by_flow: HashMap<(u32, Flow), Kept>,
+    by_flow: HashMap<(u32, Flow), SavedSocket>,
 }
 
-impl Former {
+impl SavedState {
     /// `until_ns`: up to when every step is known; 0 when that is not known.
-    pub fn new(kept: impl IntoIterator<Item = Kept>, until_ns: u64) -> Self {
+    pub fn new(kept: impl IntoIterator<Item = SavedSocket>, until_ns: u64) -> Self {
         let mut former = Self { until_ns, ..Self::default() };
         for kept in kept {
             if kept.cookie == 0 {
@@ -97,7 +97,7 @@ impl Former {
     }
 
     /// Every kept life, in no order.
-    pub fn lives(&self) -> impl Iterator<Item = &Kept> {
+    pub fn lives(&self) -> impl Iterator<Item = &SavedSocket> {
         self.by_key.values().chain(self.by_flow.values())
     }
 
@@ -110,17 +110,22 @@ impl Former {
     }
 
     /// What was kept of the socket with this cookie, for which `same` speaks: it may have become a minisocket since.
-    fn with_cookie(&mut self, cookie: u64, body: Body, same: impl Fn(&Kept) -> bool) -> Option<Kept> {
+    fn with_cookie(
+        &mut self,
+        cookie: u64,
+        body: SocketKind,
+        same: impl Fn(&SavedSocket) -> bool,
+    ) -> Option<SavedSocket> {
         let keys: &[u64] = match body {
-            Body::Socket => &[cookie],
-            Body::Minisocket => &[!cookie, cookie],
+            SocketKind::Socket => &[cookie],
+            SocketKind::Minisocket => &[!cookie, cookie],
         };
         let key = keys.iter().find(|key| self.by_key.get(key).is_some_and(&same))?;
         self.by_key.remove(key)
     }
 
     /// What was kept of a socket that a dump saw in `netns`.
-    fn of_seen(&mut self, seen: &Seen, netns: u32) -> Option<Kept> {
+    fn of_seen(&mut self, seen: &DumpedSocket, netns: u32) -> Option<SavedSocket> {
         let by_cookie = self.with_cookie(seen.cookie, seen.body, |kept| kept.flow == seen.flow);
         by_cookie
             .or_else(|| self.by_flow.remove(&(netns, seen.flow)))
@@ -130,14 +135,14 @@ impl Former {
 
 /// Slots whose lives have changed since the last save.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
+pub(super) struct ChangedSockets {
     slots: Vec<u32>,
-    noted: Bits,
+    noted: BitSet,
     /// The slots were numbered anew.
     pub(super) all: bool,
 }
 
-impl Changes {
+impl ChangedSockets {
     fn note(&mut self, slot: usize) {
         // A slab of 2³² lives would not fit in memory. Where all is to be written, nothing has to be noted.
         if !self.all
@@ -164,12 +169,12 @@ impl Changes {
 
 /// A set of small numbers.
 #[derive(Debug, Default)]
-pub(super) struct Bits {
+pub(super) struct BitSet {
     words: Vec<u64>,
     len: usize,
 }
 
-impl Bits {
+impl BitSet {
     /// Adds `n`; whether it was not there.
     pub(super) fn set(&mut self, n: usize) -> bool {
         let (word, bit) = (n / 64, 1 << (n % 64));
@@ -205,7 +210,7 @@ impl Bits {
 impl Tracker {
     /// From here on, notes which lives change.
     pub fn note_changes(&mut self) {
-        self.changes = Some(Changes { all: true, ..Changes::default() });
+        self.changes = Some(ChangedSockets { all: true, ..ChangedSockets::default() });
     }
 
     /// Something of the life at `at` that is kept may have changed.
@@ -216,7 +221,7 @@ impl Tracker {
     }
 
     /// Takes up what an agent before this one has kept; the first dump tells what of it still holds.
-    pub fn set_former(&mut self, former: Former) {
+    pub fn set_former(&mut self, former: SavedState) {
         self.former = Some(former).filter(|former| !former.is_empty());
     }
 
@@ -226,7 +231,7 @@ impl Tracker {
     }
 
     /// Adds what the former agent knew to the life at `at`, which has just been made of `seen`.
-    pub(super) fn take_up(&mut self, at: usize, seen: &Seen) {
+    pub(super) fn take_up(&mut self, at: usize, seen: &DumpedSocket) {
         let Some(former) = &mut self.former else { return };
         let Some(life) = self.lives.get_mut(at) else { return };
         let Some(kept) = former.of_seen(seen, life.netns) else { return };
@@ -241,25 +246,30 @@ impl Tracker {
     }
 
     /// What the former agent knew of a socket that leaves `left` by the record of `head`, before the first dump.
-    pub(super) fn former_of(&mut self, head: &Head, left: Phase, body: Body) -> Option<Life> {
+    pub(super) fn former_of(
+        &mut self,
+        head: &RecordHeader,
+        left: Phase,
+        body: SocketKind,
+    ) -> Option<TrackedSocket> {
         if head.flags & flags::COOKIE == 0 || head.key == 0 {
             return None;
         }
-        let same = |kept: &Kept| {
+        let same = |kept: &SavedSocket| {
             let ports = (kept.flow.local_port, kept.flow.remote_port) == (head.local_port, head.remote_port);
             ports && kept.phase == left && kept.since.latest_ns <= head.time_ns
         };
         let kept = self.former.as_mut()?.with_cookie(head.key, body, same)?;
-        let mut life = Life { flow: kept.flow, since: kept.since, ..Self::blank(head, left) };
+        let mut life = TrackedSocket { flow: kept.flow, since: kept.since, ..Self::blank(head, left) };
         life.become_body(body);
         kept.describe(&mut life);
         Some(life)
     }
 }
 
-impl Kept {
+impl SavedSocket {
     /// Adds what no dump tells.
-    fn describe(&self, life: &mut Life) {
+    fn describe(&self, life: &mut TrackedSocket) {
         life.counted |= self.counted;
         if self.side != Side::Unknown {
             (life.side, life.port) = (self.side, self.port);
@@ -272,14 +282,14 @@ impl Kept {
 
 /// When `life`, of which the dump proves `life.since`, entered its phase, seen in the light of what was `kept`: `None`
 /// if that was another connection's.
-fn entry(kept: &Kept, life: &Life, until_ns: u64) -> Option<Since> {
+fn entry(kept: &SavedSocket, life: &TrackedSocket, until_ns: u64) -> Option<EnteredAt> {
     let proven = life.since;
     let nothing_proven = proven.earliest_ns == 0;
     if kept.phase == life.phase {
         if !kept.leads_to(life.phase, life.body) || (kept.cookie == 0 && nothing_proven) {
             return None;
         }
-        let both = Since {
+        let both = EnteredAt {
             earliest_ns: proven.earliest_ns.max(kept.since.earliest_ns),
             latest_ns: proven.latest_ns.min(kept.since.latest_ns),
         };
@@ -287,6 +297,6 @@ fn entry(kept: &Kept, life: &Life, until_ns: u64) -> Option<Since> {
     }
     // At the last save the flow was in another state, whosever it was. (A minisocket may have been: without hooks its
     // switch to TIME-WAIT is known by the next dump only.)
-    let floor = if kept.body == Body::Socket { until_ns } else { 0 };
-    Some(Since { earliest_ns: proven.earliest_ns.max(floor).min(proven.latest_ns), ..proven })
+    let floor = if kept.body == SocketKind::Socket { until_ns } else { 0 };
+    Some(EnteredAt { earliest_ns: proven.earliest_ns.max(floor).min(proven.latest_ns), ..proven })
 }

@@ -13,11 +13,11 @@ use tcpclose_common::state::TcpState;
 use crate::names::{Age, Flow, Outcome, Phase, Side};
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{Fact, Mended, Sink, Why};
+use crate::tracker::event::{Correction, EventSink, TrackerEvent, UnmeasuredReason};
 use crate::tracker::first_record::role_proven_by;
-use crate::tracker::socket::{Birth, Body, Life, Since};
-use crate::tracker::transition::Told;
-use crate::tracker::vanished::{Covers, Suspect};
+use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind, TrackedSocket};
+use crate::tracker::transition::Evidence;
+use crate::tracker::vanished::{DumpCoverage, Suspect};
 
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
 pub(super) const MARGIN_NS: u64 = 100_000_000;
@@ -41,9 +41,9 @@ pub(super) fn meant_length(measured_ns: u64) -> u64 {
 
 /// One socket or minisocket, as a dump saw it.
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
+pub struct DumpedSocket {
     pub state: TcpState,
-    pub body: Body,
+    pub body: SocketKind,
     pub flow: Flow,
     pub cookie: u64,
     /// What identifies its network namespace.
@@ -62,7 +62,7 @@ pub struct Seen {
 
 /// What all of a dump has in common.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct DumpScope {
     /// The states it asks for, a mask of `1 << state`.
     pub states: u32,
     /// CLOCK_MONOTONIC before its first request.
@@ -73,16 +73,16 @@ pub struct Asked {
 
 /// Some of what dumps of network namespaces, made one after the other, have met.
 #[derive(Clone, Copy, Debug)]
-pub struct Chunk<'a> {
+pub struct DumpChunk<'a> {
     /// Namespaces whose dump begins here: what identifies each, and its inode. If the dump asks for listeners, all of theirs
     /// are in this chunk.
     pub entered: &'a [(u32, u32)],
-    pub seen: &'a [Seen],
+    pub seen: &'a [DumpedSocket],
 }
 
 /// What the chunks of a dump have come to so far.
 #[derive(Debug, Default)]
-pub(super) struct SoFar {
+pub(super) struct DumpProgress {
     /// The shortest TIME-WAIT measured, and of how many.
     shortest: Option<u64>,
     samples: usize,
@@ -94,17 +94,17 @@ impl Tracker {
     /// Says that a dump begins. What ends before [`Self::dump_chunk`] takes a sighting of it stays ended.
     pub fn dump_started(&mut self) {
         self.ended_meanwhile = Some(HashSet::new());
-        self.so_far = SoFar::default();
+        self.so_far = DumpProgress::default();
     }
 
     /// Says that the dump failed.
     pub fn dump_failed(&mut self) {
         self.ended_meanwhile = None;
-        self.so_far = SoFar::default();
+        self.so_far = DumpProgress::default();
     }
 
     /// Takes some of what a dump has met, after every record that was in the ring when it met that.
-    pub fn dump_chunk(&mut self, asked: &Asked, chunk: &Chunk<'_>, out: &mut impl Sink) {
+    pub fn dump_chunk(&mut self, asked: &DumpScope, chunk: &DumpChunk<'_>, out: &mut impl EventSink) {
         // What the dump itself ends is no news that came meanwhile.
         let ended = self.ended_meanwhile.take();
         for &(netns, inum) in chunk.entered {
@@ -132,7 +132,7 @@ impl Tracker {
                 }
                 None if is_over() => {}
                 // A minisocket whose timer is due was ended by an earlier dump that missed it.
-                None if !asked.first && seen.body == Body::Minisocket && seen.expires_ns == 0 => {}
+                None if !asked.first && seen.body == SocketKind::Minisocket && seen.expires_ns == 0 => {}
                 None => self.adopt(seen, phase, asked, out),
             }
         }
@@ -143,13 +143,13 @@ impl Tracker {
     /// `most`: those that an exact lookup does not find either go to [`Self::gone`].
     pub fn dump_finished(
         &mut self,
-        asked: &Asked,
-        covers: &Covers,
+        asked: &DumpScope,
+        covers: &DumpCoverage,
         most: usize,
-        out: &mut impl Sink,
+        out: &mut impl EventSink,
     ) -> Vec<Suspect> {
         self.ended_meanwhile = None;
-        let SoFar { last_ns, .. } = std::mem::take(&mut self.so_far);
+        let DumpProgress { last_ns, .. } = std::mem::take(&mut self.so_far);
         self.complete_ns.get_or_insert(last_ns.max(asked.started_ns) + MARGIN_NS);
         let suspects = self.absent(asked, covers, most, out);
         self.give_back();
@@ -163,7 +163,7 @@ impl Tracker {
         if self.by_cookie || other == at || self.lives[other].flow.hash64() != 0 {
             return;
         }
-        let Life { phase, since, counted, event_ns, .. } = self.remove(other);
+        let TrackedSocket { phase, since, counted, event_ns, .. } = self.remove(other);
         self.changed(at);
         let life = &mut self.lives[at];
         (life.phase, life.since) = (phase, since);
@@ -172,7 +172,14 @@ impl Tracker {
     }
 
     /// A known life in a dump.
-    fn sighting(&mut self, at: usize, seen: &Seen, phase: Phase, asked: &Asked, out: &mut impl Sink) {
+    fn sighting(
+        &mut self,
+        at: usize,
+        seen: &DumpedSocket,
+        phase: Phase,
+        asked: &DumpScope,
+        out: &mut impl EventSink,
+    ) {
         let life = &self.lives[at];
         if !self.by_cookie && life.event_ns >= asked.started_ns {
             // Flows are used again within milliseconds: what was seen may be the connection before this one, and its
@@ -182,7 +189,7 @@ impl Tracker {
         if is_another(life, seen, phase) {
             // The record that would have told of the later connection was lost.
             if life.event_ns + MARGIN_NS <= asked.started_ns {
-                self.end_minisocket(at, seen.seen_ns, Told::BY_DUMP, out);
+                self.end_minisocket(at, seen.seen_ns, Evidence::BY_DUMP, out);
                 self.adopt(seen, phase, asked, out);
             }
             return;
@@ -197,16 +204,19 @@ impl Tracker {
         let life = &mut self.lives[at];
         life.missed = false;
         match (life.body, seen.body) {
-            (Body::Minisocket, Body::Minisocket) => self.minisocket(at, seen, phase, out),
+            (SocketKind::Minisocket, SocketKind::Minisocket) => self.minisocket(at, seen, phase, out),
             _ if life.event_ns + MARGIN_NS > asked.started_ns => {}
-            (Body::Socket, Body::Socket) if life.phase == phase => {
+            (SocketKind::Socket, SocketKind::Socket) if life.phase == phase => {
                 life.seen_ns = seen.seen_ns;
                 life.set_sent_ns(seen.sent_ns.unwrap_or(life.sent_ns()));
             }
             // Records were lost on the way from what we knew to what is.
             _ => {
-                out.fact(seen.seen_ns, Fact::Mended { what: Mended::State });
-                out.fact(seen.seen_ns, Fact::Unseen { phase: life.phase, why: Why::Lost });
+                out.fact(seen.seen_ns, TrackerEvent::Corrected { what: Correction::State });
+                out.fact(
+                    seen.seen_ns,
+                    TrackerEvent::Unmeasured { phase: life.phase, why: UnmeasuredReason::Lost },
+                );
                 let (counted, role, pair) = (life.counted, life.role, (life.side, life.port));
                 self.remove(at);
                 let at = self.place(seen, phase, asked);
@@ -221,29 +231,32 @@ impl Tracker {
     }
 
     /// A known minisocket in a dump: in the phase it was in, or flipped from FIN-WAIT-2 to TIME-WAIT since.
-    fn minisocket(&mut self, at: usize, seen: &Seen, phase: Phase, out: &mut impl Sink) {
+    fn minisocket(&mut self, at: usize, seen: &DumpedSocket, phase: Phase, out: &mut impl EventSink) {
         let life = self.lives[at];
         let flipped = life.phase == Phase::FinWait2 && phase == Phase::TimeWait;
         if flipped && self.told.lives {
             // A hook told of it, unless its record was lost.
-            out.fact(seen.seen_ns, Fact::Mended { what: Mended::State });
+            out.fact(seen.seen_ns, TrackerEvent::Corrected { what: Correction::State });
         }
         if flipped {
             // Not before the last sighting in FIN-WAIT-2, nor before the hand-over, nor after this sighting.
             let floor = life.event_ns.max(life.seen_ns).max(life.since.earliest_ns);
             let since = match self.time_wait_entry(seen) {
-                Some(entry) => Since::exact(entry.clamp(floor, floor.max(seen.seen_ns))),
-                None => Since { earliest_ns: floor, latest_ns: seen.seen_ns },
+                Some(entry) => EnteredAt::exact(entry.clamp(floor, floor.max(seen.seen_ns))),
+                None => EnteredAt { earliest_ns: floor, latest_ns: seen.seen_ns },
             };
             if since.earliest_ns == since.latest_ns {
                 self.leave(at, Phase::FinWait2, since.latest_ns, out);
             } else {
-                out.fact(since.latest_ns, Fact::Unseen { phase: Phase::FinWait2, why: Why::BetweenDumps });
+                out.fact(
+                    since.latest_ns,
+                    TrackerEvent::Unmeasured { phase: Phase::FinWait2, why: UnmeasuredReason::BetweenDumps },
+                );
             }
-            self.enter_time_wait(at, Phase::FinWait2, since, Told::BY_DUMP, out);
+            self.enter_time_wait(at, Phase::FinWait2, since, Evidence::BY_DUMP, out);
         } else if life.phase == Phase::TimeWait && !life.counted {
             // Presumed since CLOSING→CLOSE, and here it is.
-            self.enter_time_wait(at, Phase::Closing, life.since, Told::BY_DUMP, out);
+            self.enter_time_wait(at, Phase::Closing, life.since, Evidence::BY_DUMP, out);
         }
         let life = &mut self.lives[at];
         life.seen_ns = seen.seen_ns;
@@ -255,7 +268,7 @@ impl Tracker {
 
     /// When a minisocket now in TIME-WAIT entered it, by its timer: re-armed at entry to run TIME-WAIT's length
     /// (inet_twsk_schedule in tcp_time_wait, inet_twsk_reschedule in tcp_timewait_state_process; 5.8 to 6.18).
-    fn time_wait_entry(&self, seen: &Seen) -> Option<u64> {
+    fn time_wait_entry(&self, seen: &DumpedSocket) -> Option<u64> {
         let length = self.time_wait_ns?;
         (seen.expires_ns != 0)
             .then(|| (seen.seen_ns + seen.expires_ns).saturating_sub(length).min(seen.seen_ns))
@@ -263,7 +276,7 @@ impl Tracker {
 
     /// Measures TIME-WAIT's length on minisockets whose entry a record told: what was on their timer then. A
     /// retransmitted FIN re-arms the timer and so can only lengthen it: the shortest is the truth.
-    fn measure_time_wait(&mut self, seen: &[Seen]) {
+    fn measure_time_wait(&mut self, seen: &[DumpedSocket]) {
         for seen in seen {
             if seen.state != TcpState::TimeWait || seen.expires_ns == 0 {
                 continue;
@@ -283,7 +296,7 @@ impl Tracker {
                 so_far.samples += 1;
             }
         }
-        let SoFar { shortest, samples, .. } = self.so_far;
+        let DumpProgress { shortest, samples, .. } = self.so_far;
         let Some(length) = shortest.map(meant_length) else { return };
         match self.time_wait_ns {
             Some(known) if length.abs_diff(known) <= TIMER_TOLERANCE_NS => {}
@@ -294,9 +307,9 @@ impl Tracker {
     }
 
     /// A socket that nobody knew.
-    fn adopt(&mut self, seen: &Seen, phase: Phase, asked: &Asked, out: &mut impl Sink) {
+    fn adopt(&mut self, seen: &DumpedSocket, phase: Phase, asked: &DumpScope, out: &mut impl EventSink) {
         if !asked.first {
-            out.fact(seen.seen_ns, Fact::Mended { what: Mended::Missing });
+            out.fact(seen.seen_ns, TrackerEvent::Corrected { what: Correction::Missing });
         }
         let at = self.place(seen, phase, asked);
         self.take_up(at, seen);
@@ -311,22 +324,22 @@ impl Tracker {
     }
 
     /// Puts a life in place for what a dump saw.
-    fn place(&mut self, seen: &Seen, phase: Phase, asked: &Asked) -> usize {
+    fn place(&mut self, seen: &DumpedSocket, phase: Phase, asked: &DumpScope) -> usize {
         let server = self.is_listening(seen.netns, seen.flow.local, seen.flow.local_port);
         let side = if server { Side::Server } else { Side::Unknown };
         let since = match (seen.body, phase) {
-            (Body::Minisocket, Phase::TimeWait) => match self.time_wait_entry(seen) {
-                Some(entry) => Since::exact(entry),
-                None => Since { earliest_ns: 0, latest_ns: seen.seen_ns },
+            (SocketKind::Minisocket, Phase::TimeWait) => match self.time_wait_entry(seen) {
+                Some(entry) => EnteredAt::exact(entry),
+                None => EnteredAt { earliest_ns: 0, latest_ns: seen.seen_ns },
             },
             // TCP_LINGER2 can shorten its timer, so that the timer proves nothing.
-            (Body::Minisocket, _) => Since { earliest_ns: 0, latest_ns: seen.seen_ns },
-            (Body::Socket, _) => Since::of_age(seen.age, seen.seen_ns),
+            (SocketKind::Minisocket, _) => EnteredAt { earliest_ns: 0, latest_ns: seen.seen_ns },
+            (SocketKind::Socket, _) => EnteredAt::of_age(seen.age, seen.seen_ns),
         };
         self.bound_to(seen.cookie, seen.interface);
-        self.insert(Life {
+        self.insert(TrackedSocket {
             cookie: seen.cookie,
-            mark: if seen.body == Body::Minisocket { seen.seen_ns + seen.expires_ns } else { 0 },
+            mark: if seen.body == SocketKind::Minisocket { seen.seen_ns + seen.expires_ns } else { 0 },
             flow: seen.flow,
             netns: seen.netns,
             port: self.port(side, seen.flow.local_port, seen.flow.remote_port),
@@ -334,7 +347,7 @@ impl Tracker {
             role: role_proven_by(phase),
             phase,
             body: seen.body,
-            birth: Birth::Untold,
+            birth: MinisocketState::Untold,
             counted: false,
             since,
             event_ns: 0,
@@ -348,8 +361,8 @@ impl Tracker {
 
 /// Whether a minisocket of a known life's flow is a later connection's: the cookie is another, or it is in FIN-WAIT-2,
 /// to which no TIME-WAIT goes back.
-fn is_another(life: &Life, seen: &Seen, phase: Phase) -> bool {
-    let both = life.body == Body::Minisocket && seen.body == Body::Minisocket;
+fn is_another(life: &TrackedSocket, seen: &DumpedSocket, phase: Phase) -> bool {
+    let both = life.body == SocketKind::Minisocket && seen.body == SocketKind::Minisocket;
     let cookie = life.cookie != 0 && life.cookie != seen.cookie;
     both && (cookie || (life.phase, phase) == (Phase::TimeWait, Phase::FinWait2))
 }

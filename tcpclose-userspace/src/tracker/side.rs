@@ -2,15 +2,15 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use tcpclose_common::event::{Head, flags};
+use tcpclose_common::event::{RecordHeader, flags};
 
 use crate::names::{Flow, Side};
 use crate::tracker::Tracker;
-use crate::tracker::socket::Body;
+use crate::tracker::socket::SocketKind;
 
 impl Tracker {
     /// Learns from a record what an adopted life did not know yet.
-    pub(super) fn refine(&mut self, at: usize, head: &Head) {
+    pub(super) fn refine(&mut self, at: usize, head: &RecordHeader) {
         if self.lives[at].side == Side::Unknown {
             let known = Some(self.lives[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
             let side = self.side_of(head, known);
@@ -23,7 +23,7 @@ impl Tracker {
         let sk = if self.by_cookie { 0 } else { head.key };
         let life = &mut self.lives[at];
         (life.event_ns, life.missed) = (head.time_ns, false);
-        let has_moved = life.body == Body::Socket && life.mark != sk;
+        let has_moved = life.body == SocketKind::Socket && life.mark != sk;
         if has_moved || life.netns == 0 && head.netns != 0 {
             self.change(at, |life| {
                 if has_moved {
@@ -39,7 +39,7 @@ impl Tracker {
     /// Which end a record's socket is, with this local address if it is known. A child inherits its listener's
     /// `sk_max_ack_backlog` (sk_clone_lock); a socket that connected has 0; only `listen(0)` makes children with 0, and
     /// there the listener itself is the proof.
-    pub(super) fn side_of(&self, head: &Head, local: Option<Ipv6Addr>) -> Side {
+    pub(super) fn side_of(&self, head: &RecordHeader, local: Option<Ipv6Addr>) -> Side {
         let netns = if head.netns == 0 { self.host.netns } else { head.netns };
         let listener = || local.is_some_and(|local| self.is_listening(netns, local, head.local_port));
         if head.flags & flags::ACCEPTED != 0 || listener() {

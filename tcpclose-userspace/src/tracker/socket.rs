@@ -4,18 +4,18 @@ use std::num::NonZeroU32;
 
 use crate::names::{Age, Flow, Phase, Role, Side};
 
-use crate::tracker::event::Pair;
+use crate::tracker::event::PortKey;
 
 /// When the present phase was entered, CLOCK_MONOTONIC nanoseconds: seen, or proven to lie between two instants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Since {
+pub struct EnteredAt {
     /// Not before this; 0 where nothing is proven.
     pub earliest_ns: u64,
     /// Not after this.
     pub latest_ns: u64,
 }
 
-impl Since {
+impl EnteredAt {
     pub const fn exact(ns: u64) -> Self {
         Self { earliest_ns: ns, latest_ns: ns }
     }
@@ -46,7 +46,7 @@ impl Since {
 
 /// What of the socket is left in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
+pub enum SocketKind {
     /// The full socket. The tracepoint reports what it does.
     Socket,
     /// The timewait minisocket. Only dumps see it.
@@ -64,7 +64,7 @@ pub struct Closer {
 
 /// Whether a minisocket was made for a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Birth {
+pub enum MinisocketState {
     /// No hook has told of it: there is none, it is not time yet, or the record of it was lost.
     Untold,
     Born,
@@ -74,7 +74,7 @@ pub enum Birth {
 
 /// One socket's life.
 #[derive(Clone, Copy, Debug)]
-pub struct Life {
+pub struct TrackedSocket {
     /// The socket cookie; 0 while it is not known.
     pub cookie: u64,
     /// Of a full socket [`Self::sk`], of a minisocket [`Self::expires_ns`].
@@ -89,13 +89,13 @@ pub struct Life {
     pub side: Side,
     pub role: Role,
     pub phase: Phase,
-    pub body: Body,
+    pub body: SocketKind,
     /// What hooks have told of its minisocket's birth.
-    pub birth: Birth,
+    pub birth: MinisocketState,
     /// The connection is counted in `tcpclose_closes_total`, or never will be.
     pub counted: bool,
     /// When the present phase was entered.
-    pub since: Since,
+    pub since: EnteredAt,
     /// The last record of it; 0 if none.
     pub event_ns: u64,
     /// The last dump that saw it; 0 if none.
@@ -107,23 +107,23 @@ pub struct Life {
     pub(crate) closer_pid: Option<NonZeroU32>,
 }
 
-impl Life {
-    pub const fn pair(&self) -> Pair {
-        Pair { side: self.side, port: self.port }
+impl TrackedSocket {
+    pub const fn pair(&self) -> PortKey {
+        PortKey { side: self.side, port: self.port }
     }
 
     /// The address of the `struct sock`, by which the classic door knows it; 0 at the tp_btf door and after →CLOSE.
     pub fn sk(&self) -> u64 {
-        if self.body == Body::Socket { self.mark } else { 0 }
+        if self.body == SocketKind::Socket { self.mark } else { 0 }
     }
 
     /// When the minisocket's timer will run out, as the last dump had it; 0 if none has.
     pub fn expires_ns(&self) -> u64 {
-        if self.body == Body::Minisocket { self.mark } else { 0 }
+        if self.body == SocketKind::Minisocket { self.mark } else { 0 }
     }
 
     /// Makes of a full socket a minisocket that no dump has seen; what is one stays it.
-    pub(super) fn become_body(&mut self, body: Body) {
+    pub(super) fn become_body(&mut self, body: SocketKind) {
         if self.body != body {
             (self.body, self.mark) = (body, 0);
         }
@@ -152,7 +152,7 @@ impl Life {
 }
 
 /// A million of them are nothing unheard of.
-const _: () = assert!(size_of::<Life>() <= 112);
+const _: () = assert!(size_of::<TrackedSocket>() <= 112);
 
 #[cfg(test)]
 mod tests {
@@ -160,20 +160,20 @@ mod tests {
 
     #[test]
     fn a_sample_needs_an_entry_known_to_five_percent() {
-        let since = Since { earliest_ns: 1000, latest_ns: 1050 };
+        let since = EnteredAt { earliest_ns: 1000, latest_ns: 1050 };
         assert_eq!(since.until(2000), Some(950));
         assert_eq!(since.until(1999), None, "49.95 of 999 allowed, 50 known");
-        assert_eq!(Since { earliest_ns: 0, latest_ns: 1050 }.until(1 << 40), None);
-        assert_eq!(Since::exact(7).until(7), Some(0));
-        assert_eq!(Since::exact(7).until(5), Some(0), "clocks of two CPUs may invert");
+        assert_eq!(EnteredAt { earliest_ns: 0, latest_ns: 1050 }.until(1 << 40), None);
+        assert_eq!(EnteredAt::exact(7).until(7), Some(0));
+        assert_eq!(EnteredAt::exact(7).until(5), Some(0), "clocks of two CPUs may invert");
     }
 
     #[test]
     fn an_age_and_its_entry_are_the_same_fact() {
         let age = Age { min_ns: 30, max_ns: Some(50) };
-        let since = Since::of_age(age, 100);
-        assert_eq!(since, Since { earliest_ns: 50, latest_ns: 70 });
+        let since = EnteredAt::of_age(age, 100);
+        assert_eq!(since, EnteredAt { earliest_ns: 50, latest_ns: 70 });
         assert_eq!(since.age(100), age);
-        assert_eq!(Since::of_age(Age { min_ns: 30, max_ns: None }, 100).age(110).max_ns, None);
+        assert_eq!(EnteredAt::of_age(Age { min_ns: 30, max_ns: None }, 100).age(110).max_ns, None);
     }
 }

@@ -24,9 +24,9 @@ use tcpclose_common::state::TcpState;
 use crate::names::{Flow, Phase, Role, Side};
 
 use crate::tracker::Tracker;
-use crate::tracker::persist::{Bits, Former, Kept};
+use crate::tracker::persist::{BitSet, SavedSocket, SavedState};
 use crate::tracker::reconcile::MARGIN_NS;
-use crate::tracker::socket::{Body, Since};
+use crate::tracker::socket::{EnteredAt, SocketKind};
 
 /// The version that this program writes.
 pub const FORMAT: u16 = 1;
@@ -49,7 +49,7 @@ const SLACK: usize = 1 << 20;
 
 /// Why a file is of no use to this agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum UnusableState {
     OtherBoot,
     /// Its format, which this version cannot read.
     TooNew(u16),
@@ -57,7 +57,7 @@ pub enum Refused {
     Corrupt(&'static str),
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for UnusableState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OtherBoot => write!(f, "it is from another boot of this host"),
@@ -71,10 +71,10 @@ impl fmt::Display for Refused {
 
 /// Decides what is written.
 #[derive(Debug, Default)]
-pub struct Journal {
+pub struct StateLog {
     boot_id: String,
     /// Slots of the lives in the file.
-    on_file: Bits,
+    on_file: BitSet,
     /// Bytes of the file's first batch, and of those after it.
     whole: usize,
     appended: usize,
@@ -92,7 +92,7 @@ pub enum Batch {
     Whole(Vec<u8>),
 }
 
-impl Journal {
+impl StateLog {
     pub fn new(boot_id: &str) -> Self {
         Self { boot_id: boot_id.to_owned(), anew: true, ..Self::default() }
     }
@@ -114,7 +114,7 @@ impl Journal {
         let mut frame = Frame::new(Vec::new(), until_ns);
         for slot in changes.take() {
             let at = slot as usize;
-            match tracker.lives.get(at).and_then(Kept::of) {
+            match tracker.lives.get(at).and_then(SavedSocket::of) {
                 Some(kept) => {
                     self.on_file.set(at);
                     frame.life(slot, &kept);
@@ -136,7 +136,7 @@ impl Journal {
         self.on_file.forget();
         let mut frame = Frame::new(header(&self.boot_id), until_ns);
         for (at, life) in &tracker.lives {
-            if let (Some(kept), Ok(slot)) = (Kept::of(life), u32::try_from(at)) {
+            if let (Some(kept), Ok(slot)) = (SavedSocket::of(life), u32::try_from(at)) {
                 self.on_file.set(at);
                 frame.life(slot, &kept);
             }
@@ -148,7 +148,7 @@ impl Journal {
 }
 
 /// A file of `lives`, as one that an agent wrote at `until_ns`.
-pub fn write(boot_id: &str, lives: &[Kept], until_ns: u64) -> Vec<u8> {
+pub fn write(boot_id: &str, lives: &[SavedSocket], until_ns: u64) -> Vec<u8> {
     let mut frame = Frame::new(header(boot_id), until_ns);
     for (slot, kept) in (0..).zip(lives) {
         frame.life(slot, kept);
@@ -192,14 +192,14 @@ impl Frame {
         self.bytes.len() == self.records
     }
 
-    fn life(&mut self, slot: u32, kept: &Kept) {
-        let Kept { cookie, flow, netns, port, side, role, phase, body, counted, since } = *kept;
+    fn life(&mut self, slot: u32, kept: &SavedSocket) {
+        let SavedSocket { cookie, flow, netns, port, side, role, phase, body, counted, since } = *kept;
         let Flow { local, remote, local_port, remote_port } = flow;
         let start = self.bytes.len();
         let bytes = &mut self.bytes;
         bytes.extend([0, 0, LIFE]);
         bytes.extend(slot.to_le_bytes());
-        bytes.extend([phase.state().raw(), u8::from(body == Body::Minisocket)]);
+        bytes.extend([phase.state().raw(), u8::from(body == SocketKind::Minisocket)]);
         bytes.extend([side_code(side), role_code(role), if counted { COUNTED } else { 0 }]);
         bytes.extend(cookie.to_le_bytes());
         bytes.extend(since.earliest_ns.to_le_bytes());
@@ -246,10 +246,10 @@ impl Frame {
 ///
 /// # Errors
 /// When it is of no use: of another boot, too new, or corrupt.
-pub fn read(bytes: &[u8], boot_id: &str, now_ns: u64) -> Result<Former, Refused> {
+pub fn read(bytes: &[u8], boot_id: &str, now_ns: u64) -> Result<SavedState, UnusableState> {
     let mut rest = Reader(bytes);
     read_header(bytes, &mut rest, boot_id)?;
-    let mut lives: HashMap<u32, Kept> = HashMap::new();
+    let mut lives: HashMap<u32, SavedSocket> = HashMap::new();
     let mut until_ns = 0;
     while let Some(payload) = next_frame(&mut rest)? {
         let mut payload = Reader(payload);
@@ -265,47 +265,47 @@ pub fn read(bytes: &[u8], boot_id: &str, now_ns: u64) -> Result<Former, Refused>
     }
     let latest = lives.values().map(|kept| kept.since.latest_ns.max(kept.since.earliest_ns)).max();
     if until_ns.max(latest.unwrap_or(0)) > now_ns {
-        return Err(Refused::Corrupt("its times lie in the future"));
+        return Err(UnusableState::Corrupt("its times lie in the future"));
     }
-    Ok(Former::new(lives.into_values(), until_ns))
+    Ok(SavedState::new(lives.into_values(), until_ns))
 }
 
-fn read_header(bytes: &[u8], rest: &mut Reader<'_>, boot_id: &str) -> Result<(), Refused> {
+fn read_header(bytes: &[u8], rest: &mut Reader<'_>, boot_id: &str) -> Result<(), UnusableState> {
     if rest.take(MAGIC.len())? != MAGIC {
-        return Err(Refused::Corrupt("it does not begin as a state file does"));
+        return Err(UnusableState::Corrupt("it does not begin as a state file does"));
     }
     let (format, needs, length) = (rest.u16()?, rest.u16()?, rest.u16()?);
     let fields = rest.take(length.into())?;
     let summed = bytes.len() - rest.0.len();
     let sum = rest.u32()?;
     if bytes.get(..summed).is_none_or(|head| crc32fast::hash(head) != sum) {
-        return Err(Refused::Corrupt("the checksum of its header differs"));
+        return Err(UnusableState::Corrupt("the checksum of its header differs"));
     }
     if needs > FORMAT {
-        return Err(Refused::TooNew(format));
+        return Err(UnusableState::TooNew(format));
     }
     if Reader(fields).take(BOOT_ID)? != boot_id.as_bytes() {
-        return Err(Refused::OtherBoot);
+        return Err(UnusableState::OtherBoot);
     }
     Ok(())
 }
 
 /// The payload of the next frame; `None` at the end, or where the last frame is torn.
-fn next_frame<'a>(rest: &mut Reader<'a>) -> Result<Option<&'a [u8]>, Refused> {
+fn next_frame<'a>(rest: &mut Reader<'a>) -> Result<Option<&'a [u8]>, UnusableState> {
     let Ok(head) = rest.take(FRAME_HEAD) else { return Ok(None) };
     let mut fields = Reader(head);
     let (length, sum, check) = (fields.u32()?, fields.u32()?, fields.u32()?);
     if crc32fast::hash(&head[..8]) != check {
-        return Err(Refused::Corrupt("the checksum of a length differs"));
+        return Err(UnusableState::Corrupt("the checksum of a length differs"));
     }
     let Ok(payload) = rest.take(length as usize) else { return Ok(None) };
     if crc32fast::hash(payload) != sum {
-        return Err(Refused::Corrupt("the checksum of a batch differs"));
+        return Err(UnusableState::Corrupt("the checksum of a batch differs"));
     }
     Ok(Some(payload))
 }
 
-fn read_record(mut record: Reader<'_>, lives: &mut HashMap<u32, Kept>) -> Result<(), Refused> {
+fn read_record(mut record: Reader<'_>, lives: &mut HashMap<u32, SavedSocket>) -> Result<(), UnusableState> {
     match record.u8()? {
         GONE => {
             lives.remove(&record.u32()?);
@@ -324,7 +324,7 @@ fn read_record(mut record: Reader<'_>, lives: &mut HashMap<u32, Kept>) -> Result
     Ok(())
 }
 
-fn read_life(record: &mut Reader<'_>) -> Result<Option<Kept>, Refused> {
+fn read_life(record: &mut Reader<'_>) -> Result<Option<SavedSocket>, UnusableState> {
     let (state, body, side, role, more) =
         (record.u8()?, record.u8()?, record.u8()?, record.u8()?, record.u8()?);
     let (cookie, earliest_ns, latest_ns, netns) =
@@ -332,16 +332,16 @@ fn read_life(record: &mut Reader<'_>) -> Result<Option<Kept>, Refused> {
     let (port, local_port, remote_port) = (record.u16()?, record.u16()?, record.u16()?);
     let flow = Flow { local: record.address()?, remote: record.address()?, local_port, remote_port };
     if earliest_ns > latest_ns {
-        return Err(Refused::Corrupt("an interval ends before it begins"));
+        return Err(UnusableState::Corrupt("an interval ends before it begins"));
     }
     let phase = TcpState::from_raw(state).and_then(Phase::of);
     let body = match body {
-        0 => Some(Body::Socket),
-        1 => Some(Body::Minisocket),
+        0 => Some(SocketKind::Socket),
+        1 => Some(SocketKind::Minisocket),
         _ => None,
     };
     let (Some(phase), Some(body)) = (phase, body) else { return Ok(None) };
-    Ok(Some(Kept {
+    Ok(Some(SavedSocket {
         cookie,
         flow,
         netns,
@@ -351,7 +351,7 @@ fn read_life(record: &mut Reader<'_>) -> Result<Option<Kept>, Refused> {
         phase,
         body,
         counted: more & COUNTED != 0,
-        since: Since { earliest_ns, latest_ns },
+        since: EnteredAt { earliest_ns, latest_ns },
     }))
 }
 
@@ -379,36 +379,36 @@ const fn role_code(role: Role) -> u8 {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Refused> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], UnusableState> {
         let (taken, rest) =
-            self.0.split_at_checked(length).ok_or(Refused::Corrupt("something in it is cut short"))?;
+            self.0.split_at_checked(length).ok_or(UnusableState::Corrupt("something in it is cut short"))?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Refused> {
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], UnusableState> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)
     }
 
-    fn u8(&mut self) -> Result<u8, Refused> {
+    fn u8(&mut self) -> Result<u8, UnusableState> {
         self.array().map(u8::from_le_bytes)
     }
 
-    fn u16(&mut self) -> Result<u16, Refused> {
+    fn u16(&mut self) -> Result<u16, UnusableState> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, Refused> {
+    fn u32(&mut self) -> Result<u32, UnusableState> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, Refused> {
+    fn u64(&mut self) -> Result<u64, UnusableState> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn address(&mut self) -> Result<Ipv6Addr, Refused> {
+    fn address(&mut self) -> Result<Ipv6Addr, UnusableState> {
         self.array::<16>().map(Ipv6Addr::from)
     }
 }

@@ -12,9 +12,9 @@ const MOST: usize = 4096;
 
 /// The cookies of the minisockets that ended last, 32 KiB of them at most.
 #[derive(Default)]
-pub(super) struct JustEnded(VecDeque<u64>);
+pub(super) struct Tombstones(VecDeque<u64>);
 
-impl JustEnded {
+impl Tombstones {
     pub(super) fn push(&mut self, cookie: u64) {
         if self.0.len() == MOST {
             self.0.pop_front();
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn it_remembers_the_last_ones_and_no_more() {
-        let mut ended = JustEnded::default();
+        let mut ended = Tombstones::default();
         for cookie in 1..=MOST as u64 + 10 {
             ended.push(cookie);
         }

@@ -1,19 +1,19 @@
 //! What is told of one step to who watches: all that is known of the socket then. Counters need none of it, so it is
 //! only put together where somebody watches.
 
-use tcpclose_common::event::{Head, Numbers, flags};
+use tcpclose_common::event::{Numbers, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::names::{Age, Flow, Outcome, Phase, Role, Side};
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{Fact, Sink};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::reconcile::TIMER_TOLERANCE_NS;
-use crate::tracker::socket::{Closer, Life, Since};
+use crate::tracker::socket::{Closer, EnteredAt, TrackedSocket};
 
 /// Who told of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum TransitionSource {
     /// `inet_sock_set_state`.
     Tracepoint,
     /// A hook on the minisocket's functions.
@@ -22,7 +22,7 @@ pub enum Source {
     Diag,
 }
 
-impl Source {
+impl TransitionSource {
     pub const ALL: [Self; 3] = [Self::Tracepoint, Self::Hooks, Self::Diag];
 
     pub const fn name(self) -> &'static str {
@@ -46,7 +46,7 @@ pub struct Transition {
     /// 0 while it is not known.
     pub cookie: u64,
     pub flow: Flow,
-    /// As in [`Life`].
+    /// As in [`TrackedSocket`].
     pub netns: u32,
     /// As [`Tracker::inum_of`] has it.
     pub inum: u32,
@@ -56,7 +56,7 @@ pub struct Transition {
     pub closer: Option<Closer>,
     /// How the connection ended: at the step to CLOSED.
     pub outcome: Option<Outcome>,
-    pub source: Source,
+    pub source: TransitionSource,
     /// What the rung in use tells of the sequence numbers at this step.
     pub snd: Option<u32>,
     pub rcv: Option<u32>,
@@ -64,46 +64,47 @@ pub struct Transition {
 
 /// Who tells of a step, and what of its sequence numbers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Told {
-    pub(super) source: Source,
+pub(super) struct Evidence {
+    pub(super) source: TransitionSource,
     pub(super) snd: Option<u32>,
     pub(super) rcv: Option<u32>,
     /// How far off its instants may be, nanoseconds.
     pub(super) error_ns: u64,
 }
 
-impl Told {
-    pub(super) const BY_HOOK: Self = Self { source: Source::Hooks, snd: None, rcv: None, error_ns: 0 };
+impl Evidence {
+    pub(super) const BY_HOOK: Self =
+        Self { source: TransitionSource::Hooks, snd: None, rcv: None, error_ns: 0 };
     /// By a minisocket's timer, which counts in jiffies; and a busy machine is late to look.
     pub(super) const BY_DUMP: Self =
-        Self { source: Source::Diag, error_ns: TIMER_TOLERANCE_NS, ..Self::BY_HOOK };
+        Self { source: TransitionSource::Diag, error_ns: TIMER_TOLERANCE_NS, ..Self::BY_HOOK };
     /// By the record of another socket's step: what ended here may be known by its timer only.
-    pub(super) const BY_ANOTHER: Self = Self { source: Source::Tracepoint, ..Self::BY_DUMP };
+    pub(super) const BY_ANOTHER: Self = Self { source: TransitionSource::Tracepoint, ..Self::BY_DUMP };
 
-    pub(super) fn by_record(head: &Head, numbers: Numbers) -> Self {
+    pub(super) fn by_record(head: &RecordHeader, numbers: Numbers) -> Self {
         let read = head.flags & flags::FACTS != 0;
         let known = |number| read.then_some(number);
         let (snd, rcv) = (known(numbers.snd), known(numbers.rcv));
-        Self { source: Source::Tracepoint, snd, rcv, error_ns: 0 }
+        Self { source: TransitionSource::Tracepoint, snd, rcv, error_ns: 0 }
     }
 }
 
 /// A step as the tracker makes it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Step {
+pub(super) struct PhaseChange {
     pub(super) at_ns: u64,
     pub(super) from: TcpState,
     pub(super) to: TcpState,
     pub(super) spent: Age,
     pub(super) outcome: Option<Outcome>,
-    pub(super) told: Told,
+    pub(super) told: Evidence,
 }
 
-impl Step {
-    pub(super) fn of(&self, life: &Life, inum: u32) -> Transition {
+impl PhaseChange {
+    pub(super) fn of(&self, life: &TrackedSocket, inum: u32) -> Transition {
         let Self { at_ns, from, to, spent, outcome, told } = *self;
-        let Told { source, snd, rcv, error_ns } = told;
-        let Life { cookie, flow, netns, side, port, role, .. } = *life;
+        let Evidence { source, snd, rcv, error_ns } = told;
+        let TrackedSocket { cookie, flow, netns, side, port, role, .. } = *life;
         Transition {
             at_ns,
             from,
@@ -127,8 +128,8 @@ impl Step {
 
 impl Tracker {
     /// Tells of a step to who counts and, where somebody watches, to them.
-    pub(super) fn tell(&self, life: &Life, step: Step, out: &mut impl Sink) {
-        out.fact(step.at_ns, Fact::Transition { from: step.from, to: step.to });
+    pub(super) fn tell(&self, life: &TrackedSocket, step: PhaseChange, out: &mut impl EventSink) {
+        out.fact(step.at_ns, TrackerEvent::Transition { from: step.from, to: step.to });
         if out.is_watched() {
             out.transition(step.of(life, self.inum_of(life.netns)));
         }
@@ -149,15 +150,15 @@ impl Age {
 }
 
 /// The time from an entry to an end that lie in two intervals.
-pub(super) fn between(entry: Since, end: Since) -> Age {
+pub(super) fn between(entry: EnteredAt, end: EnteredAt) -> Age {
     let max_ns = end.age_of(entry);
     Age { min_ns: end.earliest_ns.saturating_sub(entry.latest_ns), max_ns }
 }
 
-impl Since {
+impl EnteredAt {
     /// The longest time that can lie between `entry` and this. Clocks of two CPUs invert by a little: the record that tells
     /// of an end can be older than what was heard before it.
-    fn age_of(&self, entry: Since) -> Option<u64> {
+    fn age_of(&self, entry: EnteredAt) -> Option<u64> {
         let latest_ns = self.latest_ns.max(self.earliest_ns);
         (entry.earliest_ns != 0).then(|| latest_ns.saturating_sub(entry.earliest_ns))
     }
@@ -165,7 +166,7 @@ impl Since {
 
 impl Tracker {
     /// The time that the life at `at` spent in `left`, which it left at `end`.
-    pub(super) fn spent(&self, at: usize, left: Phase, end: Since) -> Age {
+    pub(super) fn spent(&self, at: usize, left: Phase, end: EnteredAt) -> Age {
         let life = &self.lives[at];
         // The step into the phase that is left was never heard of.
         if life.phase == left { between(life.since, end) } else { Age::UNKNOWN }
@@ -192,7 +193,7 @@ pub mod tests {
             role: Role::Active,
             closer: None,
             outcome: None,
-            source: Source::Diag,
+            source: TransitionSource::Diag,
             snd: None,
             rcv: None,
         }
@@ -200,8 +201,8 @@ pub mod tests {
 
     #[test]
     fn a_time_is_an_interval_even_where_clocks_invert() {
-        let entry = Since { earliest_ns: 100, latest_ns: 150 };
-        let spent = |earliest_ns, latest_ns| between(entry, Since { earliest_ns, latest_ns });
+        let entry = EnteredAt { earliest_ns: 100, latest_ns: 150 };
+        let spent = |earliest_ns, latest_ns| between(entry, EnteredAt { earliest_ns, latest_ns });
         assert_eq!(spent(300, 400), Age { min_ns: 150, max_ns: Some(300) });
         assert_eq!(spent(300, 50), Age { min_ns: 150, max_ns: Some(200) });
         assert_eq!(spent(20, 50), Age { min_ns: 0, max_ns: Some(0) });

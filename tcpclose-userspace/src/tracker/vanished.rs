@@ -6,27 +6,27 @@ use std::hash::BuildHasher;
 
 use crate::names::Flow;
 
-use crate::tracker::event::{Fact, Mended, Sink};
-use crate::tracker::reconcile::{Asked, MARGIN_NS};
-use crate::tracker::socket::{Body, Life};
-use crate::tracker::transition::Told;
+use crate::tracker::event::{Correction, EventSink, TrackerEvent};
+use crate::tracker::reconcile::{DumpScope, MARGIN_NS};
+use crate::tracker::socket::{SocketKind, TrackedSocket};
+use crate::tracker::transition::Evidence;
 use crate::tracker::{Keyed, Tracker};
 
 /// Namespaces that a dump has looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Covers {
+pub struct DumpCoverage {
     /// What identifies each, and its inode.
     pub netns: HashMap<u32, u32>,
     /// They are all that dumps can look at: a life of which no record told the namespace (without BTF) is in one.
     pub all: bool,
 }
 
-impl Covers {
+impl DumpCoverage {
     /// Whether a life should have been seen.
-    fn should_show(&self, life: &Life) -> bool {
+    fn should_show(&self, life: &TrackedSocket) -> bool {
         match life.netns {
             // A full socket may be where dumps cannot look.
-            0 => self.all && life.body == Body::Minisocket,
+            0 => self.all && life.body == SocketKind::Minisocket,
             netns => self.netns.contains_key(&netns),
         }
     }
@@ -48,7 +48,7 @@ pub struct Suspect {
 
 impl Tracker {
     /// An exact lookup has confirmed, at `now_ns`, that `suspect` is no longer in the kernel.
-    pub fn gone(&mut self, suspect: &Suspect, now_ns: u64, out: &mut impl Sink) {
+    pub fn gone(&mut self, suspect: &Suspect, now_ns: u64, out: &mut impl EventSink) {
         let Some(life) = self.lives.get(suspect.slot) else { return };
         let same = life.flow == suspect.flow
             && life.cookie == suspect.cookie
@@ -61,15 +61,15 @@ impl Tracker {
     }
 
     /// Ends a life that is no longer in the kernel, found out at `now_ns`.
-    fn end_absent(&mut self, at: usize, now_ns: u64, out: &mut impl Sink) {
+    fn end_absent(&mut self, at: usize, now_ns: u64, out: &mut impl EventSink) {
         let body = self.lives[at].body;
         // The end of a minisocket is told by hooks only.
-        if body == Body::Socket || self.told.lives {
-            out.fact(now_ns, Fact::Mended { what: Mended::Vanished });
+        if body == SocketKind::Socket || self.told.lives {
+            out.fact(now_ns, TrackerEvent::Corrected { what: Correction::Vanished });
         }
         match body {
-            Body::Minisocket => self.end_minisocket(at, now_ns, Told::BY_DUMP, out),
-            Body::Socket => self.vanish(at, now_ns, out),
+            SocketKind::Minisocket => self.end_minisocket(at, now_ns, Evidence::BY_DUMP, out),
+            SocketKind::Socket => self.vanish(at, now_ns, out),
         }
     }
 
@@ -80,10 +80,10 @@ impl Tracker {
     /// close, and on the `diag` rung no word of that, cannot make us hold more than what closes within a few dumps.
     pub(super) fn absent(
         &mut self,
-        asked: &Asked,
-        covers: &Covers,
+        asked: &DumpScope,
+        covers: &DumpCoverage,
         most: usize,
-        out: &mut impl Sink,
+        out: &mut impl EventSink,
     ) -> Vec<Suspect> {
         let mut over = Vec::new();
         let mut gone = Vec::new();
@@ -92,16 +92,16 @@ impl Tracker {
         let taken = self.taken(asked, covers, &keyed);
         let ends_when_due = self.ends_when_due();
         let interfaces = &self.interfaces;
-        let interface_of = |life: &Life| interfaces.get(&life.cookie).copied().unwrap_or(0);
+        let interface_of = |life: &TrackedSocket| interfaces.get(&life.cookie).copied().unwrap_or(0);
         for (at, life) in &mut self.lives {
             if !is_absent(life, asked, covers) {
                 continue;
             }
             let is_taken =
                 !taken.is_empty() && taken.contains(&keyed.hash_one(place_of(life, interface_of(life))));
-            if life.body == Body::Minisocket && (ends_when_due && is_due(life, asked) || is_taken) {
+            if life.body == SocketKind::Minisocket && (ends_when_due && is_due(life, asked) || is_taken) {
                 over.push(at);
-            } else if life.body == Body::Socket && is_taken {
+            } else if life.body == SocketKind::Socket && is_taken {
                 gone.push(at);
             } else if suspects.len() < most && life.flow.has_addresses() {
                 suspects.push(Suspect {
@@ -121,7 +121,7 @@ impl Tracker {
             life.missed = true;
         }
         for at in over {
-            self.end_minisocket(at, asked.started_ns, Told::BY_DUMP, out);
+            self.end_minisocket(at, asked.started_ns, Evidence::BY_DUMP, out);
         }
         for at in gone {
             self.end_absent(at, asked.started_ns, out);
@@ -141,12 +141,12 @@ impl Tracker {
     /// later socket.)
     ///
     /// What the dump has met is tracked by now: nothing more of it has to be remembered than the absent lives' hashes.
-    fn taken(&self, asked: &Asked, covers: &Covers, keyed: &Keyed) -> HashSet<u64, Keyed> {
-        let hash = |life: &Life| keyed.hash_one(place_of(life, self.interface_of(life)));
-        let may_be = |life: &Life| {
+    fn taken(&self, asked: &DumpScope, covers: &DumpCoverage, keyed: &Keyed) -> HashSet<u64, Keyed> {
+        let hash = |life: &TrackedSocket| keyed.hash_one(place_of(life, self.interface_of(life)));
+        let may_be = |life: &TrackedSocket| {
             let nameless = !self.by_cookie && life.cookie == 0;
-            let is_over = self.ends_when_due() && life.body == Body::Minisocket && is_due(life, asked);
-            !is_over && (nameless || self.by_cookie && life.body == Body::Minisocket)
+            let is_over = self.ends_when_due() && life.body == SocketKind::Minisocket && is_due(life, asked);
+            !is_over && (nameless || self.by_cookie && life.body == SocketKind::Minisocket)
         };
         let absent = self.lives().filter(|life| is_absent(life, asked, covers) && may_be(life));
         let absent: HashSet<u64, Keyed> = absent.map(hash).collect();
@@ -154,7 +154,7 @@ impl Tracker {
             return absent;
         }
         // At the classic door what has stepped since was seen, and left to the next dump.
-        let is_met = |life: &Life| {
+        let is_met = |life: &TrackedSocket| {
             life.seen_ns >= asked.started_ns || !self.by_cookie && life.event_ns >= asked.started_ns
         };
         self.lives().filter(|life| is_met(life)).map(hash).filter(|hash| absent.contains(hash)).collect()
@@ -162,18 +162,18 @@ impl Tracker {
 }
 
 /// Whether the dump should have met `life` and did not.
-fn is_absent(life: &Life, asked: &Asked, covers: &Covers) -> bool {
+fn is_absent(life: &TrackedSocket, asked: &DumpScope, covers: &DumpCoverage) -> bool {
     covers.should_show(life)
         && asked.states & life.phase.state().bit() != 0
         && life.seen_ns < asked.started_ns
         && life.event_ns + MARGIN_NS <= asked.started_ns
 }
 
-fn is_due(life: &Life, asked: &Asked) -> bool {
+fn is_due(life: &TrackedSocket, asked: &DumpScope) -> bool {
     life.expires_ns() != 0 && life.expires_ns() <= asked.started_ns
 }
 
 /// What no two sockets have at a time.
-const fn place_of(life: &Life, interface: u32) -> (u32, Flow, u32) {
+const fn place_of(life: &TrackedSocket, interface: u32) -> (u32, Flow, u32) {
     (life.netns, life.flow, interface)
 }

@@ -1,7 +1,7 @@
 //! A line for people, under columns that grow with what has come so far.
 
 use crate::failure::printable;
-use crate::report::watch::line::{Closer, Line, Lost};
+use crate::report::watch::line::{CloserLine, Line, Lost};
 use crate::ui::durations::span;
 
 /// The names of the columns; the last is as wide as what stands in it.
@@ -94,10 +94,10 @@ pub fn netns(line: &Line, own: u32) -> String {
 }
 
 /// `curl[4242]`; `-` while nobody has closed, or where that is not known.
-pub fn owner(closer: Option<&Closer>) -> String {
+pub fn owner(closer: Option<&CloserLine>) -> String {
     match closer {
-        Some(Closer { pid, comm: Some(comm) }) => format!("{}[{pid}]", printable(comm)),
-        Some(Closer { pid, comm: None }) => format!("ended[{pid}]"),
+        Some(CloserLine { pid, comm: Some(comm) }) => format!("{}[{pid}]", printable(comm)),
+        Some(CloserLine { pid, comm: None }) => format!("ended[{pid}]"),
         None => "-".to_owned(),
     }
 }
@@ -133,7 +133,7 @@ mod tests {
     fn what_a_stranger_named_cannot_reach_the_terminal() {
         let mut line = sample();
         line.netns = 7;
-        line.owner = Some(Closer { pid: 1, comm: Some("a\x1b[2J\nb".to_owned()) });
+        line.owner = Some(CloserLine { pid: 1, comm: Some("a\x1b[2J\nb".to_owned()) });
         line.more = Some(More { netns_name: Some("n\r".to_owned()), ..More::default() });
         line.outcome = Some(Outcome::Timeout);
         let text = Columns::new(1).line(&line);
@@ -148,7 +148,7 @@ mod tests {
         (line.min_seconds, line.max_seconds) = (0.0, None);
         let text = Columns::new(1).line(&line);
         assert!(text.contains("    unknown  client") && text.ends_with("unknown  -"), "{text}");
-        assert_eq!(owner(Some(&Closer { pid: 9, comm: None })), "ended[9]");
+        assert_eq!(owner(Some(&CloserLine { pid: 9, comm: None })), "ended[9]");
         assert_eq!(lost(Lost { lost: 1, in_kernel: false }), "… 1 line lost");
         assert_eq!(lost(Lost { lost: 20, in_kernel: false }), "… 20 lines lost");
     }

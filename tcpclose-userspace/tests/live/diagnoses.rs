@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Agent, Metrics, half_closed_client, listen};
 use tcpclose::names::{Diagnosis, Phase, Side};
-use tcpclose::report::sockets::{Document, Source, StuckSocket};
+use tcpclose::report::sockets::{DocumentSource, SocketsDocument, StuckSocket};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -20,11 +20,11 @@ fn fd(file: &impl AsRawFd) -> u32 {
 }
 
 /// What the agent says of `port`, by `tcpclose stuck`.
-fn ask(agent: &Agent, port: u16, arguments: &[&str]) -> Document {
+fn ask(agent: &Agent, port: u16, arguments: &[&str]) -> SocketsDocument {
     let output = agent.stuck(&[&["--json", "--port", &port.to_string()], arguments].concat());
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    let document: Document = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document.source, Source::Agent);
+    let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document.source, DocumentSource::Agent);
     document
 }
 
@@ -36,7 +36,7 @@ fn stuck(metrics: &Metrics, port: u16) -> (f64, f64) {
 }
 
 /// Asserts what `document` says of the server's end of `client`, which `holder` keeps.
-fn expect(document: &Document, client: &TcpStream, holder: u32, diagnosis: Diagnosis, unread: u32) {
+fn expect(document: &SocketsDocument, client: &TcpStream, holder: u32, diagnosis: Diagnosis, unread: u32) {
     let peer = client.local_addr().unwrap();
     let port = client.peer_addr().unwrap().port();
     let found: Vec<&StuckSocket> = document.sockets.iter().filter(|socket| socket.peer == peer).collect();

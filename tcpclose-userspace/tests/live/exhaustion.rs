@@ -14,7 +14,7 @@ use common::{Agent, BINARY};
 use named::{Named, ip};
 use serde_json::Value;
 use tcpclose::linux::ephemeral_ports;
-use tcpclose::linux::netns::{Descriptors, Place, find};
+use tcpclose::linux::netns::{Descriptors, NetnsPath, find};
 
 /// No loopback address: TIME-WAITs of it are not taken again by default.
 const HERE: &str = "10.77.0.1";
@@ -167,7 +167,7 @@ fn a_look_begins_where_the_most_sockets_are_and_counts_what_it_leaves_out() {
         (0..connections).for_each(|_| server.connect().unwrap());
     }
     let places = find(&Descriptors::NONE).unwrap().places;
-    let ours: Vec<Place> = places
+    let ours: Vec<NetnsPath> = places
         .into_iter()
         .filter(|place| namespaces.iter().any(|netns| netns.inum == u64::from(place.inum)))
         .collect();

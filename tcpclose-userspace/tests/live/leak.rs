@@ -14,7 +14,7 @@ use common::{Agent, Metrics, free_port};
 use tcpclose::linux::age::TICKS_NS;
 use tcpclose::linux::sock_diag;
 use tcpclose::names::{Diagnosis, Flow, Phase, Side};
-use tcpclose::report::sockets::{Document, Source, StuckSocket};
+use tcpclose::report::sockets::{DocumentSource, SocketsDocument, StuckSocket};
 use tcpclose_common::state::TcpState;
 
 /// Makes this test program the leaking server, on the port that it names.
@@ -151,13 +151,13 @@ fn peers_by_ss(port: u16) -> BTreeSet<SocketAddr> {
 }
 
 /// `stuck --json` of the agent, and the instants around the question.
-fn ask(agent: &Agent, port: u16, arguments: &[&str]) -> (Instant, Document, Instant) {
+fn ask(agent: &Agent, port: u16, arguments: &[&str]) -> (Instant, SocketsDocument, Instant) {
     let before = Instant::now();
     let output = agent.stuck(&[&["--json", "--port", &port.to_string()], arguments].concat());
     let after = Instant::now();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-    let document: Document = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document.source, Source::Agent);
+    let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document.source, DocumentSource::Agent);
     // Other tests have namespaces that nothing leads to, and mount tables that are too long.
     let ours: Vec<&String> =
         document.incomplete.iter().filter(|why| !why.contains("network namespaces")).collect();

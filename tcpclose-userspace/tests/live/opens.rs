@@ -24,8 +24,8 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, setrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use tcpclose::linux::process::Runs;
-use tcpclose::report::sockets::{Document, Owner};
+use tcpclose::linux::process::Runtime;
+use tcpclose::report::sockets::{Owner, SocketsDocument};
 use tempfile::TempDir;
 
 const NOBODY: u32 = 65534;
@@ -44,14 +44,14 @@ impl Askers {
     }
 
     /// What each says of the close-waits of `port`, and what is done before each is asked.
-    fn ask(&self, port: u16, before: impl Fn()) -> Vec<(&'static str, Document)> {
+    fn ask(&self, port: u16, before: impl Fn()) -> Vec<(&'static str, SocketsDocument)> {
         let arguments = ["--json", "--older-than", "0s", "--port", &port.to_string()];
         let document = |output: std::process::Output| {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && said.is_empty(), "{said}");
             serde_json::from_slice(&output.stdout).unwrap()
         };
-        let mut answers: Vec<(&str, Document)> = Vec::new();
+        let mut answers: Vec<(&str, SocketsDocument)> = Vec::new();
         for (backend, agent) in &self.0 {
             answers.push((backend, until_found(|| document(agent.stuck(&arguments)), &before)));
         }
@@ -67,7 +67,7 @@ impl Askers {
 }
 
 /// Asks again while an owner is missing and that is said: on a busy machine a look's time may be over before it has come far.
-fn until_found(ask: impl Fn() -> Document, before: impl Fn()) -> Document {
+fn until_found(ask: impl Fn() -> SocketsDocument, before: impl Fn()) -> SocketsDocument {
     let until = Instant::now() + PATIENCE;
     loop {
         before();
@@ -136,12 +136,12 @@ impl Drop for Running {
 }
 
 /// The owner with this pid of the one socket in `document`.
-fn owner(document: &Document, pid: u32) -> &Owner {
+fn owner(document: &SocketsDocument, pid: u32) -> &Owner {
     assert_eq!(document.sockets.len(), 1, "{document:?}");
     document.sockets[0].owners.iter().find(|owner| owner.pid == pid).unwrap()
 }
 
-fn names(document: &Document, pid: u32) -> bool {
+fn names(document: &SocketsDocument, pid: u32) -> bool {
     let words = format!("what runs 1 process (pid {pid}) is unknown");
     document.incomplete.iter().any(|remark| remark.starts_with(&words))
 }
@@ -211,8 +211,8 @@ fn a_leased_executable_delays_nobody() {
 /// On a busy machine one question's time may be over before an executable has been read.
 fn until_all_read(askers: &Askers, port: u16, pid: u32) {
     let until = Instant::now() + PATIENCE;
-    let is_read = |(_, document): &(&str, Document)| {
-        owner(document, pid).runs == Some(Runs::Native) && !names(document, pid)
+    let is_read = |(_, document): &(&str, SocketsDocument)| {
+        owner(document, pid).runs == Some(Runtime::Native) && !names(document, pid)
     };
     while !askers.ask(port, || {}).iter().all(is_read) {
         assert!(Instant::now() < until, "the executable of {pid} is not read");

@@ -20,7 +20,7 @@ use common::{Agent, BINARY};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use stage::{Askers, Child, Pair, Server, helper};
 use tcpclose::names::Diagnosis;
-use tcpclose::report::sockets::{Document, Owner};
+use tcpclose::report::sockets::{Owner, SocketsDocument};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -111,7 +111,7 @@ fn a_queue_belongs_to_everybody_who_could_accept_and_a_local_peer_to_its_own() {
     let port = server.port().to_string();
     let half_closed = ["--state", "fin_wait_2", "--older-than", "0s", "--port", &port];
     // A FIN may be acknowledged as late as any segment (TCP_DELACK_MAX, 200 ms).
-    let is_there = |(_, document): &(&str, Document)| !document.sockets.is_empty();
+    let is_there = |(_, document): &(&str, SocketsDocument)| !document.sockets.is_empty();
     let until = Instant::now() + PATIENCE;
     while !askers.ask_with(&half_closed).iter().all(is_there) {
         assert!(Instant::now() < until, "the client does not get to FIN-WAIT-2");
@@ -140,7 +140,7 @@ fn the_iterator_names_processes_that_the_agent_may_not_look_into() {
     let child = Child::holding(Command::new("sleep").arg("1000").uid(65534), &held);
     drop(held);
     let port = server.port().to_string();
-    let ask = |agent: &Agent| -> Document {
+    let ask = |agent: &Agent| -> SocketsDocument {
         let output = agent.stuck(&["--json", "--older-than", "0s", "--port", &port]);
         serde_json::from_slice(&output.stdout).unwrap()
     };
@@ -178,7 +178,7 @@ fn who_closed_is_told_while_the_socket_lasts() {
     for (state, pid, lives) in [("fin_wait_1", own, true), ("last_ack", other, false)] {
         for (hook, agent) in &agents {
             let output = agent.stuck(&["--json", "--older-than", "0s", "--state", state, "--port", &port]);
-            let document: Document = serde_json::from_slice(&output.stdout).unwrap();
+            let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
             let socket = stage::only(&document);
             let closer = socket.closed_by.as_ref().unwrap_or_else(|| panic!("{hook}: {socket:?}"));
             assert_eq!((closer.pid, closer.comm.is_some()), (pid, lives), "{hook}: {closer:?}");

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use tcpclose::linux::sock_diag;
 use tcpclose::names::{Diagnosis, Flow, Phase, Side};
-use tcpclose::report::sockets::{Document, Source, StuckSocket};
+use tcpclose::report::sockets::{DocumentSource, SocketsDocument, StuckSocket};
 use tcpclose_common::state::TcpState;
 
 use nobody::Nobody;
@@ -38,17 +38,17 @@ fn stuck(arguments: &[&str]) -> Command {
 }
 
 /// The one document that `command` prints.
-fn document(command: &mut Command) -> Document {
+fn document(command: &mut Command) -> SocketsDocument {
     let output = run(command);
     assert!(output.status.success() && output.stderr.is_empty());
     assert_eq!(output.stdout.iter().filter(|byte| **byte == b'\n').count(), 1);
-    let document: Document = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(document.source, Source::Snapshot);
+    let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document.source, DocumentSource::Snapshot);
     document
 }
 
 /// Every close-wait of `port`, by a snapshot.
-fn snapshot(port: u16, older_than: &str) -> Document {
+fn snapshot(port: u16, older_than: &str) -> SocketsDocument {
     document(&mut stuck(&["--json", "--older-than", older_than, "--port", &port.to_string()]))
 }
 

@@ -11,8 +11,8 @@ fn charge(id: u32, ms: u64, met: u64) -> Charge {
 }
 
 /// A schedule after dumps that cost so much, at one second after the other.
-fn after(dumps: &[&[Charge]]) -> Schedule {
-    let mut schedule = Schedule::default();
+fn after(dumps: &[&[Charge]]) -> Scheduler {
+    let mut schedule = Scheduler::default();
     for (second, charges) in dumps.iter().enumerate() {
         schedule.took(second as u64 * SECOND_NS, Some(HOST), charges);
     }
@@ -104,7 +104,7 @@ fn a_long_round_hurries_so_that_no_number_gets_too_old() {
 
 #[test]
 fn a_failure_is_tried_again_after_the_interval() {
-    let mut schedule = Schedule::default();
+    let mut schedule = Scheduler::default();
     schedule.failed(5 * SECOND_NS, LIMITS);
     assert_eq!(schedule.host_due_ns(LIMITS), 6 * SECOND_NS);
     assert_eq!(schedule.others_due_ns(LIMITS), 6 * SECOND_NS);

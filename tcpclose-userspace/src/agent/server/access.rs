@@ -17,10 +17,10 @@ use tokio::time::timeout;
 use bytes::Bytes;
 
 use crate::agent::server::plain;
-use crate::agent::server::web::loaded::{Files, Loaded, load};
+use crate::agent::server::web::loaded::{ConfigFiles, LoadedConfig, load};
 use crate::agent::server::web::passwords::{Credentials, Passwords};
 use crate::agent::server::web::rate_limit::Bucket;
-use crate::agent::server::web::source::Source;
+use crate::agent::server::web::source::ClientNetwork;
 use crate::failure::Failure;
 
 /// Between two looks, however many connect.
@@ -29,10 +29,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// A look takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-pub struct Door {
+pub struct ScrapeAccess {
     path: Option<PathBuf>,
-    now: RefCell<Rc<Loaded>>,
-    files: RefCell<Files>,
+    now: RefCell<Rc<LoadedConfig>>,
+    files: RefCell<ConfigFiles>,
     looked: Cell<Option<Instant>>,
     /// What was wrong when it was read last.
     wrong: RefCell<Option<Failure>>,
@@ -44,14 +44,14 @@ pub struct Door {
 
 /// What reading it again came to.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Again {
+pub enum WebReload {
     /// There is none, or nothing has changed.
     Same,
     New,
     Wrong(Failure),
 }
 
-impl Door {
+impl ScrapeAccess {
     /// Reads the web configuration at `path`; without one everybody is let in.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Door {
         })?;
         let (loaded, files) = match path {
             Some(path) => load(path),
-            None => (Ok(Loaded::default()), Files::default()),
+            None => (Ok(LoadedConfig::default()), ConfigFiles::default()),
         };
         let door = Self {
             path: path.map(Path::to_owned),
@@ -79,7 +79,7 @@ impl Door {
     }
 
     /// What holds now. A connection keeps what its handshake was made by; who may ask is looked up for each request.
-    pub fn now(&self) -> Rc<Loaded> {
+    pub fn now(&self) -> Rc<LoadedConfig> {
         Rc::clone(&self.now.borrow())
     }
 
@@ -95,7 +95,7 @@ impl Door {
         format!("curl -s{tls}{user}")
     }
 
-    fn take(&self, loaded: Loaded) {
+    fn take(&self, loaded: LoadedConfig) {
         let mut bucket = self.bucket.borrow_mut();
         if bucket.as_ref().map(Bucket::rate) != loaded.rate {
             *bucket = loaded.rate.map(|rate| Bucket::full(rate, Instant::now()));
@@ -114,15 +114,15 @@ impl Door {
         // Nobody is kept waiting by a file system that hangs, or by walks that others have asked for.
         let looking = timeout(PATIENCE, spawn_blocking(move || files.have_changed())).await;
         let changed = looking.is_ok_and(|looked| looked.unwrap_or(false));
-        if changed && let Again::Wrong(failure) = self.reread().await {
+        if changed && let WebReload::Wrong(failure) = self.reread().await {
             log::error!("{failure}; what it said before stays in use");
         }
     }
 
     /// Reads them anew, changed or not. What is wrong is told once, until it is another thing that is.
-    pub async fn reread(&self) -> Again {
-        let Some(path) = self.path.clone() else { return Again::Same };
-        let Ok((loaded, files)) = spawn_blocking(move || load(&path)).await else { return Again::Same };
+    pub async fn reread(&self) -> WebReload {
+        let Some(path) = self.path.clone() else { return WebReload::Same };
+        let Ok((loaded, files)) = spawn_blocking(move || load(&path)).await else { return WebReload::Same };
         let same = self.files.borrow().are_as(&files);
         *self.files.borrow_mut() = files;
         self.is_wrong.set(loaded.is_err());
@@ -130,11 +130,11 @@ impl Door {
             Ok(loaded) => {
                 self.take(loaded);
                 let was_wrong = self.wrong.borrow_mut().take().is_some();
-                if same && !was_wrong { Again::Same } else { Again::New }
+                if same && !was_wrong { WebReload::Same } else { WebReload::New }
             }
             Err(failure) => {
                 let before = self.wrong.borrow_mut().replace(failure.clone());
-                if before.as_ref() == Some(&failure) { Again::Same } else { Again::Wrong(failure) }
+                if before.as_ref() == Some(&failure) { WebReload::Same } else { WebReload::Wrong(failure) }
             }
         }
     }
@@ -150,7 +150,7 @@ impl Door {
     }
 
     /// Refuses a request, whatever it is for: by the rate limit first and then for want of a password, as the toolkit does.
-    pub async fn refuses(&self, headers: &HeaderMap, source: Source) -> Option<Response<Full<Bytes>>> {
+    pub async fn refuses(&self, headers: &HeaderMap, source: ClientNetwork) -> Option<Response<Full<Bytes>>> {
         self.look().await;
         if let Some(bucket) = self.bucket.borrow_mut().as_mut()
             && !bucket.take(Instant::now())

@@ -7,23 +7,23 @@ use std::rc::Rc;
 
 use tokio::task::JoinHandle;
 
-use crate::agent::server::timeouts::Stage;
-use crate::agent::server::web::source::Source;
+use crate::agent::server::timeouts::ConnectionTimeouts;
+use crate::agent::server::web::source::ClientNetwork;
 
 /// A connection.
-pub struct Served {
+pub struct Connection {
     pub task: JoinHandle<()>,
-    pub stage: Rc<Stage>,
-    pub source: Source,
+    pub stage: Rc<ConnectionTimeouts>,
+    pub source: ClientNetwork,
 }
 
-pub struct Room {
+pub struct Connections {
     /// One more sends another away.
     most: usize,
-    served: VecDeque<Served>,
+    served: VecDeque<Connection>,
 }
 
-impl Room {
+impl Connections {
     pub const fn new(most: usize) -> Self {
         Self { most, served: VecDeque::new() }
     }
@@ -31,7 +31,7 @@ impl Room {
     /// The connection that must go before another one is let in: of the source that has most of them, the oldest one that
     /// waits; else the oldest one that waits; else the oldest. So a flood from some addresses drives out itself, and who has
     /// asked gets an answer.
-    fn too_many(&mut self) -> Option<Served> {
+    fn too_many(&mut self) -> Option<Connection> {
         if self.served.len() >= self.most {
             self.served.retain(|connection| !connection.task.is_finished());
         }
@@ -39,7 +39,7 @@ impl Room {
             return None;
         }
         log::info!("{} connections: one is closed for a new one", self.most);
-        let among: Vec<(Source, bool, bool)> = self
+        let among: Vec<(ClientNetwork, bool, bool)> = self
             .served
             .iter()
             .map(|served| (served.source, served.stage.waits(), served.stage.watches()))
@@ -49,11 +49,11 @@ impl Room {
 }
 
 /// Of connections by age: where each is from, whether it waits, whether it watches.
-fn who_goes(among: &[(Source, bool, bool)]) -> usize {
-    let has = |source: Source| among.iter().filter(|(from, ..)| *from == source).count();
+fn who_goes(among: &[(ClientNetwork, bool, bool)]) -> usize {
+    let has = |source: ClientNetwork| among.iter().filter(|(from, ..)| *from == source).count();
     // The last of equals is taken, so that in reverse the oldest is.
     let crowd = among.iter().rev().map(|(source, ..)| *source).max_by_key(|source| has(*source));
-    let first = |is: &dyn Fn(&(Source, bool, bool)) -> bool| among.iter().position(is);
+    let first = |is: &dyn Fn(&(ClientNetwork, bool, bool)) -> bool| among.iter().position(is);
     first(&|(source, waits, watches)| Some(*source) == crowd && *waits && !watches)
         .or_else(|| first(&|(_, waits, watches)| *waits && !watches))
         .or_else(|| first(&|(source, _, watches)| Some(*source) == crowd && !watches))
@@ -63,7 +63,7 @@ fn who_goes(among: &[(Source, bool, bool)]) -> usize {
 
 /// Lets a connection into `room`, whose service `begin` begins. When the room is full one is closed first, descriptor
 /// and all: there may be none to spare.
-pub async fn admit(room: &RefCell<Room>, begin: impl FnOnce() -> Served) {
+pub async fn admit(room: &RefCell<Connections>, begin: impl FnOnce() -> Connection) {
     let goes = room.borrow_mut().too_many();
     if let Some(goes) = goes {
         goes.task.abort();
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use std::net::IpAddr;
 
-    fn source(text: &str) -> Source {
+    fn source(text: &str) -> ClientNetwork {
         text.parse::<IpAddr>().unwrap().into()
     }
 
@@ -86,7 +86,7 @@ mod tests {
     fn a_crowd_drives_out_itself_and_whoever_has_asked_stays() {
         let (a, b) = (source("10.0.0.1"), source("10.0.0.2"));
         let (waits, asked) = ((true, false), (false, false));
-        let goes = |among: &[(Source, (bool, bool))]| {
+        let goes = |among: &[(ClientNetwork, (bool, bool))]| {
             let among: Vec<_> =
                 among.iter().map(|(source, (waits, watches))| (*source, *waits, *watches)).collect();
             who_goes(&among)

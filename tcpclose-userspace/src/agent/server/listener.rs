@@ -17,14 +17,14 @@ use crate::commands::DEFAULT_SOCKET;
 use crate::failure::Failure;
 
 use crate::agent::instance_lock;
-use crate::agent::instance_lock::Patience;
+use crate::agent::instance_lock::LockWait;
 use crate::agent::signals::Leftovers;
 
 /// Connections that may wait to be accepted; the kernel takes net.core.somaxconn where that is less.
 const BACKLOG: i32 = 1024;
 
 /// Listens for scrapes on all of `addresses`.
-pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Refused> {
+pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
     let listen = |address: &SocketAddr| {
         let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -38,7 +38,7 @@ pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Refused> {
     };
     addresses
         .iter()
-        .map(|address| listen(address).map_err(|why| Refused { address: *address, why }))
+        .map(|address| listen(address).map_err(|why| ListenError { address: *address, why }))
         .collect()
 }
 
@@ -61,19 +61,19 @@ pub fn url(listener: &TcpListener, tls: bool) -> Option<(String, &'static str)> 
 
 /// An address on which we cannot listen.
 #[derive(Debug)]
-pub struct Refused {
+pub struct ListenError {
     address: SocketAddr,
     why: io::Error,
 }
 
-impl Refused {
+impl ListenError {
     pub fn in_use(&self) -> bool {
         self.why.kind() == ErrorKind::AddrInUse
     }
 }
 
-impl From<Refused> for Failure {
-    fn from(Refused { address, why }: Refused) -> Self {
+impl From<ListenError> for Failure {
+    fn from(ListenError { address, why }: ListenError) -> Self {
         let what = format!("cannot listen on {address}");
         match why.kind() {
             ErrorKind::AddrInUse => Self::new(
@@ -155,7 +155,7 @@ const ANOTHER: &str = "choose another path with --socket";
 
 /// Who may connect to the query socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Access {
+pub struct SocketAccess {
     /// Of the file: to connect is to write.
     pub mode: u32,
     /// The agent's own where it is not given.
@@ -163,13 +163,13 @@ pub struct Access {
     pub group: Option<u32>,
 }
 
-impl Default for Access {
+impl Default for SocketAccess {
     fn default() -> Self {
         Self { mode: 0o600, owner: None, group: None }
     }
 }
 
-impl Access {
+impl SocketAccess {
     /// The mode with which the file is made: of one that is to be somebody else's, its owner's alone.
     fn first_mode(self) -> u32 {
         if self.owner.is_none() && self.group.is_none() { self.mode } else { 0o600 }
@@ -216,8 +216,8 @@ impl Access {
 /// leave, waits with `patience`. What an end during the start must remove is in `leftovers`.
 pub async fn listen_for_queries(
     path: &Path,
-    access: Access,
-    patience: &mut Patience,
+    access: SocketAccess,
+    patience: &mut LockWait,
     leftovers: &Leftovers,
 ) -> Result<QuerySocket, Failure> {
     let failure = |why: &dyn Display, todo: &str| {

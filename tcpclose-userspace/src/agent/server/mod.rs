@@ -30,19 +30,19 @@ use tokio::task::spawn_local;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 
-use crate::agent::server::web::source::Source;
+use crate::agent::server::web::source::ClientNetwork;
 use crate::report::encoding::{Form, JSON};
 
-use crate::agent::server::access::Door;
-use crate::agent::server::connections::{Room, Served, admit};
+use crate::agent::server::access::ScrapeAccess;
+use crate::agent::server::connections::{Connection, Connections, admit};
 use crate::agent::server::handlers::page::Page;
-use crate::agent::server::handlers::sockets::Refused;
+use crate::agent::server::handlers::sockets::QueryError;
 use crate::agent::server::handlers::watch;
-use crate::agent::server::handlers::watch::Lines;
+use crate::agent::server::handlers::watch::WatchStream;
 use crate::agent::server::handlers::{exhaustion, kill, metrics, ports, reconcile, sockets};
 use crate::agent::server::peer_creds::Caller;
-use crate::agent::server::timeouts::{Answering, Stage, Staged};
-use crate::agent::tracking::Engine;
+use crate::agent::server::timeouts::{ConnectionTimeouts, TimedBody, TimedStream};
+use crate::agent::tracking::Tracking;
 use crate::linux::host;
 
 /// A request's head, in bytes; the answer to a longer one is 431.
@@ -68,7 +68,7 @@ type Answer = Response<Full<Bytes>>;
 
 /// Which of the two faces a request came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Face {
+enum Listener {
     Aggregates,
     Sockets(Rc<Caller>),
 }
@@ -76,9 +76,9 @@ enum Face {
 /// Serves scrapes for as long as the agent runs.
 pub async fn serve_scrapes(
     listener: TcpListener,
-    room: Rc<RefCell<Room>>,
-    door: Rc<Door>,
-    engine: Rc<RefCell<Engine>>,
+    room: Rc<RefCell<Connections>>,
+    door: Rc<ScrapeAccess>,
+    engine: Rc<RefCell<Tracking>>,
 ) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
@@ -88,9 +88,10 @@ pub async fn serve_scrapes(
         match listener.accept().await {
             Ok((stream, from)) => {
                 let (door, engine) = (Rc::clone(&door), Rc::clone(&engine));
-                let source = Source::from(from.ip());
-                let serving =
-                    async move |stage: &Rc<Stage>| serve_at((&door, source), stream, &engine, stage).await;
+                let source = ClientNetwork::from(from.ip());
+                let serving = async move |stage: &Rc<ConnectionTimeouts>| {
+                    serve_at((&door, source), stream, &engine, stage).await
+                };
                 admit(&room, || begin(source, serving)).await;
             }
             Err(why) => not_accepted(&why).await,
@@ -99,7 +100,7 @@ pub async fn serve_scrapes(
 }
 
 /// Serves the command line for as long as the agent runs.
-pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCell<Engine>>) {
+pub async fn serve_queries(listener: UnixListener, room: Connections, engine: Rc<RefCell<Tracking>>) {
     let room = RefCell::new(room);
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
@@ -108,10 +109,12 @@ pub async fn serve_queries(listener: UnixListener, room: Room, engine: Rc<RefCel
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let face = Face::Sockets(Rc::new(Caller::of(&stream)));
+                let face = Listener::Sockets(Rc::new(Caller::of(&stream)));
                 let engine = Rc::clone(&engine);
-                let serving = async move |stage: &Rc<Stage>| serve(stream, face, None, &engine, stage).await;
-                admit(&room, || begin(Source::Here, serving)).await;
+                let serving = async move |stage: &Rc<ConnectionTimeouts>| {
+                    serve(stream, face, None, &engine, stage).await
+                };
+                admit(&room, || begin(ClientNetwork::Here, serving)).await;
             }
             Err(why) => not_accepted(&why).await,
         }
@@ -127,15 +130,15 @@ async fn not_accepted(why: &std::io::Error) {
 
 /// Serves one who came to the TCP face: TLS first, where the door says so.
 async fn serve_at(
-    by: (&Rc<Door>, Source),
+    by: (&Rc<ScrapeAccess>, ClientNetwork),
     mut stream: TcpStream,
-    engine: &Rc<RefCell<Engine>>,
-    stage: &Rc<Stage>,
+    engine: &Rc<RefCell<Tracking>>,
+    stage: &Rc<ConnectionTimeouts>,
 ) {
     let (door, _) = by;
     door.look().await;
     let Some(tls) = door.now().tls.clone() else {
-        return serve(stream, Face::Aggregates, Some(by), engine, stage).await;
+        return serve(stream, Listener::Aggregates, Some(by), engine, stage).await;
     };
     // A handshake's first byte is 22; no request begins with that.
     let mut first = [0];
@@ -149,7 +152,7 @@ async fn serve_at(
         return;
     }
     match TlsAcceptor::from(tls).accept(stream).await {
-        Ok(stream) => serve(stream, Face::Aggregates, Some(by), engine, stage).await,
+        Ok(stream) => serve(stream, Listener::Aggregates, Some(by), engine, stage).await,
         // A wrong certificate, an old version, a scanner: the client's doing, which the log can be asked for.
         Err(why) => log::info!("no TLS with a client: {why}"),
     }
@@ -158,10 +161,10 @@ async fn serve_at(
 /// Serves HTTP on `stream` until its client has enough, or a failure.
 async fn serve<S>(
     stream: S,
-    face: Face,
-    by: Option<(&Rc<Door>, Source)>,
-    engine: &Rc<RefCell<Engine>>,
-    stage: &Rc<Stage>,
+    face: Listener,
+    by: Option<(&Rc<ScrapeAccess>, ClientNetwork)>,
+    engine: &Rc<RefCell<Tracking>>,
+    stage: &Rc<ConnectionTimeouts>,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -174,14 +177,14 @@ async fn serve<S>(
             if matches!(served.body(), Either::Right(_)) {
                 stage.watch();
             }
-            Ok::<_, Infallible>(served.map(|body| Answering::new(body, stage)))
+            Ok::<_, Infallible>(served.map(|body| TimedBody::new(body, stage)))
         }
     });
     let done = hyper::server::conn::http1::Builder::new()
         .header_read_timeout(None)
         .max_header_size(LARGEST_HEAD)
         .max_headers(MOST_HEADERS)
-        .serve_connection(TokioIo::new(Staged::new(stream, stage)), service)
+        .serve_connection(TokioIo::new(TimedStream::new(stream, stage)), service)
         .await;
     // Whoever hangs up mid-answer has gone, and nothing else has happened.
     if let Err(why) = done {
@@ -190,8 +193,8 @@ async fn serve<S>(
 }
 
 /// A connection, for as long as `serving` takes and its client is not too slow.
-fn begin(source: Source, serving: impl AsyncFnOnce(&Rc<Stage>) + 'static) -> Served {
-    let stage = Stage::begin();
+fn begin(source: ClientNetwork, serving: impl AsyncFnOnce(&Rc<ConnectionTimeouts>) + 'static) -> Connection {
+    let stage = ConnectionTimeouts::begin();
     let of_task = Rc::clone(&stage);
     let task = spawn_local(async move {
         tokio::select! {
@@ -200,17 +203,17 @@ fn begin(source: Source, serving: impl AsyncFnOnce(&Rc<Stage>) + 'static) -> Ser
             () = of_task.time_is_up() => log::debug!("a connection ended: its client was too slow"),
         }
     });
-    Served { task, stage, source }
+    Connection { task, stage, source }
 }
 
 /// A stream for who watches (`GET /v1/watch`), an answer for everybody else.
 async fn stream_or_answer(
     request: Request<Incoming>,
-    face: Face,
-    by: Option<(&Rc<Door>, Source)>,
-    engine: &Rc<RefCell<Engine>>,
-) -> Response<Either<Full<Bytes>, Lines>> {
-    if let Face::Sockets(caller) = &face {
+    face: Listener,
+    by: Option<(&Rc<ScrapeAccess>, ClientNetwork)>,
+    engine: &Rc<RefCell<Tracking>>,
+) -> Response<Either<Full<Bytes>, WatchStream>> {
+    if let Listener::Sockets(caller) = &face {
         let level = if request.uri().path() == kill::PATH { Level::Info } else { Level::Debug };
         log::log!(level, "{} {} asked by {caller}", request.method(), request.uri().path());
     }
@@ -222,37 +225,37 @@ async fn stream_or_answer(
         door.add_headers(answer.headers_mut());
         return answer.map(Either::Left);
     }
-    if face == Face::Aggregates || request.uri().path() != watch::PATH {
+    if face == Listener::Aggregates || request.uri().path() != watch::PATH {
         return answer(request, face, engine).await.map(Either::Left);
     }
     if request.method() != Method::GET {
         return not_allowed("GET only\n", "GET").map(Either::Left);
     }
-    let refusal = match Lines::begin(request.uri().query().unwrap_or_default(), engine) {
+    let refusal = match WatchStream::begin(request.uri().query().unwrap_or_default(), engine) {
         Ok(lines) => {
             let (head, _) = with_type(StatusCode::OK, JSON_LINES, "").into_parts();
             return Response::from_parts(head, Either::Right(lines));
         }
-        Err(watch::Refused::Filter(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
-        Err(watch::Refused::TooMany) => {
-            plain(StatusCode::SERVICE_UNAVAILABLE, watch::Refused::too_many() + "\n")
+        Err(watch::WatchRefused::Filter(why)) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        Err(watch::WatchRefused::TooMany) => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, watch::WatchRefused::too_many() + "\n")
         }
     };
     refusal.map(Either::Left)
 }
 
-async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>) -> Answer {
+async fn answer(request: Request<Incoming>, face: Listener, engine: &RefCell<Tracking>) -> Answer {
     let path = request.uri().path();
     let known = matches!(
         (&face, path),
         (_, "/metrics" | "/healthz" | "/readyz" | ports::PATH)
-            | (Face::Sockets(_), sockets::PATH | exhaustion::PATH | kill::PATH | reconcile::PATH)
+            | (Listener::Sockets(_), sockets::PATH | exhaustion::PATH | kill::PATH | reconcile::PATH)
     );
     let page = Page::at(path);
     if !known && page.is_none() {
         return plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n");
     }
-    if let (Face::Sockets(caller), kill::PATH) = (&face, path) {
+    if let (Listener::Sockets(caller), kill::PATH) = (&face, path) {
         if request.method() != Method::POST {
             return not_allowed("POST only\n", "POST");
         }
@@ -302,7 +305,7 @@ async fn answer(request: Request<Incoming>, face: Face, engine: &RefCell<Engine>
 }
 
 /// `GET /readyz`: ready while the numbers are there and not too old.
-fn readiness(engine: &Engine) -> Answer {
+fn readiness(engine: &Tracking) -> Answer {
     if !engine.ready {
         return plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY);
     }
@@ -313,7 +316,7 @@ fn readiness(engine: &Engine) -> Answer {
 }
 
 /// `POST /v1/reconcile`, and `GET` to see how far that is.
-fn reconcile(method: &Method, engine: &RefCell<Engine>) -> Answer {
+fn reconcile(method: &Method, engine: &RefCell<Tracking>) -> Answer {
     if !engine.borrow().ready {
         return plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY);
     }
@@ -329,7 +332,7 @@ fn reconcile(method: &Method, engine: &RefCell<Engine>) -> Answer {
 }
 
 /// `POST /v1/kill`.
-async fn kill_one(request: Request<Incoming>, caller: &Caller, engine: &RefCell<Engine>) -> Answer {
+async fn kill_one(request: Request<Incoming>, caller: &Caller, engine: &RefCell<Tracking>) -> Answer {
     if let Some(why) = kill::forbidden(caller, &engine.borrow()) {
         log::warn!("POST {} refused: {}", kill::PATH, why.trim_end());
         return plain(StatusCode::FORBIDDEN, why);
@@ -344,10 +347,10 @@ async fn kill_one(request: Request<Incoming>, caller: &Caller, engine: &RefCell<
     }
 }
 
-fn refused(why: Refused) -> Answer {
+fn refused(why: QueryError) -> Answer {
     match why {
-        Refused::Request(why) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
-        Refused::Failed(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
+        QueryError::Request(why) => plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
+        QueryError::Failed(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why:#}\n")),
     }
 }
 

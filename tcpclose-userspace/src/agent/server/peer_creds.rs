@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use tokio::net::UnixStream;
 
-use crate::linux::users::Group;
+use crate::linux::users::UnixGroup;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
@@ -31,8 +31,8 @@ impl Caller {
     }
 
     /// Whether it is root of the agent's user namespace, or in `group`.
-    pub fn may_kill(&self, group: Option<&Group>) -> bool {
-        let member = |group: &Group| self.gid == Some(group.gid) || self.groups.contains(&group.gid);
+    pub fn may_kill(&self, group: Option<&UnixGroup>) -> bool {
+        let member = |group: &UnixGroup| self.gid == Some(group.gid) || self.groups.contains(&group.gid);
         self.uid == Some(0) || group.is_some_and(member)
     }
 }
@@ -92,13 +92,13 @@ mod tests {
 
     #[test]
     fn root_and_the_groups_members_may() {
-        let ops = Group { name: "ops".into(), gid: 1001 };
+        let ops = UnixGroup { name: "ops".into(), gid: 1001 };
         let user = Caller { pid: Some(7), uid: Some(1000), gid: Some(1000), groups: vec![4, 1001] };
         assert!(user.may_kill(Some(&ops)) && !user.may_kill(None));
         assert!(!Caller { groups: vec![4], ..user.clone() }.may_kill(Some(&ops)));
         assert!(Caller { gid: Some(1001), groups: vec![], ..user.clone() }.may_kill(Some(&ops)));
         assert!(Caller { uid: Some(0), ..user.clone() }.may_kill(None));
-        assert!(!Caller::default().may_kill(Some(&Group { name: "root".into(), gid: 0 })));
+        assert!(!Caller::default().may_kill(Some(&UnixGroup { name: "root".into(), gid: 0 })));
         assert_eq!(user.to_string(), "pid 7 uid 1000 gid 1000");
         assert_eq!(Caller::default().to_string(), "pid unknown uid unknown gid unknown");
     }

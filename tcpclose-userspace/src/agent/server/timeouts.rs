@@ -25,7 +25,7 @@ pub const ANSWER: Duration = Duration::from_secs(120);
 const WORK: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum TimeoutState {
     Handshake,
     /// It is to send a request, or is sending one.
     Head,
@@ -39,36 +39,36 @@ enum Step {
 
 /// Shared by a connection's parts.
 #[derive(Debug)]
-pub struct Stage {
-    step: Cell<Step>,
+pub struct ConnectionTimeouts {
+    step: Cell<TimeoutState>,
     since: Cell<Instant>,
     watches: Cell<bool>,
 }
 
-impl Stage {
+impl ConnectionTimeouts {
     pub fn begin() -> Rc<Self> {
         Rc::new(Self {
-            step: Cell::new(Step::Handshake),
+            step: Cell::new(TimeoutState::Handshake),
             since: Cell::new(Instant::now()),
             watches: Cell::new(false),
         })
     }
 
-    fn go(&self, step: Step) {
+    fn go(&self, step: TimeoutState) {
         self.step.set(step);
         self.since.set(Instant::now());
     }
 
     /// Bytes are read as HTTP from now on.
     pub fn speaks(&self) {
-        self.go(Step::Head);
+        self.go(TimeoutState::Head);
     }
 
     pub fn is_asked(&self) {
-        self.go(Step::Asked);
+        self.go(TimeoutState::Asked);
     }
 
-    /// It watches: it stays for as long as it likes, and [`Hub`](crate::agent::watchers::Hub) sees to how many do.
+    /// It watches: it stays for as long as it likes, and [`Hub`](crate::agent::watchers::Watchers) sees to how many do.
     pub fn watch(&self) {
         self.watches.set(true);
     }
@@ -79,18 +79,18 @@ impl Stage {
 
     /// Nothing is being done for it.
     pub fn waits(&self) -> bool {
-        matches!(self.step.get(), Step::Handshake | Step::Head | Step::Idle)
+        matches!(self.step.get(), TimeoutState::Handshake | TimeoutState::Head | TimeoutState::Idle)
     }
 
     /// When its time is up.
     fn deadline(&self) -> Option<Instant> {
         let time = match self.step.get() {
             _ if self.watches() => return None,
-            Step::Handshake => HANDSHAKE,
-            Step::Head => HEAD,
-            Step::Idle => IDLE,
-            Step::Asked => WORK,
-            Step::Answered => ANSWER,
+            TimeoutState::Handshake => HANDSHAKE,
+            TimeoutState::Head => HEAD,
+            TimeoutState::Idle => IDLE,
+            TimeoutState::Asked => WORK,
+            TimeoutState::Answered => ANSWER,
         };
         Some(self.since.get() + time)
     }
@@ -111,18 +111,18 @@ impl Stage {
 }
 
 /// A connection's bytes, by which the stage sees what its client does.
-pub struct Staged<S> {
+pub struct TimedStream<S> {
     stream: S,
-    stage: Rc<Stage>,
+    stage: Rc<ConnectionTimeouts>,
 }
 
-impl<S> Staged<S> {
-    pub fn new(stream: S, stage: &Rc<Stage>) -> Self {
+impl<S> TimedStream<S> {
+    pub fn new(stream: S, stage: &Rc<ConnectionTimeouts>) -> Self {
         Self { stream, stage: Rc::clone(stage) }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Staged<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -130,14 +130,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Staged<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.stage.step.get() == Step::Idle && buf.filled().len() > before {
-            self.stage.go(Step::Head);
+        if self.stage.step.get() == TimeoutState::Idle && buf.filled().len() > before {
+            self.stage.go(TimeoutState::Head);
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Staged<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -157,8 +157,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Staged<S> {
     /// Hyper flushes when it has written all that it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        if self.stage.step.get() == Step::Answered && matches!(flushed, Poll::Ready(Ok(()))) {
-            self.stage.go(Step::Idle);
+        if self.stage.step.get() == TimeoutState::Answered && matches!(flushed, Poll::Ready(Ok(()))) {
+            self.stage.go(TimeoutState::Idle);
         }
         flushed
     }
@@ -169,25 +169,25 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Staged<S> {
 }
 
 /// An answer, which ends when hyper has taken all of it.
-pub struct Answering<B> {
+pub struct TimedBody<B> {
     body: B,
-    stage: Rc<Stage>,
+    stage: Rc<ConnectionTimeouts>,
 }
 
-impl<B> Answering<B> {
-    pub fn new(body: B, stage: &Rc<Stage>) -> Self {
+impl<B> TimedBody<B> {
+    pub fn new(body: B, stage: &Rc<ConnectionTimeouts>) -> Self {
         Self { body, stage: Rc::clone(stage) }
     }
 }
 
-impl<B> Drop for Answering<B> {
+impl<B> Drop for TimedBody<B> {
     fn drop(&mut self) {
         self.stage.watches.set(false);
-        self.stage.go(Step::Answered);
+        self.stage.go(TimeoutState::Answered);
     }
 }
 
-impl<B: Body + Unpin> Body for Answering<B>
+impl<B: Body + Unpin> Body for TimedBody<B>
 where
     B::Data: Buf,
 {

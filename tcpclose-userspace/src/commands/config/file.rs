@@ -48,17 +48,17 @@ impl Entry {
 
 /// Why there are no entries.
 #[derive(Debug)]
-pub enum Unread {
+pub enum ConfigFileError {
     /// The file is not there.
     Missing(Failure),
     /// It cannot be read, or something in it is wrong.
     Wrong(Failure),
 }
 
-impl From<Unread> for Failure {
-    fn from(unread: Unread) -> Self {
+impl From<ConfigFileError> for Failure {
+    fn from(unread: ConfigFileError) -> Self {
         match unread {
-            Unread::Missing(failure) | Unread::Wrong(failure) => failure,
+            ConfigFileError::Missing(failure) | ConfigFileError::Wrong(failure) => failure,
         }
     }
 }
@@ -67,16 +67,18 @@ impl From<Unread> for Failure {
 ///
 /// # Errors
 /// Where it is not there, or one of them is wrong.
-pub fn read(path: &Path, command: &Command) -> Result<Vec<Entry>, Unread> {
+pub fn read(path: &Path, command: &Command) -> Result<Vec<Entry>, ConfigFileError> {
     let name = path.display().to_string();
     match std::fs::read_to_string(path) {
-        Ok(text) => entries(&text, &name, command).map_err(Unread::Wrong),
+        Ok(text) => entries(&text, &name, command).map_err(ConfigFileError::Wrong),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            Err(Unread::Missing(Failure::new(name, why, "write it, or name another by --config")))
+            Err(ConfigFileError::Missing(Failure::new(name, why, "write it, or name another by --config")))
         }
-        Err(why) => {
-            Err(Unread::Wrong(Failure::new(name, why, "let the agent read it, or name another by --config")))
-        }
+        Err(why) => Err(ConfigFileError::Wrong(Failure::new(
+            name,
+            why,
+            "let the agent read it, or name another by --config",
+        ))),
     }
 }
 

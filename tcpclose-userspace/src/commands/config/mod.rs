@@ -80,7 +80,7 @@ fn parse_with(
     let named = agent_of(&named).and_then(|agent| agent.get_one::<PathBuf>(CONFIG));
     let path = named.map_or(default_file, PathBuf::as_path);
     let entries = match file::read(path, &command) {
-        Err(file::Unread::Missing(_)) if named.is_none() => Vec::new(),
+        Err(file::ConfigFileError::Missing(_)) if named.is_none() => Vec::new(),
         Err(unread) => return Err(Failure::from(unread).into()),
         Ok(entries) => entries,
     };

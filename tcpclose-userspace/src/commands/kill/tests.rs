@@ -22,7 +22,7 @@ fn neglect_alone_goes_unless_another_diagnosis_is_named() {
 #[test]
 fn one_socket_is_one_line_whatever_its_owner_is_called() {
     let socket = socket(3_720, &[owner(42, "a\nb\x1b[2J", (1, 2))]);
-    let line = told(&socket, false, &Outcome::Refused { errno: None, why: "x\ny".to_owned() });
+    let line = told(&socket, false, &KillOutcome::Refused { errno: None, why: "x\ny".to_owned() });
     assert_eq!(
         line,
         "refused    10.0.0.5:8080  10.0.0.9:41234  1h 2m  not_closed  a\\nb\\u{1b}[2J[42]:5  (x\\ny)\n"
@@ -32,19 +32,19 @@ fn one_socket_is_one_line_whatever_its_owner_is_called() {
 #[test]
 fn a_socket_of_another_namespace_is_told_with_its_name() {
     let socket = StuckSocket { netns_name: Some("blue".to_owned()), ..socket(60, &[]) };
-    let line = told(&socket, true, &Outcome::Destroyed);
+    let line = told(&socket, true, &KillOutcome::Destroyed);
     assert!(line.starts_with("destroyed  10.0.0.5:8080 in blue  10.0.0.9:41234  1m"), "{line}");
 }
 
 #[test]
 fn what_no_socket_can_escape_is_one_failure() {
-    let refused = |errno| Outcome::Refused { errno: Some(errno), why: "os says so".to_owned() };
+    let refused = |errno| KillOutcome::Refused { errno: Some(errno), why: "os says so".to_owned() };
     let line = |errno, state| {
-        hopeless(&refused(errno), state, &Hand::Own(RefCell::default())).map(|f| f.to_string())
+        hopeless(&refused(errno), state, &Executor::Own(RefCell::default())).map(|f| f.to_string())
     };
     assert!(line(libc::EPERM, Phase::CloseWait).unwrap().contains("CAP_NET_ADMIN"));
     assert!(line(libc::EOPNOTSUPP, Phase::CloseWait).unwrap().contains("CONFIG_INET_DIAG_DESTROY"));
     assert_eq!(line(libc::EOPNOTSUPP, Phase::TimeWait), None);
     assert_eq!(line(libc::ENOMEM, Phase::CloseWait), None);
-    assert_eq!(hopeless(&Outcome::Destroyed, Phase::CloseWait, &Hand::Own(RefCell::default())), None);
+    assert_eq!(hopeless(&KillOutcome::Destroyed, Phase::CloseWait, &Executor::Own(RefCell::default())), None);
 }

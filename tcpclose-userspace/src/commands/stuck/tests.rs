@@ -1,16 +1,16 @@
 use crate::commands::groups::tests::{owner, socket};
 use crate::commands::stuck::*;
 use crate::names::Diagnosis;
-use crate::report::sockets::{AgeSeconds, Document, SCHEMA, Source};
+use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument};
 use std::time::Duration;
 
 fn findings(bound: u64) -> Findings {
-    let document = Document {
+    let document = SocketsDocument {
         schema: SCHEMA,
         host: "h".into(),
         boot_id: "b".into(),
         at: "t".into(),
-        source: Source::Snapshot,
+        source: DocumentSource::Snapshot,
         incomplete: vec![
             "owners of 1 sockets are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed".into(),
         ],
@@ -62,7 +62,7 @@ fn every_layout_fits_eighty_columns_and_keeps_to_its_lines() {
     ] {
         let stuck = arguments(words);
         let sorted = Sorted::new(stuck.filter.select(zoo()), 60.0);
-        let text = stuck.text(&findings(60), &sorted, &Rates::default(), Some(80));
+        let text = stuck.text(&findings(60), &sorted, &FdRates::default(), Some(80));
         println!("{text}");
         assert!(!table::overflows(&text, Some(80)), "{text}");
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text}");
@@ -72,7 +72,7 @@ fn every_layout_fits_eighty_columns_and_keeps_to_its_lines() {
         assert!(
             text.contains("possibly") && text.contains("incomplete: ") && text.contains("source: snapshot")
         );
-        let pipe = stuck.text(&findings(60), &sorted, &Rates::default(), None);
+        let pipe = stuck.text(&findings(60), &sorted, &FdRates::default(), None);
         assert!(pipe.lines().all(|line| !line.ends_with(' ')));
     }
 }
@@ -94,7 +94,7 @@ fn nothing_stuck_is_said_clearly() {
     let stuck = arguments(&[]);
     let said = |sockets: Vec<StuckSocket>| {
         let sorted = Sorted::new(sockets, 60.0);
-        stuck.text(&findings(60), &sorted, &Rates::default(), None).lines().next().unwrap().to_owned()
+        stuck.text(&findings(60), &sorted, &FdRates::default(), None).lines().next().unwrap().to_owned()
     };
     assert_eq!(said(Vec::new()), "No socket has been in CLOSE-WAIT for 1m or longer");
     assert_eq!(said(zoo()[4..].to_vec()), "No socket has been in CLOSE-WAIT for 1m or longer; 1 younger one");
@@ -112,6 +112,6 @@ fn nothing_stuck_is_said_clearly() {
 fn a_long_list_is_cut_and_counted() {
     let stuck = arguments(&["--sockets", "--limit", "1"]);
     let sorted = Sorted::new(stuck.filter.select(zoo()), 60.0);
-    let text = stuck.text(&findings(60), &sorted, &Rates::default(), None);
+    let text = stuck.text(&findings(60), &sorted, &FdRates::default(), None);
     assert!(text.contains("\n… 2 more\n"), "{text}");
 }

@@ -5,7 +5,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use crate::commands::top::order;
 use crate::commands::top::order::{PortsBy, SocketsBy};
 use crate::commands::top::poller::Update;
-use crate::metrics::port_labels::Label;
+use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, PortsDocument};
 use crate::report::sockets::{Cookie, StuckSocket};
@@ -15,13 +15,13 @@ use crate::report::sockets::{Cookie, StuckSocket};
 pub enum View {
     Ports,
     /// The sockets of a port.
-    Sockets(Label),
+    Sockets(LabelSlot),
     /// One of them.
-    Socket(Label, Cookie),
+    Socket(LabelSlot, Cookie),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum AppStep {
     Stay,
     Quit,
 }
@@ -34,7 +34,7 @@ pub struct App {
     pub left_out: Vec<String>,
     pub view: View,
     /// The chosen row, by what it is: rows change their places.
-    port: Option<Label>,
+    port: Option<LabelSlot>,
     socket: Option<Cookie>,
     pub ports_by: PortsBy,
     pub sockets_by: SocketsBy,
@@ -73,7 +73,7 @@ impl App {
     }
 
     /// Whose sockets the agent is to be asked for.
-    pub fn wanted(&self) -> Option<Label> {
+    pub fn wanted(&self) -> Option<LabelSlot> {
         match self.view {
             View::Ports => None,
             View::Sockets(label) | View::Socket(label, _) => Some(label),
@@ -115,16 +115,16 @@ impl App {
         place(self.socket_rows().iter().map(|socket| socket.cookie), self.socket)
     }
 
-    pub fn key(&mut self, key: KeyEvent) -> Step {
+    pub fn key(&mut self, key: KeyEvent) -> AppStep {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
-            return Step::Quit;
+            return AppStep::Quit;
         }
         if self.editing {
             self.write(key.code);
-            return Step::Stay;
+            return AppStep::Stay;
         }
         match key.code {
-            KeyCode::Char('q') => return Step::Quit,
+            KeyCode::Char('q') => return AppStep::Quit,
             KeyCode::Up | KeyCode::Char('k') => self.go(-1),
             KeyCode::Down | KeyCode::Char('j') => self.go(1),
             KeyCode::PageUp => self.go(-PAGE),
@@ -140,7 +140,7 @@ impl App {
             KeyCode::Char('/') => self.editing = true,
             _ => {}
         }
-        Step::Stay
+        AppStep::Stay
     }
 
     /// A key while the filter is being written.
@@ -162,7 +162,7 @@ impl App {
     fn go(&mut self, by: isize) {
         match self.view {
             View::Ports => {
-                let rows: Vec<Label> = self.rows().iter().map(|port| port.label()).collect();
+                let rows: Vec<LabelSlot> = self.rows().iter().map(|port| port.label()).collect();
                 self.port = moved(&rows, self.port, by);
             }
             View::Sockets(_) => {

@@ -24,9 +24,9 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use crate::commands::DEFAULT_SOCKET;
 use crate::commands::signals::Interrupt;
-use crate::commands::top::app::{App, Step};
+use crate::commands::top::app::{App, AppStep};
 use crate::commands::top::draw::draw;
-use crate::commands::top::poller::{Asking, Update};
+use crate::commands::top::poller::{Poller, Update};
 use crate::commands::top::screen::Screen;
 use crate::failure::Failure;
 
@@ -55,7 +55,7 @@ impl Top {
             std::env::var("TERM").ok().as_deref(),
         )?;
         // Whatever is wrong with the agent is said before the screen changes.
-        let (asking, first) = Asking::begin(&self.socket)?;
+        let (asking, first) = Poller::begin(&self.socket)?;
         let interrupt = Interrupt::hear()?;
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let mut app = App::new(first, colour);
@@ -85,7 +85,7 @@ fn suits(is_terminal: bool, term: Option<&str>) -> Result<(), Failure> {
 }
 
 /// Shows until a key, a signal, or an agent that is gone for good ends it.
-fn show(app: &mut App, asking: &Asking, interrupt: &Interrupt, screen: &mut Screen) -> Result<(), Failure> {
+fn show(app: &mut App, asking: &Poller, interrupt: &Interrupt, screen: &mut Screen) -> Result<(), Failure> {
     let mut trouble_since: Option<Instant> = None;
     let mut changed = true;
     loop {
@@ -96,7 +96,7 @@ fn show(app: &mut App, asking: &Asking, interrupt: &Interrupt, screen: &mut Scre
         if changed {
             match event::read().map_err(lost)? {
                 Event::Key(key) if key.kind != KeyEventKind::Release => {
-                    if app.key(key) == Step::Quit {
+                    if app.key(key) == AppStep::Quit {
                         return Ok(());
                     }
                     asking.want(app.wanted());

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use crate::commands::top::columns;
-use crate::metrics::port_labels::Label;
+use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, StateUse};
 use crate::report::sockets::StuckSocket;
@@ -135,8 +135,8 @@ fn passes(cells: &[String], filter: &str) -> bool {
 }
 
 /// Whether `socket` is counted under `label`, where `named` have the names.
-pub fn is_of(socket: &StuckSocket, label: Label, named: &[PortUse]) -> bool {
-    let own = Label { side: socket.side, port: Some(socket.port) };
+pub fn is_of(socket: &StuckSocket, label: LabelSlot, named: &[PortUse]) -> bool {
+    let own = LabelSlot { side: socket.side, port: Some(socket.port) };
     let has_name = named.iter().any(|port| port.label() == own);
     match label.port {
         Some(_) => label == own,

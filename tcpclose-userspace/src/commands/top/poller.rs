@@ -10,11 +10,11 @@ use crate::client;
 use crate::client::{Asked, Client};
 use crate::commands::top::order::is_of;
 use crate::failure::Failure;
-use crate::metrics::port_labels::Label;
+use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
 use crate::report::ports;
 use crate::report::ports::PortsDocument;
-use crate::report::sockets::{Document, SCHEMA, StuckSocket};
+use crate::report::sockets::{SCHEMA, SocketsDocument, StuckSocket};
 
 /// Between two questions after the ports.
 const PORTS_EACH: Duration = Duration::from_secs(1);
@@ -26,39 +26,39 @@ const MOST_SOCKETS: u64 = 20_000;
 /// What came of asking.
 pub enum Update {
     Ports(Box<PortsDocument>),
-    Sockets(Sockets),
+    Sockets(PortSockets),
     Trouble(Failure),
 }
 
 /// The sockets of one port.
-pub struct Sockets {
-    pub label: Label,
+pub struct PortSockets {
+    pub label: LabelSlot,
     pub sockets: Vec<StuckSocket>,
     /// States that were not listed, in words.
     pub left_out: Vec<String>,
 }
 
 /// The thread that asks; it ends when this is dropped.
-pub struct Asking {
+pub struct Poller {
     pub updates: Receiver<Update>,
-    wants: Sender<Option<Label>>,
+    wants: Sender<Option<LabelSlot>>,
 }
 
-impl Asking {
+impl Poller {
     /// Asks the agent at `socket` once, and goes on asking.
     pub fn begin(socket: &Path) -> Result<(Self, PortsDocument), Failure> {
         let client = Client::new(socket, client::PATIENCE)?;
         let first = ports(&client, socket)?;
         let (updates, heard) = channel();
         let (wants, wanted) = channel();
-        let mut asker = Asker { client, socket: socket.to_owned(), last: first.clone(), updates };
+        let mut asker = PollerThread { client, socket: socket.to_owned(), last: first.clone(), updates };
         let started = thread::Builder::new().name("asking".to_owned()).spawn(move || asker.run(&wanted));
         started.map_err(|why| Failure::new("cannot start", why, "report this"))?;
         Ok((Self { updates: heard, wants }, first))
     }
 
     /// From now on the sockets of `label` are wanted too.
-    pub fn want(&self, label: Option<Label>) {
+    pub fn want(&self, label: Option<LabelSlot>) {
         // Who asks no more is noticed where its answers are taken.
         let _ = self.wants.send(label);
     }
@@ -76,15 +76,15 @@ fn known<T>(asked: Asked<T>, socket: &Path) -> Result<T, Failure> {
     }
 }
 
-struct Asker {
+struct PollerThread {
     client: Client,
     socket: std::path::PathBuf,
     last: PortsDocument,
     updates: Sender<Update>,
 }
 
-impl Asker {
-    fn run(&mut self, wanted: &Receiver<Option<Label>>) {
+impl PollerThread {
+    fn run(&mut self, wanted: &Receiver<Option<LabelSlot>>) {
         let mut label = None;
         let mut sockets_due = Instant::now();
         let mut ports_due = Instant::now() + PORTS_EACH;
@@ -123,7 +123,7 @@ impl Asker {
     }
 
     /// The sockets of `label` in the states in which it has some.
-    fn sockets(&self, label: Label) -> Result<Sockets, Failure> {
+    fn sockets(&self, label: LabelSlot) -> Result<PortSockets, Failure> {
         let mut sockets = Vec::new();
         let mut left_out = Vec::new();
         let port = self.last.ports.iter().find(|port| port.label() == label);
@@ -136,10 +136,10 @@ impl Asker {
                 continue;
             }
             let target = format!("/v1/sockets?state={}", phase.name());
-            let document: Document = known(self.client.document(&target, SCHEMA)?, &self.socket)?;
+            let document: SocketsDocument = known(self.client.document(&target, SCHEMA)?, &self.socket)?;
             sockets
                 .extend(document.sockets.into_iter().filter(|socket| is_of(socket, label, &self.last.ports)));
         }
-        Ok(Sockets { label, sockets, left_out })
+        Ok(PortSockets { label, sockets, left_out })
     }
 }

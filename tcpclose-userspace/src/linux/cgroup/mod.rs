@@ -20,7 +20,7 @@ use std::fs;
 
 /// Where a process runs, as far as its cgroups tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Workload {
     /// The systemd unit, as `systemctl` names it; of a user's manager the unit that it runs. A container's own scope
     /// is none, for [`Self::container_id`] says the same.
     pub unit: Option<String>,
@@ -33,14 +33,14 @@ pub struct Place {
 
 /// The place of the process `pid`; an empty one where its cgroups cannot be read. Of what a cgroup namespace hides from the
 /// calling thread nothing is told: [`namespace::with_whole_paths`].
-pub fn of(pid: u32) -> Place {
+pub fn of(pid: u32) -> Workload {
     fs::read(format!("/proc/{pid}/cgroup"))
         .map(|text| parse(&String::from_utf8_lossy(&text)))
         .unwrap_or_default()
 }
 
 /// Reads a `/proc/PID/cgroup`: `id:controllers:path` a line, the unified hierarchy's with the id 0 and no controllers.
-pub fn parse(text: &str) -> Place {
+pub fn parse(text: &str) -> Workload {
     let mut lines: Vec<(u8, Path)> = text
         .lines()
         .filter_map(|line| {
@@ -64,7 +64,7 @@ pub fn parse(text: &str) -> Place {
         .and_then(|(_, path)| path.unit.clone());
     // In a hybrid layout a container may be in the hierarchies of v1 alone.
     let deepest = lines.iter().map(|(_, path)| path).rev().max_by_key(|path| path.containers);
-    Place {
+    Workload {
         unit,
         container_id: deepest.and_then(|path| path.container_id.clone()),
         pod_uid: lines.iter().find_map(|(_, path)| path.pod_uid.clone()),

@@ -9,7 +9,7 @@ const UID: &str = "2c48913c-b29f-4d4b-8d4c-5e0bb5c3a6f1";
 /// The place that `layout` tells, with ID, INNER, UID and U_ID (its underscored form) written out.
 fn told(layout: &str) -> (Option<String>, Option<String>, Option<String>) {
     let text = layout.replace("INNER", INNER).replace("U_ID", &UID.replace('-', "_"));
-    let Place { unit, container_id, pod_uid } = parse(&text.replace("UID", UID).replace("ID", ID));
+    let Workload { unit, container_id, pod_uid } = parse(&text.replace("UID", UID).replace("ID", ID));
     (unit, container_id, pod_uid)
 }
 
@@ -225,6 +225,6 @@ fn any_bytes_are_read() {
         let _ = told(garbage);
     }
     let long = format!("0::/{}.service", "a".repeat(4096));
-    assert_eq!(parse(&long), Place::default());
-    assert_eq!(of(u32::MAX), Place::default());
+    assert_eq!(parse(&long), Workload::default());
+    assert_eq!(of(u32::MAX), Workload::default());
 }

@@ -18,15 +18,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::linux::capabilities;
 use crate::linux::elf;
-use crate::linux::process::Runs;
+use crate::linux::process::Runtime;
 
 /// What a program is told to be a helper. It is no command for people.
 pub const COMMAND: &str = "read-executables";
 
 /// What a helper found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Runs(Runs),
+pub enum HelperVerdict {
+    Runs(Runtime),
     /// It may not be read, or is no regular file.
     Refused,
     /// Somebody holds a lease on it.
@@ -35,17 +35,21 @@ pub enum Verdict {
 
 /// What a helper answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct HelperAnswer {
     /// As in the question.
     pub index: u32,
-    pub verdict: Verdict,
+    pub verdict: HelperVerdict,
 }
 
-impl Answer {
+impl HelperAnswer {
     pub const SIZE: usize = 5;
 
-    const VERDICTS: [Verdict; 4] =
-        [Verdict::Runs(Runs::Native), Verdict::Runs(Runs::Go), Verdict::Refused, Verdict::Leased];
+    const VERDICTS: [HelperVerdict; 4] = [
+        HelperVerdict::Runs(Runtime::Native),
+        HelperVerdict::Runs(Runtime::Go),
+        HelperVerdict::Refused,
+        HelperVerdict::Leased,
+    ];
 
     fn encode(self) -> [u8; Self::SIZE] {
         let code = Self::VERDICTS.iter().position(|verdict| *verdict == self.verdict);
@@ -103,7 +107,7 @@ fn serve_on(socket: &Arc<OwnedFd>) -> io::Result<()> {
             let verdict = judge(&file);
             drop(file);
             // Whoever asked may be gone.
-            let _ = send(&*socket, &Answer { index, verdict }.encode(), SendFlags::NOSIGNAL);
+            let _ = send(&*socket, &HelperAnswer { index, verdict }.encode(), SendFlags::NOSIGNAL);
         };
         thread::Builder::new().stack_size(STACK).spawn(answer)?;
     }
@@ -134,19 +138,19 @@ fn question(socket: &OwnedFd) -> io::Result<Option<(u32, OwnedFd)>> {
 }
 
 /// Opens and reads the file that is held by `held`.
-fn judge(held: &OwnedFd) -> Verdict {
+fn judge(held: &OwnedFd) -> HelperVerdict {
     // The same file once more, for reading: no path is walked.
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
     // Its kind is known before anything is opened: a device would be started, a pipe be waited for.
     if crate::linux::executables::key_of(held, "").is_none() {
-        return Verdict::Refused;
+        return HelperVerdict::Refused;
     }
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     match File::options().read(true).custom_flags(flags).open(path) {
-        Ok(file) if elf::is_go(&file) => Verdict::Runs(Runs::Go),
-        Ok(_) => Verdict::Runs(Runs::Native),
-        Err(why) if why.kind() == ErrorKind::WouldBlock => Verdict::Leased,
-        Err(_) => Verdict::Refused,
+        Ok(file) if elf::is_go(&file) => HelperVerdict::Runs(Runtime::Go),
+        Ok(_) => HelperVerdict::Runs(Runtime::Native),
+        Err(why) if why.kind() == ErrorKind::WouldBlock => HelperVerdict::Leased,
+        Err(_) => HelperVerdict::Refused,
     }
 }
 

@@ -25,8 +25,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, openat, statx
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
-use crate::linux::executables::helper::{Answer, Verdict};
-use crate::linux::process::Runs;
+use crate::linux::executables::helper::{HelperAnswer, HelperVerdict};
+use crate::linux::process::Runtime;
 
 /// For how long one question waits for executables.
 pub const WITHIN: Duration = Duration::from_secs(2);
@@ -55,9 +55,9 @@ pub fn killed() -> u64 {
 
 /// What was told of executables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct RuntimeAnswers {
     /// By pid. An executable that this user may not read has none.
-    pub runs: FxHashMap<u32, Runs>,
+    pub runs: FxHashMap<u32, Runtime>,
     /// Processes whose executables were not answered for: the file's server, a lease on it, or no helper to ask.
     pub unanswered: Vec<u32>,
 }
@@ -78,7 +78,7 @@ struct Question {
 }
 
 /// Somebody to ask: a helper that starts while the questions are still being gathered.
-pub struct Asker {
+pub struct HelperHandle {
     helper: Option<Helper>,
     /// What earlier helpers hang on.
     known: Vec<Key>,
@@ -89,7 +89,7 @@ struct Helper {
     socket: OwnedFd,
 }
 
-impl Asker {
+impl HelperHandle {
     pub fn begin() -> Self {
         let (hanging, known) = hanging();
         let may = HAS_COMMAND.load(Ordering::Relaxed) && hanging < MOST_HANGING;
@@ -98,8 +98,8 @@ impl Asker {
     }
 
     /// What runs the executables of the processes `pids`. Returns by `until`, or shortly after.
-    pub fn ask(self, pids: Vec<u32>, until: Instant) -> Told {
-        let mut told = Told::default();
+    pub fn ask(self, pids: Vec<u32>, until: Instant) -> RuntimeAnswers {
+        let mut told = RuntimeAnswers::default();
         if !HAS_COMMAND.load(Ordering::Relaxed) {
             return told;
         }
@@ -114,12 +114,14 @@ impl Asker {
         let mut on = Vec::new();
         for (Question { key, pids }, state) in asked.into_iter().zip(states) {
             match state {
-                State::Answered(Verdict::Runs(runs)) => {
+                QuestionState::Answered(HelperVerdict::Runs(runs)) => {
                     told.runs.extend(pids.into_iter().map(|pid| (pid, runs)));
                 }
-                State::Answered(Verdict::Refused) => {}
-                State::Answered(Verdict::Leased) | State::Waiting => told.unanswered.extend(pids),
-                State::Sent => {
+                QuestionState::Answered(HelperVerdict::Refused) => {}
+                QuestionState::Answered(HelperVerdict::Leased) | QuestionState::Waiting => {
+                    told.unanswered.extend(pids)
+                }
+                QuestionState::Sent => {
                     on.push(key);
                     told.unanswered.extend(pids);
                 }
@@ -228,15 +230,15 @@ fn hold(question: &Question) -> Option<OwnedFd> {
 
 /// How far a question has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum QuestionState {
     Waiting,
     Sent,
-    Answered(Verdict),
+    Answered(HelperVerdict),
 }
 
 /// Asks `questions` and takes answers until there are no more, the helper is gone, or it is `until`.
-fn converse(socket: &OwnedFd, questions: &[Question], until: Instant) -> Vec<State> {
-    let mut states = vec![State::Waiting; questions.len()];
+fn converse(socket: &OwnedFd, questions: &[Question], until: Instant) -> Vec<QuestionState> {
+    let mut states = vec![QuestionState::Waiting; questions.len()];
     let (mut next, mut sent) = (0, 0_usize);
     while sent > 0 || next < questions.len() {
         while sent < AT_A_TIME
@@ -244,12 +246,12 @@ fn converse(socket: &OwnedFd, questions: &[Question], until: Instant) -> Vec<Sta
         {
             let done = hold(question).map(|file| helper::ask(socket, next as u32, &file));
             *state = match done {
-                None => State::Answered(Verdict::Refused),
-                Some(Ok(())) => State::Sent,
+                None => QuestionState::Answered(HelperVerdict::Refused),
+                Some(Ok(())) => QuestionState::Sent,
                 Some(Err(Errno::AGAIN)) if sent > 0 => break,
                 Some(Err(_)) => return states,
             };
-            sent += usize::from(*state == State::Sent);
+            sent += usize::from(*state == QuestionState::Sent);
             next += 1;
         }
         if sent == 0 {
@@ -258,12 +260,12 @@ fn converse(socket: &OwnedFd, questions: &[Question], until: Instant) -> Vec<Sta
         if !is_readable(socket, until) {
             break;
         }
-        let mut bytes = [0; Answer::SIZE];
+        let mut bytes = [0; HelperAnswer::SIZE];
         match recv(socket, &mut bytes, RecvFlags::DONTWAIT) {
-            Ok((_, Answer::SIZE)) => {
-                if let Some(Answer { index, verdict }) = Answer::decode(bytes)
+            Ok((_, HelperAnswer::SIZE)) => {
+                if let Some(HelperAnswer { index, verdict }) = HelperAnswer::decode(bytes)
                     && let Some(state) = states.get_mut(index as usize)
-                    && mem::replace(state, State::Answered(verdict)) == State::Sent
+                    && mem::replace(state, QuestionState::Answered(verdict)) == QuestionState::Sent
                 {
                     sent -= 1;
                 }

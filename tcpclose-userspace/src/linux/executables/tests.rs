@@ -15,15 +15,15 @@ fn helper() -> (OwnedFd, JoinHandle<()>) {
 }
 
 /// What a helper says of the file at `path`.
-fn said_of(path: &Path) -> Verdict {
+fn said_of(path: &Path) -> HelperVerdict {
     let (socket, thread) = helper();
     let held = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     helper::ask(&socket, 7, &held).unwrap();
-    let mut bytes = [0; Answer::SIZE];
+    let mut bytes = [0; HelperAnswer::SIZE];
     recv(&socket, &mut bytes, RecvFlags::empty()).unwrap();
     drop(socket);
     thread.join().unwrap();
-    let Answer { index, verdict } = Answer::decode(bytes).unwrap();
+    let HelperAnswer { index, verdict } = HelperAnswer::decode(bytes).unwrap();
     assert_eq!(index, 7);
     verdict
 }
@@ -31,11 +31,11 @@ fn said_of(path: &Path) -> Verdict {
 #[test]
 fn only_regular_files_are_opened_and_none_is_waited_for() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(said_of(&std::env::current_exe().unwrap()), Verdict::Runs(Runs::Native));
+    assert_eq!(said_of(&std::env::current_exe().unwrap()), HelperVerdict::Runs(Runtime::Native));
     let fifo = folder.path().join("fifo");
     rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
     for no_file in [&*fifo, folder.path(), Path::new("/dev/null")] {
-        assert_eq!(said_of(no_file), Verdict::Refused, "{}", no_file.display());
+        assert_eq!(said_of(no_file), HelperVerdict::Refused, "{}", no_file.display());
     }
 }
 
@@ -51,9 +51,9 @@ fn a_leased_file_is_said_to_be_one() {
         libc::signal(libc::SIGIO, libc::SIG_IGN);
         assert_eq!(libc::fcntl(leased.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK), 0);
     }
-    assert_eq!(said_of(&path), Verdict::Leased);
+    assert_eq!(said_of(&path), HelperVerdict::Leased);
     drop(leased);
-    assert_eq!(said_of(&path), Verdict::Runs(Runs::Native));
+    assert_eq!(said_of(&path), HelperVerdict::Runs(Runtime::Native));
 }
 
 /// Fewer are asked at a time than there are, and nobody answers for a process that is gone.
@@ -70,8 +70,10 @@ fn each_question_is_answered() {
     asked.push(Question { key: (0, 0, 0), pids: vec![own] });
     let states = converse(&socket, &asked, Instant::now() + Duration::from_secs(60));
     let (answered, gone) = states.split_at(2 * AT_A_TIME + 3);
-    assert!(answered.iter().all(|state| *state == State::Answered(Verdict::Runs(Runs::Native))));
-    assert!(gone.iter().all(|state| *state == State::Answered(Verdict::Refused)));
+    assert!(
+        answered.iter().all(|state| *state == QuestionState::Answered(HelperVerdict::Runs(Runtime::Native)))
+    );
+    assert!(gone.iter().all(|state| *state == QuestionState::Answered(HelperVerdict::Refused)));
     drop(socket);
     thread.join().unwrap();
 }
@@ -82,10 +84,10 @@ fn what_is_not_answered_is_not_waited_for() {
     let own = || questions(vec![std::process::id()]);
     let (socket, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-    assert_eq!(converse(&socket, &own(), Instant::now()), [State::Sent]);
+    assert_eq!(converse(&socket, &own(), Instant::now()), [QuestionState::Sent]);
     drop(theirs);
     let states = converse(&socket, &own(), Instant::now() + Duration::from_secs(3600));
-    assert_eq!(states, [State::Waiting]);
+    assert_eq!(states, [QuestionState::Waiting]);
 }
 
 #[test]

@@ -20,8 +20,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, makedev, 
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, gettid, move_into_link_name_space};
 
-pub use crate::linux::netns::mounts::Unread;
-pub use crate::linux::netns::search::{Descriptors, Found, Scope, find, held};
+pub use crate::linux::netns::mounts::UnreadMounts;
+pub use crate::linux::netns::search::{Descriptors, FoundNetns, Scope, find, held};
 use crate::linux::proc_net;
 
 /// A network namespace.
@@ -38,7 +38,7 @@ pub struct Netns {
 
 /// Where a network namespace can be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct NetnsPath {
     pub inum: u32,
     pub name: Option<String>,
     /// The user of the host to whom work for it is charged; 0 is root and everything that root's container runtimes make.
@@ -47,7 +47,7 @@ pub struct Place {
     ways: Vec<Way>,
 }
 
-impl Place {
+impl NetnsPath {
     /// Whether descriptors lead there, and a search has to look through all of them to find it.
     pub fn is_held_open(&self) -> bool {
         self.ways.iter().any(|way| matches!(way, Way::Descriptor { .. }))
@@ -150,8 +150,8 @@ pub fn own() -> io::Result<Netns> {
 }
 
 /// Where the caller's own network namespace is.
-pub fn own_place() -> io::Result<Place> {
-    Ok(Place { inum: identity("/proc/thread-self/ns/net")?.1, name: None, user: 0, ways: vec![here()] })
+pub fn own_place() -> io::Result<NetnsPath> {
+    Ok(NetnsPath { inum: identity("/proc/thread-self/ns/net")?.1, name: None, user: 0, ways: vec![here()] })
 }
 
 /// The same of a file that may be any: a file system that is away is not waited for.
@@ -161,9 +161,9 @@ fn glance(path: impl AsRef<Path>) -> io::Result<(u64, u32)> {
 }
 
 /// Where the network namespace of a process is.
-pub fn place_of(pid: u32) -> io::Result<Place> {
+pub fn place_of(pid: u32) -> io::Result<NetnsPath> {
     let way = Way::Task { pid, tid: pid };
-    Ok(Place { inum: identity(way.path())?.1, name: None, user: 0, ways: vec![way] })
+    Ok(NetnsPath { inum: identity(way.path())?.1, name: None, user: 0, ways: vec![way] })
 }
 
 /// A thread that is in the caller's: this process's first one, where that is, for the calling one may end.
@@ -211,26 +211,26 @@ fn identity(path: impl AsRef<Path>) -> io::Result<(u64, u32)> {
 ///
 /// # Errors
 /// When the thread cannot be made, or dies.
-pub fn travel<T: Send>(journey: impl FnOnce(&mut Traveller) -> T + Send) -> io::Result<T> {
+pub fn travel<T: Send>(journey: impl FnOnce(&mut NetnsVisitor) -> T + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("netns".to_owned());
-        let thread = thread.spawn_scoped(scope, || journey(&mut Traveller { moved: false }))?;
+        let thread = thread.spawn_scoped(scope, || journey(&mut NetnsVisitor { moved: false }))?;
         thread.join().map_err(|_| io::Error::other("the thread that went into network namespaces died"))
     })
 }
 
 /// A thread that may change its network namespace.
-pub struct Traveller {
+pub struct NetnsVisitor {
     moved: bool,
 }
 
-impl Traveller {
+impl NetnsVisitor {
     /// Goes into the namespace at `place`.
     ///
     /// # Errors
     /// [`ErrorKind::PermissionDenied`] without CAP_SYS_ADMIN there (and, for the namespace of a process, the right to
     /// trace that); [`ErrorKind::NotFound`] when nothing leads there any more.
-    pub fn enter(&mut self, place: &Place) -> io::Result<Netns> {
+    pub fn enter(&mut self, place: &NetnsPath) -> io::Result<Netns> {
         if !self.moved && own()?.inum == place.inum {
             return Ok(Netns { name: place.name.clone(), ..own()? });
         }
@@ -244,7 +244,7 @@ impl Traveller {
         Err(failed)
     }
 
-    fn enter_by(&mut self, way: &Way, place: &Place) -> io::Result<()> {
+    fn enter_by(&mut self, way: &Way, place: &NetnsPath) -> io::Result<()> {
         let file = way.open(place.inum)?;
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
         self.moved = true;

@@ -37,16 +37,16 @@ const fn share(user: u32) -> Share {
 
 /// What one user's tables have taken so far.
 #[derive(Clone, Copy, Debug, Default)]
-struct Spent {
+struct UserSpent {
     bytes: u64,
     tables: u32,
 }
 
 /// The mount tables that a search left out or read in part: how many, by user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Unread(BTreeMap<u32, u32>);
+pub struct UnreadMounts(BTreeMap<u32, u32>);
 
-impl Unread {
+impl UnreadMounts {
     /// Says in words what was left out.
     pub fn words(&self) -> Option<String> {
         let tables: u32 = self.0.values().sum();
@@ -72,14 +72,14 @@ impl Unread {
 /// What a search may still read of mount tables.
 #[derive(Debug)]
 pub(super) struct Budget {
-    spent: BTreeMap<u32, Spent>,
-    unread: Unread,
+    spent: BTreeMap<u32, UserSpent>,
+    unread: UnreadMounts,
     until: Instant,
 }
 
 impl Budget {
     pub fn begin(now: Instant) -> Self {
-        Self { spent: BTreeMap::new(), unread: Unread::default(), until: now + PATIENCE }
+        Self { spent: BTreeMap::new(), unread: UnreadMounts::default(), until: now + PATIENCE }
     }
 
     /// How many bytes of `user`'s next table may be read; 0: it is left out, and counted.
@@ -122,7 +122,7 @@ impl Budget {
         }
     }
 
-    pub fn unread(self) -> Unread {
+    pub fn unread(self) -> UnreadMounts {
         self.unread
     }
 }
@@ -229,7 +229,7 @@ mod tests {
         assert!(budget.next(0, now) > 0, "root's are read whoever else is there");
         assert_eq!(budget.next(0, now + PATIENCE), 0);
         assert!(budget.unread().words().unwrap().contains("users 0, 7, "));
-        assert_eq!(Unread::default().words(), None);
+        assert_eq!(UnreadMounts::default().words(), None);
     }
 
     #[test]

@@ -12,12 +12,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::linux::host::thread_cpu_ns;
-use crate::linux::netns::mounts::{Budget, Unread, name_of};
+use crate::linux::netns::mounts::{Budget, UnreadMounts, name_of};
 use crate::linux::netns::user::user_of;
-use crate::linux::netns::{Place, Way, glance, here, identity, own_place};
-use crate::linux::owners::Holder;
+use crate::linux::netns::{NetnsPath, Way, glance, here, identity, own_place};
+use crate::linux::owners::FdHolder;
 use crate::linux::proc_fd;
-use crate::linux::proc_fd::{Files, Haste, Wanted};
+use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
 
 /// Which network namespaces are looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,15 +34,15 @@ const WAYS: usize = 3;
 
 /// What a search has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct FoundNetns {
     /// The caller's own first.
-    pub places: Vec<Place>,
+    pub places: Vec<NetnsPath>,
     /// Other namespaces than the caller's whose processes it may not look at.
     pub denied: u32,
     /// The CPU time that looking at descriptors took, nanoseconds.
     pub descriptors_ns: u64,
     /// Mount tables that were left out, or read in part.
-    pub unread: Unread,
+    pub unread: UnreadMounts,
 }
 
 /// Which descriptors a search looks at. To look through all is as dear as to look for owners.
@@ -50,7 +50,7 @@ pub struct Found {
 pub enum Descriptors {
     All,
     /// Those alone by which an earlier search has found these places.
-    Those(Vec<Place>),
+    Those(Vec<NetnsPath>),
 }
 
 impl Descriptors {
@@ -59,10 +59,10 @@ impl Descriptors {
 
 impl Scope {
     /// Finds the namespaces.
-    pub fn find(self, descriptors: &Descriptors) -> io::Result<Found> {
+    pub fn find(self, descriptors: &Descriptors) -> io::Result<FoundNetns> {
         match self {
             Self::All => find(descriptors),
-            Self::Current => Ok(Found { places: vec![own_place()?], ..Found::default() }),
+            Self::Current => Ok(FoundNetns { places: vec![own_place()?], ..FoundNetns::default() }),
         }
     }
 }
@@ -74,7 +74,7 @@ fn mount_below(root: &Path, point: &Path) -> Way {
 
 /// Finds every network namespace that a process or thread is in, that has a file in /run/netns, that is mounted
 /// somewhere (here, and in the mount namespaces of other processes), or that a descriptor holds.
-pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
+pub fn find(descriptors: &Descriptors) -> io::Result<FoundNetns> {
     let (mut search, own) = Search::begin()?;
     search.add(own, here(), None);
     for folder in ["/run/netns", "/var/run/netns"] {
@@ -97,13 +97,13 @@ pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
         // Processes that show no files were counted above.
         Descriptors::All => {
             let before = thread_cpu_ns();
-            search.files(&proc_fd::read(Haste::Leisurely, Wanted::Namespaces)?);
+            search.files(&proc_fd::read(Urgency::Leisurely, FileFilter::Namespaces)?);
             descriptors_ns = thread_cpu_ns().saturating_sub(before);
         }
         Descriptors::Those(places) => places.iter().for_each(|place| search.again(place)),
     }
-    let Search { found: Found { mut places, .. }, mut denied, .. } = search;
-    places.iter_mut().for_each(Place::find_user);
+    let Search { found: FoundNetns { mut places, .. }, mut denied, .. } = search;
+    places.iter_mut().for_each(NetnsPath::find_user);
     if !denied.is_empty() {
         // Another way may lead there.
         for way in places.iter().flat_map(|place| &place.ways) {
@@ -114,11 +114,11 @@ pub fn find(descriptors: &Descriptors) -> io::Result<Found> {
             }
         }
     }
-    Ok(Found { places, denied: denied.len() as u32, descriptors_ns, unread: tables.budget.unread() })
+    Ok(FoundNetns { places, denied: denied.len() as u32, descriptors_ns, unread: tables.budget.unread() })
 }
 
 /// The namespaces that descriptors hold, by a look at all of them, and that are none of `known`.
-pub fn held(files: &Files, known: &[Place]) -> io::Result<Vec<Place>> {
+pub fn held(files: &OpenFiles, known: &[NetnsPath]) -> io::Result<Vec<NetnsPath>> {
     let (mut search, _) = Search::begin()?;
     search.files(files);
     let mut places = search.found.places;
@@ -150,7 +150,7 @@ struct Search {
     net: u64,
     /// The same of those that may not be looked at.
     denied: HashSet<u64>,
-    found: Found,
+    found: FoundNetns,
     /// Where in `found` a namespace is, by inode.
     at: HashMap<u32, usize>,
 }
@@ -160,11 +160,12 @@ impl Search {
     fn begin() -> io::Result<(Self, u32)> {
         let (nsfs, own) = identity("/proc/thread-self/ns/net")?;
         let net = net_of("/proc/thread-self").unwrap_or(0);
-        let search = Self { nsfs, net, denied: HashSet::new(), found: Found::default(), at: HashMap::new() };
+        let search =
+            Self { nsfs, net, denied: HashSet::new(), found: FoundNetns::default(), at: HashMap::new() };
         Ok((search, own))
     }
 
-    fn files(&mut self, files: &Files) {
+    fn files(&mut self, files: &OpenFiles) {
         files.namespaces.iter().for_each(|(inum, holder)| self.add(*inum, way(*holder), None));
         files.mounts.iter().for_each(|holder| self.mount(*holder));
     }
@@ -172,7 +173,7 @@ impl Search {
     fn add(&mut self, inum: u32, way: Way, name: Option<String>) {
         let places = &mut self.found.places;
         let at = *self.at.entry(inum).or_insert_with(|| {
-            places.push(Place { inum, name: None, user: 0, ways: Vec::new() });
+            places.push(NetnsPath { inum, name: None, user: 0, ways: Vec::new() });
             places.len() - 1
         });
         let Some(place) = places.get_mut(at) else { return };
@@ -226,7 +227,7 @@ impl Search {
     }
 
     /// What holds a namespace open by the path at which it was mounted.
-    fn mount(&mut self, holder: Holder) {
+    fn mount(&mut self, holder: FdHolder) {
         let way = way(holder);
         if let Ok((device, inum)) = glance(way.path())
             && device == self.nsfs
@@ -237,7 +238,7 @@ impl Search {
     }
 
     /// Whether the descriptors that held a place hold it still.
-    fn again(&mut self, place: &Place) {
+    fn again(&mut self, place: &NetnsPath) {
         for way in place.ways.iter().filter(|way| matches!(way, Way::Descriptor { .. })) {
             if glance(way.path()).is_ok_and(|there| there == (self.nsfs, place.inum)) {
                 self.add(place.inum, way.clone(), None);
@@ -256,7 +257,7 @@ impl Search {
     }
 }
 
-fn way(Holder { pid, fd }: Holder) -> Way {
+fn way(FdHolder { pid, fd }: FdHolder) -> Way {
     Way::Descriptor { pid, fd }
 }
 

@@ -65,7 +65,7 @@ fn a_namespace_that_is_gone_is_not_found_and_its_place_is_no_other() {
             thread::yield_now();
         }
         // A way that leads to another namespace by now.
-        let moved = Place { inum: 1, ways: vec![here()], name: None, user: 0 };
+        let moved = NetnsPath { inum: 1, ways: vec![here()], name: None, user: 0 };
         let entered = travel(|traveller| traveller.enter(&moved)).unwrap();
         assert_eq!(entered.unwrap_err().kind(), ErrorKind::NotFound);
     }
@@ -105,7 +105,7 @@ fn a_descriptor_that_is_another_file_by_now_is_not_opened() {
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
         .unwrap();
     let inum = fs::metadata(&path).unwrap().ino() as u32;
-    let place = Place { inum, name: None, user: 0, ways: vec![Way::File(path)] };
+    let place = NetnsPath { inum, name: None, user: 0, ways: vec![Way::File(path)] };
     let entered = travel(|traveller| traveller.enter(&place)).unwrap();
     assert_eq!(entered.unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -30,18 +30,18 @@ use rustix::io::Errno;
 use rustix::path::{Arg, DecInt};
 
 use crate::linux::host::thread_cpu_ns;
-use crate::linux::owners::Holder;
-use crate::linux::proc_fd::work_queue::Queue;
+use crate::linux::owners::FdHolder;
+use crate::linux::proc_fd::work_queue::WorkQueue;
 
 /// What processes hold of what is looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Files {
+pub struct OpenFiles {
     /// By inode, in no order.
-    pub sockets: Vec<(u32, Holder)>,
+    pub sockets: Vec<(u32, FdHolder)>,
     /// Network namespaces, likewise.
-    pub namespaces: Vec<(u32, Holder)>,
+    pub namespaces: Vec<(u32, FdHolder)>,
     /// What may be the mount of a namespace.
-    pub mounts: Vec<Holder>,
+    pub mounts: Vec<FdHolder>,
     /// Processes whose files the caller may not see.
     pub denied: u32,
     /// Processes not all of whose files were looked at in time.
@@ -54,7 +54,7 @@ pub struct Files {
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug)]
-pub enum Wanted<'a> {
+pub enum FileFilter<'a> {
     Namespaces,
     NamespacesAndSockets,
     Sockets,
@@ -62,7 +62,7 @@ pub enum Wanted<'a> {
     Those(&'a FxHashSet<u32>),
 }
 
-impl Wanted<'_> {
+impl FileFilter<'_> {
     /// Whether the socket with this inode is.
     pub fn has(self, inode: u32) -> bool {
         match self {
@@ -79,14 +79,14 @@ impl Wanted<'_> {
 
 /// How many threads share the walk out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Haste {
+pub enum Urgency {
     /// The calling one.
     Leisurely,
     /// One a CPU, four at the most.
     Hurried,
 }
 
-impl Haste {
+impl Urgency {
     fn threads(self) -> usize {
         const MOST: usize = 4;
         match self {
@@ -100,7 +100,7 @@ impl Haste {
 ///
 /// # Errors
 /// As [`read_within`].
-pub fn read(haste: Haste, wanted: Wanted<'_>) -> io::Result<Files> {
+pub fn read(haste: Urgency, wanted: FileFilter<'_>) -> io::Result<OpenFiles> {
     walk(haste, wanted, None)
 }
 
@@ -108,17 +108,17 @@ pub fn read(haste: Haste, wanted: Wanted<'_>) -> io::Result<Files> {
 ///
 /// # Errors
 /// When /proc cannot be read. A process that ends meanwhile is left out.
-pub fn read_within(haste: Haste, wanted: Wanted<'_>, time: Duration) -> io::Result<Files> {
+pub fn read_within(haste: Urgency, wanted: FileFilter<'_>, time: Duration) -> io::Result<OpenFiles> {
     walk(haste, wanted, Some(time))
 }
 
-fn walk(haste: Haste, wanted: Wanted<'_>, time: Option<Duration>) -> io::Result<Files> {
+fn walk(haste: Urgency, wanted: FileFilter<'_>, time: Option<Duration>) -> io::Result<OpenFiles> {
     let begun = Instant::now();
     let proc = open_directory(CWD, c"/proc")?;
     let mut processes = VecDeque::new();
     for_each_number(&proc, |pid| processes.push_back(Work { pid, tid: None, from: 0 }))?;
     let until = time.and_then(|time| begun.checked_add(time));
-    let shared = Shared { proc, wanted, until, queue: Queue::of(processes) };
+    let shared = Shared { proc, wanted, until, queue: WorkQueue::of(processes) };
     Ok(thread::scope(|scope| {
         let helpers: Vec<_> = (1..haste.threads())
             .filter_map(|_| thread::Builder::new().spawn_scoped(scope, || shared.walk()).ok())
@@ -136,8 +136,8 @@ fn walk(haste: Haste, wanted: Wanted<'_>, time: Option<Duration>) -> io::Result<
     }))
 }
 
-impl Files {
-    fn take(&mut self, target: &[u8], holder: Holder, wanted: Wanted<'_>) {
+impl OpenFiles {
+    fn take(&mut self, target: &[u8], holder: FdHolder, wanted: FileFilter<'_>) {
         if let Some(inode) = inode_of("socket", target) {
             if wanted.has(inode) {
                 self.sockets.push((inode, holder));
@@ -175,16 +175,16 @@ struct Work {
 /// What threads have in common.
 struct Shared<'a> {
     proc: OwnedFd,
-    wanted: Wanted<'a>,
+    wanted: FileFilter<'a>,
     until: Option<Instant>,
-    queue: Queue<Work>,
+    queue: WorkQueue<Work>,
 }
 
 impl Shared<'_> {
     /// Works until there is nothing left to do.
-    fn walk(&self) -> Files {
+    fn walk(&self) -> OpenFiles {
         let cpu = thread_cpu_ns();
-        let mut files = Files::default();
+        let mut files = OpenFiles::default();
         while let Some(work) = self.queue.take() {
             if self.is_late() {
                 files.unanswered.insert(work.pid);
@@ -203,7 +203,7 @@ impl Shared<'_> {
         self.until.is_some_and(|until| Instant::now() >= until)
     }
 
-    fn process(&self, work: Work, files: &mut Files) -> Result<(), Errno> {
+    fn process(&self, work: Work, files: &mut OpenFiles) -> Result<(), Errno> {
         let Work { pid, tid, from } = work;
         let process = open_directory(&self.proc, DecInt::new(pid))?;
         if let Some(tid) = tid {
@@ -237,7 +237,7 @@ impl Shared<'_> {
 
     /// Looks at a part of what one task has open, leaves the rest to whoever has nothing else to do, and returns how much the
     /// part is.
-    fn task(&self, task: &OwnedFd, work: Work, files: &mut Files) -> Result<usize, Errno> {
+    fn task(&self, task: &OwnedFd, work: Work, files: &mut OpenFiles) -> Result<usize, Errno> {
         /// Some milliseconds' work: far more than a thread that takes it costs.
         const PART: usize = 1024;
         let directory = open_directory(task, c"fd")?;
@@ -262,12 +262,12 @@ impl Shared<'_> {
         Ok(fds.len())
     }
 
-    fn part(&self, directory: &OwnedFd, pid: u32, fds: &[u32], files: &mut Files) {
+    fn part(&self, directory: &OwnedFd, pid: u32, fds: &[u32], files: &mut OpenFiles) {
         let mut denied = false;
         for &fd in fds {
             let mut target = [MaybeUninit::uninit(); 64];
             match readlinkat_raw(directory, DecInt::new(fd), &mut target) {
-                Ok((target, _)) => files.take(target, Holder { pid, fd }, self.wanted),
+                Ok((target, _)) => files.take(target, FdHolder { pid, fd }, self.wanted),
                 Err(Errno::ACCESS | Errno::PERM) => denied = true,
                 // It was closed meanwhile.
                 Err(_) => {}
@@ -333,9 +333,9 @@ mod tests {
     #[test]
     fn who_is_not_answered_for_is_named() {
         let own = std::process::id();
-        let none = read_within(Haste::Leisurely, Wanted::Sockets, Duration::ZERO).unwrap();
+        let none = read_within(Urgency::Leisurely, FileFilter::Sockets, Duration::ZERO).unwrap();
         assert!(none.unanswered.contains(&own) && none.unanswered.contains(&1) && none.sockets.is_empty());
-        let all = read_within(Haste::Hurried, Wanted::Sockets, Duration::from_secs(3600)).unwrap();
+        let all = read_within(Urgency::Hurried, FileFilter::Sockets, Duration::from_secs(3600)).unwrap();
         assert!(all.unanswered.is_empty());
     }
 
@@ -348,9 +348,9 @@ mod tests {
         let copies: Vec<UdpSocket> = (0..3500).map_while(|_| socket.try_clone().ok()).collect();
         let namespace = File::open("/proc/self/ns/net").unwrap();
         let inum = namespace.metadata().unwrap().ino() as u32;
-        for haste in [Haste::Leisurely, Haste::Hurried] {
-            let files = read(haste, Wanted::NamespacesAndSockets).unwrap();
-            let some = read(haste, Wanted::Those(&FxHashSet::from_iter([inode]))).unwrap();
+        for haste in [Urgency::Leisurely, Urgency::Hurried] {
+            let files = read(haste, FileFilter::NamespacesAndSockets).unwrap();
+            let some = read(haste, FileFilter::Those(&FxHashSet::from_iter([inode]))).unwrap();
             assert!(some.sockets.iter().all(|(seen, _)| *seen == inode) && some.namespaces.is_empty());
             assert_eq!(some.sockets.len(), copies.len() + 1);
             let mut seen: Vec<u32> = files
@@ -364,7 +364,7 @@ mod tests {
                 copies.iter().chain([&socket]).map(|socket| socket.as_raw_fd() as u32).collect();
             expected.sort_unstable();
             assert_eq!(seen, expected);
-            let ours = Holder { pid: std::process::id(), fd: namespace.as_raw_fd() as u32 };
+            let ours = FdHolder { pid: std::process::id(), fd: namespace.as_raw_fd() as u32 };
             assert!(files.namespaces.contains(&(inum, ours)));
         }
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Work for several threads, each of which may make more of it.
-pub struct Queue<T> {
+pub struct WorkQueue<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
 }
@@ -15,7 +15,7 @@ struct State<T> {
     busy: usize,
 }
 
-impl<T> Queue<T> {
+impl<T> WorkQueue<T> {
     pub fn of(work: VecDeque<T>) -> Self {
         Self { state: Mutex::new(State { work, busy: 0 }), changed: Condvar::new() }
     }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn what_is_put_back_comes_after_all_others() {
-        let queue = Queue::of([(1, 0), (2, 0)].into());
+        let queue = WorkQueue::of([(1, 0), (2, 0)].into());
         assert_eq!(queue.take(), Some((1, 0)));
         queue.put((1, 1024));
         queue.done();

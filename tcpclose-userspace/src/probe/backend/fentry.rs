@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use aya::programs::{BtfTracePoint, Program};
 use aya::{Btf, Ebpf};
 
-use crate::probe::pinned_links::KeptLinks;
+use crate::probe::pinned_links::PinnedLinks;
 use crate::probe::refused;
-use crate::tracker::hook_records::Told;
+use crate::tracker::hook_records::HookCoverage;
 
 /// One hook.
 struct Hook {
@@ -74,13 +74,13 @@ const HOOKS: &[Hook] = &[
 /// What came of the ladder.
 #[derive(Debug, Default)]
 pub struct Attached {
-    pub told: Told,
+    pub told: HookCoverage,
     /// Whether any hook is in use.
     pub any: bool,
     /// What is not in use, why, and what that costs; one sentence a hook, or one for all.
     pub missing: Vec<String>,
     /// Holds the links, where that could be.
-    pub links: Option<KeptLinks>,
+    pub links: Option<PinnedLinks>,
 }
 
 /// Attaches the hooks, and adds their programs to `programs`. `by_cookie`: the tp_btf door, where sockets have cookies
@@ -99,7 +99,7 @@ pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<Ow
             Err(why) => failed.push((hook, format!("{why:#}"))),
         }
     }
-    let mut links = KeptLinks::new()
+    let mut links = PinnedLinks::new()
         .inspect_err(|why| log::debug!("links are not pinned, and the agent will be long in ending: {why:#}"))
         .ok();
     let mut attached = Vec::new();
@@ -112,7 +112,7 @@ pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<Ow
     }
     programs.append(&mut attached);
     let births = failed.iter().all(|(hook, _)| hook.tells != Tells::Birth);
-    let told = Told { births, lives: true, ..Told::default() };
+    let told = HookCoverage { births, lives: true, ..HookCoverage::default() };
     Attached { told, any: true, missing: missing(&failed), links }
 }
 
@@ -146,7 +146,7 @@ fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<()> {
 }
 
 /// Attaches a loaded hook. Its link is kept in `links`, or in the program where that cannot be.
-fn attach_one(ebpf: &mut Ebpf, hook: &Hook, links: &mut Option<KeptLinks>) -> Result<OwnedFd> {
+fn attach_one(ebpf: &mut Ebpf, hook: &Hook, links: &mut Option<PinnedLinks>) -> Result<OwnedFd> {
     match ebpf.program_mut(hook.program).context("no such program")? {
         Program::FEntry(program) => {
             let link = program.attach()?;

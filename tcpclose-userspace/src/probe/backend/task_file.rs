@@ -8,8 +8,8 @@ use aya::programs::Iter;
 use aya::{Btf, Ebpf};
 
 use crate::failure::Failure;
-use crate::linux::owners::Look;
-use crate::linux::proc_fd::Haste;
+use crate::linux::owners::OwnersLookup;
+use crate::linux::proc_fd::Urgency;
 use crate::probe::{reason, refused};
 
 /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h, 5.8 to 6.18), the inode of the first PID namespace.
@@ -56,13 +56,13 @@ pub fn choose(
 }
 
 /// How to look for owners now, by the rung `hook`.
-pub fn look(ebpf: &mut Ebpf, hook: OwnersHook) -> Look {
+pub fn look(ebpf: &mut Ebpf, hook: OwnersHook) -> OwnersLookup {
     if hook == OwnersHook::Proc {
-        return Look::Proc(Haste::Leisurely);
+        return OwnersLookup::Proc(Urgency::Leisurely);
     }
-    open(ebpf).map(Look::TaskFile).unwrap_or_else(|why| {
+    open(ebpf).map(OwnersLookup::TaskFile).unwrap_or_else(|why| {
         log::warn!("the iterator over files cannot be opened, /proc is read instead: {why:#}");
-        Look::Proc(Haste::Leisurely)
+        OwnersLookup::Proc(Urgency::Leisurely)
     })
 }
 

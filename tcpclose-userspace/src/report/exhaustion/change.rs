@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use crate::report::exhaustion::{Table, Taken, Tuple};
+use crate::report::exhaustion::{PortHolder, PortTable, Tuple};
 
 /// Tuples of a look that are remembered for the next one: the fullest.
 const REMEMBERED: usize = 1024;
@@ -13,7 +13,7 @@ type Mark = (u16, u32);
 
 /// What is remembered of a look at all namespaces.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct UsageSample {
     /// CLOCK_MONOTONIC.
     pub at_ns: u64,
     /// By what identifies a namespace.
@@ -31,11 +31,11 @@ pub struct Change {
     pub seconds: f64,
 }
 
-impl Look {
+impl UsageSample {
     /// Remembers the fullest of `tables`: each with what identifies its namespace.
-    pub fn of<'a>(tables: impl Iterator<Item = (u32, &'a Table)>, at_ns: u64) -> Self {
+    pub fn of<'a>(tables: impl Iterator<Item = (u32, &'a PortTable)>, at_ns: u64) -> Self {
         let mut whole = true;
-        let mut all: Vec<(u32, &Tuple, &[Taken])> = Vec::new();
+        let mut all: Vec<(u32, &Tuple, &[PortHolder])> = Vec::new();
         for (netns, table) in tables {
             whole &= table.forgotten == 0;
             all.extend(table.tuples().map(|(tuple, taken)| (netns, tuple, taken)));
@@ -52,7 +52,7 @@ impl Look {
 
     /// What has happened since to `tuple` of the namespace `netns`, whose ports are `now`, in the order of ports.
     /// `None` where this look does not remember.
-    pub fn change(&self, netns: u32, tuple: &Tuple, now: &[Taken], now_ns: u64) -> Option<Change> {
+    pub fn change(&self, netns: u32, tuple: &Tuple, now: &[PortHolder], now_ns: u64) -> Option<Change> {
         let before: &[Mark] = match self.tuples.get(&(netns, *tuple)) {
             Some(before) => before,
             None if self.whole => &[],
@@ -65,7 +65,7 @@ impl Look {
 }
 
 /// The low half of a cookie: the kernel counts them up.
-const fn mark(taken: &Taken) -> Mark {
+const fn mark(taken: &PortHolder) -> Mark {
     (taken.port, taken.cookie as u32)
 }
 
@@ -93,8 +93,8 @@ mod tests {
     use crate::report::exhaustion::tests::{choice, socket};
     use tcpclose_common::state::TcpState;
 
-    fn table(sockets: impl Iterator<Item = (u16, u64)>) -> Table {
-        let mut table = Table::new(choice(1000..=60000, ""));
+    fn table(sockets: impl Iterator<Item = (u16, u64)>) -> PortTable {
+        let mut table = PortTable::new(choice(1000..=60000, ""));
         for (port, cookie) in sockets {
             let socket = socket(TcpState::Established, &format!("10.0.0.1:{port}"), "10.0.0.2:443");
             table.take(&Socket { cookie, ..socket });
@@ -109,7 +109,7 @@ mod tests {
         // 1000 to 1009; then 1000 and 1001 are given back, 1002 has changed hands, 1010 to 1014 are new.
         let before = table((1000..1010).map(|port| (port, u64::from(port))));
         let now = table((1002..1015).map(|port| (port, if port == 1002 { 9 } else { u64::from(port) })));
-        let look = Look::of([(7, &before)].into_iter(), 10 * S);
+        let look = UsageSample::of([(7, &before)].into_iter(), 10 * S);
         let (tuple, taken) = now.tuples().next().unwrap();
         let change = look.change(7, tuple, taken, 12 * S).unwrap();
         assert_eq!(change, Change { taken: 6, released: 3, seconds: 2.0 });
@@ -118,6 +118,6 @@ mod tests {
         assert_eq!(Change { released: 6, ..change }.seconds_left(3), None);
         let elsewhere = look.change(8, tuple, taken, 12 * S).unwrap();
         assert_eq!((elsewhere.taken, elsewhere.released), (13, 0), "it is new there");
-        assert_eq!(Look { whole: false, ..look }.change(8, tuple, taken, 12 * S), None);
+        assert_eq!(UsageSample { whole: false, ..look }.change(8, tuple, taken, 12 * S), None);
     }
 }

@@ -13,17 +13,17 @@ use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::linux::ephemeral_ports;
-use crate::linux::ephemeral_ports::Looked;
+use crate::linux::ephemeral_ports::EphemeralUse;
 use crate::linux::host;
-use crate::linux::netns::{Descriptors, Found, Netns, Scope};
+use crate::linux::netns::{Descriptors, FoundNetns, Netns, Scope};
 use crate::linux::owners;
 use crate::linux::owners::Owners;
-use crate::linux::proc_fd::Haste;
+use crate::linux::proc_fd::Urgency;
 use crate::linux::process;
 use crate::linux::process::Process;
-use crate::report::exhaustion::change::Look;
-use crate::report::exhaustion::{Kind, Table, Taken, Tuple};
-use crate::report::sockets::{Source, Versioned};
+use crate::report::exhaustion::change::UsageSample;
+use crate::report::exhaustion::{Kind, PortHolder, PortTable, Tuple};
+use crate::report::sockets::{DocumentSource, Versioned};
 use crate::report::{not_looked_at, unanswered};
 
 /// The version of the document that this build writes and reads.
@@ -50,7 +50,7 @@ pub struct ExhaustionDocument {
     pub boot_id: String,
     /// The wall clock of the last look, RFC 3339, UTC, nanoseconds.
     pub at: String,
-    pub source: Source,
+    pub source: DocumentSource,
     /// What could not be seen, one sentence each.
     pub incomplete: Vec<String>,
     /// How many tuples have a port in use.
@@ -97,9 +97,9 @@ pub struct TupleUse {
     /// Until connect() fails at this rate; 0 where it does. `null` where the ports are not becoming fewer.
     pub seconds_left: Option<f64>,
     /// Who holds the sockets that some program holds, by how many. A socket counts for the lowest pid that holds it.
-    pub owners: Vec<Share>,
+    pub owners: Vec<ProcessShare>,
     /// Who closed what is in TIME-WAIT, and so was the active closer: as far as the agent saw that.
-    pub closed_by: Vec<Share>,
+    pub closed_by: Vec<ProcessShare>,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -108,7 +108,7 @@ fn is_zero(n: &u32) -> bool {
 
 /// A process's part in a tuple.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Share {
+pub struct ProcessShare {
     pub pid: u32,
     /// `null` when it has ended since. May hold control characters: escape it for a terminal.
     pub comm: Option<String>,
@@ -132,13 +132,13 @@ pub type Closer = (u32, u64);
 /// A tuple among the fullest.
 pub struct Pick<'a> {
     pub netns: &'a Netns,
-    table: &'a Table,
+    table: &'a PortTable,
     pub tuple: &'a Tuple,
-    pub taken: &'a [Taken],
+    pub taken: &'a [PortHolder],
 }
 
 /// The `limit` fullest tuples of `looked`, the fullest first, and how many tuples there are.
-pub fn fullest(looked: &Looked, limit: usize) -> (Vec<Pick<'_>>, usize) {
+pub fn fullest(looked: &EphemeralUse, limit: usize) -> (Vec<Pick<'_>>, usize) {
     let mut picks: Vec<Pick<'_>> = looked
         .tables
         .iter()
@@ -172,7 +172,7 @@ pub fn inodes(picks: &[Pick<'_>]) -> FxHashSet<u32> {
 /// What can be said of a tuple. `closers` by cookie.
 fn describe(
     pick: &Pick<'_>,
-    before: Option<&Look>,
+    before: Option<&UsageSample>,
     at_ns: u64,
     owners: &Owners,
     closers: &HashMap<u64, Closer>,
@@ -207,7 +207,7 @@ fn describe(
     described
 }
 
-fn shares_of_owners(taken: &[Taken], owners: &Owners) -> Vec<Share> {
+fn shares_of_owners(taken: &[PortHolder], owners: &Owners) -> Vec<ProcessShare> {
     let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
     for taken in taken.iter().filter(|taken| taken.inode != 0) {
         if let Some(holder) = owners.of(taken.inode).next() {
@@ -217,12 +217,12 @@ fn shares_of_owners(taken: &[Taken], owners: &Owners) -> Vec<Share> {
     largest(counts, |pid, sockets| {
         let process = owners.processes.get(&pid).cloned().unwrap_or_default();
         let Process { comm, place, .. } = Arc::unwrap_or_clone(process);
-        Share { pid, comm: Some(comm), unit: place.unit, container_id: place.container_id, sockets }
+        ProcessShare { pid, comm: Some(comm), unit: place.unit, container_id: place.container_id, sockets }
     })
 }
 
 /// A process that started after one of its closes has but the same number.
-fn shares_of_closers(taken: &[Taken], closers: &HashMap<u64, Closer>) -> Vec<Share> {
+fn shares_of_closers(taken: &[PortHolder], closers: &HashMap<u64, Closer>) -> Vec<ProcessShare> {
     let mut counts: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
     for taken in taken.iter().filter(|taken| taken.kind != Kind::Other) {
         if let Some(&(pid, ago_ns)) = closers.get(&taken.cookie) {
@@ -236,24 +236,24 @@ fn shares_of_closers(taken: &[Taken], closers: &HashMap<u64, Closer>) -> Vec<Sha
     largest(counts.into_iter().map(|(pid, (n, _))| (pid, n)).collect(), |pid, sockets| {
         let closed_ns = uptime_ns.saturating_sub(since.get(&pid).copied().unwrap_or(0));
         let process = process::started(pid).filter(|(began_ns, _)| *began_ns <= closed_ns);
-        Share { pid, comm: process.map(|(_, comm)| comm), unit: None, container_id: None, sockets }
+        ProcessShare { pid, comm: process.map(|(_, comm)| comm), unit: None, container_id: None, sockets }
     })
 }
 
-fn largest(counts: BTreeMap<u32, u32>, share: impl Fn(u32, u32) -> Share) -> Vec<Share> {
+fn largest(counts: BTreeMap<u32, u32>, share: impl Fn(u32, u32) -> ProcessShare) -> Vec<ProcessShare> {
     let mut counts: Vec<(u32, u32)> = counts.into_iter().collect();
     counts.sort_by_key(|&(pid, n)| (Reverse(n), pid));
     counts.into_iter().take(MOST_PROCESSES).map(|(pid, n)| share(pid, n)).collect()
 }
 
 /// What two looks have seen, and what goes with it.
-pub struct Scene<'a> {
-    pub looked: &'a Looked,
+pub struct ExhaustionInputs<'a> {
+    pub looked: &'a EphemeralUse,
     /// An earlier one.
-    pub before: Option<&'a Look>,
+    pub before: Option<&'a UsageSample>,
     pub closers: &'a HashMap<u64, Closer>,
     pub at: String,
-    pub source: Source,
+    pub source: DocumentSource,
     /// Namespaces whose processes may not be looked at.
     pub denied: usize,
     /// What the search for namespaces left out, in words.
@@ -264,8 +264,12 @@ pub struct Scene<'a> {
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Result<ExhaustionDocument> {
-    let Scene { looked, before, closers, at, source, denied, unread } = scene;
+pub fn assemble(
+    scene: &ExhaustionInputs<'_>,
+    limit: usize,
+    look: owners::OwnersLookup,
+) -> io::Result<ExhaustionDocument> {
+    let ExhaustionInputs { looked, before, closers, at, source, denied, unread } = scene;
     let (picks, tuples_in_use) = fullest(looked, limit);
     let owners = owners::find(&inodes(&picks), look)?;
     let tuples: Vec<TupleUse> =
@@ -296,7 +300,7 @@ pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Resu
     if before.is_none() {
         incomplete.push("there was no earlier look yet: rates are unknown".to_owned());
     }
-    if *source == Source::Snapshot && tuples.iter().any(|tuple| tuple.time_wait > 0) {
+    if *source == DocumentSource::Snapshot && tuples.iter().any(|tuple| tuple.time_wait > 0) {
         let why = "who closed what is in TIME-WAIT is not known: only a running agent sees that";
         incomplete.push(why.to_owned());
     }
@@ -317,40 +321,40 @@ pub fn assemble(scene: &Scene<'_>, limit: usize, look: owners::Look) -> io::Resu
 /// # Errors
 /// When /proc or the kernel's sockets cannot be read.
 pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<ExhaustionDocument> {
-    let Found { places, denied, unread, .. } = scope.find(&Descriptors::All)?;
+    let FoundNetns { places, denied, unread, .. } = scope.find(&Descriptors::All)?;
     let before = match period.is_zero() {
         true => None,
         false => Some(remember(&ephemeral_ports::look(&places, BUDGET)?)),
     };
     sleep(period);
     let looked = ephemeral_ports::look(&places, BUDGET)?;
-    let scene = Scene {
+    let scene = ExhaustionInputs {
         looked: &looked,
         before: before.as_ref(),
         closers: &HashMap::new(),
         at: host::wall_clock(),
-        source: Source::Snapshot,
+        source: DocumentSource::Snapshot,
         denied: denied as usize,
         unread: unread.words(),
     };
-    assemble(&scene, limit, owners::Look::Proc(Haste::Hurried))
+    assemble(&scene, limit, owners::OwnersLookup::Proc(Urgency::Hurried))
 }
 
 /// What of a look the next one needs.
-pub fn remember(looked: &Looked) -> Look {
-    Look::of(looked.tables.iter().map(|(netns, table)| (netns.id, table)), looked.at_ns)
+pub fn remember(looked: &EphemeralUse) -> UsageSample {
+    UsageSample::of(looked.tables.iter().map(|(netns, table)| (netns.id, table)), looked.at_ns)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linux::owners::Holder;
+    use crate::linux::owners::FdHolder;
     use crate::linux::sock_diag::Socket;
     use crate::report::exhaustion::tests::{choice, socket};
     use tcpclose_common::state::TcpState;
 
-    fn looked() -> Looked {
-        let mut table = Table::new(choice(1000..=1009, "1009"));
+    fn looked() -> EphemeralUse {
+        let mut table = PortTable::new(choice(1000..=1009, "1009"));
         table.bind(&socket(TcpState::Listen, "0.0.0.0:1000", "0.0.0.0:0"));
         for port in 1001..1006u32 {
             let full = socket(TcpState::Established, &format!("127.0.0.1:{port}"), "127.0.0.1:80");
@@ -363,7 +367,7 @@ mod tests {
         table.take(&socket(TcpState::SynSent, "127.0.0.1:1001", "127.0.0.1:81"));
         table.finish();
         let netns = Netns { id: 7, inum: 77, name: None };
-        Looked { tables: vec![(netns, table)], at_ns: 5_000_000_000, ..Looked::default() }
+        EphemeralUse { tables: vec![(netns, table)], at_ns: 5_000_000_000, ..EphemeralUse::default() }
     }
 
     #[test]
@@ -372,19 +376,20 @@ mod tests {
         let (picks, all) = fullest(&looked, 1);
         assert_eq!((picks.len(), all), (1, 2));
         let holders =
-            |pid, inodes: std::ops::Range<u32>| inodes.map(move |inode| (inode, Holder { pid, fd: 3 }));
+            |pid, inodes: std::ops::Range<u32>| inodes.map(move |inode| (inode, FdHolder { pid, fd: 3 }));
         let held = holders(5, 1001..1003).chain(holders(4, 1003..1006)).collect();
         let processes = [4, 5].map(|pid| (pid, Arc::default())).into_iter().collect();
         let owners = Owners::new(held, processes, 0);
         // No process has this number (PID_MAX_LIMIT is 2²²).
         let closers = HashMap::from([(1006, (u32::MAX, 1)), (1007, (u32::MAX, 2))]);
-        let before = Look::default();
+        let before = UsageSample::default();
         let tuple = describe(&picks[0], Some(&before), looked.at_ns, &owners, &closers);
         assert_eq!((tuple.ports, tuple.reserved, tuple.used, tuple.bound), (9, 1, 8, 1));
         assert_eq!((tuple.time_wait, tuple.reusable, tuple.left()), (2, 2, 3));
         assert_eq!(tuple.taken_per_second, None, "the look before knew of no more than it remembers");
-        let shares =
-            |shares: &[Share]| shares.iter().map(|share| (share.pid, share.sockets)).collect::<Vec<_>>();
+        let shares = |shares: &[ProcessShare]| {
+            shares.iter().map(|share| (share.pid, share.sockets)).collect::<Vec<_>>()
+        };
         assert_eq!(shares(&tuple.owners), [(4, 3), (5, 2)]);
         assert_eq!(shares(&tuple.closed_by), [(u32::MAX, 2)]);
         assert_eq!(tuple.closed_by[0].comm, None);

@@ -113,7 +113,7 @@ impl Tuple {
 
 /// One socket that has a port of a tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct PortHolder {
     pub cookie: u64,
     /// 0 for one that no program holds.
     pub inode: u32,
@@ -132,17 +132,17 @@ pub enum Kind {
 
 /// The sockets of one network namespace, by tuple.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct PortTable {
     pub choice: Choice,
     /// Ports that bind() has taken: in use for every tuple.
     bound: PortSet,
-    tuples: HashMap<Tuple, Vec<Taken>>,
+    tuples: HashMap<Tuple, Vec<PortHolder>>,
     most: usize,
     /// A tuple that is not in `tuples` had no more ports than this, and one that is there may have had so many more.
     pub forgotten: usize,
 }
 
-impl Table {
+impl PortTable {
     pub fn new(choice: Choice) -> Self {
         Self { choice, bound: PortSet::default(), tuples: HashMap::new(), most: MOST_TUPLES, forgotten: 0 }
     }
@@ -171,7 +171,7 @@ impl Table {
             remote_port: socket.flow.remote_port,
             interface: socket.interface,
         };
-        let taken = Taken { cookie: socket.cookie, inode: socket.inode, port, kind };
+        let taken = PortHolder { cookie: socket.cookie, inode: socket.inode, port, kind };
         self.tuples.entry(tuple).or_default().push(taken);
         if self.tuples.len() > self.most {
             self.forget_the_emptiest();
@@ -196,7 +196,7 @@ impl Table {
         }
     }
 
-    pub fn tuples(&self) -> impl Iterator<Item = (&Tuple, &[Taken])> {
+    pub fn tuples(&self) -> impl Iterator<Item = (&Tuple, &[PortHolder])> {
         self.tuples.iter().map(|(tuple, taken)| (tuple, taken.as_slice()))
     }
 
@@ -242,7 +242,7 @@ pub mod tests {
 
     #[test]
     fn ports_run_out_for_each_tuple_on_its_own() {
-        let mut table = Table::new(choice(1000..=1009, "1003-1004,2000"));
+        let mut table = PortTable::new(choice(1000..=1009, "1003-1004,2000"));
         assert_eq!((table.choice.ports(), table.choice.reserved_in_range()), (8, 2));
         table.bind(&socket(TcpState::Listen, "127.0.0.1:1000", "0.0.0.0:0"));
         table.bind(&socket(TcpState::Listen, "0.0.0.0:80", "0.0.0.0:0"));
@@ -281,7 +281,7 @@ pub mod tests {
 
     #[test]
     fn the_fullest_survive_a_crowd() {
-        let mut table = Table { most: 100, ..Table::new(choice(1024..=65535, "")) };
+        let mut table = PortTable { most: 100, ..PortTable::new(choice(1024..=65535, "")) };
         for port in 2000..2500 {
             table.take(&socket(TcpState::Established, &format!("10.0.0.1:{port}"), "10.0.0.2:443"));
             for other in 0..20 {

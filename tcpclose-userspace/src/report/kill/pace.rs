@@ -4,13 +4,13 @@ use std::time::Duration;
 
 /// A clock of turns. Pure: who asks says what time it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub struct KillPace {
     between: Duration,
     /// When the next turn is, from an origin that the caller chose.
     next: Duration,
 }
 
-impl Pace {
+impl KillPace {
     /// At most `rate` turns a second, the first at once. A rate of 0 counts as 1.
     pub fn new(rate: u32) -> Self {
         // Rounded up, so that n turns take (n − 1) ÷ rate seconds at the least.
@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn n_turns_take_no_less_than_their_rate_allows() {
         for rate in [1, 3, 7, 100, 1_000_000] {
-            let (mut pace, mut now, n) = (Pace::new(rate), Duration::ZERO, 50);
+            let (mut pace, mut now, n) = (KillPace::new(rate), Duration::ZERO, 50);
             for _ in 0..n {
                 now += pace.wait(now);
                 pace.take(now);
@@ -52,12 +52,12 @@ mod tests {
             assert!(now.as_secs_f64() >= f64::from(n - 1) / f64::from(rate), "{rate}: {now:?}");
             assert!(now.as_secs_f64() <= f64::from(n - 1) / f64::from(rate) + 1e-6, "{rate}: {now:?}");
         }
-        assert_eq!(Pace::new(0).between, Duration::from_secs(1));
+        assert_eq!(KillPace::new(0).between, Duration::from_secs(1));
     }
 
     #[test]
     fn a_slow_turn_is_not_made_up_for() {
-        let mut pace = Pace::new(100);
+        let mut pace = KillPace::new(100);
         pace.take(Duration::ZERO);
         assert_eq!(pace.wait(4 * MS), 6 * MS);
         pace.take(500 * MS);

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::kill::Outcome;
+use crate::kill::KillOutcome;
 use crate::report::kill::plan::Left;
-use crate::report::sockets::{Source, StuckSocket};
+use crate::report::sockets::{DocumentSource, StuckSocket};
 
 /// What `tcpclose kill --json` prints.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct KillReport {
     /// [`crate::kill::SCHEMA`].
     pub schema: u32,
     pub host: String,
@@ -18,7 +18,7 @@ pub struct Report {
     /// When the sockets were looked at, RFC 3339, UTC.
     pub at: String,
     /// Who looked, and who destroyed.
-    pub source: Source,
+    pub source: DocumentSource,
     /// Nothing was touched.
     pub dry_run: bool,
     /// Stopped by a signal before the last one.
@@ -38,7 +38,7 @@ pub struct Fate {
     #[serde(flatten)]
     pub socket: StuckSocket,
     /// `null` for one that was not tried: in a dry run, or after a signal.
-    pub result: Option<Outcome>,
+    pub result: Option<KillOutcome>,
     /// When it was tried, RFC 3339, UTC.
     pub tried_at: Option<String>,
 }
@@ -52,11 +52,11 @@ pub struct Tally {
 }
 
 impl Tally {
-    pub fn add(&mut self, outcome: &Outcome) {
+    pub fn add(&mut self, outcome: &KillOutcome) {
         match outcome {
-            Outcome::Destroyed => self.destroyed += 1,
-            Outcome::Spared { why } => *self.spared.entry(why.clone()).or_default() += 1,
-            Outcome::Refused { why, .. } => *self.refused.entry(why.clone()).or_default() += 1,
+            KillOutcome::Destroyed => self.destroyed += 1,
+            KillOutcome::Spared { why } => *self.spared.entry(why.clone()).or_default() += 1,
+            KillOutcome::Refused { why, .. } => *self.refused.entry(why.clone()).or_default() += 1,
         }
     }
 
@@ -87,11 +87,11 @@ mod tests {
     #[test]
     fn refusals_are_counted_by_why() {
         let mut tally = Tally::default();
-        let refused = |errno, why: &str| Outcome::Refused { errno: Some(errno), why: why.to_owned() };
+        let refused = |errno, why: &str| KillOutcome::Refused { errno: Some(errno), why: why.to_owned() };
         for outcome in [
-            Outcome::Destroyed,
+            KillOutcome::Destroyed,
             refused(1, "not permitted"),
-            Outcome::Spared { why: "it has gone".to_owned() },
+            KillOutcome::Spared { why: "it has gone".to_owned() },
             refused(1, "not permitted"),
             refused(95, "not supported"),
         ] {

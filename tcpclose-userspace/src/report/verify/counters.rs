@@ -3,7 +3,9 @@
 use tcpclose_common::state::TcpState;
 
 use crate::report::verify::verdict::{Causes, Span, Verdict};
-use crate::report::verify::{Look, Part, Reach, Row, Rungs, Sight, View, span};
+use crate::report::verify::{
+    AuditRow, AuditSample, BackendsInUse, KernelSample, NetnsSample, Part, Reach, span,
+};
 
 /// Counters of the kernel that no counter of the agent means the same as, and why.
 pub const NOT_COMPARED: &str = "not compared: OutRsts counts RSTs to ports on which nobody listens too, \
@@ -12,13 +14,13 @@ pub const NOT_COMPARED: &str = "not compared: OutRsts counts RSTs to ports on wh
 /// Compares what both counted from `from` to `to`. `own`: the agent's network namespace; `reach`: what minisockets are
 /// followed in. Records come from all.
 pub fn compare(
-    from: &Look,
-    to: &Look,
-    rungs: &Rungs,
+    from: &AuditSample,
+    to: &AuditSample,
+    rungs: &BackendsInUse,
     (own, reach): (u32, Reach),
     causes: &Causes,
-) -> Vec<Row> {
-    let pair = Pair { from, to, own, reach };
+) -> Vec<AuditRow> {
+    let pair = Comparison { from, to, own, reach };
     vec![
         pair.established_resets(causes),
         pair.minisockets_born(rungs, causes),
@@ -28,14 +30,14 @@ pub fn compare(
     ]
 }
 
-struct Pair<'a> {
-    from: &'a Look,
-    to: &'a Look,
+struct Comparison<'a> {
+    from: &'a AuditSample,
+    to: &'a AuditSample,
     own: u32,
     reach: Reach,
 }
 
-impl Pair<'_> {
+impl Comparison<'_> {
     /// What the agent counted.
     fn agent(&self, name: &str, labels: &[(&str, &str)]) -> i64 {
         (self.to.metrics.sum(name, labels) - self.from.metrics.sum(name, labels)) as i64
@@ -51,12 +53,12 @@ impl Pair<'_> {
 
     /// What the kernel counted between the two readings of the agent, which it was read before and after.
     fn kernel(&self, reach: Reach, names: &[&str]) -> (Span, Vec<Part>) {
-        let sum = |view: &View| names.iter().map(|name| view.counters.get(name)).sum::<u64>() as i64;
-        let at = |view: Option<&View>| view.map(sum);
+        let sum = |view: &KernelSample| names.iter().map(|name| view.counters.get(name)).sum::<u64>() as i64;
+        let at = |view: Option<&KernelSample>| view.map(sum);
         self.to.sum(reach, |id, to| {
             let from = self.from.namespaces.get(&id);
-            let before = |sight: Option<&Sight>| at(sight.and_then(|sight| sight.before.as_ref()));
-            let after = |sight: Option<&Sight>| at(sight.and_then(|sight| sight.after.as_ref()));
+            let before = |sight: Option<&NetnsSample>| at(sight.and_then(|sight| sight.before.as_ref()));
+            let after = |sight: Option<&NetnsSample>| at(sight.and_then(|sight| sight.after.as_ref()));
             // Counters begin at 0. One that was not there was not made yet, or not found.
             let first = before(from).unwrap_or(0);
             let last = after(Some(to)).or_else(|| before(Some(to))).or_else(|| after(from));
@@ -66,12 +68,12 @@ impl Pair<'_> {
     }
 
     /// `tcp_set_state()` counts ESTABLISHED or CLOSE-WAIT to CLOSE.
-    fn established_resets(&self, causes: &Causes) -> Row {
+    fn established_resets(&self, causes: &Causes) -> AuditRow {
         let agent =
             self.transitions(Some("established"), "closed") + self.transitions(Some("close_wait"), "closed");
         let agent = Span::exact(agent);
         let (kernel, namespaces) = self.kernel(Reach::All, &["EstabResets"]);
-        Row {
+        AuditRow {
             what: "established or close_wait to closed, EstabResets".to_owned(),
             agent,
             kernel: Some(kernel),
@@ -82,14 +84,14 @@ impl Pair<'_> {
 
     /// A minisocket is born into TIME-WAIT, which the agent counts as a transition; or into FIN-WAIT-2, where it is
     /// still, or from where it went on to TIME-WAIT (the transition) or to its end.
-    fn minisockets_born(&self, rungs: &Rungs, causes: &Causes) -> Row {
+    fn minisockets_born(&self, rungs: &BackendsInUse, causes: &Causes) -> AuditRow {
         // Minisockets of other namespaces, which are not followed there and not counted here.
         let elsewhere = [("state", "time_wait"), ("why", "namespace")];
         let entered =
             self.transitions(None, "time_wait") - self.agent("tcpclose_unseen_phases_total", &elsewhere);
         let ended = self.transitions(Some("fin_wait_2"), "closed");
         // Of those in FIN-WAIT-2 the agent counts full sockets too.
-        let minisockets = |look: &Look| {
+        let minisockets = |look: &AuditSample| {
             let all = look.metrics.sum("tcpclose_sockets", &[("state", "fin_wait_2")]) as i64;
             let (full, _) = look.sum(self.reach, |_, sight| {
                 let (before, after) = sight.sockets(|sockets| sockets.full_in(TcpState::FinWait2));
@@ -107,7 +109,7 @@ impl Pair<'_> {
             false => 0,
         };
         let kernel = Span { max: born.max + skipped, ..born };
-        Row {
+        AuditRow {
             what: "minisockets born, TW + TWKilled".to_owned(),
             agent,
             kernel: Some(kernel),
@@ -116,7 +118,7 @@ impl Pair<'_> {
         }
     }
 
-    fn overflows(&self, rungs: &Rungs, causes: &Causes) -> Row {
+    fn overflows(&self, rungs: &BackendsInUse, causes: &Causes) -> AuditRow {
         let agent = Span::exact(self.agent("tcpclose_time_wait_overflows_total", &[]));
         let (what, reach) = match rungs.dumps() {
             true => (
@@ -127,17 +129,17 @@ impl Pair<'_> {
         };
         let (kernel, namespaces) = self.kernel(reach, &["TCPTimeWaitOverflow"]);
         let verdict = causes.judge(agent, kernel);
-        Row { what: what.to_owned(), agent, kernel: Some(kernel), verdict, namespaces }
+        AuditRow { what: what.to_owned(), agent, kernel: Some(kernel), verdict, namespaces }
     }
 
-    fn reused(&self, rungs: &Rungs, causes: &Causes) -> Row {
+    fn reused(&self, rungs: &BackendsInUse, causes: &Causes) -> AuditRow {
         let agent = Span::exact(self.agent("tcpclose_time_wait_ended_total", &[("reason", "reused")]));
         let (kernel, namespaces) = self.kernel(Reach::All, &["TWRecycled"]);
         let verdict = match rungs.dumps() {
             true => Verdict::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
             false => causes.judge(agent, kernel),
         };
-        Row {
+        AuditRow {
             what: "time_wait reused by connect, TWRecycled".to_owned(),
             agent,
             kernel: Some(kernel),
@@ -148,7 +150,7 @@ impl Pair<'_> {
 
     /// Every close with data unread is an abort; linger 0 and disconnects are aborts as well, which no counter of the
     /// kernel has on its own.
-    fn aborts_on_close(&self, causes: &Causes) -> Row {
+    fn aborts_on_close(&self, causes: &Causes) -> AuditRow {
         let closes = |outcome| self.agent("tcpclose_closes_total", &[("outcome", outcome)]);
         let aborted = closes("aborted");
         let agent = Span { min: aborted, max: aborted + closes("unknown") };
@@ -157,7 +159,7 @@ impl Pair<'_> {
             1.. => Verdict::Explained("closes with linger 0 and disconnects are aborts too".to_owned()),
             _ => causes.judge(agent, kernel),
         };
-        Row {
+        AuditRow {
             what: "closes aborted, TCPAbortOnClose".to_owned(),
             agent,
             kernel: Some(kernel),
@@ -173,20 +175,20 @@ mod tests {
     use crate::linux::proc_net::Counters;
     use crate::report::verify::tests::look as look_at;
 
-    fn look(metrics: &str, before: &[(&'static str, u64)], after: &[(&'static str, u64)]) -> Look {
+    fn look(metrics: &str, before: &[(&'static str, u64)], after: &[(&'static str, u64)]) -> AuditSample {
         look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
     }
 
-    fn view(counters: &[(&'static str, u64)]) -> View {
-        View { counters: Counters(counters.iter().copied().collect()), ..View::default() }
+    fn view(counters: &[(&'static str, u64)]) -> KernelSample {
+        KernelSample { counters: Counters(counters.iter().copied().collect()), ..KernelSample::default() }
     }
 
-    fn between<'a>(from: &'a Look, to: &'a Look) -> Pair<'a> {
-        Pair { from, to, own: 1, reach: Reach::All }
+    fn between<'a>(from: &'a AuditSample, to: &'a AuditSample) -> Comparison<'a> {
+        Comparison { from, to, own: 1, reach: Reach::All }
     }
 
-    fn rungs(time_wait: &str) -> Rungs {
-        Rungs { state: "btf".to_owned(), time_wait: time_wait.to_owned() }
+    fn rungs(time_wait: &str) -> BackendsInUse {
+        BackendsInUse { state: "btf".to_owned(), time_wait: time_wait.to_owned() }
     }
 
     #[test]

@@ -7,12 +7,19 @@ use tcpclose_common::state::TcpState;
 use crate::linux::proc_net::SockStat;
 use crate::names::Phase;
 use crate::report::verify::verdict::{Causes, Span, Verdict};
-use crate::report::verify::{Look, Part, Reach, Row, Sight, Sockets, View, span};
+use crate::report::verify::{
+    AuditRow, AuditSample, DumpedSockets, KernelSample, NetnsSample, Part, Reach, span,
+};
 
 /// The agent's `tcpclose_sockets` at `look`. `earlier`: where minisockets are followed by dumps, what the kernel said at a
 /// time before which every step has been dumped by then.
-pub fn agent(look: &Look, earlier: Option<&BTreeMap<u32, View>>, reach: Reach, causes: &Causes) -> Vec<Row> {
-    let none = View::default();
+pub fn agent(
+    look: &AuditSample,
+    earlier: Option<&BTreeMap<u32, KernelSample>>,
+    reach: Reach,
+    causes: &Causes,
+) -> Vec<AuditRow> {
+    let none = KernelSample::default();
     let before = |id| earlier.map(|earlier| earlier.get(&id).unwrap_or(&none));
     let skipped = earlier.map_or(0, |earlier| skipped(look, earlier, reach));
     let rows = Phase::ALL.into_iter().map(|phase| {
@@ -28,7 +35,7 @@ pub fn agent(look: &Look, earlier: Option<&BTreeMap<u32, View>>, reach: Reach, c
             }
             _ => causes.judge(agent, kernel),
         };
-        Row { what: format!("sockets in {}", phase.name()), agent, kernel: Some(kernel), verdict, namespaces }
+        AuditRow { what: format!("sockets in {}", phase.name()), agent, kernel: Some(kernel), verdict, namespaces }
     });
     rows.collect()
 }
@@ -39,9 +46,9 @@ fn is_of_minisockets(phase: Phase) -> bool {
 }
 
 /// How many minisockets the kernel did not make since `earlier`.
-fn skipped(look: &Look, earlier: &BTreeMap<u32, View>, reach: Reach) -> i64 {
-    let count = |view: &View| view.counters.get("TCPTimeWaitOverflow") as i64;
-    let since = |id, sight: &Sight| {
+fn skipped(look: &AuditSample, earlier: &BTreeMap<u32, KernelSample>, reach: Reach) -> i64 {
+    let count = |view: &KernelSample| view.counters.get("TCPTimeWaitOverflow") as i64;
+    let since = |id, sight: &NetnsSample| {
         let first = earlier.get(&id).map_or(0, count);
         let last = [&sight.before, &sight.after].into_iter().flatten().map(count).max().unwrap_or(first);
         Span { min: 0, max: (last - first).max(0) }
@@ -50,10 +57,10 @@ fn skipped(look: &Look, earlier: &BTreeMap<u32, View>, reach: Reach) -> i64 {
 }
 
 /// How many sockets of a namespace the agent can rightly say are in `phase`.
-fn in_phase(phase: Phase, sight: &Sight, earlier: Option<&View>) -> Span {
-    let of = |sockets: &Sockets| sockets.in_state(phase.state());
+fn in_phase(phase: Phase, sight: &NetnsSample, earlier: Option<&KernelSample>) -> Span {
+    let of = |sockets: &DumpedSockets| sockets.in_state(phase.state());
     let (before, after) = sight.sockets(of);
-    let Some(View { sockets: earlier, .. }) = earlier.filter(|_| is_of_minisockets(phase)) else {
+    let Some(KernelSample { sockets: earlier, .. }) = earlier.filter(|_| is_of_minisockets(phase)) else {
         return span(&before, &after);
     };
     // Minisockets switch and end with no event: what was true since `earlier` can still be the agent's word.
@@ -61,7 +68,7 @@ fn in_phase(phase: Phase, sight: &Sight, earlier: Option<&View>) -> Span {
     let min = first.intersection(&after).count() as i64;
     let mut possible: HashSet<u64> = &(&first | &before) | &after;
     if phase == Phase::FinWait2 {
-        let waiting = |sockets: &Sockets| sockets.in_state(TcpState::TimeWait);
+        let waiting = |sockets: &DumpedSockets| sockets.in_state(TcpState::TimeWait);
         let (before, after) = sight.sockets(waiting);
         possible.extend((&before | &after).difference(&waiting(earlier)));
     }
@@ -69,10 +76,10 @@ fn in_phase(phase: Phase, sight: &Sight, earlier: Option<&View>) -> Span {
 }
 
 /// What the agent and this audit rest on: that a dump shows what the kernel counts.
-pub fn dumps(look: &Look) -> Vec<Row> {
+pub fn dumps(look: &AuditSample) -> Vec<AuditRow> {
     vec![
-        in_each("minisockets, sockstat tw", look, Sockets::minisockets, |stat| stat.tw),
-        in_each("full sockets, sockstat inuse", look, Sockets::in_use, |stat| stat.inuse),
+        in_each("minisockets, sockstat tw", look, DumpedSockets::minisockets, |stat| stat.tw),
+        in_each("full sockets, sockstat inuse", look, DumpedSockets::in_use, |stat| stat.inuse),
         orphans(look),
     ]
 }
@@ -82,16 +89,16 @@ const DUMPS: &str = "sock_diag: ";
 /// A number that each namespace has its own of: it must be the same in each.
 fn in_each(
     what: &str,
-    look: &Look,
-    dumped: impl Fn(&Sockets) -> HashSet<u64>,
+    look: &AuditSample,
+    dumped: impl Fn(&DumpedSockets) -> HashSet<u64>,
     counted: impl Fn(&SockStat) -> u64,
-) -> Row {
+) -> AuditRow {
     let zero = Span::exact(0);
     let (mut all_dumped, mut all_counted, mut differs, mut namespaces) = (zero, zero, false, Vec::new());
     for sight in look.namespaces.values() {
         let (before, after) = sight.sockets(&dumped);
         let dumped = span(&before, &after);
-        let count = |view: &Option<View>| view.as_ref().map_or(0, |view| counted(&view.stat)) as i64;
+        let count = |view: &Option<KernelSample>| view.as_ref().map_or(0, |view| counted(&view.stat)) as i64;
         let counted = Span::between(count(&sight.before), count(&sight.after));
         all_dumped = all_dumped.plus(dumped);
         all_counted = all_counted.plus(counted);
@@ -101,11 +108,17 @@ fn in_each(
         }
     }
     let verdict = if differs { Verdict::Differs } else { Verdict::Equal };
-    Row { what: format!("{DUMPS}{what}"), agent: all_dumped, kernel: Some(all_counted), verdict, namespaces }
+    AuditRow {
+        what: format!("{DUMPS}{what}"),
+        agent: all_dumped,
+        kernel: Some(all_counted),
+        verdict,
+        namespaces,
+    }
 }
 
 /// Orphans, which the kernel counts of all namespaces together.
-fn orphans(look: &Look) -> Row {
+fn orphans(look: &AuditSample) -> AuditRow {
     let (dumped, namespaces) = look.sum(Reach::All, |_, sight| {
         let (before, after) = sight.sockets(|sockets| sockets.orphans.clone());
         span(&before, &after)
@@ -124,7 +137,7 @@ fn orphans(look: &Look) -> Row {
         1.. => Verdict::Differs,
     };
     let what = format!("{DUMPS}orphans, sockstat orphan");
-    Row { what, agent: dumped, kernel: Some(counted), verdict, namespaces }
+    AuditRow { what, agent: dumped, kernel: Some(counted), verdict, namespaces }
 }
 
 #[cfg(test)]
@@ -133,21 +146,21 @@ mod tests {
     use crate::linux::proc_net::Counters;
     use crate::report::verify::tests::{look as look_at, socket};
 
-    fn view(sockets: &[(TcpState, u64)]) -> View {
+    fn view(sockets: &[(TcpState, u64)]) -> KernelSample {
         let mini = |state| matches!(state, TcpState::FinWait2 | TcpState::TimeWait);
         let dumped: Vec<_> =
             sockets.iter().map(|&(state, cookie)| socket(state, cookie, mini(state))).collect();
-        let sockets = Sockets::new(&dumped);
+        let sockets = DumpedSockets::new(&dumped);
         let (inuse, tw) = (sockets.in_use().len() as u64, sockets.minisockets().len() as u64);
         let stat = SockStat { inuse, orphan: 0, tw };
-        View { sockets, stat, ..View::default() }
+        KernelSample { sockets, stat, ..KernelSample::default() }
     }
 
-    fn look(before: &[(TcpState, u64)], metrics: &str, after: &[(TcpState, u64)]) -> Look {
+    fn look(before: &[(TcpState, u64)], metrics: &str, after: &[(TcpState, u64)]) -> AuditSample {
         look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
     }
 
-    fn of(rows: &[Row], phase: Phase) -> &Row {
+    fn of(rows: &[AuditRow], phase: Phase) -> &AuditRow {
         rows.iter().find(|row| row.what == format!("sockets in {}", phase.name())).unwrap()
     }
 
@@ -181,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_skipped_since_is_explained_and_no_more() {
-        let view = |overflows| View {
+        let view = |overflows| KernelSample {
             counters: Counters([("TCPTimeWaitOverflow", overflows)].into()),
             ..view(&[(TcpState::TimeWait, 1)])
         };
@@ -218,8 +231,8 @@ mod tests {
         use TcpState::{CloseWait, TimeWait};
         let (one, two) = (view(&[(CloseWait, 1), (TimeWait, 3)]), view(&[(TimeWait, 1), (TimeWait, 2)]));
         let metrics = "tcpclose_sockets{state=\"close_wait\"} 1\ntcpclose_sockets{state=\"time_wait\"} 3\n";
-        let both = |one: &View, two: &View| {
-            let seen = |view: &View| Some(view.clone());
+        let both = |one: &KernelSample, two: &KernelSample| {
+            let seen = |view: &KernelSample| Some(view.clone());
             look_at(metrics, [(1, seen(one), seen(one)), (2, seen(two), seen(two))])
         };
         let look = both(&one, &two);

@@ -24,7 +24,7 @@ use crate::report::verify::verdict::{Span, Verdict};
 
 /// One line of the audit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
+pub struct AuditRow {
     pub what: String,
     /// The agent's account; of the rows `sock_diag: …`, which check what the others rest on, that of a dump.
     pub agent: Span,
@@ -51,7 +51,7 @@ pub struct Part {
 
 /// The sockets of a dump, in as much detail as is compared.
 #[derive(Clone, Debug, Default)]
-pub struct Sockets {
+pub struct DumpedSockets {
     /// Cookies by state, minisockets apart.
     pub full: [HashSet<u64>; STATES],
     pub mini: [HashSet<u64>; STATES],
@@ -61,7 +61,7 @@ pub struct Sockets {
 
 const STATES: usize = 16;
 
-impl Sockets {
+impl DumpedSockets {
     pub fn new(dumped: &[Socket]) -> Self {
         let mut sockets = Self::default();
         for socket in dumped {
@@ -117,24 +117,25 @@ pub fn span(before: &HashSet<u64>, after: &HashSet<u64>) -> Span {
 
 /// What the kernel says of one network namespace: its sums, read next to a dump.
 #[derive(Clone, Debug, Default)]
-pub struct View {
+pub struct KernelSample {
     pub counters: Counters,
     pub stat: SockStat,
-    pub sockets: Sockets,
+    pub sockets: DumpedSockets,
 }
 
 /// One network namespace before and after a reading of the agent's metrics; `None` when it was not there.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct NetnsSample {
     pub netns: Netns,
-    pub before: Option<View>,
-    pub after: Option<View>,
+    pub before: Option<KernelSample>,
+    pub after: Option<KernelSample>,
 }
 
-impl Sight {
+impl NetnsSample {
     /// What is counted by `of` in one that is not there is nothing.
-    fn sockets<T: Default>(&self, of: impl Fn(&Sockets) -> T) -> (T, T) {
-        let count = |view: &Option<View>| view.as_ref().map(|view| of(&view.sockets)).unwrap_or_default();
+    fn sockets<T: Default>(&self, of: impl Fn(&DumpedSockets) -> T) -> (T, T) {
+        let count =
+            |view: &Option<KernelSample>| view.as_ref().map(|view| of(&view.sockets)).unwrap_or_default();
         (count(&self.before), count(&self.after))
     }
 
@@ -146,9 +147,9 @@ impl Sight {
 
 /// The agent's metrics between two views of each namespace: dump, sums, metrics, sums, dump.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct AuditSample {
     /// By what identifies them; also those that have gone since an earlier look.
-    pub namespaces: BTreeMap<u32, Sight>,
+    pub namespaces: BTreeMap<u32, NetnsSample>,
     pub metrics: Samples,
 }
 
@@ -162,9 +163,9 @@ pub enum Reach {
     Only(u32),
 }
 
-impl Look {
+impl AuditSample {
     /// The sum of `of` over all namespaces that `reach` covers, and its parts.
-    fn sum(&self, reach: Reach, of: impl Fn(u32, &Sight) -> Span) -> (Span, Vec<Part>) {
+    fn sum(&self, reach: Reach, of: impl Fn(u32, &NetnsSample) -> Span) -> (Span, Vec<Part>) {
         let (mut sum, mut parts) = (Span::exact(0), Vec::new());
         for (id, sight) in &self.namespaces {
             let span = of(*id, sight);
@@ -202,12 +203,12 @@ fn dumped(metrics: &Samples) -> Option<String> {
 
 /// The rungs in use, as `tcpclose_hook_info` names them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Rungs {
+pub struct BackendsInUse {
     pub state: String,
     pub time_wait: String,
 }
 
-impl Rungs {
+impl BackendsInUse {
     pub fn of(metrics: &Samples) -> Self {
         let rung = |hook| {
             let rung = metrics.label("tcpclose_hook_info", &[("hook", hook)], "rung");
@@ -240,18 +241,21 @@ pub(crate) mod tests {
     }
 
     /// A look at namespaces with these ids.
-    pub fn look(metrics: &str, views: impl IntoIterator<Item = (u32, Option<View>, Option<View>)>) -> Look {
+    pub fn look(
+        metrics: &str,
+        views: impl IntoIterator<Item = (u32, Option<KernelSample>, Option<KernelSample>)>,
+    ) -> AuditSample {
         let sight = |(id, before, after)| {
             let netns = Netns { id, inum: 1000 + id, name: None };
-            (id, Sight { netns, before, after })
+            (id, NetnsSample { netns, before, after })
         };
-        Look { metrics: Samples::parse(metrics), namespaces: views.into_iter().map(sight).collect() }
+        AuditSample { metrics: Samples::parse(metrics), namespaces: views.into_iter().map(sight).collect() }
     }
 
     #[test]
     fn what_an_agent_that_dumps_its_own_namespace_counts_lies_between_that_and_all() {
         let look = look("", [(1, None, None), (2, None, None), (3, None, None)]);
-        let of = |id: u32, _: &Sight| Span { min: i64::from(id), max: 10 * i64::from(id) };
+        let of = |id: u32, _: &NetnsSample| Span { min: i64::from(id), max: 10 * i64::from(id) };
         assert_eq!(look.sum(Reach::All, of).0, Span { min: 6, max: 60 });
         assert_eq!(look.sum(Reach::Own(2), of).0, Span { min: 2, max: 60 });
         let (sum, parts) = look.sum(Reach::Only(2), of);
@@ -265,7 +269,7 @@ pub(crate) mod tests {
 
     #[test]
     fn sockets_are_told_apart_as_the_kernels_sums_do_it() {
-        let sockets = Sockets::new(&[
+        let sockets = DumpedSockets::new(&[
             socket(TcpState::Listen, 1, false),
             socket(TcpState::SynRecv, 2, false),
             socket(TcpState::FinWait2, 3, false),

@@ -10,7 +10,7 @@ const LONGEST: Duration = Duration::from_nanos(u64::MAX);
 
 /// An empty one lets everything through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
+pub struct WatchFilter {
     /// Service ports.
     pub ports: Vec<u16>,
     /// States that a step leaves or enters.
@@ -25,7 +25,7 @@ pub struct Filter {
     pub more: bool,
 }
 
-impl Filter {
+impl WatchFilter {
     /// Whether a watcher is to be told of this step.
     pub fn passes(&self, step: &Transition) -> bool {
         let state = |phase: &Phase| step.from == phase.state() || step.to == phase.state();
@@ -116,27 +116,27 @@ mod tests {
             ("longer_than=1001ms", [false, false]),
             ("port=80&state=close_wait", [false, false]),
         ] {
-            let filter = Filter::parse(query).unwrap();
+            let filter = WatchFilter::parse(query).unwrap();
             assert_eq!([filter.passes(&step), filter.passes(&end)], passes, "{query}");
         }
         let stranger = Transition { closer: None, ..step };
-        assert!(!Filter::parse("pid=42").unwrap().passes(&stranger));
+        assert!(!WatchFilter::parse("pid=42").unwrap().passes(&stranger));
     }
 
     #[test]
     fn a_query_says_what_the_filter_says() {
         let query = "port=80&port=443&state=close_wait&outcome=timeout&pid=7&longer_than=1500000000ns&more=1";
-        let filter = Filter::parse(query).unwrap();
+        let filter = WatchFilter::parse(query).unwrap();
         assert_eq!((filter.query().as_str(), filter.longer_than), (query, Duration::from_millis(1500)));
-        assert_eq!(Filter::parse(&Filter::default().query()), Ok(Filter::default()));
+        assert_eq!(WatchFilter::parse(&WatchFilter::default().query()), Ok(WatchFilter::default()));
         for longest in ["584years", "585years", "18446744073709551615s"] {
-            let filter = Filter::parse(&format!("longer_than={longest}")).unwrap();
-            assert_eq!(Filter::parse(&filter.query()), Ok(filter));
+            let filter = WatchFilter::parse(&format!("longer_than={longest}")).unwrap();
+            assert_eq!(WatchFilter::parse(&filter.query()), Ok(filter));
         }
         for bad in
             ["port=", "port=70000", "state=limbo", "outcome=good", "pid=x", "longer_than=soon", "color=red"]
         {
-            let why = Filter::parse(bad).unwrap_err();
+            let why = WatchFilter::parse(bad).unwrap_err();
             assert!(why.starts_with(bad.split('=').next().unwrap()), "{why}");
         }
     }

@@ -8,7 +8,7 @@ use tcpclose_common::state::TcpState;
 use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Outcome, Role, Side};
 use crate::report::sockets::Cookie;
-use crate::tracker::transition::Source;
+use crate::tracker::transition::TransitionSource;
 
 /// What a stream consists of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,10 +59,10 @@ pub struct Line {
     #[serde(with = "named_or_null")]
     pub outcome: Option<Outcome>,
     /// Who closed this side; `null` while nobody has, and where that is not known.
-    pub owner: Option<Closer>,
+    pub owner: Option<CloserLine>,
     /// Who told of the step.
     #[serde(with = "named")]
-    pub source: Source,
+    pub source: TransitionSource,
     /// What tcpclose's own command line asks for besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub more: Option<More>,
@@ -70,7 +70,7 @@ pub struct Line {
 
 /// The process that made this side's FIN.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Closer {
+pub struct CloserLine {
     pub pid: u32,
     /// `null` when it has ended since. May hold control characters: escape it for a terminal.
     pub comm: Option<String>,

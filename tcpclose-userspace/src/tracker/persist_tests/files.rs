@@ -3,8 +3,8 @@
 use crate::tracker::persist_tests::*;
 
 /// What the recorded files hold.
-fn recorded() -> Vec<Kept> {
-    let life = |n: u64, phase, since| Kept {
+fn recorded() -> Vec<SavedSocket> {
+    let life = |n: u64, phase, since| SavedSocket {
         cookie: n,
         flow: flow(n),
         netns: HERE,
@@ -12,28 +12,32 @@ fn recorded() -> Vec<Kept> {
         side: Side::Server,
         role: Role::Passive,
         phase,
-        body: Body::Socket,
+        body: SocketKind::Socket,
         counted: false,
         since,
     };
     vec![
-        life(1, Phase::CloseWait, Since::exact(T0)),
-        life(2, Phase::LastAck, Since { earliest_ns: 0, latest_ns: T0 + S }),
-        Kept { cookie: 0, side: Side::Unknown, ..life(3, Phase::CloseWait, Since::exact(T0 + 2 * S)) },
-        Kept {
+        life(1, Phase::CloseWait, EnteredAt::exact(T0)),
+        life(2, Phase::LastAck, EnteredAt { earliest_ns: 0, latest_ns: T0 + S }),
+        SavedSocket {
+            cookie: 0,
+            side: Side::Unknown,
+            ..life(3, Phase::CloseWait, EnteredAt::exact(T0 + 2 * S))
+        },
+        SavedSocket {
             side: Side::Client,
             role: Role::Active,
-            body: Body::Minisocket,
+            body: SocketKind::Minisocket,
             port: 40_004,
             counted: true,
             flow: Flow::new("[2001:db8::1]:40004".parse().unwrap(), "[2001:db8::2]:443".parse().unwrap()),
-            ..life(4, Phase::FinWait2, Since::exact(T0 + 3 * S))
+            ..life(4, Phase::FinWait2, EnteredAt::exact(T0 + 3 * S))
         },
     ]
 }
 
-fn sorted(former: &Former) -> Vec<Kept> {
-    let mut lives: Vec<Kept> = former.lives().copied().collect();
+fn sorted(former: &SavedState) -> Vec<SavedSocket> {
+    let mut lives: Vec<SavedSocket> = former.lives().copied().collect();
     lives.sort_by_key(|kept| (kept.since.latest_ns, kept.cookie));
     lives
 }
@@ -63,27 +67,27 @@ fn a_file_of_no_use_is_refused_and_says_why() {
     let read = |bytes: &[u8]| state_format::read(bytes, BOOT, T0 + 10 * S).map(|former| former.len());
     assert_eq!(read(FORMAT_1), Ok(4));
     let other = "11111111-2222-3333-4444-555555555555";
-    assert_eq!(state_format::read(FORMAT_1, other, T0 + 10 * S).err(), Some(Refused::OtherBoot));
-    assert_eq!(state_format::read(FORMAT_1, "", T0 + 10 * S).err(), Some(Refused::OtherBoot));
+    assert_eq!(state_format::read(FORMAT_1, other, T0 + 10 * S).err(), Some(UnusableState::OtherBoot));
+    assert_eq!(state_format::read(FORMAT_1, "", T0 + 10 * S).err(), Some(UnusableState::OtherBoot));
     assert!(
-        matches!(state_format::read(FORMAT_1, BOOT, T0 + 8 * S), Err(Refused::Corrupt(why)) if why.contains("future"))
+        matches!(state_format::read(FORMAT_1, BOOT, T0 + 8 * S), Err(UnusableState::Corrupt(why)) if why.contains("future"))
     );
     for bytes in
         [&b""[..], b"tcpclose", b"\x7fELF, and something longer than a header would be, with more behind it"]
     {
-        assert!(matches!(read(bytes), Err(Refused::Corrupt(_))));
+        assert!(matches!(read(bytes), Err(UnusableState::Corrupt(_))));
     }
     // Any bit that flips is noticed, but in a torn end.
     for at in 0..FORMAT_1.len() {
         let mut bytes = FORMAT_1.to_vec();
         bytes[at] ^= 1 << (at % 8);
-        assert!(matches!(read(&bytes), Err(Refused::Corrupt(_))), "byte {at}");
+        assert!(matches!(read(&bytes), Err(UnusableState::Corrupt(_))), "byte {at}");
     }
     // Cut anywhere, it is a torn end or, within the header, corrupt. Nothing panics.
     for length in 0..FORMAT_1.len() {
         match read(&FORMAT_1[..length]) {
             Ok(n) => assert_eq!(n, 0, "{length}"),
-            Err(why) => assert!(matches!(why, Refused::Corrupt(_)), "{length}: {why}"),
+            Err(why) => assert!(matches!(why, UnusableState::Corrupt(_)), "{length}: {why}"),
         }
     }
     let mut dice = Dice(7);
@@ -100,6 +104,6 @@ fn a_file_that_needs_a_later_reader_says_so() {
     let sum = crc32fast::hash(&bytes[..50]).to_le_bytes();
     bytes[50..54].copy_from_slice(&sum);
     let refused = state_format::read(&bytes, BOOT, T0 + 10 * S).err();
-    assert_eq!(refused, Some(Refused::TooNew(3)));
+    assert_eq!(refused, Some(UnusableState::TooNew(3)));
     assert!(refused.unwrap().to_string().contains("later version"));
 }

@@ -6,19 +6,19 @@ mod random;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use tcpclose_common::event::{Head, Numbers, Open, Record, Step, flags::*};
+use tcpclose_common::event::{Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use crate::names::{Age, Flow, Phase, Role, Side, words_of};
-use crate::tracker::event::Fact;
-use crate::tracker::persist::{Former, Kept};
-use crate::tracker::reconcile::{MARGIN_NS, Seen};
-use crate::tracker::socket::{Body, Life, Since};
+use crate::tracker::event::TrackerEvent;
+use crate::tracker::persist::{SavedSocket, SavedState};
+use crate::tracker::reconcile::{DumpedSocket, MARGIN_NS};
+use crate::tracker::socket::{EnteredAt, SocketKind, TrackedSocket};
 use crate::tracker::state_format;
-use crate::tracker::state_format::{Batch, FORMAT, Journal, Refused};
+use crate::tracker::state_format::{Batch, FORMAT, StateLog, UnusableState};
 use crate::tracker::tests::View;
-use crate::tracker::vanished::Covers;
-use crate::tracker::{Host, Tracker};
+use crate::tracker::vanished::DumpCoverage;
+use crate::tracker::{HostParameters, Tracker};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;
@@ -28,7 +28,7 @@ const BOOT: &str = "0d6f2a0e-6c1c-4d6e-9d0a-2f7b7d9f3c11";
 
 fn tracker(by_cookie: bool) -> Tracker {
     let mut tracker = Tracker::new(
-        Host { netns: HERE, everywhere: false, told: true, ephemeral: 32768..=60999 },
+        HostParameters { netns: HERE, everywhere: false, told: true, ephemeral: 32768..=60999 },
         by_cookie,
     );
     tracker.set_time_wait_ns(60 * S);
@@ -52,9 +52,9 @@ fn sock(n: u64) -> Sock {
 }
 
 /// The record of a step of `sock` at `at`, by the tp_btf door or the classic one.
-fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpState)) -> Vec<Fact> {
+fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpState)) -> Vec<TrackerEvent> {
     let by_cookie = tracker.by_cookie;
-    let head = Head {
+    let head = RecordHeader {
         key: if by_cookie { sock.cookie } else { 0xffff_8880_0000_0000 + sock.cookie },
         time_ns: at,
         local_port: sock.flow.local_port,
@@ -69,8 +69,8 @@ fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpSt
     let hash = if by_cookie { 0 } else { sock.flow.hash64() };
     let record = if old == Established {
         let (local, remote) = (words_of(sock.flow.local), words_of(sock.flow.remote));
-        Record::Open(Open {
-            head: Head { flags: head.flags | OPEN, ..head },
+        Record::Open(OpenRecord {
+            head: RecordHeader { flags: head.flags | OPEN, ..head },
             numbers: Numbers::default(),
             local,
             remote,
@@ -78,17 +78,17 @@ fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpSt
             spare: 0,
         })
     } else {
-        Record::Step(Step { head, numbers: Numbers::default() }, hash)
+        Record::Step(StepRecord { head, numbers: Numbers::default() }, hash)
     };
     let mut facts = Vec::new();
     tracker.record(&record, &mut facts);
     facts
 }
 
-fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> Seen {
-    Seen {
+fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> DumpedSocket {
+    DumpedSocket {
         state,
-        body: Body::Socket,
+        body: SocketKind::Socket,
         flow: sock.flow,
         cookie: sock.cookie,
         netns: HERE,
@@ -100,34 +100,39 @@ fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> Seen {
     }
 }
 
-fn minisocket(sock: Sock, state: TcpState, at: u64, expires_ns: u64) -> Seen {
-    Seen { body: Body::Minisocket, expires_ns, ..seen(sock, state, at, UNPROVEN) }
+fn minisocket(sock: Sock, state: TcpState, at: u64, expires_ns: u64) -> DumpedSocket {
+    DumpedSocket { body: SocketKind::Minisocket, expires_ns, ..seen(sock, state, at, UNPROVEN) }
 }
 
 const UNPROVEN: Age = Age { min_ns: 0, max_ns: None };
 
 /// The first dump of a tracker that takes up `former`. What it tells is returned: it must be nothing.
-fn first_dump(tracker: &mut Tracker, former: Former, at: u64, seen: &[Seen]) -> Vec<Fact> {
+fn first_dump(
+    tracker: &mut Tracker,
+    former: SavedState,
+    at: u64,
+    seen: &[DumpedSocket],
+) -> Vec<TrackerEvent> {
     tracker.set_former(former);
     dump(tracker, at, seen)
 }
 
-fn dump(tracker: &mut Tracker, at: u64, seen: &[Seen]) -> Vec<Fact> {
+fn dump(tracker: &mut Tracker, at: u64, seen: &[DumpedSocket]) -> Vec<TrackerEvent> {
     let mut facts = Vec::new();
     tracker.dump_started();
     let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
-    let covers = Covers { netns: [(HERE, HERE)].into(), all: true };
+    let covers = DumpCoverage { netns: [(HERE, HERE)].into(), all: true };
     tracker.dump(&View { covers: &covers, seen, states, started_ns: at, first: true }, 100, &mut facts);
     tracker.forget_former();
     facts
 }
 
-/// The file that a [`Journal`] writes.
+/// The file that a [`StateLog`] writes.
 #[derive(Default)]
 struct OnFile(Vec<u8>);
 
 impl OnFile {
-    fn save(&mut self, journal: &mut Journal, tracker: &mut Tracker, until_ns: u64) {
+    fn save(&mut self, journal: &mut StateLog, tracker: &mut Tracker, until_ns: u64) {
         match journal.batch(tracker, until_ns) {
             Batch::Nothing => {}
             Batch::Append(bytes) => self.0.extend(bytes),
@@ -135,19 +140,19 @@ impl OnFile {
         }
     }
 
-    fn read(&self, now_ns: u64) -> Former {
+    fn read(&self, now_ns: u64) -> SavedState {
         state_format::read(&self.0, BOOT, now_ns).unwrap()
     }
 }
 
 /// A tracker that keeps, its journal and its file.
-fn keeping(by_cookie: bool) -> (Tracker, Journal, OnFile) {
+fn keeping(by_cookie: bool) -> (Tracker, StateLog, OnFile) {
     let mut tracker = tracker(by_cookie);
     tracker.note_changes();
-    (tracker, Journal::new(BOOT), OnFile::default())
+    (tracker, StateLog::new(BOOT), OnFile::default())
 }
 
-fn only(tracker: &Tracker) -> Life {
+fn only(tracker: &Tracker) -> TrackedSocket {
     assert_eq!(tracker.len(), 1);
     *tracker.lives().next().unwrap()
 }
@@ -168,13 +173,13 @@ fn a_socket_that_stayed_keeps_its_entry_its_side_and_its_role() {
     let told = first_dump(&mut b, file.read(now), now, &[seen(sock(1), FinWait2, now, between(0, 100 * S))]);
     assert_eq!(told, [], "what went on while no agent ran is counted by none");
     let life = only(&b);
-    assert_eq!(life.since, Since::exact(T0 + S));
+    assert_eq!(life.since, EnteredAt::exact(T0 + S));
     assert_eq!((life.side, life.port, life.role), (Side::Server, 80, Role::Active));
 
     // It may have become a minisocket, which is the same phase still.
     let mut b = tracker(true);
     first_dump(&mut b, file.read(now), now, &[minisocket(sock(1), FinWait2, now, 5 * S)]);
-    assert_eq!((only(&b).since, only(&b).body), (Since::exact(T0 + S), Body::Minisocket));
+    assert_eq!((only(&b).since, only(&b).body), (EnteredAt::exact(T0 + S), SocketKind::Minisocket));
 }
 
 #[test]
@@ -189,7 +194,7 @@ fn one_that_went_on_while_no_agent_ran_has_an_interval_from_the_last_save() {
     let now = T0 + 100 * S;
     first_dump(&mut b, file.read(now), now, &[seen(sock(1), LastAck, now, between(0, 100 * S))]);
     let life = only(&b);
-    assert_eq!(life.since, Since { earliest_ns: saved - MARGIN_NS, latest_ns: now });
+    assert_eq!(life.since, EnteredAt { earliest_ns: saved - MARGIN_NS, latest_ns: now });
     assert_eq!((life.side, life.role), (Side::Server, Role::Passive));
 
     // Where records were lost, nobody knows what went on before the save.
@@ -197,7 +202,7 @@ fn one_that_went_on_while_no_agent_ran_has_an_interval_from_the_last_save() {
     file.save(&mut journal, &mut a, saved + S);
     let mut b = tracker(true);
     first_dump(&mut b, file.read(now), now, &[seen(sock(1), LastAck, now, between(0, 100 * S))]);
-    assert_eq!(only(&b).since, Since { earliest_ns: T0, latest_ns: now });
+    assert_eq!(only(&b).since, EnteredAt { earliest_ns: T0, latest_ns: now });
 
     // TIME-WAIT's entry is on its timer, and a role is not.
     let (mut a, mut journal, mut file) = keeping(true);
@@ -205,7 +210,7 @@ fn one_that_went_on_while_no_agent_ran_has_an_interval_from_the_last_save() {
     file.save(&mut journal, &mut a, T0 + S);
     let mut b = tracker(true);
     first_dump(&mut b, file.read(now), now, &[minisocket(sock(2), TimeWait, now, 40 * S)]);
-    assert_eq!(only(&b).since, Since::exact(now - 20 * S));
+    assert_eq!(only(&b).since, EnteredAt::exact(now - 20 * S));
     assert_eq!((only(&b).side, only(&b).role, only(&b).counted), (Side::Server, Role::Active, true));
 }
 
@@ -222,7 +227,7 @@ fn what_the_kernel_proves_of_another_connection_is_not_overruled() {
         let younger = seen(sock(1), CloseWait, now, between(0, 10 * S));
         let mut b = tracker(by_cookie);
         first_dump(&mut b, file.read(now), now, &[younger]);
-        assert_eq!(only(&b).since, Since::of_age(younger.age, now));
+        assert_eq!(only(&b).since, EnteredAt::of_age(younger.age, now));
         assert_eq!(only(&b).side, Side::Unknown);
 
         // Another cookie, the same flow; or another flow.
@@ -231,7 +236,7 @@ fn what_the_kernel_proves_of_another_connection_is_not_overruled() {
             let seen = seen(other, CloseWait, now, between(0, 200 * S));
             let mut b = tracker(by_cookie);
             first_dump(&mut b, file.read(now), now, &[seen]);
-            let kept = only(&b).since == Since::exact(T0);
+            let kept = only(&b).since == EnteredAt::exact(T0);
             // Without cookies the flow is all there is, and its data proves that it is the same connection.
             assert_eq!(kept, !by_cookie && other.flow == flow(1));
         }
@@ -239,13 +244,13 @@ fn what_the_kernel_proves_of_another_connection_is_not_overruled() {
         // Without a cookie and a proof: perhaps another connection.
         let mut b = tracker(by_cookie);
         first_dump(&mut b, file.read(now), now, &[seen(sock(1), CloseWait, now, UNPROVEN)]);
-        assert_eq!(only(&b).since == Since::exact(T0), by_cookie);
+        assert_eq!(only(&b).since == EnteredAt::exact(T0), by_cookie);
     }
 }
 
 #[test]
 fn a_socket_connected_again_is_not_the_minisocket_that_was_made_of_it() {
-    let life = |body| Kept {
+    let life = |body| SavedSocket {
         cookie: 7,
         flow: flow(1),
         netns: HERE,
@@ -255,22 +260,22 @@ fn a_socket_connected_again_is_not_the_minisocket_that_was_made_of_it() {
         phase: Phase::FinWait2,
         body,
         counted: false,
-        since: Since::exact(T0),
+        since: EnteredAt::exact(T0),
     };
     let now = T0 + 10 * S;
     let full = seen(Sock { cookie: 7, flow: flow(1) }, FinWait2, now, UNPROVEN);
     let mut b = tracker(true);
-    first_dump(&mut b, Former::new([life(Body::Minisocket)], T0 + S), now, &[full]);
-    assert_eq!(only(&b).since, Since { earliest_ns: 0, latest_ns: now });
+    first_dump(&mut b, SavedState::new([life(SocketKind::Minisocket)], T0 + S), now, &[full]);
+    assert_eq!(only(&b).since, EnteredAt { earliest_ns: 0, latest_ns: now });
 
     // Both at once: each its own.
-    let other = Kept { flow: flow(2), since: Since::exact(T0 + S), ..life(Body::Socket) };
+    let other = SavedSocket { flow: flow(2), since: EnteredAt::exact(T0 + S), ..life(SocketKind::Socket) };
     let mini = minisocket(Sock { cookie: 7, flow: flow(1) }, FinWait2, now, S);
     let full = seen(Sock { cookie: 7, flow: flow(2) }, FinWait2, now, UNPROVEN);
     let mut b = tracker(true);
-    first_dump(&mut b, Former::new([life(Body::Minisocket), other], T0 + S), now, &[mini, full]);
-    let entries: Vec<Since> = b.lives().map(|life| life.since).collect();
-    assert_eq!(entries, [Since::exact(T0), Since::exact(T0 + S)]);
+    first_dump(&mut b, SavedState::new([life(SocketKind::Minisocket), other], T0 + S), now, &[mini, full]);
+    let entries: Vec<EnteredAt> = b.lives().map(|life| life.since).collect();
+    assert_eq!(entries, [EnteredAt::exact(T0), EnteredAt::exact(T0 + S)]);
 }
 
 #[test]
@@ -285,7 +290,7 @@ fn a_step_before_the_first_dump_ends_the_phase_that_was_kept() {
     let told = step(&mut b, sock(1), now, (CloseWait, LastAck));
     assert!(
         told.iter()
-            .any(|fact| matches!(fact, Fact::Dwelt { phase: Phase::CloseWait, ns, .. } if *ns == 100 * S)),
+            .any(|fact| matches!(fact, TrackerEvent::StateDuration { phase: Phase::CloseWait, ns, .. } if *ns == 100 * S)),
         "{told:?}"
     );
     // A restored life that nothing was heard of and no dump sees is not there.
@@ -372,7 +377,7 @@ fn what_keeping_costs() {
     let close = |a: &mut Tracker, n: u64, at: u64, flags: u16| {
         step(a, sock(n), at, (Established, FinWait1));
         step(a, sock(n), at, (FinWait1, FinWait2));
-        let head = Head {
+        let head = RecordHeader {
             key: sock(n).cookie,
             time_ns: at,
             local_port: 80,
@@ -384,7 +389,7 @@ fn what_keeping_costs() {
             err: 0,
             err_soft: 0,
         };
-        a.record(&Record::Step(Step { head, numbers: Numbers::default() }, 0), &mut Vec::new());
+        a.record(&Record::Step(StepRecord { head, numbers: Numbers::default() }, 0), &mut Vec::new());
     };
     let (mut a, mut journal, mut file) = keeping(true);
     (0..100_000).for_each(|n| close(&mut a, n, T0, DONE | DEAD));

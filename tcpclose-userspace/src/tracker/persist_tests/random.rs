@@ -68,7 +68,7 @@ fn whatever_happened_what_is_taken_up_holds() {
             let proven = Age { min_ns: age - dice.below(age + 1), max_ns: max };
             let mut seen = seen(sock(n as u64), state, now, proven);
             if state == FinWait2 && dice.below(2) == 0 {
-                seen = Seen { body: Body::Minisocket, expires_ns: S, ..seen };
+                seen = DumpedSocket { body: SocketKind::Minisocket, expires_ns: S, ..seen };
             }
             seen_now.push(seen);
             truth.insert(sock(n as u64).cookie, (entered, state_at(history, saved), seen));
@@ -82,9 +82,9 @@ fn whatever_happened_what_is_taken_up_holds() {
             let holds = (life.since.earliest_ns..=life.since.latest_ns).contains(entered);
             assert!(holds, "round {round}: {life:?} entered at {entered}");
             let stayed = *then == Some((*entered, seen.state));
-            let known = by_cookie || (seen.body == Body::Socket && seen.age.max_ns.is_some());
+            let known = by_cookie || (seen.body == SocketKind::Socket && seen.age.max_ns.is_some());
             if stayed && known {
-                assert_eq!(life.since, Since::exact(*entered), "round {round}: {life:?}");
+                assert_eq!(life.since, EnteredAt::exact(*entered), "round {round}: {life:?}");
             }
         }
     }

@@ -11,7 +11,7 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
         (Age { min_ns: 100 * S, max_ns: None }, None),
     ] {
         for mut bench in Bench::doors() {
-            let old = Seen { age, ..seen(CloseWait, Body::Socket, server(), 7, T0, 0) };
+            let old = DumpedSocket { age, ..seen(CloseWait, SocketKind::Socket, server(), 7, T0, 0) };
             bench.dump(T0, true, &[listener(), old]);
             assert_eq!(bench.told(), [], "nothing happened yet");
             let life = bench.tracker.lives().next().unwrap();
@@ -21,8 +21,11 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
             assert_eq!(
                 bench.told()[0],
                 match sample {
-                    Some(ns) => Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns },
-                    None => Fact::Unseen { phase: Phase::CloseWait, why: Why::BeforeAgent },
+                    Some(ns) => TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns },
+                    None => TrackerEvent::Unmeasured {
+                        phase: Phase::CloseWait,
+                        why: UnmeasuredReason::BeforeAgent
+                    },
                 }
             );
             assert_eq!(bench.tracker.len(), 1, "the record found the life of the dump");
@@ -33,17 +36,17 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
 #[test]
 fn a_time_wait_that_was_there_first_has_its_true_age_and_never_counts_as_a_close() {
     let mut bench = Bench::btf();
-    bench.dump(T0, true, &[seen(TimeWait, Body::Minisocket, client(), 7, T0, 20 * S)]);
+    bench.dump(T0, true, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0, 20 * S)]);
     assert_eq!(bench.tracker.lives().next().unwrap().since.age(T0), Age::exact(40 * S));
-    bench.dump(T0 + 19 * S, false, &[seen(TimeWait, Body::Minisocket, client(), 7, T0 + 19 * S, S)]);
+    bench.dump(T0 + 19 * S, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 19 * S, S)]);
     bench.dump(T0 + 21 * S, false, &[]);
-    let pair = Pair { side: Side::Unknown, port: 80 };
+    let pair = PortKey { side: Side::Unknown, port: 80 };
     assert_eq!(
         bench.told(),
         [
-            Fact::Dwelt { phase: Phase::TimeWait, pair, ns: 60 * S },
+            TrackerEvent::StateDuration { phase: Phase::TimeWait, pair, ns: 60 * S },
             transition(TimeWait, Close),
-            Fact::TimeWaitEnded { how: Ended::Expired },
+            TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired },
         ]
     );
 }
@@ -62,7 +65,7 @@ fn a_minisocket_that_no_dump_saw_is_unseen() {
     assert_eq!(
         bench.told(),
         [
-            Fact::Unseen { phase: Phase::FinWait2, why: Why::BetweenDumps },
+            TrackerEvent::Unmeasured { phase: Phase::FinWait2, why: UnmeasuredReason::BetweenDumps },
             transition(FinWait2, Close),
             closed(CLIENT, Role::Active, Outcome::Unknown),
         ]
@@ -72,10 +75,10 @@ fn a_minisocket_that_no_dump_saw_is_unseen() {
 #[test]
 fn a_minisocket_gone_before_its_timer_ended_early() {
     let mut bench = Bench::btf();
-    bench.dump(T0, true, &[seen(TimeWait, Body::Minisocket, client(), 7, T0, 50 * S)]);
+    bench.dump(T0, true, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0, 50 * S)]);
     let suspects = bench.dump(T0 + S, false, &[]);
     bench.tracker.gone(&suspects[0], T0 + S, &mut bench.heard);
-    assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Early }));
+    assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early }));
 }
 
 #[test]
@@ -87,7 +90,7 @@ fn a_socket_that_ended_while_the_dump_ran_does_not_come_back() {
         bench.step(7, &server(), T0 + S, (CloseWait, LastAck), ACCEPTED);
         bench.step(7, &server(), T0 + S, (LastAck, Close), ACCEPTED | DONE | DEAD | FIN_ACKED);
         bench.told();
-        let seen = [seen(CloseWait, Body::Socket, server(), 7, T0 + S - MS, 0)];
+        let seen = [seen(CloseWait, SocketKind::Socket, server(), 7, T0 + S - MS, 0)];
         let view = View {
             covers: &here(),
             seen: &seen,
@@ -115,18 +118,19 @@ fn more_absences_than_are_looked_up_are_over_when_a_second_dump_confirms_them() 
     assert_eq!((bench.tracker.len(), bench.told().len()), (250, 0), "one dump proves nothing");
     assert_eq!(bench.dump(T0 + 2 * S, false, &[]).len(), 100);
     assert_eq!(bench.tracker.len(), 100);
-    assert!(!bench.told().iter().any(|fact| matches!(fact, Fact::Closed { .. })), "counted before");
+    assert!(!bench.told().iter().any(|fact| matches!(fact, TrackerEvent::Closed { .. })), "counted before");
 }
 
 #[test]
 fn a_later_connections_minisocket_on_the_same_flow_is_a_life_of_its_own() {
     for (state, cookie) in [(FinWait2, 7), (TimeWait, 8)] {
         let mut bench = Bench::new(false, true);
-        let minisocket = |state, cookie, at| seen(state, Body::Minisocket, client(), cookie, at, 50 * S);
+        let minisocket =
+            |state, cookie, at| seen(state, SocketKind::Minisocket, client(), cookie, at, 50 * S);
         bench.dump(T0, true, &[minisocket(TimeWait, 7, T0)]);
         bench.told();
         bench.dump(T0 + S, false, &[minisocket(state, cookie, T0 + S)]);
-        assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Early }));
+        assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early }));
         let phases: Vec<Phase> = bench.tracker.lives().map(|life| life.phase).collect();
         assert_eq!(phases, [Phase::of(state).unwrap()]);
     }
@@ -139,18 +143,18 @@ fn what_a_dump_saw_here_it_may_miss_here() {
     bench.dump(T0 - S, true, &[listener()]);
     bench.step(7, &server(), T0, (Established, CloseWait), 0);
     let at = T0 + S;
-    bench.dump(at, false, &[listener(), seen(CloseWait, Body::Socket, server(), 0x55, at, 0)]);
+    bench.dump(at, false, &[listener(), seen(CloseWait, SocketKind::Socket, server(), 0x55, at, 0)]);
     bench.told();
     // Its end was lost.
     let suspects = bench.dump(T0 + 9 * S, false, &[listener()]);
     assert_eq!(suspects.len(), 1);
     bench.tracker.gone(&suspects[0], T0 + 9 * S, &mut bench.heard);
-    assert!(bench.told().contains(&Fact::Mended { what: Mended::Vanished }));
+    assert!(bench.told().contains(&TrackerEvent::Corrected { what: Correction::Vanished }));
     assert!(bench.tracker.is_empty());
     // And one that lives on is still found by its records.
     bench.step(8, &server(), T0 + 10 * S, (Established, CloseWait), 0);
     let at = T0 + 11 * S;
-    bench.dump(at, false, &[listener(), seen(CloseWait, Body::Socket, server(), 0x56, at, 0)]);
+    bench.dump(at, false, &[listener(), seen(CloseWait, SocketKind::Socket, server(), 0x56, at, 0)]);
     bench.step(8, &server(), T0 + 12 * S, (CloseWait, LastAck), 0);
     bench.step(8, &server(), T0 + 13 * S, (LastAck, Close), 0);
     assert!(bench.tracker.is_empty() && bench.tracker.by_flow.is_empty());
@@ -169,13 +173,13 @@ fn a_dump_older_than_a_life_of_its_flow_lends_it_no_cookie() {
     close(&mut bench, 1, T0);
     bench.tracker.dump_started();
     close(&mut bench, 2, T0 + S + MS);
-    let first = [seen(TimeWait, Body::Minisocket, client(), 0x55, T0 + S, 59 * S)];
+    let first = [seen(TimeWait, SocketKind::Minisocket, client(), 0x55, T0 + S, 59 * S)];
     let view =
         View { covers: &here(), seen: &first, states: TimeWait.bit(), started_ns: T0 + S, first: false };
     bench.tracker.dump(&view, 100, &mut bench.heard);
     bench.told();
     let at = T0 + 3 * S;
-    bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), 0x66, at, 58 * S)]);
+    bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 0x66, at, 58 * S)]);
     assert_eq!(bench.told(), [], "the second, and counted already");
     assert_eq!(bench.tracker.len(), 1);
 }
@@ -187,7 +191,7 @@ fn a_life_with_a_later_record_is_left_to_the_next_dump() {
     bench.told();
     let suspects = bench.dump(T0 + 50 * MS, false, &[]);
     assert!(suspects.is_empty());
-    bench.dump(T0 + 50 * MS, false, &[seen(LastAck, Body::Socket, server(), 7, T0 + 51 * MS, 0)]);
+    bench.dump(T0 + 50 * MS, false, &[seen(LastAck, SocketKind::Socket, server(), 7, T0 + 51 * MS, 0)]);
     assert_eq!(bench.told(), []);
 }
 
@@ -202,14 +206,15 @@ fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_looku
     }
     let at = T0 + 2 * S;
     // Bound to an interface, the same addresses are another flow.
-    let elsewhere = Seen { interface: 3, ..seen(TimeWait, Body::Minisocket, client(), 1000, at, 59 * S) };
+    let elsewhere =
+        DumpedSocket { interface: 3, ..seen(TimeWait, SocketKind::Minisocket, client(), 1000, at, 59 * S) };
     assert_eq!(bench.dump(at, false, &[elsewhere]).len(), 100);
     assert_eq!(bench.tracker.len(), 301);
     bench.told();
-    let last = seen(TimeWait, Body::Minisocket, client(), 300, at, 58 * S);
+    let last = seen(TimeWait, SocketKind::Minisocket, client(), 300, at, 58 * S);
     assert_eq!(bench.dump(at, false, &[last, elsewhere]), []);
     assert_eq!(bench.tracker.len(), 2);
-    let unknown = Fact::TimeWaitEnded { how: Ended::Unknown };
+    let unknown = TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Unknown };
     assert_eq!(bench.told().iter().filter(|fact| **fact == unknown).count(), 299);
 }
 
@@ -237,12 +242,12 @@ fn time_waits_length_is_measured_and_a_rearmed_timer_does_not_stretch_it() {
     // One, re-armed after 700 ms: still 60 s.
     let flow = enter(&mut bench, 1, T0);
     let at = T0 + S;
-    bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, flow, 1, at, 59_700 * MS)]);
+    bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, flow, 1, at, 59_700 * MS)]);
     assert_eq!(bench.tracker.time_wait_ns(), Some(60 * S));
     // The host's sysctl says 20 s from now on.
     let flow = enter(&mut bench, 2, T0 + 2 * S);
     let at = T0 + 3 * S;
-    bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, flow, 2, at, 19 * S)]);
+    bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, flow, 2, at, 19 * S)]);
     assert_eq!(bench.tracker.time_wait_ns(), Some(20 * S));
 }
 
@@ -251,7 +256,7 @@ fn listeners_prove_the_server_where_the_kernel_tells_no_facts() {
     let mut bench = Bench::new(false, false);
     bench.step(1, &server(), T0, (Established, CloseWait), 0);
     // Neither is proven; port 80 lies outside the local port range.
-    assert_eq!(bench.tracker.lives().next().unwrap().pair(), Pair { side: Side::Unknown, port: 80 });
+    assert_eq!(bench.tracker.lives().next().unwrap().pair(), PortKey { side: Side::Unknown, port: 80 });
     bench.dump(T0 + S, false, &[listener()]);
     bench.step(1, &server(), T0 + S, (CloseWait, LastAck), 0);
     assert_eq!(bench.tracker.lives().next().unwrap().pair(), SERVER);
@@ -272,14 +277,17 @@ fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
         assert_eq!(bench.tracker.len(), 50);
         let at = T0 + 10 * S;
         let rest: Vec<u64> = (0..50_000).filter(|i| i % 1000 == 7).collect();
-        let dump: Vec<Seen> =
-            rest.iter().map(|&i| seen(CloseWait, Body::Socket, nth(i), 1 + i, at, 0)).collect();
+        let dump: Vec<DumpedSocket> =
+            rest.iter().map(|&i| seen(CloseWait, SocketKind::Socket, nth(i), 1 + i, at, 0)).collect();
         bench.dump(at, false, &dump);
         assert!(bench.tracker.lives.capacity() < 1024, "{}", bench.tracker.lives.capacity());
         for i in rest {
             bench.step(1 + i, &nth(i), T0 + 20 * S, (CloseWait, Close), ACCEPTED);
-            let pair = Pair { side: Side::Server, port: nth(i).local_port };
-            assert_eq!(bench.told()[0], Fact::Dwelt { phase: Phase::CloseWait, pair, ns: 20 * S });
+            let pair = PortKey { side: Side::Server, port: nth(i).local_port };
+            assert_eq!(
+                bench.told()[0],
+                TrackerEvent::StateDuration { phase: Phase::CloseWait, pair, ns: 20 * S }
+            );
         }
         assert!(
             bench.tracker.is_empty() && bench.tracker.by_key.is_empty() && bench.tracker.by_flow.is_empty()

@@ -1,6 +1,6 @@
 //! Lives of several network namespaces in one tracker.
 
-use crate::tracker::netns_gone::Round;
+use crate::tracker::netns_gone::NetnsSearchResult;
 use crate::tracker::tests::*;
 
 const THERE: u32 = 17;
@@ -19,15 +19,15 @@ fn time_wait(bench: &mut Bench, netns: u32, key: u64) {
     bench.step(key, &client(), T0, (FinWait2, Close), DEAD | DONE);
 }
 
-fn view(bench: &mut Bench, netns: &[u32], at: u64, seen: &[Seen]) -> usize {
-    let covers = Covers { netns: netns.iter().map(|id| (*id, id ^ 1)).collect(), all: false };
+fn view(bench: &mut Bench, netns: &[u32], at: u64, seen: &[DumpedSocket]) -> usize {
+    let covers = DumpCoverage { netns: netns.iter().map(|id| (*id, id ^ 1)).collect(), all: false };
     let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
     let view = View { covers: &covers, seen, states, started_ns: at, first: false };
     bench.tracker.dump(&view, 100, &mut bench.heard).len()
 }
 
 fn round(bench: &mut Bench, found: &[u32], former: &[u32], (sure, lost): (bool, bool), at: u64) {
-    let round = Round {
+    let round = NetnsSearchResult {
         found: &|id| found.contains(&id),
         former: &|id| former.contains(&id),
         sure,
@@ -48,28 +48,32 @@ fn the_same_flow_in_two_namespaces_is_two_lives() {
         bench.told();
         assert_eq!(bench.tracker.len(), 2);
         let at = T0 + S;
-        let here = seen(TimeWait, Body::Minisocket, client(), 7, at, 59 * S);
-        let there = Seen { netns: THERE, cookie: 8, ..here };
+        let here = seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 59 * S);
+        let there = DumpedSocket { netns: THERE, cookie: 8, ..here };
         assert_eq!(view(&mut bench, &[HERE, THERE], at, &[here, there]), 0);
         assert_eq!(bench.told(), []);
         let inums: Vec<u32> = bench.tracker.lives().map(|life| bench.tracker.inum_of(life.netns)).collect();
         assert_eq!(inums, [HERE ^ 1, THERE ^ 1]);
         // Neither is missed by a dump of the other's namespace.
-        let again = Seen { seen_ns: T0 + 2 * S, expires_ns: 58 * S, ..here };
+        let again = DumpedSocket { seen_ns: T0 + 2 * S, expires_ns: 58 * S, ..here };
         assert_eq!(view(&mut bench, &[HERE], T0 + 2 * S, &[again]), 0);
         assert_eq!(view(&mut bench, &[THERE], T0 + 3 * S, &[]), 1);
         view(&mut bench, &[THERE], T0 + 61 * S, &[]);
         let left: Vec<u32> = bench.tracker.lives().map(|life| life.netns).collect();
         assert_eq!(left, [HERE]);
         // Seen once, long before: its end is when its timer was due.
-        assert!(bench.told().contains(&Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S }));
+        assert!(bench.told().contains(&TrackerEvent::StateDuration {
+            phase: Phase::TimeWait,
+            pair: CLIENT,
+            ns: 60 * S
+        }));
     }
 }
 
 #[test]
 fn a_listener_proves_the_server_in_its_own_namespace_only() {
     let mut bench = everywhere(true);
-    let there = Seen { netns: THERE, ..listener() };
+    let there = DumpedSocket { netns: THERE, ..listener() };
     view(&mut bench, &[HERE, THERE], T0 - S, &[there]);
     for (netns, side) in [(HERE, Side::Client), (THERE, Side::Server)] {
         bench.netns = netns;
@@ -85,7 +89,8 @@ fn a_namespace_that_is_gone_ends_its_minisockets_as_purged() {
         let mut bench = everywhere(true);
         time_wait(&mut bench, THERE, 8);
         let at = T0 + S;
-        let there = Seen { netns: THERE, ..seen(TimeWait, Body::Minisocket, client(), 8, at, 59 * S) };
+        let there =
+            DumpedSocket { netns: THERE, ..seen(TimeWait, SocketKind::Minisocket, client(), 8, at, 59 * S) };
         view(&mut bench, &[THERE], at, &[there]);
         bench.told();
         let former: &[u32] = if found_before { &[THERE] } else { &[] };
@@ -98,13 +103,16 @@ fn a_namespace_that_is_gone_ends_its_minisockets_as_purged() {
             assert_eq!(
                 told,
                 [
-                    Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: S },
+                    TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: S },
                     transition(TimeWait, Close),
-                    Fact::TimeWaitEnded { how: Ended::Purged },
+                    TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Purged },
                 ]
             );
         } else {
-            assert_eq!(told, [Fact::Unseen { phase: Phase::TimeWait, why: Why::Namespace }]);
+            assert_eq!(
+                told,
+                [TrackerEvent::Unmeasured { phase: Phase::TimeWait, why: UnmeasuredReason::Namespace }]
+            );
         }
         assert!(bench.tracker.is_empty());
     }
@@ -127,7 +135,7 @@ fn a_full_socket_in_a_namespace_that_nobody_finds_stays_until_its_end_must_have_
     }
     assert_eq!((bench.told(), bench.tracker.len()), (vec![], 1));
     round(&mut bench, &[], &[], (true, true), T0 + 9 * S);
-    assert_eq!(bench.told()[0], Fact::Mended { what: Mended::Vanished });
+    assert_eq!(bench.told()[0], TrackerEvent::Corrected { what: Correction::Vanished });
     assert!(bench.tracker.is_empty());
 
     for lost in [false, true] {
@@ -147,12 +155,12 @@ fn what_hooks_follow_they_follow_to_the_end_of_its_namespace() {
     let mut bench = hooked(true);
     bench.netns = THERE;
     fin_wait_2_orphan(&mut bench);
-    bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+    bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
     bench.told();
     round(&mut bench, &[], &[THERE], (true, false), T0 + 2 * S);
     assert_eq!(bench.told(), [], "the notice may be on its way");
-    bench.notice(News::Purged, T0 + 3 * S, (TimeWait, Close), 0);
-    assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Purged }));
+    bench.notice(HookKind::Purged, T0 + 3 * S, (TimeWait, Close), 0);
+    assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Purged }));
     assert!(bench.tracker.is_empty());
 }
 
@@ -166,10 +174,10 @@ fn other_namespaces_minisockets_are_unseen_but_their_steps_count() {
     assert_eq!(
         bench.told()[3..],
         [
-            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
+            TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
             transition(FinWait2, TimeWait),
             closed(CLIENT, Role::Active, Outcome::Graceful),
-            Fact::Unseen { phase: Phase::TimeWait, why: Why::Namespace },
+            TrackerEvent::Unmeasured { phase: Phase::TimeWait, why: UnmeasuredReason::Namespace },
         ]
     );
     assert!(bench.tracker.is_empty());

@@ -6,31 +6,31 @@ use crate::tracker::tests::*;
 #[test]
 fn hooks_tell_a_minisockets_life() {
     for (news, how) in [
-        (News::Expired, Ended::Expired),
-        (News::Reused, Ended::Reused),
-        (News::Recycled, Ended::Recycled),
-        (News::Reset, Ended::Reset),
-        (News::Destroyed, Ended::Destroyed),
-        (News::Purged, Ended::Purged),
-        (News::Early, Ended::Early),
+        (HookKind::Expired, TimeWaitEnd::Expired),
+        (HookKind::Reused, TimeWaitEnd::Reused),
+        (HookKind::Recycled, TimeWaitEnd::Recycled),
+        (HookKind::Reset, TimeWaitEnd::Reset),
+        (HookKind::Destroyed, TimeWaitEnd::Destroyed),
+        (HookKind::Purged, TimeWaitEnd::Purged),
+        (HookKind::Early, TimeWaitEnd::Early),
     ] {
         for by_cookie in [true, false] {
             let mut bench = hooked(by_cookie);
             let key = fin_wait_2_orphan(&mut bench);
-            bench.notice(News::Flipped, T0 + 5 * S, (FinWait2, TimeWait), 0);
+            bench.notice(HookKind::Flipped, T0 + 5 * S, (FinWait2, TimeWait), 0);
             bench.notice(news, T0 + 65 * S, (TimeWait, Close), 0);
             assert_eq!(
                 bench.told(),
                 [
                     transition(Established, FinWait1),
-                    Fact::Dwelt { phase: Phase::FinWait1, pair: CLIENT, ns: MS },
+                    TrackerEvent::StateDuration { phase: Phase::FinWait1, pair: CLIENT, ns: MS },
                     transition(FinWait1, FinWait2),
-                    Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 5 * S - MS },
+                    TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: 5 * S - MS },
                     transition(FinWait2, TimeWait),
                     closed(CLIENT, Role::Active, Outcome::Graceful),
-                    Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S },
+                    TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S },
                     transition(TimeWait, Close),
-                    Fact::TimeWaitEnded { how },
+                    TrackerEvent::TimeWaitEnded { how },
                 ],
                 "{news:?} {key}"
             );
@@ -48,12 +48,12 @@ fn hooks_tell_the_end_of_a_time_wait_whose_socket_connected_again() {
         let mut bench = hooked(true);
         if !older {
             fin_wait_2_orphan(&mut bench);
-            bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+            bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
         }
         bench.step(7, &again, T0 + 2 * S, (Established, CloseWait), 0);
         bench.told();
-        bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
-        assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
+        bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired }));
         assert_eq!(
             bench.tracker.find(HERE, 7, &again).map(|life| life.phase),
             Some(Phase::CloseWait),
@@ -69,18 +69,18 @@ fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
     for by_cookie in [true, false] {
         let mut bench = hooked(by_cookie);
         let key = bench.key();
-        let there = seen(FinWait2, Body::Socket, client(), 7, T0, 0);
+        let there = seen(FinWait2, SocketKind::Socket, client(), 7, T0, 0);
         bench.dump(T0, true, &[there]);
-        bench.notice(News::Born, T0 + S, (FinWait2, TimeWait), key);
+        bench.notice(HookKind::Born, T0 + S, (FinWait2, TimeWait), key);
         bench.step(key, &client(), T0 + S, (FinWait2, Close), DONE | FIN_ACKED);
         assert_eq!(bench.tracker.len(), 1);
-        let then = seen(TimeWait, Body::Minisocket, client(), 7, T0 + 2 * S, 59 * S);
+        let then = seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 2 * S, 59 * S);
         assert_eq!(bench.dump(T0 + 2 * S, false, &[then]), []);
-        bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
         assert!(bench.tracker.is_empty());
         let told = bench.told();
-        assert!(!told.iter().any(|fact| matches!(fact, Fact::Mended { .. })), "{told:?}");
-        let stay = Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S };
+        assert!(!told.iter().any(|fact| matches!(fact, TrackerEvent::Corrected { .. })), "{told:?}");
+        let stay = TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S };
         assert!(told.contains(&stay), "{told:?}");
     }
 }
@@ -90,11 +90,11 @@ fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
 fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
     for by_cookie in [true, false] {
         let mut bench = hooked(by_cookie);
-        bench.tracker.set_told(Told { since_ns: T0, ..EVERYTHING });
+        bench.tracker.set_told(HookCoverage { since_ns: T0, ..EVERYTHING });
         let key = bench.key();
-        bench.notice(News::Born, T0 - 1, (FinWait2, FinWait2), key);
-        bench.notice(News::Flipped, T0 - 1, (FinWait2, TimeWait), 0);
-        bench.notice(News::Expired, T0 - 1, (TimeWait, Close), 0);
+        bench.notice(HookKind::Born, T0 - 1, (FinWait2, FinWait2), key);
+        bench.notice(HookKind::Flipped, T0 - 1, (FinWait2, TimeWait), 0);
+        bench.notice(HookKind::Expired, T0 - 1, (TimeWait, Close), 0);
         assert!(bench.tracker.is_empty());
         assert_eq!(bench.told(), []);
     }
@@ -103,27 +103,34 @@ fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
 /// The timer's handler runs while another CPU, which found the minisocket before, ends it too, or flips it: one end.
 #[test]
 fn what_is_told_of_a_minisocket_after_its_end_is_nothing() {
-    let again = [News::Expired, News::Reset, News::Recycled, News::Reused, News::Destroyed, News::Early];
-    for first in [News::Expired, News::Reset, News::Early] {
+    let again = [
+        HookKind::Expired,
+        HookKind::Reset,
+        HookKind::Recycled,
+        HookKind::Reused,
+        HookKind::Destroyed,
+        HookKind::Early,
+    ];
+    for first in [HookKind::Expired, HookKind::Reset, HookKind::Early] {
         for by_cookie in [true, false] {
             let mut bench = hooked(by_cookie);
             fin_wait_2_orphan(&mut bench);
-            bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+            bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
             bench.notice(first, T0 + 61 * S, (TimeWait, Close), 0);
-            let ends = |facts: &[Fact]| {
-                facts.iter().filter(|fact| matches!(fact, Fact::TimeWaitEnded { .. })).count()
+            let ends = |facts: &[TrackerEvent]| {
+                facts.iter().filter(|fact| matches!(fact, TrackerEvent::TimeWaitEnded { .. })).count()
             };
             assert_eq!(ends(&bench.told()), 1);
             for news in again {
                 bench.notice(news, T0 + 61 * S + 1_000, (TimeWait, Close), 0);
                 bench.notice(news, T0 + 61 * S + 1_000, (FinWait2, Close), 0);
             }
-            bench.notice(News::Flipped, T0 + 61 * S + 1_000, (FinWait2, TimeWait), 0);
+            bench.notice(HookKind::Flipped, T0 + 61 * S + 1_000, (FinWait2, TimeWait), 0);
             assert_eq!(bench.told(), [], "{first:?} first, by cookie: {by_cookie}");
             assert!(bench.tracker.is_empty());
             // The cookie's socket may go on: its next minisocket is one like the first.
             fin_wait_2_orphan(&mut bench);
-            bench.notice(News::Reset, T0 + 70 * S, (TimeWait, Close), 0);
+            bench.notice(HookKind::Reset, T0 + 70 * S, (TimeWait, Close), 0);
             assert_eq!(ends(&bench.told()), 1);
         }
     }
@@ -132,11 +139,11 @@ fn what_is_told_of_a_minisocket_after_its_end_is_nothing() {
 #[test]
 fn hooks_tell_how_fin_wait_2_ended() {
     for (news, outcome) in [
-        (News::Expired, Outcome::Timeout),
-        (News::Reset, Outcome::ResetReceived),
-        (News::DataAfterClose, Outcome::ResetSent),
-        (News::Destroyed, Outcome::Destroyed),
-        (News::Purged, Outcome::Unknown),
+        (HookKind::Expired, Outcome::Timeout),
+        (HookKind::Reset, Outcome::ResetReceived),
+        (HookKind::DataAfterClose, Outcome::ResetSent),
+        (HookKind::Destroyed, Outcome::Destroyed),
+        (HookKind::Purged, Outcome::Unknown),
     ] {
         let mut bench = hooked(true);
         fin_wait_2_orphan(&mut bench);
@@ -145,7 +152,7 @@ fn hooks_tell_how_fin_wait_2_ended() {
         assert_eq!(
             bench.told(),
             [
-                Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 2 * S - MS },
+                TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: 2 * S - MS },
                 transition(FinWait2, Close),
                 closed(CLIENT, Role::Active, outcome),
             ]
@@ -158,13 +165,13 @@ fn a_time_wait_that_was_not_born_is_an_overflow_and_a_graceful_close() {
     let mut bench = hooked(true);
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
-    bench.notice(News::Unborn, T0 + 2 * MS, (FinWait2, TimeWait), 0);
+    bench.notice(HookKind::Unborn, T0 + 2 * MS, (FinWait2, TimeWait), 0);
     bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DEAD | DONE);
     assert_eq!(
         bench.told()[3..],
         [
-            Fact::TimeWaitOverflow,
-            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
+            TrackerEvent::TimeWaitOverflow,
+            TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
             transition(FinWait2, Close),
             closed(CLIENT, Role::Active, Outcome::Graceful),
         ]
@@ -177,8 +184,8 @@ fn a_fin_wait_2_minisocket_that_was_not_born_is_an_overflow_too() {
     let mut bench = hooked(true);
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
-    bench.notice(News::Unborn, T0 + 2 * MS, (FinWait2, FinWait2), 0);
-    assert_eq!(bench.told().last(), Some(&Fact::TimeWaitOverflow));
+    bench.notice(HookKind::Unborn, T0 + 2 * MS, (FinWait2, FinWait2), 0);
+    assert_eq!(bench.told().last(), Some(&TrackerEvent::TimeWaitOverflow));
 }
 
 /// Data after close calls tcp_reset() as a RST does; the RST that goes out a moment later tells.
@@ -189,12 +196,12 @@ fn the_outcome_of_a_reset_settles_a_moment_later() {
         let key = bench.key();
         bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
         let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
-        bench.take(Head { err: 104, ..head }, &client());
+        bench.take(RecordHeader { err: 104, ..head }, &client());
         bench.told();
         bench.tracker.settle(T0 + 2 * MS, &mut bench.heard);
         assert_eq!(bench.told(), [], "too early to tell");
         if sent {
-            bench.notice(News::ResetSent, T0 + MS + 26_000, (Close, Close), key);
+            bench.notice(HookKind::ResetSent, T0 + MS + 26_000, (Close, Close), key);
         }
         bench.tracker.settle(T0 + S, &mut bench.heard);
         let outcome = if sent { Outcome::ResetSent } else { Outcome::ResetReceived };
@@ -224,25 +231,25 @@ fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {
             .enumerate()
             {
                 if n == 2 && took(3) {
-                    bench.notice(News::Born, T0 + 2 * MS, (FinWait2, FinWait2), key);
+                    bench.notice(HookKind::Born, T0 + 2 * MS, (FinWait2, FinWait2), key);
                 }
                 if took(n as u32) {
                     bench.step(key, &client(), T0 + n as u64 * MS, step, flags);
                 }
             }
             if took(4) {
-                bench.notice(News::Flipped, T0 + 5 * MS, (FinWait2, TimeWait), 0);
+                bench.notice(HookKind::Flipped, T0 + 5 * MS, (FinWait2, TimeWait), 0);
             }
             bench.tracker.records_lost(T0);
             let at = T0 + S;
-            let minisocket = seen(TimeWait, Body::Minisocket, client(), 7, at, 59 * S);
+            let minisocket = seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 59 * S);
             let suspects = bench.dump(at, false, &[minisocket]);
             suspects.iter().for_each(|suspect| bench.tracker.gone(suspect, at, &mut bench.heard));
             let facts = bench.told();
-            let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
+            let closes = facts.iter().filter(|fact| matches!(fact, TrackerEvent::Closed { .. })).count();
             assert_eq!(closes, 1, "by cookie {by_cookie}, lost {lost:#b}: {facts:?}");
             assert_eq!(bench.tracker.len(), 1, "by cookie {by_cookie}, lost {lost:#b}");
-            bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+            bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
             assert!(bench.tracker.is_empty(), "by cookie {by_cookie}, lost {lost:#b}");
         }
     }

@@ -16,16 +16,16 @@ fn a_reconcile_mends_what_lost_records_left() {
         false,
         &[
             listener(),
-            seen(LastAck, Body::Socket, server(), 7, at, 0),
-            seen(CloseWait, Body::Socket, unknown, 8, at, 0),
+            seen(LastAck, SocketKind::Socket, server(), 7, at, 0),
+            seen(CloseWait, SocketKind::Socket, unknown, 8, at, 0),
         ],
     );
     assert_eq!(
         bench.told(),
         [
-            Fact::Mended { what: Mended::State },
-            Fact::Unseen { phase: Phase::CloseWait, why: Why::Lost },
-            Fact::Mended { what: Mended::Missing },
+            TrackerEvent::Corrected { what: Correction::State },
+            TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost },
+            TrackerEvent::Corrected { what: Correction::Missing },
         ]
     );
     // The third is not in the dump; an exact lookup does not find it either.
@@ -34,8 +34,8 @@ fn a_reconcile_mends_what_lost_records_left() {
     assert_eq!(
         bench.told(),
         [
-            Fact::Mended { what: Mended::Vanished },
-            Fact::Unseen { phase: Phase::CloseWait, why: Why::Lost },
+            TrackerEvent::Corrected { what: Correction::Vanished },
+            TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost },
             closed(SERVER, Role::Passive, Outcome::Unknown),
         ]
     );
@@ -67,11 +67,11 @@ fn a_close_of_which_a_record_was_lost_counts_once() {
         // Its address is another socket's now.
         let next = flow("10.0.0.1:50000", "10.0.0.2:80");
         bench.step(key, &next, T0 + 9 * MS, (Established, CloseWait), 0);
-        let minisocket = seen(TimeWait, Body::Minisocket, client(), 7, T0 + 2 * S, 58 * S);
-        let other = seen(CloseWait, Body::Socket, next, 8, T0 + 2 * S, 0);
+        let minisocket = seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 2 * S, 58 * S);
+        let other = seen(CloseWait, SocketKind::Socket, next, 8, T0 + 2 * S, 0);
         bench.dump(T0 + 2 * S, false, &[minisocket, other]);
         let facts = bench.told();
-        let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
+        let closes = facts.iter().filter(|fact| matches!(fact, TrackerEvent::Closed { .. })).count();
         assert_eq!(closes, 1, "without record {lost}: {facts:?}");
         assert_eq!(bench.tracker.len(), 2, "without record {lost}");
     }
@@ -88,20 +88,20 @@ fn a_close_of_which_the_first_record_was_lost_counts_before_any_dump_sees_it() {
         assert_eq!(
             bench.told(),
             [
-                Fact::Unseen { phase: Phase::FinWait1, why: Why::Lost },
+                TrackerEvent::Unmeasured { phase: Phase::FinWait1, why: UnmeasuredReason::Lost },
                 transition(FinWait1, FinWait2),
-                Fact::Dwelt { phase: Phase::FinWait2, pair: SERVER, ns: MS },
+                TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: SERVER, ns: MS },
                 transition(FinWait2, TimeWait),
                 closed(SERVER, Role::Active, Outcome::Graceful),
             ]
         );
-        let minisocket = seen(TimeWait, Body::Minisocket, server(), 1, T0 + S, 59 * S);
+        let minisocket = seen(TimeWait, SocketKind::Minisocket, server(), 1, T0 + S, 59 * S);
         bench.dump(T0 + S, false, &[minisocket]);
         assert_eq!((bench.told(), bench.tracker.len()), (vec![], 1));
         assert_eq!(bench.tracker.lives().next().unwrap().flow, server());
         // The next connection of the flow.
         bench.step(2, &server(), T0 + 2 * S, (Established, FinWait1), ACCEPTED | OWNED);
-        bench.dump(T0 + 3 * S, false, &[seen(FinWait1, Body::Socket, server(), 2, T0 + 3 * S, 0)]);
+        bench.dump(T0 + 3 * S, false, &[seen(FinWait1, SocketKind::Socket, server(), 2, T0 + 3 * S, 0)]);
         assert_eq!(bench.tracker.len(), 1);
     }
 }
@@ -119,9 +119,9 @@ fn a_connection_that_closes_before_the_last_step_of_the_one_before_it_takes_noth
         for (key, at) in [(1, T0 + 4 * MS), (2, T0 + 5 * MS)] {
             bench.step(key, &server(), at, (FinWait2, Close), ACCEPTED | DEAD | DONE | FIN_ACKED);
         }
-        bench.dump(T0 + S, false, &[seen(TimeWait, Body::Minisocket, server(), 2, T0 + S, 59 * S)]);
+        bench.dump(T0 + S, false, &[seen(TimeWait, SocketKind::Minisocket, server(), 2, T0 + S, 59 * S)]);
         let facts = bench.told();
-        let closes = facts.iter().filter(|fact| matches!(fact, Fact::Closed { .. })).count();
+        let closes = facts.iter().filter(|fact| matches!(fact, TrackerEvent::Closed { .. })).count();
         // Without BTF the first one's →CLOSE may as well have been a RST's, and nothing of it is left to see.
         assert_eq!(closes, 2, "{facts:?}");
     }
@@ -138,13 +138,16 @@ fn a_socket_address_that_is_used_again_never_joins_two_lives() {
     assert_eq!(
         bench.told(),
         [
-            Fact::Unseen { phase: Phase::CloseWait, why: Why::Lost },
+            TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost },
             closed(SERVER, Role::Passive, Outcome::Unknown),
             transition(Established, CloseWait),
         ]
     );
     bench.step(0xffff_8880, &other, T0 + 3 * S, (CloseWait, LastAck), ACCEPTED);
-    assert_eq!(bench.told()[0], Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns: 2 * S });
+    assert_eq!(
+        bench.told()[0],
+        TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns: 2 * S }
+    );
     assert_eq!(bench.tracker.len(), 1);
 }
 
@@ -153,9 +156,9 @@ fn a_socket_address_that_is_used_again_never_joins_two_lives() {
 #[test]
 fn no_order_of_events_breaks_it() {
     struct Check;
-    impl Sink for Check {
-        fn fact(&mut self, _: u64, fact: Fact) {
-            if let Fact::Dwelt { ns, .. } = fact {
+    impl EventSink for Check {
+        fn fact(&mut self, _: u64, fact: TrackerEvent) {
+            if let TrackerEvent::StateDuration { ns, .. } = fact {
                 assert!(ns < 1 << 62, "{fact:?}");
             }
         }
@@ -183,9 +186,9 @@ fn no_order_of_events_breaks_it() {
             let pick = |i: u64| states[i as usize % states.len()];
             if next(8) == 0 {
                 bench.tracker.dump_started();
-                let seen: Vec<Seen> = (0..next(4))
+                let seen: Vec<DumpedSocket> = (0..next(4))
                     .map(|_| {
-                        let body = if next(2) == 0 { Body::Minisocket } else { Body::Socket };
+                        let body = if next(2) == 0 { SocketKind::Minisocket } else { SocketKind::Socket };
                         seen(pick(next(10)), body, flow, key, now, next(2) * next(70) * S)
                     })
                     .collect();
@@ -206,13 +209,13 @@ fn no_order_of_events_breaks_it() {
             // The address of a socket is no number that a cookie can be.
             let sk = if bench.by_cookie { 0 } else { 0xffff_8880_0000_0000 | key };
             if next(6) == 0 {
-                let news = News::ALL[next(News::ALL.len() as u64) as usize];
-                let head = Head {
+                let news = HookKind::ALL[next(HookKind::ALL.len() as u64) as usize];
+                let head = RecordHeader {
                     flags: NOTICE | COOKIE,
                     err: news as u16,
                     ..bench.head(key, &flow, now, (pick(next(10)), pick(next(10))), 0)
                 };
-                bench.tracker.record(&Record::Notice(Notice { head, sk: sk * next(2) }, news), &mut Check);
+                bench.tracker.record(&Record::Hook(HookRecord { head, sk: sk * next(2) }, news), &mut Check);
                 bench.tracker.settle(now, &mut Check);
                 continue;
             }
@@ -224,7 +227,7 @@ fn no_order_of_events_breaks_it() {
             let head =
                 bench.head(key, &flow, now, (old, new), (next(1 << 10) as u16) & !(OPEN | COOKIE | FACTS));
             let err = [0, 0, 0, 32, 103, 104, 110, 113][next(8) as usize];
-            bench.take(Head { err, ..head }, &flow);
+            bench.take(RecordHeader { err, ..head }, &flow);
             assert!(bench.tracker.len() < 100);
             bench.heard = Heard::new();
         }

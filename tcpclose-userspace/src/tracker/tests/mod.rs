@@ -10,17 +10,19 @@ mod watched;
 
 use std::net::SocketAddr;
 
-use tcpclose_common::event::{Head, News, Notice, Numbers, Open, Record, Step, flags::*};
+use tcpclose_common::event::{
+    HookKind, HookRecord, Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags::*,
+};
 use tcpclose_common::state::TcpState::{self, *};
 
 use crate::names::{Age, Flow, Outcome, Phase, Role, Side, words_of};
-use crate::tracker::event::{Ended, Fact, Mended, Pair, Sink, Why};
-use crate::tracker::hook_records::Told;
-use crate::tracker::reconcile::{Asked, Chunk, Seen};
-use crate::tracker::socket::{Body, Closer};
+use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::tracker::hook_records::HookCoverage;
+use crate::tracker::reconcile::{DumpChunk, DumpScope, DumpedSocket};
+use crate::tracker::socket::{Closer, SocketKind};
 use crate::tracker::transition::Transition;
-use crate::tracker::vanished::{Covers, Suspect};
-use crate::tracker::{Host, Tracker};
+use crate::tracker::vanished::{DumpCoverage, Suspect};
+use crate::tracker::{HostParameters, Tracker};
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1_000 * MS;
@@ -29,14 +31,14 @@ const T0: u64 = 1_000 * S;
 const HERE: u32 = 4_026_531_840;
 const TIME_WAIT: u64 = 60 * S;
 
-const SERVER: Pair = Pair { side: Side::Server, port: 80 };
-const CLIENT: Pair = Pair { side: Side::Client, port: 80 };
+const SERVER: PortKey = PortKey { side: Side::Server, port: 80 };
+const CLIENT: PortKey = PortKey { side: Side::Client, port: 80 };
 
 /// A whole dump.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View<'a> {
-    pub(super) covers: &'a Covers,
-    pub(super) seen: &'a [Seen],
+    pub(super) covers: &'a DumpCoverage,
+    pub(super) seen: &'a [DumpedSocket],
     pub(super) states: u32,
     pub(super) started_ns: u64,
     pub(super) first: bool,
@@ -44,15 +46,15 @@ pub(super) struct View<'a> {
 
 impl Tracker {
     /// Takes a dump, in chunks of one socket: the smallest that there are.
-    pub(super) fn dump(&mut self, view: &View<'_>, most: usize, out: &mut impl Sink) -> Vec<Suspect> {
+    pub(super) fn dump(&mut self, view: &View<'_>, most: usize, out: &mut impl EventSink) -> Vec<Suspect> {
         let View { covers, states, started_ns, first, .. } = *view;
-        let asked = Asked { states, started_ns, first };
-        let (listeners, others): (Vec<Seen>, Vec<Seen>) =
+        let asked = DumpScope { states, started_ns, first };
+        let (listeners, others): (Vec<DumpedSocket>, Vec<DumpedSocket>) =
             view.seen.iter().partition(|seen| seen.state == Listen);
         let entered: Vec<(u32, u32)> = covers.netns.iter().map(|(&netns, &inum)| (netns, inum)).collect();
-        self.dump_chunk(&asked, &Chunk { entered: &entered, seen: &listeners }, out);
+        self.dump_chunk(&asked, &DumpChunk { entered: &entered, seen: &listeners }, out);
         for seen in others.chunks(1) {
-            self.dump_chunk(&asked, &Chunk { entered: &[], seen }, out);
+            self.dump_chunk(&asked, &DumpChunk { entered: &[], seen }, out);
         }
         self.dump_finished(&asked, covers, most, out)
     }
@@ -60,7 +62,7 @@ impl Tracker {
 
 /// Hears everything.
 struct Heard {
-    facts: Vec<Fact>,
+    facts: Vec<TrackerEvent>,
     steps: Vec<Transition>,
     is_watched: bool,
 }
@@ -71,8 +73,8 @@ impl Heard {
     }
 }
 
-impl Sink for Heard {
-    fn fact(&mut self, _at_ns: u64, fact: Fact) {
+impl EventSink for Heard {
+    fn fact(&mut self, _at_ns: u64, fact: TrackerEvent) {
         self.facts.push(fact);
     }
 
@@ -100,7 +102,7 @@ struct Bench {
 impl Bench {
     fn new(by_cookie: bool, btf: bool) -> Self {
         let mut tracker = Tracker::new(
-            Host { netns: HERE, everywhere: false, told: btf, ephemeral: 32768..=60999 },
+            HostParameters { netns: HERE, everywhere: false, told: btf, ephemeral: 32768..=60999 },
             by_cookie,
         );
         tracker.set_time_wait_ns(TIME_WAIT);
@@ -128,9 +130,16 @@ impl Bench {
         self.door & FACTS != 0
     }
 
-    fn head(&self, key: u64, flow: &Flow, at: u64, (old, new): (TcpState, TcpState), more: u16) -> Head {
+    fn head(
+        &self,
+        key: u64,
+        flow: &Flow,
+        at: u64,
+        (old, new): (TcpState, TcpState),
+        more: u16,
+    ) -> RecordHeader {
         let more = if self.has_facts() { more } else { 0 };
-        Head {
+        RecordHeader {
             key,
             time_ns: at,
             local_port: flow.local_port,
@@ -144,11 +153,11 @@ impl Bench {
         }
     }
 
-    fn record_of(&self, head: Head, flow: &Flow) -> Record {
+    fn record_of(&self, head: RecordHeader, flow: &Flow) -> Record {
         let hash = if self.by_cookie { 0 } else { flow.hash64() };
         if tcpclose_common::state::opens_life(head.old.into()) {
-            Record::Open(Open {
-                head: Head { flags: head.flags | OPEN, ..head },
+            Record::Open(OpenRecord {
+                head: RecordHeader { flags: head.flags | OPEN, ..head },
                 numbers: self.numbers,
                 local: words_of(flow.local),
                 remote: words_of(flow.remote),
@@ -156,11 +165,11 @@ impl Bench {
                 spare: 0,
             })
         } else {
-            Record::Step(Step { head, numbers: self.numbers }, hash)
+            Record::Step(StepRecord { head, numbers: self.numbers }, hash)
         }
     }
 
-    fn take(&mut self, head: Head, flow: &Flow) {
+    fn take(&mut self, head: RecordHeader, flow: &Flow) {
         let record = self.record_of(head, flow);
         self.tracker.record(&record, &mut self.heard);
     }
@@ -171,7 +180,7 @@ impl Bench {
     }
 
     /// A dump that began at `at` and saw everything at that instant.
-    fn dump(&mut self, at: u64, first: bool, seen: &[Seen]) -> Vec<Suspect> {
+    fn dump(&mut self, at: u64, first: bool, seen: &[DumpedSocket]) -> Vec<Suspect> {
         self.tracker.dump_started();
         let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
         let view = View { covers: &here(), seen, states, started_ns: at, first };
@@ -184,13 +193,16 @@ impl Bench {
     }
 
     /// A hook speaks of the socket with the cookie 7.
-    fn notice(&mut self, news: News, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
-        let head =
-            Head { flags: NOTICE | COOKIE, err: news as u16, ..self.head(7, &client(), at, (old, new), 0) };
-        self.tracker.record(&Record::Notice(Notice { head, sk }, news), &mut self.heard);
+    fn notice(&mut self, news: HookKind, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
+        let head = RecordHeader {
+            flags: NOTICE | COOKIE,
+            err: news as u16,
+            ..self.head(7, &client(), at, (old, new), 0)
+        };
+        self.tracker.record(&Record::Hook(HookRecord { head, sk }, news), &mut self.heard);
     }
 
-    fn told(&mut self) -> Vec<Fact> {
+    fn told(&mut self) -> Vec<TrackerEvent> {
         std::mem::take(&mut self.heard.facts)
     }
 
@@ -201,8 +213,8 @@ impl Bench {
 }
 
 /// The agent's own namespace alone is dumped.
-fn here() -> Covers {
-    Covers { netns: [(HERE, HERE)].into(), all: true }
+fn here() -> DumpCoverage {
+    DumpCoverage { netns: [(HERE, HERE)].into(), all: true }
 }
 
 fn flow(local: &str, remote: &str) -> Flow {
@@ -220,8 +232,15 @@ fn server() -> Flow {
     flow("10.0.0.2:80", "10.0.0.1:40000")
 }
 
-fn seen(state: TcpState, body: Body, flow: Flow, cookie: u64, at: u64, expires_ns: u64) -> Seen {
-    Seen {
+fn seen(
+    state: TcpState,
+    body: SocketKind,
+    flow: Flow,
+    cookie: u64,
+    at: u64,
+    expires_ns: u64,
+) -> DumpedSocket {
+    DumpedSocket {
         state,
         body,
         flow,
@@ -235,19 +254,19 @@ fn seen(state: TcpState, body: Body, flow: Flow, cookie: u64, at: u64, expires_n
     }
 }
 
-fn listener() -> Seen {
-    seen(Listen, Body::Socket, flow("0.0.0.0:80", "0.0.0.0:0"), 99, T0, 0)
+fn listener() -> DumpedSocket {
+    seen(Listen, SocketKind::Socket, flow("0.0.0.0:80", "0.0.0.0:0"), 99, T0, 0)
 }
 
-const fn transition(from: TcpState, to: TcpState) -> Fact {
-    Fact::Transition { from, to }
+const fn transition(from: TcpState, to: TcpState) -> TrackerEvent {
+    TrackerEvent::Transition { from, to }
 }
 
-const fn closed(pair: Pair, role: Role, outcome: Outcome) -> Fact {
-    Fact::Closed { pair, role, outcome }
+const fn closed(pair: PortKey, role: Role, outcome: Outcome) -> TrackerEvent {
+    TrackerEvent::Closed { pair, role, outcome }
 }
 
-const EVERYTHING: Told = Told { births: true, lives: true, resets: true, since_ns: 0 };
+const EVERYTHING: HookCoverage = HookCoverage { births: true, lives: true, resets: true, since_ns: 0 };
 
 fn hooked(by_cookie: bool) -> Bench {
     let mut bench = Bench::new(by_cookie, true);
@@ -260,7 +279,7 @@ fn fin_wait_2_orphan(bench: &mut Bench) -> u64 {
     let key = bench.key();
     bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(key, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
-    bench.notice(News::Born, T0 + MS, (FinWait2, FinWait2), key);
+    bench.notice(HookKind::Born, T0 + MS, (FinWait2, FinWait2), key);
     bench.step(key, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
     key
 }

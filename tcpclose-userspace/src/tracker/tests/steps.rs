@@ -14,9 +14,9 @@ fn a_passive_close_is_close_wait_then_last_ack() {
             bench.told(),
             [
                 transition(Established, CloseWait),
-                Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns: 500 * MS },
+                TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns: 500 * MS },
                 transition(CloseWait, LastAck),
-                Fact::Dwelt { phase: Phase::LastAck, pair: SERVER, ns: MS },
+                TrackerEvent::StateDuration { phase: Phase::LastAck, pair: SERVER, ns: MS },
                 transition(LastAck, Close),
                 closed(SERVER, Role::Passive, outcome),
             ]
@@ -30,7 +30,7 @@ fn a_passive_close_is_close_wait_then_last_ack() {
 fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
     for mut bench in Bench::doors() {
         let cookie = if bench.by_cookie { 7 } else { 0x55 };
-        let client_side = if bench.has_facts() { CLIENT } else { Pair { side: Side::Unknown, port: 80 } };
+        let client_side = if bench.has_facts() { CLIENT } else { PortKey { side: Side::Unknown, port: 80 } };
         bench.dump(T0 - S, true, &[]);
         bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
         bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
@@ -39,21 +39,21 @@ fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
             bench.told(),
             [
                 transition(Established, FinWait1),
-                Fact::Dwelt { phase: Phase::FinWait1, pair: client_side, ns: MS },
+                TrackerEvent::StateDuration { phase: Phase::FinWait1, pair: client_side, ns: MS },
                 transition(FinWait1, FinWait2),
             ]
         );
         let at = T0 + S;
-        bench.dump(at, false, &[seen(FinWait2, Body::Minisocket, client(), cookie, at, 59 * S)]);
+        bench.dump(at, false, &[seen(FinWait2, SocketKind::Minisocket, client(), cookie, at, 59 * S)]);
         assert_eq!(bench.told(), [], "still FIN-WAIT-2, and no transition");
         // The FIN came 4.2 s after the ACK.
         let (at, entry) = (T0 + 5 * S, T0 + MS + 4200 * MS);
         let left = entry + TIME_WAIT - at;
-        bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), cookie, at, left)]);
+        bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), cookie, at, left)]);
         assert_eq!(
             bench.told(),
             [
-                Fact::Dwelt { phase: Phase::FinWait2, pair: client_side, ns: 4200 * MS },
+                TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: client_side, ns: 4200 * MS },
                 transition(FinWait2, TimeWait),
                 closed(client_side, Role::Active, Outcome::Graceful),
             ]
@@ -61,14 +61,18 @@ fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
         assert_eq!(bench.tracker.lives().next().unwrap().since.age(at), Age::exact(at - entry));
         // Last seen a second before it is gone; the timer was due.
         let at = T0 + 64 * S;
-        bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), cookie, at, S / 2)]);
+        bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), cookie, at, S / 2)]);
         bench.dump(T0 + 66 * S, false, &[]);
         assert_eq!(
             bench.told(),
             [
-                Fact::Dwelt { phase: Phase::TimeWait, pair: client_side, ns: at + S / 2 - entry },
+                TrackerEvent::StateDuration {
+                    phase: Phase::TimeWait,
+                    pair: client_side,
+                    ns: at + S / 2 - entry
+                },
                 transition(TimeWait, Close),
-                Fact::TimeWaitEnded { how: Ended::Expired },
+                TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired },
             ]
         );
         assert!(bench.tracker.is_empty());
@@ -85,33 +89,33 @@ fn time_wait_is_entered_at_the_event_when_the_fin_came_with_the_ack() {
         bench.told()[2..],
         [
             transition(FinWait1, FinWait2),
-            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 2000 },
+            TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: 2000 },
             transition(FinWait2, TimeWait),
             closed(CLIENT, Role::Active, Outcome::Graceful),
         ]
     );
     let life = bench.tracker.lives().next().unwrap();
-    assert_eq!((life.phase, life.body), (Phase::TimeWait, Body::Minisocket));
+    assert_eq!((life.phase, life.body), (Phase::TimeWait, SocketKind::Minisocket));
 }
 
 #[test]
 fn a_simultaneous_close_ends_in_time_wait_once() {
     for mut bench in Bench::doors() {
         let facts = bench.has_facts();
-        let pair = if facts { CLIENT } else { Pair { side: Side::Unknown, port: 80 } };
+        let pair = if facts { CLIENT } else { PortKey { side: Side::Unknown, port: 80 } };
         let cookie = if bench.by_cookie { 7 } else { 0x55 };
         bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
         bench.step(7, &client(), T0 + MS, (FinWait1, Closing), DONE | DEAD);
         bench.step(7, &client(), T0 + 2 * MS, (Closing, Close), DONE | DEAD | FIN_ACKED);
         let at = T0 + S;
-        bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), cookie, at, 59 * S)]);
+        bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), cookie, at, 59 * S)]);
         assert_eq!(
             bench.told(),
             [
                 transition(Established, FinWait1),
-                Fact::Dwelt { phase: Phase::FinWait1, pair, ns: MS },
+                TrackerEvent::StateDuration { phase: Phase::FinWait1, pair, ns: MS },
                 transition(FinWait1, Closing),
-                Fact::Dwelt { phase: Phase::Closing, pair, ns: MS },
+                TrackerEvent::StateDuration { phase: Phase::Closing, pair, ns: MS },
                 transition(Closing, TimeWait),
                 closed(pair, Role::Simultaneous, Outcome::Graceful),
             ]
@@ -130,11 +134,11 @@ fn a_reset_or_timeout_ends_a_life_and_leaves_nothing() {
         let mut bench = Bench::btf();
         bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
         let head = bench.head(7, &server(), T0 + S, (CloseWait, Close), ACCEPTED | DONE);
-        bench.take(Head { err, ..head }, &server());
+        bench.take(RecordHeader { err, ..head }, &server());
         assert_eq!(
             bench.told()[1..],
             [
-                Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns: S },
+                TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns: S },
                 transition(CloseWait, Close),
                 closed(SERVER, Role::Passive, outcome),
             ]
@@ -156,7 +160,11 @@ fn clocks_of_two_cpus_may_invert_and_no_duration_is_negative() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
     bench.step(7, &server(), T0 - 300, (CloseWait, LastAck), ACCEPTED);
-    assert!(bench.told().contains(&Fact::Dwelt { phase: Phase::CloseWait, pair: SERVER, ns: 0 }));
+    assert!(bench.told().contains(&TrackerEvent::StateDuration {
+        phase: Phase::CloseWait,
+        pair: SERVER,
+        ns: 0
+    }));
 }
 
 #[test]
@@ -166,14 +174,17 @@ fn a_stranger_of_which_only_the_end_is_seen_counts_and_makes_no_duration() {
     assert_eq!(
         bench.told(),
         [
-            Fact::Unseen { phase: Phase::LastAck, why: Why::BeforeAgent },
+            TrackerEvent::Unmeasured { phase: Phase::LastAck, why: UnmeasuredReason::BeforeAgent },
             transition(LastAck, Close),
             closed(SERVER, Role::Passive, Outcome::Graceful),
         ]
     );
     bench.tracker.records_lost(T0);
     bench.step(8, &server(), T0, (CloseWait, LastAck), ACCEPTED);
-    assert_eq!(bench.told()[0], Fact::Unseen { phase: Phase::CloseWait, why: Why::Lost });
+    assert_eq!(
+        bench.told()[0],
+        TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost }
+    );
 }
 
 #[test]
@@ -186,7 +197,10 @@ fn a_reset_that_looks_like_a_hand_over_ends_a_long_phase_at_its_record() {
     let suspects = bench.dump(T0 + 4 * S, false, &[]);
     bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.heard);
     let told = bench.told();
-    assert!(matches!(told[0], Fact::Dwelt { phase: Phase::FinWait2, ns, .. } if ns == 3 * S), "{told:?}");
+    assert!(
+        matches!(told[0], TrackerEvent::StateDuration { phase: Phase::FinWait2, ns, .. } if ns == 3 * S),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -197,14 +211,14 @@ fn fin_wait_2_that_runs_out_is_a_timeout() {
     bench.step(7, &client(), T0, (FinWait2, Close), DEAD);
     for second in [1, 30, 60] {
         let at = T0 + second * S;
-        bench.dump(at, false, &[seen(FinWait2, Body::Minisocket, client(), 7, at, (60 - second) * S)]);
+        bench.dump(at, false, &[seen(FinWait2, SocketKind::Minisocket, client(), 7, at, (60 - second) * S)]);
     }
     bench.told();
     bench.dump(T0 + 62 * S, false, &[]);
     assert_eq!(
         bench.told(),
         [
-            Fact::Dwelt { phase: Phase::FinWait2, pair: CLIENT, ns: 60 * S },
+            TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: 60 * S },
             transition(FinWait2, Close),
             closed(CLIENT, Role::Active, Outcome::Timeout),
         ]
@@ -219,15 +233,15 @@ fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
     bench.step(1, &client(), T0, (FinWait1, FinWait2), DEAD);
     bench.step(1, &client(), T0, (FinWait2, Close), DEAD | DONE);
     let at = T0 + S;
-    bench.dump(at, false, &[seen(TimeWait, Body::Minisocket, client(), 5, at, 59 * S)]);
+    bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 5, at, 59 * S)]);
     bench.told();
     bench.step(2, &client(), T0 + 2 * S, (Established, CloseWait), 0);
     assert_eq!(
         bench.told(),
         [
-            Fact::Dwelt { phase: Phase::TimeWait, pair: CLIENT, ns: S },
+            TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: S },
             transition(TimeWait, Close),
-            Fact::TimeWaitEnded { how: Ended::Early },
+            TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early },
             transition(Established, CloseWait),
         ]
     );
@@ -246,8 +260,8 @@ fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
     bench.step(7, &again, T0 + S, (Established, CloseWait), 0);
     bench.told();
     let at = T0 + 3 * S;
-    let waits = seen(TimeWait, Body::Minisocket, client(), 7, at, 57 * S);
-    let open = seen(CloseWait, Body::Socket, again, 7, at, 0);
+    let waits = seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 57 * S);
+    let open = seen(CloseWait, SocketKind::Socket, again, 7, at, 0);
     assert_eq!(bench.dump(at, false, &[waits, open]), []);
     assert_eq!(bench.told(), []);
     assert_eq!(bench.tracker.find(HERE, 7, &client()).unwrap().phase, Phase::TimeWait);
@@ -258,7 +272,7 @@ fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
     assert_eq!(bench.tracker.len(), 1);
     assert_eq!(bench.dump(T0 + 63 * S, false, &[]), []);
     assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
-    assert!(bench.told().contains(&Fact::TimeWaitEnded { how: Ended::Expired }));
+    assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired }));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is told of each step while somebody watches.
 
 use crate::tracker::tests::*;
-use crate::tracker::transition::Source;
+use crate::tracker::transition::TransitionSource;
 
 /// From, to and time spent of what was told.
 fn steps(bench: &mut Bench) -> Vec<(TcpState, TcpState, Age)> {
@@ -30,7 +30,7 @@ fn an_active_close_is_told_with_its_socket_and_its_numbers() {
             continue;
         }
         let step = |from, to, at_ns, spent, snd, rcv| {
-            (from, to, at_ns, spent, Some(snd), Some(rcv), Source::Tracepoint)
+            (from, to, at_ns, spent, Some(snd), Some(rcv), TransitionSource::Tracepoint)
         };
         assert_eq!(
             told.iter()
@@ -87,12 +87,12 @@ fn a_reset_is_told_when_its_outcome_is_settled() {
         let reset = |bench: &mut Bench, key| {
             bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
             let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
-            bench.take(Head { err: 104, ..head }, &client());
+            bench.take(RecordHeader { err: 104, ..head }, &client());
         };
         reset(&mut bench, 7);
         assert_eq!(bench.watched().len(), 1);
         if resets {
-            bench.notice(News::ResetSent, T0 + MS, (Close, Close), 0);
+            bench.notice(HookKind::ResetSent, T0 + MS, (Close, Close), 0);
         } else {
             bench.tracker.settle(T0 + S, &mut bench.heard);
         }
@@ -106,14 +106,14 @@ fn a_reset_is_told_when_its_outcome_is_settled() {
 fn hooks_tell_the_flip_with_the_peers_number_and_the_end() {
     let mut bench = hooked(true);
     fin_wait_2_orphan(&mut bench);
-    bench.notice(News::Flipped, T0 + S, (FinWait2, TimeWait), 5001);
-    bench.notice(News::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+    bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 5001);
+    bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
     let told = bench.watched();
     let (flip, end) = (&told[2], &told[3]);
-    assert_eq!((flip.source, flip.snd, flip.rcv), (Source::Hooks, None, Some(5001)));
+    assert_eq!((flip.source, flip.snd, flip.rcv), (TransitionSource::Hooks, None, Some(5001)));
     assert_eq!((flip.from, flip.to, flip.spent), (FinWait2, TimeWait, Age::exact(S - MS)));
     assert_eq!((end.from, end.to, end.spent), (TimeWait, Close, Age::exact(60 * S)));
-    assert_eq!((end.source, end.outcome), (Source::Hooks, Some(Outcome::Graceful)));
+    assert_eq!((end.source, end.outcome), (TransitionSource::Hooks, Some(Outcome::Graceful)));
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn what_dumps_tell_comes_with_its_error() {
     fin_wait_2_orphan(&mut bench);
     bench.watched();
     let dump = |bench: &mut Bench, at, state, left| {
-        bench.dump(at, false, &[seen(state, Body::Minisocket, client(), 7, at, left)]);
+        bench.dump(at, false, &[seen(state, SocketKind::Minisocket, client(), 7, at, left)]);
     };
     dump(&mut bench, T0 + S, FinWait2, 59 * S);
     // The timer tells when the FIN came: 1.5 s after the first step.
@@ -140,7 +140,7 @@ fn what_dumps_tell_comes_with_its_error() {
 #[test]
 fn a_socket_that_was_there_first_has_an_age_within_bounds() {
     let mut bench = Bench::btf();
-    let mut there = seen(CloseWait, Body::Socket, server(), 7, T0, 0);
+    let mut there = seen(CloseWait, SocketKind::Socket, server(), 7, T0, 0);
     there.age = Age { min_ns: 2 * S, max_ns: Some(5 * S) };
     bench.dump(T0, true, &[there]);
     assert_eq!(steps(&mut bench), [], "no step was made");
@@ -158,7 +158,10 @@ fn a_socket_that_vanished_is_told_to_whoever_watches() {
     bench.tracker.gone(&suspects[0], T0 + 2 * S, &mut bench.heard);
     let told = bench.watched();
     assert_eq!((told[0].from, told[0].to, told[0].outcome), (CloseWait, Close, Some(Outcome::Unknown)));
-    assert_eq!((told[0].source, told[0].spent), (Source::Diag, Age { min_ns: 0, max_ns: Some(2_050 * MS) }));
+    assert_eq!(
+        (told[0].source, told[0].spent),
+        (TransitionSource::Diag, Age { min_ns: 0, max_ns: Some(2_050 * MS) })
+    );
 }
 
 #[test]

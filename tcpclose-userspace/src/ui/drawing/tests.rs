@@ -2,7 +2,7 @@
 
 use crate::names::{Age, Role, Side};
 use crate::report::watch::line::tests::sample;
-use crate::report::watch::line::{Closer, More};
+use crate::report::watch::line::{CloserLine, More};
 use crate::ui::drawing::*;
 use TcpState::{Close, CloseWait, Closing, Established, FinWait1, FinWait2, LastAck, TimeWait};
 
@@ -222,7 +222,7 @@ fn the_header_says_who_and_how_and_escapes_what_others_named() {
     let mut connection = connection(Role::None, &steps, Some(Outcome::Aborted));
     let line = &mut connection.steps[0];
     line.netns = 7;
-    line.owner = Some(Closer { pid: 42, comm: Some("a\x1b[2J".to_owned()) });
+    line.owner = Some(CloserLine { pid: 42, comm: Some("a\x1b[2J".to_owned()) });
     line.more = Some(More { netns_name: Some("blue".to_owned()), ..More::default() });
     let text = draw(&connection, OWN);
     let header = text.lines().next().unwrap();

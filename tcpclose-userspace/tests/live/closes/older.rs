@@ -9,7 +9,7 @@ use tcpclose::names::Flow;
 use tcpclose::names::Phase;
 use tcpclose::names::Phase::{CloseWait, TimeWait};
 use tcpclose::names::Side::Server;
-use tcpclose::report::sockets::Document;
+use tcpclose::report::sockets::SocketsDocument;
 use tcpclose_common::state::TcpState;
 
 use super::common::{Metrics, fence, free_port};
@@ -187,7 +187,7 @@ fn gauges<'a>(
 }
 
 /// The proven bounds of the age of `older` in `document`, which must know it for a server's of its port.
-fn age_of(document: &Document, older: &Older) -> Option<(f64, Option<f64>)> {
+fn age_of(document: &SocketsDocument, older: &Older) -> Option<(f64, Option<f64>)> {
     let (local, peer) = (older.flow.local(), older.flow.remote());
     let socket = document.sockets.iter().find(|socket| socket.local == local && socket.peer == peer)?;
     assert_eq!((socket.side, socket.port), (Server, older.port));

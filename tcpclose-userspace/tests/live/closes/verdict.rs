@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tcpclose::names::{Outcome, Phase, Role, Side};
-use tcpclose::report::sockets::Document;
+use tcpclose::report::sockets::SocketsDocument;
 use tcpclose_common::state::TcpState;
 
 use super::common::Metrics;
@@ -118,7 +118,7 @@ impl Run {
     }
 
     /// What is wrong with the ages that `document`, made between the readings of `asked`, gives to TIME-WAITs.
-    pub fn judge_ages(&self, watcher: &Watcher, document: &Document, asked: Bracket) -> Vec<String> {
+    pub fn judge_ages(&self, watcher: &Watcher, document: &SocketsDocument, asked: Bracket) -> Vec<String> {
         let mut wrong = Vec::new();
         for (end, timeline) in self.ends().filter(|(end, _)| end.waits()) {
             let known = document

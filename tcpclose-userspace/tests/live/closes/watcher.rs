@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use tcpclose::names::{Outcome, Phase, Side};
-use tcpclose::report::sockets::Document;
+use tcpclose::report::sockets::SocketsDocument;
 
 use super::common::{Agent, BINARY, Metrics};
 use super::stage::{now, seconds};
@@ -130,7 +130,7 @@ impl Watcher {
     }
 
     /// Every socket in `phase` that it knows of.
-    pub fn sockets(&self, phase: Phase) -> Document {
+    pub fn sockets(&self, phase: Phase) -> SocketsDocument {
         let (status, text) = self.agent.get(&format!("/v1/sockets?older_than=0s&state={}", phase.name()));
         assert_eq!(status, 200, "{text}");
         serde_json::from_str(&text).unwrap()

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
-use tcpclose::probe::prog_stats::Runs;
+use tcpclose::probe::prog_stats::ProgramStats;
 
 use crate::common::Agent;
 
@@ -44,7 +44,7 @@ struct Programs {
 struct Counts {
     classic: bool,
     /// How often the state hook's program ran, and how often it was left out, as far as that is counted.
-    state: Runs,
+    state: ProgramStats,
     /// How often any of its programs was left out, as far as that is counted.
     missed: u64,
 }
@@ -91,7 +91,7 @@ impl Witness {
 
 impl Programs {
     fn of(agent: &Agent, names: &BTreeMap<u32, String>) -> Self {
-        let all = Runs::files(agent.pid()).unwrap();
+        let all = ProgramStats::files(agent.pid()).unwrap();
         let named = |name| all.iter().find(|(id, _)| names.get(id).is_some_and(|has| has == name));
         let (classic, (_, state)) = match (named(BTF), named(CLASSIC)) {
             (Some(state), None) => (false, state),
@@ -102,7 +102,7 @@ impl Programs {
     }
 
     fn counts(&self) -> Counts {
-        let read = |file: &PathBuf| Runs::parse(&fs::read_to_string(file).unwrap());
+        let read = |file: &PathBuf| ProgramStats::parse(&fs::read_to_string(file).unwrap());
         Counts {
             classic: self.classic,
             state: read(&self.state),
@@ -113,7 +113,7 @@ impl Programs {
 
 impl Counts {
     fn since(self, before: Self) -> Self {
-        let state = Runs {
+        let state = ProgramStats {
             count: self.state.count - before.state.count,
             ns: self.state.ns - before.state.ns,
             missed: self.state.missed - before.state.missed,
@@ -150,7 +150,8 @@ fn since_6_7(release: &str) -> bool {
 
 #[test]
 fn what_the_kernel_does_not_count_is_what_the_other_door_was_called_for() {
-    let counts = |classic, count, missed| Counts { classic, state: Runs { count, ns: 0, missed }, missed };
+    let counts =
+        |classic, count, missed| Counts { classic, state: ProgramStats { count, ns: 0, missed }, missed };
     assert_eq!(counts(true, 98, 0).left_out(Some(100)), 2);
     assert_eq!(counts(true, 100, 0).left_out(Some(100)), 0);
     assert_eq!(counts(true, 98, 2).left_out(None), 2);

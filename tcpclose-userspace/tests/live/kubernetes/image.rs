@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tcpclose::report::sockets::{Document, StuckSocket};
+use tcpclose::report::sockets::{SocketsDocument, StuckSocket};
 
 use super::{arguments, container, daemonset, list, text, workspace};
 use crate::common::podman::Podman;
@@ -127,7 +127,7 @@ impl Node {
 /// The one socket of the network namespace `inum` that `stuck` lists.
 fn only(output: &Output, inum: u64) -> StuckSocket {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let document: Document = serde_json::from_slice(&output.stdout).unwrap();
+    let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!document.incomplete.iter().any(|why| why.contains("CAP_")), "{:?}", document.incomplete);
     let there = document.sockets.iter().filter(|socket| u64::from(socket.netns) == inum);
     let [socket] = there.collect::<Vec<_>>()[..] else { panic!("{document:?}") };

@@ -42,7 +42,7 @@ fn a_real_containers_process_is_named_with_its_container() {
         sleep(Duration::from_millis(50));
     };
     client.shutdown(Shutdown::Write).unwrap();
-    let has_owner = |answers: &[(&str, tcpclose::report::sockets::Document)]| {
+    let has_owner = |answers: &[(&str, tcpclose::report::sockets::SocketsDocument)]| {
         answers.iter().all(|(_, document)| document.sockets.iter().any(|socket| socket.inode != 0))
     };
     while !has_owner(&askers.ask(port)) {

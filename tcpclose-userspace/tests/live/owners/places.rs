@@ -84,7 +84,8 @@ fn hostile_names_break_neither_table_nor_json_nor_exposition() {
         assert_eq!(row, 1, "{text}");
     }
     assert!(ask(&[]).contains(r#"a\n"\\\u{1b}[31m"#) || ask(&[]).contains(r"\u{1b}[31m"), "{}", ask(&[]));
-    let document: tcpclose::report::sockets::Document = serde_json::from_str(&ask(&["--json"])).unwrap();
+    let document: tcpclose::report::sockets::SocketsDocument =
+        serde_json::from_str(&ask(&["--json"])).unwrap();
     let owner = &only(&document).owners[0];
     assert_eq!((owner.pid, &*owner.comm), (child.pid(), "a\n\"\\\u{1b}[31m\u{fffd}\r}"));
     assert!(owner.exe.as_ref().is_some_and(|exe| exe.len() > 3800), "{:?}", owner.exe);

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::process::{Command, Output};
 
-use tcpclose::report::sockets::{Document, Owner};
+use tcpclose::report::sockets::{Owner, SocketsDocument};
 
 use super::cgroups::Cgroups;
 use super::common::{Agent, BINARY};
@@ -14,7 +14,7 @@ const UID: &str = "2c48913c-b29f-4d4b-8d4c-5e0bb5c3a6f1";
 /// Whose the one socket is, by a document in JSON.
 fn owner(output: &Output, pid: u32) -> Owner {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let document: Document = serde_json::from_slice(&output.stdout).unwrap();
+    let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
     only(&document).owners.iter().find(|owner| owner.pid == pid).unwrap().clone()
 }
 

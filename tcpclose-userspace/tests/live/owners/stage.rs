@@ -12,7 +12,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tcpclose::linux::sock_diag;
 use tcpclose::names::Flow;
-use tcpclose::report::sockets::{Document, Owner, StuckSocket};
+use tcpclose::report::sockets::{Owner, SocketsDocument, StuckSocket};
 
 use super::common::{Agent, BINARY, free_port};
 
@@ -43,18 +43,18 @@ impl Askers {
     }
 
     /// What each says of the close-waits of `port`.
-    pub fn ask(&self, port: u16) -> Vec<(&'static str, Document)> {
+    pub fn ask(&self, port: u16) -> Vec<(&'static str, SocketsDocument)> {
         self.ask_with(&["--older-than", "0s", "--port", &port.to_string()])
     }
 
-    pub fn ask_with(&self, arguments: &[&str]) -> Vec<(&'static str, Document)> {
+    pub fn ask_with(&self, arguments: &[&str]) -> Vec<(&'static str, SocketsDocument)> {
         let arguments = [&["--json"], arguments].concat();
         let document = |output: std::process::Output| {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && said.is_empty(), "{said}");
             serde_json::from_slice(&output.stdout).unwrap()
         };
-        let mut answers: Vec<(&str, Document)> =
+        let mut answers: Vec<(&str, SocketsDocument)> =
             self.agents.iter().map(|(rung, agent)| (*rung, document(agent.stuck(&arguments)))).collect();
         let mut snapshot = Command::new(BINARY);
         snapshot.args(["stuck", "--no-agent"]).args(&arguments);
@@ -169,7 +169,7 @@ impl Drop for Child {
 }
 
 /// The one socket of a document.
-pub fn only(document: &Document) -> &StuckSocket {
+pub fn only(document: &SocketsDocument) -> &StuckSocket {
     assert_eq!(document.sockets.len(), 1, "{document:?}");
     &document.sockets[0]
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tcpclose::linux::{host, sock_diag};
 use tcpclose::names::{Flow, Phase};
-use tcpclose::report::sockets::{Document, StuckSocket};
-use tcpclose::tracker::persist::Former;
+use tcpclose::report::sockets::{SocketsDocument, StuckSocket};
+use tcpclose::tracker::persist::SavedState;
 use tcpclose::tracker::state_format;
 use tcpclose_common::state::TcpState;
 
@@ -125,7 +125,7 @@ impl Port {
         let path = format!("/v1/sockets?state={}&older_than=0s", phase.name());
         let mut text = String::new();
         let asked = bracket(|| text = agent.get(&path).1);
-        let mut document: Document = serde_json::from_str(&text).unwrap();
+        let mut document: SocketsDocument = serde_json::from_str(&text).unwrap();
         document.sockets.retain(|socket| [socket.local.port(), socket.peer.port()].contains(&self.port));
         Answer { sockets: document.sockets, asked }
     }
@@ -169,7 +169,7 @@ pub fn state_file(folder: &Path) -> PathBuf {
     folder.join("state")
 }
 
-pub fn on_file(folder: &Path) -> Option<Former> {
+pub fn on_file(folder: &Path) -> Option<SavedState> {
     let bytes = fs::read(state_file(folder)).ok()?;
     Some(state_format::read(&bytes, &host::boot_id(), host::monotonic_ns()).unwrap())
 }

@@ -12,19 +12,19 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::linux::ephemeral_ports;
-use crate::linux::ephemeral_ports::Looked;
+use crate::linux::ephemeral_ports::EphemeralUse;
 use crate::linux::host;
 use crate::names::Flow;
-use crate::report::exhaustion::change::Look;
+use crate::report::exhaustion::change::UsageSample;
 use crate::report::exhaustion::document;
-use crate::report::exhaustion::document::{Closer, Pick, Scene};
-use crate::report::exhaustion::{Kind, Table};
-use crate::report::sockets::Source;
+use crate::report::exhaustion::document::{Closer, ExhaustionInputs, Pick};
+use crate::report::exhaustion::{Kind, PortTable};
+use crate::report::sockets::DocumentSource;
 
-use crate::agent::cpu_budget::Pace;
+use crate::agent::cpu_budget::CpuBudget;
 use crate::agent::reload::Intervals;
-use crate::agent::server::handlers::sockets::Refused;
-use crate::agent::tracking::Engine;
+use crate::agent::server::handlers::sockets::QueryError;
+use crate::agent::tracking::Tracking;
 
 /// Where the command line asks.
 pub const PATH: &str = "/exhaustion";
@@ -48,19 +48,19 @@ const MOST_TUPLES: usize = 1000;
 
 /// What the looks have come to.
 #[derive(Debug, Default)]
-pub struct Watched {
+pub struct ExhaustionRatios {
     /// The paced ones, the oldest first.
-    looks: VecDeque<Arc<Look>>,
+    looks: VecDeque<Arc<UsageSample>>,
     /// The used ratio of the fullest tuple at the last look; `None` before the first.
     pub fullest: Option<f64>,
     /// CPU time of looks that no pause has been made for yet.
     spent: Duration,
 }
 
-impl Watched {
+impl ExhaustionRatios {
     /// The look to compare with one at `now_ns`: the last that is old enough for good rates, else an older or younger one.
-    fn before(&self, now_ns: u64) -> Option<Arc<Look>> {
-        let age = |look: &&Arc<Look>| Duration::from_nanos(now_ns.saturating_sub(look.at_ns));
+    fn before(&self, now_ns: u64) -> Option<Arc<UsageSample>> {
+        let age = |look: &&Arc<UsageSample>| Duration::from_nanos(now_ns.saturating_sub(look.at_ns));
         let good = self.looks.iter().rev().find(|look| age(look) >= LONG_ENOUGH);
         good.or_else(|| self.looks.front().filter(|look| age(look) >= SHORTEST)).cloned()
     }
@@ -70,14 +70,15 @@ impl Watched {
         std::mem::take(&mut self.spent)
     }
 
-    fn took(&mut self, looked: &Looked) {
-        self.fullest = Some(looked.tables.iter().map(|(_, table)| Table::fullest(table)).fold(0.0, f64::max));
+    fn took(&mut self, looked: &EphemeralUse) {
+        self.fullest =
+            Some(looked.tables.iter().map(|(_, table)| PortTable::fullest(table)).fold(0.0, f64::max));
     }
 }
 
 /// Looks for as long as the agent runs.
-pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
-    let mut pace = Pace::default();
+pub async fn run(engine: Rc<RefCell<Tracking>>, intervals: Rc<Intervals>) {
+    let mut pace = CpuBudget::default();
     loop {
         let pause = match paced_look(&engine).await {
             Ok(cost) => (pace.after(cost) * PART).min(intervals.most()).max(INTERVAL),
@@ -91,7 +92,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>, intervals: Rc<Intervals>) {
 }
 
 /// One look, and what it has cost.
-async fn paced_look(engine: &RefCell<Engine>) -> Result<Duration> {
+async fn paced_look(engine: &RefCell<Tracking>) -> Result<Duration> {
     let places =
         engine.borrow().namespaces.places(None).into_iter().map(|(_, place)| place).collect::<Vec<_>>();
     let looked = spawn_blocking(move || {
@@ -113,8 +114,8 @@ async fn paced_look(engine: &RefCell<Engine>) -> Result<Duration> {
 }
 
 /// Answers the query `query` (what stands after the `?`): `limit=20`.
-pub async fn document(query: &str, engine: &RefCell<Engine>) -> Result<Vec<u8>, Refused> {
-    let limit = parse(query).map_err(Refused::Request)?;
+pub async fn document(query: &str, engine: &RefCell<Tracking>) -> Result<Vec<u8>, QueryError> {
+    let limit = parse(query).map_err(QueryError::Request)?;
     let (scope, descriptors) = {
         let namespaces = &engine.borrow().namespaces;
         (namespaces.scope(), namespaces.descriptors_known())
@@ -138,12 +139,12 @@ pub async fn document(query: &str, engine: &RefCell<Engine>) -> Result<Vec<u8>, 
         (closers(&picks, engine), engine.exhaustion.before(looked.at_ns), engine.probe.look())
     };
     let described = spawn_blocking(move || {
-        let scene = Scene {
+        let scene = ExhaustionInputs {
             looked: &looked,
             before: before.as_deref(),
             closers: &closers,
             at,
-            source: Source::Agent,
+            source: DocumentSource::Agent,
             denied: denied as usize,
             unread,
         };
@@ -168,7 +169,7 @@ pub fn parse(query: &str) -> Result<usize, String> {
 }
 
 /// Who closed the TIME-WAITs of `picks`, as far as records told, by cookie.
-fn closers(picks: &[Pick<'_>], engine: &Engine) -> HashMap<u64, Closer> {
+fn closers(picks: &[Pick<'_>], engine: &Tracking) -> HashMap<u64, Closer> {
     let now_ns = host::monotonic_ns();
     let mut closers = HashMap::new();
     for Pick { netns, tuple, taken, .. } in picks {
@@ -204,13 +205,14 @@ mod tests {
     #[test]
     fn a_look_is_compared_with_one_that_is_old_enough() {
         const S: u64 = 1_000_000_000;
-        let look = |at_ns| Arc::new(Look::of(std::iter::empty(), at_ns));
-        let watched = Watched { looks: [look(10 * S), look(25 * S)].into(), ..Watched::default() };
+        let look = |at_ns| Arc::new(UsageSample::of(std::iter::empty(), at_ns));
+        let watched =
+            ExhaustionRatios { looks: [look(10 * S), look(25 * S)].into(), ..ExhaustionRatios::default() };
         let before = |now| watched.before(now).map(|look| look.at_ns / S);
         assert_eq!(
             (before(31 * S), before(27 * S), before(11 * S), before(10 * S)),
             (Some(25), Some(10), Some(10), None)
         );
-        assert!(Watched::default().before(S).is_none());
+        assert!(ExhaustionRatios::default().before(S).is_none());
     }
 }

@@ -7,16 +7,16 @@ use anyhow::Context;
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
-use crate::kill::{Order, Outcome, SCHEMA, execute};
+use crate::kill::{KillOrder, KillOutcome, SCHEMA, execute};
 use crate::linux::capabilities;
 use crate::linux::host::Capability;
-use crate::linux::users::Group;
+use crate::linux::users::UnixGroup;
 
-use crate::agent::server::handlers::sockets::Refused;
+use crate::agent::server::handlers::sockets::QueryError;
 use crate::agent::server::peer_creds::Caller;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
-/// Where an [`Order`] is sent.
+/// Where an [`KillOrder`] is sent.
 pub const PATH: &str = "/v1/kill";
 
 /// What an agent without `--allow-kill` answers.
@@ -26,7 +26,7 @@ pub const NOT_ALLOWED: &str = "this agent was started without --allow-kill\n";
 pub const LONGEST_ORDER: usize = 16 << 10;
 
 /// Why `caller` may not have sockets destroyed here, as it is answered; `None` when it may.
-pub fn forbidden(caller: &Caller, engine: &Engine) -> Option<String> {
+pub fn forbidden(caller: &Caller, engine: &Tracking) -> Option<String> {
     if !engine.allow_kill {
         return Some(NOT_ALLOWED.to_owned());
     }
@@ -34,7 +34,7 @@ pub fn forbidden(caller: &Caller, engine: &Engine) -> Option<String> {
     (!caller.may_kill(group)).then(|| not_yours(caller, group))
 }
 
-fn not_yours(caller: &Caller, group: Option<&Group>) -> String {
+fn not_yours(caller: &Caller, group: Option<&UnixGroup>) -> String {
     let who = match group {
         Some(group) => format!("only root and members of the group {}", group.name),
         None => "only root (there is no --kill-group)".to_owned(),
@@ -55,12 +55,15 @@ pub fn require(allow_kill: bool) -> Result<(), Failure> {
     ))
 }
 
-/// Carries out the order in `body`. Returns its [`Outcome`] as JSON.
-pub async fn kill(body: &[u8], caller: &Caller, engine: &RefCell<Engine>) -> Result<Vec<u8>, Refused> {
-    let order: Order = serde_json::from_slice(body)
-        .map_err(|why| Refused::Request(format!("no order of tcpclose: {why}")))?;
+/// Carries out the order in `body`. Returns its [`KillOutcome`] as JSON.
+pub async fn kill(body: &[u8], caller: &Caller, engine: &RefCell<Tracking>) -> Result<Vec<u8>, QueryError> {
+    let order: KillOrder = serde_json::from_slice(body)
+        .map_err(|why| QueryError::Request(format!("no order of tcpclose: {why}")))?;
     if order.schema != SCHEMA {
-        return Err(Refused::Request(format!("schema {}: this agent reads schema {SCHEMA}", order.schema)));
+        return Err(QueryError::Request(format!(
+            "schema {}: this agent reads schema {SCHEMA}",
+            order.schema
+        )));
     }
     let described = format!(
         "{} with peer {} in {} (net:[{}], cookie {:x}), asked by {caller}",
@@ -82,9 +85,9 @@ pub async fn kill(body: &[u8], caller: &Caller, engine: &RefCell<Engine>) -> Res
     let (outcome, places) = done.await.context("the order died")?;
     engine.borrow_mut().kill_places = places;
     match &outcome {
-        Outcome::Destroyed => log::warn!("destroyed {described}"),
-        Outcome::Spared { why } => log::info!("spared {described}: {why}"),
-        Outcome::Refused { why, .. } => log::warn!("not destroyed: {described}: {why}"),
+        KillOutcome::Destroyed => log::warn!("destroyed {described}"),
+        KillOutcome::Spared { why } => log::info!("spared {described}: {why}"),
+        KillOutcome::Refused { why, .. } => log::warn!("not destroyed: {described}: {why}"),
     }
     Ok(serde_json::to_vec(&outcome).context("the answer cannot be written")?)
 }

@@ -9,21 +9,21 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 
 use crate::linux::executables;
 use crate::linux::host;
-use crate::metrics::Ledger;
-use crate::metrics::gauges::Census;
-use crate::metrics::port_labels::Label;
+use crate::metrics::Metrics;
+use crate::metrics::gauges::Gauges;
+use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
-use crate::probe::prog_stats::Runs;
-use crate::report::owner_counts::Holder;
+use crate::probe::prog_stats::ProgramStats;
+use crate::report::owner_counts::OwnerLabels;
 
-use crate::agent::gauge_ages::Ages;
-use crate::agent::tracking::Engine;
+use crate::agent::gauge_ages::GaugeAges;
+use crate::agent::tracking::Tracking;
 
 /// Everything, rendered. What the probe has seen until now is in it.
 ///
 /// # Errors
 /// When a metric is malformed, which would be a defect of ours.
-pub fn render(engine: &mut Engine) -> prometheus::Result<String> {
+pub fn render(engine: &mut Tracking) -> prometheus::Result<String> {
     engine.drain_all();
     let mut families = Vec::new();
     if engine.ready {
@@ -54,7 +54,7 @@ fn stuck_labels(bounds_ns: &[u64]) -> Vec<String> {
         .collect()
 }
 
-fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
+fn gauges(families: &mut Vec<MetricFamily>, census: &Gauges, ages: &[String]) {
     let mut sockets = Family::gauge("tcpclose_sockets", "Sockets in the state now, minisockets included.");
     let mut oldest = Family::gauge(
         "tcpclose_oldest_socket_age_seconds",
@@ -90,7 +90,7 @@ fn gauges(families: &mut Vec<MetricFamily>, census: &Census, ages: &[String]) {
 }
 
 /// As of when the gauges are.
-fn ages(Ages { host_ns, others_ns }: Ages) -> MetricFamily {
+fn ages(GaugeAges { host_ns, others_ns }: GaugeAges) -> MetricFamily {
     Family::gauge(
         "tcpclose_gauges_age_seconds",
         "Age of the oldest part of what the gauges of sockets tell: 0 where records tell all, else since the last dump; of the \
@@ -127,19 +127,19 @@ fn ephemeral(families: &mut Vec<MetricFamily>, fullest: Option<f64>) {
 }
 
 /// Whose the stuck sockets are.
-fn owners(families: &mut Vec<MetricFamily>, counts: &[(Holder, u64)]) {
+fn owners(families: &mut Vec<MetricFamily>, counts: &[(OwnerLabels, u64)]) {
     let mut owners = Family::gauge(
         "tcpclose_stuck_owner_sockets",
         "Stuck sockets by owner, each once; as of the last look (--owner-interval).",
     );
-    for (Holder { comm, unit, container_id, uid }, n) in counts {
+    for (OwnerLabels { comm, unit, container_id, uid }, n) in counts {
         let labels = [("comm", &**comm), ("unit", unit), ("container_id", container_id), ("uid", uid)];
         owners.add(&labels, *n as f64);
     }
     families.push(owners.done());
 }
 
-fn ledger(families: &mut Vec<MetricFamily>, ledger: &Ledger, time_wait_overflows: u64) {
+fn ledger(families: &mut Vec<MetricFamily>, ledger: &Metrics, time_wait_overflows: u64) {
     let mut durations = Family::new(
         "tcpclose_state_duration_seconds",
         "Time that sockets spent in a close-phase state, observed when they left it.",
@@ -211,7 +211,7 @@ fn ledger(families: &mut Vec<MetricFamily>, ledger: &Ledger, time_wait_overflows
         .extend([durations, transitions, closes, ended, unseen, mended, overflows, folded].map(Family::done));
 }
 
-fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
+fn agent(families: &mut Vec<MetricFamily>, engine: &Tracking) {
     let counters = engine.counters();
     let received = Family::counter("tcpclose_events_received_total", "Records taken from the ring.")
         .with(&[], engine.received as f64);
@@ -291,7 +291,7 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Engine) {
 }
 
 /// What the probe's programs cost; without samples where the kernel keeps no run statistics.
-fn program_runs(runs: Runs) -> [Family; 2] {
+fn program_runs(runs: ProgramStats) -> [Family; 2] {
     let mut seconds = Family::counter(
         "tcpclose_program_run_seconds_total",
         "Time that the kernel spent in the probe's programs, while it kept run statistics.",
@@ -307,7 +307,7 @@ fn program_runs(runs: Runs) -> [Family; 2] {
     [seconds, count]
 }
 
-fn port(label: Label) -> String {
+fn port(label: LabelSlot) -> String {
     label.port.map_or_else(|| "other".to_owned(), |port| port.to_string())
 }
 

@@ -7,28 +7,28 @@ use std::rc::Rc;
 use tokio::time::sleep;
 
 use crate::linux::host;
-use crate::metrics::Ledger;
-use crate::metrics::gauges::{Census, Standing};
+use crate::metrics::Metrics;
+use crate::metrics::gauges::{Gauges, Standing};
 use crate::metrics::histogram::Histogram;
-use crate::metrics::port_labels::Label;
+use crate::metrics::port_labels::LabelSlot;
 use crate::metrics::rates;
-use crate::metrics::rates::Rates;
+use crate::metrics::rates::RateHistory;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, PortsDocument, SCHEMA, StateUse, TransitionUse};
-use crate::report::sockets::{Source, seconds};
+use crate::report::sockets::{DocumentSource, seconds};
 
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
 /// Where the command line and the page ask. On every face: it tells of no single socket.
 pub const PATH: &str = "/ports";
 
 /// Remembers what the counters were, for as long as the agent runs.
-pub async fn run(engine: Rc<RefCell<Engine>>) {
+pub async fn run(engine: Rc<RefCell<Tracking>>) {
     loop {
         {
             let mut engine = engine.borrow_mut();
             engine.drain_all();
-            let Engine { rates, ledger, .. } = &mut *engine;
+            let Tracking { rates, ledger, .. } = &mut *engine;
             rates.look(ledger, host::monotonic_ns());
         }
         sleep(rates::INTERVAL).await;
@@ -36,7 +36,7 @@ pub async fn run(engine: Rc<RefCell<Engine>>) {
 }
 
 /// Everything, as of now. `None` before the first dump.
-pub fn document(engine: &mut Engine) -> Option<PortsDocument> {
+pub fn document(engine: &mut Tracking) -> Option<PortsDocument> {
     if !engine.ready {
         return None;
     }
@@ -63,13 +63,13 @@ struct Head {
     stuck_after_ns: u64,
 }
 
-fn assemble(head: Head, ledger: &Ledger, census: &Census, rates: &Rates) -> PortsDocument {
+fn assemble(head: Head, ledger: &Metrics, census: &Gauges, rates: &RateHistory) -> PortsDocument {
     let window = rates.window(head.now_ns);
     let closes = rates::closes_of(ledger);
-    let durations: BTreeMap<(Label, Phase), &Histogram> =
+    let durations: BTreeMap<(LabelSlot, Phase), &Histogram> =
         ledger.durations().map(|(label, phase, histogram)| ((label, phase), histogram)).collect();
     let standing = |label, phase| census.standing.get(&(label, phase)).copied().unwrap_or_default();
-    let mut labels: BTreeSet<Label> =
+    let mut labels: BTreeSet<LabelSlot> =
         durations.keys().chain(census.standing.keys()).map(|(label, _)| *label).collect();
     labels.extend(closes.keys().chain(census.stuck.keys()));
     let ports = labels.iter().map(|&label| {
@@ -114,7 +114,7 @@ fn assemble(head: Head, ledger: &Ledger, census: &Census, rates: &Rates) -> Port
         host: host::hostname(),
         boot_id: host::boot_id(),
         at: head.at,
-        source: Source::Agent,
+        source: DocumentSource::Agent,
         age_seconds: Some(seconds(head.age_ns)),
         incomplete: head.incomplete,
         stuck_after_seconds: seconds(head.stuck_after_ns),

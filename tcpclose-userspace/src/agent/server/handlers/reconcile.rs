@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::linux::host;
 use crate::report::sockets::{Versioned, seconds};
 
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
 /// Where the command line asks, on the unix socket alone.
 pub const PATH: &str = "/v1/reconcile";
@@ -14,7 +14,7 @@ pub const SCHEMA: u32 = 1;
 
 /// How far the reconcile is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct ReconcileProgress {
     /// [`SCHEMA`].
     pub schema: u32,
     /// CLOCK_MONOTONIC, nanoseconds.
@@ -28,13 +28,13 @@ pub struct Progress {
     pub age_seconds: f64,
 }
 
-impl Versioned for Progress {
+impl Versioned for ReconcileProgress {
     fn schema(&self) -> u32 {
         self.schema
     }
 }
 
-impl Progress {
+impl ReconcileProgress {
     /// Whether a reconcile that began at `since_ns` or later is over.
     pub fn is_done(&self, since_ns: u64) -> bool {
         self.done_ns >= since_ns
@@ -52,15 +52,15 @@ impl Progress {
 }
 
 /// Has the dumps begin one.
-pub fn ask(engine: &mut Engine) -> Progress {
+pub fn ask(engine: &mut Tracking) -> ReconcileProgress {
     engine.asked_ns = host::monotonic_ns();
     engine.asked.notify_one();
     progress(engine)
 }
 
-pub fn progress(engine: &Engine) -> Progress {
+pub fn progress(engine: &Tracking) -> ReconcileProgress {
     let now_ns = host::monotonic_ns();
-    Progress {
+    ReconcileProgress {
         schema: SCHEMA,
         now_ns,
         done_ns: engine.dumps.round_ns,
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn what_is_waited_for_is_said() {
-        let mut progress = Progress {
+        let mut progress = ReconcileProgress {
             schema: 1,
             now_ns: 9,
             done_ns: 5,

@@ -14,50 +14,54 @@ use crate::linux::age::proven_age;
 use crate::linux::host;
 use crate::linux::netns::Netns;
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::{Ask, Looked, Survey};
+use crate::linux::netns_dump::{DumpRequest, NetnsDump, NetnsDumps};
 use crate::linux::owners;
-use crate::linux::owners::Look;
-use crate::linux::proc_fd::Files;
+use crate::linux::owners::OwnersLookup;
+use crate::linux::proc_fd::OpenFiles;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Diagnosis, Phase};
 use crate::report;
 use crate::report::encoding::Form;
-use crate::report::sockets::{ClosedBy, Cookie, Document, SCHEMA, Source, StuckSocket};
-use crate::report::{Depth, Facts, Scene, Sight};
+use crate::report::sockets::{ClosedBy, Cookie, DocumentSource, SCHEMA, SocketsDocument, StuckSocket};
+use crate::report::{Depth, DumpedNetns, NetnsSockets, SocketFacts};
 use crate::tracker::Tracker;
-use crate::tracker::socket::{Body, Closer, Life};
+use crate::tracker::socket::{Closer, SocketKind, TrackedSocket};
 
 use crate::agent::malloc_trim;
-use crate::agent::tracking::Engine;
+use crate::agent::tracking::Tracking;
 
 /// Where the command line asks.
 pub const PATH: &str = "/v1/sockets";
 
 /// What a query is answered with.
-pub struct Reply {
-    /// A [`Document`] in the form that was asked for.
+pub struct SocketsReply {
+    /// A [`SocketsDocument`] in the form that was asked for.
     pub written: Vec<u8>,
     /// The bound that the diagnosis took, as humantime writes it.
     pub stuck_after: String,
 }
 
 /// Why a query is not answered.
-pub enum Refused {
+pub enum QueryError {
     /// It makes no sense: what is wrong with it.
     Request(String),
     /// Something failed on the way.
     Failed(anyhow::Error),
 }
 
-impl From<anyhow::Error> for Refused {
+impl From<anyhow::Error> for QueryError {
     fn from(why: anyhow::Error) -> Self {
         Self::Failed(why)
     }
 }
 
 /// Answers the query `query` (what stands after the `?`).
-pub async fn sockets(query: &str, form: Form, engine: &RefCell<Engine>) -> Result<Reply, Refused> {
-    let Asked { phase, older_than, owners_once, depth } = parse(query).map_err(Refused::Request)?;
+pub async fn sockets(
+    query: &str,
+    form: Form,
+    engine: &RefCell<Tracking>,
+) -> Result<SocketsReply, QueryError> {
+    let SocketsQuery { phase, older_than, owners_once, depth } = parse(query).map_err(QueryError::Request)?;
     let bound = older_than.unwrap_or_else(|| Duration::from_nanos(engine.borrow().stuck_after.first_ns()));
     let Described { mut document, .. } = describe(engine, phase, bound, depth).await?;
     // What so many took would stay with malloc otherwise.
@@ -77,24 +81,24 @@ pub async fn sockets(query: &str, form: Form, engine: &RefCell<Engine>) -> Resul
         });
     }
     let written = written.map_err(anyhow::Error::msg).context("the answer cannot be written")?;
-    Ok(Reply { written, stuck_after: humantime::format_duration(bound).to_string() })
+    Ok(SocketsReply { written, stuck_after: humantime::format_duration(bound).to_string() })
 }
 
 /// The sockets in a state, and what it took to describe them.
 pub struct Described {
-    pub document: Document,
+    pub document: SocketsDocument,
     /// CPU time, nanoseconds.
     pub cpu_ns: u64,
 }
 
 /// Every socket in `phase`, by fresh dumps and a pass over all files. `bound`: the age from which one is stuck.
 pub async fn describe(
-    engine: &RefCell<Engine>,
+    engine: &RefCell<Tracking>,
     phase: Phase,
     bound: Duration,
     depth: Depth,
 ) -> Result<Described> {
-    let ask = Ask { states: phase.state().bit() | TcpState::Listen.bit(), info: true };
+    let ask = DumpRequest { states: phase.state().bit() | TcpState::Listen.bit(), info: true };
     let places = engine.borrow().places_of(phase);
     let looked = async || {
         let places = match places {
@@ -122,7 +126,7 @@ pub async fn describe(
     };
     let survey_ns = survey.cpu_ns + seen.as_ref().map_or(0, |seen| seen.cpu_ns);
     let before = host::thread_cpu_ns();
-    let known = Known::gather(phase, &survey, depth, &mut engine.borrow_mut());
+    let known = TrackedFacts::gather(phase, &survey, depth, &mut engine.borrow_mut());
     let gather_ns = host::thread_cpu_ns().saturating_sub(before);
     let describe = move || {
         let before = host::thread_cpu_ns();
@@ -135,7 +139,7 @@ pub async fn describe(
 
 /// What a query asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct SocketsQuery {
     pub phase: Phase,
     pub older_than: Option<Duration>,
     /// What is known of an owner is said once.
@@ -147,9 +151,13 @@ pub struct Asked {
 ///
 /// # Errors
 /// What is wrong with one that it knows.
-pub fn parse(query: &str) -> Result<Asked, String> {
-    let mut asked =
-        Asked { phase: Phase::CloseWait, older_than: None, owners_once: false, depth: Depth::WithPeers };
+pub fn parse(query: &str) -> Result<SocketsQuery, String> {
+    let mut asked = SocketsQuery {
+        phase: Phase::CloseWait,
+        older_than: None,
+        owners_once: false,
+        depth: Depth::WithPeers,
+    };
     for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
         match key {
             "state" => {
@@ -169,8 +177,8 @@ pub fn parse(query: &str) -> Result<Asked, String> {
 }
 
 /// What the tracker knows that the answer needs, taken out of it at one instant.
-struct Known {
-    facts: FxHashMap<u64, Facts>,
+struct TrackedFacts {
+    facts: FxHashMap<u64, SocketFacts>,
     /// Sockets in network namespaces that could not be dumped: only their records are known.
     elsewhere: Vec<StuckSocket>,
     incomplete: Vec<String>,
@@ -178,25 +186,25 @@ struct Known {
     now_ns: u64,
     uptime_ns: u64,
     ephemeral: std::ops::RangeInclusive<u16>,
-    look: Look,
+    look: OwnersLookup,
     depth: Depth,
 }
 
-impl Known {
-    fn gather(phase: Phase, survey: &Survey, depth: Depth, engine: &mut Engine) -> Self {
+impl TrackedFacts {
+    fn gather(phase: Phase, survey: &NetnsDumps, depth: Depth, engine: &mut Tracking) -> Self {
         engine.drain_all();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
         let met = survey.looked.iter().map(|looked| looked.dump.sockets.len()).sum();
         let mut facts = FxHashMap::with_capacity_and_hasher(met, FxBuildHasher);
-        for Looked { netns, dump, .. } in &survey.looked {
+        for NetnsDump { netns, dump, .. } in &survey.looked {
             for socket in &dump.sockets {
                 let Some(life) = engine.life_of(netns.id, socket.cookie, &socket.flow) else { continue };
-                let body = if socket.minisocket { Body::Minisocket } else { Body::Socket };
+                let body = if socket.minisocket { SocketKind::Minisocket } else { SocketKind::Socket };
                 if (life.phase, life.body) == (phase, body) {
                     let proven = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
                     let age = tighter(life.since.age(now_ns), proven);
                     let (side, port, closer) = (life.side, life.port, closer(life, now_ns));
-                    facts.insert(socket.cookie, Facts { side, port, age, closer });
+                    facts.insert(socket.cookie, SocketFacts { side, port, age, closer });
                 }
             }
         }
@@ -229,14 +237,19 @@ impl Known {
     }
 
     /// Reads owners and puts everything together. Blocks for as long as a pass over all files takes.
-    fn document(self, mut survey: Survey, seen: Option<Files>, bound: Duration) -> Result<Document> {
+    fn document(
+        self,
+        mut survey: NetnsDumps,
+        seen: Option<OpenFiles>,
+        bound: Duration,
+    ) -> Result<SocketsDocument> {
         let (mut sights, dump) = report::sights(&mut survey);
         let peers = self.depth.peers(&sights);
         let owners =
             report::find_owners(&mut sights, &peers, seen, self.look).context("/proc cannot be read")?;
         let mut described = Vec::new();
-        for Sight { netns, sockets, listeners, .. } in &sights {
-            let scene = Scene {
+        for DumpedNetns { netns, sockets, listeners, .. } in &sights {
+            let scene = NetnsSockets {
                 sockets,
                 listeners,
                 owners: &owners,
@@ -255,12 +268,12 @@ impl Known {
         incomplete.extend(self.incomplete);
         described.extend(self.elsewhere);
         report::name_closers(&mut described, self.uptime_ns);
-        Ok(Document {
+        Ok(SocketsDocument {
             schema: SCHEMA,
             host: host::hostname(),
             boot_id: host::boot_id(),
             at: self.at,
-            source: Source::Agent,
+            source: DocumentSource::Agent,
             incomplete,
             sockets: described,
         })
@@ -281,12 +294,12 @@ fn tighter(tracked: Age, dumped: Age) -> Age {
 }
 
 /// Who closed a socket, and how long ago.
-fn closer(life: &Life, now_ns: u64) -> Option<(u32, u64)> {
+fn closer(life: &TrackedSocket, now_ns: u64) -> Option<(u32, u64)> {
     life.closer().map(|Closer { pid, at_ns }| (pid.get(), now_ns.saturating_sub(at_ns)))
 }
 
 /// A socket of which only records are known.
-fn elsewhere(life: &Life, tracker: &Tracker, netns: Option<&Netns>, now_ns: u64) -> StuckSocket {
+fn elsewhere(life: &TrackedSocket, tracker: &Tracker, netns: Option<&Netns>, now_ns: u64) -> StuckSocket {
     StuckSocket {
         state: life.phase,
         side: life.side,

@@ -14,13 +14,13 @@ use hyper::body::{Body, Frame};
 
 use crate::linux::{host, process};
 use crate::report::sockets::{Cookie, seconds};
-use crate::report::watch::filter::Filter;
-use crate::report::watch::line::{Closer, Item, Line, More};
+use crate::report::watch::filter::WatchFilter;
+use crate::report::watch::line::{CloserLine, Item, Line, More};
 use crate::tracker::socket;
 use crate::tracker::transition::Transition;
 
-use crate::agent::tracking::Engine;
-use crate::agent::watchers::{MOST_WATCHERS, Told, Watch};
+use crate::agent::tracking::Tracking;
+use crate::agent::watchers::{MOST_WATCHERS, Subscription, WatchItem};
 
 /// Where the command line watches.
 pub const PATH: &str = "/v1/watch";
@@ -33,38 +33,38 @@ const NAMES_LAST: Duration = Duration::from_secs(1);
 const MOST_NAMES: usize = 1024;
 
 /// Why nobody more may watch.
-pub enum Refused {
+pub enum WatchRefused {
     /// The filter makes no sense: what is wrong with it.
     Filter(String),
     TooMany,
 }
 
-impl Refused {
+impl WatchRefused {
     pub fn too_many() -> String {
         format!("{MOST_WATCHERS} watch already, and no more may: end one of them")
     }
 }
 
 /// The lines for one watcher.
-pub struct Lines {
-    watch: Watch,
-    engine: Rc<RefCell<Engine>>,
-    names: Names,
+pub struct WatchStream {
+    watch: Subscription,
+    engine: Rc<RefCell<Tracking>>,
+    names: ProcessNames,
 }
 
-impl Lines {
+impl WatchStream {
     /// Watches from now on: what has been drained by now is not told.
-    pub fn begin(query: &str, engine: &Rc<RefCell<Engine>>) -> Result<Self, Refused> {
-        Self::of(Filter::parse(query).map_err(Refused::Filter)?, engine)
+    pub fn begin(query: &str, engine: &Rc<RefCell<Tracking>>) -> Result<Self, WatchRefused> {
+        Self::of(WatchFilter::parse(query).map_err(WatchRefused::Filter)?, engine)
     }
 
-    pub fn of(filter: Filter, engine: &Rc<RefCell<Engine>>) -> Result<Self, Refused> {
+    pub fn of(filter: WatchFilter, engine: &Rc<RefCell<Tracking>>) -> Result<Self, WatchRefused> {
         let watch = {
             let mut engine = engine.borrow_mut();
             engine.drain_all();
-            engine.hub.watch(filter).ok_or(Refused::TooMany)?
+            engine.hub.watch(filter).ok_or(WatchRefused::TooMany)?
         };
-        Ok(Self { watch, engine: Rc::clone(engine), names: Names::default() })
+        Ok(Self { watch, engine: Rc::clone(engine), names: ProcessNames::default() })
     }
 
     /// What has come; never nothing.
@@ -78,20 +78,20 @@ impl Lines {
         let now = Clocks::now();
         let more = self.watch.filter().more;
         let mut item = |told| match told {
-            Told::Step(step, wall_ns) => {
+            WatchItem::Step(step, wall_ns) => {
                 let time = UNIX_EPOCH + Duration::from_nanos(wall_ns);
                 let time = humantime::format_rfc3339_nanos(time).to_string();
                 let owner = step.closer.map(|closer| self.names.of(closer, &now));
                 Item::Line(Box::new(line(&step, time, owner, more, &engine)))
             }
-            Told::Lost(lost) => Item::Lost(lost),
+            WatchItem::Lost(lost) => Item::Lost(lost),
         };
         Poll::Ready(told.into_iter().map(&mut item).collect())
     }
 }
 
 /// The stream never ends by itself.
-impl Body for Lines {
+impl Body for WatchStream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -127,7 +127,7 @@ impl Clocks {
     }
 }
 
-fn line(step: &Transition, time: String, owner: Option<Closer>, more: bool, engine: &Engine) -> Line {
+fn line(step: &Transition, time: String, owner: Option<CloserLine>, more: bool, engine: &Tracking) -> Line {
     let netns = engine.namespaces.get(step.netns);
     let more = more.then(|| More {
         netns_name: netns.and_then(|netns| netns.name.clone()),
@@ -159,7 +159,7 @@ fn line(step: &Transition, time: String, owner: Option<Closer>, more: bool, engi
 /// Names of processes, so that a busy one is not looked up for each of its closes, and one that has ended since keeps its
 /// own.
 #[derive(Default)]
-struct Names(HashMap<u32, Name>);
+struct ProcessNames(HashMap<u32, Name>);
 
 /// What a look at a process has found.
 struct Name {
@@ -171,8 +171,8 @@ struct Name {
     comm: String,
 }
 
-impl Names {
-    fn of(&mut self, closer: socket::Closer, now: &Clocks) -> Closer {
+impl ProcessNames {
+    fn of(&mut self, closer: socket::Closer, now: &Clocks) -> CloserLine {
         let pid = closer.pid.get();
         let (closed_ns, closed_since_boot_ns) =
             (closer.at_ns, now.uptime_ns.saturating_sub(now.ago_ns(closer.at_ns)));
@@ -191,6 +191,6 @@ impl Names {
         }
         // Who began later only has its number.
         let name = self.0.get(&pid).filter(|name| name.began_ns <= closed_since_boot_ns);
-        Closer { pid, comm: name.map(|name| name.comm.clone()) }
+        CloserLine { pid, comm: name.map(|name| name.comm.clone()) }
     }
 }

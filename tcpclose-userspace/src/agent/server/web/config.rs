@@ -10,7 +10,7 @@ use bcrypt::HashParts;
 use hyper::header::{HeaderName, HeaderValue};
 use rustls::{CipherSuite, NamedGroup};
 
-use crate::agent::server::web::fields::{Field, Place, choice, nearest};
+use crate::agent::server::web::fields::{Field, FieldLocation, choice, nearest};
 use crate::agent::server::web::rate_limit::Rate;
 use crate::agent::server::web::yaml;
 use crate::agent::server::web::yaml::{Node, Value, short};
@@ -164,7 +164,7 @@ pub fn parse(bytes: &[u8], file: &Path) -> Result<WebConfig, Failure> {
     };
     let root = yaml::tree(text)
         .map_err(|wrong| Failure::new(format!("{name}, line {}", wrong.line), wrong.why, wrong.todo))?;
-    let place = Place { file: &name, line: root.line, path: String::new() };
+    let place = FieldLocation { file: &name, line: root.line, path: String::new() };
     let fields = place.table(&root, &SECTIONS)?;
     Ok(WebConfig {
         tls: tls(&fields.at("tls_server_config"), file)?,

@@ -2,26 +2,26 @@
 
 use std::fmt;
 
-use crate::agent::server::web::yaml::{Key, Node, Value, short};
+use crate::agent::server::web::yaml::{Node, Value, YamlKey, short};
 use crate::failure::Failure;
 
 /// Where a value stands, for what is said of it.
 #[derive(Clone)]
-pub struct Place<'a> {
+pub struct FieldLocation<'a> {
     pub file: &'a str,
     pub line: usize,
     /// `tls_server_config.min_version`; empty for the whole file.
     pub path: String,
 }
 
-impl Place<'_> {
+impl FieldLocation<'_> {
     pub fn wrong(&self, why: impl fmt::Display, todo: impl Into<String>) -> Failure {
         let Self { file, line, path } = self;
         let path = if path.is_empty() { String::new() } else { format!(": {path}") };
         Failure::new(format!("{file}, line {line}{path}"), why, todo)
     }
 
-    pub fn below(&self, key: &Key) -> Self {
+    pub fn below(&self, key: &YamlKey) -> Self {
         let dot = if self.path.is_empty() { "" } else { "." };
         Self { file: self.file, line: key.line, path: format!("{}{dot}{}", self.path, short(&key.name)) }
     }
@@ -40,7 +40,7 @@ impl Place<'_> {
         Ok(Fields { place: self.clone(), entries })
     }
 
-    pub fn entries<'n>(&self, node: &'n Node) -> Result<&'n [(Key, Node)], Failure> {
+    pub fn entries<'n>(&self, node: &'n Node) -> Result<&'n [(YamlKey, Node)], Failure> {
         match &node.value {
             Value::Table(entries) => Ok(entries),
             Value::Nothing => Ok(&[]),
@@ -57,8 +57,8 @@ pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str 
 
 /// A table's entries.
 pub struct Fields<'a, 'n> {
-    pub place: Place<'a>,
-    pub entries: &'n [(Key, Node)],
+    pub place: FieldLocation<'a>,
+    pub entries: &'n [(YamlKey, Node)],
 }
 
 impl<'a, 'n> Fields<'a, 'n> {
@@ -67,7 +67,7 @@ impl<'a, 'n> Fields<'a, 'n> {
         match found {
             Some((key, node)) => Field { place: self.place.below(key), node: Some(node) },
             None => {
-                let key = Key { name: name.to_owned(), line: self.place.line };
+                let key = YamlKey { name: name.to_owned(), line: self.place.line };
                 Field { place: self.place.below(&key), node: None }
             }
         }
@@ -76,7 +76,7 @@ impl<'a, 'n> Fields<'a, 'n> {
 
 /// A value that may not be there.
 pub struct Field<'a, 'n> {
-    pub place: Place<'a>,
+    pub place: FieldLocation<'a>,
     pub node: Option<&'n Node>,
 }
 
@@ -101,14 +101,14 @@ impl<'a, 'n> Field<'a, 'n> {
         }
     }
 
-    pub fn texts(&self) -> Result<Vec<(Place<'a>, &'n str)>, Failure> {
+    pub fn texts(&self) -> Result<Vec<(FieldLocation<'a>, &'n str)>, Failure> {
         let items = match self.node.map(|node| &node.value) {
             None | Some(Value::Nothing) => return Ok(Vec::new()),
             Some(Value::List(items)) => items,
             Some(_) => return Err(self.wrong("no list", "write one value a line, each behind a hyphen")),
         };
         let text = |item: &'n Node| {
-            let place = Place { line: item.line, ..self.place.clone() };
+            let place = FieldLocation { line: item.line, ..self.place.clone() };
             match &item.value {
                 Value::Text(text) => Ok((place, text.as_str())),
                 _ => Err(place.wrong("no text", "write one value a line, each behind a hyphen")),
@@ -133,7 +133,7 @@ impl<'a, 'n> Field<'a, 'n> {
     }
 }
 
-pub fn choice<T: Copy>(place: &Place<'_>, text: &str, known: &[(&str, T)]) -> Result<T, Failure> {
+pub fn choice<T: Copy>(place: &FieldLocation<'_>, text: &str, known: &[(&str, T)]) -> Result<T, Failure> {
     known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
         let todo = format!("did you mean {}?", nearest(text, known.iter().map(|(name, _)| *name)));
         place.wrong(format_args!("{:?} is not known or not supported", short(text)), todo)

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 
 /// What connections are served by.
 #[derive(Debug, Default)]
-pub struct Loaded {
+pub struct LoadedConfig {
     pub tls: Option<Arc<ServerConfig>>,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub users: Users,
@@ -27,7 +27,7 @@ pub struct Loaded {
 
 /// Files as they were when they were read, found wrong or not.
 #[derive(Clone, Debug, Default)]
-pub struct Files {
+pub struct ConfigFiles {
     stamps: Vec<(PathBuf, Option<Stamp>)>,
     /// One changed so shortly before it was read that a further change might not show.
     unsettled: bool,
@@ -39,7 +39,7 @@ type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 /// A clock tick of the kernel's, by which it stamps files, is 10 ms at most; a network file system's may be a second.
 const TICK: Duration = Duration::from_secs(2);
 
-impl Files {
+impl ConfigFiles {
     /// Whether one has changed since.
     pub fn have_changed(&self) -> bool {
         self.unsettled || self.stamps.iter().any(|(path, stamp)| stamp_of(path) != *stamp)
@@ -83,19 +83,19 @@ fn content(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Reads the web configuration at `path` and what it names. The files are told of one that is wrong as well, so that it
 /// is read again when somebody has mended it, and not before.
-pub fn load(path: &Path) -> (Result<Loaded, Failure>, Files) {
-    let mut files = Files::default();
+pub fn load(path: &Path) -> (Result<LoadedConfig, Failure>, ConfigFiles) {
+    let mut files = ConfigFiles::default();
     let loaded = read(path, &mut files);
     (loaded, files)
 }
 
-fn read(path: &Path, files: &mut Files) -> Result<Loaded, Failure> {
+fn read(path: &Path, files: &mut ConfigFiles) -> Result<LoadedConfig, Failure> {
     let bytes = files.read(path, "let the agent read it, or name another by --web-config")?;
     let config = config::parse(&bytes, path)?;
     let mut read =
         |path: &Path| files.read(path, "let the agent read it, or name another in the web configuration");
     let tls = config.tls.as_ref().map(|tls| tls::server(tls, &mut read)).transpose()?;
-    Ok(Loaded { tls, headers: config.headers, users: config.users, rate: config.rate })
+    Ok(LoadedConfig { tls, headers: config.headers, users: config.users, rate: config.rate })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ring::hmac::Tag;
 use tokio::sync::oneshot;
 
-use crate::agent::server::web::source::Source;
+use crate::agent::server::web::source::ClientNetwork;
 
 /// Within an address, one of so many requests is next. With the very newest alone, one guess that comes between a scrape and the
 /// end of a check would be before it, and the next guess again.
@@ -22,42 +22,42 @@ const REMEMBERED: usize = 1024;
 
 /// Whose turn it is.
 #[derive(Clone, Default)]
-pub struct Queue(Arc<Mutex<State>>);
+pub struct PasswordQueue(Arc<Mutex<QueueState>>);
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     is_busy: bool,
     /// The oldest first. As long as there are connections at the most.
     waiting: Vec<Waiting>,
     /// Addresses by their last check, the latest last.
-    served: VecDeque<Source>,
+    served: VecDeque<ClientNetwork>,
 }
 
 struct Waiting {
-    source: Source,
+    source: ClientNetwork,
     /// Of the name and the password.
     tag: Tag,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<QueueOutcome>,
 }
 
 /// What waiting came to.
-pub enum Answer {
+pub enum QueueOutcome {
     Turn(Turn),
     /// Another request with the same name and password was checked meanwhile: whether they are right.
     Verdict(bool),
 }
 
 /// The right to make one check; the next turn begins when it is dropped.
-pub struct Turn(Queue);
+pub struct Turn(PasswordQueue);
 
-impl Queue {
+impl PasswordQueue {
     /// Waits for a turn. `None` when the agent is ending.
-    pub async fn turn(&self, source: Source, tag: Tag) -> Option<Answer> {
+    pub async fn turn(&self, source: ClientNetwork, tag: Tag) -> Option<QueueOutcome> {
         let answer = {
             let mut state = self.state();
             if !state.is_busy {
                 state.begin(source);
-                return Some(Answer::Turn(Turn(self.clone())));
+                return Some(QueueOutcome::Turn(Turn(self.clone())));
             }
             let (sender, answer) = oneshot::channel();
             // Clients that hung up wait for nothing.
@@ -68,7 +68,7 @@ impl Queue {
         answer.await.ok()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,8 +79,8 @@ impl Queue {
     }
 }
 
-impl State {
-    fn begin(&mut self, source: Source) {
+impl QueueState {
+    fn begin(&mut self, source: ClientNetwork) {
         self.is_busy = true;
         self.served.retain(|served| *served != source);
         self.served.push_back(source);
@@ -91,7 +91,7 @@ impl State {
 
     fn next(&mut self) -> Option<Waiting> {
         self.waiting.retain(|waiting| !waiting.answer.is_closed());
-        let sources: Vec<Source> = self.waiting.iter().map(|waiting| waiting.source).collect();
+        let sources: Vec<ClientNetwork> = self.waiting.iter().map(|waiting| waiting.source).collect();
         let next = self.waiting.remove(next(&sources, &self.served)?);
         self.begin(next.source);
         Some(next)
@@ -99,8 +99,8 @@ impl State {
 }
 
 /// Which of `waiting`, the oldest first, is next, where `served` have had a check, the latest last.
-fn next(waiting: &[Source], served: &VecDeque<Source>) -> Option<usize> {
-    let last_check = |source: &Source| served.iter().position(|served| served == source);
+fn next(waiting: &[ClientNetwork], served: &VecDeque<ClientNetwork>) -> Option<usize> {
+    let last_check = |source: &ClientNetwork| served.iter().position(|served| served == source);
     // Of equals the first: of addresses that never had a check, the one that waits longest.
     let source = waiting.iter().min_by_key(|source| last_check(source).map_or(0, |at| at + 1))?;
     let newest = (0..waiting.len()).rev().filter(|at| waiting.get(*at) == Some(source));
@@ -123,7 +123,7 @@ impl Turn {
         drop(state);
         for answer in same {
             // Whoever hung up needs none.
-            let _ = answer.send(Answer::Verdict(is_right));
+            let _ = answer.send(QueueOutcome::Verdict(is_right));
         }
     }
 }
@@ -137,7 +137,7 @@ impl Drop for Turn {
         };
         if let Some(next) = next {
             // A client that hangs up in this moment drops the turn, and the next one begins.
-            let _ = next.answer.send(Answer::Turn(Self(self.0.clone())));
+            let _ = next.answer.send(QueueOutcome::Turn(Self(self.0.clone())));
         }
     }
 }
@@ -147,8 +147,8 @@ mod tests {
     use super::*;
     use ring::hmac::{HMAC_SHA256, Key, sign};
 
-    const fn address(last: u8) -> Source {
-        Source::V4(std::net::Ipv4Addr::new(10, 0, 0, last))
+    const fn address(last: u8) -> ClientNetwork {
+        ClientNetwork::V4(std::net::Ipv4Addr::new(10, 0, 0, last))
     }
 
     fn tag(text: &str) -> Tag {
@@ -158,8 +158,9 @@ mod tests {
     #[test]
     fn the_address_whose_last_check_was_longest_ago_is_next_with_one_of_its_newest_requests() {
         let (a, b, c) = (address(1), address(2), address(3));
-        let next =
-            |waiting: &[Source], served: &[Source]| super::next(waiting, &served.iter().copied().collect());
+        let next = |waiting: &[ClientNetwork], served: &[ClientNetwork]| {
+            super::next(waiting, &served.iter().copied().collect())
+        };
         assert_eq!(next(&[], &[a]), None);
         assert_eq!(next(&[a, a, a], &[a]), Some(0));
         assert_eq!(next(&[a, a, a, a, a, a], &[a]), Some(2));
@@ -170,14 +171,16 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_crowd_delays_another_address_by_one_check_and_itself_no_more_than_it_has_to() {
-        let queue = Queue::default();
-        let Some(Answer::Turn(first)) = queue.turn(address(1), tag("0")).await else { panic!("no turn") };
+        let queue = PasswordQueue::default();
+        let Some(QueueOutcome::Turn(first)) = queue.turn(address(1), tag("0")).await else {
+            panic!("no turn")
+        };
         let order = Arc::new(Mutex::new(Vec::new()));
         let mut tasks = Vec::new();
         let mut come = |source: u8, name: &'static str| {
             let (waits, order) = (queue.clone(), Arc::clone(&order));
             tasks.push(tokio::spawn(async move {
-                if let Some(Answer::Turn(turn)) = waits.turn(address(source), tag(name)).await {
+                if let Some(QueueOutcome::Turn(turn)) = waits.turn(address(source), tag(name)).await {
                     order.lock().unwrap().push(name);
                     drop(turn);
                 }
@@ -200,13 +203,15 @@ mod tests {
             let _ = task.await;
         }
         assert_eq!(*order.lock().unwrap(), ["scrape", "1", "3"]);
-        assert!(matches!(queue.turn(address(1), tag("free")).await, Some(Answer::Turn(_))));
+        assert!(matches!(queue.turn(address(1), tag("free")).await, Some(QueueOutcome::Turn(_))));
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn the_same_name_and_password_are_checked_once() {
-        let queue = Queue::default();
-        let Some(Answer::Turn(turn)) = queue.turn(address(1), tag("a")).await else { panic!("no turn") };
+        let queue = PasswordQueue::default();
+        let Some(QueueOutcome::Turn(turn)) = queue.turn(address(1), tag("a")).await else {
+            panic!("no turn")
+        };
         let waits = |name: &'static str| {
             let queue = queue.clone();
             tokio::spawn(async move { queue.turn(address(2), tag(name)).await })
@@ -216,9 +221,9 @@ mod tests {
             tokio::task::yield_now().await;
         }
         turn.found(&tag("a"), true);
-        assert!(matches!(same.await.unwrap(), Some(Answer::Verdict(true))));
+        assert!(matches!(same.await.unwrap(), Some(QueueOutcome::Verdict(true))));
         assert!(!other.is_finished());
         drop(turn);
-        assert!(matches!(other.await.unwrap(), Some(Answer::Turn(_))));
+        assert!(matches!(other.await.unwrap(), Some(QueueOutcome::Turn(_))));
     }
 }

@@ -18,8 +18,8 @@ use ring::hmac;
 use tokio::task::spawn_blocking;
 
 use crate::agent::server::web::config::Users;
-use crate::agent::server::web::password_queue::{Answer, Queue};
-use crate::agent::server::web::source::Source;
+use crate::agent::server::web::password_queue::{PasswordQueue, QueueOutcome};
+use crate::agent::server::web::source::ClientNetwork;
 
 /// A name and a password as they came. Neither need be text.
 #[derive(Clone, PartialEq, Eq)]
@@ -47,18 +47,18 @@ pub struct Passwords {
     key: hmac::Key,
     /// By name: of the name, the password, and the hash that it was right for.
     right: RefCell<HashMap<String, hmac::Tag>>,
-    queue: Queue,
+    queue: PasswordQueue,
 }
 
 impl Passwords {
     /// `None` where the kernel has no random numbers.
     pub fn new() -> Option<Self> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &ring::rand::SystemRandom::new()).ok()?;
-        Some(Self { key, right: RefCell::default(), queue: Queue::default() })
+        Some(Self { key, right: RefCell::default(), queue: PasswordQueue::default() })
     }
 
     /// Whether `given`, which came from `source`, is one of `users` and has that one's password.
-    pub async fn are_right(&self, given: Credentials, users: &Users, source: Source) -> bool {
+    pub async fn are_right(&self, given: Credentials, users: &Users, source: ClientNetwork) -> bool {
         let user = std::str::from_utf8(&given.name).ok().and_then(|name| users.0.get_key_value(name));
         let known = user.is_some();
         let (name, hash) = match user {
@@ -72,8 +72,8 @@ impl Passwords {
         }
         let tag = hmac::sign(&self.key, &message);
         let turn = match self.queue.turn(source, tag).await {
-            Some(Answer::Turn(turn)) => turn,
-            Some(Answer::Verdict(is_right)) => return is_right && known,
+            Some(QueueOutcome::Turn(turn)) => turn,
+            Some(QueueOutcome::Verdict(is_right)) => return is_right && known,
             None => return false,
         };
         let dearest = dearest(users);
@@ -140,7 +140,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::net::Ipv4Addr;
 
-    const HERE: Source = Source::V4(Ipv4Addr::LOCALHOST);
+    const HERE: ClientNetwork = ClientNetwork::V4(Ipv4Addr::LOCALHOST);
 
     fn users(cost: u32) -> Users {
         let hash = |password: &str| bcrypt::hash_with_salt(password, cost, [7; 16]).unwrap().to_string();

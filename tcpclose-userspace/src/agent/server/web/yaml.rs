@@ -27,24 +27,24 @@ pub enum Value {
     Text(String),
     List(Vec<Node>),
     /// In the file's order; no key twice.
-    Table(Vec<(Key, Node)>),
+    Table(Vec<(YamlKey, Node)>),
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct YamlKey {
     pub name: String,
     pub line: usize,
 }
 
 /// Why there is no tree.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Wrong {
+pub struct YamlError {
     pub line: usize,
     pub why: String,
     pub todo: &'static str,
 }
 
-impl Wrong {
+impl YamlError {
     fn new(line: usize, why: impl Into<String>, todo: &'static str) -> Self {
         Self { line, why: why.into(), todo }
     }
@@ -58,20 +58,20 @@ pub fn short(text: &str) -> &str {
 /// A list or a table that is not at its end yet.
 enum Open {
     List(usize, Vec<Node>),
-    Table { line: usize, entries: Vec<(Key, Node)>, names: HashSet<String>, key: Option<Key> },
+    Table { line: usize, entries: Vec<(YamlKey, Node)>, names: HashSet<String>, key: Option<YamlKey> },
 }
 
 /// The one document of `text`; [`Value::Nothing`] for none.
 ///
 /// # Errors
 /// Where it is no YAML, or YAML that the format has no use for.
-pub fn tree(text: &str) -> Result<Node, Wrong> {
+pub fn tree(text: &str) -> Result<Node, YamlError> {
     let mut open: Vec<Open> = Vec::new();
     let mut root = None;
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| {
-            Wrong::new(
+            YamlError::new(
                 error.marker().line(),
                 short(error.info()),
                 "write it as YAML, with spaces for indentation",
@@ -84,17 +84,17 @@ pub fn tree(text: &str) -> Result<Node, Wrong> {
             _ => (0, &None),
         };
         if anchor != 0 || matches!(event, Event::Alias(_)) {
-            return Err(Wrong::new(line, "anchors are not supported", "write it out"));
+            return Err(YamlError::new(line, "anchors are not supported", "write it out"));
         }
         if tag.is_some() {
-            return Err(Wrong::new(line, "tags are not supported", "leave it out"));
+            return Err(YamlError::new(line, "tags are not supported", "leave it out"));
         }
         if matches!(event, Event::SequenceStart(..) | Event::MappingStart(..)) && open.len() >= DEEPEST {
-            return Err(Wrong::new(line, "lists and tables lie too deep", "the format has three levels"));
+            return Err(YamlError::new(line, "lists and tables lie too deep", "the format has three levels"));
         }
         let node = match event {
             Event::DocumentStart(_) if root.is_some() => {
-                return Err(Wrong::new(line, "a second document", "write one"));
+                return Err(YamlError::new(line, "a second document", "write one"));
             }
             Event::SequenceStart(..) => {
                 open.push(Open::List(line, Vec::new()));
@@ -113,7 +113,7 @@ pub fn tree(text: &str) -> Result<Node, Wrong> {
             Event::SequenceEnd | Event::MappingEnd => match open.pop() {
                 Some(Open::List(line, items)) => Node { line, value: Value::List(items) },
                 Some(Open::Table { line, entries, .. }) => Node { line, value: Value::Table(entries) },
-                None => return Err(Wrong::new(line, "an end without a beginning", "write it as YAML")),
+                None => return Err(YamlError::new(line, "an end without a beginning", "write it as YAML")),
             },
             _ => continue,
         };
@@ -124,15 +124,15 @@ pub fn tree(text: &str) -> Result<Node, Wrong> {
                 (Some(key), value) => entries.push((key, Node { line: node.line, value })),
                 (None, Value::Text(name)) => {
                     if !names.insert(name.clone()) {
-                        return Err(Wrong::new(
+                        return Err(YamlError::new(
                             node.line,
                             format!("{} is there twice", short(&name)),
                             "keep one",
                         ));
                     }
-                    *key = Some(Key { name, line: node.line });
+                    *key = Some(YamlKey { name, line: node.line });
                 }
-                (None, _) => return Err(Wrong::new(node.line, "a key that is no text", "write a name")),
+                (None, _) => return Err(YamlError::new(node.line, "a key that is no text", "write a name")),
             },
         }
     }
@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     fn wrong(text: &str) -> String {
-        let Wrong { line, why, .. } = tree(text).unwrap_err();
+        let YamlError { line, why, .. } = tree(text).unwrap_err();
         format!("{line}: {why}")
     }
 

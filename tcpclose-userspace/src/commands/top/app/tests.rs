@@ -1,7 +1,7 @@
 use crate::commands::groups::tests::{owner, socket};
 use crate::commands::ports::tests::document;
 use crate::commands::top::app::*;
-use crate::commands::top::poller::Sockets;
+use crate::commands::top::poller::PortSockets;
 use crate::failure::Failure;
 use crate::names::Side;
 
@@ -17,16 +17,20 @@ pub fn press(app: &mut App, keys: &str) {
             '\u{8}' => KeyCode::Backspace,
             c => KeyCode::Char(c),
         };
-        assert_eq!(app.key(KeyEvent::from(code)), Step::Stay, "{c:?}");
+        assert_eq!(app.key(KeyEvent::from(code)), AppStep::Stay, "{c:?}");
     }
 }
 
-pub fn sockets(label: Label) -> Update {
+pub fn sockets(label: LabelSlot) -> Update {
     let held = |age, cookie, pid| StuckSocket {
         cookie: Cookie(cookie),
         ..socket(age, &[owner(pid, "api", (10, 100))])
     };
-    Update::Sockets(Sockets { label, sockets: vec![held(20, 1, 7), held(90, 2, 42)], left_out: Vec::new() })
+    Update::Sockets(PortSockets {
+        label,
+        sockets: vec![held(20, 1, 7), held(90, 2, 42)],
+        left_out: Vec::new(),
+    })
 }
 
 fn first_port(app: &App) -> Option<u16> {
@@ -57,20 +61,20 @@ fn keys_choose_sort_and_filter() {
     assert_eq!(app.phase, Phase::LastAck);
     press(&mut app, "/q");
     assert_eq!(app.filter, "q", "a letter like any other while one writes");
-    assert_eq!(app.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Step::Quit);
+    assert_eq!(app.key(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), AppStep::Quit);
     press(&mut app, "\n");
-    assert_eq!(app.key(KeyEvent::from(KeyCode::Char('q'))), Step::Quit);
+    assert_eq!(app.key(KeyEvent::from(KeyCode::Char('q'))), AppStep::Quit);
 }
 
 #[test]
 fn one_goes_down_to_a_socket_and_back() {
     let mut app = app();
     press(&mut app, "\n");
-    let label = Label { side: Side::Server, port: Some(8080) };
+    let label = LabelSlot { side: Side::Server, port: Some(8080) };
     assert_eq!((app.view, app.wanted(), app.sockets.is_none()), (View::Sockets(label), Some(label), true));
     press(&mut app, "\njkG");
     assert_eq!(app.view, View::Sockets(label), "there is none yet");
-    app.receive(sockets(Label { side: Side::Client, port: None }));
+    app.receive(sockets(LabelSlot { side: Side::Client, port: None }));
     assert!(app.sockets.is_none(), "the answer to another question");
     app.receive(sockets(label));
     assert_eq!(
@@ -99,9 +103,9 @@ fn trouble_is_shown_until_the_agent_answers() {
 fn the_other_ports_are_those_without_a_name() {
     let ports = document().ports;
     let socket = StuckSocket { side: Side::Client, port: 443, ..socket(1, &[]) };
-    let other = Label { side: Side::Client, port: None };
+    let other = LabelSlot { side: Side::Client, port: None };
     assert!(order::is_of(&socket, other, &ports));
     let named = StuckSocket { side: Side::Server, port: 8080, ..socket };
-    assert!(!order::is_of(&named, Label { side: Side::Server, port: None }, &ports));
-    assert!(order::is_of(&named, Label { side: Side::Server, port: Some(8080) }, &ports));
+    assert!(!order::is_of(&named, LabelSlot { side: Side::Server, port: None }, &ports));
+    assert!(order::is_of(&named, LabelSlot { side: Side::Server, port: Some(8080) }, &ports));
 }

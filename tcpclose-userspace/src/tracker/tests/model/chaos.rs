@@ -3,14 +3,14 @@
 
 use proptest::prelude::*;
 
-use crate::metrics::Ledger;
+use crate::metrics::Metrics;
 use crate::metrics::gauges::StuckAfter;
-use crate::metrics::port_labels::Names;
-use crate::tracker::netns_gone::Round;
-use crate::tracker::persist::Kept;
-use crate::tracker::socket::Since;
+use crate::metrics::port_labels::PortLabels;
+use crate::tracker::netns_gone::NetnsSearchResult;
+use crate::tracker::persist::SavedSocket;
+use crate::tracker::socket::EnteredAt;
 use crate::tracker::state_format;
-use crate::tracker::state_format::{Batch, Journal};
+use crate::tracker::state_format::{Batch, StateLog};
 use crate::tracker::tests::model::{RUNGS, Rung};
 use crate::tracker::tests::*;
 
@@ -103,18 +103,18 @@ fn chaos() -> impl Strategy<Value = Vec<Chaos>> {
 
 /// What the agent does with facts, and their sums by itself.
 struct Books {
-    ledger: Ledger,
+    ledger: Metrics,
     closes: u64,
     dwelt: u64,
     /// The longest duration that the clock allows.
     longest: u64,
 }
 
-impl Sink for Books {
-    fn fact(&mut self, at_ns: u64, fact: Fact) {
+impl EventSink for Books {
+    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
         match fact {
-            Fact::Closed { .. } => self.closes += 1,
-            Fact::Dwelt { ns, .. } => {
+            TrackerEvent::Closed { .. } => self.closes += 1,
+            TrackerEvent::StateDuration { ns, .. } => {
                 self.dwelt += 1;
                 assert!(ns <= self.longest, "{fact:?}, of {} at the most", self.longest);
             }
@@ -135,7 +135,7 @@ impl Sink for Books {
 struct Stage {
     bench: Bench,
     books: Books,
-    journal: Journal,
+    journal: StateLog,
     file: Vec<u8>,
     now: u64,
     latest: u64,
@@ -147,10 +147,10 @@ impl Stage {
         if rung.hooks {
             bench.tracker.set_told(EVERYTHING);
         }
-        let kept: Vec<Kept> = kept
+        let kept: Vec<SavedSocket> = kept
             .iter()
             .filter_map(|&(key, flow, n, mini)| {
-                Some(Kept {
+                Some(SavedSocket {
                     cookie: u64::from(key),
                     flow: ends(flow),
                     netns: HERE,
@@ -158,9 +158,9 @@ impl Stage {
                     side: Side::Server,
                     role: Role::Passive,
                     phase: Phase::of(state(n))?,
-                    body: if mini { Body::Minisocket } else { Body::Socket },
+                    body: if mini { SocketKind::Minisocket } else { SocketKind::Socket },
                     counted: mini,
-                    since: Since { earliest_ns: T0 - S, latest_ns: T0 - S / 2 },
+                    since: EnteredAt { earliest_ns: T0 - S, latest_ns: T0 - S / 2 },
                 })
             })
             .collect();
@@ -170,12 +170,12 @@ impl Stage {
         bench.tracker.set_former(former);
         bench.tracker.note_changes();
         let books = Books {
-            ledger: Ledger::new(Names::new(64, &[], 32768..=60999)),
+            ledger: Metrics::new(PortLabels::new(64, &[], 32768..=60999)),
             closes: 0,
             dwelt: 0,
             longest: 0,
         };
-        Self { bench, books, journal: Journal::new(BOOT), file: Vec::new(), now: T0, latest: T0 }
+        Self { bench, books, journal: StateLog::new(BOOT), file: Vec::new(), now: T0, latest: T0 }
     }
 
     fn go(&mut self, what: &Chaos) {
@@ -199,24 +199,25 @@ impl Stage {
                 let more = flags & !(OPEN | COOKIE | FACTS | NOTICE);
                 let head = bench.head(key, &ends(flow), now, (old, new), more);
                 let err = [0, 0, 0, 32, 103, 104, 110, 113][usize::from(err) % 8];
-                let record = bench.record_of(Head { err, netns: here(there), ..head }, &ends(flow));
+                let record = bench.record_of(RecordHeader { err, netns: here(there), ..head }, &ends(flow));
                 bench.tracker.record(&record, books);
             }
             Chaos::Notice { key, flow, states, news, sk, there } => {
-                let news = News::ALL[usize::from(news) % News::ALL.len()];
+                let news = HookKind::ALL[usize::from(news) % HookKind::ALL.len()];
                 let head = bench.head(key.into(), &ends(flow), now, (state(states.0), state(states.1)), 0);
-                let head = Head { flags: NOTICE | COOKIE, err: news as u16, netns: here(there), ..head };
+                let head =
+                    RecordHeader { flags: NOTICE | COOKIE, err: news as u16, netns: here(there), ..head };
                 let sk = if sk { address(key) } else { 0 };
-                bench.tracker.record(&Record::Notice(Notice { head, sk }, news), books);
+                bench.tracker.record(&Record::Hook(HookRecord { head, sk }, news), books);
             }
             Chaos::Begin => bench.tracker.dump_started(),
             Chaos::Dump { ref seen, states, first, most, there, whole } => {
-                let seen: Vec<Seen> = seen
+                let seen: Vec<DumpedSocket> = seen
                     .iter()
                     .map(|&(key, flow, n, mini, expires)| {
                         let (body, expires) =
-                            if mini { (Body::Minisocket, expires) } else { (Body::Socket, 0) };
-                        Seen {
+                            if mini { (SocketKind::Minisocket, expires) } else { (SocketKind::Socket, 0) };
+                        DumpedSocket {
                             netns: if there { THERE } else { HERE },
                             age: Age { min_ns: expires / 3, max_ns: mini.then_some(expires) },
                             ..self::seen(state(n), body, ends(flow), u64::from(key) + 1, now, expires)
@@ -228,9 +229,9 @@ impl Stage {
                     covers.netns.insert(THERE, THERE);
                 }
                 if !whole {
-                    let asked = Asked { states, started_ns: now, first };
+                    let asked = DumpScope { states, started_ns: now, first };
                     let entered = if there { (THERE, THERE) } else { (HERE, HERE) };
-                    let chunk = Chunk { entered: &[entered], seen: &seen };
+                    let chunk = DumpChunk { entered: &[entered], seen: &seen };
                     bench.tracker.dump_chunk(&asked, &chunk, books);
                     return;
                 }
@@ -243,8 +244,14 @@ impl Stage {
             }
             Chaos::Round { found, former, sure, lost } => {
                 let (found, former) = (|_| found, |_| former);
-                let round =
-                    Round { found: &found, former: &former, sure, lost, started_ns: now, finished_ns: now };
+                let round = NetnsSearchResult {
+                    found: &found,
+                    former: &former,
+                    sure,
+                    lost,
+                    started_ns: now,
+                    finished_ns: now,
+                };
                 bench.tracker.round(&round, books);
             }
             Chaos::Clock(by) => self.now = now.saturating_add_signed(by).max(T0),
@@ -264,12 +271,12 @@ impl Stage {
             Batch::Whole(bytes) => self.file = bytes,
         }
         let kept = state_format::read(&self.file, BOOT, u64::MAX).unwrap();
-        let mut on_file: Vec<Kept> = kept.lives().copied().collect();
-        let mut lives: Vec<Kept> = self.bench.tracker.lives().filter_map(Kept::of).collect();
+        let mut on_file: Vec<SavedSocket> = kept.lives().copied().collect();
+        let mut lives: Vec<SavedSocket> = self.bench.tracker.lives().filter_map(SavedSocket::of).collect();
         // Of two with one cookie, or without one and of one flow, the reader takes one.
-        let key = |kept: &Kept| {
+        let key = |kept: &SavedSocket| {
             let flow = if kept.cookie == 0 { Some((kept.netns, kept.flow)) } else { None };
-            (kept.cookie, kept.body == Body::Minisocket && kept.cookie != 0, flow)
+            (kept.cookie, kept.body == SocketKind::Minisocket && kept.cookie != 0, flow)
         };
         on_file.sort_by_key(key);
         lives.sort_by_key(key);

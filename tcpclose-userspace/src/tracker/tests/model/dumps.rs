@@ -7,15 +7,15 @@ use crate::tracker::tests::*;
 pub struct Dump {
     started: u64,
     states: u32,
-    seen: Vec<Seen>,
+    seen: Vec<DumpedSocket>,
     skip: u8,
     /// Some of it is taken in.
     joined: bool,
 }
 
 impl Dump {
-    const fn asked(&self) -> Asked {
-        Asked { states: self.states, started_ns: self.started, first: false }
+    const fn asked(&self) -> DumpScope {
+        DumpScope { states: self.states, started_ns: self.started, first: false }
     }
 }
 
@@ -26,20 +26,20 @@ impl Host {
         let flags = flags | dead | if sock.accepted { ACCEPTED } else { 0 };
         let head = self.bench.head(key, &sock.flow, self.now, (sock.state, new), flags);
         let err = if self.rung.facts { err } else { 0 };
-        let record = self.bench.record_of(Head { err, ..head }, &sock.flow);
+        let record = self.bench.record_of(RecordHeader { err, ..head }, &sock.flow);
         self.send(record);
     }
 
-    pub(super) fn notice(&mut self, at: usize, news: News, new: TcpState, sk: u64) {
+    pub(super) fn notice(&mut self, at: usize, news: HookKind, new: TcpState, sk: u64) {
         let sock = self.socks[at];
         self.send_notice(&sock, news, (sock.state, new), sk);
     }
 
-    pub(super) fn send_notice(&mut self, sock: &Sock, news: News, step: (TcpState, TcpState), sk: u64) {
+    pub(super) fn send_notice(&mut self, sock: &Sock, news: HookKind, step: (TcpState, TcpState), sk: u64) {
         if self.rung.hooks {
             let head = self.bench.head(sock.cookie, &sock.flow, self.now, step, 0);
-            let head = Head { flags: NOTICE | COOKIE, err: news as u16, ..head };
-            self.send(Record::Notice(Notice { head, sk }, news));
+            let head = RecordHeader { flags: NOTICE | COOKIE, err: news as u16, ..head };
+            self.send(Record::Hook(HookRecord { head, sk }, news));
         }
     }
 
@@ -80,7 +80,7 @@ impl Host {
                 CloseWait => Age { min_ns: age / 2, max_ns: Some(2 * age + 1) },
                 _ => seen.age,
             };
-            dump.seen.push(Seen { age, ..seen });
+            dump.seen.push(DumpedSocket { age, ..seen });
         }
     }
 
@@ -101,7 +101,7 @@ impl Host {
         self.drain();
         let entered: &[(u32, u32)] = if dump.joined { &[] } else { &[(HERE, HERE)] };
         let Bench { tracker, heard, .. } = &mut self.bench;
-        tracker.dump_chunk(&dump.asked(), &Chunk { entered, seen: &dump.seen }, heard);
+        tracker.dump_chunk(&dump.asked(), &DumpChunk { entered, seen: &dump.seen }, heard);
         dump.seen.clear();
         dump.joined = true;
         self.dump = Some(dump);

@@ -20,7 +20,7 @@ pub struct Sock {
     pub flow: Flow,
     pub accepted: bool,
     pub state: TcpState,
-    pub body: Body,
+    pub body: SocketKind,
     /// When it came into this state.
     pub entered: u64,
     /// The program has closed it.
@@ -31,12 +31,12 @@ pub struct Sock {
 }
 
 impl Sock {
-    const fn pair(&self) -> Pair {
+    const fn pair(&self) -> PortKey {
         if self.accepted { SERVER } else { CLIENT }
     }
 
     pub const fn is_minisocket(&self) -> bool {
-        matches!(self.body, Body::Minisocket)
+        matches!(self.body, SocketKind::Minisocket)
     }
 }
 
@@ -46,12 +46,12 @@ pub struct Truth {
     /// Connections that came into the close phase, or were closed without.
     pub opened: usize,
     /// Phases that were left, where, for how long, and by a minisocket.
-    pub stays: Vec<(Phase, Pair, u64, bool)>,
+    pub stays: Vec<(Phase, PortKey, u64, bool)>,
     /// How long each stay of a minisocket could have been, by its timer.
     pub terms: Vec<(Phase, u64)>,
     /// Connections that are over for both programs; and whether only hooks can tell how.
-    pub closes: Vec<(Pair, Role, Outcome, bool)>,
-    pub ended: Vec<Ended>,
+    pub closes: Vec<(PortKey, Role, Outcome, bool)>,
+    pub ended: Vec<TimeWaitEnd>,
     pub overflows: usize,
     /// Records made, and those of them that were lost.
     pub made: usize,
@@ -142,7 +142,7 @@ impl Host {
             .min_by_key(|&at| self.socks[at].due)
         {
             self.now = self.now.max(self.socks[at].due);
-            self.end_minisocket(at, News::Expired);
+            self.end_minisocket(at, HookKind::Expired);
         }
         self.now = until;
     }
@@ -160,7 +160,7 @@ impl Host {
             if self.socks[at].state != TimeWait {
                 return;
             }
-            self.end_minisocket(at, if accepted { News::Recycled } else { News::Reused });
+            self.end_minisocket(at, if accepted { HookKind::Recycled } else { HookKind::Reused });
         }
         self.cookies += 1;
         let fresh = 0xffff_8880_0000_0000 + 0x1000 * self.cookies;
@@ -170,7 +170,7 @@ impl Host {
             flow,
             accepted,
             state: Established,
-            body: Body::Socket,
+            body: SocketKind::Socket,
             entered: self.now,
             dead: false,
             role: Role::None,
@@ -181,7 +181,7 @@ impl Host {
     /// close(), or shutdown() of this side's direction.
     fn close(&mut self, at: usize, whole: bool) {
         let Sock { state, dead, body, .. } = self.socks[at];
-        if body == Body::Minisocket || dead {
+        if body == SocketKind::Minisocket || dead {
             return;
         }
         match state {
@@ -200,11 +200,11 @@ impl Host {
     fn fin(&mut self, at: usize) {
         let Sock { state, body, .. } = self.socks[at];
         match (body, state) {
-            (Body::Socket, Established) => self.step(at, CloseWait, 0),
-            (Body::Socket, FinWait1) => self.step(at, Closing, 0),
-            (Body::Socket, FinWait2) => self.hand_over(at, TimeWait, DONE | FIN_ACKED),
-            (Body::Minisocket, FinWait2) => {
-                self.notice(at, News::Flipped, TimeWait, 0);
+            (SocketKind::Socket, Established) => self.step(at, CloseWait, 0),
+            (SocketKind::Socket, FinWait1) => self.step(at, Closing, 0),
+            (SocketKind::Socket, FinWait2) => self.hand_over(at, TimeWait, DONE | FIN_ACKED),
+            (SocketKind::Minisocket, FinWait2) => {
+                self.notice(at, HookKind::Flipped, TimeWait, 0);
                 self.enter(at, TimeWait);
                 self.set_timer(at, TIME_WAIT);
                 self.over(at, Outcome::Graceful, true);
@@ -217,14 +217,14 @@ impl Host {
     fn ack(&mut self, at: usize) {
         let Sock { state, body, dead, .. } = self.socks[at];
         match (body, state) {
-            (Body::Socket, FinWait1) => {
+            (SocketKind::Socket, FinWait1) => {
                 self.step(at, FinWait2, 0);
                 if dead {
                     self.hand_over(at, FinWait2, FIN_ACKED);
                 }
             }
-            (Body::Socket, Closing) => self.hand_over(at, TimeWait, DONE | FIN_ACKED),
-            (Body::Socket, LastAck) => self.end(at, DONE | FIN_ACKED, 0, Outcome::Graceful),
+            (SocketKind::Socket, Closing) => self.hand_over(at, TimeWait, DONE | FIN_ACKED),
+            (SocketKind::Socket, LastAck) => self.end(at, DONE | FIN_ACKED, 0, Outcome::Graceful),
             _ => {}
         }
     }
@@ -233,11 +233,11 @@ impl Host {
     fn reset(&mut self, at: usize, data: bool) {
         let Sock { state, body, dead, .. } = self.socks[at];
         match (body, state) {
-            (Body::Minisocket, TimeWait) if data => {}
-            (Body::Minisocket, _) => {
-                self.end_minisocket(at, if data { News::DataAfterClose } else { News::Reset });
+            (SocketKind::Minisocket, TimeWait) if data => {}
+            (SocketKind::Minisocket, _) => {
+                self.end_minisocket(at, if data { HookKind::DataAfterClose } else { HookKind::Reset });
             }
-            (Body::Socket, FinWait1 | FinWait2) if dead => {
+            (SocketKind::Socket, FinWait1 | FinWait2) if dead => {
                 let outcome = match (self.rung.hooks, data) {
                     (false, _) => Outcome::Unknown,
                     (true, true) => Outcome::ResetSent,
@@ -247,19 +247,19 @@ impl Host {
                 self.end(at, RCV_SHUTDOWN, ECONNRESET, outcome);
                 if data {
                     self.now += MS / 50;
-                    self.send_notice(&sock, News::ResetSent, (Close, Close), sock.sk);
+                    self.send_notice(&sock, HookKind::ResetSent, (Close, Close), sock.sk);
                 }
             }
             _ if data => {}
-            (Body::Socket, CloseWait) => self.end(at, DONE, 32, Outcome::ResetReceived),
-            (Body::Socket, _) => self.end(at, 0, ECONNRESET, Outcome::ResetReceived),
+            (SocketKind::Socket, CloseWait) => self.end(at, DONE, 32, Outcome::ResetReceived),
+            (SocketKind::Socket, _) => self.end(at, 0, ECONNRESET, Outcome::ResetReceived),
         }
     }
 
     /// close() with linger 0, or connect(AF_UNSPEC).
     fn abort(&mut self, at: usize) {
         let Sock { state, body, dead, .. } = self.socks[at];
-        if body == Body::Socket && !dead {
+        if body == SocketKind::Socket && !dead {
             let done = if state == CloseWait { DONE } else { 0 };
             self.end(at, OWNED | done, 0, Outcome::Aborted);
         }
@@ -267,15 +267,15 @@ impl Host {
 
     fn time_out(&mut self, at: usize) {
         let Sock { state, body, .. } = self.socks[at];
-        if body == Body::Socket && state != FinWait2 {
+        if body == SocketKind::Socket && state != FinWait2 {
             self.end(at, 0, 110, Outcome::Timeout);
         }
     }
 
     fn destroy(&mut self, at: usize) {
         match self.socks[at].body {
-            Body::Socket => self.end(at, OWNED, 103, Outcome::Destroyed),
-            Body::Minisocket => self.end_minisocket(at, News::Destroyed),
+            SocketKind::Socket => self.end(at, OWNED, 103, Outcome::Destroyed),
+            SocketKind::Minisocket => self.end_minisocket(at, HookKind::Destroyed),
         }
     }
 
@@ -321,7 +321,7 @@ impl Host {
 
     fn free(&mut self, at: usize) -> Sock {
         let sock = self.socks.swap_remove(at);
-        if sock.body == Body::Socket {
+        if sock.body == SocketKind::Socket {
             self.free.push(sock.sk);
         }
         sock
@@ -329,7 +329,7 @@ impl Host {
 
     /// →CLOSE, and a minisocket in `state` goes on, if one can be made.
     fn hand_over(&mut self, at: usize, state: TcpState, flags: u16) {
-        let born = if self.full { News::Unborn } else { News::Born };
+        let born = if self.full { HookKind::Unborn } else { HookKind::Born };
         let sock = self.socks[at];
         self.notice(at, born, state, sock.sk);
         self.send_step(&sock, Close, flags, 0);
@@ -347,7 +347,7 @@ impl Host {
             self.over(at, Outcome::Graceful, false);
         }
         let length = if state == TimeWait { TIME_WAIT } else { FIN_TIMEOUT };
-        (self.socks[at].body, self.socks[at].sk) = (Body::Minisocket, 0);
+        (self.socks[at].body, self.socks[at].sk) = (SocketKind::Minisocket, 0);
         self.set_timer(at, length);
     }
 
@@ -357,16 +357,16 @@ impl Host {
         self.truth.terms.extend(Phase::of(sock.state).map(|phase| (phase, sock.due - sock.entered)));
     }
 
-    fn end_minisocket(&mut self, at: usize, news: News) {
+    fn end_minisocket(&mut self, at: usize, news: HookKind) {
         self.notice(at, news, Close, 0);
         self.leave(at);
         let (how, outcome) = match news {
-            News::Expired => (Ended::Expired, Outcome::Timeout),
-            News::Reused => (Ended::Reused, Outcome::Unknown),
-            News::Recycled => (Ended::Recycled, Outcome::Unknown),
-            News::Reset => (Ended::Reset, Outcome::ResetReceived),
-            News::DataAfterClose => (Ended::Reset, Outcome::ResetSent),
-            _ => (Ended::Destroyed, Outcome::Destroyed),
+            HookKind::Expired => (TimeWaitEnd::Expired, Outcome::Timeout),
+            HookKind::Reused => (TimeWaitEnd::Reused, Outcome::Unknown),
+            HookKind::Recycled => (TimeWaitEnd::Recycled, Outcome::Unknown),
+            HookKind::Reset => (TimeWaitEnd::Reset, Outcome::ResetReceived),
+            HookKind::DataAfterClose => (TimeWaitEnd::Reset, Outcome::ResetSent),
+            _ => (TimeWaitEnd::Destroyed, Outcome::Destroyed),
         };
         if self.socks[at].state == TimeWait {
             self.truth.ended.push(how);

@@ -7,7 +7,7 @@ mod host;
 
 use proptest::prelude::*;
 
-use crate::tracker::socket::Since;
+use crate::tracker::socket::EnteredAt;
 use crate::tracker::tests::model::host::{Host, Sock};
 use crate::tracker::tests::*;
 
@@ -81,10 +81,10 @@ fn moves(losses: bool) -> impl Strategy<Value = Vec<Move>> {
 }
 
 /// Those of the tracker's lives that are in the kernel, or should be: by what they are known.
-fn tracked(host: &Host) -> Vec<(Flow, Phase, bool, Since)> {
+fn tracked(host: &Host) -> Vec<(Flow, Phase, bool, EnteredAt)> {
     let lives = host.bench.tracker.lives();
     let mut lives: Vec<_> =
-        lives.map(|life| (life.flow, life.phase, life.body == Body::Minisocket, life.since)).collect();
+        lives.map(|life| (life.flow, life.phase, life.body == SocketKind::Minisocket, life.since)).collect();
     lives.sort_by_key(|&(flow, phase, ..)| (flow, phase));
     lives
 }
@@ -111,22 +111,22 @@ fn same_lives(host: &Host, exact: impl Fn(&Sock) -> bool) {
         let holds = since.earliest_ns <= sock.entered && (mistakable || sock.entered <= since.latest_ns);
         assert!(holds, "{since:?} of {sock:?}");
         if exact(sock) {
-            assert_eq!(since, Since::exact(sock.entered), "{sock:?}");
+            assert_eq!(since, EnteredAt::exact(sock.entered), "{sock:?}");
         }
     }
 }
 
-fn dwelt(facts: &[Fact]) -> Vec<(Phase, Pair, u64)> {
+fn dwelt(facts: &[TrackerEvent]) -> Vec<(Phase, PortKey, u64)> {
     let dwelt = facts.iter().filter_map(|fact| match *fact {
-        Fact::Dwelt { phase, pair, ns } => Some((phase, pair, ns)),
+        TrackerEvent::StateDuration { phase, pair, ns } => Some((phase, pair, ns)),
         _ => None,
     });
     sorted(dwelt)
 }
 
-fn closes(facts: &[Fact]) -> Vec<(Pair, Role, Outcome)> {
+fn closes(facts: &[TrackerEvent]) -> Vec<(PortKey, Role, Outcome)> {
     sorted(facts.iter().filter_map(|fact| match *fact {
-        Fact::Closed { pair, role, outcome } => Some((pair, role, outcome)),
+        TrackerEvent::Closed { pair, role, outcome } => Some((pair, role, outcome)),
         _ => None,
     }))
 }
@@ -165,7 +165,7 @@ fn exact(rung: Rung, moves: &[Move]) {
     host.reconcile();
     let facts = host.bench.heard.facts.clone();
     assert_eq!(closes(&facts).len() + open(&host), host.truth.opened, "closed and alive, and opened");
-    assert_eq!(facts.iter().find(|fact| matches!(fact, Fact::Mended { .. })), None);
+    assert_eq!(facts.iter().find(|fact| matches!(fact, TrackerEvent::Corrected { .. })), None);
 
     let stays = |minisockets: bool| {
         let stays = host.truth.stays.iter();
@@ -180,13 +180,13 @@ fn exact(rung: Rung, moves: &[Move]) {
         assert_eq!(dwelt(&facts), sorted(stays(true)));
         assert_eq!(told, sorted(true_closes(true)));
         let ended = facts.iter().filter_map(|fact| match fact {
-            Fact::TimeWaitEnded { how } => Some(*how),
+            TrackerEvent::TimeWaitEnded { how } => Some(*how),
             _ => None,
         });
         assert_eq!(sorted(ended), sorted(host.truth.ended.iter().copied()));
-        let overflows = facts.iter().filter(|fact| **fact == Fact::TimeWaitOverflow).count();
+        let overflows = facts.iter().filter(|fact| **fact == TrackerEvent::TimeWaitOverflow).count();
         assert_eq!(overflows, host.truth.overflows);
-        assert!(!facts.iter().any(|fact| matches!(fact, Fact::Unseen { .. })), "{facts:?}");
+        assert!(!facts.iter().any(|fact| matches!(fact, TrackerEvent::Unmeasured { .. })), "{facts:?}");
         return;
     }
     if rung.facts {

@@ -4,10 +4,10 @@ use tcpclose_common::state::TcpState;
 
 use crate::agent::server::handlers::metrics::*;
 use crate::metrics::gauges::Standing;
-use crate::metrics::port_labels::Names;
+use crate::metrics::port_labels::PortLabels;
 use crate::names::{Outcome, Phase, Role, Side};
 use crate::report::owner_counts;
-use crate::tracker::event::{Ended, Fact, Mended, Pair, Sink, Why};
+use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
 
 /// What the README promises by default.
 const PROMISED: usize = 3200;
@@ -17,9 +17,9 @@ const OWN: usize = 140;
 #[test]
 fn a_kernel_without_run_statistics_leaves_no_zeros() {
     let samples = |runs| program_runs(runs).map(|family| family.metrics.len());
-    assert_eq!(samples(Runs { missed: 3, ..Runs::default() }), [0, 0]);
-    assert_eq!(samples(Runs { count: 2, ns: 80, missed: 0 }), [1, 1]);
-    let [seconds, _] = program_runs(Runs { count: 2, ns: 2_500_000_000, missed: 0 });
+    assert_eq!(samples(ProgramStats { missed: 3, ..ProgramStats::default() }), [0, 0]);
+    assert_eq!(samples(ProgramStats { count: 2, ns: 80, missed: 0 }), [1, 1]);
+    let [seconds, _] = program_runs(ProgramStats { count: 2, ns: 2_500_000_000, missed: 0 });
     assert_eq!(seconds.metrics[0].get_counter().get_value(), 2.5);
 }
 
@@ -35,38 +35,38 @@ fn age_labels_are_written_as_the_flag_writes_them() {
 /// Everything that a hostile network, a hostile host and bad luck can make at the same time, with the defaults.
 #[test]
 fn the_worst_case_stays_within_the_promise() {
-    let mut ledger = Ledger::new(Names::new(32, &[], 32768..=60999));
+    let mut ledger = Metrics::new(PortLabels::new(32, &[], 32768..=60999));
     for (side, port) in Side::ALL.into_iter().flat_map(|side| (1..=60).map(move |port| (side, port))) {
-        let pair = Pair { side, port };
+        let pair = PortKey { side, port };
         for phase in Phase::ALL {
-            ledger.fact(1, Fact::Dwelt { phase, pair, ns: 5 });
+            ledger.fact(1, TrackerEvent::StateDuration { phase, pair, ns: 5 });
         }
         for (role, outcome) in Role::ALL.iter().flat_map(|role| Outcome::ALL.map(|outcome| (*role, outcome)))
         {
-            ledger.fact(1, Fact::Closed { pair, role, outcome });
+            ledger.fact(1, TrackerEvent::Closed { pair, role, outcome });
         }
     }
     let phases = Phase::ALL.map(Phase::state);
     for from in phases.into_iter().chain([TcpState::Established, TcpState::SynRecv]) {
         for to in phases.into_iter().chain([TcpState::Close]).filter(|to| *to != from) {
-            ledger.fact(1, Fact::Transition { from, to });
+            ledger.fact(1, TrackerEvent::Transition { from, to });
         }
     }
-    Ended::ALL.into_iter().for_each(|how| ledger.fact(1, Fact::TimeWaitEnded { how }));
-    Mended::ALL.into_iter().for_each(|what| ledger.fact(1, Fact::Mended { what }));
-    for (phase, why) in Phase::ALL.iter().flat_map(|phase| Why::ALL.map(|why| (*phase, why))) {
-        ledger.fact(1, Fact::Unseen { phase, why });
+    TimeWaitEnd::ALL.into_iter().for_each(|how| ledger.fact(1, TrackerEvent::TimeWaitEnded { how }));
+    Correction::ALL.into_iter().for_each(|what| ledger.fact(1, TrackerEvent::Corrected { what }));
+    for (phase, why) in Phase::ALL.iter().flat_map(|phase| UnmeasuredReason::ALL.map(|why| (*phase, why))) {
+        ledger.fact(1, TrackerEvent::Unmeasured { phase, why });
     }
 
-    let mut census = Census::default();
+    let mut census = Gauges::default();
     for (label, phase, _) in ledger.durations() {
         census.standing.insert((label, phase), Standing { sockets: 1, oldest_ns: 1 });
         census.stuck.insert(label, vec![1; 3]);
         census.unproven.insert(label, 1);
     }
     assert_eq!(census.stuck.len(), 32 + Side::ALL.len(), "each pair that can have a name has one");
-    let holder = |nth: usize| Holder { comm: nth.to_string(), ..Holder::default() };
-    let holders: Vec<(Holder, u64)> = (0..=owner_counts::MOST).map(|nth| (holder(nth), 1)).collect();
+    let holder = |nth: usize| OwnerLabels { comm: nth.to_string(), ..OwnerLabels::default() };
+    let holders: Vec<(OwnerLabels, u64)> = (0..=owner_counts::MOST).map(|nth| (holder(nth), 1)).collect();
 
     let mut families = Vec::new();
     crate::agent::server::handlers::metrics::ledger(&mut families, &ledger, 1);
