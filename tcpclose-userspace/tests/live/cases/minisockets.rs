@@ -28,6 +28,12 @@ pub fn destroyed(s: &mut Scene) {
     s.end(|s| s.destroy());
 }
 
+/// On a kernel whose tcp_abort() ends no minisocket.
+pub fn destroy_refused(s: &mut Scene) {
+    waiting(s);
+    assert_eq!(s.try_destroy().unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+}
+
 pub fn destroyed_in_fin_wait_2(s: &mut Scene) {
     closed(s);
     s.enter(ORPHAN_CUT, |s| s.peer.ack());

@@ -208,7 +208,11 @@ impl Scene {
 
     /// SOCK_DESTROY.
     pub fn destroy(&mut self) {
-        diag::destroy(self.kernel(), self.peer_seen()).unwrap();
+        self.try_destroy().unwrap();
+    }
+
+    pub fn try_destroy(&mut self) -> std::io::Result<()> {
+        diag::destroy(self.kernel(), self.peer_seen())
     }
 
     /// The state that the kernel shows of the connection.

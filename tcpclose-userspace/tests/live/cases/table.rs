@@ -48,6 +48,12 @@ impl Case {
     pub fn listens(&self) -> bool {
         self.lives[0].side == AcceptedHere
     }
+
+    /// Whether it ends with SOCK_DESTROY on a minisocket.
+    pub fn destroys_a_minisocket(&self) -> bool {
+        let is = |life: &Life| life.waited == Some(DestroyedTimeWait) || life.outcome == DestroyedMinisocket;
+        self.lives.iter().any(is)
+    }
 }
 
 const fn server(role: &'static str, stays: &'static [Stay], outcome: Truth) -> Life {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tcpclose::names::{Outcome, Phase, Side};
 use tcpclose::report::sockets::SocketsDocument;
 
-use super::common::{Agent, BINARY, Metrics};
+use super::common::{Agent, BINARY, Metrics, is_lacking};
 use super::stage::{now, seconds};
 use super::verdict::{ENTRY, End};
 
@@ -25,12 +25,6 @@ impl Door {
     fn is_lacking(self) -> bool {
         self == Self::Btf && is_lacking("btf")
     }
-}
-
-/// Whether this kernel is known to refuse it: `TCPCLOSE_LACKING` says so, and `cases` proves it.
-fn is_lacking(what: &str) -> bool {
-    let lacking = std::env::var("TCPCLOSE_LACKING").unwrap_or_default();
-    lacking.split(',').any(|one| one == what)
 }
 
 /// An agent, and the longest that was between two of its dumps.

@@ -41,6 +41,13 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_tcpclose");
 /// The state hooks that every live test runs on: their `--state-hook`.
 pub const HOOKS: [&str; 2] = ["btf", "tracepoint"];
 
+/// Whether this kernel is known to refuse `what`, a state hook or a time-wait backend: `TCPCLOSE_LACKING` says so, and `cases`
+/// proves it.
+pub fn is_lacking(what: &str) -> bool {
+    let lacking = std::env::var("TCPCLOSE_LACKING").unwrap_or_default();
+    lacking.split(',').any(|one| one == what)
+}
+
 /// The ports with names of their own that a test's agent has, unless the test says how many.
 const MANY_NAMES: &str = "1000";
 
