@@ -66,14 +66,14 @@ fn linger_0(stream: &TcpStream) {
 #[test]
 #[ignore = "writes seeds into the corpus"]
 fn records() {
-    for (name, hook, rung) in
+    for (name, hook, backend) in
         [("real-btf", StateHook::Btf, 3u8), ("real-tracepoint", StateHook::Tracepoint, 2)]
     {
         let mut probe = Probe::attach(Some(hook), None, None, 1 << 20, log::LevelFilter::Off).unwrap();
         let left = closes();
         sleep(Duration::from_millis(200));
         drop(left);
-        let mut bytes = vec![rung];
+        let mut bytes = vec![backend];
         probe.ring.drain(|record: &Record| {
             let record = encode(record);
             bytes.push(record.len() as u8);

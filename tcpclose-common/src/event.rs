@@ -1,7 +1,7 @@
 //! The ring-buffer records.
 //!
 //! A socket's first close-phase step opens a life and carries its addresses ([`OpenRecord`], 80 bytes); the steps that
-//! follow carry only what changed ([`StepRecord`], 40 bytes; at the classic door [`FlowStepRecord`], 48). All start with the same
+//! follow carry only what changed ([`StepRecord`], 40 bytes; at the classic tracepoint [`FlowStepRecord`], 48). All start with the same
 //! [`RecordHeader`]. The kind of a record is its length and its [`flags::OPEN`] bit, which must agree.
 //!
 //! What no state change tells comes as a [`HookRecord`], 40 bytes: the life of a minisocket, and a RST that was sent.
@@ -107,7 +107,7 @@ pub struct StepRecord {
     pub numbers: Numbers,
 }
 
-/// The same at the classic door, where no cookie says whose it is.
+/// The same at the classic tracepoint, where no cookie says whose it is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowStepRecord {
@@ -209,7 +209,7 @@ const _: () = assert!(size_of::<FlowStepRecord>() == 48);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     Open(OpenRecord),
-    /// And the [`FlowStepRecord::flow`] of it; 0 at the tp_btf door.
+    /// And the [`FlowStepRecord::flow`] of it; 0 at the tp_btf backend.
     Step(StepRecord, u64),
     Hook(HookRecord, HookKind),
 }
@@ -311,7 +311,7 @@ fn words(bytes: &[u8], at: usize) -> Option<Words> {
 }
 
 /// A 64-bit hash of a connection's addresses (as in [`OpenRecord`]) and ports (host order): the join key of the classic
-/// door, where no cookie is to be had. Both sides of the boundary compute it with this one function.
+/// backend, where no cookie is to be had. Both sides of the boundary compute it with this one function.
 #[inline(always)]
 pub fn flow_hash(local: &Words, remote: &Words, local_port: u16, remote_port: u16) -> u64 {
     // Multiply and fold with the 64-bit golden ratio: five words in, no table, no loop for the verifier to walk.

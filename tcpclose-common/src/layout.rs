@@ -7,7 +7,7 @@
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// 1 when the offsets below were resolved; 0 on a kernel without BTF, where the classic door reads nothing
+    /// 1 when the offsets below were resolved; 0 on a kernel without BTF, where the classic tracepoint reads nothing
     /// from the socket and says so in each record.
     pub resolved: u32,
     /// `struct sock`, `u16` (address family).

@@ -46,13 +46,13 @@ pub fn record(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// [`empty`] at the classic door.
+/// [`empty`] at the classic tracepoint.
 #[tracepoint(category = "sock", name = "inet_sock_set_state")]
 pub fn empty_classic(_: TracePointContext) -> u32 {
     0
 }
 
-/// [`record`] at the classic door.
+/// [`record`] at the classic tracepoint.
 #[tracepoint(category = "sock", name = "inet_sock_set_state")]
 pub fn record_classic(ctx: TracePointContext) -> u32 {
     if sock::classic::close_step(&ctx).is_some() {

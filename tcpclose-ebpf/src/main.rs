@@ -1,4 +1,4 @@
-//! The probe: the programs of tcpclose, each a front door to a body of its own.
+//! The probe: the programs of tcpclose, each an attach point of a body of its own.
 //!
 //! * [`set_state`]: `inet_sock_set_state`, by tp_btf or by the classic tracepoint.
 //! * [`time_wait`]: the minisocket's birth, flip and end, by fentry and fexit.

@@ -1,4 +1,4 @@
-//! `inet_sock_set_state`: one body behind two front doors.
+//! `inet_sock_set_state`: one body behind two attach points.
 //!
 //! Both filter first (TCP, a real transition, the close phase), because most of what fires here is the opening of
 //! connections; then one record is made, with addresses when it opens a life, without when it goes on with one.
@@ -17,7 +17,7 @@ use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
 /// The states that this side's FIN leads to.
 const FIN_SENT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit();
 
-/// The tp_btf door: direct loads, keyed by socket cookie.
+/// The tp_btf backend: direct loads, keyed by socket cookie.
 #[inline(always)]
 pub fn by_btf(ctx: &BtfTracePointContext) {
     let sk: *const u8 = ctx.arg(0);
@@ -33,7 +33,7 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     if tcp.is_null() {
         return;
     }
-    // SAFETY: both point to the tracepoint's own socket; this door loads only where the offsets are resolved.
+    // SAFETY: both point to the tracepoint's own socket; this backend loads only where the offsets are resolved.
     let (facts, (local_port, remote_port), cookie) =
         unsafe { (sock::facts::<Typed>(sk, tcp, new), sock::ports::<Typed>(sk, tcp), cookie(sk)) };
     let numbers = facts.numbers;
@@ -49,7 +49,7 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     log(ctx, sent, old, new, local_port, remote_port);
 }
 
-/// The classic door: the tracepoint's own fields, and what BTF tells of the rest.
+/// The classic tracepoint: the tracepoint's own fields, and what BTF tells of the rest.
 #[inline(always)]
 pub fn by_tracepoint(ctx: &TracePointContext) {
     let Some((old, new)) = classic::close_step(ctx) else { return };
@@ -100,7 +100,14 @@ unsafe fn cookie(sk: *const u8) -> u64 {
 }
 
 #[inline(always)]
-fn head<L: Load>(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, door: u16) -> RecordHeader {
+fn head<L: Load>(
+    key: u64,
+    ports: (u16, u16),
+    old: u32,
+    new: u32,
+    facts: Facts,
+    backend: u16,
+) -> RecordHeader {
     let mut head = RecordHeader {
         key,
         // SAFETY: a helper without arguments.
@@ -109,7 +116,7 @@ fn head<L: Load>(key: u64, ports: (u16, u16), old: u32, new: u32, facts: Facts, 
         remote_port: ports.1,
         old: old as u8,
         new: new as u8,
-        flags: facts.flags | door,
+        flags: facts.flags | backend,
         netns: facts.netns,
         err: facts.err,
         err_soft: facts.err_soft,

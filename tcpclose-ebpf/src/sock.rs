@@ -1,6 +1,6 @@
 //! The only place that reads sockets, and where the offsets of all kernel structs are kept.
 //!
-//! Offsets come from [`LAYOUT`]. How a load is made differs by door: behind tp_btf the verifier knows the type of the
+//! Offsets come from [`LAYOUT`]. How a load is made differs by backend: behind tp_btf the verifier knows the type of the
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
 
 use core::mem::MaybeUninit;
@@ -76,13 +76,13 @@ const SOCK_DONE: u64 = 1 << 1;
 /// include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
 
-/// How this door loads from kernel memory.
+/// How this backend loads from kernel memory.
 pub trait Load {
     /// # Safety
     /// `base` points to a kernel struct that has a `T` at `offset`.
     unsafe fn load<T: Copy>(base: *const u8, offset: usize) -> T;
 
-    /// The current task, as this door can load from it.
+    /// The current task, as this backend can load from it.
     fn task() -> *const u8;
 }
 
@@ -98,7 +98,7 @@ impl Load for Typed {
         unsafe { base.add(offset).cast::<T>().read_volatile() }
     }
 
-    /// Linux ≥ 5.11; this door's cookies are younger.
+    /// Linux ≥ 5.11; this backend's cookies are younger.
     #[inline(always)]
     fn task() -> *const u8 {
         // SAFETY: a helper without arguments.
@@ -250,7 +250,7 @@ pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
 const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() | TcpState::CloseWait.bit();
 
 /// Reads what tells role, side and outcome apart, at a step into the state `new`; what tells the outcome only at a step to
-/// CLOSE, for a load is a helper call at one door. `tcp` is the same socket as a `struct tcp_sock`.
+/// CLOSE, for a load is a helper call at one backend. `tcp` is the same socket as a `struct tcp_sock`.
 ///
 /// # Safety
 /// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.

@@ -63,7 +63,7 @@ const TCP_TW_ACK: i32 = 2;
 const TCP_TW_SYN: i32 = 3;
 
 /// `tcp_time_wait(struct sock *sk, int state, int timeo)`, entered: gives the socket a cookie if it has none, so that
-/// the minisocket inherits one. Only the classic door needs that.
+/// the minisocket inherits one. Only the classic tracepoint needs that.
 #[inline(always)]
 pub fn enter_time_wait(ctx: &FEntryContext) {
     let sk: *const u8 = ctx.arg(0);

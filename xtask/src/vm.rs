@@ -343,7 +343,7 @@ fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 /// What init.sh runs, as a shell script. The project's own variables are passed on, and those that say that a test which
-/// cannot run in a guest, or a rung that does not load there, is a failure and not skipped, which rungs this kernel is
+/// cannot run in a guest, or a backend that does not load there, is a failure and not skipped, which backends this kernel is
 /// known to refuse, and that a flood is to be one for an emulated machine.
 fn commands(kernel: Kernel, job: &Job, environment: impl Iterator<Item = (String, String)>) -> String {
     let mut script = "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\n".to_owned();

@@ -1,4 +1,4 @@
-//! Records of the ring: a byte that says the rung, then each record behind its length.
+//! Records of the ring: a byte that says the backend, then each record behind its length.
 
 use tcpclose::metrics::Metrics;
 use tcpclose::metrics::gauges::StuckAfter;
@@ -49,9 +49,9 @@ impl EventSink for Books {
 /// Reads them, and hands them to a tracker.
 pub fn read(bytes: &[u8]) {
     let mut rest = Bytes(bytes);
-    let rung = rest.byte();
-    let [by_cookie, told, hooks] = [1, 2, 4].map(|bit| rung & bit != 0);
-    let host = HostParameters { netns: HERE, everywhere: rung & 8 != 0, told, ephemeral: 32768..=60999 };
+    let backend = rest.byte();
+    let [by_cookie, told, hooks] = [1, 2, 4].map(|bit| backend & bit != 0);
+    let host = HostParameters { netns: HERE, everywhere: backend & 8 != 0, told, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, by_cookie);
     tracker.set_told(HookCoverage { births: hooks, lives: hooks, resets: hooks, since_ns: 0 });
     let ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
@@ -72,10 +72,10 @@ pub fn read(bytes: &[u8]) {
         records += 1;
         tracker.record(&record, &mut books);
         assert!(tracker.len() <= records);
-        if rung & 16 != 0 {
+        if backend & 16 != 0 {
             tracker.settle(latest, &mut books);
         }
-        if rung & 32 != 0 && records % 8 == 0 {
+        if backend & 32 != 0 && records % 8 == 0 {
             tracker.records_lost(latest);
         }
     }
@@ -122,7 +122,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
             head(&mut bytes, &step.head);
             numbers(&mut bytes, &step.numbers);
             assert_eq!(bytes.len(), size_of::<StepRecord>());
-            // What is no hash is at the tp_btf door.
+            // What is no hash is at the tp_btf backend.
             if *flow != 0 {
                 bytes.extend(flow.to_ne_bytes());
                 assert_eq!(bytes.len(), size_of::<FlowStepRecord>());

@@ -168,7 +168,7 @@ pub fn as_classic(stream: &Stream) -> Stream {
                 let step = StepRecord { head: RecordHeader { flags, ..step.head }, ..step };
                 classic.push(FlowStepRecord { step, flow });
             }
-            // That door has no hooks' notices here: dumps tell the ends.
+            // That backend has no hooks' notices here: dumps tell the ends.
             Record::Hook(..) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Who holds what: one pass over all open files, by each rung of the ladder.
+//! Who holds what: one pass over all open files, by each backend of the ladder.
 
 use std::time::Instant;
 
@@ -25,14 +25,14 @@ use crate::report::{Figure, Spread, cell};
 /// Held by three processes.
 const SOCKETS: usize = 45_000;
 const RING: u32 = 64 << 10;
-const RUNGS: [OwnersHook; 2] = [OwnersHook::TaskFile, OwnersHook::Proc];
+const BACKENDS: [OwnersHook; 2] = [OwnersHook::TaskFile, OwnersHook::Proc];
 
 /// What the passes were over, and what each took.
 #[derive(Serialize)]
 struct Runs {
     /// Descriptors on sockets that all processes of this host had.
     sockets: usize,
-    by_rung: Vec<(&'static str, Vec<Took>)>,
+    by_backend: Vec<(&'static str, Vec<Took>)>,
 }
 
 fn run(turns: usize) -> Result<Runs> {
@@ -42,10 +42,10 @@ fn run(turns: usize) -> Result<Runs> {
         let inodes: FxHashSet<u32> = dump.sockets.iter().map(|socket| socket.inode).collect();
         let mut probe = Probe::attach(None, None, Some(OwnersHook::TaskFile), RING, LevelFilter::Off)
             .context("no probe")?;
-        let mut by_rung = RUNGS.map(|rung| (rung.name(), Vec::new()));
+        let mut by_backend = BACKENDS.map(|backend| (backend.name(), Vec::new()));
         for turn in 0..=turns {
-            for (rung, (_, runs)) in RUNGS.into_iter().zip(&mut by_rung) {
-                let look = match rung {
+            for (backend, (_, runs)) in BACKENDS.into_iter().zip(&mut by_backend) {
+                let look = match backend {
                     OwnersHook::TaskFile => probe.look(),
                     OwnersHook::Proc => OwnersLookup::Proc(Urgency::Leisurely),
                 };
@@ -61,15 +61,15 @@ fn run(turns: usize) -> Result<Runs> {
             }
         }
         let sockets = proc_fd::read(Urgency::Leisurely, FileFilter::Sockets)?.sockets.len();
-        Ok(Runs { sockets, by_rung: by_rung.to_vec() })
+        Ok(Runs { sockets, by_backend: by_backend.to_vec() })
     })
 }
 
 pub fn measure(setting: &Setting) -> Result<Figure> {
     let runs = run(setting.pairs)?;
-    let rows = runs.by_rung.iter().map(|(rung, runs)| {
+    let rows = runs.by_backend.iter().map(|(backend, runs)| {
         vec![
-            format!("--owners {rung}"),
+            format!("--owners {backend}"),
             cell(Spread::of(runs.iter().map(|took| took.wall)), 1e3, 1),
             cell(Spread::of(runs.iter().map(|took| took.cpu)), 1e3, 1),
         ]

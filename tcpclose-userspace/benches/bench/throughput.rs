@@ -72,16 +72,16 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
     for waiting in WAITING {
         let by_cookie = events::connections(CONNECTIONS, waiting);
         let classic = events::as_classic(&by_cookie);
-        for (door, stream) in [("tp_btf", &by_cookie), ("classic", &classic)] {
-            let ways = if door == "tp_btf" { &Way::ALL[..] } else { &[Way::Counted] };
+        for (backend, stream) in [("tp_btf", &by_cookie), ("classic", &classic)] {
+            let ways = if backend == "tp_btf" { &Way::ALL[..] } else { &[Way::Counted] };
             for &way in ways {
                 let rates: Vec<f64> =
-                    (0..setting.pairs).map(|_| run(stream, way, door == "tp_btf")).collect();
+                    (0..setting.pairs).map(|_| run(stream, way, backend == "tp_btf")).collect();
                 let rate = Spread::of(rates.iter().copied());
                 let median = rate.map_or(0.0, |rate| rate.median);
                 rows.push(vec![
-                    format!("{door}: {}", way.name()),
-                    if door == "tp_btf" { waiting.to_string() } else { "all of them".to_owned() },
+                    format!("{backend}: {}", way.name()),
+                    if backend == "tp_btf" { waiting.to_string() } else { "all of them".to_owned() },
                     cell(rate, 1e-6, 2),
                     format!("{:.1}", 1e9 / median),
                     match way {
@@ -89,7 +89,8 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
                         _ => "–".to_owned(),
                     },
                 ]);
-                samples.push(json!({"door": door, "way": way.name(), "waiting": waiting, "rates": rates}));
+                samples
+                    .push(json!({"backend": backend, "way": way.name(), "waiting": waiting, "rates": rates}));
             }
         }
     }
@@ -99,7 +100,7 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         method: format!(
             "Generated records of {CONNECTIONS} whole connections (64 and more at a time, 8 ports), taken \
              from memory by one thread, by a fresh tracker each time, {} times; by its CPU time. A \
-             TIME-WAIT is ended by a notice when so many more connections have begun; at the classic door \
+             TIME-WAIT is ended by a notice when so many more connections have begun; at the classic tracepoint \
              by nothing, so that all stay. Median (quartiles).",
             setting.pairs
         ),

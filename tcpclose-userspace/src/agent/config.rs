@@ -35,7 +35,7 @@ pub struct Config {
     pub max_ports: usize,
     /// Ports that always have one.
     pub name_ports: Vec<u16>,
-    /// The one rung of the state hook to try; `None` for the best that loads.
+    /// The one backend of the state hook to try; `None` for the best that loads.
     pub state_hook: Option<StateHook>,
     /// The same for TIME-WAIT.
     pub time_wait: Option<TimeWaitHook>,
@@ -61,7 +61,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// For who watches without an agent: the best rungs, the defaults of `tcpclose agent`, and nothing served or kept.
+    /// For who watches without an agent: the best backends, the defaults of `tcpclose agent`, and nothing served or kept.
     pub fn alone() -> Self {
         Self {
             listen: Vec::new(),

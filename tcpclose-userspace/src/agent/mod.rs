@@ -97,7 +97,7 @@ pub fn run(config: &Config, again: ReadSettings<'_>) -> Result<(), Failure> {
     // What no waiting mends comes first.
     probe::require(config.state_hook)?;
     crate::agent::server::handlers::kill::require(config.allow_kill)?;
-    let door = ScrapeAccess::open(config.web_config.as_deref())?;
+    let access = ScrapeAccess::open(config.web_config.as_deref())?;
     let passed = crate::agent::systemd::activation::take()?;
     let notify = Rc::new(Notify::from_environment());
     let connections = crate::agent::server::limits::connections(config.listen.len())?;
@@ -111,7 +111,7 @@ pub fn run(config: &Config, again: ReadSettings<'_>) -> Result<(), Failure> {
         .map_err(cannot_start)?;
     // The socket goes late, and the state directory last: an agent that waits for them finds the addresses free.
     let mut held = AtExit::default();
-    let faces = Inbound { passed, door: Rc::new(door), connections, kept };
+    let faces = Inbound { passed, access: Rc::new(access), connections, kept };
     let done = LocalSet::new()
         .block_on(&runtime, until_told_to_end(config, again, faces, &signals, &notify, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
@@ -131,7 +131,7 @@ struct AtExit {
 struct Inbound {
     /// What systemd listens at for it.
     passed: Passed,
-    door: Rc<ScrapeAccess>,
+    access: Rc<ScrapeAccess>,
     connections: usize,
     kept: KeptCapabilities,
 }
@@ -171,7 +171,7 @@ async fn start(
     notify: &Rc<Notify>,
     held: &mut AtExit,
 ) -> Result<(), Failure> {
-    let Inbound { passed, door, connections, kept } = faces;
+    let Inbound { passed, access, connections, kept } = faces;
     passed.never_block().map_err(cannot_start)?;
     // An address that is in use may be that of the agent whose socket is waited for.
     let early = if passed.metrics.is_empty() {
@@ -206,7 +206,7 @@ async fn start(
     let boot_id = host::boot_id();
     let former = held.state_dir.as_ref().and_then(|dir| state_file::former(dir, &boot_id));
     let engine = attach(config).await?;
-    engine.borrow_mut().web_config_wrong = door.is_wrong();
+    engine.borrow_mut().web_config_wrong = access.is_wrong();
     kept.settle(|| engine.borrow_mut().probe.ring.is_readable());
     if let Some(former) = former {
         engine.borrow_mut().tracker.set_former(former);
@@ -215,14 +215,19 @@ async fn start(
     let served = Endpoints {
         at: listeners
             .iter()
-            .filter_map(|listener| crate::agent::server::listener::url(listener, door.speaks_tls()))
+            .filter_map(|listener| crate::agent::server::listener::url(listener, access.speaks_tls()))
             .collect(),
-        curl: door.curl(),
+        curl: access.curl(),
         queries: socket.to_string(),
     };
     let room = Rc::new(RefCell::new(Connections::new(connections)));
     for listener in listeners {
-        spawn_local(server::serve_scrapes(listener, Rc::clone(&room), Rc::clone(&door), Rc::clone(&engine)));
+        spawn_local(server::serve_scrapes(
+            listener,
+            Rc::clone(&room),
+            Rc::clone(&access),
+            Rc::clone(&engine),
+        ));
     }
     let unix = socket.listener.try_clone().map_err(cannot_start)?;
     spawn_local(server::serve_queries(unix, Connections::new(connections), Rc::clone(&engine)));
@@ -245,7 +250,7 @@ async fn start(
     let _ = io::stderr().write_all(summary(&engine.borrow(), config, &served, folder).as_bytes());
     let intervals = Rc::new(Intervals::of(config));
     spawn_local(crate::agent::server::handlers::exhaustion::run(Rc::clone(&engine), Rc::clone(&intervals)));
-    let mut reload = Reload::new(Rc::clone(&engine), door, Rc::clone(&intervals), config);
+    let mut reload = Reload::new(Rc::clone(&engine), access, Rc::clone(&intervals), config);
     tokio::select! {
         () = reconcile::run(engine, intervals) => {}
         () = reload.run(signals, again, notify) => {}

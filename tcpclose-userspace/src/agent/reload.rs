@@ -46,7 +46,7 @@ impl Intervals {
 /// What the agent runs by, and where to change it.
 pub struct Reload {
     engine: Rc<RefCell<Tracking>>,
-    door: Rc<ScrapeAccess>,
+    access: Rc<ScrapeAccess>,
     intervals: Rc<Intervals>,
     now: Config,
     owners: Option<JoinHandle<()>>,
@@ -56,11 +56,11 @@ impl Reload {
     /// Begins to count owners, if that is what `config` says.
     pub fn new(
         engine: Rc<RefCell<Tracking>>,
-        door: Rc<ScrapeAccess>,
+        access: Rc<ScrapeAccess>,
         intervals: Rc<Intervals>,
         config: &Config,
     ) -> Self {
-        let mut reload = Self { engine, door, intervals, now: config.clone(), owners: None };
+        let mut reload = Self { engine, access, intervals, now: config.clone(), owners: None };
         reload.count_owners();
         reload
     }
@@ -72,7 +72,7 @@ impl Reload {
             notify.reloading();
             let said = match again() {
                 Ok(next) => {
-                    let web = self.door.reread().await;
+                    let web = self.access.reread().await;
                     self.take(&next, web)
                 }
                 Err(failure) => format!("{failure}; nothing is reloaded"),
@@ -148,7 +148,7 @@ impl Reload {
         if let Some(fixed) = names(&fixed) {
             said += &format!("; restart it for {fixed}");
         }
-        if let Some(Failure { what, why, .. }) = self.door.wrong() {
+        if let Some(Failure { what, why, .. }) = self.access.wrong() {
             said += &format!("; what web-config said before stays in use: {what}: {why}");
         }
         said

@@ -74,15 +74,15 @@ pub struct Agent {
     name_port: Vec<u16>,
 
     /// How to watch TCP states.
-    #[arg(long, value_name = "RUNG", value_enum, default_value = "auto")]
+    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto")]
     state_hook: StateHookChoice,
 
     /// How to watch TIME-WAIT and orphaned FIN-WAIT-2.
-    #[arg(long, value_name = "RUNG", value_enum, default_value = "auto")]
+    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto")]
     time_wait: TimeWaitChoice,
 
     /// How to find the processes that hold a socket.
-    #[arg(long, value_name = "RUNG", value_enum, default_value = "auto")]
+    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto")]
     owners: OwnersChoice,
 
     /// How often what is tracked is compared with all of the kernel's sockets.

@@ -78,7 +78,7 @@ struct Audit {
     netns: u32,
     /// Every one that was looked into.
     namespaces: Vec<Namespace>,
-    rungs: BackendsInUse,
+    backends: BackendsInUse,
     /// Events that the agent lost meanwhile, as it says.
     lost: i64,
     rows: Vec<AuditRow>,
@@ -135,21 +135,21 @@ impl Verify {
         let began = SystemTime::now();
         let start = host::monotonic_ns();
         let from = looks.look()?;
-        let rungs = BackendsInUse::of(&from.metrics);
-        let lag = match (rungs.dumps(), asked) {
+        let backends = BackendsInUse::of(&from.metrics);
+        let lag = match (backends.dumps(), asked) {
             (false, _) => Duration::ZERO,
             (true, true) => MARGIN,
             (true, false) => lag(&from.metrics),
         };
         looks.pause(self.period.saturating_sub(lag))?;
-        let earlier = match rungs.dumps() {
+        let earlier = match backends.dumps() {
             true => Some(looks.views()?),
             false => None,
         };
         let waiting = (lag > MARGIN).then(|| Ticker::start("waiting for the agent's dumps".to_owned()));
         looks.pause(lag)?;
         drop(waiting);
-        if rungs.dumps() && asked {
+        if backends.dumps() && asked {
             reconcile(client)?;
         }
 
@@ -172,7 +172,7 @@ impl Verify {
             let unmended = Causes { lost: unmended(&from.metrics, &to.metrics, began), elsewhere };
             let reach = reach(&to.metrics, own.id);
             let mut rows = gauges::agent(&to, earlier.as_ref(), reach, &unmended);
-            rows.extend(counters::compare(&from, &to, &rungs, (own.id, reach), &meanwhile));
+            rows.extend(counters::compare(&from, &to, &backends, (own.id, reach), &meanwhile));
             rows.extend(gauges::dumps(&to));
             best = match best.is_empty() {
                 true => rows,
@@ -199,7 +199,7 @@ impl Verify {
             at,
             seconds,
             netns: own.inum,
-            rungs,
+            backends,
             lost: lost(&to.metrics) - lost(&from.metrics),
             rows: best,
             counters: counted(&namespaces),
@@ -257,8 +257,8 @@ impl Verify {
             "The agent at {} beside the kernel, over {:.1} s (state hook {}, time wait {})",
             printable(&self.socket.to_string_lossy()),
             audit.seconds,
-            printable(&audit.rungs.state),
-            printable(&audit.rungs.time_wait)
+            printable(&audit.backends.state),
+            printable(&audit.backends.time_wait)
         ));
         let rows: Vec<Vec<String>> = audit
             .rows

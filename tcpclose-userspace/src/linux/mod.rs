@@ -1,8 +1,8 @@
 //! Everything that needs a kernel.
 //!
 //! * [`crate::probe::offsets`]: field offsets from BTF.
-//! * [`crate::probe::tracefs`]: tracefs, for the classic door.
-//! * [`crate::probe`]: load and attach the eBPF programs, best door first.
+//! * [`crate::probe::tracefs`]: tracefs, for the classic tracepoint.
+//! * [`crate::probe`]: load and attach the eBPF programs, the best backend first.
 //! * [`crate::probe::backend::fentry`]: fentry and fexit on the minisocket's functions; `kept_links`: their links, which outlive the process.
 //! * [`crate::probe::backend::task_file`]: the iterator over all tasks' files.
 //! * [`crate::probe::ring`]: drain the ring buffer; `consumer`: through a window on it.

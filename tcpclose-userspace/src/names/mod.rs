@@ -137,7 +137,7 @@ pub enum Outcome {
     Timeout,
     /// SOCK_DESTROY.
     Destroyed,
-    /// The rung in use cannot tell.
+    /// The backend in use cannot tell.
     Unknown,
 }
 
@@ -189,7 +189,7 @@ impl Flow {
         }
     }
 
-    /// A flow of which only ports and [`Self::hash64`] are known (0 if not even that): what the classic door's steps
+    /// A flow of which only ports and [`Self::hash64`] are known (0 if not even that): what the classic tracepoint's steps
     /// tell when the record with the addresses was lost. No connected socket has the local address `::`, so the remote
     /// one has room for the hash.
     pub fn of_hash(hash: u64, local_port: u16, remote_port: u16) -> Self {

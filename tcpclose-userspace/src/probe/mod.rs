@@ -1,4 +1,4 @@
-//! Load and attach the eBPF programs: the ladder of state hooks, best door first.
+//! Load and attach the eBPF programs: the ladder of state hooks, the best backend first.
 
 pub mod backend;
 pub mod offsets;
@@ -37,7 +37,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc
 
 const TRACEPOINT: &str = "inet_sock_set_state";
 
-/// The rungs of the `state` hook.
+/// The backends of the `state` hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateHook {
     /// tp_btf: cookies and direct reads.
@@ -55,7 +55,7 @@ impl StateHook {
     }
 }
 
-/// The rungs of the `time_wait` hook.
+/// The backends of the `time_wait` hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeWaitHook {
     /// fentry and fexit on the minisocket's functions.
@@ -75,19 +75,19 @@ impl TimeWaitHook {
 
 /// The probe at work. Dropped, it detaches.
 pub struct Probe {
-    /// The rung in use.
+    /// The backend in use.
     pub hook: StateHook,
     /// Whether field offsets are known, and with them namespace, side, outcome.
     pub facts: bool,
-    /// What a better rung lacks, in words; empty on the best one.
+    /// What a better backend lacks, in words; empty on the best one.
     pub declined: Vec<String>,
-    /// The rung in use for TIME-WAIT.
+    /// The backend in use for TIME-WAIT.
     pub time_wait: TimeWaitHook,
     /// The same for it: what is not in use, and what that costs.
     pub time_wait_declined: Vec<String>,
     /// What hooks tell.
     pub told: HookCoverage,
-    /// The rung in use for owners.
+    /// The backend in use for owners.
     pub owners: OwnersHook,
     /// Why it is not the better one.
     pub owners_declined: Option<String>,
@@ -108,14 +108,14 @@ struct LayoutGlobal(Layout);
 unsafe impl Pod for LayoutGlobal {}
 
 impl Probe {
-    /// Loads the probe and attaches it at the rungs `only`, `time_wait` and `owners`, or at the best that load. What this process
+    /// Loads the probe and attaches it at the backends `only`, `time_wait` and `owners`, or at the best that load. What this process
     /// and kernel must have for that, [`require`] has seen to.
     ///
     /// `ring_size` is in bytes: a power of two, a page of this kernel or more. `level` is the log level of the whole agent; the
     /// probe itself speaks at debug (a lost record) and trace (each step).
     ///
     /// # Errors
-    /// When the kernel refuses the probe, or no rung loads.
+    /// When the kernel refuses the probe, or no backend loads.
     pub fn attach(
         only: Option<StateHook>,
         time_wait: Option<TimeWaitHook>,
@@ -135,7 +135,7 @@ impl Probe {
         let mut ebpf = load(btf.as_ref(), &layout, ring_size, level).map_err(|why| cannot_load(&why))?;
 
         // The hooks are attached before the state hook, so that no minisocket is born unheard of to a socket whose
-        // →CLOSE is heard; which of them are wanted depends on the door, which loading it tells.
+        // →CLOSE is heard; which of them are wanted depends on the backend, which loading it tells.
         let mut by_btf = false;
         if only != Some(StateHook::Tracepoint) {
             match load_btf(&mut ebpf, btf.as_ref()) {
@@ -293,7 +293,7 @@ pub(super) fn refused(error: ProgramError) -> anyhow::Error {
 }
 
 /// Checks, before anything is loaded, that this process may load the probe and that this kernel has what it needs at
-/// the rung `only`, or at any.
+/// the backend `only`, or at any.
 ///
 /// # Errors
 /// Names the first thing that is missing: a capability, the ring buffer, the tracepoint.

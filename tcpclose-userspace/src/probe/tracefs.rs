@@ -1,4 +1,4 @@
-//! tracefs, for the classic door: looked at where it is mounted, or for a moment in a mount namespace of our own.
+//! tracefs, for the classic tracepoint: looked at where it is mounted, or for a moment in a mount namespace of our own.
 
 use std::fs;
 use std::io;

@@ -54,7 +54,7 @@ pub enum TimeWaitEnd {
     Destroyed,
     /// Its network namespace went.
     Purged,
-    /// Before its timer, and the rung cannot tell by what.
+    /// Before its timer, and the backend cannot tell by what.
     Early,
     /// No dump has seen it: not even whether it ended early is known.
     Unknown,

@@ -96,7 +96,7 @@ impl Tracker {
     }
 
     /// A life for a socket of which this step is the first that is known: it has been in `left` since nobody knows, or
-    /// since the agent before this one saw it enter. `flow_hash`: of its flow, at the classic door; else 0.
+    /// since the agent before this one saw it enter. `flow_hash`: of its flow, at the classic tracepoint; else 0.
     pub(super) fn stranger(
         &mut self,
         head: &RecordHeader,

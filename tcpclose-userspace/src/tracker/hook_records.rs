@@ -90,7 +90,7 @@ impl Tracker {
         }
     }
 
-    /// What the full socket of a notice is known by at this door.
+    /// What the full socket of a notice is known by at this backend.
     fn key_of_socket(&self, notice: &HookRecord) -> u64 {
         if self.by_cookie { notice.head.key } else { notice.sk }
     }
@@ -110,12 +110,12 @@ impl Tracker {
         let key = self.key_of_socket(notice);
         let phase = TcpState::from_raw(head.old).and_then(Phase::of);
         let Some(phase) = phase.filter(|_| key != 0) else { return };
-        // At the classic door a dump's socket is known by its cookie until it steps, and this comes first.
+        // At the classic tracepoint a dump's socket is known by its cookie until it steps, and this comes first.
         let at = match self.at(key).or_else(|| self.at(head.key)) {
             Some(at) => at,
             None => {
-                let door = if self.by_cookie { flags::COOKIE } else { 0 };
-                self.stranger(&RecordHeader { key, flags: door, ..*head }, 0, phase, SocketKind::Socket)
+                let backend = if self.by_cookie { flags::COOKIE } else { 0 };
+                self.stranger(&RecordHeader { key, flags: backend, ..*head }, 0, phase, SocketKind::Socket)
             }
         };
         let sk = if self.by_cookie { 0 } else { notice.sk };

@@ -29,7 +29,7 @@ impl Tracker {
         self.remove(at);
     }
 
-    /// The same at the classic door, where another socket has the address now: what closed first may go on as a
+    /// The same at the classic tracepoint, where another socket has the address now: what closed first may go on as a
     /// minisocket, which only a dump can tell; until then it is not over.
     pub(super) fn displaced(&mut self, at: usize, now: u64, out: &mut impl EventSink) {
         let phase = self.lives[at].phase;

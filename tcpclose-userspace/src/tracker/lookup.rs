@@ -28,7 +28,7 @@ impl Tracker {
         (self.lives[at].body == SocketKind::Socket).then_some(at)
     }
 
-    /// Clears, at the classic door, what stands under the address or the flow of a socket that steps and whose first record
+    /// Clears, at the classic tracepoint, what stands under the address or the flow of a socket that steps and whose first record
     /// was lost.
     pub(super) fn make_way(&mut self, head: &RecordHeader, flow_hash: u64, out: &mut impl EventSink) {
         if self.by_cookie {
@@ -251,7 +251,7 @@ fn netns_key(host: &HostParameters, netns: u32) -> u32 {
     if host.told { netns } else { 0 }
 }
 
-/// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic door too, and a socket that
+/// What a life is kept under in `by_key`. Hooks know a minisocket by its cookie at the classic tracepoint too, and a socket that
 /// a dump told of before it stepped; a cookie, which counts up from 1, and its complement are no addresses of a slab's.
 fn key_of(by_cookie: bool, life: &TrackedSocket) -> Option<u64> {
     let known = |key: u64| (key != 0).then_some(key);

@@ -70,15 +70,15 @@ type Keyed = foldhash::fast::RandomState;
 pub struct Tracker {
     host: HostParameters,
     lives: Slab<TrackedSocket>,
-    /// By cookie (tp_btf) or by address of the full socket (classic door; while that is not known, by cookie too). A
+    /// By cookie (tp_btf) or by address of the full socket (classic tracepoint; while that is not known, by cookie too). A
     /// minisocket stands under its cookie's complement: the socket that it was made of may live on in a program that
     /// connects it again, and keeps its cookie (net/ipv4/tcp.c, tcp_disconnect leaves sk_cookie alone, 5.8 to 6.18). The
     /// kernel gives these out and nobody else has a choice in them, so the hash needs no secret.
     by_key: Index<u64, FxBuildHasher>,
-    /// By cookie, at the classic door: sockets whose minisocket is born. Should the record of the →CLOSE be lost, the socket's
-    /// address leads nowhere any more. (At the tp_btf door the cookie still does.)
+    /// By cookie, at the classic tracepoint: sockets whose minisocket is born. Should the record of the →CLOSE be lost, the socket's
+    /// address leads nowhere any more. (At the tp_btf backend the cookie still does.)
     by_birth: FxHashMap<u64, usize>,
-    /// By namespace and flow, at the classic door only: what is left when the socket's address is forgotten. Peers
+    /// By namespace and flow, at the classic tracepoint only: what is left when the socket's address is forgotten. Peers
     /// choose half of this key, so it is hashed with a secret.
     by_flow: Index<(u32, u64), Keyed>,
     /// Where somebody listens, by namespace, as of the last dump that looked there.
@@ -89,7 +89,7 @@ pub struct Tracker {
     so_far: reconcile::DumpProgress,
     /// How long TIME-WAIT lasts here, nanoseconds: measured.
     time_wait_ns: Option<u64>,
-    /// Whether lives are keyed by cookie (tp_btf) or by socket address and flow (classic door).
+    /// Whether lives are keyed by cookie (tp_btf) or by socket address and flow (classic tracepoint).
     by_cookie: bool,
     /// Records were lost, at any time: what dumps had to add since may be older than the agent or not, and nothing tells.
     ever_lost: bool,
@@ -126,7 +126,7 @@ enum Identity {
 }
 
 impl Tracker {
-    /// `by_cookie`: whether the records carry cookies (the tp_btf door).
+    /// `by_cookie`: whether the records carry cookies (the tp_btf backend).
     pub fn new(host: HostParameters, by_cookie: bool) -> Self {
         Self {
             host,

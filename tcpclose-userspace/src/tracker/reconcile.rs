@@ -156,7 +156,7 @@ impl Tracker {
         suspects
     }
 
-    /// At the classic door, where the record of its birth was lost, hooks speak of a minisocket by a cookie that no life has,
+    /// At the classic tracepoint, where the record of its birth was lost, hooks speak of a minisocket by a cookie that no life has,
     /// and a life of its own was made for it. The dump shows whose it is.
     fn join_nameless(&mut self, at: usize, cookie: u64) {
         let Some(other) = self.at(!cookie) else { return };

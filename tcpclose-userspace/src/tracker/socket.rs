@@ -112,7 +112,7 @@ impl TrackedSocket {
         PortKey { side: self.side, port: self.port }
     }
 
-    /// The address of the `struct sock`, by which the classic door knows it; 0 at the tp_btf door and after →CLOSE.
+    /// The address of the `struct sock`, by which the classic tracepoint knows it; 0 at the tp_btf backend and after →CLOSE.
     pub fn sk(&self) -> u64 {
         if self.body == SocketKind::Socket { self.mark } else { 0 }
     }

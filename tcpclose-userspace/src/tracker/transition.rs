@@ -57,7 +57,7 @@ pub struct Transition {
     /// How the connection ended: at the step to CLOSED.
     pub outcome: Option<Outcome>,
     pub source: TransitionSource,
-    /// What the rung in use tells of the sequence numbers at this step.
+    /// What the backend in use tells of the sequence numbers at this step.
     pub snd: Option<u32>,
     pub rcv: Option<u32>,
 }

@@ -77,7 +77,7 @@ impl Tracker {
     /// socket now; the others are suspects. Of those that are too many to be looked up, or have no addresses to be found
     /// by, the ones that the dump before this one should have seen too are gone: what a dump skips is a chance of where
     /// its batches end, and does not strike twice. So a table of minisockets that is full, which leaves nothing of each
-    /// close, and on the `diag` rung no word of that, cannot make us hold more than what closes within a few dumps.
+    /// close, and on the `diag` backend no word of that, cannot make us hold more than what closes within a few dumps.
     pub(super) fn absent(
         &mut self,
         asked: &DumpScope,
@@ -136,7 +136,7 @@ impl Tracker {
     }
 
     /// Hashes of the places of absent lives that another socket has now. One flow, one socket: where flows are reused fast,
-    /// more minisockets end this way between two dumps than can be looked up one by one. (At the classic door the later
+    /// more minisockets end this way between two dumps than can be looked up one by one. (At the classic tracepoint the later
     /// socket's first record has ended them. Where that was lost, a look-up could not tell what has no cookie from the
     /// later socket.)
     ///
@@ -153,7 +153,7 @@ impl Tracker {
         if absent.is_empty() {
             return absent;
         }
-        // At the classic door what has stepped since was seen, and left to the next dump.
+        // At the classic tracepoint what has stepped since was seen, and left to the next dump.
         let is_met = |life: &TrackedSocket| {
             life.seen_ns >= asked.started_ns || !self.by_cookie && life.event_ns >= asked.started_ns
         };

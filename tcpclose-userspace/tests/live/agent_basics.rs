@@ -40,7 +40,7 @@ fn every_page_is_where_it_belongs() {
         assert_eq!(agent.get("/banana").0, 404);
         let metrics = agent.metrics();
         assert_eq!(promtool(&metrics.text), "", "{}", metrics.text);
-        assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("rung", hook)]), 1.0);
+        assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", hook)]), 1.0);
         let series = metrics.text.lines().filter(|line| !line.starts_with('#')).count();
         assert_eq!(metrics.sum("tcpclose_series", &[]), series as f64);
 

@@ -46,7 +46,7 @@ fn judge_closes(watchers: &[Watcher], witness: &Witness, load: &Load, played: &[
 
 fn print_memory(watchers: &[Watcher], when: &str) {
     for watcher in watchers {
-        eprintln!("{when}: {} has {:.1} MiB", watcher.name, mib(watcher.agent.resident()));
+        eprintln!("{when}: {} has {:.1} MiB", watcher.name, mib(watcher.agent.allocated()));
     }
 }
 
@@ -82,7 +82,8 @@ fn long_gauges_equal_the_kernel_at_rest_and_after_50_000_connections() {
         eprintln!("{connections} connections in {took:.1?}");
         for kernel in until_all_equal(&watchers, 2.0, "while they sit") {
             assert!(kernel.time_waits >= least, "only {kernel:?}");
-            assert_eq!((kernel.fin_wait_2s, kernel.full_fin_wait_2s), (HALF_CLOSED, 0));
+            // A socket whose close() still held it when the ACK came stays a full one until its timer (tcp_rcv_state_process).
+            assert_eq!(kernel.fin_wait_2s + kernel.full_fin_wait_2s, HALF_CLOSED);
         }
         print_memory(&watchers, "while they sit");
 
@@ -115,7 +116,7 @@ fn long_a_table_that_is_full_leaves_nothing_behind() {
             watchers.push(start_starved(&load, "btf", &reconciling));
         }
         let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
-        let resident: Vec<u64> = watchers.iter().map(|watcher| watcher.agent.resident()).collect();
+        let allocated: Vec<u64> = watchers.iter().map(|watcher| watcher.agent.allocated()).collect();
         let before = overflows();
 
         let (played, took) = load.play(connections, Duration::from_secs(3), Duration::from_secs(30));
@@ -133,16 +134,16 @@ fn long_a_table_that_is_full_leaves_nothing_behind() {
         print_memory(&watchers, "while it is full");
 
         until_over(&watchers);
-        for (watcher, before) in watchers.iter().zip(resident) {
+        for (watcher, before) in watchers.iter().zip(allocated) {
             // Two reconciles.
             watcher.until_empty(Duration::from_secs(10));
             let begun = Instant::now();
-            while watcher.agent.resident() > before + TOLERANCE {
+            while watcher.agent.allocated() > before + TOLERANCE {
                 assert!(
                     begun.elapsed() < Duration::from_secs(10),
                     "{}: {:.1} MiB stay of a flood, {:.1} MiB before",
                     watcher.name,
-                    mib(watcher.agent.resident()),
+                    mib(watcher.agent.allocated()),
                     mib(before)
                 );
                 sleep(Duration::from_millis(250));
@@ -151,7 +152,7 @@ fn long_a_table_that_is_full_leaves_nothing_behind() {
                 "{}: {:.1} MiB before, {:.1} MiB after",
                 watcher.name,
                 mib(before),
-                mib(watcher.agent.resident())
+                mib(watcher.agent.allocated())
             );
             let counted = watcher.grown("tcpclose_time_wait_overflows_total", &[]);
             assert_eq!(counted, overflowed as f64, "{}: TCPTimeWaitOverflow", watcher.name);

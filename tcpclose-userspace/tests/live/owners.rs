@@ -1,5 +1,5 @@
 //! Whose a socket is, on real processes: forked, handed over, in other namespaces and cgroups, with hostile names; and
-//! what the agent counts of it. Each question is put to an agent on either rung and to a snapshot.
+//! what the agent counts of it. Each question is put to an agent on either backend and to a snapshot.
 
 #[allow(dead_code, reason = "the processes taken here end in their cgroups")]
 pub mod cgroups;
@@ -130,10 +130,10 @@ fn a_queue_belongs_to_everybody_who_could_accept_and_a_local_peer_to_its_own() {
 #[ignore = "needs root"]
 fn the_iterator_names_processes_that_the_agent_may_not_look_into() {
     let _alone = stage::alone();
-    let start = |rung| {
+    let start = |backend| {
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set=-all,+bpf,+perfmon", BINARY]);
-        Agent::start_by(command, &["--owners", rung])
+        Agent::start_by(command, &["--owners", backend])
     };
     let server = Server::new();
     let Pair { server: held, client: _client } = server.pair();

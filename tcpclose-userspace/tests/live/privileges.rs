@@ -214,8 +214,8 @@ fn an_own_user_with_six_capabilities_has_every_feature_and_keeps_four() {
         let agent =
             start(&user, &all_but(&[]), &["--owners", owners, "--allow-kill", "--dump-interval", "50ms"]);
         let metrics = agent.metrics();
-        assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("rung", "btf")]), 1.0);
-        assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "owners"), ("rung", owners)]), 1.0);
+        assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", "btf")]), 1.0);
+        assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "owners"), ("backend", owners)]), 1.0);
         let working = ["dac_read_search", "sys_ptrace", "sys_admin"];
         assert_holds(&agent, &[&working[..], &["net_admin"]].concat(), &working);
         let said = summary(&agent);

@@ -64,7 +64,7 @@ impl ScrapeAccess {
             Some(path) => load(path),
             None => (Ok(LoadedConfig::default()), ConfigFiles::default()),
         };
-        let door = Self {
+        let access = Self {
             path: path.map(Path::to_owned),
             now: RefCell::default(),
             files: RefCell::new(files),
@@ -74,8 +74,8 @@ impl ScrapeAccess {
             bucket: RefCell::default(),
             passwords,
         };
-        door.take(loaded?);
-        Ok(door)
+        access.take(loaded?);
+        Ok(access)
     }
 
     /// What holds now. A connection keeps what its handshake was made by; who may ask is looked up for each request.

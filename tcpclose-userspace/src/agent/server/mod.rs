@@ -77,7 +77,7 @@ enum Listener {
 pub async fn serve_scrapes(
     listener: TcpListener,
     room: Rc<RefCell<Connections>>,
-    door: Rc<ScrapeAccess>,
+    access: Rc<ScrapeAccess>,
     engine: Rc<RefCell<Tracking>>,
 ) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
@@ -87,10 +87,10 @@ pub async fn serve_scrapes(
     loop {
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (door, engine) = (Rc::clone(&door), Rc::clone(&engine));
+                let (access, engine) = (Rc::clone(&access), Rc::clone(&engine));
                 let source = ClientNetwork::from(from.ip());
                 let serving = async move |stage: &Rc<ConnectionTimeouts>| {
-                    serve_at((&door, source), stream, &engine, stage).await
+                    serve_at((&access, source), stream, &engine, stage).await
                 };
                 admit(&room, || begin(source, serving)).await;
             }
@@ -128,16 +128,16 @@ async fn not_accepted(why: &std::io::Error) {
     sleep(Duration::from_millis(100)).await;
 }
 
-/// Serves one who came to the TCP face: TLS first, where the door says so.
+/// Serves one who came to the TCP face: TLS first, where the access says so.
 async fn serve_at(
     by: (&Rc<ScrapeAccess>, ClientNetwork),
     mut stream: TcpStream,
     engine: &Rc<RefCell<Tracking>>,
     stage: &Rc<ConnectionTimeouts>,
 ) {
-    let (door, _) = by;
-    door.look().await;
-    let Some(tls) = door.now().tls.clone() else {
+    let (access, _) = by;
+    access.look().await;
+    let Some(tls) = access.now().tls.clone() else {
         return serve(stream, Listener::Aggregates, Some(by), engine, stage).await;
     };
     // A handshake's first byte is 22; no request begins with that.
@@ -217,12 +217,12 @@ async fn stream_or_answer(
         let level = if request.uri().path() == kill::PATH { Level::Info } else { Level::Debug };
         log::log!(level, "{} {} asked by {caller}", request.method(), request.uri().path());
     }
-    if let Some((door, source)) = by {
-        let mut answer = match door.refuses(request.headers(), source).await {
+    if let Some((access, source)) = by {
+        let mut answer = match access.refuses(request.headers(), source).await {
             Some(refusal) => refusal,
             None => answer(request, face, engine).await,
         };
-        door.add_headers(answer.headers_mut());
+        access.add_headers(answer.headers_mut());
         return answer.map(Either::Left);
     }
     if face == Listener::Aggregates || request.uri().path() != watch::PATH {

@@ -24,7 +24,7 @@ struct Hook {
 /// What is not known without a hook.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Tells {
-    /// Which minisocket belongs to which socket, at the classic door.
+    /// Which minisocket belongs to which socket, at the classic tracepoint.
     Cookie,
     Birth,
     /// The flip to TIME-WAIT and the ends.
@@ -35,7 +35,7 @@ enum Tells {
 }
 
 impl Tells {
-    /// Whether there are no hooks without it. At the classic door the birth is what joins cookie and socket.
+    /// Whether there are no hooks without it. At the classic tracepoint the birth is what joins cookie and socket.
     const fn is_needed(self, by_cookie: bool) -> bool {
         match self {
             Self::Life => true,
@@ -83,7 +83,7 @@ pub struct Attached {
     pub links: Option<PinnedLinks>,
 }
 
-/// Attaches the hooks, and adds their programs to `programs`. `by_cookie`: the tp_btf door, where sockets have cookies
+/// Attaches the hooks, and adds their programs to `programs`. `by_cookie`: the tp_btf backend, where sockets have cookies
 /// already.
 ///
 /// All of them are loaded first. Where one that is needed is refused, no other is tried and none is attached: dumps must

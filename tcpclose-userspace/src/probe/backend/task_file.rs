@@ -1,4 +1,4 @@
-//! The ladder of owners. Its first rung is the iterator over all tasks' files.
+//! The ladder of owners. Its first backend is the iterator over all tasks' files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -15,7 +15,7 @@ use crate::probe::{reason, refused};
 /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h, 5.8 to 6.18), the inode of the first PID namespace.
 const FIRST_PID_NAMESPACE: u64 = 0xefff_fffc;
 
-/// The rungs of the `owners` ladder.
+/// The backends of the `owners` ladder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnersHook {
     /// The iterator over all tasks' files.
@@ -33,10 +33,10 @@ impl OwnersHook {
     }
 }
 
-/// Loads the rung `only`, or the best that loads. Returns it, and why it is not the better one.
+/// Loads the backend `only`, or the best that loads. Returns it, and why it is not the better one.
 ///
 /// # Errors
-/// When the rung that is asked for does not load.
+/// When the backend that is asked for does not load.
 pub fn choose(
     ebpf: &mut Ebpf,
     btf: Option<&Btf>,
@@ -55,7 +55,7 @@ pub fn choose(
     }
 }
 
-/// How to look for owners now, by the rung `hook`.
+/// How to look for owners now, by the backend `hook`.
 pub fn look(ebpf: &mut Ebpf, hook: OwnersHook) -> OwnersLookup {
     if hook == OwnersHook::Proc {
         return OwnersLookup::Proc(Urgency::Leisurely);

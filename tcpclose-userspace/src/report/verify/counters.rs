@@ -16,16 +16,16 @@ pub const NOT_COMPARED: &str = "not compared: OutRsts counts RSTs to ports on wh
 pub fn compare(
     from: &AuditSample,
     to: &AuditSample,
-    rungs: &BackendsInUse,
+    backends: &BackendsInUse,
     (own, reach): (u32, Reach),
     causes: &Causes,
 ) -> Vec<AuditRow> {
     let pair = Comparison { from, to, own, reach };
     vec![
         pair.established_resets(causes),
-        pair.minisockets_born(rungs, causes),
-        pair.overflows(rungs, causes),
-        pair.reused(rungs, causes),
+        pair.minisockets_born(backends, causes),
+        pair.overflows(backends, causes),
+        pair.reused(backends, causes),
         pair.aborts_on_close(causes),
     ]
 }
@@ -84,7 +84,7 @@ impl Comparison<'_> {
 
     /// A minisocket is born into TIME-WAIT, which the agent counts as a transition; or into FIN-WAIT-2, where it is
     /// still, or from where it went on to TIME-WAIT (the transition) or to its end.
-    fn minisockets_born(&self, rungs: &BackendsInUse, causes: &Causes) -> AuditRow {
+    fn minisockets_born(&self, backends: &BackendsInUse, causes: &Causes) -> AuditRow {
         // Minisockets of other namespaces, which are not followed there and not counted here.
         let elsewhere = [("state", "time_wait"), ("why", "namespace")];
         let entered =
@@ -104,7 +104,7 @@ impl Comparison<'_> {
             .minus(minisockets(self.from));
         let (born, namespaces) = self.kernel(self.reach, &["TW", "TWKilled"]);
         // Without hooks, one that found no room looks born.
-        let skipped = match rungs.dumps() {
+        let skipped = match backends.dumps() {
             true => self.kernel(self.reach, &["TCPTimeWaitOverflow"]).0.max,
             false => 0,
         };
@@ -118,9 +118,9 @@ impl Comparison<'_> {
         }
     }
 
-    fn overflows(&self, rungs: &BackendsInUse, causes: &Causes) -> AuditRow {
+    fn overflows(&self, backends: &BackendsInUse, causes: &Causes) -> AuditRow {
         let agent = Span::exact(self.agent("tcpclose_time_wait_overflows_total", &[]));
-        let (what, reach) = match rungs.dumps() {
+        let (what, reach) = match backends.dumps() {
             true => (
                 "time_wait skipped, TCPTimeWaitOverflow (which the agent reads itself, of its own namespace)",
                 Reach::Only(self.own),
@@ -132,10 +132,10 @@ impl Comparison<'_> {
         AuditRow { what: what.to_owned(), agent, kernel: Some(kernel), verdict, namespaces }
     }
 
-    fn reused(&self, rungs: &BackendsInUse, causes: &Causes) -> AuditRow {
+    fn reused(&self, backends: &BackendsInUse, causes: &Causes) -> AuditRow {
         let agent = Span::exact(self.agent("tcpclose_time_wait_ended_total", &[("reason", "reused")]));
         let (kernel, namespaces) = self.kernel(Reach::All, &["TWRecycled"]);
-        let verdict = match rungs.dumps() {
+        let verdict = match backends.dumps() {
             true => Verdict::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
             false => causes.judge(agent, kernel),
         };
@@ -187,7 +187,7 @@ mod tests {
         Comparison { from, to, own: 1, reach: Reach::All }
     }
 
-    fn rungs(time_wait: &str) -> BackendsInUse {
+    fn backends(time_wait: &str) -> BackendsInUse {
         BackendsInUse { state: "btf".to_owned(), time_wait: time_wait.to_owned() }
     }
 
@@ -222,9 +222,9 @@ mod tests {
             &[("TW", 8), ("TCPTimeWaitOverflow", 1)],
         );
         let pair = between(&none, &to);
-        let row = pair.minisockets_born(&rungs("hooks"), &Causes::default());
+        let row = pair.minisockets_born(&backends("hooks"), &Causes::default());
         assert_eq!((row.agent, row.verdict), (Span { min: 8, max: 9 }, Verdict::Equal));
-        let row = pair.minisockets_born(&rungs("diag"), &Causes::default());
+        let row = pair.minisockets_born(&backends("diag"), &Causes::default());
         assert_eq!(row.kernel, Some(Span { min: 8, max: 9 }));
         let elsewhere = look(
             "tcpclose_transitions_total{from=\"fin_wait_2\",to=\"time_wait\"} 5\n\
@@ -232,16 +232,16 @@ mod tests {
             &[],
             &[],
         );
-        let row = between(&none, &elsewhere).minisockets_born(&rungs("diag"), &Causes::default());
+        let row = between(&none, &elsewhere).minisockets_born(&backends("diag"), &Causes::default());
         assert_eq!((row.agent, row.verdict), (Span::exact(0), Verdict::Equal));
     }
 
     #[test]
-    fn a_rung_that_cannot_know_says_so() {
+    fn a_backend_that_cannot_know_says_so() {
         let (from, to) = (look("", &[], &[]), look("", &[("TWRecycled", 7)], &[("TWRecycled", 7)]));
         let pair = between(&from, &to);
-        assert!(matches!(pair.reused(&rungs("diag"), &Causes::default()).verdict, Verdict::NotTold(_)));
-        assert_eq!(pair.reused(&rungs("hooks"), &Causes::default()).verdict, Verdict::Differs);
+        assert!(matches!(pair.reused(&backends("diag"), &Causes::default()).verdict, Verdict::NotTold(_)));
+        assert_eq!(pair.reused(&backends("hooks"), &Causes::default()).verdict, Verdict::Differs);
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn dumped(metrics: &Samples) -> Option<String> {
     metrics.label("tcpclose_netns_info", &[], "dumped")
 }
 
-/// The rungs in use, as `tcpclose_hook_info` names them.
+/// The backends in use, as `tcpclose_hook_info` names them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendsInUse {
     pub state: String,
@@ -210,11 +210,11 @@ pub struct BackendsInUse {
 
 impl BackendsInUse {
     pub fn of(metrics: &Samples) -> Self {
-        let rung = |hook| {
-            let rung = metrics.label("tcpclose_hook_info", &[("hook", hook)], "rung");
-            rung.unwrap_or_else(|| "unknown".to_owned())
+        let backend = |hook| {
+            let backend = metrics.label("tcpclose_hook_info", &[("hook", hook)], "backend");
+            backend.unwrap_or_else(|| "unknown".to_owned())
         };
-        Self { state: rung("state"), time_wait: rung("time_wait") }
+        Self { state: backend("state"), time_wait: backend("time_wait") }
     }
 
     /// Minisockets are followed by dumps.

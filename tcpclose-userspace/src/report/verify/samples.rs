@@ -53,11 +53,11 @@ mod tests {
     fn samples_are_summed_by_name_and_labels() {
         let samples = Samples::parse(
             "# HELP a b\n# TYPE a gauge\na{state=\"close_wait\",port=\"80\"} 3\na{state=\"close_wait\",port=\"other\"} 4\n\
-             a{state=\"last_ack\"} 1\nab 7\nhook{hook=\"state\",rung=\"btf\"} 1\nbroken\nbroken{ x\n",
+             a{state=\"last_ack\"} 1\nab 7\nhook{hook=\"state\",backend=\"btf\"} 1\nbroken\nbroken{ x\n",
         );
         assert_eq!(samples.sum("a", &[("state", "close_wait")]), 7.0);
         assert_eq!((samples.sum("a", &[]), samples.sum("ab", &[]), samples.sum("c", &[])), (8.0, 7.0, 0.0));
-        assert_eq!(samples.label("hook", &[("hook", "state")], "rung").as_deref(), Some("btf"));
-        assert_eq!(samples.label("hook", &[("hook", "time_wait")], "rung"), None);
+        assert_eq!(samples.label("hook", &[("hook", "state")], "backend").as_deref(), Some("btf"));
+        assert_eq!(samples.label("hook", &[("hook", "time_wait")], "backend"), None);
     }
 }

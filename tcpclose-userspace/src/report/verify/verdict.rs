@@ -60,7 +60,7 @@ pub enum Verdict {
     Explained(String),
     /// They differ, and nothing known makes it.
     Differs,
-    /// The rung in use cannot know it.
+    /// The backend in use cannot know it.
     NotTold(String),
 }
 
@@ -70,7 +70,7 @@ impl fmt::Display for Verdict {
             Self::Equal => f.write_str("equal"),
             Self::Explained(why) => write!(f, "explained: {why}"),
             Self::Differs => f.write_str("DIFFERS"),
-            Self::NotTold(why) => write!(f, "not told by this rung: {why}"),
+            Self::NotTold(why) => write!(f, "not told by this backend: {why}"),
         }
     }
 }

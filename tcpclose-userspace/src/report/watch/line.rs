@@ -81,7 +81,7 @@ pub struct CloserLine {
 pub struct More {
     /// As `ip netns` calls the network namespace, where it has a name.
     pub netns_name: Option<String>,
-    /// The sequence numbers, see [`tcpclose_common::event::Numbers`]; `null` where the rung in use cannot see them.
+    /// The sequence numbers, see [`tcpclose_common::event::Numbers`]; `null` where the backend in use cannot see them.
     pub snd: Option<u32>,
     pub rcv: Option<u32>,
     /// Milliseconds that TIME-WAIT lasts here, where that is known.

@@ -51,7 +51,7 @@ fn sock(n: u64) -> Sock {
     Sock { cookie: n + 1, flow: flow(n) }
 }
 
-/// The record of a step of `sock` at `at`, by the tp_btf door or the classic one.
+/// The record of a step of `sock` at `at`, by the tp_btf backend or the classic one.
 fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpState)) -> Vec<TrackerEvent> {
     let by_cookie = tracker.by_cookie;
     let head = RecordHeader {

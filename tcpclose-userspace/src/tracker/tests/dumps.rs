@@ -10,7 +10,7 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
         (Age { min_ns: 10 * S, max_ns: Some(100 * S) }, None),
         (Age { min_ns: 100 * S, max_ns: None }, None),
     ] {
-        for mut bench in Bench::doors() {
+        for mut bench in Bench::backends() {
             let old = DumpedSocket { age, ..seen(CloseWait, SocketKind::Socket, server(), 7, T0, 0) };
             bench.dump(T0, true, &[listener(), old]);
             assert_eq!(bench.told(), [], "nothing happened yet");
@@ -83,7 +83,7 @@ fn a_minisocket_gone_before_its_timer_ended_early() {
 
 #[test]
 fn a_socket_that_ended_while_the_dump_ran_does_not_come_back() {
-    for mut bench in Bench::doors() {
+    for mut bench in Bench::backends() {
         bench.dump(T0 - S, true, &[listener()]);
         bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
         bench.tracker.dump_started();

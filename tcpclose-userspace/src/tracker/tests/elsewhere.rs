@@ -38,7 +38,7 @@ fn round(bench: &mut Bench, found: &[u32], former: &[u32], (sure, lost): (bool, 
     bench.tracker.round(&round, &mut bench.heard);
 }
 
-/// The same addresses in two namespaces, at each door: two lives, and a dump speaks for those of its namespace alone.
+/// The same addresses in two namespaces, at each backend: two lives, and a dump speaks for those of its namespace alone.
 #[test]
 fn the_same_flow_in_two_namespaces_is_two_lives() {
     for by_cookie in [true, false] {

@@ -2,7 +2,7 @@
 
 use crate::tracker::tests::*;
 
-/// What the hooks tell of a minisocket, at both doors: birth, flip, end and its cause, to the nanosecond.
+/// What the hooks tell of a minisocket, at both backends: birth, flip, end and its cause, to the nanosecond.
 #[test]
 fn hooks_tell_a_minisockets_life() {
     for (news, how) in [

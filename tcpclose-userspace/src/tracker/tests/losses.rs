@@ -44,7 +44,7 @@ fn a_reconcile_mends_what_lost_records_left() {
     assert_eq!(phases, [Phase::CloseWait, Phase::LastAck]);
 }
 
-/// At the classic door nothing but the addresses in the first record, or the record of the hand-over, tells which
+/// At the classic tracepoint nothing but the addresses in the first record, or the record of the hand-over, tells which
 /// minisocket was a socket's.
 #[test]
 fn a_close_of_which_a_record_was_lost_counts_once() {
@@ -77,7 +77,7 @@ fn a_close_of_which_a_record_was_lost_counts_once() {
     }
 }
 
-/// The steps of the classic door name the flow by its hash, which is enough to tell which minisocket ended.
+/// The steps of the classic tracepoint name the flow by its hash, which is enough to tell which minisocket ended.
 #[test]
 fn a_close_of_which_the_first_record_was_lost_counts_before_any_dump_sees_it() {
     for by_cookie in [true, false] {
@@ -110,7 +110,7 @@ fn a_close_of_which_the_first_record_was_lost_counts_before_any_dump_sees_it() {
 /// connection before it is recorded.
 #[test]
 fn a_connection_that_closes_before_the_last_step_of_the_one_before_it_takes_nothing_from_that() {
-    for mut bench in Bench::doors() {
+    for mut bench in Bench::backends() {
         bench.dump(T0 - S, true, &[listener()]);
         for (key, at) in [(1, T0), (2, T0 + 2 * MS)] {
             bench.step(key, &server(), at, (Established, FinWait1), ACCEPTED | OWNED);
@@ -173,11 +173,11 @@ fn no_order_of_events_breaks_it() {
         random ^= random << 17;
         random % n
     };
-    let with_hooks = Bench::doors().map(|mut bench| {
+    let with_hooks = Bench::backends().map(|mut bench| {
         bench.tracker.set_told(EVERYTHING);
         bench
     });
-    for mut bench in Bench::doors().into_iter().chain(with_hooks) {
+    for mut bench in Bench::backends().into_iter().chain(with_hooks) {
         let mut now = T0;
         for _ in 0..60_000 {
             now += next(200) * MS;

@@ -94,8 +94,8 @@ struct Bench {
     /// What the next record says of sequence numbers.
     numbers: Numbers,
     by_cookie: bool,
-    /// Flags that every record of this door carries.
-    door: u16,
+    /// Flags that every record of this backend carries.
+    backend: u16,
     netns: u32,
 }
 
@@ -106,13 +106,13 @@ impl Bench {
             by_cookie,
         );
         tracker.set_time_wait_ns(TIME_WAIT);
-        let door = if by_cookie { COOKIE } else { 0 } | if btf { FACTS } else { 0 };
+        let backend = if by_cookie { COOKIE } else { 0 } | if btf { FACTS } else { 0 };
         Self {
             tracker,
             heard: Heard::new(),
             numbers: Numbers::default(),
             by_cookie,
-            door,
+            backend,
             netns: if btf { HERE } else { 0 },
         }
     }
@@ -122,12 +122,12 @@ impl Bench {
     }
 
     /// One of each: tp_btf, classic with BTF, classic without.
-    fn doors() -> [Self; 3] {
+    fn backends() -> [Self; 3] {
         [Self::new(true, true), Self::new(false, true), Self::new(false, false)]
     }
 
     fn has_facts(&self) -> bool {
-        self.door & FACTS != 0
+        self.backend & FACTS != 0
     }
 
     fn head(
@@ -146,7 +146,7 @@ impl Bench {
             remote_port: flow.remote_port,
             old: old.raw(),
             new: new.raw(),
-            flags: self.door | more,
+            flags: self.backend | more,
             netns: self.netns,
             err: 0,
             err_soft: 0,
@@ -187,7 +187,7 @@ impl Bench {
         self.tracker.dump(&view, 100, &mut self.heard)
     }
 
-    /// The key of this bench's one socket: its cookie, 7, or the address that the classic door knows it by.
+    /// The key of this bench's one socket: its cookie, 7, or the address that the classic tracepoint knows it by.
     fn key(&self) -> u64 {
         if self.by_cookie { 7 } else { 0xffff_8880_0000_0007 }
     }

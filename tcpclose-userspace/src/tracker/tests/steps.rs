@@ -1,10 +1,10 @@
-//! What records alone tell: a socket's steps from door to door.
+//! What records alone tell: a socket's steps from first to last.
 
 use crate::tracker::tests::*;
 
 #[test]
 fn a_passive_close_is_close_wait_then_last_ack() {
-    for mut bench in Bench::doors() {
+    for mut bench in Bench::backends() {
         bench.dump(T0 - S, true, &[listener()]);
         bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
         bench.step(7, &server(), T0 + 500 * MS, (CloseWait, LastAck), ACCEPTED | OWNED);
@@ -28,7 +28,7 @@ fn a_passive_close_is_close_wait_then_last_ack() {
 /// The common active close: the peer's FIN comes later, and the tracepoint says CLOSE at once.
 #[test]
 fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
-    for mut bench in Bench::doors() {
+    for mut bench in Bench::backends() {
         let cookie = if bench.by_cookie { 7 } else { 0x55 };
         let client_side = if bench.has_facts() { CLIENT } else { PortKey { side: Side::Unknown, port: 80 } };
         bench.dump(T0 - S, true, &[]);
@@ -100,7 +100,7 @@ fn time_wait_is_entered_at_the_event_when_the_fin_came_with_the_ack() {
 
 #[test]
 fn a_simultaneous_close_ends_in_time_wait_once() {
-    for mut bench in Bench::doors() {
+    for mut bench in Bench::backends() {
         let facts = bench.has_facts();
         let pair = if facts { CLIENT } else { PortKey { side: Side::Unknown, port: 80 } };
         let cookie = if bench.by_cookie { 7 } else { 0x55 };
@@ -225,7 +225,7 @@ fn fin_wait_2_that_runs_out_is_a_timeout() {
     );
 }
 
-/// At the classic door a minisocket has no key but its flow; a new connection of that flow is its end.
+/// At the classic tracepoint a minisocket has no key but its flow; a new connection of that flow is its end.
 #[test]
 fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
     let mut bench = Bench::new(false, true);

@@ -12,7 +12,7 @@ const UNKNOWN: Age = Age { min_ns: 0, max_ns: None };
 
 #[test]
 fn an_active_close_is_told_with_its_socket_and_its_numbers() {
-    for mut bench in Bench::doors() {
+    for mut bench in Bench::backends() {
         bench.dump(T0 - S, true, &[]);
         bench.numbers = Numbers { snd: 1000, rcv: 5000 };
         let mut head = bench.head(7, &client(), T0, (Established, FinWait1), OWNED);

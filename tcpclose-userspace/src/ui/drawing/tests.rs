@@ -113,7 +113,7 @@ fn both_at_once() {
 }
 
 #[test]
-fn what_the_rung_cannot_see_is_not_observed() {
+fn what_the_backend_cannot_see_is_not_observed() {
     // The peer's FIN came to the minisocket, of which a dump told.
     let steps = [
         (Established, FinWait1, None, Some(1000), Some(5000)),

@@ -4,9 +4,9 @@
 //! * [`tap`]: when a segment passed, by the kernel's own timestamp. [`play`]: closes, and how long their phases lasted.
 //! * [`report`]: what the agents told, against that.
 
+use crate::cases::backends;
 use crate::cases::diag;
 use crate::cases::place;
-use crate::cases::rungs;
 use crate::cases::scene;
 use crate::cases::wire;
 use crate::common;
@@ -19,10 +19,10 @@ use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use backends::Backend;
 use common::{Agent, BINARY};
 use place::Netns;
 use play::{Close, Phase, Truth};
-use rungs::Rung;
 
 /// A hundred of each script, with the dwell times in turn.
 const CLOSES: usize = 400;
@@ -43,8 +43,8 @@ fn measure() {
     let netns = Netns::enter_new().unwrap();
     let mut closes: Vec<Close> =
         (0..CLOSES).map(|number| Close::set(number, FIRST_PORT + number as u16)).collect();
-    let agents: Vec<(Rung, Agent)> =
-        Rung::ALL.into_iter().filter_map(|rung| Some((rung, start(rung)?))).collect();
+    let agents: Vec<(Backend, Agent)> =
+        Backend::ALL.into_iter().filter_map(|backend| Some((backend, start(backend)?))).collect();
     eprintln!("{CLOSES} closes, then a minute until TIME-WAIT is over");
 
     let netns = &netns;
@@ -63,7 +63,7 @@ fn measure() {
     }
     truths.extend(play::outwait(waiting));
     sleep(DUMPS);
-    let told: Vec<_> = agents.iter().map(|(rung, agent)| (*rung, agent.metrics())).collect();
+    let told: Vec<_> = agents.iter().map(|(backend, agent)| (*backend, agent.metrics())).collect();
     report::print(&told, &truths, CLOSES);
 }
 
@@ -72,22 +72,22 @@ fn play_in(netns: &Netns, closes: &mut [Close]) -> Vec<(Vec<Truth>, Option<play:
     closes.iter_mut().map(Close::play).collect()
 }
 
-/// An agent on `rung`, otherwise as anybody has it; none where this kernel lacks the rung.
-fn start(rung: Rung) -> Option<Agent> {
-    if rung == Rung::BlindDiag {
+/// An agent on `backend`, otherwise as anybody has it; none where this kernel lacks the backend.
+fn start(backend: Backend) -> Option<Agent> {
+    if backend == Backend::BlindDiag {
         // Its times are those of the classic tracepoint with BTF, but for the full socket's FIN-WAIT-2 (README).
         return None;
     }
     let arguments =
-        ["--state-hook", rung.state_hook(), "--time-wait", rung.time_wait(), "--max-ports", "500"];
+        ["--state-hook", backend.state_hook(), "--time-wait", backend.time_wait(), "--max-ports", "500"];
     let agent = Agent::try_start_by(Command::new(BINARY), &arguments)
-        .map_err(|why| eprintln!("\nSKIPPED: {rung}: {}\n", why.trim()))
+        .map_err(|why| eprintln!("\nSKIPPED: {backend}: {}\n", why.trim()))
         .ok()?;
     let metrics = agent.metrics();
-    let on = |hook, name| metrics.sum("tcpclose_hook_info", &[("hook", hook), ("rung", name)]) == 1.0;
-    if on("state", rung.state_hook()) && on("time_wait", rung.time_wait()) {
+    let on = |hook, name| metrics.sum("tcpclose_hook_info", &[("hook", hook), ("backend", name)]) == 1.0;
+    if on("state", backend.state_hook()) && on("time_wait", backend.time_wait()) {
         return Some(agent);
     }
-    eprintln!("\nSKIPPED: {rung}: the agent is on another rung\n");
+    eprintln!("\nSKIPPED: {backend}: the agent is on another backend\n");
     None
 }

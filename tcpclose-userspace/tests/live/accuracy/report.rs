@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::SystemTime;
 
+use super::backends::Backend;
 use super::common::Metrics;
 use super::play::{Phase, Truth};
-use super::rungs::Rung;
 
 /// What `cargo xtask accuracy` cuts the section out by.
 const BEGIN: &str = "<!-- accuracy begins -->";
@@ -17,25 +17,25 @@ const HOOKS: f64 = 5.0;
 const DIAG: f64 = 50.0;
 
 /// Prints the section.
-pub fn print(told: &[(Rung, Metrics)], truths: &[Truth], closes: usize) {
+pub fn print(told: &[(Backend, Metrics)], truths: &[Truth], closes: usize) {
     println!("{BEGIN}");
     println!("{}\n", machine(closes));
     println!(
-        "| kernel | rung | phase | told of | median | p99 | worst | to reach | truth known to, median | worst |"
+        "| kernel | backend | phase | told of | median | p99 | worst | to reach | truth known to, median | worst |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    for (rung, metrics) in told {
+    for (backend, metrics) in told {
         for phase in Phase::ALL {
             let truths: Vec<&Truth> = truths.iter().filter(|truth| truth.phase == phase).collect();
-            println!("{}", row(*rung, phase, metrics, &truths));
+            println!("{}", row(*backend, phase, metrics, &truths));
         }
     }
-    for (rung, metrics) in told {
+    for (backend, metrics) in told {
         for (labels, lost) in
             metrics.select("tcpclose_events_lost_total", &[]).filter(|(_, lost)| *lost > 0.0)
         {
             // An agent takes the events of every namespace: they need not be of these closes.
-            println!("\n{rung} lost {lost} events of the whole machine's ({}).", labels["stage"]);
+            println!("\n{backend} lost {lost} events of the whole machine's ({}).", labels["stage"]);
         }
     }
     let mut lengths: Vec<f64> =
@@ -49,7 +49,7 @@ pub fn print(told: &[(Rung, Metrics)], truths: &[Truth], closes: usize) {
 }
 
 /// A row of the table.
-fn row(rung: Rung, phase: Phase, metrics: &Metrics, truths: &[&Truth]) -> String {
+fn row(backend: Backend, phase: Phase, metrics: &Metrics, truths: &[&Truth]) -> String {
     let mut errors = Vec::new();
     let mut known = Vec::new();
     for truth in truths {
@@ -66,11 +66,11 @@ fn row(rung: Rung, phase: Phase, metrics: &Metrics, truths: &[&Truth]) -> String
     known.sort_by(f64::total_cmp);
     let mut cells = vec![
         kernel(),
-        rung.to_string(),
+        backend.to_string(),
         phase.name().to_owned(),
         format!("{} of {}", errors.len(), truths.len()),
     ];
-    let target = target(rung, phase).map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0}"));
+    let target = target(backend, phase).map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0}"));
     if errors.is_empty() {
         cells.extend(["–", "–", "–", &target, "–", "–"].map(str::to_owned));
     } else {
@@ -82,9 +82,9 @@ fn row(rung: Rung, phase: Phase, metrics: &Metrics, truths: &[&Truth]) -> String
 }
 
 /// The worst error to reach, milliseconds; none for an end that only a dump sees.
-fn target(rung: Rung, phase: Phase) -> Option<f64> {
+fn target(backend: Backend, phase: Phase) -> Option<f64> {
     match phase {
-        Phase::TimeWait | Phase::FinWait2Orphan if rung.hooks() => Some(HOOKS),
+        Phase::TimeWait | Phase::FinWait2Orphan if backend.hooks() => Some(HOOKS),
         Phase::FinWait2Orphan => Some(DIAG),
         Phase::TimeWait => None,
         _ => Some(FULL_SOCKET),

@@ -40,16 +40,16 @@ fn a_missing_privilege_is_named_before_anything_else() {
 
 #[test]
 #[ignore = "needs root"]
-fn two_capabilities_are_enough_for_the_best_rung() {
+fn two_capabilities_are_enough_for_the_best_backend() {
     let agent = Agent::start_by(with_capabilities("-all,+bpf,+perfmon"), &[]);
     agent.address();
     assert!(agent.said().contains("capabilities kept: none"), "{}", agent.said());
     let metrics = agent.metrics();
-    assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("rung", "btf")]), 1.0);
+    assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", "btf")]), 1.0);
     assert_eq!(metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]), 0.0);
     assert!(agent.stuck(&["--json"]).status.success());
 
-    // The classic door needs tracefs, which only more privileges mount: on a host that has it mounted nobody has to.
+    // The classic tracepoint needs tracefs, which only more privileges mount: on a host that has it mounted nobody has to.
     let masked =
         "umount /sys/kernel/tracing 2>/dev/null || true; umount /sys/kernel/debug 2>/dev/null || true;";
     let folder = tempfile::tempdir().unwrap();
@@ -104,7 +104,7 @@ fn a_kernel_without_the_tracepoint_is_named_before_anything_is_loaded() {
 fn with_one_door_masked_the_other_is_taken() {
     let agent = Agent::start_by(after_mounts(NO_BTF), &[]);
     let metrics = agent.metrics();
-    assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("rung", "tracepoint")]), 1.0);
+    assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", "tracepoint")]), 1.0);
     assert_eq!(metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]), 1.0);
     let said = agent.said();
     assert!(said.contains("tracepoint (classic, no BTF"), "{said}");
@@ -112,7 +112,7 @@ fn with_one_door_masked_the_other_is_taken() {
 
     let agent = Agent::start_by(after_mounts(NO_TRACEFS), &[]);
     let metrics = agent.metrics();
-    assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("rung", "btf")]), 1.0);
+    assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", "btf")]), 1.0);
     assert_eq!(metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]), 0.0);
 }
 

@@ -1,9 +1,9 @@
-//! Every way in which a TCP connection can close, scripted to the segment, and what the agent tells of it on every rung.
+//! Every way in which a TCP connection can close, scripted to the segment, and what the agent tells of it on every backend.
 //!
 //! * [`wire`]: segments by hand. [`place`]: network namespaces and TUN devices. [`peer`]: the hand-made end.
 //! * [`scene`]: a kernel's socket, a peer, and when the script did what. [`diag`]: what the kernel itself says.
 //! * [`passive`], [`active`], [`resets`], [`local`], [`timeouts`], [`minisockets`]: the scripts.
-//! * [`table`]: the cases, and what is true of each. [`stay`]: the states. [`rungs`]: what each rung tells, read from the
+//! * [`table`]: the cases, and what is true of each. [`stay`]: the states. [`backends`]: what each backend tells, read from the
 //!   README. [`verdict`]: what an agent told, against that.
 //! * [`stage`]: agents, namespaces, and all cases at once. [`report`]: what is printed.
 //!
@@ -11,7 +11,7 @@
 //! often (`common/left_out.rs`), or where its dumps were too far apart for a phase that only they tell of: then that case
 //! is played again, until it is told right (`common/rounds.rs`).
 //!
-//! `TCPCLOSE_RUNGS=btf+diag,tracepoint+hooks` leaves the other rungs out. `TCPCLOSE_NO_SKIP` says that this kernel has every rung: one that does not start is then a failure,
+//! `TCPCLOSE_BACKENDS=btf+diag,tracepoint+hooks` leaves the other backends out. `TCPCLOSE_NO_SKIP` says that this kernel has every backend: one that does not start is then a failure,
 //! but those that `TCPCLOSE_LACKING=btf,hooks` names, one of which that does start is a failure.
 
 use crate::common;
@@ -19,6 +19,7 @@ use crate::common::left_out;
 use crate::common::rounds;
 
 mod active;
+pub mod backends;
 pub mod diag;
 mod local;
 mod minisockets;
@@ -27,7 +28,6 @@ pub mod peer;
 pub mod place;
 mod report;
 mod resets;
-pub mod rungs;
 pub mod scene;
 mod stage;
 pub mod stay;
@@ -38,7 +38,7 @@ pub mod wire;
 
 #[test]
 #[ignore = "needs root"]
-fn every_case_on_every_rung() {
+fn every_case_on_every_backend() {
     stage::play();
 }
 
@@ -48,7 +48,7 @@ fn every_row_of_the_table_is_in_the_readme() {
         for life in case.lives {
             let times = life.stays.iter().map(|stay| stay.time);
             for truth in times.chain([life.side, life.outcome]).chain(life.waited) {
-                rungs::Rung::ALL.into_iter().for_each(|rung| assert_ne!(truth.told(rung), ""));
+                backends::Backend::ALL.into_iter().for_each(|backend| assert_ne!(truth.told(backend), ""));
             }
         }
     }

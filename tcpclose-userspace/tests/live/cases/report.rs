@@ -1,11 +1,11 @@
-//! What is printed: one line a case and rung, totals, and how exact the durations were.
+//! What is printed: one line a case and backend, totals, and how exact the durations were.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::backends::Backend;
 use super::common::Metrics;
 use super::rounds::{Round, Wrong, untold};
-use super::rungs::Rung;
 use super::stage::{Watcher, expected_ends};
 use super::table::CASES;
 use super::verdict::{Error, Played, differences, too_brief};
@@ -24,19 +24,19 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
     let (mut right, mut wrong, mut hopeless, mut late) = (0, Vec::new(), Vec::new(), Vec::new());
     // By agent, how many cases were too brief for it.
     let mut brief = vec![0; watchers.len()];
-    let mut errors: BTreeMap<Rung, Vec<Error>> = BTreeMap::new();
+    let mut errors: BTreeMap<Backend, Vec<Error>> = BTreeMap::new();
     let told: Vec<_> = watchers.iter().map(|watcher| (watcher, watcher.agent.metrics())).collect();
     for played in played {
         let seeing = told.iter().enumerate().filter(|(_, (watcher, _))| watcher.sees(played.case.place));
         for (agent, (watcher, metrics)) in seeing {
-            let errors = errors.entry(watcher.rung).or_default();
-            let found = differences(played, watcher.rung, metrics, watcher.dumps, errors);
-            right += line(&mut lines, played.case.name, watcher.rung, &found);
-            let (none, rung) = (found.is_empty(), watcher.rung);
-            let found = found.into_iter().map(|what| format!("{rung} {}: {what}", played.case.name));
+            let errors = errors.entry(watcher.backend).or_default();
+            let found = differences(played, watcher.backend, metrics, watcher.dumps, errors);
+            right += line(&mut lines, played.case.name, watcher.backend, &found);
+            let (none, backend) = (found.is_empty(), watcher.backend);
+            let found = found.into_iter().map(|what| format!("{backend} {}: {what}", played.case.name));
             match played.lives {
                 Ok(_) if none => {}
-                Ok(_) if too_brief(played, watcher.rung, watcher.dumps) => {
+                Ok(_) if too_brief(played, watcher.backend, watcher.dumps) => {
                     brief[agent] += 1;
                     late.push(played.number);
                 }
@@ -60,33 +60,33 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
         seeing.for_each(|(_, left_out)| *left_out += 1);
     }
     for (agent, ((watcher, metrics), &left_out)) in told.iter().zip(&left_out).enumerate() {
-        let Watcher { rung, place, .. } = watcher;
+        let Watcher { backend, place, .. } = watcher;
         let ends = ends(watcher, metrics, played, left_out + brief[agent]);
-        right += line(&mut lines, &format!("{place:?}: how TIME-WAITs ended"), *rung, &ends);
+        right += line(&mut lines, &format!("{place:?}: how TIME-WAITs ended"), *backend, &ends);
         let losses = losses(watcher, metrics, left_out);
-        right += line(&mut lines, &format!("{place:?}: nothing lost, nothing mended"), *rung, &losses);
-        hopeless.extend(ends.into_iter().chain(losses).map(|what| format!("{rung} {place:?}: {what}")));
+        right += line(&mut lines, &format!("{place:?}: nothing lost, nothing mended"), *backend, &losses);
+        hopeless.extend(ends.into_iter().chain(losses).map(|what| format!("{backend} {place:?}: {what}")));
     }
     println!("{lines}");
     for ((watcher, _), left_out) in told.iter().zip(&left_out) {
-        let Watcher { rung, place, dumps, .. } = watcher;
+        let Watcher { backend, place, dumps, .. } = watcher;
         println!(
-            "dumps of {rung:<28} {place:?}: {:.3} s at the longest, {:.3} s apart; left out {left_out} times",
+            "dumps of {backend:<28} {place:?}: {:.3} s at the longest, {:.3} s apart; left out {left_out} times",
             dumps.took, dumps.apart
         );
     }
     print_errors(&errors);
     let differ = lines.lines().filter(|line| line.starts_with(DIFFERS)).count();
-    println!("{} cases on {} rungs: {right} lines ok, {differ} differ", played.len(), errors.len());
+    println!("{} cases on {} backends: {right} lines ok, {differ} differ", played.len(), errors.len());
     Round { wrong, hopeless, unclear: Vec::new(), late, left_out }
 }
 
 const DIFFERS: &str = "DIFFERS";
 
 /// Writes a line for something that an agent told; 1 if it was right.
-fn line(lines: &mut String, name: &str, rung: Rung, differences: &[String]) -> usize {
+fn line(lines: &mut String, name: &str, backend: Backend, differences: &[String]) -> usize {
     let word = if differences.is_empty() { "ok" } else { DIFFERS };
-    let _ = writeln!(lines, "{word:<8} {rung:<28} {name}");
+    let _ = writeln!(lines, "{word:<8} {backend:<28} {name}");
     for difference in differences {
         let _ = writeln!(lines, "         {difference}");
     }
@@ -127,13 +127,13 @@ fn losses(watcher: &Watcher, metrics: &Metrics, left_out: u64) -> Vec<String> {
 }
 
 /// Prints how far durations were from the middle of their brackets.
-fn print_errors(errors: &BTreeMap<Rung, Vec<Error>>) {
+fn print_errors(errors: &BTreeMap<Backend, Vec<Error>>) {
     println!("error of durations, milliseconds (the script's own clock knows to)");
     println!(
         "{:<28} {:<11} {:<6} {:>4} {:>9} {:>9} {:>9} {:>10}",
-        "rung", "state", "told", "n", "median", "p99", "worst", "(known to)"
+        "backend", "state", "told", "n", "median", "p99", "worst", "(known to)"
     );
-    for (rung, errors) in errors {
+    for (backend, errors) in errors {
         let mut groups: BTreeMap<(&str, &str), Vec<&Error>> = BTreeMap::new();
         for error in errors.iter().filter(|error| error.told != "dump" && error.known_to < 2.0 * MEASURABLE) {
             groups.entry((error.state, error.told)).or_default().push(error);
@@ -143,7 +143,7 @@ fn print_errors(errors: &BTreeMap<Rung, Vec<Error>>) {
             let at = |share: f64| group[((group.len() - 1) as f64 * share).round() as usize].seconds * 1e3;
             let known = group.iter().map(|error| error.known_to).fold(0.0, f64::max) * 1e3;
             println!(
-                "{rung:<28} {state:<11} {told:<6} {:>4} {:>9.3} {:>9.3} {:>9.3} {known:>10.3}",
+                "{backend:<28} {state:<11} {told:<6} {:>4} {:>9.3} {:>9.3} {:>9.3} {known:>10.3}",
                 group.len(),
                 at(0.5),
                 at(0.99),

@@ -1,8 +1,8 @@
-//! All cases at once, and agents on every rung beside them.
+//! All cases at once, and agents on every backend beside them.
 //!
-//! The `diag` rungs see minisockets of their own network namespace only, so each namespace has agents of its own on
+//! The `diag` backends see minisockets of their own network namespace only, so each namespace has agents of its own on
 //! these; the hooks see every namespace, and have agents in one. All listeners are there before the agents, so that
-//! each rung knows from its first dump who is a server.
+//! each backend knows from its first dump who is a server.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -11,13 +11,13 @@ use std::process::Command;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
+use super::backends::Backend;
 use super::common::{self, Agent, BINARY, Metrics};
 use super::left_out::Witness;
 use super::minisockets;
 use super::place::{Netns, hide_btf, set_sysctl};
 use super::report;
 use super::rounds::{Round, until_told};
-use super::rungs::Rung;
 use super::scene::{Family, Moment, Scene, now_ns};
 use super::table::{CASES, Case, Place};
 use super::verdict::{Dumps, Played, ends};
@@ -36,7 +36,7 @@ const PURGE_NS: u64 = 10_000_000_000;
 
 /// An agent that watches.
 pub struct Watcher {
-    pub rung: Rung,
+    pub backend: Backend,
     pub place: Place,
     pub agent: Agent,
     /// What it had counted before the first case.
@@ -48,7 +48,7 @@ pub struct Watcher {
 impl Watcher {
     /// Whether it can tell how a case at `place` went.
     pub fn sees(&self, place: Place) -> bool {
-        self.rung.hooks() || self.place == place || (self.place == Place::Plain && place == Place::Doomed)
+        self.backend.hooks() || self.place == place || (self.place == Place::Plain && place == Place::Doomed)
     }
 
     /// How much a counter has grown since the first case.
@@ -183,30 +183,31 @@ fn said(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("a panic").to_owned()
 }
 
-/// Agents on every rung that this kernel has. One that it has not is named, once, and why.
+/// Agents on every backend that this kernel has. One that it has not is named, once, and why.
 fn start_agents(places: &BTreeMap<Place, Netns>) -> Vec<Watcher> {
     let mut watchers = Vec::new();
-    let only = std::env::var("TCPCLOSE_RUNGS").ok();
-    let asked =
-        |rung: &Rung| only.as_ref().is_none_or(|only| only.split(',').any(|one| one == rung.to_string()));
-    for rung in Rung::ALL.into_iter().filter(asked) {
+    let only = std::env::var("TCPCLOSE_BACKENDS").ok();
+    let asked = |backend: &Backend| {
+        only.as_ref().is_none_or(|only| only.split(',').any(|one| one == backend.to_string()))
+    };
+    for backend in Backend::ALL.into_iter().filter(asked) {
         for (&place, netns) in places {
-            if rung.hooks() && place != Place::Plain {
+            if backend.hooks() && place != Place::Plain {
                 continue;
             }
-            match inside(netns, || start(rung)) {
+            match inside(netns, || start(backend)) {
                 Ok(agent) => {
-                    assert!(!is_lacking(rung), "{rung} starts, though this kernel is said to lack it");
+                    assert!(!is_lacking(backend), "{backend} starts, though this kernel is said to lack it");
                     let before = agent.metrics();
-                    watchers.push(Watcher { rung, place, agent, before, dumps: Dumps::default() });
+                    watchers.push(Watcher { backend, place, agent, before, dumps: Dumps::default() });
                 }
-                Err(why) if is_lacking(rung) => {
-                    println!("not on this kernel: {rung}: {}", why.trim());
+                Err(why) if is_lacking(backend) => {
+                    println!("not on this kernel: {backend}: {}", why.trim());
                     break;
                 }
                 Err(why) => {
-                    assert!(may_lack(rung), "{rung} does not start: {why}");
-                    eprintln!("\nSKIPPED: {rung}: {}\n", why.trim());
+                    assert!(may_lack(backend), "{backend} does not start: {why}");
+                    eprintln!("\nSKIPPED: {backend}: {}\n", why.trim());
                     break;
                 }
             }
@@ -215,25 +216,25 @@ fn start_agents(places: &BTreeMap<Place, Netns>) -> Vec<Watcher> {
     watchers
 }
 
-/// Whether a kernel may be without `rung`. `TCPCLOSE_NO_SKIP` says that this one is not.
-fn may_lack(rung: Rung) -> bool {
+/// Whether a kernel may be without `backend`. `TCPCLOSE_NO_SKIP` says that this one is not.
+fn may_lack(backend: Backend) -> bool {
     let has_btf = std::fs::exists("/sys/kernel/btf/vmlinux").unwrap_or(false);
-    let optional = rung.hooks() || (rung.state_hook() == "btf" && !has_btf);
+    let optional = backend.hooks() || (backend.state_hook() == "btf" && !has_btf);
     optional && std::env::var_os("TCPCLOSE_NO_SKIP").is_none()
 }
 
-/// Whether this kernel is known to refuse the state hook of `rung`, or its time-wait backend.
-fn is_lacking(rung: Rung) -> bool {
-    [rung.state_hook(), rung.time_wait()].into_iter().any(common::is_lacking)
+/// Whether this kernel is known to refuse the state hook of `backend`, or its time-wait backend.
+fn is_lacking(backend: Backend) -> bool {
+    [backend.state_hook(), backend.time_wait()].into_iter().any(common::is_lacking)
 }
 
-fn start(rung: Rung) -> Result<Agent, String> {
-    if rung == Rung::BlindDiag {
+fn start(backend: Backend) -> Result<Agent, String> {
+    if backend == Backend::BlindDiag {
         hide_btf().map_err(|why| format!("BTF cannot be hidden: {why}"))?;
     }
     let arguments = [
-        ["--state-hook", rung.state_hook()],
-        ["--time-wait", rung.time_wait()],
+        ["--state-hook", backend.state_hook()],
+        ["--time-wait", backend.time_wait()],
         ["--max-ports", "1000"],
         ["--dump-interval", "250ms"],
         // Each place has its own agents; what none may look at is a case of its own.
@@ -241,9 +242,9 @@ fn start(rung: Rung) -> Result<Agent, String> {
     ];
     let agent = Agent::try_start_by(Command::new(BINARY), &arguments.concat())?;
     let metrics = agent.metrics();
-    for (hook, name) in [("state", rung.state_hook()), ("time_wait", rung.time_wait())] {
-        if metrics.sum("tcpclose_hook_info", &[("hook", hook), ("rung", name)]) != 1.0 {
-            return Err(format!("the agent is on another rung than {hook} {name}"));
+    for (hook, name) in [("state", backend.state_hook()), ("time_wait", backend.time_wait())] {
+        if metrics.sum("tcpclose_hook_info", &[("hook", hook), ("backend", name)]) != 1.0 {
+            return Err(format!("the agent is on another backend than {hook} {name}"));
         }
     }
     Ok(agent)
@@ -295,7 +296,7 @@ fn last_wait(watchers: &[Watcher]) -> Duration {
 pub fn expected_ends(watcher: &Watcher, played: &[Played]) -> BTreeMap<&'static str, f64> {
     let seen = played.iter().filter(|played| {
         // Another namespace's are nothing that a dump could end.
-        watcher.sees(played.case.place) && (watcher.rung.hooks() || played.case.place != Place::Doomed)
+        watcher.sees(played.case.place) && (watcher.backend.hooks() || played.case.place != Place::Doomed)
     });
-    ends(seen, watcher.rung)
+    ends(seen, watcher.backend)
 }

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use super::rungs::Truth;
+use super::backends::Truth;
 
 /// A state that a kernel's socket or minisocket stays in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Stay {
     /// The value of the label `state`.
     pub state: &'static str,
-    /// The row of the README's table that says which rung tells its duration how.
+    /// The row of the README's table that says which backend tells its duration how.
     pub time: Truth,
 }
 

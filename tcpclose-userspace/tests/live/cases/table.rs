@@ -1,9 +1,9 @@
 //! The cases, each one a line: its name, where it is played, the script, and per life of a kernel's socket the side, the
 //! role, the states it goes through, how the connection ended and how its TIME-WAIT did.
 //!
-//! The truth stands here. What each rung tells of it stands in the README's table ([`Truth::told`]).
+//! The truth stands here. What each backend tells of it stands in the README's table ([`Truth::told`]).
 
-use super::rungs::Truth::{self, *};
+use super::backends::Truth::{self, *};
 use super::scene::Family::{self, Mapped, V4, V6};
 use super::scene::Scene;
 use super::stay::*;
@@ -27,7 +27,7 @@ pub enum Place {
 pub struct Life {
     /// [`AcceptedHere`] or [`OpenedHere`].
     pub side: Truth,
-    /// The value of the label `role`: every rung tells it.
+    /// The value of the label `role`: every backend tells it.
     pub role: &'static str,
     pub stays: &'static [Stay],
     pub outcome: Truth,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::backends::Backend;
 use super::common::Metrics;
-use super::rungs::Rung;
 use super::scene::Stayed;
 use super::stay::STATES;
 use super::table::Case;
@@ -41,11 +41,11 @@ pub struct Error {
     pub known_to: f64,
 }
 
-/// The ways in which `metrics` of an agent on `rung` differ from what the rung tells of `played`. What could be
+/// The ways in which `metrics` of an agent on `backend` differ from what the backend tells of `played`. What could be
 /// measured goes to `errors`.
 pub fn differences(
     played: &Played,
-    rung: Rung,
+    backend: Backend,
     metrics: &Metrics,
     dumps: Dumps,
     errors: &mut Vec<Error>,
@@ -54,8 +54,8 @@ pub fn differences(
         Ok(lives) => lives,
         Err(why) => return vec![format!("the script failed: {why}")],
     };
-    let mut differences = samples(played, lives, rung, metrics, dumps, errors);
-    differences.extend(closes(played, rung, metrics));
+    let mut differences = samples(played, lives, backend, metrics, dumps, errors);
+    differences.extend(closes(played, backend, metrics));
     let port = played.port.to_string();
     for (labels, left) in metrics.select("tcpclose_sockets", &[("port", &port)]) {
         if left != 0.0 {
@@ -67,9 +67,9 @@ pub fn differences(
 
 /// Whether `played` had a phase that dumps alone tell of, shorter than two of their intervals were: one that may be unseen,
 /// and what it was for with it. On a host with much else to do an emulated machine's dumps are that far apart.
-pub fn too_brief(played: &Played, rung: Rung, dumps: Dumps) -> bool {
+pub fn too_brief(played: &Played, backend: Backend, dumps: Dumps) -> bool {
     let lives = played.lives.iter().flatten().flatten();
-    let mut dumped = lives.filter(|stayed| stayed.stay.time.told(rung) == "dump");
+    let mut dumped = lives.filter(|stayed| stayed.stay.time.told(backend) == "dump");
     dumped.any(|stayed| truth(stayed).1 < 2.0 * (dumps.apart + dumps.took))
 }
 
@@ -77,7 +77,7 @@ pub fn too_brief(played: &Played, rung: Rung, dumps: Dumps) -> bool {
 fn samples(
     played: &Played,
     lives: &[Vec<Stayed>],
-    rung: Rung,
+    backend: Backend,
     metrics: &Metrics,
     dumps: Dumps,
     errors: &mut Vec<Error>,
@@ -86,10 +86,10 @@ fn samples(
     let mut wanted: BTreeMap<_, Vec<Wanted>> = BTreeMap::new();
     for (life, stays) in played.case.lives.iter().zip(lives) {
         for stayed in stays {
-            let told = stayed.stay.time.told(rung);
+            let told = stayed.stay.time.told(backend);
             let truth = truth(stayed);
             if let Some(bracket) = bracket(truth, told, dumps) {
-                let key = (stayed.stay.state, life.side.told(rung));
+                let key = (stayed.stay.state, life.side.told(backend));
                 wanted.entry(key).or_default().push(Wanted { truth, bracket, told });
             }
         }
@@ -125,7 +125,7 @@ fn samples(
 struct Wanted {
     /// Least and most seconds that the script knows of.
     truth: (f64, f64),
-    /// Least and most that the rung may tell.
+    /// Least and most that the backend may tell.
     bracket: (f64, f64),
     told: &'static str,
 }
@@ -153,10 +153,10 @@ fn bracket((low, high): (f64, f64), told: &str, dumps: Dumps) -> Option<(f64, f6
 }
 
 /// Holds tcpclose_closes_total of the case's port against the table.
-fn closes(played: &Played, rung: Rung, metrics: &Metrics) -> Vec<String> {
+fn closes(played: &Played, backend: Backend, metrics: &Metrics) -> Vec<String> {
     let mut wanted: BTreeMap<(String, String, String), f64> = BTreeMap::new();
     for life in played.case.lives {
-        let key = (life.side.told(rung), life.role, life.outcome.told(rung));
+        let key = (life.side.told(backend), life.role, life.outcome.told(backend));
         *wanted.entry((key.0.to_owned(), key.1.to_owned(), key.2.to_owned())).or_default() += 1.0;
     }
     let port = played.port.to_string();
@@ -167,11 +167,11 @@ fn closes(played: &Played, rung: Rung, metrics: &Metrics) -> Vec<String> {
     if got == wanted { Vec::new() } else { vec![format!("closes {got:?}, not {wanted:?}")] }
 }
 
-/// How many TIME-WAITs of `played` ended in each way, as `rung` tells.
-pub fn ends<'a>(played: impl Iterator<Item = &'a Played>, rung: Rung) -> BTreeMap<&'static str, f64> {
+/// How many TIME-WAITs of `played` ended in each way, as `backend` tells.
+pub fn ends<'a>(played: impl Iterator<Item = &'a Played>, backend: Backend) -> BTreeMap<&'static str, f64> {
     let mut ends = BTreeMap::new();
     for life in played.flat_map(|played| played.case.lives) {
-        match life.waited.map(|how| how.told(rung)) {
+        match life.waited.map(|how| how.told(backend)) {
             None | Some("none") => {}
             Some(reason) => *ends.entry(reason).or_default() += 1.0,
         }

@@ -2,7 +2,7 @@
 //! port and side, each as long as the test's own clock says, and nothing is counted besides.
 //!
 //! * [`table`]: the closes, and what is true of each. [`stage`]: how they are played.
-//! * [`watcher`]: agents at every door of the state hook, which watch the same traffic. [`verdict`]: what they told.
+//! * [`watcher`]: agents at every backend of the state hook, which watch the same traffic. [`verdict`]: what they told.
 //! * [`all`]: all closes at the same time, each on a port of its own, so that one minute of TIME-WAIT serves them all.
 //! * [`older`]: sockets that were there before the agents.
 //!

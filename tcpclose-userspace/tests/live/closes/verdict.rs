@@ -9,7 +9,7 @@ use tcpclose_common::state::TcpState;
 use super::common::Metrics;
 use super::left_out;
 use super::stage::{Bracket, Timeline, now};
-use super::watcher::{Door, Watcher};
+use super::watcher::{StateBackend, Watcher};
 
 /// TIME-WAIT's entry, where it is read off the minisocket's timer, is known to this.
 pub const ENTRY: f64 = 0.05;
@@ -203,7 +203,7 @@ pub fn judge_totals(
         let told = samples + unseen("before_agent") + unseen("between_dumps");
         // Without BTF a socket that leaves CLOSING goes on as a minisocket or is gone: the step is told when a dump has
         // looked, and another program's may be waiting for that now. Those of `runs` have all been looked for.
-        let untold = watcher.door == Door::Blind && phase == Phase::Closing;
+        let untold = watcher.backend == StateBackend::Blind && phase == Phase::Closing;
         if (steps - told).abs() > missed && !(untold && steps < told) {
             wrong.push(format!(
                 "{phase:?} was left {steps} times, and told {told} times, {samples} with a sample"
@@ -225,7 +225,7 @@ pub fn judge_totals(
     for (labels, value) in after.select("tcpclose_reconcile_corrections_total", &[]) {
         // Without BTF no record tells its network namespace: connections of other tests that have the same addresses in two
         // namespaces are one to that agent, until a dump finds the other.
-        if value > missed && watcher.door != Door::Blind {
+        if value > missed && watcher.backend != StateBackend::Blind {
             wrong.push(format!("tcpclose_reconcile_corrections_total {labels:?} is {value}"));
         }
     }
@@ -236,6 +236,6 @@ pub fn judge_totals(
 /// known where the kernel counts; elsewhere that may be one, of the connections that agents close as they start.
 fn missed(watcher: &Watcher, after: &Metrics, left_out: u64) -> f64 {
     let counted = after.sum("tcpclose_events_lost_total", &[("stage", "recursion")]);
-    let before = if watcher.door == Door::Btf || left_out::counts() { 0 } else { 1 };
+    let before = if watcher.backend == StateBackend::Btf || left_out::counts() { 0 } else { 1 };
     counted.max((left_out + before) as f64)
 }

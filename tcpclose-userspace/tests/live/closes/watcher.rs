@@ -1,4 +1,4 @@
-//! Agents at every door of the state hook and on every rung, and what each can tell.
+//! Agents at every backend of the state hook and on every backend, and what each can tell.
 
 use std::process::Command;
 use std::sync::Mutex;
@@ -14,14 +14,14 @@ use super::verdict::{ENTRY, End};
 
 /// How an agent watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum StateBackend {
     Btf,
     Tracepoint,
     /// The classic tracepoint on a kernel without BTF.
     Blind,
 }
 
-impl Door {
+impl StateBackend {
     fn is_lacking(self) -> bool {
         self == Self::Btf && is_lacking("btf")
     }
@@ -29,7 +29,7 @@ impl Door {
 
 /// An agent, and the longest that was between two of its dumps.
 pub struct Watcher {
-    pub door: Door,
+    pub backend: StateBackend,
     /// Whether hooks tell it of minisockets, or dumps.
     pub hooks: bool,
     pub agent: Agent,
@@ -39,34 +39,36 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// One at the doors that have BTF, on each rung that this kernel has. Every port has series of its own.
+    /// One at the backends that have BTF, on each backend that this kernel has. Every port has series of its own.
     pub fn with_btf() -> Vec<Self> {
-        let there: Vec<Door> =
-            [Door::Btf, Door::Tracepoint].into_iter().filter(|door| !door.is_lacking()).collect();
-        let hooked = there.iter().filter(|_| !is_lacking("hooks")).filter_map(|&door| {
-            Self::start(door, true)
+        let there: Vec<StateBackend> = [StateBackend::Btf, StateBackend::Tracepoint]
+            .into_iter()
+            .filter(|backend| !backend.is_lacking())
+            .collect();
+        let hooked = there.iter().filter(|_| !is_lacking("hooks")).filter_map(|&backend| {
+            Self::start(backend, true)
                 .map_err(|why| {
-                    assert!(std::env::var_os("TCPCLOSE_NO_SKIP").is_none(), "{door:?}: no hooks: {why}");
-                    eprintln!("\nSKIPPED: {door:?} with hooks: {}\n", why.trim());
+                    assert!(std::env::var_os("TCPCLOSE_NO_SKIP").is_none(), "{backend:?}: no hooks: {why}");
+                    eprintln!("\nSKIPPED: {backend:?} with hooks: {}\n", why.trim());
                 })
                 .ok()
         });
-        let dumping = there.iter().map(|&door| Self::start(door, false).unwrap());
+        let dumping = there.iter().map(|&backend| Self::start(backend, false).unwrap());
         dumping.chain(hooked).collect()
     }
 
     /// One that has no BTF, and so no hooks.
     pub fn blind() -> Self {
-        Self::start(Door::Blind, false).unwrap()
+        Self::start(StateBackend::Blind, false).unwrap()
     }
 
-    fn start(door: Door, hooks: bool) -> Result<Self, String> {
-        let state = if door == Door::Btf { "btf" } else { "tracepoint" };
+    fn start(backend: StateBackend, hooks: bool) -> Result<Self, String> {
+        let state = if backend == StateBackend::Btf { "btf" } else { "tracepoint" };
         let time_wait = if hooks { "hooks" } else { "diag" };
         let arguments = ["--max-ports", "1000", "--state-hook", state, "--time-wait", time_wait];
-        let command = match door {
-            Door::Btf | Door::Tracepoint => Command::new(BINARY),
-            Door::Blind => {
+        let command = match backend {
+            StateBackend::Btf | StateBackend::Tracepoint => Command::new(BINARY),
+            StateBackend::Blind => {
                 let mut command = Command::new("unshare");
                 let masked = r#"mount -t tmpfs none /sys/kernel/btf && exec "$0" "$@""#;
                 command.args(["--mount", "sh", "-c", masked, BINARY]);
@@ -76,15 +78,15 @@ impl Watcher {
         let agent = Agent::try_start_by(command, &arguments)?;
         let metrics = agent.metrics();
         let degraded = metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]);
-        assert_eq!(degraded == 1.0, door == Door::Blind, "{}", agent.said());
-        let rung = [("hook", "time_wait"), ("rung", time_wait)];
-        assert_eq!(metrics.sum("tcpclose_hook_info", &rung), 1.0, "{}", agent.said());
-        Ok(Self { door, hooks, agent, gap: Mutex::new(0.0), took: Mutex::new(0.0) })
+        assert_eq!(degraded == 1.0, backend == StateBackend::Blind, "{}", agent.said());
+        let backend = [("hook", "time_wait"), ("backend", time_wait)];
+        assert_eq!(metrics.sum("tcpclose_hook_info", &backend), 1.0, "{}", agent.said());
+        Ok(Self { backend, hooks, agent, gap: Mutex::new(0.0), took: Mutex::new(0.0) })
     }
 
     /// What it is called in what the test says.
     pub fn name(&self) -> String {
-        format!("{:?}{}", self.door, if self.hooks { " with hooks" } else { "" })
+        format!("{:?}{}", self.backend, if self.hooks { " with hooks" } else { "" })
     }
 
     pub fn metrics(&self) -> Metrics {
@@ -132,13 +134,13 @@ impl Watcher {
 
     /// The side that it proves. Without BTF, only a listener does.
     pub fn side(&self, side: Side) -> Side {
-        if self.door == Door::Blind && side == Side::Client { Side::Unknown } else { side }
+        if self.backend == StateBackend::Blind && side == Side::Client { Side::Unknown } else { side }
     }
 
     /// The outcome that it can tell. Without BTF, only a TIME-WAIT proves one.
     pub fn outcome(&self, end: &End) -> Outcome {
-        match self.door {
-            Door::Blind if !end.waits() => Outcome::Unknown,
+        match self.backend {
+            StateBackend::Blind if !end.waits() => Outcome::Unknown,
             _ if self.hooks => end.by_hooks,
             _ => end.outcome,
         }
@@ -150,7 +152,7 @@ impl Watcher {
         if self.hooks {
             return Sample { least, most, unseen: false };
         }
-        let (gap, blind) = (self.gap(), self.door == Door::Blind);
+        let (gap, blind) = (self.gap(), self.backend == StateBackend::Blind);
         // A minisocket's timer tells when it entered TIME-WAIT, where the state hook did not. When in a dump the kernel wrote
         // what is left of it is not told.
         let took = *self.took.lock().unwrap();

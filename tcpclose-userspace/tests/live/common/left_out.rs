@@ -5,7 +5,7 @@
 //! (kernel/bpf/trampoline.c, __bpf_prog_enter_recur(); since 5.12) and for tp_btf (kernel/trace/bpf_trace.c,
 //! __bpf_trace_run(); since 6.1, earlier it runs). The classic tracepoint's is left out when any program of a perf event
 //! runs on that CPU, or a map is written (kernel/trace/bpf_trace.c, trace_call_bpf(), bpf_prog_active), and only since 6.7
-//! is that counted. Before, the miss shows beside an agent at the tp_btf door: what that one's program was called for and
+//! is that counted. Before, the miss shows beside an agent at the tp_btf backend: what that one's program was called for and
 //! the other's never ran for. On a machine of its own a program takes a microsecond or less, and none of this is ever
 //! seen; an emulated one takes a hundred times that, and several agents' programs run one after the other.
 

@@ -66,7 +66,7 @@ impl<P: Copy + Ord + Debug> Round<P> {
     }
 }
 
-/// The plays of which the kernel told nobody, and did not count it: every agent that `sees` one, at each door, told it
+/// The plays of which the kernel told nobody, and did not count it: every agent that `sees` one, at each backend, told it
 /// wrong, and each says itself, by what its dumps had to `mend`, that so many records never came. That is seen on virtual
 /// machines where a softirq runs on a thread of PID 1: ftrace then has the event, and no BPF program of any kind runs. It
 /// is rare: more than [`UNTOLD`] in one round are ours.

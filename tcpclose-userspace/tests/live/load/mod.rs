@@ -1,4 +1,4 @@
-//! Many connections in a network namespace of their own, agents on every rung beside them, and what the kernel says of
+//! Many connections in a network namespace of their own, agents on every backend beside them, and what the kernel says of
 //! both: what the floods and the reuse of addresses have in common.
 
 pub mod connections;

@@ -1,4 +1,4 @@
-//! Agents on every rung that this kernel has, side by side, and when they must agree with the kernel.
+//! Agents on every backend that this kernel has, side by side, and when they must agree with the kernel.
 
 use std::panic::resume_unwind;
 use std::process::Command;
@@ -22,7 +22,7 @@ pub struct Watcher {
     before: Metrics,
 }
 
-/// One agent a rung, in the calling thread's namespace, with a name for each of `load`'s ports.
+/// One agent a backend, in the calling thread's namespace, with a name for each of `load`'s ports.
 pub fn start_agents(load: &Load, arguments: &[&str]) -> Vec<Watcher> {
     let mut watchers = Vec::new();
     for state in HOOKS.into_iter().filter(|state| !is_lacking(state)) {
@@ -51,11 +51,12 @@ fn start(load: &Load, state: &str, time_wait: &str, arguments: &[&str]) -> Watch
     let ports: Vec<String> = load.ports().map(|port| port.to_string()).collect();
     let named = ports.iter().flat_map(|port| ["--name-port", port]);
     // What goes on in other namespaces is no matter of the kernel's counts here.
-    let rung = ["--state-hook", state, "--time-wait", time_wait, "--netns", "current"];
-    let arguments: Vec<&str> = rung.into_iter().chain(named).chain(arguments.iter().copied()).collect();
+    let backend = ["--state-hook", state, "--time-wait", time_wait, "--netns", "current"];
+    let arguments: Vec<&str> = backend.into_iter().chain(named).chain(arguments.iter().copied()).collect();
     let agent = Agent::start_by(Command::new(BINARY), &arguments);
     let before = agent.metrics();
-    let on = |rung| before.sum("tcpclose_hook_info", &[("hook", "time_wait"), ("rung", rung)]) == 1.0;
+    let on =
+        |backend| before.sum("tcpclose_hook_info", &[("hook", "time_wait"), ("backend", backend)]) == 1.0;
     let hooks = on("hooks");
     assert!(hooks || on("diag"));
     let name = format!("{state}+{}", if hooks { "hooks" } else { "diag" });

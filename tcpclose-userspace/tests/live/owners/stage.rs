@@ -29,7 +29,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Everybody who answers: agents on both rungs, and a snapshot.
+/// Everybody who answers: agents on both backends, and a snapshot.
 pub struct Askers {
     agents: Vec<(&'static str, Agent)>,
     _alone: MutexGuard<'static, ()>,
@@ -37,7 +37,7 @@ pub struct Askers {
 
 impl Askers {
     pub fn start() -> Self {
-        let start = |rung| (rung, Agent::start(&["--owners", rung]));
+        let start = |backend| (backend, Agent::start(&["--owners", backend]));
         let alone = alone();
         Self { agents: vec![start("task_file"), start("proc")], _alone: alone }
     }
@@ -54,8 +54,11 @@ impl Askers {
             assert!(output.status.success() && said.is_empty(), "{said}");
             serde_json::from_slice(&output.stdout).unwrap()
         };
-        let mut answers: Vec<(&str, SocketsDocument)> =
-            self.agents.iter().map(|(rung, agent)| (*rung, document(agent.stuck(&arguments)))).collect();
+        let mut answers: Vec<(&str, SocketsDocument)> = self
+            .agents
+            .iter()
+            .map(|(backend, agent)| (*backend, document(agent.stuck(&arguments))))
+            .collect();
         let mut snapshot = Command::new(BINARY);
         snapshot.args(["stuck", "--no-agent"]).args(&arguments);
         answers.push(("snapshot", document(snapshot.output().unwrap())));

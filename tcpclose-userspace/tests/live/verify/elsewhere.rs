@@ -16,7 +16,7 @@ fn client_closes(netns: &Named, stop: &AtomicBool) -> u64 {
     })
 }
 
-/// Where the kernel has no room for a minisocket nothing tells the agent on the `diag` rung, until a dump does.
+/// Where the kernel has no room for a minisocket nothing tells the agent on the `diag` backend, until a dump does.
 #[test]
 #[ignore = "needs root"]
 fn a_full_table_of_time_waits_is_an_explanation() {

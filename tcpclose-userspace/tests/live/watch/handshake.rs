@@ -86,7 +86,8 @@ fn the_drawing_has_the_sequence_numbers_of_the_wire() {
     for (hook, agent) in Agent::on_each_hook(&[]) {
         let port = free_port();
         let mut reader = Reader::at(&agent.socket(), &["--handshake", "--port", &port.to_string()]);
-        let hooked = agent.metrics().has("tcpclose_hook_info", &[("hook", "time_wait"), ("rung", "hooks")]);
+        let hooked =
+            agent.metrics().has("tcpclose_hook_info", &[("hook", "time_wait"), ("backend", "hooks")]);
         std::thread::scope(|scope| {
             let play = || {
                 netns.enter().unwrap();

@@ -104,9 +104,9 @@ check() {
     expect "no new privileges, and a filter" [ "$(status NoNewPrivs) $(status Seccomp)" = "1 2" ]
     expect "the socket" [ "$(stat -c '%a %U' /run/tcpclose/tcpclose.sock)" = "600 tcpclose" ]
     expect "tp_btf" busybox wget -q -O /run/metrics http://127.0.0.1:9923/metrics
-    expect "tp_btf is the rung" grep -q 'tcpclose_hook_info{hook="state",rung="btf"} 1' /run/metrics
-    expect "hooks too" grep -q 'tcpclose_hook_info{hook="time_wait",rung="hooks"} 1' /run/metrics
-    expect "and the iterator" grep -q 'tcpclose_hook_info{hook="owners",rung="task_file"} 1' /run/metrics
+    expect "tp_btf is the backend" grep -q 'tcpclose_hook_info{hook="state",backend="btf"} 1' /run/metrics
+    expect "hooks too" grep -q 'tcpclose_hook_info{hook="time_wait",backend="hooks"} 1' /run/metrics
+    expect "and the iterator" grep -q 'tcpclose_hook_info{hook="owners",backend="task_file"} 1' /run/metrics
 
     leak
     export -f leak
@@ -138,7 +138,7 @@ check() {
     expect "two are left for one namespace" [ "$(status CapPrm)" = 0000000000080004 ]
     as "" TCPCLOSE_STATE_HOOK=tracepoint TCPCLOSE_OWNERS=proc
     busybox wget -q -O /run/metrics http://127.0.0.1:9923/metrics
-    expect "the classic tracepoint" grep -q 'tcpclose_hook_info{hook="state",rung="tracepoint"} 1' /run/metrics
+    expect "the classic tracepoint" grep -q 'tcpclose_hook_info{hook="state",backend="tracepoint"} 1' /run/metrics
     eventually "the same two by /proc" two_are_stuck
     expect "both owners by /proc" [ "$(stuck | grep -o '"comm":"sleep"' | wc -l)" -ge 2 ]
 

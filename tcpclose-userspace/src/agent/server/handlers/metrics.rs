@@ -252,10 +252,10 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Tracking) {
     let bound =
         Family::gauge("tcpclose_stuck_after_seconds", "The age from which a CLOSE-WAIT is called stuck.")
             .with(&[], engine.stuck_after.first_ns() as f64 / 1e9);
-    let mut info = Family::gauge("tcpclose_hook_info", "The rung in use of each ladder.");
-    info.add(&[("hook", "state"), ("rung", engine.probe.hook.name())], 1.0);
-    info.add(&[("hook", "time_wait"), ("rung", engine.probe.time_wait.name())], 1.0);
-    info.add(&[("hook", "owners"), ("rung", engine.probe.owners.name())], 1.0);
+    let mut info = Family::gauge("tcpclose_hook_info", "The backend in use of each ladder.");
+    info.add(&[("hook", "state"), ("backend", engine.probe.hook.name())], 1.0);
+    info.add(&[("hook", "time_wait"), ("backend", engine.probe.time_wait.name())], 1.0);
+    info.add(&[("hook", "owners"), ("backend", engine.probe.owners.name())], 1.0);
     let namespaces = Family::gauge(
         "tcpclose_netns_info",
         "The network namespaces that dumps look at: all, found (nothing leads to some others), some (others may not be entered), \
@@ -264,7 +264,7 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Tracking) {
     .with(&[("dumped", engine.namespaces.dumped())], 1.0);
     let mut degraded = Family::gauge(
         "tcpclose_hook_degraded",
-        "1 where a better rung than the one in use was refused by this kernel.",
+        "1 where a better backend than the one in use was refused by this kernel.",
     );
     degraded.add(&[("hook", "state")], f64::from(u8::from(!engine.probe.declined.is_empty())));
     degraded.add(&[("hook", "time_wait")], f64::from(u8::from(!engine.probe.time_wait_declined.is_empty())));

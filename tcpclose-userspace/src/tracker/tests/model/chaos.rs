@@ -11,7 +11,7 @@ use crate::tracker::persist::SavedSocket;
 use crate::tracker::socket::EnteredAt;
 use crate::tracker::state_format;
 use crate::tracker::state_format::{Batch, StateLog};
-use crate::tracker::tests::model::{RUNGS, Rung};
+use crate::tracker::tests::model::{BACKENDS, Backend};
 use crate::tracker::tests::*;
 
 const BOOT: &str = "11111111-2222-3333-4444-555555555555";
@@ -142,9 +142,9 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(rung: Rung, kept: &[(u8, u8, u8, bool)]) -> Self {
-        let mut bench = Bench::new(rung.by_cookie, rung.facts);
-        if rung.hooks {
+    fn new(backend: Backend, kept: &[(u8, u8, u8, bool)]) -> Self {
+        let mut bench = Bench::new(backend.by_cookie, backend.facts);
+        if backend.hooks {
             bench.tracker.set_told(EVERYTHING);
         }
         let kept: Vec<SavedSocket> = kept
@@ -183,8 +183,8 @@ impl Stage {
         self.latest = self.latest.max(self.now);
         self.books.longest = self.latest - T0 + 200 * S;
         let Self { bench, books, now, .. } = self;
-        let (now, door) = (*now, bench.door);
-        let here = |there: bool| match (door & FACTS != 0, there) {
+        let (now, backend) = (*now, bench.backend);
+        let here = |there: bool| match (backend & FACTS != 0, there) {
             (false, _) => 0,
             (true, false) => HERE,
             (true, true) => THERE,
@@ -318,8 +318,8 @@ fn ends(nth: u8) -> Flow {
     flow(&format!("10.0.0.1:{}", 40_000 + u16::from(nth)), "10.0.0.2:80")
 }
 
-fn endure(rung: Rung, kept: &[(u8, u8, u8, bool)], chaos: &[Chaos]) {
-    let mut stage = Stage::new(rung, kept);
+fn endure(backend: Backend, kept: &[(u8, u8, u8, bool)], chaos: &[Chaos]) {
+    let mut stage = Stage::new(backend, kept);
     for what in chaos {
         stage.go(what);
         // A dump brings five at the most, everything else one.
@@ -364,9 +364,9 @@ fn what_once_was_not_saved() {
     let step = Chaos::Step { key: 0, flow: 3, states: (6, 1), flags: 0, err: 0, there: false };
     let seen = vec![(0, 3, 1, false, 0)];
     let dump = Chaos::Dump { seen, states: 0, first: false, most: 0, there: false, whole: true };
-    RUNGS
+    BACKENDS
         .into_iter()
-        .for_each(|rung| endure(rung, &[], &[notice.clone(), step.clone(), Chaos::Save, dump.clone()]));
+        .for_each(|backend| endure(backend, &[], &[notice.clone(), step.clone(), Chaos::Save, dump.clone()]));
 }
 
 proptest! {
@@ -377,8 +377,8 @@ proptest! {
         kept in prop::collection::vec((0u8..6, 0u8..4, 0u8..10, any::<bool>()), 0..4),
         chaos in chaos(),
     ) {
-        for rung in RUNGS {
-            endure(rung, &kept, &chaos);
+        for backend in BACKENDS {
+            endure(backend, &kept, &chaos);
         }
     }
 }

@@ -21,11 +21,11 @@ impl Dump {
 
 impl Host {
     pub(super) fn send_step(&mut self, sock: &Sock, new: TcpState, flags: u16, err: u16) {
-        let key = if self.rung.by_cookie { sock.cookie } else { sock.sk };
+        let key = if self.backend.by_cookie { sock.cookie } else { sock.sk };
         let dead = if new == Close && sock.dead { DEAD } else { 0 };
         let flags = flags | dead | if sock.accepted { ACCEPTED } else { 0 };
         let head = self.bench.head(key, &sock.flow, self.now, (sock.state, new), flags);
-        let err = if self.rung.facts { err } else { 0 };
+        let err = if self.backend.facts { err } else { 0 };
         let record = self.bench.record_of(RecordHeader { err, ..head }, &sock.flow);
         self.send(record);
     }
@@ -36,7 +36,7 @@ impl Host {
     }
 
     pub(super) fn send_notice(&mut self, sock: &Sock, news: HookKind, step: (TcpState, TcpState), sk: u64) {
-        if self.rung.hooks {
+        if self.backend.hooks {
             let head = self.bench.head(sock.cookie, &sock.flow, self.now, step, 0);
             let head = RecordHeader { flags: NOTICE | COOKIE, err: news as u16, ..head };
             self.send(Record::Hook(HookRecord { head, sk }, news));

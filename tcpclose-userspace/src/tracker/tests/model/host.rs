@@ -1,10 +1,10 @@
 //! The model: a kernel with some sockets, each moved along the ways of net/ipv4 that the tracker knows, and what is true
-//! of it. It makes the records of one rung, and says what an agent that misses none of them must tell.
+//! of it. It makes the records of one backend, and says what an agent that misses none of them must tell.
 
 use std::collections::VecDeque;
 
 use crate::tracker::tests::model::dumps::Dump;
-use crate::tracker::tests::model::{Move, Rung};
+use crate::tracker::tests::model::{Backend, Move};
 use crate::tracker::tests::*;
 
 /// FIN-WAIT-2 of a minisocket lasts as long here: `tcp_fin_timeout`.
@@ -59,7 +59,7 @@ pub struct Truth {
 }
 
 pub struct Host {
-    pub rung: Rung,
+    pub backend: Backend,
     pub bench: Bench,
     pub now: u64,
     pub socks: Vec<Sock>,
@@ -79,14 +79,14 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(rung: Rung) -> Self {
-        let mut bench = Bench::new(rung.by_cookie, rung.facts);
-        if rung.hooks {
+    pub fn new(backend: Backend) -> Self {
+        let mut bench = Bench::new(backend.by_cookie, backend.facts);
+        if backend.hooks {
             bench.tracker.set_told(EVERYTHING);
         }
         bench.dump(T0 - S, true, &[]);
         Self {
-            rung,
+            backend,
             bench,
             now: T0,
             socks: Vec::new(),
@@ -238,7 +238,7 @@ impl Host {
                 self.end_minisocket(at, if data { HookKind::DataAfterClose } else { HookKind::Reset });
             }
             (SocketKind::Socket, FinWait1 | FinWait2) if dead => {
-                let outcome = match (self.rung.hooks, data) {
+                let outcome = match (self.backend.hooks, data) {
                     (false, _) => Outcome::Unknown,
                     (true, true) => Outcome::ResetSent,
                     (true, false) => Outcome::ResetReceived,

@@ -1,4 +1,4 @@
-//! The tracker beside a model of the kernel: any order of what sockets can do, on every rung, with and without losses.
+//! The tracker beside a model of the kernel: any order of what sockets can do, on every backend, with and without losses.
 //! `PROPTEST_CASES` says how many histories are tried.
 
 mod chaos;
@@ -13,18 +13,18 @@ use crate::tracker::tests::*;
 
 /// What is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rung {
+pub struct Backend {
     by_cookie: bool,
     facts: bool,
     hooks: bool,
 }
 
-const RUNGS: [Rung; 5] = [
-    Rung { by_cookie: true, facts: true, hooks: true },
-    Rung { by_cookie: true, facts: true, hooks: false },
-    Rung { by_cookie: false, facts: true, hooks: true },
-    Rung { by_cookie: false, facts: true, hooks: false },
-    Rung { by_cookie: false, facts: false, hooks: false },
+const BACKENDS: [Backend; 5] = [
+    Backend { by_cookie: true, facts: true, hooks: true },
+    Backend { by_cookie: true, facts: true, hooks: false },
+    Backend { by_cookie: false, facts: true, hooks: true },
+    Backend { by_cookie: false, facts: true, hooks: false },
+    Backend { by_cookie: false, facts: false, hooks: false },
 ];
 
 /// What happens next. A number picks the socket; what it cannot do at the moment does nothing.
@@ -100,13 +100,13 @@ fn there(host: &Host) -> Vec<(&Sock, Phase)> {
 /// Every socket and no other is tracked, in its state; and what is said of its entry is true.
 fn same_lives(host: &Host, exact: impl Fn(&Sock) -> bool) {
     // Where a record was lost and no cookie is known, a later connection of the same ends can pass for the one before it.
-    let mistakable = host.truth.lost > 0 && !host.rung.by_cookie;
+    let mistakable = host.truth.lost > 0 && !host.backend.by_cookie;
     let (tracked, there) = (tracked(host), there(host));
     let of_tracker: Vec<_> = tracked.iter().map(|&(flow, phase, mini, _)| (flow, phase, mini)).collect();
     let of_kernel: Vec<_> =
         there.iter().map(|&(sock, phase)| (sock.flow, phase, sock.is_minisocket())).collect();
-    let Host { rung, bench, .. } = host;
-    assert_eq!(of_tracker, of_kernel, "the tracker's, and the kernel's: {rung:?} {:?}", bench.heard.facts);
+    let Host { backend, bench, .. } = host;
+    assert_eq!(of_tracker, of_kernel, "the tracker's, and the kernel's: {backend:?} {:?}", bench.heard.facts);
     for ((.., since), (sock, _)) in tracked.into_iter().zip(there) {
         let holds = since.earliest_ns <= sock.entered && (mistakable || sock.entered <= since.latest_ns);
         assert!(holds, "{since:?} of {sock:?}");
@@ -153,12 +153,12 @@ fn open(host: &Host) -> usize {
 }
 
 /// Nothing was lost: what is told is what was true.
-fn exact(rung: Rung, moves: &[Move]) {
-    let mut host = Host::new(rung);
+fn exact(backend: Backend, moves: &[Move]) {
+    let mut host = Host::new(backend);
     for &what in moves {
         host.go(what);
         if matches!(what, Move::Reconcile) {
-            same_lives(&host, |sock| rung.facts && (rung.hooks || !sock.is_minisocket()));
+            same_lives(&host, |sock| backend.facts && (backend.hooks || !sock.is_minisocket()));
         }
     }
     // What is left ends by itself.
@@ -176,7 +176,7 @@ fn exact(rung: Rung, moves: &[Move]) {
         let closes = host.truth.closes.iter();
         closes.filter(move |close| all || !close.3).map(|&(pair, role, outcome, _)| (pair, role, outcome))
     };
-    if rung.hooks {
+    if backend.hooks {
         assert_eq!(dwelt(&facts), sorted(stays(true)));
         assert_eq!(told, sorted(true_closes(true)));
         let ended = facts.iter().filter_map(|fact| match fact {
@@ -189,7 +189,7 @@ fn exact(rung: Rung, moves: &[Move]) {
         assert!(!facts.iter().any(|fact| matches!(fact, TrackerEvent::Unmeasured { .. })), "{facts:?}");
         return;
     }
-    if rung.facts {
+    if backend.facts {
         // FIN-WAIT-2 goes on in the minisocket: its whole length is told at its end, if that is.
         let of_sockets = |phase| !matches!(phase, Phase::FinWait2 | Phase::TimeWait);
         let told_stays = dwelt(&facts).into_iter().filter(|stay| of_sockets(stay.0));
@@ -202,34 +202,38 @@ fn exact(rung: Rung, moves: &[Move]) {
     for (phase, _, ns) in dwelt(&facts) {
         let longest = stays.iter().filter(|stay| stay.0 == phase).map(|stay| stay.1).max();
         // Without BTF, what ended in CLOSING or FIN-WAIT-2 may be taken for something that goes on.
-        assert!(!rung.facts || Some(ns) <= longest, "{phase:?} lasted {ns}");
+        assert!(!backend.facts || Some(ns) <= longest, "{phase:?} lasted {ns}");
     }
 }
 
 /// Records were lost: what is told is less, never more; and what was lost is mended.
-fn lossy(rung: Rung, moves: &[Move]) {
-    let mut host = Host::new(rung);
+fn lossy(backend: Backend, moves: &[Move]) {
+    let mut host = Host::new(backend);
     for &what in moves {
         host.go(what);
     }
     host.drain();
     let closed = |host: &Host| closes(&host.bench.heard.facts).len();
-    // Hooks name a minisocket by its cookie. At the classic door, where only who asks for it has hooks, the record of its
+    // Hooks name a minisocket by its cookie. At the classic tracepoint, where only who asks for it has hooks, the record of its
     // birth alone tells whose that is: without it, its end is counted for itself, and that of the socket, which a dump finds
     // gone, too; and a socket of the same ends can take the place of another.
-    let joined = rung.by_cookie || !rung.hooks;
+    let joined = backend.by_cookie || !backend.hooks;
     let twice = if joined { 0 } else { host.truth.lost };
     let most = host.truth.opened + twice;
-    assert!(closed(&host) <= most, "{rung:?}: {:?} of {:?}", host.bench.heard.facts, host.truth);
-    assert!(host.truth.opened <= closed(&host) + open(&host) + host.truth.lost, "{rung:?}: {:?}", host.truth);
+    assert!(closed(&host) <= most, "{backend:?}: {:?} of {:?}", host.bench.heard.facts, host.truth);
+    assert!(
+        host.truth.opened <= closed(&host) + open(&host) + host.truth.lost,
+        "{backend:?}: {:?}",
+        host.truth
+    );
     // A minisocket that nobody told of is adopted by the first; what that met twice or not at all is left to the second.
     host.reconcile();
     host.reconcile();
-    if rung.facts && joined {
+    if backend.facts && joined {
         same_lives(&host, |_| false);
     }
     let most = host.truth.opened + twice;
-    assert!(closed(&host) <= most, "{rung:?}: {:?} of {:?}", host.bench.heard.facts, host.truth);
+    assert!(closed(&host) <= most, "{backend:?}: {:?} of {:?}", host.bench.heard.facts, host.truth);
     assert!(host.truth.opened <= closed(&host) + open(&host) + host.truth.lost);
 }
 
@@ -377,7 +381,7 @@ fn what_once_went_wrong() {
         ],
     ];
     for moves in histories {
-        RUNGS.into_iter().for_each(|rung| lossy(rung, moves));
+        BACKENDS.into_iter().for_each(|backend| lossy(backend, moves));
     }
 }
 
@@ -386,15 +390,15 @@ proptest! {
 
     #[test]
     fn what_is_told_is_what_was_true(moves in moves(false)) {
-        for rung in RUNGS {
-            exact(rung, &moves);
+        for backend in BACKENDS {
+            exact(backend, &moves);
         }
     }
 
     #[test]
     fn what_was_lost_is_missing_and_mended(moves in moves(true)) {
-        for rung in RUNGS {
-            lossy(rung, &moves);
+        for backend in BACKENDS {
+            lossy(backend, &moves);
         }
     }
 }

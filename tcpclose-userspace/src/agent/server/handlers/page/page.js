@@ -156,9 +156,9 @@ function facts(now) {
   say(at("stuck-words"), `in CLOSE-WAIT for longer than ${age(now.sum("tcpclose_stuck_after_seconds"))}`);
 
   const oldest = now.select("tcpclose_oldest_socket_age_seconds", { state: "close_wait" });
-  const rungs = now.select("tcpclose_hook_info").map(({ labels: { hook, rung } }) => {
+  const backends = now.select("tcpclose_hook_info").map(({ labels: { hook, backend } }) => {
     const [degraded] = now.select("tcpclose_hook_degraded", { hook });
-    return [HOOKS[hook] ?? hook, degraded?.value ? `${rung} (a better one was refused)` : rung];
+    return [HOOKS[hook] ?? hook, degraded?.value ? `${backend} (a better one was refused)` : backend];
   });
   const lost = now.sum("tcpclose_events_lost_total");
   const limit = now.select("tcpclose_time_wait_limit_used_ratio")[0]?.value;
@@ -167,7 +167,7 @@ function facts(now) {
     ["Oldest CLOSE-WAIT", oldest.length > 0 ? age(Math.max(...oldest.map(({ value }) => value))) : "–"],
     ["TIME-WAIT table", limit === undefined ? "–" : `${(limit * 100).toFixed(limit < 0.1 ? 1 : 0)} % full`],
     ["Events lost", count(lost), lost > 0],
-    ...rungs,
+    ...backends,
   ];
   const list = at("facts");
   while (list.children.length > rows.length * 2) list.lastElementChild.remove();

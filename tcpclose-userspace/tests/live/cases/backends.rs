@@ -1,10 +1,10 @@
-//! What each rung tells, read from the README's own table: the expectations of every case come from there.
+//! What each backend tells, read from the README's own table: the expectations of every case come from there.
 
 use std::fmt;
 
-/// A state hook and a time-wait rung.
+/// A state hook and a time-wait backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rung {
+pub enum Backend {
     BtfDiag,
     TracepointDiag,
     /// The classic tracepoint with the kernel's BTF hidden.
@@ -13,7 +13,7 @@ pub enum Rung {
     TracepointHooks,
 }
 
-impl Rung {
+impl Backend {
     /// In the order of the table's columns.
     pub const ALL: [Self; 5] =
         [Self::BtfDiag, Self::TracepointDiag, Self::BlindDiag, Self::BtfHooks, Self::TracepointHooks];
@@ -34,7 +34,7 @@ impl Rung {
     }
 }
 
-impl fmt::Display for Rung {
+impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let blind = if *self == Self::BlindDiag { " without BTF" } else { "" };
         f.pad(&format!("{}+{}{blind}", self.state_hook(), self.time_wait()))
@@ -124,14 +124,14 @@ impl Truth {
         }
     }
 
-    /// What `rung` tells of it.
-    pub fn told(self, rung: Rung) -> &'static str {
+    /// What `backend` tells of it.
+    pub fn told(self, backend: Backend) -> &'static str {
         let cells = README
             .lines()
             .map(|line| line.trim_matches('|').split('|').map(str::trim))
             .find(|cells| cells.clone().next() == Some(self.row()));
         let mut cells = cells.unwrap_or_else(|| panic!("the README's table has no row `{}`", self.row()));
-        let column = Rung::ALL.iter().position(|&r| r == rung).expect("every rung has a column");
+        let column = Backend::ALL.iter().position(|&r| r == backend).expect("every backend has a column");
         cells.nth(column + 1).unwrap_or_else(|| panic!("row `{}` is too short", self.row())).trim_matches('`')
     }
 }
