@@ -8,10 +8,10 @@ use clap::ValueEnum;
 use crate::apt::{self, Apt};
 use crate::progress;
 use crate::sh;
-use crate::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
 use crate::tools::{self, Group};
 use crate::vm;
 use crate::vm::kit::{Kernel, Part};
+use tcpclose_common::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
 
 /// Find or install what building and testing need
 #[derive(clap::Args)]
