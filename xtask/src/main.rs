@@ -18,6 +18,8 @@ mod cross;
 mod debian;
 mod demo;
 mod fuzz;
+#[cfg(test)]
+mod imports;
 mod live;
 mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]

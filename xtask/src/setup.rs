@@ -111,13 +111,15 @@ impl Done {
 /// be had is named, with what is skipped without it. Runs rustup only if told to.
 fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
     let toolchain = toolchain::find().err();
-    if matches!(purpose, Purpose::Test | Purpose::All) {
-        check_components()?;
-    }
     let mut groups = groups(purpose);
     groups.retain(|group| !group.missing().is_empty());
     let parts = if takes_guests(purpose) { Part::missing(kernels)? } else { Vec::new() };
     let mut done = Done::default();
+    if matches!(purpose, Purpose::Test | Purpose::All)
+        && let Err(why) = check_components()
+    {
+        done.lacks("rustfmt or clippy", "the steps fmt and clippy fail", &why);
+    }
     if toolchain.is_none() && groups.is_empty() && parts.is_empty() {
         return Ok(done);
     }
