@@ -1,21 +1,23 @@
-//! Builds the probe and puts the object where `include_bytes_aligned!` finds it: `$OUT_DIR/tcpclose-ebpf`.
+//! Puts the probe, an eBPF object, where `include_bytes_aligned!` finds it: `$OUT_DIR/tcpclose-ebpf`.
 //!
-//! aya-build does the same job but asks rustup for a toolchain by name, so that a machine whose usable rustc is the
-//! distribution's would need a `rustup toolchain link` or a PATH without rustup. What is found here works with
-//! rustup's nightly and with Debian's rustc, whether rustup is installed or not. It also says in one line what is
-//! missing.
+//! It is, in this order:
+//! 1. the object at `TCPCLOSE_EBPF_OBJECT`; `none` embeds no probe, and the agent says so when it starts;
+//! 2. the object in this package, where the workspace is not around it: crates carry one, since field offsets come from the
+//!    running kernel's BTF and one object serves all kernels;
+//! 3. built from `../tcpclose-ebpf`. Where the eBPF toolchain is missing, a release build fails; any other build embeds no
+//!    probe and warns, so that `cargo check`, `clippy`, `doc` and `test --lib` take stable Rust alone.
+//!
+//! aya-build asks rustup for a toolchain by name, so that a machine whose usable rustc is the distribution's would need a
+//! `rustup toolchain link`. What is found here works with rustup's nightly and with Debian's rustc.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
-// Shared with xtask, which installs what this finds missing; it has no dependencies for that reason.
-#[path = "../xtask/src/toolchain.rs"]
-#[allow(dead_code, reason = "xtask reads more of it than the build does")]
-mod toolchain;
+use tcpclose_common::toolchain::{self, Machine, PROBE};
 
-/// All that the object is made of, seen from this package's folder.
+/// All that the object is made of, relative to this package.
 const INPUTS: &[&str] = &[
     "../Cargo.lock",
     "../Cargo.toml",
@@ -23,14 +25,19 @@ const INPUTS: &[&str] = &[
     "../tcpclose-common/src",
     "../tcpclose-ebpf/Cargo.toml",
     "../tcpclose-ebpf/src",
-    "../xtask/src/toolchain.rs",
     "build.rs",
 ];
+
+/// An object instead of the one that is built, or `none`.
+const OBJECT: &str = "TCPCLOSE_EBPF_OBJECT";
+
+/// The object that `cargo package` puts into the crate (`cargo xtask crates`).
+const PACKAGED: &str = "ebpf/tcpclose-ebpf";
 
 fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Told(message)) => {
+        Err(Failure::Message(message)) => {
             // Cargo shows this line alone if the script itself succeeds, and stops all the same.
             println!("cargo::error={message}");
             ExitCode::SUCCESS
@@ -43,45 +50,79 @@ fn main() -> ExitCode {
 }
 
 enum Failure {
-    /// One line that says everything.
-    Told(String),
-    /// What the compiler of the probe said.
+    /// One line.
+    Message(String),
+    /// The output of the probe's compiler.
     Compiler(String),
 }
 
 fn build() -> Result<(), Failure> {
-    let toolchain = toolchain::find().map_err(|missing| {
-        Failure::Told(format!("the eBPF probe cannot be built here: {missing}. Run `cargo xtask setup`."))
-    })?;
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-    let workspace = package.parent().unwrap_or(&package);
-    let out_dir = PathBuf::from(variable("OUT_DIR")?);
-    let machine = toolchain::Machine {
-        big_endian: variable("CARGO_CFG_TARGET_ENDIAN")? == "big",
-        arch: variable("CARGO_CFG_TARGET_ARCH")?,
-    };
-
-    let target_dir = probe_target_dir(&out_dir);
-    let mut command = toolchain.build_probe(workspace, &target_dir, &machine, toolchain::PROBE);
-    let run = command.arg("--quiet").stdin(Stdio::null()).output();
-    let run = run.map_err(|why| {
-        Failure::Told(format!("{} cannot be started: {why}", toolchain.compiler.cargo.display()))
-    })?;
-    if !run.status.success() {
-        return Err(Failure::Compiler(String::from_utf8_lossy(&run.stderr).into_owned()));
+    let embedded = PathBuf::from(variable("OUT_DIR")?).join(PROBE);
+    println!("cargo::rerun-if-env-changed={OBJECT}");
+    let given = env::var(OBJECT).ok().filter(|given| !given.is_empty());
+    match given.as_deref() {
+        Some("none") => return embed_nothing(&embedded),
+        Some(given) => {
+            println!("cargo::rerun-if-changed={given}");
+            return embed(Path::new(given), &embedded);
+        }
+        None => {}
     }
-
-    let object = machine.object(&target_dir, toolchain::PROBE);
-    let embedded = out_dir.join("tcpclose-ebpf");
-    fs::copy(&object, &embedded).map_err(|why| {
-        Failure::Told(format!("cannot copy {} to {}: {why}", object.display(), embedded.display()))
-    })?;
-
+    if !package.join("../tcpclose-ebpf/Cargo.toml").is_file() {
+        return embed(&package.join(PACKAGED), &embedded);
+    }
+    match toolchain::find() {
+        Ok(toolchain) => embed(&compile(&toolchain, &package)?, &embedded)?,
+        Err(missing) if variable("PROFILE")? == "release" => {
+            return Err(Failure::Message(format!(
+                "the eBPF probe cannot be built here: {missing}. Run `cargo xtask setup`, or set {OBJECT} to an object, or \
+                 to none."
+            )));
+        }
+        Err(missing) => {
+            println!(
+                "cargo::warning=no eBPF probe is embedded: {missing}. `cargo xtask setup` installs what builds it."
+            );
+            embed_nothing(&embedded)?;
+        }
+    }
     // Last, so that a failure shows none of it; a script that failed is run again in any case.
     for input in INPUTS {
         println!("cargo::rerun-if-changed={input}");
     }
     Ok(())
+}
+
+fn embed(object: &Path, embedded: &Path) -> Result<(), Failure> {
+    let copied = fs::copy(object, embedded);
+    copied.map(drop).map_err(|why| {
+        Failure::Message(format!("cannot copy {} to {}: {why}", object.display(), embedded.display()))
+    })
+}
+
+fn embed_nothing(embedded: &Path) -> Result<(), Failure> {
+    fs::write(embedded, "")
+        .map_err(|why| Failure::Message(format!("cannot write {}: {why}", embedded.display())))
+}
+
+/// Compiles the probe, and returns the path of the object.
+fn compile(toolchain: &toolchain::Toolchain, package: &Path) -> Result<PathBuf, Failure> {
+    let workspace = package.parent().unwrap_or(package);
+    let machine = Machine {
+        big_endian: variable("CARGO_CFG_TARGET_ENDIAN")? == "big",
+        arch: variable("CARGO_CFG_TARGET_ARCH")?,
+    };
+    let target_dir = probe_target_dir(Path::new(&variable("OUT_DIR")?));
+    let mut command = toolchain.build_probe(workspace, &target_dir, &machine, PROBE);
+    let run = command.arg("--quiet").stdin(Stdio::null()).output();
+    let run = run.map_err(|why| {
+        Failure::Message(format!("{} cannot be started: {why}", toolchain.compiler.cargo.display()))
+    })?;
+    if !run.status.success() {
+        return Err(Failure::Compiler(String::from_utf8_lossy(&run.stderr).into_owned()));
+    }
+    Ok(machine.object(&target_dir, PROBE))
 }
 
 /// Where the probe is compiled: `ebpf` in cargo's target folder, which cargo marks with a CACHEDIR.TAG. The debug and
@@ -94,5 +135,5 @@ fn probe_target_dir(out_dir: &Path) -> PathBuf {
 }
 
 fn variable(name: &str) -> Result<String, Failure> {
-    env::var(name).map_err(|_| Failure::Told(format!("{name} is not set; build with cargo")))
+    env::var(name).map_err(|_| Failure::Message(format!("{name} is not set; build with cargo")))
 }

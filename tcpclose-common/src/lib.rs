@@ -5,11 +5,14 @@
 //! * [`layout`]: field offsets of kernel structs, resolved by the agent, read-only to the probe.
 //! * [`held`]: what the iterator over files writes.
 //! * [`control`]: the words that the agent and the probe share while both run.
+//! * `toolchain`, a feature for build scripts: the compiler and linker that build the probe.
 
-#![no_std]
+#![cfg_attr(not(feature = "toolchain"), no_std)]
 
 pub mod control;
 pub mod event;
 pub mod held;
 pub mod layout;
 pub mod state;
+#[cfg(feature = "toolchain")]
+pub mod toolchain;

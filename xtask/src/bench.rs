@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Purpose};
-use crate::toolchain::{self, Machine};
 use crate::{build, sh, test};
+use tcpclose_common::toolchain::{self, Machine};
 
 /// Measure what tcpclose costs, and save it in target/bench
 #[derive(clap::Args)]

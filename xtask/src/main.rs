@@ -13,10 +13,13 @@ mod apt;
 mod archive;
 mod bench;
 mod build;
+mod crates;
 mod cross;
 mod debian;
 mod demo;
 mod fuzz;
+#[cfg(test)]
+mod imports;
 mod live;
 mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
@@ -27,8 +30,6 @@ mod run;
 mod setup;
 mod sh;
 mod test;
-#[allow(dead_code, reason = "shared with tcpclose-userspace/build.rs, which uses the rest")]
-mod toolchain;
 mod tools;
 mod vm;
 mod workflows;
@@ -55,6 +56,7 @@ enum Command {
     Demo(demo::Arguments),
     Package(package::Arguments),
     Fuzz(fuzz::Arguments),
+    Crates(crates::Arguments),
     #[command(hide = true)]
     Roots(roots::Arguments),
     #[command(hide = true)]
@@ -88,6 +90,7 @@ fn run() -> Result<()> {
         Command::Demo(arguments) => demo::command(&arguments),
         Command::Package(arguments) => package::command(&arguments),
         Command::Fuzz(arguments) => fuzz::command(&arguments),
+        Command::Crates(arguments) => crates::command(&arguments),
         Command::Roots(arguments) => roots::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     }

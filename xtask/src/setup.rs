@@ -8,10 +8,10 @@ use clap::ValueEnum;
 use crate::apt::{self, Apt};
 use crate::progress;
 use crate::sh;
-use crate::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
 use crate::tools::{self, Group};
 use crate::vm;
 use crate::vm::kit::{Kernel, Part};
+use tcpclose_common::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
 
 /// Find or install what building and testing need
 #[derive(clap::Args)]
@@ -111,13 +111,15 @@ impl Done {
 /// be had is named, with what is skipped without it. Runs rustup only if told to.
 fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
     let toolchain = toolchain::find().err();
-    if matches!(purpose, Purpose::Test | Purpose::All) {
-        check_components()?;
-    }
     let mut groups = groups(purpose);
     groups.retain(|group| !group.missing().is_empty());
     let parts = if takes_guests(purpose) { Part::missing(kernels)? } else { Vec::new() };
     let mut done = Done::default();
+    if matches!(purpose, Purpose::Test | Purpose::All)
+        && let Err(why) = check_components()
+    {
+        done.lacks("rustfmt or clippy", "the steps fmt and clippy fail", &why);
+    }
     if toolchain.is_none() && groups.is_empty() && parts.is_empty() {
         return Ok(done);
     }

@@ -298,12 +298,22 @@ pub(super) fn refused(error: ProgramError) -> anyhow::Error {
 /// # Errors
 /// Names the first thing that is missing: a capability, the ring buffer, the tracepoint.
 pub fn require(only: Option<StateHook>) -> Result<(), Failure> {
+    require_object()?;
     require_capabilities()?;
     require_ring_buffer()?;
     require_tracepoint(only)
 }
 
 const CANNOT_LOAD: &str = "cannot load the probe";
+
+/// build.rs embeds no object where it is told to, and in debug builds without the eBPF toolchain.
+fn require_object() -> Result<(), Failure> {
+    if OBJECT.is_empty() {
+        let todo = "build it with `cargo xtask build`; `tcpclose stuck --no-agent` works without";
+        return Err(Failure::new(CANNOT_LOAD, "this binary was built without it", todo));
+    }
+    Ok(())
+}
 
 /// CAP_BPF to load, CAP_PERFMON to attach to a tracepoint and read kernel memory; since 5.8 both are parts of
 /// CAP_SYS_ADMIN (include/linux/capability.h, bpf_capable, perfmon_capable). Only those of the first user namespace

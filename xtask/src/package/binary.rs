@@ -15,7 +15,9 @@ use anyhow::{Context, Result, bail};
 use super::{Source, mib, remove};
 use crate::archive::Architecture;
 use crate::cross::Builder;
-use crate::{sh, test, toolchain};
+use tcpclose_common::toolchain;
+
+use crate::{sh, test};
 
 /// What the binary may weigh.
 const LIMIT: u64 = 10 << 20;

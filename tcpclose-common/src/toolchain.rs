@@ -1,7 +1,6 @@
 //! What builds the probe: a rustc that can compile `core` for the BPF machine, its cargo, and bpf-linker.
 //!
-//! Only `std` is used and nothing else of xtask, because `tcpclose-userspace/build.rs` includes this same file:
-//! the build and `cargo xtask setup` must never disagree about what is there.
+//! The agent's build script and `cargo xtask setup` share it, so that they never disagree about what is there.
 //!
 //! `core` for BPF is in no distribution, so it is compiled from the library sources (`-Z build-std`). That takes
 //! either a nightly, or any other rustc with `RUSTC_BOOTSTRAP=1`, as Debian's.
