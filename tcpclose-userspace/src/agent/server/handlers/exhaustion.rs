@@ -136,7 +136,7 @@ pub async fn document(query: &str, engine: &RefCell<Tracking>) -> Result<Vec<u8>
         engine.drain_all();
         engine.exhaustion.took(&looked);
         let (picks, _) = document::fullest(&looked, limit);
-        (closers(&picks, engine), engine.exhaustion.before(looked.at_ns), engine.probe.look())
+        (closers(&picks, engine), engine.exhaustion.before(looked.at_ns), engine.probe.owners_lookup())
     };
     let described = spawn_blocking(move || {
         let scene = ExhaustionInputs {

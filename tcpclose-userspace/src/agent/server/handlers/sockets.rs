@@ -116,7 +116,7 @@ pub async fn describe(
     // Where a pass over all files is sure to be needed, it goes beside the dumps.
     let many = engine.borrow().has_many(phase);
     let seen = many.then(|| {
-        let look = engine.borrow_mut().probe.look();
+        let look = engine.borrow_mut().probe.owners_lookup();
         spawn_blocking(move || owners::look(look, None))
     });
     let survey = looked().await.context("no dump of the kernel's sockets")?;
@@ -231,7 +231,7 @@ impl TrackedFacts {
             now_ns,
             uptime_ns,
             ephemeral: engine.ephemeral.clone(),
-            look: engine.probe.look(),
+            look: engine.probe.owners_lookup(),
             depth,
         }
     }
