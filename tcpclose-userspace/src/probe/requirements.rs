@@ -10,7 +10,8 @@ use crate::linux::host;
 use crate::linux::host::Capability;
 use crate::probe::backend::{StateHook, tracepoint};
 use crate::probe::errors::{CANNOT_LOAD, one_line};
-use crate::probe::{offsets, tracefs};
+use crate::probe::offsets;
+use crate::probe::tracefs;
 
 /// Checks, before anything is loaded, that this process may load the probe and that this kernel has what the state backend
 /// `only` needs, or what any needs.

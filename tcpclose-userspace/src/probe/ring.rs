@@ -74,7 +74,9 @@ impl Ring {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return taken,
                 Err(why) => {
-                    log::error!("cannot read the ring buffer: {why} (records stay in it until the next drain)");
+                    log::error!(
+                        "cannot read the ring buffer: {why} (records stay in it until the next drain)"
+                    );
                     return taken;
                 }
             };
