@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
-use tcpclose::probe::{Probe, StateHook};
+use tcpclose::probe::{Builder, StateHook};
 use tcpclose_common::event::Record;
 use tcpclose_fuzz::targets::records::encode;
 
@@ -69,7 +69,15 @@ fn records() {
     for (name, hook, backend) in
         [("real-btf", StateHook::Btf, 3u8), ("real-tracepoint", StateHook::Tracepoint, 2)]
     {
-        let mut probe = Probe::attach(Some(hook), None, None, 1 << 20, log::LevelFilter::Off).unwrap();
+        let mut probe = Builder {
+            state: Some(hook),
+            time_wait: None,
+            owners: None,
+            ring_size: 1 << 20,
+            log_level: log::LevelFilter::Off,
+        }
+        .attach()
+        .unwrap();
         let left = closes();
         sleep(Duration::from_millis(200));
         drop(left);

@@ -6,6 +6,7 @@
 //! * [`tracker`]: follows each socket, from records and dumps to events. Pure.
 //! * [`metrics`]: counters, gauges and histograms of those events, bounded. Pure.
 //! * [`report`]: documents: stuck sockets, ports, exhaustion, verification. Pure.
+//! * [`collect`]: asks the kernel for what documents need: owners, peers.
 //! * [`kill`]: destroys stuck sockets, one at a time.
 //! * [`agent`]: the long-running process; [`agent::server`] answers its requests.
 //! * [`client`]: asks an agent, or takes a snapshot without one.
@@ -15,6 +16,7 @@
 
 pub mod agent;
 pub mod client;
+pub mod collect;
 pub mod commands;
 pub mod failure;
 pub mod kill;

@@ -13,8 +13,7 @@ use tcpclose::linux::owners::OwnersLookup;
 use tcpclose::linux::proc_fd;
 use tcpclose::linux::proc_fd::{FileFilter, Urgency};
 use tcpclose::linux::sock_diag;
-use tcpclose::probe::Probe;
-use tcpclose::probe::backend::task_file::OwnersHook;
+use tcpclose::probe::{Builder, OwnersHook};
 use tcpclose_common::state::TcpState;
 
 use crate::Setting;
@@ -40,13 +39,20 @@ fn run(turns: usize) -> Result<Runs> {
         let _holders = Holders::of(SOCKETS)?;
         let dump = sock_diag::dump(TcpState::CloseWait.bit(), false)?;
         let inodes: FxHashSet<u32> = dump.sockets.iter().map(|socket| socket.inode).collect();
-        let mut probe = Probe::attach(None, None, Some(OwnersHook::TaskFile), RING, LevelFilter::Off)
-            .context("no probe")?;
+        let mut probe = Builder {
+            state: None,
+            time_wait: None,
+            owners: Some(OwnersHook::TaskFile),
+            ring_size: RING,
+            log_level: LevelFilter::Off,
+        }
+        .attach()
+        .context("no probe")?;
         let mut by_backend = BACKENDS.map(|backend| (backend.name(), Vec::new()));
         for turn in 0..=turns {
             for (backend, (_, runs)) in BACKENDS.into_iter().zip(&mut by_backend) {
                 let look = match backend {
-                    OwnersHook::TaskFile => probe.look(),
+                    OwnersHook::TaskFile => probe.owners_lookup(),
                     OwnersHook::Proc => OwnersLookup::Proc(Urgency::Leisurely),
                 };
                 let (begun, cpu) = (Instant::now(), thread_cpu_ns());

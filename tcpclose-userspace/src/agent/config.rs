@@ -9,8 +9,7 @@ use log::LevelFilter;
 use crate::linux::netns::Scope;
 use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
-use crate::probe::backend::task_file::OwnersHook;
-use crate::probe::{StateHook, TimeWaitHook};
+use crate::probe::{OwnersHook, StateHook, TimeWaitHook};
 
 use crate::agent::server::listener::SocketAccess;
 

@@ -68,8 +68,7 @@ use crate::linux::cgroup::namespace;
 use crate::linux::netns::Scope;
 use crate::linux::{host, time_wait_length, users};
 use crate::probe;
-use crate::probe::backend::task_file::OwnersHook;
-use crate::probe::{Probe, StateHook, TimeWaitHook};
+use crate::probe::{Hook, OwnersHook, StateHook, TimeWaitHook};
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::line::Item;
 
@@ -266,13 +265,14 @@ async fn attach(config: &Config) -> Result<Rc<RefCell<Tracking>>, Failure> {
         .unwrap_or_else(|died| Err(died.into()))
         .inspect_err(|why| log::warn!("TIME-WAIT's length is not known until one is seen: {why}"))
         .ok();
-    let probe = Probe::attach(
-        config.state_hook,
-        config.time_wait,
-        config.owners,
-        config.ring_size,
-        config.log_level,
-    )?;
+    let probe = probe::Builder {
+        state: config.state_hook,
+        time_wait: config.time_wait,
+        owners: config.owners,
+        ring_size: config.ring_size,
+        log_level: config.log_level,
+    }
+    .attach()?;
     let mut engine = Tracking::new(probe, config, time_wait_ns);
     if config.log_level >= LevelFilter::Debug {
         ring_loop::forward_the_probes_log(&mut engine.probe);
@@ -341,7 +341,7 @@ fn summary(engine: &Tracking, config: &Config, served: &Endpoints, kept: Option<
     );
     let hook = match engine.probe.hook {
         StateHook::Btf => "btf (tp_btf, keyed by socket cookie)",
-        StateHook::Tracepoint if engine.probe.facts => "tracepoint (classic, facts by BTF offsets)",
+        StateHook::Tracepoint if engine.probe.reads_fields => "tracepoint (classic, facts by BTF offsets)",
         StateHook::Tracepoint => {
             "tracepoint (classic, no BTF: namespace, outcome and most sides are unknown)"
         }
@@ -355,18 +355,20 @@ fn summary(engine: &Tracking, config: &Config, served: &Endpoints, kept: Option<
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {name:<11} {value}");
     };
+    let not_in_use = |line: &mut dyn FnMut(&str, &str), hook| {
+        for declined in engine.probe.declined.of(hook) {
+            line("", &format!("not in use: {}", crate::failure::printable(&declined.reason)));
+        }
+    };
     line("state hook", hook);
-    for declined in &engine.probe.declined {
-        line("", &format!("not in use: {}", crate::failure::printable(declined)));
-    }
+    not_in_use(&mut line, Hook::State);
+    not_in_use(&mut line, Hook::Reset);
     let seen = match engine.probe.time_wait {
         TimeWaitHook::Hooks => format!("hooks (fentry and fexit on the minisocket; {length})"),
         TimeWaitHook::Diag => format!("diag (sock_diag dump each {interval}; {length})"),
     };
     line("time wait", &seen);
-    for declined in &engine.probe.time_wait_declined {
-        line("", &format!("not in use: {}", crate::failure::printable(declined)));
-    }
+    not_in_use(&mut line, Hook::TimeWait);
     for remark in namespaces(engine) {
         line("namespaces", &remark);
     }
@@ -375,9 +377,7 @@ fn summary(engine: &Tracking, config: &Config, served: &Endpoints, kept: Option<
         OwnersHook::Proc => "proc (a walk over /proc)",
     };
     line("owners", owners);
-    if let Some(declined) = &engine.probe.owners_declined {
-        line("", &format!("not in use: {}", crate::failure::printable(declined)));
-    }
+    not_in_use(&mut line, Hook::Owners);
     let mut privileges = capabilities::in_words().into_iter();
     let user = users::user_name(rustix::process::geteuid().as_raw());
     line("user", &format!("{user}; capabilities kept: {}", privileges.next().unwrap_or_default()));

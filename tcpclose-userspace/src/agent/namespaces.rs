@@ -359,7 +359,7 @@ impl Namespaces {
     /// Says in words where the last round was not allowed to look.
     pub fn refusals(&self) -> Vec<String> {
         let sockets = "sockets that are older than the agent";
-        report::not_looked_at(sockets, self.refused as usize, self.denied as usize)
+        report::incomplete::not_looked_at(sockets, self.refused as usize, self.denied as usize)
     }
 
     /// Says in words what no round can find.

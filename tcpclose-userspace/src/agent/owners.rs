@@ -14,8 +14,8 @@ use crate::agent::tracking::Tracking;
 use crate::linux::host;
 use crate::metrics::gauges::Stuckness;
 use crate::names::Phase;
-use crate::report::Depth;
 use crate::report::owner_counts::tally;
+use crate::report::sockets::Depth;
 use crate::report::sockets::seconds;
 
 /// Counts for as long as the agent runs. Where nothing is stuck nothing is looked at.

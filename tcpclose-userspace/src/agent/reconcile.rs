@@ -250,7 +250,7 @@ struct Dumping {
 impl Dumping {
     fn new(engine: Rc<RefCell<Tracking>>, intervals: Rc<Intervals>) -> Self {
         // Without BTF no record tells its namespace: only a look at all of them at once shows that something is gone.
-        let most = engine.borrow().probe.facts.then_some(SLICE);
+        let most = engine.borrow().probe.reads_fields.then_some(SLICE);
         Self {
             engine,
             intervals,
@@ -424,7 +424,7 @@ impl Dumping {
         let mut engine = self.engine.borrow_mut();
         self.schedule.owes(engine.exhaustion.take_spent().as_nanos() as u64);
         // Without BTF there is one dump for all.
-        let host = engine.namespaces.host().filter(|_| engine.probe.facts);
+        let host = engine.namespaces.host().filter(|_| engine.probe.reads_fields);
         engine.namespaces.cost(&dumped.charges);
         self.schedule.took(now_ns, host, &dumped.charges);
         let is_host = |charge: &Charge| Some(charge.id) == host;

@@ -129,14 +129,14 @@ impl Tracking {
         let host = HostParameters {
             netns: namespaces.own().id,
             everywhere: namespaces.everywhere(),
-            told: probe.facts,
+            told: probe.reads_fields,
             ephemeral: ephemeral.clone(),
         };
         let mut tracker = Tracker::new(host, by_cookie);
         if let Some(ns) = time_wait_ns {
             tracker.set_time_wait_ns(ns);
         }
-        tracker.set_told(probe.told);
+        tracker.set_told(probe.coverage);
         Self {
             probe,
             tracker,
@@ -204,7 +204,7 @@ impl Tracking {
     /// TIME-WAITs that the kernel skipped since the agent began: in every network namespace where hooks tell, else by
     /// the kernel's own counter, in this one.
     pub fn overflows(&self) -> u64 {
-        if self.probe.told.births {
+        if self.probe.coverage.births {
             return self.ledger.overflows();
         }
         host::time_wait_overflows().unwrap_or(0).saturating_sub(self.overflows_before)
@@ -238,11 +238,11 @@ impl Tracking {
     pub fn wanted(&self, now_ns: u64) -> DumpTargets {
         let first = self.stuck_after.first_ns();
         // Without BTF no record tells its namespace, and all are dumped at once.
-        let host = self.namespaces.host().filter(|_| self.probe.facts);
+        let host = self.namespaces.host().filter(|_| self.probe.reads_fields);
         let (mut of_host, mut of_others) = (0, 0);
         let (mut needing, mut anywhere, mut last) = (HashSet::new(), false, 0);
         for life in self.tracker.lives() {
-            let states = if life.body == SocketKind::Minisocket && !self.probe.told.lives {
+            let states = if life.body == SocketKind::Minisocket && !self.probe.coverage.lives {
                 TcpState::FinWait2.bit() | TcpState::TimeWait.bit()
             } else if life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first) {
                 TcpState::CloseWait.bit()
@@ -296,7 +296,7 @@ impl Tracking {
         let mut last = 0;
         self.tracker.lives().any(|life| {
             let followed = life.phase == Phase::CloseWait
-                || life.body == SocketKind::Minisocket && !self.probe.told.lives;
+                || life.body == SocketKind::Minisocket && !self.probe.coverage.lives;
             followed
                 && std::mem::replace(&mut last, life.netns) != life.netns
                 && self.namespaces.is_new(life.netns)

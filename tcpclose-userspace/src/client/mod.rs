@@ -7,6 +7,7 @@
 pub mod fetch;
 pub mod reconcile;
 pub mod sampling;
+pub mod snapshot;
 pub mod stream;
 
 use std::io::{self, ErrorKind};
@@ -23,9 +24,8 @@ use tokio::runtime::Runtime;
 
 use crate::failure::Failure;
 use crate::names::Phase;
-use crate::report::Depth;
 use crate::report::encoding::{ACCEPT_EITHER, Form};
-use crate::report::sockets::{SCHEMA, SocketsDocument, Versioned};
+use crate::report::sockets::{Depth, SCHEMA, SocketsDocument, Versioned};
 
 /// The header that names the bound which the agent's diagnosis took, as a humantime duration.
 pub const STUCK_AFTER: &str = "tcpclose-stuck-after";

@@ -47,7 +47,8 @@ impl Unseen {
 
     /// In words.
     pub fn words(self) -> Vec<String> {
-        let mut words = crate::report::not_looked_at("the kernel's numbers", self.refused, self.denied);
+        let mut words =
+            crate::report::incomplete::not_looked_at("the kernel's numbers", self.refused, self.denied);
         if self.gone > 0 {
             let which = match self.gone {
                 1 => "1 network namespace has gone meanwhile: what was counted in it last is".to_owned(),

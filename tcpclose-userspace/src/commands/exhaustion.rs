@@ -13,7 +13,7 @@ use crate::commands::stuck::number;
 use crate::commands::{duration, json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
-use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse, snapshot};
+use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse};
 use crate::ui::table;
 
 /// Show how many of the ports that connect() may take are in use, for which pairs of ends, and for how long they last
@@ -44,7 +44,7 @@ pub struct Exhaustion {
 impl Exhaustion {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let target = format!("{PATH}?limit={}", self.limit);
-        let look = || snapshot(self.period, self.limit, Scope::All);
+        let look = || crate::client::snapshot::exhaustion(self.period, self.limit, Scope::All);
         let Fetched { mut document, source, remark } =
             fetch::ask_or_look(&self.place, (&target, SCHEMA), look)?;
         document.incomplete.extend(remark);

@@ -13,8 +13,8 @@ use crate::commands::{DEFAULT_SOCKET, NetnsChoice, duration, port};
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
+use crate::report::sockets::Depth;
 use crate::report::sockets::{SocketsDocument, StuckSocket};
-use crate::report::{Depth, snapshot};
 use crate::ui::table;
 
 /// The bound where neither the arguments nor an agent name one.
@@ -106,9 +106,14 @@ impl SocketFilter {
         let bound = self.older_than.unwrap_or(STUCK_AFTER);
         let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
         let mut document =
-            snapshot(self.state.state().bit(), bound_ns, self.netns.scope(), depth).map_err(|error| {
-                Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
-            })?;
+            client::snapshot::sockets(self.state.state().bit(), bound_ns, self.netns.scope(), depth)
+                .map_err(|error| {
+                    Failure::new(
+                        "snapshot of the TCP sockets",
+                        error,
+                        "load the modules inet_diag and tcp_diag",
+                    )
+                })?;
         if let Some(place) = denied {
             document.incomplete.push(format!(
                 "the agent at {} was not asked: this user may not connect to it",

@@ -12,7 +12,7 @@ use crate::commands::stuck::number;
 use crate::commands::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
-use crate::report::ports::{PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
+use crate::report::ports::{PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse};
 use crate::ui::table;
 
 /// How many ports are shown unless told otherwise.
@@ -42,7 +42,7 @@ pub struct Ports {
 impl Ports {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let bound_ns = STUCK_AFTER.as_nanos() as u64;
-        let look = || snapshot(bound_ns, Scope::All);
+        let look = || crate::client::snapshot::ports(bound_ns, Scope::All);
         let Fetched { mut document, source, remark } = fetch::ask_or_look(&self.place, (PATH, SCHEMA), look)?;
         document.incomplete.extend(remark);
         let text = match self.json {

@@ -10,7 +10,7 @@ use crate::commands::groups;
 use crate::commands::groups::{By, Listed};
 use crate::commands::{json, print};
 use crate::failure::{Failure, printable};
-use crate::report::Depth;
+use crate::report::sockets::Depth;
 use crate::report::sockets::StuckSocket;
 use crate::ui::table;
 

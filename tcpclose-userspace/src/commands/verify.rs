@@ -234,7 +234,7 @@ impl Verify {
             return Ok((own, vec![unknown.to_owned()]));
         };
         // Its own numbers are those of its own namespace, which another namespace's are no measure of.
-        let entered = netns::travel(|traveller| traveller.enter(&place)).and_then(|entered| entered);
+        let entered = netns::with_visitor(|visitor| visitor.enter(&place)).and_then(|entered| entered);
         match entered {
             Ok(agents) => Ok((agents, Vec::new())),
             Err(why) => Err(Failure::new(

@@ -13,16 +13,13 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::kill::places::Places;
-use crate::linux::destroy;
 use crate::linux::sock_diag;
 use crate::linux::sock_diag::Socket;
 use crate::names::words::{named, named_list};
 use crate::names::{Age, Diagnosis, Flow, Phase};
-use crate::report::diagnose;
+use crate::report::diagnosis::diagnose;
+pub use crate::report::kill::outcome::{KillOutcome, SCHEMA};
 use crate::report::sockets::{Cookie, StuckSocket};
-
-/// The version of [`KillOrder`] and [`KillOutcome`] between command line and agent.
-pub const SCHEMA: u32 = 1;
 
 /// One socket that is to be destroyed, and what must still be true of it. The body of `POST /v1/kill`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,22 +78,6 @@ impl KillOrder {
     }
 }
 
-/// What became of an order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "snake_case")]
-pub enum KillOutcome {
-    Destroyed,
-    /// Left alone: it is no longer what it was when it was listed.
-    Spared {
-        why: String,
-    },
-    /// Not destroyed although it was to be.
-    Refused {
-        errno: Option<i32>,
-        why: String,
-    },
-}
-
 const GONE: &str = "it has gone";
 
 /// Carries `order` out in the socket's network namespace, which `places` finds.
@@ -120,9 +101,9 @@ fn carry_out(order: &KillOrder) -> KillOutcome {
         Ok(None) => return KillOutcome::Spared { why: GONE.to_owned() },
         Err(error) => return refused(&error),
     }
-    match destroy::destroy(&flow, order.interface, order.cookie.0) {
+    match sock_diag::destroy(&flow, order.interface, order.cookie.0) {
         Ok(()) => {}
-        Err(error) if destroy::is_gone(&error) => return KillOutcome::Spared { why: GONE.to_owned() },
+        Err(error) if sock_diag::is_gone(&error) => return KillOutcome::Spared { why: GONE.to_owned() },
         Err(error) => return refused(&error),
     }
     // Below 6.11 the kernel says done and leaves a socket that no program holds as it is (tcp_abort()).
@@ -142,9 +123,9 @@ fn refused(error: &std::io::Error) -> KillOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::groups::tests::socket;
     use crate::linux::netns;
     use crate::linux::sock_diag::Times;
+    use crate::report::fixtures::socket;
     use tcpclose_common::state::TcpState;
 
     const SECOND: u64 = 1_000_000_000;

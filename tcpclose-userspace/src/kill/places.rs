@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use crate::kill::KillOutcome;
 use crate::linux::netns;
 use crate::linux::netns::{Descriptors, Netns, NetnsPath};
+use crate::report::kill::outcome::KillOutcome;
 
 /// A namespace that was searched for in vain is not searched for again before.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);
@@ -114,8 +114,8 @@ fn go<T: Send>(
     id: u32,
     what: &mut Option<impl FnOnce() -> T + Send>,
 ) -> Result<T, SkipReason> {
-    let done = netns::travel(|traveller| {
-        let Netns { id: entered, .. } = traveller.enter(place).map_err(SkipReason::Failed)?;
+    let done = netns::with_visitor(|visitor| {
+        let Netns { id: entered, .. } = visitor.enter(place).map_err(SkipReason::Failed)?;
         if id != 0 && entered != id {
             return Err(SkipReason::Gone);
         }

@@ -1,22 +1,19 @@
-//! What one look at a socket proves about the time it has spent in its state.
+//! What one dump of a socket proves about the time it has spent in its state.
 //!
-//! The kernel keeps no "in this state since". It keeps when data and acknowledgments came and went, and those
-//! moments lie on one side or the other of the step into the state.
+//! The kernel does not record when a state was entered. It records when data and acknowledgments came and went, and those
+//! moments lie before or after the entry.
 //!
 //! Each is a difference of two readings of the tick counter (net/ipv4/tcp.c, `tcp_get_info()`: `tcp_jiffies32` −
 //! `lsndtime`, `lrcvtime`, `rcv_tstamp`). A reading is late by up to a tick, and by another one where the processor that
-//! counts them is late itself, so a bound is proven only with [`TICKS_NS`] given away. The difference comes in 32 bits of
-//! milliseconds and of ticks: after [`WRAP_NS`] of uptime it is proven modulo that only, which still makes a lower
-//! bound and no upper one.
+//! counts them is late itself, so a bound is proven only with [`TICKS_NS`] to spare. The difference comes in 32 bits of
+//! milliseconds and of ticks: after [`WRAP_NS`] of uptime it is proven modulo that only, which still gives a lower bound but
+//! no upper one.
 
 use tcpclose_common::state::TcpState;
 
+use crate::linux::host::TICKS_NS;
 use crate::linux::sock_diag::{Socket, Times};
 use crate::names::Age;
-
-/// Two of the longest ticks that a kernel is built with (CONFIG_HZ=100), nanoseconds; the rounding up to milliseconds at
-/// CONFIG_HZ=300 fits in as well. With one, an upper bound was 8 µs too low on a busy virtual machine with two processors (6.18).
-pub const TICKS_NS: u64 = 20_000_000;
 
 /// 2³² ms, the uptime from which the kernel's millisecond ages can have wrapped: 49.7 days, nanoseconds.
 pub const WRAP_NS: u64 = (1 << 32) * 1_000_000;

@@ -22,12 +22,10 @@
 pub mod age;
 pub mod capabilities;
 pub mod cgroup;
-pub mod destroy;
 pub mod elf;
 pub mod ephemeral_ports;
 pub mod executables;
 pub mod host;
-pub mod lookups;
 pub mod netns;
 pub mod netns_counters;
 pub mod netns_dump;

@@ -43,10 +43,10 @@ pub struct NetnsCountersList {
 /// # Errors
 /// When a namespace that was entered gives no dump or no sums: what the kernel lacks there it lacks in all.
 pub fn accounts(places: &[NetnsPath], order: SampleOrder) -> io::Result<NetnsCountersList> {
-    netns::travel(|traveller| {
+    netns::with_visitor(|visitor| {
         let mut accounts = NetnsCountersList::default();
         for place in places {
-            match traveller.enter(place) {
+            match visitor.enter(place) {
                 Ok(netns) => accounts.taken.push(account(netns, order)?),
                 Err(why) => accounts.failed.push((place.clone(), why)),
             }

@@ -13,11 +13,10 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::host;
 use crate::linux::host::{monotonic_ns, thread_cpu_ns};
-use crate::linux::lookups::{SocketLookup, lookups};
 use crate::linux::netns;
 use crate::linux::netns::{Netns, NetnsPath, Population};
 use crate::linux::sock_diag;
-use crate::linux::sock_diag::{Dump, Socket};
+use crate::linux::sock_diag::{Dump, Socket, SocketLookup, lookups};
 use crate::names::Flow;
 
 /// What is asked of each namespace.
@@ -61,6 +60,26 @@ pub struct NetnsDumps {
 }
 
 impl NetnsDumps {
+    /// Takes the sockets out, by namespace. Also returns what went wrong with any dump.
+    pub fn take_sockets(&mut self) -> (Vec<DumpedNetns>, Dump) {
+        let mut all = Dump::default();
+        let sort = |looked: NetnsDump| {
+            let NetnsDump { netns, place, dump, .. } = looked;
+            all.malformed += dump.malformed;
+            all.interrupted |= dump.interrupted;
+            let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
+                dump.sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
+            distinct(&mut sockets);
+            DumpedNetns { netns, place, sockets, listeners }
+        };
+        (std::mem::take(&mut self.looked).into_iter().map(sort).collect(), all)
+    }
+
+    /// The number of namespaces that this process may not enter.
+    pub fn refused(&self) -> usize {
+        self.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count()
+    }
+
     /// Adds one that was made after it.
     pub fn add(&mut self, more: Self) {
         self.looked.extend(more.looked);
@@ -69,6 +88,20 @@ impl NetnsDumps {
         self.finished_ns = more.finished_ns;
         self.cpu_ns += more.cpu_ns;
     }
+}
+
+/// The distinct sockets of one namespace, listeners apart.
+pub struct DumpedNetns {
+    pub netns: Netns,
+    pub place: NetnsPath,
+    pub sockets: Vec<Socket>,
+    pub listeners: Vec<Socket>,
+}
+
+/// Keeps each socket once: a dump resumes at a position in a hash bucket, and can meet a socket twice.
+fn distinct(sockets: &mut Vec<Socket>) {
+    sockets.sort_unstable_by_key(|socket| (socket.cookie, socket.seen_ns));
+    sockets.dedup_by_key(|socket| socket.cookie);
 }
 
 /// Some of what a dump of several namespaces meets, in the order that it meets it.
@@ -138,13 +171,13 @@ fn walk(
     mut met: impl FnMut(&Netns, Option<Socket>) + Send,
 ) -> io::Result<NetnsDumps> {
     let most_ns = most.map_or(u64::MAX, |most| most.as_nanos() as u64);
-    netns::travel(move |traveller| {
+    netns::with_visitor(move |visitor| {
         let cpu = thread_cpu_ns();
         let mut survey = NetnsDumps { started_ns, ..NetnsDumps::default() };
         let mut places = places.into_iter();
         for place in places.by_ref() {
             let before = survey.cpu_ns;
-            match traveller.enter(&place) {
+            match visitor.enter(&place) {
                 Ok(netns) => {
                     let limit_used = host::time_wait_limit_used();
                     met(&netns, None);
@@ -296,7 +329,7 @@ fn asked(
     keys: &[LookupKey],
     ask: impl Fn(&[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> + Sync,
 ) -> io::Result<(Vec<LookupResult>, u64)> {
-    netns::travel(|traveller| {
+    netns::with_visitor(|visitor| {
         let cpu = thread_cpu_ns();
         let mut answers = vec![None; keys.len()];
         for (id, place) in places {
@@ -304,7 +337,7 @@ fn asked(
             if !keys.iter().any(concerns) {
                 continue;
             }
-            let there = traveller.enter(place).is_ok_and(|netns| netns.id == *id);
+            let there = visitor.enter(place).is_ok_and(|netns| netns.id == *id);
             let wanted: Vec<SocketLookup> =
                 keys.iter().filter(|key| concerns(key)).map(LookupKey::wanted).collect();
             let asked = if there { ask(&wanted).ok() } else { None };

@@ -18,19 +18,12 @@ use crate::linux::executables;
 use crate::linux::executables::HelperHandle;
 use crate::linux::host::thread_cpu_ns;
 use crate::linux::proc_fd;
-use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
+use crate::linux::proc_fd::{FdHolder, FileFilter, OpenFiles, Urgency};
 use crate::linux::process::Process;
 
 /// For how long one question looks at descriptors. Executables come after ([`executables::WITHIN`]), and who asked waits 10 s for
 /// everything.
 pub const WITHIN: Duration = Duration::from_secs(4);
-
-/// One file descriptor on a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FdHolder {
-    pub pid: u32,
-    pub fd: u32,
-}
 
 /// The answer of one pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,20 +9,20 @@ use tcpclose_common::layout::Layout;
 
 use crate::linux::netns;
 
-/// Where the kernel shows its own types.
+/// The file in which the kernel publishes its types.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Resolves every offset that the probe reads. Takes some milliseconds and, for its length, some megabytes: call it
+/// Resolves every offset that the probe reads. This takes some milliseconds and, while it runs, some megabytes: call it
 /// once and keep the [`Layout`].
 ///
 /// # Errors
-/// When the kernel shows no BTF, or when its BTF lacks a field: then nothing read from the socket could be believed,
-/// and the message names the field.
+/// When the kernel has no BTF, or when its BTF lacks a field, which the message names: then nothing read from a socket
+/// could be trusted.
 pub fn resolve() -> Result<Layout> {
     if !Path::new(VMLINUX).exists() {
         bail!("this kernel has no BTF ({VMLINUX} is missing; CONFIG_DEBUG_INFO_BTF)");
     }
-    // Only newer kernels let sysfs BTF be mapped; elsewhere it is read.
+    // Only newer kernels allow to map the BTF of sysfs.
     let btf = Btf::from_file_with_backend(VMLINUX, Backend::Mmap)
         .or_else(|_| Btf::from_bytes(&fs::read(VMLINUX)?))
         .with_context(|| format!("{VMLINUX} cannot be read"))?;
@@ -74,7 +74,7 @@ fn from_btf(btf: &Btf) -> Result<Layout> {
     })
 }
 
-/// Where the 32 bits lie that identify a namespace. What records and dumps say must be the same number.
+/// The offset of the 32 bits that identify a namespace: records and dumps must name the same number.
 fn net_id(btf: &Btf) -> Result<u32> {
     const LOW_HALF: u32 = if cfg!(target_endian = "big") { 4 } else { 0 };
     match offset(btf, "net", "net_cookie") {
@@ -104,8 +104,8 @@ fn offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
     Ok(bits / 8)
 }
 
-/// Looks `field` up among the members of `ty`, and among those of its unnamed structs and unions: bit offset and
-/// type, with typedefs and qualifiers taken off.
+/// The bit offset and type (without typedefs and qualifiers) of `field` among the members of `ty` and of its unnamed structs
+/// and unions.
 fn member(btf: &Btf, ty: &Type, field: &str) -> Result<Option<(u32, Type)>> {
     let (Type::Struct(ty) | Type::Union(ty)) = ty else { return Ok(None) };
     for m in &ty.members {
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn the_running_kernel_has_every_field() {
         if !Path::new(VMLINUX).exists() {
-            eprintln!("SKIPPED: this kernel shows no BTF");
+            eprintln!("SKIPPED: this kernel has no BTF");
             return;
         }
         let layout = resolve().unwrap();

@@ -1,11 +1,11 @@
-//! Links whose programs the kernel detaches by itself, after the process has ended.
+//! Links whose programs the kernel detaches on its own, after the process has ended.
 //!
-//! To detach a trampoline's program waits for RCU: two grace periods a function in 6.1 (`ftrace_shutdown()`,
+//! Detaching a trampoline's program waits for RCU: two grace periods a function in 6.1 (`ftrace_shutdown()`,
 //! kernel/trace/ftrace.c), one in 5.8 to 5.11 (`bpf_trampoline_update()`, kernel/bpf/trampoline.c). A process that closes the last
-//! reference to such a link waits for it, whatever signal has come: with all hooks 9 s in an emulated 6.1. So each link
-//! is pinned in a bpf filesystem that is mounted nowhere. That goes with its last descriptor, and its files with it,
-//! after RCU (`bpf_free_inode()`, kernel/bpf/inode.c): there the link's last reference is left to a worker
-//! (`bpf_link_put()`, kernel/bpf/syscall.c, 5.8 to 6.18).
+//! reference to such a link waits, whatever signal has come: with all hooks 9 s in an emulated 6.1. So each link is pinned
+//! in a bpf filesystem that is mounted nowhere. The filesystem and its files go with its last descriptor, after RCU
+//! (`bpf_free_inode()`, kernel/bpf/inode.c), where a worker drops the link's last reference (`bpf_link_put()`,
+//! kernel/bpf/syscall.c, 5.8 to 6.18).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -33,10 +33,10 @@ impl PinnedLinks {
         Ok(Self { mount, kept: 0 })
     }
 
-    /// Keeps `link`.
+    /// Pins `link`.
     ///
     /// # Errors
-    /// Where it cannot be pinned: then it is gone, and its program is detached.
+    /// Where it cannot be pinned: then the link is closed, and its program is detached.
     pub fn keep(&mut self, link: FdLink) -> Result<()> {
         self.kept += 1;
         // The descriptor closes with this; the file keeps the link.

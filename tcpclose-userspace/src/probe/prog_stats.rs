@@ -1,4 +1,4 @@
-//! How often eBPF programs ran, how long that took, and how often they were left out: the kernel's own counts.
+//! The kernel's run statistics of eBPF programs: runs, run time, and skipped runs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,19 +6,19 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-/// What the kernel has counted of a program (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
+/// The run statistics of one program, or of several together (kernel/bpf/syscall.c, bpf_prog_show_fdinfo).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProgramStats {
-    /// `run_cnt`: counted only while somebody has the kernel keep run statistics (`kernel.bpf_stats_enabled`).
+    /// `run_cnt`: counted only while run statistics are on (`kernel.bpf_stats_enabled`).
     pub count: u64,
-    /// `run_time_ns`: the same.
+    /// `run_time_ns`, likewise.
     pub ns: u64,
-    /// `recursion_misses`, since 5.12: times that it was left out because it was already running on that CPU.
+    /// `recursion_misses`, since 5.12: runs that were skipped because it was already running on that CPU.
     pub missed: u64,
 }
 
 impl ProgramStats {
-    /// Those of `programs` together.
+    /// The sums over `programs`.
     pub fn of(programs: &[OwnedFd]) -> Self {
         let mut sum = Self::default();
         for program in programs {
@@ -31,18 +31,18 @@ impl ProgramStats {
         sum
     }
 
-    /// The fdinfo of every program that a process holds, by the program's id.
+    /// The fdinfo files of every program that a process holds, by program id.
     ///
     /// # Errors
-    /// When the process is gone, or somebody else's.
+    /// When the process is gone, or belongs to another user.
     pub fn files(pid: u32) -> io::Result<BTreeMap<u32, PathBuf>> {
         let mut files = BTreeMap::new();
         for file in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
             let path = file?.path();
-            // It may be closed by now.
+            // The descriptor may be closed by now.
             let text = fs::read_to_string(&path).unwrap_or_default();
             let id = text.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
-            // A link names its program too, and no run of it.
+            // A link's fdinfo names its program too, but has no run count.
             if let Some(id) = id.filter(|_| text.contains("run_cnt:")) {
                 files.insert(id, path);
             }
@@ -50,7 +50,7 @@ impl ProgramStats {
         Ok(files)
     }
 
-    /// What the fdinfo does not tell is 0.
+    /// Fields that the fdinfo lacks are 0.
     pub fn parse(fdinfo: &str) -> Self {
         let field = |name| {
             let value = fdinfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

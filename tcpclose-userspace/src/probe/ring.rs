@@ -10,15 +10,15 @@ use tcpclose_common::event::Record;
 
 use crate::probe::ring_window::RingWindow;
 
-/// Records that one [`Ring::drain`] takes at most, so that a flood cannot keep the agent from everything else.
+/// The most records that one [`Ring::drain`] takes, so that a flood cannot starve the rest of the agent.
 const AT_ONCE: u64 = 1 << 18;
 
-/// What [`Ring::drain`] took.
+/// The result of one [`Ring::drain`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drained {
-    /// Records, sound or not.
+    /// Records, decoded or not.
     pub records: u64,
-    /// Records that could not be decoded: skipped.
+    /// Records that could not be decoded and were skipped.
     pub malformed: u64,
     /// The ring may hold more.
     pub more: bool,
@@ -38,7 +38,7 @@ struct CpuCounters(Counters);
 // SAFETY: as for ControlWord.
 unsafe impl Pod for CpuCounters {}
 
-/// The ring, and the two maps that go with it.
+/// The ring buffer and the two maps that belong to it.
 pub struct Ring {
     events: RingWindow,
     control: Array<MapData, ControlWord>,
@@ -51,7 +51,7 @@ impl Ring {
     /// Takes the ring's maps out of the loaded object.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
         let mut map = |name: &'static str| ebpf.take_map(name).with_context(|| format!("no map {name}"));
-        let Map::RingBuf(events) = map("EVENTS")? else { bail!("EVENTS is no ring buffer") };
+        let Map::RingBuf(events) = map("EVENTS")? else { bail!("EVENTS is not a ring buffer") };
         let events = RingWindow::new(events)?;
         let mut ring = Self {
             size: events.size(),
@@ -64,17 +64,19 @@ impl Ring {
         Ok(ring)
     }
 
-    /// Hands every record there is to `each`, in the order of their reservation, up to a bound.
+    /// Passes every record to `each`, in the order of their reservation, up to a bound.
     pub fn drain(&mut self, mut each: impl FnMut(&Record)) -> Drained {
         let mut taken = Drained::default();
-        // Between two drains it only fills.
+        // Usage is at its highest when a drain begins.
         self.most_used = self.most_used.max(self.events.used());
         while taken.records < AT_ONCE {
             let bytes = match self.events.next() {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return taken,
                 Err(why) => {
-                    log::error!("the ring cannot be read now: {why}");
+                    log::error!(
+                        "cannot read the ring buffer: {why} (records stay in it until the next drain)"
+                    );
                     return taken;
                 }
             };
@@ -89,28 +91,28 @@ impl Ring {
         taken
     }
 
-    /// Says that the agent is about to sleep: from here on the probe wakes it, once, when the ring fills.
+    /// Arms the wakeup: from here on the probe wakes the agent, once, when the ring fills.
     pub fn sleep(&mut self) -> Result<()> {
         self.control.set(0, ControlWord(Control::new(true, self.size)), 0)?;
         Ok(())
     }
 
-    /// Whether its maps can be read and written with what this thread may do.
+    /// Whether this thread's privileges suffice to read and write the maps.
     pub fn is_readable(&mut self) -> bool {
         self.counters().is_ok() && self.sleep().is_ok()
     }
 
-    /// In bytes.
+    /// The size of the ring in bytes.
     pub fn size(&self) -> u32 {
         self.size
     }
 
-    /// The most bytes of the ring that were in use when a drain began, the kernel's 8 a record included.
+    /// The most bytes in use at the start of a drain, including the kernel's 8 bytes per record.
     pub fn most_used(&self) -> u64 {
         self.most_used
     }
 
-    /// What the probe has counted on all CPUs.
+    /// The probe's counters, summed over all CPUs.
     pub fn counters(&self) -> Result<Counters> {
         let mut sum = Counters::default();
         for CpuCounters(cpu) in self.counters.get(&0, 0)?.iter() {
@@ -121,7 +123,7 @@ impl Ring {
 }
 
 impl AsRawFd for Ring {
-    /// Readable when the probe has called.
+    /// Readable after a wakeup.
     fn as_raw_fd(&self) -> RawFd {
         self.events.as_raw_fd()
     }

@@ -1,4 +1,4 @@
-//! tracefs, for the classic tracepoint: looked at where it is mounted, or for a moment in a mount namespace of our own.
+//! tracefs, for the classic tracepoint: read where it is mounted, or for a moment in a mount namespace of our own.
 
 use std::fs;
 use std::io;
@@ -16,16 +16,16 @@ const MOUNTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 const SYSFS_MAGIC: i64 = 0x6265_6572;
 const TRACEFS_MAGIC: i64 = 0x7472_6163;
 
-/// Whether the tracepoint is there, seen from a thread that [`visible`] runs.
+/// Whether the tracepoint exists, seen from a thread that [`visible`] runs.
 pub fn has_tracepoint() -> bool {
     MOUNTS.iter().any(|mount| Path::new(mount).join("events/sock/inet_sock_set_state").is_dir())
 }
 
 /// Runs `f` where tracefs can be seen.
 ///
-/// Where nobody has mounted it, `f` runs on a thread in a mount namespace of its own, where we mount it: attaching
-/// needs tracefs only to read an id, and an agent has no business in the host's mount table. A directory on which
-/// somebody mounted something else was masked on purpose, and stays masked.
+/// Where tracefs is not mounted, `f` runs on a thread in a mount namespace of its own, where we mount it: attaching needs
+/// tracefs only to read an id, and an agent must not change the host's mount table. A directory on which something else is
+/// mounted was masked on purpose, and stays masked.
 ///
 /// # Errors
 /// When that namespace or mount is refused (CAP_SYS_ADMIN), or tracefs is masked.
@@ -34,7 +34,7 @@ pub fn visible<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
         return Ok(f());
     }
     let [tracing, _] = MOUNTS;
-    let mounted = statfs(tracing).with_context(|| format!("{tracing} is not there"))?;
+    let mounted = statfs(tracing).with_context(|| format!("{tracing} does not exist"))?;
     #[allow(clippy::unnecessary_cast, reason = "f_type is not an i64 on every architecture")]
     let magic = mounted.f_type as i64;
     if magic == TRACEFS_MAGIC {
@@ -53,7 +53,7 @@ pub fn visible<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
                 Ok(f())
             })
             .join()
-            .unwrap_or_else(|_| bail!("the thread that looked at tracefs died"))
+            .unwrap_or_else(|_| bail!("the thread that reads tracefs panicked"))
     })
 }
 

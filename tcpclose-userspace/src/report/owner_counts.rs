@@ -69,8 +69,8 @@ pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(OwnerLabels, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::groups::tests::{in_place, owner, socket};
     use crate::linux::cgroup::Workload;
+    use crate::report::fixtures::{in_place, owner, socket};
 
     #[test]
     fn each_stuck_socket_counts_once_and_the_largest_are_named() {

@@ -4,24 +4,22 @@
 //! As with [`crate::report::sockets`] a reader ignores keys that it does not know.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::ops::RangeInclusive;
 
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize, Serializer};
-use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
-use crate::linux::host;
-use crate::linux::netns::{Descriptors, Scope};
-use crate::linux::netns_dump;
-use crate::linux::netns_dump::DumpRequest;
+use crate::linux::sock_diag::Socket;
 use crate::metrics::gauges::Standing;
 use crate::metrics::histogram;
 use crate::metrics::histogram::Histogram;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::words::named;
 use crate::names::{Age, Diagnosis, Phase, Side};
-use crate::report::sockets::{DocumentSource, Versioned, seconds};
-use crate::report::{DumpedNetns, diagnose, dumped_facts, not_looked_at, of_the_dump, refusals, sights};
+use crate::report::assemble::dumped_facts;
+use crate::report::diagnosis::diagnose;
+use crate::report::envelope::{Envelope, Versioned, document};
+use crate::report::sockets::seconds;
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -35,33 +33,25 @@ impl Versioned for PortsDocument {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PortsDocument {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// As `uname -n`.
-    pub host: String,
-    /// The kernel's random id of this boot.
-    pub boot_id: String,
-    /// The wall clock of the numbers, RFC 3339, UTC, nanoseconds.
-    pub at: String,
-    pub source: DocumentSource,
-    /// How old the oldest part of the numbers of `sockets` and `stuck` is at that time; `null` from an agent that does not
-    /// tell.
-    #[serde(default)]
-    pub age_seconds: Option<f64>,
-    /// What could not be seen, one sentence each.
-    pub incomplete: Vec<String>,
-    /// The age from which a CLOSE-WAIT is stuck.
-    pub stuck_after_seconds: f64,
-    /// The time up to now that rates are taken over; `null` while it is too short for any.
-    pub rate_seconds: Option<f64>,
-    /// All ports together: every state, in the order of the close.
-    pub states: Vec<StateUse>,
-    /// The steps that were seen, all ports together; empty in a snapshot.
-    pub transitions: Vec<TransitionUse>,
-    /// Every pair of side and port that has a name, and `other` for the rest. In a snapshot every pair that has sockets.
-    pub ports: Vec<PortUse>,
+document! {
+    /// The close phase by service port.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    pub struct PortsDocument: SCHEMA {
+        /// How old the oldest part of `sockets` and `stuck` is at `at`; `null` from an agent that does not report it.
+        #[serde(default)]
+        pub age_seconds: Option<f64>,
+    } {
+        /// The age from which a CLOSE-WAIT is stuck.
+        pub stuck_after_seconds: f64,
+        /// The period up to now over which rates are taken; `null` while it is too short for any.
+        pub rate_seconds: Option<f64>,
+        /// All ports together: every state, in the order of the close.
+        pub states: Vec<StateUse>,
+        /// The transitions that were seen, all ports together; empty in a snapshot.
+        pub transitions: Vec<TransitionUse>,
+        /// Every pair of side and port that has a name, and `other` for the rest. In a snapshot every pair that has sockets.
+        pub ports: Vec<PortUse>,
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -197,24 +187,27 @@ impl PairCounts {
     }
 }
 
-/// What one dump of each network namespace tells: who is there now, and since when at least. `bound_ns`: the age from
-/// which a CLOSE-WAIT is stuck.
-///
-/// # Errors
-/// When /proc or the kernel's sockets cannot be read.
-pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
-    let found = scope.find(&Descriptors::All)?;
-    let ask =
-        DumpRequest { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
-    let mut survey = netns_dump::survey(found.places, ask, None)?;
-    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
-    let (sights, dump) = sights(&mut survey);
-    let ephemeral = host::ip_local_port_range();
+/// What one dump of a network namespace has met.
+pub struct NetnsDumped<'a> {
+    pub sockets: &'a [Socket],
+    pub listeners: &'a [Socket],
+}
+
+/// The document of one dump of each network namespace: the sockets that exist now, and their proven minimum ages. `bound_ns`:
+/// the age from which a CLOSE-WAIT is stuck.
+pub fn of_dumps<'a>(
+    envelope: Envelope,
+    dumped: impl Iterator<Item = NetnsDumped<'a>>,
+    bound_ns: u64,
+    ephemeral: &RangeInclusive<u16>,
+    now_ns: u64,
+    uptime_ns: u64,
+) -> PortsDocument {
     let (mut all, mut pairs) = (PairCounts::default(), BTreeMap::<LabelSlot, PairCounts>::new());
-    for DumpedNetns { sockets, listeners, .. } in &sights {
+    for NetnsDumped { sockets, listeners } in dumped {
         for socket in sockets {
             let Some(phase) = Phase::of(socket.state) else { continue };
-            let facts = dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
+            let facts = dumped_facts(socket, listeners, ephemeral, now_ns, uptime_ns);
             let diagnosis = diagnose(socket, facts.age, bound_ns);
             let label = LabelSlot { side: facts.side, port: Some(facts.port) };
             for seen in [&mut all, pairs.entry(label).or_default()] {
@@ -222,10 +215,6 @@ pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
             }
         }
     }
-    let mut incomplete = of_the_dump(&dump);
-    incomplete.extend(not_looked_at("sockets", refusals(&survey), found.denied as usize));
-    incomplete.extend(found.unread.words());
-    incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
     let ports = pairs.into_iter().map(|(label, seen)| PortUse {
         side: label.side,
         port: label.port,
@@ -236,20 +225,13 @@ pub fn snapshot(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
         closes_per_second: None,
         states: seen.states(seen.states.keys().copied()),
     });
-    Ok(PortsDocument {
-        schema: SCHEMA,
-        host: host::hostname(),
-        boot_id: host::boot_id(),
-        at,
-        source: DocumentSource::Snapshot,
+    PortsDocument {
         age_seconds: Some(0.0),
-        incomplete,
         stuck_after_seconds: seconds(bound_ns),
-        rate_seconds: None,
         states: all.states(Phase::ALL.into_iter()),
-        transitions: Vec::new(),
         ports: ports.collect(),
-    })
+        ..PortsDocument::within(envelope)
+    }
 }
 
 mod port_or_other {

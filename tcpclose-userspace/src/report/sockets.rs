@@ -10,7 +10,7 @@ use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use serde::de::{DeserializeOwned, Deserializer};
+use serde::de::Deserializer;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::linux::cgroup::Workload;
@@ -18,14 +18,11 @@ use crate::linux::process::{Process, Runtime};
 use crate::names::words;
 use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Diagnosis, Phase, Side};
+use crate::report::envelope::document;
+pub use crate::report::envelope::{DocumentSource, Versioned};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
-
-/// A document that says which version of its kind it is.
-pub trait Versioned: DeserializeOwned {
-    fn schema(&self) -> u32;
-}
 
 impl Versioned for SocketsDocument {
     fn schema(&self) -> u32 {
@@ -33,30 +30,21 @@ impl Versioned for SocketsDocument {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SocketsDocument {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// As `uname -n`.
-    pub host: String,
-    /// The kernel's random id of this boot.
-    pub boot_id: String,
-    /// The wall clock when the sockets were looked at, RFC 3339, UTC, nanoseconds.
-    pub at: String,
-    pub source: DocumentSource,
-    /// What could not be seen, one sentence each.
-    pub incomplete: Vec<String>,
-    pub sockets: Vec<StuckSocket>,
+document! {
+    /// The close-phase sockets in one state.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    pub struct SocketsDocument: SCHEMA {} {
+        pub sockets: Vec<StuckSocket>,
+    }
 }
 
-/// Who looked at the sockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DocumentSource {
-    /// The running agent, which saw the steps.
-    Agent,
-    /// One dump: ages are what it proves.
-    Snapshot,
+/// How far to search for owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Owners of the sockets themselves.
+    Owners,
+    /// Owners of local peers too, which are looked up first.
+    WithPeers,
 }
 
 /// A socket in a close-phase state.
@@ -231,6 +219,12 @@ pub struct ClosedBy {
     pub comm: Option<String>,
     /// How long ago that was.
     pub seconds: f64,
+}
+
+impl From<(u32, u64)> for ClosedBy {
+    fn from((pid, ago_ns): (u32, u64)) -> Self {
+        Self { pid, comm: None, seconds: seconds(ago_ns) }
+    }
 }
 
 /// [`Age`] in seconds.

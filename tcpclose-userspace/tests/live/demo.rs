@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::BINARY;
 use rustix::process::Signal;
-use tcpclose::linux::netns::{Descriptors, find, travel};
+use tcpclose::linux::netns::{Descriptors, find, with_visitor};
 
 /// Building xtask, which `cargo xtask test` has done already, is in it.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -146,9 +146,9 @@ fn own() -> Option<u32> {
 /// Every network namespace's inode, and what no later one has again.
 fn namespaces() -> Vec<(u32, u32)> {
     let places = find(&Descriptors::All).unwrap().places;
-    let ids = travel(|traveller| {
+    let ids = with_visitor(|visitor| {
         let ids =
-            places.iter().filter_map(|place| traveller.enter(place).ok().map(|netns| (place.inum, netns.id)));
+            places.iter().filter_map(|place| visitor.enter(place).ok().map(|netns| (place.inum, netns.id)));
         ids.collect::<Vec<_>>()
     });
     ids.unwrap()

@@ -15,6 +15,7 @@ use named::{Named, ip};
 use serde_json::Value;
 use tcpclose::linux::ephemeral_ports;
 use tcpclose::linux::netns::{Descriptors, NetnsPath, find};
+use tcpclose::report::exhaustion::port_table::EphemeralUse;
 
 /// No loopback address: TIME-WAITs of it are not taken again by default.
 const HERE: &str = "10.77.0.1";
@@ -172,7 +173,7 @@ fn a_look_begins_where_the_most_sockets_are_and_counts_what_it_leaves_out() {
         .filter(|place| namespaces.iter().any(|netns| netns.inum == u64::from(place.inum)))
         .collect();
     let seen = |budget| {
-        let looked = ephemeral_ports::look(&ours, budget).unwrap();
+        let looked: EphemeralUse = ephemeral_ports::look(&ours, budget).unwrap();
         let inums = looked.tables.iter().map(|(netns, _)| u64::from(netns.inum)).collect::<Vec<_>>();
         (inums, looked.left)
     };

@@ -17,7 +17,7 @@ use named::{Named, Service};
 use rustix::process::Signal;
 use serde_json::Value;
 use stage::*;
-use tcpclose::linux::{destroy, sock_diag};
+use tcpclose::linux::sock_diag;
 use tcpclose::names::Flow;
 use tcpclose_common::state::TcpState;
 
@@ -90,12 +90,12 @@ fn the_kernel_takes_no_other_cookie() {
     let (listener, port) = listen();
     let mut pair = Pair::new(&listener, port, b"");
     let socket = pair.socket().unwrap();
-    let error = destroy::destroy(&socket.flow, 0, socket.cookie + 1).unwrap_err();
-    assert!(destroy::is_gone(&error), "{error}");
+    let error = sock_diag::destroy(&socket.flow, 0, socket.cookie + 1).unwrap_err();
+    assert!(sock_diag::is_gone(&error), "{error}");
     pair.assert_alive();
-    destroy::destroy(&socket.flow, 0, socket.cookie).unwrap();
+    sock_diag::destroy(&socket.flow, 0, socket.cookie).unwrap();
     pair.assert_destroyed();
-    assert!(destroy::is_gone(&destroy::destroy(&socket.flow, 0, socket.cookie).unwrap_err()));
+    assert!(sock_diag::is_gone(&sock_diag::destroy(&socket.flow, 0, socket.cookie).unwrap_err()));
     // The same addresses lead to the listener now, which is not meant.
     assert_eq!(listener.local_addr().unwrap().port(), port);
     TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();

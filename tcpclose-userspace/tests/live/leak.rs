@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{Agent, Metrics, free_port};
-use tcpclose::linux::age::TICKS_NS;
+use tcpclose::linux::host::TICKS_NS;
 use tcpclose::linux::sock_diag;
 use tcpclose::names::{Diagnosis, Flow, Phase, Side};
 use tcpclose::report::sockets::{DocumentSource, SocketsDocument, StuckSocket};

@@ -18,6 +18,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::linux::capabilities;
 use crate::linux::elf;
+use crate::linux::executables::file_key::file_key;
 use crate::linux::process::Runtime;
 
 /// What a program is told to be a helper. It is no command for people.
@@ -142,7 +143,7 @@ fn judge(held: &OwnedFd) -> HelperVerdict {
     // The same file once more, for reading: no path is walked.
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
     // Its kind is known before anything is opened: a device would be started, a pipe be waited for.
-    if crate::linux::executables::key_of(held, "").is_none() {
+    if file_key(held, "").is_none() {
         return HelperVerdict::Refused;
     }
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;

@@ -7,11 +7,12 @@
 //! one: it takes hold of it by O_PATH, which calls no file system (fs/open.c, do_dentry_open()), and a [`helper`], this
 //! program once more and without any capability, opens and reads. What it has not answered in time is unknown and is named.
 
+mod file_key;
 pub mod helper;
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
+use crate::linux::executables::file_key::{FileKey, file_key};
 use crate::linux::executables::helper::{HelperAnswer, HelperVerdict};
 use crate::linux::process::Runtime;
 
@@ -62,17 +64,14 @@ pub struct RuntimeAnswers {
     pub unanswered: Vec<u32>,
 }
 
-/// A file, whatever its names: device and inode.
-type Key = (u32, u32, u64);
-
 struct Hanging {
     child: Child,
     /// What it hangs on.
-    on: Vec<Key>,
+    on: Vec<FileKey>,
 }
 
 struct Question {
-    key: Key,
+    key: FileKey,
     /// The processes that run it.
     pids: Vec<u32>,
 }
@@ -81,7 +80,7 @@ struct Question {
 pub struct HelperHandle {
     helper: Option<Helper>,
     /// What earlier helpers hang on.
-    known: Vec<Key>,
+    known: Vec<FileKey>,
 }
 
 struct Helper {
@@ -149,7 +148,7 @@ impl Helper {
     }
 
     /// It ends by itself when nobody can ask any more, and is killed where it hangs `on` something.
-    fn end(self, on: Vec<Key>) {
+    fn end(self, on: Vec<FileKey>) {
         /// A process that nothing keeps ends in a millisecond; on a busy machine it waits for its turn.
         const MOMENT: Duration = Duration::from_millis(200);
         let Self { mut child, socket } = self;
@@ -173,7 +172,7 @@ impl Helper {
 }
 
 /// How many helpers have not ended, and on what they hang.
-fn hanging() -> (usize, Vec<Key>) {
+fn hanging() -> (usize, Vec<FileKey>) {
     let mut all = all_hanging();
     all.retain_mut(|hanging| matches!(hanging.child.try_wait(), Ok(None)));
     (all.len(), all.iter().flat_map(|hanging| hanging.on.iter().copied()).collect())
@@ -195,10 +194,10 @@ fn said_once(why: io::Error) {
 /// One question for each executable, in order of pid.
 fn questions(mut pids: Vec<u32>) -> Vec<Question> {
     pids.sort_unstable();
-    let mut at: FxHashMap<Key, usize> = FxHashMap::default();
+    let mut at: FxHashMap<FileKey, usize> = FxHashMap::default();
     let mut questions: Vec<Question> = Vec::new();
     for pid in pids {
-        let Some(key) = key_of(CWD, &path(pid)) else { continue };
+        let Some(key) = file_key(CWD, &path(pid)) else { continue };
         let index = *at.entry(key).or_insert(questions.len());
         match questions.get_mut(index) {
             Some(question) => question.pids.push(pid),
@@ -212,20 +211,12 @@ fn path(pid: u32) -> String {
     format!("/proc/{pid}/exe")
 }
 
-/// Identifies a regular file by what the kernel knows of it already: a file system that is away is not asked.
-fn key_of(at: impl AsFd, path: &str) -> Option<Key> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    let there = statx(at, path, flags, StatxFlags::TYPE | StatxFlags::INO).ok()?;
-    let is_file = FileType::from_raw_mode(there.stx_mode.into()) == FileType::RegularFile;
-    is_file.then_some((there.stx_dev_major, there.stx_dev_minor, there.stx_ino))
-}
-
 /// Takes hold of an executable without opening it.
 fn hold(question: &Question) -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut held = question.pids.iter().filter_map(|&pid| openat(CWD, path(pid), flags, Mode::empty()).ok());
     // One process may have ended, or execute something else by now.
-    held.find(|file| key_of(file, "") == Some(question.key))
+    held.find(|file| file_key(file, "") == Some(question.key))
 }
 
 /// How far a question has come.

@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
+use rustix::fs::FileType;
+
 use crate::linux::executables::*;
 
 /// A helper on a thread of this process, without what only a process of its own can give up.

@@ -1,7 +1,7 @@
-//! The search for network namespaces: where processes are, where they are mounted, and what descriptors hold.
+//! The search for network namespaces: those of processes, mounted ones, and those that descriptors hold.
 //!
-//! What holds one besides is not looked for: a descriptor on its way in a unix socket, a socket that was made in it by
-//! a process that is elsewhere, an orphan.
+//! Other holders are not searched: a descriptor in flight over a unix socket, a socket that a process elsewhere opened in it,
+//! an orphan.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -13,13 +13,12 @@ use std::time::Instant;
 
 use crate::linux::host::thread_cpu_ns;
 use crate::linux::netns::mounts::{Budget, UnreadMounts, name_of};
+use crate::linux::netns::place::{NetnsPath, Way, glance, here, identity, own_place};
 use crate::linux::netns::user::user_of;
-use crate::linux::netns::{NetnsPath, Way, glance, here, identity, own_place};
-use crate::linux::owners::FdHolder;
 use crate::linux::proc_fd;
-use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
+use crate::linux::proc_fd::{FdHolder, FileFilter, OpenFiles, Urgency};
 
-/// Which network namespaces are looked at.
+/// Which network namespaces are covered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
     /// Every one.
@@ -29,27 +28,27 @@ pub enum Scope {
     Current,
 }
 
-/// Ways to one namespace that are remembered.
+/// The most paths to one namespace that are remembered.
 const WAYS: usize = 3;
 
-/// What a search has found.
+/// The result of a search.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FoundNetns {
     /// The caller's own first.
     pub places: Vec<NetnsPath>,
-    /// Other namespaces than the caller's whose processes it may not look at.
+    /// Namespaces other than the caller's whose processes it may not inspect.
     pub denied: u32,
-    /// The CPU time that looking at descriptors took, nanoseconds.
+    /// The CPU time spent on descriptors, nanoseconds.
     pub descriptors_ns: u64,
-    /// Mount tables that were left out, or read in part.
+    /// Mount tables that were skipped or read in part.
     pub unread: UnreadMounts,
 }
 
-/// Which descriptors a search looks at. To look through all is as dear as to look for owners.
+/// Which descriptors a search reads. Reading all costs as much as a search for owners.
 #[derive(Clone, Debug)]
 pub enum Descriptors {
     All,
-    /// Those alone by which an earlier search has found these places.
+    /// Only those by which an earlier search found these places.
     Those(Vec<NetnsPath>),
 }
 
@@ -67,13 +66,13 @@ impl Scope {
     }
 }
 
-/// The way to what a mount table has at `point`, below the root directory `root` of a process.
+/// The path to the mount at `point`, below the root directory `root` of a process.
 fn mount_below(root: &Path, point: &Path) -> Way {
     Way::Mount { root: root.to_owned(), point: point.strip_prefix("/").unwrap_or(point).to_owned() }
 }
 
-/// Finds every network namespace that a process or thread is in, that has a file in /run/netns, that is mounted
-/// somewhere (here, and in the mount namespaces of other processes), or that a descriptor holds.
+/// Finds every network namespace of a process or thread, every one with a file in /run/netns, every mounted one (here and in
+/// the mount namespaces of other processes), and those that descriptors hold.
 pub fn find(descriptors: &Descriptors) -> io::Result<FoundNetns> {
     let (mut search, own) = Search::begin()?;
     search.add(own, here(), None);
@@ -94,7 +93,7 @@ pub fn find(descriptors: &Descriptors) -> io::Result<FoundNetns> {
     }
     let mut descriptors_ns = 0;
     match descriptors {
-        // Processes that show no files were counted above.
+        // Processes that hide their files were counted above.
         Descriptors::All => {
             let before = thread_cpu_ns();
             search.files(&proc_fd::read(Urgency::Leisurely, FileFilter::Namespaces)?);
@@ -105,7 +104,7 @@ pub fn find(descriptors: &Descriptors) -> io::Result<FoundNetns> {
     let Search { found: FoundNetns { mut places, .. }, mut denied, .. } = search;
     places.iter_mut().for_each(NetnsPath::find_user);
     if !denied.is_empty() {
-        // Another way may lead there.
+        // Another path may lead there.
         for way in places.iter().flat_map(|place| &place.ways) {
             if let Way::Task { pid, .. } = way
                 && let Some(net) = net_of(format!("/proc/{pid}"))
@@ -117,7 +116,7 @@ pub fn find(descriptors: &Descriptors) -> io::Result<FoundNetns> {
     Ok(FoundNetns { places, denied: denied.len() as u32, descriptors_ns, unread: tables.budget.unread() })
 }
 
-/// The namespaces that descriptors hold, by a look at all of them, and that are none of `known`.
+/// The namespaces that the descriptors in `files` hold and that are not in `known`.
 pub fn held(files: &OpenFiles, known: &[NetnsPath]) -> io::Result<Vec<NetnsPath>> {
     let (mut search, _) = Search::begin()?;
     search.files(files);
@@ -126,8 +125,8 @@ pub fn held(files: &OpenFiles, known: &[NetnsPath]) -> io::Result<Vec<NetnsPath>
     Ok(places)
 }
 
-/// What tells the network namespaces of processes apart that the caller may not look at: /proc/PID/net needs no such
-/// right, and each namespace has entries of its own there, with inodes of their own (fs/proc/proc_net.c,
+/// Distinguishes the network namespaces of processes that the caller may not inspect: /proc/PID/net needs no such right, and
+/// each namespace has entries of its own there, with inodes of their own (fs/proc/proc_net.c,
 /// get_proc_task_net(); fs/proc/inode.c, proc_get_inode(), 5.8 to 6.18).
 fn net_of(process: impl AsRef<Path>) -> Option<u64> {
     fs::metadata(process.as_ref().join("net/sockstat")).ok().map(|meta| meta.ino())
@@ -137,7 +136,7 @@ fn number(name: &std::ffi::OsStr) -> Option<u32> {
     name.to_str()?.parse().ok()
 }
 
-/// The mount namespaces whose tables were looked at, and what may still be read of others.
+/// The mount namespaces whose tables were read, and how much may still be read.
 struct Tables {
     seen: HashSet<u32>,
     budget: Budget,
@@ -146,17 +145,17 @@ struct Tables {
 struct Search {
     /// The device of the kernel's namespace files.
     nsfs: u64,
-    /// What [`net_of`] tells of the caller's own.
+    /// [`net_of`] the caller.
     net: u64,
-    /// The same of those that may not be looked at.
+    /// [`net_of`] the processes that may not be inspected.
     denied: HashSet<u64>,
     found: FoundNetns,
-    /// Where in `found` a namespace is, by inode.
+    /// The index in `found` of each namespace, by inode.
     at: HashMap<u32, usize>,
 }
 
 impl Search {
-    /// Also the inode of the caller's own namespace.
+    /// An empty search, and the inode of the caller's own namespace.
     fn begin() -> io::Result<(Self, u32)> {
         let (nsfs, own) = identity("/proc/thread-self/ns/net")?;
         let net = net_of("/proc/thread-self").unwrap_or(0);
@@ -183,7 +182,7 @@ impl Search {
         }
     }
 
-    /// The files of `ip netns`. One that is no namespace, or no longer, is on another device.
+    /// The files of `ip netns`. A file that is not a namespace (any more) is on another device.
     fn folder(&mut self, folder: &Path) {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -200,14 +199,14 @@ impl Search {
         match identity(proc.join("ns/net")) {
             Ok((_, inum)) => self.add(inum, Way::Task { pid, tid: pid }, None),
             Err(why) if why.kind() == ErrorKind::PermissionDenied => {
-                // Where not even that can be told, each process counts.
+                // Where not even that is known, each process counts.
                 let net = net_of(proc).unwrap_or(u64::from(pid) << 32);
                 if net != self.net {
                     self.denied.insert(net);
                 }
                 return;
             }
-            // It has ended, perhaps not all of its threads.
+            // The process has ended, but perhaps not all of its threads.
             Err(_) => {}
         }
         // The directory's links are the threads and two more (fs/proc/base.c, proc_task_getattr(), 5.8 to 6.18).
@@ -218,7 +217,7 @@ impl Search {
             && tables.seen.insert(namespace)
             && let Ok(user) = File::open(proc.join("ns/mnt")).and_then(|file| user_of(file.as_fd()))
         {
-            // Seen through the process's root directory.
+            // The mount points are relative to the process's root directory.
             let root = proc.join("root");
             tables.budget.read(&format!("/proc/{pid}/mountinfo"), user, |inum, point| {
                 self.add(inum, mount_below(&root, &point), name_of(&point));
@@ -226,7 +225,7 @@ impl Search {
         }
     }
 
-    /// What holds a namespace open by the path at which it was mounted.
+    /// Adds the namespace that a descriptor of a mounted file holds.
     fn mount(&mut self, holder: FdHolder) {
         let way = way(holder);
         if let Ok((device, inum)) = glance(way.path())
@@ -237,7 +236,7 @@ impl Search {
         }
     }
 
-    /// Whether the descriptors that held a place hold it still.
+    /// Adds `place` if the descriptors that held it still do.
     fn again(&mut self, place: &NetnsPath) {
         for way in place.ways.iter().filter(|way| matches!(way, Way::Descriptor { .. })) {
             if glance(way.path()).is_ok_and(|there| there == (self.nsfs, place.inum)) {
@@ -261,7 +260,7 @@ fn way(FdHolder { pid, fd }: FdHolder) -> Way {
     Way::Descriptor { pid, fd }
 }
 
-/// Whether the namespace to which a descriptor leads is a network namespace.
+/// Whether a descriptor leads to a network namespace.
 fn is_net(way: &Way, inum: u32) -> bool {
     // NS_GET_NSTYPE (include/uapi/linux/nsfs.h).
     const TYPE: libc::Ioctl = 0xb703;

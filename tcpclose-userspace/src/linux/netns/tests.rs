@@ -1,10 +1,16 @@
 //! Namespaces of this test's own: made, found, entered, and gone with their last holder.
 
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::mpsc;
+use std::thread;
 
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::linux::netns::mounts::{mounted, name_of, unescaped};
+use crate::linux::netns::place::{Way, here, mounted_at};
 use crate::linux::netns::*;
 
 /// Runs `test` while a thread is in a new network namespace, with that one's identity; `None` where none may be made.
@@ -37,14 +43,14 @@ fn a_threads_namespace_is_found_and_entered_and_told_from_our_own() {
         assert_eq!(found.places[0].inum, here.inum, "the caller's own comes first");
         let place = found.places.iter().find(|place| place.inum == other.inum).unwrap();
         let (entered, population) =
-            travel(|traveller| (traveller.enter(place).unwrap(), population().unwrap())).unwrap();
+            with_visitor(|visitor| (visitor.enter(place).unwrap(), population().unwrap())).unwrap();
         assert_eq!(&entered, other);
         assert_eq!(population, Population::default());
         assert_eq!(own().unwrap(), here, "this thread has not moved");
         // And back: the first place is that of this very thread.
-        let back = travel(|traveller| {
-            traveller.enter(place).unwrap();
-            traveller.enter(&found.places[0]).unwrap()
+        let back = with_visitor(|visitor| {
+            visitor.enter(place).unwrap();
+            visitor.enter(&found.places[0]).unwrap()
         });
         assert_eq!(back.unwrap(), here);
     });
@@ -61,12 +67,12 @@ fn a_namespace_that_is_gone_is_not_found_and_its_place_is_no_other() {
     if made.is_some() {
         let place = place.unwrap();
         // A thread is joined a moment before the kernel lets go of its namespace.
-        while travel(|traveller| traveller.enter(&place)).unwrap().is_ok() {
+        while with_visitor(|visitor| visitor.enter(&place)).unwrap().is_ok() {
             thread::yield_now();
         }
         // A way that leads to another namespace by now.
         let moved = NetnsPath { inum: 1, ways: vec![here()], name: None, user: 0 };
-        let entered = travel(|traveller| traveller.enter(&moved)).unwrap();
+        let entered = with_visitor(|visitor| visitor.enter(&moved)).unwrap();
         assert_eq!(entered.unwrap_err().kind(), ErrorKind::NotFound);
     }
 }
@@ -89,7 +95,7 @@ fn a_namespace_that_only_a_descriptor_holds_is_found_by_it() {
     }
     let place = there(&Descriptors::All).unwrap();
     assert!(place.is_held_open());
-    assert_eq!(travel(|traveller| traveller.enter(&place)).unwrap().unwrap(), other);
+    assert_eq!(with_visitor(|visitor| visitor.enter(&place)).unwrap().unwrap(), other);
     // It is found again without a look at all.
     let known = Descriptors::Those(vec![place]);
     assert!(there(&known).is_some());
@@ -106,7 +112,7 @@ fn a_descriptor_that_is_another_file_by_now_is_not_opened() {
         .unwrap();
     let inum = fs::metadata(&path).unwrap().ino() as u32;
     let place = NetnsPath { inum, name: None, user: 0, ways: vec![Way::File(path)] };
-    let entered = travel(|traveller| traveller.enter(&place)).unwrap();
+    let entered = with_visitor(|visitor| visitor.enter(&place)).unwrap();
     assert_eq!(entered.unwrap_err().kind(), ErrorKind::NotFound);
 }
 

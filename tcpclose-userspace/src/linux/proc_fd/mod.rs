@@ -30,8 +30,14 @@ use rustix::io::Errno;
 use rustix::path::{Arg, DecInt};
 
 use crate::linux::host::thread_cpu_ns;
-use crate::linux::owners::FdHolder;
 use crate::linux::proc_fd::work_queue::WorkQueue;
+
+/// One file descriptor of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FdHolder {
+    pub pid: u32,
+    pub fd: u32,
+}
 
 /// What processes hold of what is looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,14 @@
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 
+use tcpclose_common::state::TcpState;
+
+use crate::linux::host::monotonic_ns;
+use crate::linux::sock_diag::connection::status;
+use crate::linux::sock_diag::dump::refused;
+use crate::linux::sock_diag::socket::{MESSAGE, cookie_words};
 use crate::linux::sock_diag::*;
+use crate::names::Flow;
 
 /// What Linux 6.18 (little-endian, CONFIG_HZ=250) answered for `127.0.0.1:40147←127.0.0.1:37058`: 5 bytes and the
 /// FIN received, 3 bytes read. The zeros at the end of

@@ -1,54 +1,55 @@
-//! The ladder of TIME-WAIT: fentry and fexit on the minisocket's functions. When the flip and the ends are all told, dumps are
-//! needed to reconcile only; where one of those hooks is refused, none is used. Of the others, one that is refused costs the one
-//! fact that it tells.
+//! The TIME-WAIT backend of fentry and fexit programs on the minisocket's functions. Where all flips and ends are reported,
+//! dumps only reconcile; where one of those programs is refused, none is used. A refusal of any other program costs the one
+//! fact that it reports.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context, Result};
-use aya::programs::{BtfTracePoint, Program};
+use aya::programs::Program;
 use aya::{Btf, Ebpf};
 
+use crate::probe::declined::{DeclinedHooks, Hook};
+use crate::probe::errors::refusal;
 use crate::probe::pinned_links::PinnedLinks;
-use crate::probe::refused;
-use crate::tracker::hook_records::HookCoverage;
 
-/// One hook.
-struct Hook {
-    /// Its program in the object.
+/// One program and the function that it is attached to.
+struct Attachment {
+    /// Its name in the object.
     program: &'static str,
     /// The kernel function.
     function: &'static str,
-    tells: Tells,
+    reports: Report,
 }
 
-/// What is not known without a hook.
+/// What a program reports.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Tells {
+enum Report {
     /// Which minisocket belongs to which socket, at the classic tracepoint.
     Cookie,
     Birth,
     /// The flip to TIME-WAIT and the ends.
-    Life,
+    Lifetime,
     Reuse,
     Destroy,
     Purge,
 }
 
-impl Tells {
-    /// Whether there are no hooks without it. At the classic tracepoint the birth is what joins cookie and socket.
+impl Report {
+    /// Whether no program is used without it. At the classic tracepoint the birth is what joins cookie and socket.
     const fn is_needed(self, by_cookie: bool) -> bool {
         match self {
-            Self::Life => true,
+            Self::Lifetime => true,
             Self::Cookie | Self::Birth => !by_cookie,
             Self::Reuse | Self::Destroy | Self::Purge => false,
         }
     }
 
-    const fn lost(self) -> &'static str {
+    /// What is unknown without it.
+    const fn cost(self) -> &'static str {
         match self {
             Self::Cookie => "minisockets cannot be joined to their sockets",
             Self::Birth => "a full TIME-WAIT table shows in the kernel's counter only",
-            Self::Life => "the flip to TIME-WAIT and its end are seen by dumps only",
+            Self::Lifetime => "the flip to TIME-WAIT and its end are seen by dumps only",
             Self::Reuse => "a TIME-WAIT that connect() reuses ends as `early`",
             Self::Destroy => "a destroyed TIME-WAIT ends as `early`",
             Self::Purge => "TIME-WAITs of a vanished namespace end as `early`",
@@ -56,104 +57,116 @@ impl Tells {
     }
 }
 
-const HOOKS: &[Hook] = &[
-    Hook { program: "tw_cookie", function: "tcp_time_wait", tells: Tells::Cookie },
-    Hook { program: "tw_born", function: "inet_twsk_alloc", tells: Tells::Birth },
-    Hook { program: "tw_segment", function: "tcp_timewait_state_process", tells: Tells::Life },
-    Hook { program: "tw_segment_done", function: "tcp_timewait_state_process", tells: Tells::Life },
-    Hook { program: "tw_expired", function: "tw_timer_handler", tells: Tells::Life },
-    Hook { program: "tw_early", function: "inet_twsk_deschedule_put", tells: Tells::Life },
-    Hook { program: "tw_unique", function: "tcp_twsk_unique", tells: Tells::Reuse },
-    Hook { program: "tw_abort", function: "tcp_abort", tells: Tells::Destroy },
-    Hook { program: "tw_abort_done", function: "tcp_abort", tells: Tells::Destroy },
-    Hook { program: "tw_purge", function: "inet_twsk_purge", tells: Tells::Purge },
-    Hook { program: "tw_gone", function: "tcp_twsk_destructor", tells: Tells::Purge },
-    Hook { program: "tw_purge_done", function: "inet_twsk_purge", tells: Tells::Purge },
+const ATTACHMENTS: &[Attachment] = &[
+    Attachment { program: "tw_cookie", function: "tcp_time_wait", reports: Report::Cookie },
+    Attachment { program: "tw_born", function: "inet_twsk_alloc", reports: Report::Birth },
+    Attachment { program: "tw_segment", function: "tcp_timewait_state_process", reports: Report::Lifetime },
+    Attachment {
+        program: "tw_segment_done",
+        function: "tcp_timewait_state_process",
+        reports: Report::Lifetime,
+    },
+    Attachment { program: "tw_expired", function: "tw_timer_handler", reports: Report::Lifetime },
+    Attachment { program: "tw_early", function: "inet_twsk_deschedule_put", reports: Report::Lifetime },
+    Attachment { program: "tw_unique", function: "tcp_twsk_unique", reports: Report::Reuse },
+    Attachment { program: "tw_abort", function: "tcp_abort", reports: Report::Destroy },
+    Attachment { program: "tw_abort_done", function: "tcp_abort", reports: Report::Destroy },
+    Attachment { program: "tw_purge", function: "inet_twsk_purge", reports: Report::Purge },
+    Attachment { program: "tw_gone", function: "tcp_twsk_destructor", reports: Report::Purge },
+    Attachment { program: "tw_purge_done", function: "inet_twsk_purge", reports: Report::Purge },
 ];
 
-/// What came of the ladder.
-#[derive(Debug, Default)]
-pub struct Attached {
-    pub told: HookCoverage,
-    /// Whether any hook is in use.
-    pub any: bool,
-    /// What is not in use, why, and what that costs; one sentence a hook, or one for all.
-    pub missing: Vec<String>,
-    /// Holds the links, where that could be.
+/// The attached programs.
+#[derive(Debug)]
+pub struct Minisockets {
+    /// Whether births are reported.
+    pub births: bool,
+    /// Holds the links, where they could be pinned.
     pub links: Option<PinnedLinks>,
 }
 
-/// Attaches the hooks, and adds their programs to `programs`. `by_cookie`: the tp_btf backend, where sockets have cookies
-/// already.
+/// Attaches the programs and adds them to `programs`; what is refused is added to `declined`. `by_cookie`: the state backend
+/// is tp_btf, where sockets have cookies already. `None`: none is in use.
 ///
 /// All of them are loaded first. Where one that is needed is refused, no other is tried and none is attached: dumps must
-/// then follow every minisocket anyway, and no case has shown the rest to tell more.
-pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<OwnedFd>) -> Attached {
+/// then follow every minisocket anyway, and no case has shown that the rest would report more.
+pub fn attach(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    by_cookie: bool,
+    programs: &mut Vec<OwnedFd>,
+    declined: &mut DeclinedHooks,
+) -> Option<Minisockets> {
     let mut loaded = Vec::new();
-    let mut failed: Vec<(&Hook, String)> = Vec::new();
-    let wanted = HOOKS.iter().filter(|hook| !(by_cookie && hook.tells == Tells::Cookie));
-    for hook in wanted {
-        match load(ebpf, hook, btf) {
-            Ok(()) => loaded.push(hook),
-            Err(why) if hook.tells.is_needed(by_cookie) => return nothing(ebpf, hook, &why),
-            Err(why) => failed.push((hook, format!("{why:#}"))),
+    let mut failed: Vec<(&Attachment, anyhow::Error)> = Vec::new();
+    let wanted = ATTACHMENTS.iter().filter(|at| !(by_cookie && at.reports == Report::Cookie));
+    for at in wanted {
+        match load(ebpf, at, btf) {
+            Ok(()) => loaded.push(at),
+            Err(why) if at.reports.is_needed(by_cookie) => return unload_all(ebpf, at, &why, declined),
+            Err(why) => failed.push((at, why)),
         }
     }
     let mut links = PinnedLinks::new()
-        .inspect_err(|why| log::debug!("links are not pinned, and the agent will be long in ending: {why:#}"))
+        .inspect_err(|why| log::debug!("links are not pinned: {why:#} (the agent will be slow to exit)"))
         .ok();
     let mut attached = Vec::new();
-    for hook in loaded {
-        match attach_one(ebpf, hook, &mut links) {
+    for at in loaded {
+        match attach_one(ebpf, at, &mut links) {
             Ok(program) => attached.push(program),
-            Err(why) if hook.tells.is_needed(by_cookie) => return nothing(ebpf, hook, &why),
-            Err(why) => failed.push((hook, format!("{why:#}"))),
+            Err(why) if at.reports.is_needed(by_cookie) => return unload_all(ebpf, at, &why, declined),
+            Err(why) => failed.push((at, why)),
         }
     }
     programs.append(&mut attached);
-    let births = failed.iter().all(|(hook, _)| hook.tells != Tells::Birth);
-    let told = HookCoverage { births, lives: true, ..HookCoverage::default() };
-    Attached { told, any: true, missing: missing(&failed), links }
+    for (at, why) in &failed {
+        declined.push(Hook::TimeWait, refused(at, why));
+    }
+    let births = failed.iter().all(|(at, _)| at.reports != Report::Birth);
+    Some(Minisockets { births, links })
 }
 
-/// No hook is in use, since the kernel refuses `hook`: those that were loaded go.
-fn nothing(ebpf: &mut Ebpf, hook: &Hook, why: &anyhow::Error) -> Attached {
-    for hook in HOOKS {
-        // One that was not loaded says so.
-        let _ = match ebpf.program_mut(hook.program) {
+/// Unloads every program, since the kernel refuses the one `at` that is needed.
+fn unload_all(
+    ebpf: &mut Ebpf,
+    at: &Attachment,
+    why: &anyhow::Error,
+    declined: &mut DeclinedHooks,
+) -> Option<Minisockets> {
+    for at in ATTACHMENTS {
+        // A program that was not loaded returns an error.
+        let _ = match ebpf.program_mut(at.program) {
             Some(Program::FEntry(program)) => program.unload(),
             Some(Program::FExit(program)) => program.unload(),
             _ => Ok(()),
         };
     }
-    let missing = vec![format!("hooks: the kernel refuses the one on {}: {why:#}", hook.function)];
-    Attached { missing, ..Attached::default() }
+    declined.push(Hook::TimeWait, format!("hooks: the kernel refuses the one on {}: {why:#}", at.function));
+    None
 }
 
-/// What is not in use, why, and what that costs: a sentence a hook.
-fn missing(failed: &[(&Hook, String)]) -> Vec<String> {
-    let sentence =
-        |(hook, why): &(&Hook, String)| format!("hook on {}: {why}; {}", hook.function, hook.tells.lost());
-    failed.iter().map(sentence).collect()
+/// A program that is not in use, why, and what that costs.
+fn refused(at: &Attachment, why: &anyhow::Error) -> String {
+    format!("hook on {}: {why:#}; {}", at.function, at.reports.cost())
 }
 
-fn load(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> Result<()> {
-    match ebpf.program_mut(hook.program).context("no such program")? {
-        Program::FEntry(program) => program.load(hook.function, btf).map_err(refused),
-        Program::FExit(program) => program.load(hook.function, btf).map_err(refused),
+fn load(ebpf: &mut Ebpf, at: &Attachment, btf: &Btf) -> Result<()> {
+    match ebpf.program_mut(at.program).context("no such program")? {
+        Program::FEntry(program) => program.load(at.function, btf).map_err(refusal),
+        Program::FExit(program) => program.load(at.function, btf).map_err(refusal),
         _ => anyhow::bail!("no such hook"),
     }
 }
 
-/// Attaches a loaded hook. Its link is kept in `links`, or in the program where that cannot be.
-fn attach_one(ebpf: &mut Ebpf, hook: &Hook, links: &mut Option<PinnedLinks>) -> Result<OwnedFd> {
-    match ebpf.program_mut(hook.program).context("no such program")? {
+/// Attaches a loaded at. Its link is kept in `links`, or in the program where that cannot be.
+fn attach_one(ebpf: &mut Ebpf, at: &Attachment, links: &mut Option<PinnedLinks>) -> Result<OwnedFd> {
+    match ebpf.program_mut(at.program).context("no such program")? {
         Program::FEntry(program) => {
             let link = program.attach()?;
             if let Some(kept) = links
                 && let Err(why) = kept.keep(program.take_link(link)?.into())
             {
-                log::debug!("the link on {} is not pinned: {why:#}", hook.function);
+                log::debug!("the link on {} is not pinned: {why:#}", at.function);
                 program.attach()?;
             }
             Ok(program.fd()?.as_fd().try_clone_to_owned()?)
@@ -163,7 +176,7 @@ fn attach_one(ebpf: &mut Ebpf, hook: &Hook, links: &mut Option<PinnedLinks>) -> 
             if let Some(kept) = links
                 && let Err(why) = kept.keep(program.take_link(link)?.into())
             {
-                log::debug!("the link on {} is not pinned: {why:#}", hook.function);
+                log::debug!("the link on {} is not pinned: {why:#}", at.function);
                 program.attach()?;
             }
             Ok(program.fd()?.as_fd().try_clone_to_owned()?)
@@ -172,39 +185,26 @@ fn attach_one(ebpf: &mut Ebpf, hook: &Hook, links: &mut Option<PinnedLinks>) -> 
     }
 }
 
-/// Attaches to `tcp_send_reset`, which tells data after close from a RST that came. Needs no fentry.
-///
-/// # Errors
-/// When the kernel has no such tracepoint, or refuses the program.
-pub fn attach_resets(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd> {
-    let program: &mut BtfTracePoint =
-        ebpf.program_mut("send_reset").context("no such program")?.try_into()?;
-    program.load("tcp_send_reset", btf).map_err(refused)?;
-    program.attach()?;
-    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_hook_says_what_it_costs() {
-        let unique = HOOKS.iter().find(|hook| hook.tells == Tells::Reuse).unwrap();
+    fn a_refused_hook_names_its_cost() {
+        let unique = ATTACHMENTS.iter().find(|at| at.reports == Report::Reuse).unwrap();
         assert_eq!(
-            missing(&[(unique, "no such function".to_owned())]),
-            ["hook on tcp_twsk_unique: no such function; a TIME-WAIT that connect() reuses ends as `early`"]
+            refused(unique, &anyhow::anyhow!("no such function")),
+            "hook on tcp_twsk_unique: no such function; a TIME-WAIT that connect() reuses ends as `early`"
         );
-        assert!(missing(&[]).is_empty());
     }
 
     #[test]
     fn what_is_needed_is_tried_first() {
         for by_cookie in [true, false] {
-            let wanted = HOOKS
+            let wanted = ATTACHMENTS
                 .iter()
-                .filter(|hook| !(by_cookie && matches!(hook.tells, Tells::Cookie | Tells::Birth)));
-            let needed: Vec<bool> = wanted.map(|hook| hook.tells.is_needed(by_cookie)).collect();
+                .filter(|at| !(by_cookie && matches!(at.reports, Report::Cookie | Report::Birth)));
+            let needed: Vec<bool> = wanted.map(|at| at.reports.is_needed(by_cookie)).collect();
             assert!(needed.is_sorted_by(|earlier, later| earlier >= later), "{needed:?}");
         }
     }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
-use crate::report::exhaustion::{PortHolder, PortTable, Tuple};
+use crate::report::exhaustion::port_table::{PortHolder, PortTable, Tuple};
 
 /// Tuples of a look that are remembered for the next one: the fullest.
 const REMEMBERED: usize = 1024;
@@ -89,8 +89,9 @@ impl Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::linux::ephemeral_ports::PortSink;
     use crate::linux::sock_diag::Socket;
-    use crate::report::exhaustion::tests::{choice, socket};
+    use crate::report::exhaustion::port_table::tests::{choice, socket};
     use tcpclose_common::state::TcpState;
 
     fn table(sockets: impl Iterator<Item = (u16, u64)>) -> PortTable {

@@ -3,28 +3,21 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::io;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::thread::sleep;
 use std::time::Duration;
 
 use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
-use crate::linux::ephemeral_ports;
-use crate::linux::ephemeral_ports::EphemeralUse;
-use crate::linux::host;
-use crate::linux::netns::{Descriptors, FoundNetns, Netns, Scope};
-use crate::linux::owners;
+use crate::linux::netns::Netns;
 use crate::linux::owners::Owners;
-use crate::linux::proc_fd::Urgency;
-use crate::linux::process;
 use crate::linux::process::Process;
+use crate::report::envelope::{DocumentSource, Envelope, Versioned, document};
 use crate::report::exhaustion::change::UsageSample;
-use crate::report::exhaustion::{Kind, PortHolder, PortTable, Tuple};
-use crate::report::sockets::{DocumentSource, Versioned};
-use crate::report::{not_looked_at, unanswered};
+use crate::report::exhaustion::port_table::{EphemeralUse, Kind, PortHolder, PortTable, Tuple};
+use crate::report::incomplete::{not_looked_at, unanswered};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -40,23 +33,15 @@ impl Versioned for ExhaustionDocument {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ExhaustionDocument {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// As `uname -n`.
-    pub host: String,
-    /// The kernel's random id of this boot.
-    pub boot_id: String,
-    /// The wall clock of the last look, RFC 3339, UTC, nanoseconds.
-    pub at: String,
-    pub source: DocumentSource,
-    /// What could not be seen, one sentence each.
-    pub incomplete: Vec<String>,
-    /// How many tuples have a port in use.
-    pub tuples_in_use: usize,
-    /// The fullest of them, the fullest first.
-    pub tuples: Vec<TupleUse>,
+document! {
+    /// The tuples that use most ephemeral ports.
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    pub struct ExhaustionDocument: SCHEMA {} {
+        /// How many tuples have a port in use.
+        pub tuples_in_use: usize,
+        /// The fullest of them, the fullest first.
+        pub tuples: Vec<TupleUse>,
+    }
 }
 
 /// One tuple: connections from `local` to `remote`, whose local ports must differ.
@@ -176,6 +161,7 @@ fn describe(
     at_ns: u64,
     owners: &Owners,
     closers: &HashMap<u64, Closer>,
+    name_of: NameOf<'_>,
 ) -> TupleUse {
     let Pick { netns, table, tuple, taken } = *pick;
     let of_kind = |kinds: &[Kind]| taken.iter().filter(|taken| kinds.contains(&taken.kind)).count() as u32;
@@ -198,7 +184,7 @@ fn describe(
         growth_per_second: change.map(|change| change.growth_per_second()),
         seconds_left: None,
         owners: shares_of_owners(taken, owners),
-        closed_by: shares_of_closers(taken, closers),
+        closed_by: shares_of_closers(taken, closers, name_of),
     };
     described.seconds_left = match described.left() {
         0 => Some(0.0),
@@ -221,8 +207,11 @@ fn shares_of_owners(taken: &[PortHolder], owners: &Owners) -> Vec<ProcessShare> 
     })
 }
 
-/// A process that started after one of its closes has but the same number.
-fn shares_of_closers(taken: &[PortHolder], closers: &HashMap<u64, Closer>) -> Vec<ProcessShare> {
+fn shares_of_closers(
+    taken: &[PortHolder],
+    closers: &HashMap<u64, Closer>,
+    name_of: NameOf<'_>,
+) -> Vec<ProcessShare> {
     let mut counts: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
     for taken in taken.iter().filter(|taken| taken.kind != Kind::Other) {
         if let Some(&(pid, ago_ns)) = closers.get(&taken.cookie) {
@@ -231,12 +220,10 @@ fn shares_of_closers(taken: &[PortHolder], closers: &HashMap<u64, Closer>) -> Ve
             *longest = (*longest).max(ago_ns);
         }
     }
-    let uptime_ns = host::uptime_ns();
     let since: HashMap<u32, u64> = counts.iter().map(|(pid, (_, ago_ns))| (*pid, *ago_ns)).collect();
     largest(counts.into_iter().map(|(pid, (n, _))| (pid, n)).collect(), |pid, sockets| {
-        let closed_ns = uptime_ns.saturating_sub(since.get(&pid).copied().unwrap_or(0));
-        let process = process::started(pid).filter(|(began_ns, _)| *began_ns <= closed_ns);
-        ProcessShare { pid, comm: process.map(|(_, comm)| comm), unit: None, container_id: None, sockets }
+        let comm = name_of(pid, since.get(&pid).copied().unwrap_or(0));
+        ProcessShare { pid, comm, unit: None, container_id: None, sockets }
     })
 }
 
@@ -246,36 +233,35 @@ fn largest(counts: BTreeMap<u32, u32>, share: impl Fn(u32, u32) -> ProcessShare)
     counts.into_iter().take(MOST_PROCESSES).map(|(pid, n)| share(pid, n)).collect()
 }
 
-/// What two looks have seen, and what goes with it.
+/// The samples that a document compares, and what is known besides.
 pub struct ExhaustionInputs<'a> {
     pub looked: &'a EphemeralUse,
-    /// An earlier one.
+    /// An earlier sample.
     pub before: Option<&'a UsageSample>,
     pub closers: &'a HashMap<u64, Closer>,
     pub at: String,
     pub source: DocumentSource,
-    /// Namespaces whose processes may not be looked at.
+    /// Namespaces whose processes may not be inspected.
     pub denied: usize,
-    /// What the search for namespaces left out, in words.
+    /// What the search for namespaces skipped, in words.
     pub unread: Option<String>,
 }
 
-/// Puts the `limit` fullest tuples together. Blocks for as long as a pass over all files takes.
-///
-/// # Errors
-/// When /proc cannot be read.
+/// Tells the name of a process that closed something so many nanoseconds ago; `None` when it has ended since.
+pub type NameOf<'a> = &'a dyn Fn(u32, u64) -> Option<String>;
+
+/// Describes `picks`, some of the `tuples_in_use`.
 pub fn assemble(
-    scene: &ExhaustionInputs<'_>,
-    limit: usize,
-    look: owners::OwnersLookup,
-) -> io::Result<ExhaustionDocument> {
-    let ExhaustionInputs { looked, before, closers, at, source, denied, unread } = scene;
-    let (picks, tuples_in_use) = fullest(looked, limit);
-    let owners = owners::find(&inodes(&picks), look)?;
+    inputs: &ExhaustionInputs<'_>,
+    (picks, tuples_in_use): (&[Pick<'_>], usize),
+    owners: &Owners,
+    name_of: NameOf<'_>,
+    envelope: Envelope,
+) -> ExhaustionDocument {
+    let ExhaustionInputs { looked, before, closers, source, denied, unread, .. } = inputs;
     let tuples: Vec<TupleUse> =
-        picks.iter().map(|pick| describe(pick, *before, looked.at_ns, &owners, closers)).collect();
-    let refused =
-        looked.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count();
+        picks.iter().map(|pick| describe(pick, *before, looked.at_ns, owners, closers, name_of)).collect();
+    let refused = looked.failed.iter().filter(|(_, why)| why.kind() == ErrorKind::PermissionDenied).count();
     let mut incomplete = not_looked_at("sockets", refused, *denied);
     incomplete.extend(unread.clone());
     if looked.left > 0 {
@@ -285,7 +271,7 @@ pub fn assemble(
         ));
     }
     if looked.imperfect {
-        incomplete.push("the kernel's table changed under the dump: sockets may be missing".to_owned());
+        incomplete.push("the kernel's table changed during the dump: sockets may be missing".to_owned());
     }
     let forgotten = looked.tables.iter().map(|(_, table)| table.forgotten).max().unwrap_or(0);
     if forgotten > 0 {
@@ -296,7 +282,7 @@ pub fn assemble(
         let processes = owners.denied;
         incomplete.push(format!("the files of {processes} processes may not be read: owners may be missing"));
     }
-    incomplete.extend(unanswered(&owners));
+    incomplete.extend(unanswered(owners));
     if before.is_none() {
         incomplete.push("there was no earlier look yet: rates are unknown".to_owned());
     }
@@ -304,40 +290,7 @@ pub fn assemble(
         let why = "who closed what is in TIME-WAIT is not known: only a running agent sees that";
         incomplete.push(why.to_owned());
     }
-    Ok(ExhaustionDocument {
-        schema: SCHEMA,
-        host: host::hostname(),
-        boot_id: host::boot_id(),
-        at: at.clone(),
-        source: *source,
-        incomplete,
-        tuples_in_use,
-        tuples,
-    })
-}
-
-/// What two looks tell, `period` apart.
-///
-/// # Errors
-/// When /proc or the kernel's sockets cannot be read.
-pub fn snapshot(period: Duration, limit: usize, scope: Scope) -> io::Result<ExhaustionDocument> {
-    let FoundNetns { places, denied, unread, .. } = scope.find(&Descriptors::All)?;
-    let before = match period.is_zero() {
-        true => None,
-        false => Some(remember(&ephemeral_ports::look(&places, BUDGET)?)),
-    };
-    sleep(period);
-    let looked = ephemeral_ports::look(&places, BUDGET)?;
-    let scene = ExhaustionInputs {
-        looked: &looked,
-        before: before.as_ref(),
-        closers: &HashMap::new(),
-        at: host::wall_clock(),
-        source: DocumentSource::Snapshot,
-        denied: denied as usize,
-        unread: unread.words(),
-    };
-    assemble(&scene, limit, owners::OwnersLookup::Proc(Urgency::Hurried))
+    ExhaustionDocument { incomplete, tuples_in_use, tuples, ..ExhaustionDocument::within(envelope) }
 }
 
 /// What of a look the next one needs.
@@ -348,9 +301,10 @@ pub fn remember(looked: &EphemeralUse) -> UsageSample {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linux::owners::FdHolder;
+    use crate::linux::ephemeral_ports::PortSink;
+    use crate::linux::proc_fd::FdHolder;
     use crate::linux::sock_diag::Socket;
-    use crate::report::exhaustion::tests::{choice, socket};
+    use crate::report::exhaustion::port_table::tests::{choice, socket};
     use tcpclose_common::state::TcpState;
 
     fn looked() -> EphemeralUse {
@@ -380,10 +334,9 @@ mod tests {
         let held = holders(5, 1001..1003).chain(holders(4, 1003..1006)).collect();
         let processes = [4, 5].map(|pid| (pid, Arc::default())).into_iter().collect();
         let owners = Owners::new(held, processes, 0);
-        // No process has this number (PID_MAX_LIMIT is 2²²).
         let closers = HashMap::from([(1006, (u32::MAX, 1)), (1007, (u32::MAX, 2))]);
         let before = UsageSample::default();
-        let tuple = describe(&picks[0], Some(&before), looked.at_ns, &owners, &closers);
+        let tuple = describe(&picks[0], Some(&before), looked.at_ns, &owners, &closers, &|_, _| None);
         assert_eq!((tuple.ports, tuple.reserved, tuple.used, tuple.bound), (9, 1, 8, 1));
         assert_eq!((tuple.time_wait, tuple.reusable, tuple.left()), (2, 2, 3));
         assert_eq!(tuple.taken_per_second, None, "the look before knew of no more than it remembers");

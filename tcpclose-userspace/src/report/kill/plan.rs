@@ -84,7 +84,7 @@ impl Left {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::groups::tests::socket;
+    use crate::report::fixtures::socket;
     use crate::report::sockets::AgeSeconds;
 
     fn leave(diagnoses: &[Diagnosis]) -> Leave {

@@ -1,49 +1,44 @@
-//! What became of each socket: the document of `kill --json`, and the sums.
+//! The result for each socket: the document of `kill --json`, and the sums.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::kill::KillOutcome;
+use crate::report::envelope::document;
+use crate::report::kill::outcome::{KillOutcome, SCHEMA};
 use crate::report::kill::plan::Left;
-use crate::report::sockets::{DocumentSource, StuckSocket};
+use crate::report::sockets::StuckSocket;
 
-/// What `tcpclose kill --json` prints.
-#[derive(Debug, Serialize)]
-pub struct KillReport {
-    /// [`crate::kill::SCHEMA`].
-    pub schema: u32,
-    pub host: String,
-    pub boot_id: String,
-    /// When the sockets were looked at, RFC 3339, UTC.
-    pub at: String,
-    /// Who looked, and who destroyed.
-    pub source: DocumentSource,
-    /// Nothing was touched.
-    pub dry_run: bool,
-    /// Stopped by a signal before the last one.
-    pub interrupted: bool,
-    pub destroyed: usize,
-    pub spared: usize,
-    pub refused: usize,
-    /// Matching sockets that were left alone, by why.
-    pub left: Left,
-    pub incomplete: Vec<String>,
-    pub sockets: Vec<Fate>,
+document! {
+    /// What `tcpclose kill --json` prints. Its `source` listed the sockets and destroyed them.
+    #[derive(Debug, Serialize)]
+    pub struct KillReport: SCHEMA {
+        /// Nothing was destroyed.
+        pub dry_run: bool,
+        /// A signal stopped it before the last socket.
+        pub interrupted: bool,
+        pub destroyed: usize,
+        pub spared: usize,
+        pub refused: usize,
+        /// Matching sockets that were left alone, by reason.
+        pub left: Left,
+    } {
+        pub sockets: Vec<Fate>,
+    }
 }
 
-/// A socket that was to go, and whether it went.
+/// A socket that was selected, and its result.
 #[derive(Debug, Serialize)]
 pub struct Fate {
     #[serde(flatten)]
     pub socket: StuckSocket,
-    /// `null` for one that was not tried: in a dry run, or after a signal.
+    /// `null` where it was not tried: in a dry run, or after a signal.
     pub result: Option<KillOutcome>,
     /// When it was tried, RFC 3339, UTC.
     pub tried_at: Option<String>,
 }
 
-/// How many went, and how many did not, by why.
+/// How many were destroyed, and how many were not, by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub destroyed: usize,

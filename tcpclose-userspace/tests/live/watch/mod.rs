@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use common::{Agent, free_port};
 use serde_json::Value;
-use tcpclose::linux::destroy;
+use tcpclose::linux::sock_diag;
 
 use closes::Stage;
 use reader::{Reader, steps_of};
@@ -106,7 +106,7 @@ fn a_graceful_close(stage: &Stage, reader: &mut Reader, hook: &str) {
     assert!(min <= max && min <= *close.close_wait.end(), "{min}–{max}");
     // TIME-WAIT's end is told too, and what ends a minisocket from outside is no tracepoint.
     let cookie = stage.cookie_of(&close.client);
-    destroy::destroy(&close.client, 0, cookie).unwrap();
+    sock_diag::destroy(&close.client, 0, cookie).unwrap();
     let client = reader.steps_when(PATIENCE, &close.client, |steps| steps.len() >= 4);
     let end = &client[3];
     assert_eq!(steps_of(&client)[3], "time_wait→closed");

@@ -11,14 +11,14 @@ use anyhow::{Context, Result};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use crate::collect;
 use crate::linux::ephemeral_ports;
-use crate::linux::ephemeral_ports::EphemeralUse;
 use crate::linux::host;
 use crate::names::Flow;
 use crate::report::exhaustion::change::UsageSample;
 use crate::report::exhaustion::document;
 use crate::report::exhaustion::document::{Closer, ExhaustionInputs, Pick};
-use crate::report::exhaustion::{Kind, PortTable};
+use crate::report::exhaustion::port_table::{EphemeralUse, Kind, PortTable};
 use crate::report::sockets::DocumentSource;
 
 use crate::agent::cpu_budget::CpuBudget;
@@ -136,7 +136,7 @@ pub async fn document(query: &str, engine: &RefCell<Tracking>) -> Result<Vec<u8>
         engine.drain_all();
         engine.exhaustion.took(&looked);
         let (picks, _) = document::fullest(&looked, limit);
-        (closers(&picks, engine), engine.exhaustion.before(looked.at_ns), engine.probe.look())
+        (closers(&picks, engine), engine.exhaustion.before(looked.at_ns), engine.probe.owners_lookup())
     };
     let described = spawn_blocking(move || {
         let scene = ExhaustionInputs {
@@ -148,7 +148,7 @@ pub async fn document(query: &str, engine: &RefCell<Tracking>) -> Result<Vec<u8>
             denied: denied as usize,
             unread,
         };
-        document::assemble(&scene, limit, look)
+        collect::exhaustion::assemble(&scene, limit, look)
     });
     let document = described.await.context("the look for owners died")?.context("/proc cannot be read")?;
     Ok(serde_json::to_vec(&document).context("the answer cannot be written")?)

@@ -13,6 +13,7 @@ use crate::metrics::Metrics;
 use crate::metrics::gauges::Gauges;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
+use crate::probe::Hook;
 use crate::probe::prog_stats::ProgramStats;
 use crate::report::owner_counts::OwnerLabels;
 
@@ -266,9 +267,9 @@ fn agent(families: &mut Vec<MetricFamily>, engine: &Tracking) {
         "tcpclose_hook_degraded",
         "1 where a better backend than the one in use was refused by this kernel.",
     );
-    degraded.add(&[("hook", "state")], f64::from(u8::from(!engine.probe.declined.is_empty())));
-    degraded.add(&[("hook", "time_wait")], f64::from(u8::from(!engine.probe.time_wait_declined.is_empty())));
-    degraded.add(&[("hook", "owners")], f64::from(u8::from(engine.probe.owners_declined.is_some())));
+    for (name, hook) in [("state", Hook::State), ("time_wait", Hook::TimeWait), ("owners", Hook::Owners)] {
+        degraded.add(&[("hook", name)], f64::from(u8::from(engine.probe.declined.degrades(hook))));
+    }
     let web = Family::gauge(
         "tcpclose_web_config_wrong",
         "1 while the --web-config file, or one that it names, is wrong and what it said before stays in use.",

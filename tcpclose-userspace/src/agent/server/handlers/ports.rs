@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use tokio::time::sleep;
 
+use crate::collect;
 use crate::linux::host;
 use crate::metrics::Metrics;
 use crate::metrics::gauges::{Gauges, Standing};
@@ -14,7 +15,7 @@ use crate::metrics::port_labels::LabelSlot;
 use crate::metrics::rates;
 use crate::metrics::rates::RateHistory;
 use crate::names::Phase;
-use crate::report::ports::{PortUse, PortsDocument, SCHEMA, StateUse, TransitionUse};
+use crate::report::ports::{PortUse, PortsDocument, StateUse, TransitionUse};
 use crate::report::sockets::{DocumentSource, seconds};
 
 use crate::agent::tracking::Tracking;
@@ -109,18 +110,14 @@ fn assemble(head: Head, ledger: &Metrics, census: &Gauges, rates: &RateHistory) 
         count,
         per_second: window.map(|window| window.transitions(from, to, count)),
     });
+    let envelope = collect::envelope(DocumentSource::Agent, head.at, head.incomplete);
     PortsDocument {
-        schema: SCHEMA,
-        host: host::hostname(),
-        boot_id: host::boot_id(),
-        at: head.at,
-        source: DocumentSource::Agent,
         age_seconds: Some(seconds(head.age_ns)),
-        incomplete: head.incomplete,
         stuck_after_seconds: seconds(head.stuck_after_ns),
         rate_seconds: window.map(|window| window.seconds),
         states: states.collect(),
         transitions: transitions.collect(),
         ports: ports.collect(),
+        ..PortsDocument::within(envelope)
     }
 }

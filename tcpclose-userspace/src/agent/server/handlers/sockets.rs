@@ -10,20 +10,20 @@ use rustc_hash::{FxBuildHasher, FxHashMap};
 use tcpclose_common::state::TcpState;
 use tokio::task::spawn_blocking;
 
+use crate::collect;
 use crate::linux::age::proven_age;
 use crate::linux::host;
 use crate::linux::netns::Netns;
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::{DumpRequest, NetnsDump, NetnsDumps};
+use crate::linux::netns_dump::{DumpRequest, DumpedNetns, NetnsDump, NetnsDumps};
 use crate::linux::owners;
 use crate::linux::owners::OwnersLookup;
 use crate::linux::proc_fd::OpenFiles;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Diagnosis, Phase};
-use crate::report;
+use crate::report::assemble::{NetnsSockets, SocketFacts, assemble, dumped_facts};
 use crate::report::encoding::Form;
-use crate::report::sockets::{ClosedBy, Cookie, DocumentSource, SCHEMA, SocketsDocument, StuckSocket};
-use crate::report::{Depth, DumpedNetns, NetnsSockets, SocketFacts};
+use crate::report::sockets::{ClosedBy, Cookie, Depth, DocumentSource, SocketsDocument, StuckSocket};
 use crate::tracker::Tracker;
 use crate::tracker::socket::{Closer, SocketKind, TrackedSocket};
 
@@ -116,7 +116,7 @@ pub async fn describe(
     // Where a pass over all files is sure to be needed, it goes beside the dumps.
     let many = engine.borrow().has_many(phase);
     let seen = many.then(|| {
-        let look = engine.borrow_mut().probe.look();
+        let look = engine.borrow_mut().probe.owners_lookup();
         spawn_blocking(move || owners::look(look, None))
     });
     let survey = looked().await.context("no dump of the kernel's sockets")?;
@@ -231,7 +231,7 @@ impl TrackedFacts {
             now_ns,
             uptime_ns,
             ephemeral: engine.ephemeral.clone(),
-            look: engine.probe.look(),
+            look: engine.probe.owners_lookup(),
             depth,
         }
     }
@@ -243,10 +243,10 @@ impl TrackedFacts {
         seen: Option<OpenFiles>,
         bound: Duration,
     ) -> Result<SocketsDocument> {
-        let (mut sights, dump) = report::sights(&mut survey);
-        let peers = self.depth.peers(&sights);
-        let owners =
-            report::find_owners(&mut sights, &peers, seen, self.look).context("/proc cannot be read")?;
+        let (mut sights, dump) = survey.take_sockets();
+        let peers = collect::sockets::peers(self.depth, &sights);
+        let owners = collect::sockets::find_owners(&mut sights, &peers, seen, self.look)
+            .context("/proc cannot be read")?;
         let mut described = Vec::new();
         for DumpedNetns { netns, sockets, listeners, .. } in &sights {
             let scene = NetnsSockets {
@@ -259,24 +259,17 @@ impl TrackedFacts {
             };
             let facts = |socket: &Socket| {
                 self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
-                    report::dumped_facts(socket, listeners, &self.ephemeral, self.now_ns, self.uptime_ns)
+                    dumped_facts(socket, listeners, &self.ephemeral, self.now_ns, self.uptime_ns)
                 })
             };
-            report::assemble(&scene, facts, &mut described);
+            assemble(&scene, facts, &mut described);
         }
-        let mut incomplete = report::incomplete(&dump, &owners, &described);
+        let mut incomplete = collect::sockets::incomplete(&dump, &owners, &described);
         incomplete.extend(self.incomplete);
         described.extend(self.elsewhere);
-        report::name_closers(&mut described, self.uptime_ns);
-        Ok(SocketsDocument {
-            schema: SCHEMA,
-            host: host::hostname(),
-            boot_id: host::boot_id(),
-            at: self.at,
-            source: DocumentSource::Agent,
-            incomplete,
-            sockets: described,
-        })
+        collect::sockets::name_closers(&mut described, self.uptime_ns);
+        let envelope = collect::envelope(DocumentSource::Agent, self.at, incomplete);
+        Ok(SocketsDocument { sockets: described, ..SocketsDocument::within(envelope) })
     }
 }
 

@@ -1,7 +1,7 @@
 //! SOCK_DESTROY: ends one socket from outside, in the network namespace of the calling thread.
 //!
 //! The kernel finds the socket by its addresses and checks its cookie (net/ipv4/tcp_diag.c, `tcp_diag_destroy()`;
-//! net/core/sock_diag.c, `sock_diag_check_cookie()`; 5.8 to 6.18): never is it another connection of the same addresses, nor
+//! net/core/sock_diag.c, `sock_diag_check_cookie()`; 5.8 to 6.18): it never takes another connection of the same addresses, nor
 //! their listener. Then `tcp_abort()` sends the peer a RST and sets ECONNABORTED, which the program's next write meets;
 //! in CLOSE-WAIT a read goes on to give what was unread, and then the end of the stream (`tcp_recvmsg_locked()` looks at
 //! SOCK_DONE before it looks at the error).
@@ -11,7 +11,8 @@ use std::io;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 
-use crate::linux::sock_diag::{exact, exchange, message};
+use crate::linux::sock_diag::connection::{SEQUENCE, exchange};
+use crate::linux::sock_diag::request::{exact, message};
 use crate::names::Flow;
 
 /// Ends the socket with these addresses and this cookie.
@@ -22,14 +23,14 @@ use crate::names::Flow;
 /// minisocket and the kernel older than 6.1. EINVAL for a cookie that is none: the kernel would take any socket.
 ///
 /// Below 6.11, a socket that no program holds any more is left as it is, and no error tells (`tcp_abort()` looks for
-/// SOCK_DEAD): who must know looks it up again.
+/// SOCK_DEAD): a lookup tells.
 pub fn destroy(flow: &Flow, interface: u32, cookie: u64) -> io::Result<()> {
     if matches!(cookie, 0 | u64::MAX) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let destroy_in = |family| {
         let request = SockDiagMessage::InetRequest(exact(family, flow, interface, cookie));
-        let request = message(NLM_F_REQUEST | NLM_F_ACK, SockDiagDestroy::new(request).into());
+        let request = message(SEQUENCE, NLM_F_REQUEST | NLM_F_ACK, SockDiagDestroy::new(request).into());
         exchange(&request, |_| {})
     };
     match destroy_in(libc::AF_INET6) {

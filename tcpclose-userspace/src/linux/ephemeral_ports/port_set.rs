@@ -1,6 +1,6 @@
 //! A set of ports.
 
-/// A bit a port.
+/// One bit per port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSet(Box<[u64]>);
 
@@ -11,8 +11,8 @@ impl Default for PortSet {
 }
 
 impl PortSet {
-    /// As the kernel writes `ip_local_reserved_ports`: `1000,2000-2010` (lib/proc `proc_do_large_bitmap()`). What is none
-    /// of that is left out.
+    /// As the kernel writes `ip_local_reserved_ports`: `1000,2000-2010` (lib/proc `proc_do_large_bitmap()`). Malformed
+    /// fields are ignored.
     pub fn parse(text: &str) -> Self {
         let mut ports = Self::default();
         for field in text.trim().split(',') {

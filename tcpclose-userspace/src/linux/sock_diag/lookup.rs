@@ -1,18 +1,24 @@
-//! Exact look-ups of many sockets by sock_diag, through one netlink socket, several to a request.
+//! Exact lookups of many sockets through one netlink connection, several requests per datagram.
 //!
-//! Of fifteen thousand CLOSE-WAITs with local peers, one netlink socket a look-up made 150,000 of a command's 166,000
+//! For fifteen thousand CLOSE-WAITs with local peers, one netlink socket per lookup made 150,000 of a command's 166,000
 //! system calls.
 
 use std::io::{self, ErrorKind};
 
 use netlink_packet_core::{NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
 use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 use crate::linux::host::monotonic_ns;
-use crate::linux::sock_diag;
-use crate::linux::sock_diag::Socket;
+use crate::linux::sock_diag::connection::{Connection, status};
+use crate::linux::sock_diag::request::{exact, message};
+use crate::linux::sock_diag::socket::{Socket, decode};
 use crate::names::Flow;
+
+/// The socket with these addresses and this cookie (any cookie, for `None`), in any state; `None` when it is gone. A
+/// socket that is bound to an interface is found only with that interface's index.
+pub fn lookup(flow: &Flow, interface: u32, cookie: Option<u64>) -> io::Result<Option<Socket>> {
+    lookups(&[SocketLookup { flow: *flow, interface, cookie }])?.pop().unwrap_or(Ok(None))
+}
 
 /// One socket to look up.
 #[derive(Clone, Copy, Debug)]
@@ -24,34 +30,33 @@ pub struct SocketLookup {
     pub cookie: Option<u64>,
 }
 
-/// In one datagram. The kernel queues all answers before it comes back, some 2 KiB of the receive buffer each, which
-/// holds 208 KiB by default and a tenth of that where somebody is thrifty.
+/// Requests per datagram. The kernel queues all answers before send() returns, some 2 KiB each in the receive buffer, which
+/// holds 208 KiB by default and a tenth of that on a frugal host.
 const AT_ONCE: usize = 8;
 /// An answer has some 400 bytes.
 const LONGEST_ANSWER: usize = 8 << 10;
 
-/// What the kernel says of each of `wanted`, in this thread's network namespace: the socket, in any state, or `None` when
-/// it is gone.
+/// Looks up each of `wanted` in this thread's network namespace: the socket, in any state, or `None` when it is gone.
 ///
 /// # Errors
 /// When the kernel cannot be asked at all.
 pub fn lookups(wanted: &[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
-    let mut asking = LookupSocket::begin()?;
+    let mut lookups = Lookups { connection: Connection::open(LONGEST_ANSWER)?, sequence: 0 };
     // Both ends v4-mapped are looked up as IPv4, whatever family the socket has (net/ipv4/inet_diag.c,
     // inet_diag_find_one_icsk(), 5.8 to 6.18); a kernel without IPv6 knows AF_INET alone.
-    let mut answers = asking.all(libc::AF_INET6, wanted)?;
+    let mut answers = lookups.all(libc::AF_INET6, wanted)?;
     let retry: Vec<usize> = (0..wanted.len())
         .filter(|&i| {
             wanted.get(i).is_some_and(|one| one.flow.is_v4()) && answers.get(i).is_some_and(no_family)
         })
         .collect();
     let again: Vec<SocketLookup> = retry.iter().filter_map(|&i| wanted.get(i).copied()).collect();
-    for (i, answer) in retry.into_iter().zip(asking.all(libc::AF_INET, &again)?) {
+    for (i, answer) in retry.into_iter().zip(lookups.all(libc::AF_INET, &again)?) {
         if let Some(first) = answers.get_mut(i) {
             *first = answer;
         }
     }
-    Ok(answers.into_iter().zip(wanted).map(|(answer, wanted)| judge(answer, wanted)).collect())
+    Ok(answers.into_iter().zip(wanted).map(|(answer, wanted)| matching(answer, wanted)).collect())
 }
 
 fn no_family(answer: &io::Result<Option<Socket>>) -> bool {
@@ -59,7 +64,7 @@ fn no_family(answer: &io::Result<Option<Socket>>) -> bool {
     matches!(answer.as_ref().map_err(errno), Err(Some(libc::EAFNOSUPPORT | libc::EINVAL)))
 }
 
-fn judge(answer: io::Result<Option<Socket>>, wanted: &SocketLookup) -> io::Result<Option<Socket>> {
+fn matching(answer: io::Result<Option<Socket>>, wanted: &SocketLookup) -> io::Result<Option<Socket>> {
     match answer {
         // The same addresses lead to a listener, or to a later connection.
         Ok(found) => Ok(found.filter(|socket| {
@@ -78,23 +83,14 @@ fn judge(answer: io::Result<Option<Socket>>, wanted: &SocketLookup) -> io::Resul
     }
 }
 
-/// One netlink socket, closed when this is dropped.
-struct LookupSocket {
-    netlink: Netlink,
-    buffer: Vec<u8>,
-    /// Of the last request.
+/// Many lookups on one connection.
+struct Lookups {
+    connection: Connection,
+    /// The sequence number of the last request.
     sequence: u32,
 }
 
-impl LookupSocket {
-    fn begin() -> io::Result<Self> {
-        let netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
-        // Connected to the kernel: no other process can put words into its mouth (net/netlink/af_netlink.c,
-        // netlink_getsockbyportid()).
-        netlink.connect(&NetlinkAddr::new(0, 0))?;
-        Ok(Self { netlink, buffer: Vec::with_capacity(LONGEST_ANSWER), sequence: 0 })
-    }
-
+impl Lookups {
     fn all(&mut self, family: i32, wanted: &[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
         let mut answers = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(AT_ONCE) {
@@ -109,37 +105,25 @@ impl LookupSocket {
         for SocketLookup { flow, interface, cookie } in wanted {
             self.sequence = self.sequence.wrapping_add(1);
             // INET_DIAG_NOCOOKIE in both words (include/uapi/linux/inet_diag.h).
-            let exact = sock_diag::exact(family, flow, *interface, cookie.unwrap_or(u64::MAX));
+            let exact = exact(family, flow, *interface, cookie.unwrap_or(u64::MAX));
             let payload = SockDiagMessage::InetRequest(exact);
-            let mut message = sock_diag::message(NLM_F_REQUEST, payload.into());
-            NetlinkBuffer::new(&mut message[..]).set_sequence_number(self.sequence);
-            request.extend(message);
+            request.extend(message(self.sequence, NLM_F_REQUEST, payload.into()));
         }
         // The kernel answers inside send() (net/netlink/af_netlink.c, netlink_rcv_skb()).
         let asked_ns = monotonic_ns();
-        self.netlink.send(&request, 0)?;
+        self.connection.send(&request)?;
         let seen_ns = monotonic_ns();
         let mut answers: Vec<Option<io::Result<Option<Socket>>>> = wanted.iter().map(|_| None).collect();
         let mut open = wanted.len();
         while open > 0 {
-            self.buffer.clear();
-            match self.netlink.recv(&mut self.buffer, libc::MSG_TRUNC) {
-                Ok(length) if length > self.buffer.len() => {
-                    return Err(io::Error::other("an answer of sock_diag is longer than any kernel sends"));
-                }
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            }
-            let message = NetlinkBuffer::new_checked(&self.buffer).map_err(|_| {
+            let message = NetlinkBuffer::new_checked(self.connection.receive()?).map_err(|_| {
                 io::Error::new(ErrorKind::InvalidData, "sock_diag: malformed netlink framing")
             })?;
             let nth = message.sequence_number().wrapping_sub(first) as usize;
             let Some(place @ None) = answers.get_mut(nth) else { continue };
             let answer = match message.message_type() {
-                NLMSG_ERROR => sock_diag::status(message.payload()).map(|()| None),
-                _ => Ok(sock_diag::decode(message.payload()).map(|socket| Socket {
+                NLMSG_ERROR => status(message.payload()).map(|()| None),
+                _ => Ok(decode(message.payload()).map(|socket| Socket {
                     seen_ns,
                     window_ns: seen_ns - asked_ns,
                     ..socket

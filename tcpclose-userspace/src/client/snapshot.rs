@@ -1,0 +1,121 @@
+//! Documents without an agent: what fresh dumps and /proc show.
+
+use std::collections::HashMap;
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use tcpclose_common::state::{CLOSE_PHASE, TcpState};
+
+use crate::collect;
+use crate::linux::ephemeral_ports;
+use crate::linux::host;
+use crate::linux::netns;
+use crate::linux::netns::{Descriptors, FoundNetns, NetnsPath, Scope, UnreadMounts};
+use crate::linux::netns_dump;
+use crate::linux::netns_dump::{DumpRequest, DumpedNetns, NetnsDumps};
+use crate::linux::owners::{OwnersLookup, WITHIN};
+use crate::linux::proc_fd;
+use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
+use crate::linux::sock_diag::Socket;
+use crate::report::assemble::{NetnsSockets, assemble, dumped_facts};
+use crate::report::envelope::DocumentSource;
+use crate::report::exhaustion::document;
+use crate::report::exhaustion::document::{BUDGET, ExhaustionDocument, ExhaustionInputs};
+use crate::report::incomplete::{not_looked_at, of_the_dump};
+use crate::report::ports;
+use crate::report::ports::{NetnsDumped, PortsDocument};
+use crate::report::sockets::{Depth, SocketsDocument};
+
+/// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
+/// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
+pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Result<SocketsDocument> {
+    let ask = DumpRequest { states: states | TcpState::Listen.bit(), info: true };
+    let (denied, unread, files, mut dumps) = dump_with_files(ask, scope)?;
+    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (mut dumped, dump) = dumps.take_sockets();
+    let peers = collect::sockets::peers(depth, &dumped);
+    let lookup = OwnersLookup::Proc(Urgency::Hurried);
+    let owners = collect::sockets::find_owners(&mut dumped, &peers, Some(files), lookup)?;
+
+    let ephemeral = host::ip_local_port_range();
+    let mut sockets = Vec::new();
+    for DumpedNetns { netns, sockets: seen, listeners, .. } in &dumped {
+        let namespace =
+            NetnsSockets { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
+        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
+        assemble(&namespace, facts, &mut sockets);
+    }
+    let mut incomplete = collect::sockets::incomplete(&dump, &owners, &sockets);
+    incomplete.extend(not_looked_at("sockets", dumps.refused(), denied as usize));
+    incomplete.extend(unread.words());
+    let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);
+    Ok(SocketsDocument { sockets, ..SocketsDocument::within(envelope) })
+}
+
+/// Dumps every namespace and, on another thread, reads all processes' files. Also returns how many namespaces belong to
+/// processes that may not be inspected, and the mount tables that were skipped.
+fn dump_with_files(ask: DumpRequest, scope: Scope) -> io::Result<(u32, UnreadMounts, OpenFiles, NetnsDumps)> {
+    thread::scope(|threads| {
+        let walk = || proc_fd::read_within(Urgency::Hurried, FileFilter::NamespacesAndSockets, WITHIN);
+        let walking = thread::Builder::new().name("files".to_owned()).spawn_scoped(threads, walk)?;
+        let FoundNetns { places, denied, unread, .. } = scope.find(&Descriptors::NONE)?;
+        let mut dumps = netns_dump::survey(places, ask, None)?;
+        let files =
+            walking.join().map_err(|_| io::Error::other("the thread that reads files panicked"))??;
+        if scope == Scope::All {
+            // The process of a namespace may have ended before that was entered.
+            let reached: Vec<NetnsPath> = dumps.looked.iter().map(|looked| looked.place.clone()).collect();
+            let held = netns::held(&files, &reached)?;
+            if !held.is_empty() {
+                dumps.add(netns_dump::survey(held, ask, None)?);
+            }
+        }
+        Ok((denied, unread, files, dumps))
+    })
+}
+
+/// The close phase by port. `bound_ns`: the age from which a CLOSE-WAIT is stuck.
+///
+/// # Errors
+/// When /proc or the kernel's sockets cannot be read.
+pub fn ports(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
+    let found = scope.find(&Descriptors::All)?;
+    let ask =
+        DumpRequest { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
+    let mut dumps = netns_dump::survey(found.places, ask, None)?;
+    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (dumped, dump) = dumps.take_sockets();
+    let mut incomplete = of_the_dump(&dump);
+    incomplete.extend(not_looked_at("sockets", dumps.refused(), found.denied as usize));
+    incomplete.extend(found.unread.words());
+    incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
+    let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);
+    let dumped =
+        dumped.iter().map(|DumpedNetns { sockets, listeners, .. }| NetnsDumped { sockets, listeners });
+    Ok(ports::of_dumps(envelope, dumped, bound_ns, &host::ip_local_port_range(), now_ns, uptime_ns))
+}
+
+/// The `limit` fullest tuples, from two samples `period` apart.
+///
+/// # Errors
+/// When /proc or the kernel's sockets cannot be read.
+pub fn exhaustion(period: Duration, limit: usize, scope: Scope) -> io::Result<ExhaustionDocument> {
+    let FoundNetns { places, denied, unread, .. } = scope.find(&Descriptors::All)?;
+    let before = match period.is_zero() {
+        true => None,
+        false => Some(document::remember(&ephemeral_ports::look(&places, BUDGET)?)),
+    };
+    thread::sleep(period);
+    let looked = ephemeral_ports::look(&places, BUDGET)?;
+    let inputs = ExhaustionInputs {
+        looked: &looked,
+        before: before.as_ref(),
+        closers: &HashMap::new(),
+        at: host::wall_clock(),
+        source: DocumentSource::Snapshot,
+        denied: denied as usize,
+        unread: unread.words(),
+    };
+    collect::exhaustion::assemble(&inputs, limit, OwnersLookup::Proc(Urgency::Hurried))
+}

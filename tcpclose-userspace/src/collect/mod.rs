@@ -1,0 +1,14 @@
+//! Collects what documents need from the kernel: owners, peers, names of processes.
+//!
+//! The agent and the client share it; [`crate::report`] turns the result into documents.
+
+pub mod exhaustion;
+pub mod sockets;
+
+use crate::linux::host;
+use crate::report::envelope::{DocumentSource, Envelope};
+
+/// The envelope of a document about this host.
+pub fn envelope(source: DocumentSource, at: String, incomplete: Vec<String>) -> Envelope {
+    Envelope { host: host::hostname(), boot_id: host::boot_id(), at, source, incomplete }
+}

@@ -1,0 +1,148 @@
+//! The owners and peers of dumped sockets.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::Ipv6Addr;
+
+use rustc_hash::FxHashSet;
+use tcpclose_common::state::TcpState;
+
+use crate::linux::host;
+use crate::linux::netns::NetnsPath;
+use crate::linux::netns_dump;
+use crate::linux::netns_dump::{DumpedNetns, LookupKey, LookupResult};
+use crate::linux::owners;
+use crate::linux::owners::{Owners, OwnersLookup};
+use crate::linux::proc_fd::OpenFiles;
+use crate::linux::process;
+use crate::linux::sock_diag::{Dump, Socket};
+use crate::names::Flow;
+use crate::report::incomplete;
+use crate::report::owners::{Peers, wanted_inodes};
+use crate::report::sockets::{Depth, StuckSocket};
+
+/// The local peers of everything in `dumped`, if `depth` asks for them.
+pub fn peers(depth: Depth, dumped: &[DumpedNetns]) -> Peers {
+    match depth {
+        Depth::Owners => Peers::default(),
+        Depth::WithPeers => peers_of(dumped),
+    }
+}
+
+/// Looks up the peers of those sockets whose remote address is also a local one in their namespace. Sockets whose peer was
+/// closed meanwhile or cannot be looked up have none.
+fn peers_of(dumped: &[DumpedNetns]) -> Peers {
+    let mut cookies = Vec::new();
+    let mut keys = Vec::new();
+    let mut states = 0;
+    for DumpedNetns { netns, sockets, listeners, .. } in dumped {
+        let own: HashSet<Ipv6Addr> =
+            sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
+        let is_local = |address: Ipv6Addr| own.contains(&address) || address.to_canonical().is_loopback();
+        for socket in sockets.iter().filter(|socket| !socket.minisocket && is_local(socket.flow.remote)) {
+            let Flow { local, remote, local_port, remote_port } = socket.flow;
+            let other =
+                Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
+            cookies.push(socket.cookie);
+            keys.push(LookupKey { netns: netns.id, flow: other, interface: 0, cookie: 0 });
+            states |= peer_states(socket.state);
+        }
+    }
+    if keys.is_empty() {
+        return Peers::default();
+    }
+    let answers = netns_dump::meet(&places(dumped), &keys, states).unwrap_or_default();
+    let found = cookies.into_iter().zip(answers);
+    Peers::new(found.filter_map(|(cookie, answer)| Some((cookie, there(answer)?))).collect())
+}
+
+fn there(answer: LookupResult) -> Option<Socket> {
+    match answer {
+        LookupResult::There(socket) => Some(socket),
+        LookupResult::Gone | LookupResult::Unknown => None,
+    }
+}
+
+/// The states that the peer of a socket in `state` can have while a process holds it.
+fn peer_states(state: TcpState) -> u32 {
+    use TcpState::{CloseWait, Closing, Established, FinWait1, FinWait2, LastAck};
+    let states: &[TcpState] = match state {
+        // Only a FIN leads there.
+        CloseWait => &[FinWait1, FinWait2],
+        _ => &[Established, FinWait1, FinWait2, CloseWait, LastAck, Closing],
+    };
+    states.iter().fold(0, |all, state| all | state.bit())
+}
+
+/// The id and path of each namespace of `dumped`.
+fn places(dumped: &[DumpedNetns]) -> Vec<(u32, NetnsPath)> {
+    dumped.iter().map(|netns| (netns.netns.id, netns.place.clone())).collect()
+}
+
+/// Finds the owners of everything in `dumped`, and drops sockets that were closed since the dump. `seen`: the files that
+/// processes held meanwhile, if those were read.
+pub fn find_owners(
+    dumped: &mut [DumpedNetns],
+    peers: &Peers,
+    seen: Option<OpenFiles>,
+    lookup: OwnersLookup,
+) -> io::Result<Owners> {
+    let mut inodes = FxHashSet::default();
+    for DumpedNetns { sockets, listeners, .. } in &*dumped {
+        inodes.reserve(sockets.len());
+        inodes.extend(wanted_inodes(sockets, listeners, peers));
+    }
+    let owners = match seen {
+        Some(seen) => owners::find_in(&inodes, seen, lookup)?,
+        None => owners::find(&inodes, lookup)?,
+    };
+    drop_closed(dumped, &owners)?;
+    Ok(owners)
+}
+
+/// Drops sockets that were closed since the dump. One without an owner, although every process was readable, has probably just
+/// been closed: a lookup tells.
+fn drop_closed(dumped: &mut [DumpedNetns], owners: &Owners) -> io::Result<()> {
+    if owners.denied > 0 || !owners.unanswered.is_empty() {
+        return Ok(());
+    }
+    let doubtful = |socket: &Socket| socket.inode != 0 && !owners.has(socket.inode);
+    let mut keys = Vec::new();
+    for netns in &*dumped {
+        keys.extend(netns.sockets.iter().filter(|socket| doubtful(socket)).map(|socket| LookupKey {
+            netns: netns.netns.id,
+            flow: socket.flow,
+            interface: socket.interface,
+            cookie: socket.cookie,
+        }));
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut answers = netns_dump::look_up(&places(dumped), &keys)?.0.into_iter();
+    for netns in dumped {
+        netns.sockets.retain(|socket| {
+            !doubtful(socket) || answers.next().and_then(there).is_some_and(|now| now.state == socket.state)
+        });
+    }
+    Ok(())
+}
+
+/// What the dump and the search for owners did not see, one sentence each.
+pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<String> {
+    let missing: Vec<_> =
+        incomplete::NEEDED.into_iter().filter(|&capability| !host::has_cap(capability)).collect();
+    incomplete::incomplete(dump, owners, sockets, &missing)
+}
+
+/// Names the processes that closed, if they still run; one that started later only has the same pid. `uptime_ns`: the uptime
+/// at the moment from which the seconds count.
+pub fn name_closers(sockets: &mut [StuckSocket], uptime_ns: u64) {
+    let mut known: HashMap<u32, Option<(u64, String)>> = HashMap::new();
+    for closer in sockets.iter_mut().filter_map(|socket| socket.closed_by.as_mut()) {
+        let process = known.entry(closer.pid).or_insert_with(|| process::started(closer.pid));
+        let closed_ns = uptime_ns.saturating_sub((closer.seconds * 1e9) as u64);
+        closer.comm =
+            process.as_ref().filter(|(began_ns, _)| *began_ns <= closed_ns).map(|(_, comm)| comm.clone());
+    }
+}

@@ -1,0 +1,153 @@
+//! One socket, as an answer of sock_diag describes it.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use tcpclose_common::state::TcpState;
+
+use crate::names::Flow;
+
+/// One socket as the kernel described it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// A minisocket's state is its `tw_substate`: FIN-WAIT-2 or TIME-WAIT.
+    pub state: TcpState,
+    /// A timewait minisocket: it has no inode, no uid and no times.
+    pub minisocket: bool,
+    /// A listener's remote end is `0.0.0.0:0` or `[::]:0`.
+    pub flow: Flow,
+    /// The interface that the socket is bound to, 0 for none; a lookup needs it.
+    pub interface: u32,
+    /// The socket cookie. The dump creates those that nobody had asked for (net/core/sock_diag.c,
+    /// `sock_diag_save_cookie()`).
+    pub cookie: u64,
+    /// Time left on the running timer; `None` when none runs. Rounded to the kernel's tick.
+    pub expires_ns: Option<u64>,
+    /// The inode of `/proc/PID/fd`'s `socket:[inode]`; 0 for a socket that no program holds: not accepted yet,
+    /// orphaned, or a minisocket.
+    pub inode: u32,
+    /// The user that the socket was opened by.
+    pub uid: u32,
+    /// `idiag_rqueue`: bytes that wait for the program, a taken FIN counts one. For a listener: connections that
+    /// wait to be accepted.
+    pub unread: u32,
+    /// `idiag_wqueue`: bytes that the peer has not acknowledged yet, a sent FIN counts one.
+    pub unsent: u32,
+    /// `None` for minisockets, and where they were not asked for.
+    pub times: Option<Times>,
+    /// CLOCK_MONOTONIC, nanoseconds: the kernel wrote this answer at most [`Self::window_ns`] before, never after.
+    pub seen_ns: u64,
+    /// How long before [`Self::seen_ns`] the kernel may have written this answer, or counted its ticks to, nanoseconds.
+    pub window_ns: u64,
+}
+
+#[cfg(test)]
+impl Socket {
+    /// A socket of which tests fill in the rest.
+    pub fn made_up(state: TcpState, flow: Flow) -> Self {
+        Self {
+            state,
+            minisocket: false,
+            flow,
+            interface: 0,
+            cookie: 0,
+            expires_ns: None,
+            inode: 0,
+            uid: 0,
+            unread: 0,
+            unsent: 0,
+            times: None,
+            seen_ns: 0,
+            window_ns: 0,
+        }
+    }
+}
+
+/// What a full socket remembers, as ages at the moment that the kernel wrote them. The kernel counts them in ticks
+/// and hands them out in milliseconds, modulo 2³² (see [`crate::linux::age`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Since a segment with data was sent last (or since the handshake); retransmissions count.
+    pub last_sent_ns: u64,
+    /// Since a segment with data was received last (or since the handshake).
+    pub last_data_received_ns: u64,
+    /// Since an acknowledgment was received last.
+    pub last_ack_received_ns: u64,
+}
+
+pub(super) const INET_DIAG_INFO: u16 = 2;
+/// `idiag_timer` of a timewait minisocket (net/ipv4/inet_diag.c, `inet_twsk_diag_fill()`, 5.8 to 6.18).
+const TIMER_TIME_WAIT: u8 = 3;
+/// `size_of::<inet_diag_msg>()`.
+pub(super) const MESSAGE: usize = 72;
+/// The high bits of `nla_type` are flags (`NLA_F_NESTED`, `NLA_F_NET_BYTEORDER`).
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// Decodes `struct inet_diag_msg` and the attributes behind it. `None` for what is too short, has an attribute
+/// that does not fit, or a family or state that is no TCP's. [`Socket::seen_ns`] and [`Socket::window_ns`] are left
+/// 0: the bytes do not tell.
+pub fn decode(bytes: &[u8]) -> Option<Socket> {
+    let word = |at| take(bytes, at).map(u32::from_ne_bytes);
+    let port = |at| take(bytes, at).map(u16::from_be_bytes);
+    let attributes = bytes.get(MESSAGE..)?;
+
+    let address: fn(&[u8], usize) -> Option<Ipv6Addr> = match i32::from(*bytes.first()?) {
+        libc::AF_INET => |bytes, at| Some(Ipv4Addr::from(take::<4>(bytes, at)?).to_ipv6_mapped()),
+        libc::AF_INET6 => |bytes, at| Some(Ipv6Addr::from(take::<16>(bytes, at)?)),
+        _ => return None,
+    };
+    let timer = *bytes.get(2)?;
+    let milliseconds_left = word(52)?;
+    Some(Socket {
+        state: TcpState::from_raw(*bytes.get(1)?)?,
+        minisocket: timer == TIMER_TIME_WAIT,
+        flow: Flow {
+            local: address(bytes, 8)?,
+            remote: address(bytes, 24)?,
+            local_port: port(4)?,
+            remote_port: port(6)?,
+        },
+        interface: word(40)?,
+        cookie: u64::from(word(44)?) | u64::from(word(48)?) << 32,
+        expires_ns: (timer != 0).then_some(u64::from(milliseconds_left) * 1_000_000),
+        unread: word(56)?,
+        unsent: word(60)?,
+        uid: word(64)?,
+        inode: word(68)?,
+        times: times(attributes)?,
+        seen_ns: 0,
+        window_ns: 0,
+    })
+}
+
+/// The times in the INET_DIAG_INFO attribute, `Some(None)` without one; `None` when an attribute does not fit.
+fn times(mut attributes: &[u8]) -> Option<Option<Times>> {
+    while !attributes.is_empty() {
+        let length = usize::from(u16::from_ne_bytes(take(attributes, 0)?));
+        let kind = u16::from_ne_bytes(take(attributes, 2)?) & NLA_TYPE_MASK;
+        let payload = attributes.get(4..length)?;
+        if kind == INET_DIAG_INFO {
+            // Offsets in struct tcp_info (include/uapi/linux/tcp.h): the struct only ever grew at its end.
+            let age = |at| Some(u64::from(u32::from_ne_bytes(take(payload, at)?)) * 1_000_000);
+            return Some(Some(Times {
+                last_sent_ns: age(44)?,
+                last_data_received_ns: age(52)?,
+                last_ack_received_ns: age(56)?,
+            }));
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(None)
+}
+
+/// `N` bytes at `at`; `None` past the end.
+pub(super) fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
+}
+
+/// `idiag_cookie`: two words, the low one first, each in the host's byte order.
+pub(super) fn cookie_words(cookie: u64) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&(cookie as u32).to_ne_bytes());
+    bytes[4..].copy_from_slice(&((cookie >> 32) as u32).to_ne_bytes());
+    bytes
+}

@@ -1,0 +1,59 @@
+//! The attached probe.
+
+use std::os::fd::OwnedFd;
+
+use aya::Ebpf;
+
+use crate::linux::owners::OwnersLookup;
+use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook, task_file};
+use crate::probe::declined::DeclinedHooks;
+use crate::probe::pinned_links::PinnedLinks;
+use crate::probe::prog_stats::ProgramStats;
+use crate::probe::ring::Ring;
+use crate::tracker::hook_records::HookCoverage;
+
+/// The attached probe. Dropping it detaches every program.
+pub struct Probe {
+    /// The backend in use for state changes.
+    pub hook: StateHook,
+    /// Whether field offsets are known, and with them namespace, side and outcome.
+    pub reads_fields: bool,
+    /// The backend in use for TIME-WAIT.
+    pub time_wait: TimeWaitHook,
+    /// The backend in use for owners.
+    pub owners: OwnersHook,
+    /// The better backends that are not in use.
+    pub declined: DeclinedHooks,
+    /// What the hooks on minisockets and resets report.
+    pub coverage: HookCoverage,
+    pub ring: Ring,
+    /// Every attached program.
+    pub(super) programs: Vec<OwnedFd>,
+    /// Holds the programs and the other links.
+    pub(super) ebpf: Ebpf,
+    /// Holds the links of the hooks on minisockets.
+    pub(super) _links: Option<PinnedLinks>,
+}
+
+impl Probe {
+    /// Starts a search for owners by the backend in use.
+    pub fn owners_lookup(&mut self) -> OwnersLookup {
+        task_file::lookup(&mut self.ebpf, self.owners)
+    }
+
+    /// The loaded object, for [`aya_log::EbpfLogger`].
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// The kernel's run statistics of all attached programs together.
+    pub fn runs(&self) -> ProgramStats {
+        ProgramStats::of(&self.programs)
+    }
+
+    /// How often the kernel skipped a program because it was already running on that CPU: each is a lost event. 0 on
+    /// kernels that do not count this.
+    pub fn recursion_misses(&self) -> u64 {
+        self.runs().missed
+    }
+}

@@ -1,0 +1,115 @@
+//! Puts sockets, their listeners and their owners together.
+
+use std::ops::RangeInclusive;
+
+use tcpclose_common::state::TcpState;
+
+use crate::linux::age::proven_age;
+use crate::linux::netns::Netns;
+use crate::linux::owners::Owners;
+use crate::linux::sock_diag::Socket;
+use crate::names::{Age, Flow, Phase, Side};
+use crate::report::diagnosis::diagnose;
+use crate::report::owners::{Peers, listeners_of, owners_of, peer_owners_of};
+use crate::report::sockets::{ClosedBy, Cookie, StuckSocket, seconds};
+
+/// What is known of a socket beyond its dump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketFacts {
+    pub side: Side,
+    /// The service port.
+    pub port: u16,
+    /// The time in its state as of the document.
+    pub age: Age,
+    /// The process that closed it, and how many nanoseconds before the document.
+    pub closer: Option<(u32, u64)>,
+}
+
+/// The sockets of one network namespace, with their listeners, owners and peers.
+pub struct NetnsSockets<'a> {
+    pub sockets: &'a [Socket],
+    /// The namespace's listening sockets.
+    pub listeners: &'a [Socket],
+    pub owners: &'a Owners,
+    pub peers: &'a Peers,
+    pub netns: &'a Netns,
+    /// The age from which a socket is called stuck, nanoseconds.
+    pub bound_ns: u64,
+}
+
+/// Describes every socket of `namespace` that is in the close phase, and adds it to `described`. `facts`: what the tracker,
+/// or the dump alone, knows of each.
+pub fn assemble(
+    namespace: &NetnsSockets<'_>,
+    facts: impl Fn(&Socket) -> SocketFacts,
+    described: &mut Vec<StuckSocket>,
+) {
+    // Reserved at once: a socket has hundreds of bytes, which growing the vector would move again and again.
+    described.reserve(namespace.sockets.len());
+    described.extend(namespace.sockets.iter().filter_map(|socket| {
+        let state = Phase::of(socket.state)?;
+        let SocketFacts { side, port, age, closer } = facts(socket);
+        let diagnosis = diagnose(socket, age, namespace.bound_ns);
+        Some(StuckSocket {
+            state,
+            side,
+            port,
+            local: socket.flow.local(),
+            peer: socket.flow.remote(),
+            cookie: Cookie(socket.cookie),
+            interface: socket.interface,
+            inode: socket.inode,
+            uid: socket.uid,
+            netns: namespace.netns.inum,
+            netns_id: namespace.netns.id,
+            netns_name: namespace.netns.name.clone(),
+            age: age.into(),
+            unread_bytes: unread_data(socket),
+            unsent_bytes: socket.unsent,
+            last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
+            diagnosis,
+            owners: owners_of(socket, namespace.owners, namespace.listeners),
+            closed_by: closer.filter(|_| socket.inode == 0).map(ClosedBy::from),
+            peer_owners: peer_owners_of(socket, namespace.peers, namespace.owners, namespace.listeners),
+        })
+    }));
+}
+
+/// Bytes of data, without the FIN that `idiag_rqueue` counts in the states that have taken one.
+fn unread_data(socket: &Socket) -> u32 {
+    match socket.state {
+        TcpState::CloseWait | TcpState::LastAck | TcpState::Closing => socket.unread.saturating_sub(1),
+        _ => socket.unread,
+    }
+}
+
+/// What a dump alone proves of one of its sockets at `now_ns`: an age, and a side where the dump has the listener too.
+pub fn dumped_facts(
+    socket: &Socket,
+    listeners: &[Socket],
+    ephemeral: &RangeInclusive<u16>,
+    now_ns: u64,
+    uptime_ns: u64,
+) -> SocketFacts {
+    let side = match listeners_of(&socket.flow, listeners).next() {
+        Some(_) => Side::Server,
+        None => Side::Unknown,
+    };
+    let Flow { local_port, remote_port, .. } = socket.flow;
+    let age = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
+    SocketFacts { side, port: side.service_port(local_port, remote_port, ephemeral), age, closer: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixtures::{close_wait, dumped_socket};
+
+    #[test]
+    fn the_fin_is_no_data() {
+        for (unread, data) in [(0, 0), (1, 0), (6, 5)] {
+            assert_eq!(unread_data(&close_wait(unread, 0)), data);
+        }
+        assert_eq!(unread_data(&dumped_socket(TcpState::FinWait2, "10.0.0.5:1", "10.0.0.9:2", 1)), 0);
+    }
+}

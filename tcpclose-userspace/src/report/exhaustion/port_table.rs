@@ -1,0 +1,205 @@
+//! The sockets of a network namespace by tuple: how many of the ports that connect() may take each has.
+
+use std::collections::HashMap;
+use std::net::{Ipv6Addr, SocketAddr};
+
+use tcpclose_common::state::TcpState;
+
+use crate::linux::ephemeral_ports;
+use crate::linux::ephemeral_ports::{Choice, PortSet, PortSink};
+use crate::linux::sock_diag::Socket;
+
+/// The port tables of several network namespaces.
+pub type EphemeralUse = ephemeral_ports::EphemeralUse<PortTable>;
+
+/// Tuples that are counted at the same time. When there are more, those with the fewest ports are forgotten.
+const MOST_TUPLES: usize = 1 << 16;
+
+/// What connections have in common whose local ports must differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    pub local: Ipv6Addr,
+    pub remote: Ipv6Addr,
+    pub remote_port: u16,
+    /// The interface that the sockets are bound to; 0 for none.
+    pub interface: u32,
+}
+
+impl Tuple {
+    /// The remote end as people write it.
+    pub fn remote(&self) -> SocketAddr {
+        SocketAddr::new(self.remote.to_canonical(), self.remote_port)
+    }
+}
+
+/// One socket that has a port of a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortHolder {
+    pub cookie: u64,
+    /// 0 for one that no program holds.
+    pub inode: u32,
+    pub port: u16,
+    pub kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Anything but a TIME-WAIT.
+    Other,
+    TimeWait,
+    /// A TIME-WAIT whose port connect() may take again.
+    Reusable,
+}
+
+/// The sockets of one network namespace, by tuple.
+#[derive(Clone, Debug)]
+pub struct PortTable {
+    pub choice: Choice,
+    /// Ports that bind() has taken: in use for every tuple.
+    bound: PortSet,
+    tuples: HashMap<Tuple, Vec<PortHolder>>,
+    most: usize,
+    /// A tuple that is not in `tuples` had no more ports than this, and one that is there may have had so many more.
+    pub forgotten: usize,
+}
+
+impl PortSink for PortTable {
+    fn new(choice: Choice) -> Self {
+        Self { choice, bound: PortSet::default(), tuples: HashMap::new(), most: MOST_TUPLES, forgotten: 0 }
+    }
+
+    fn bind(&mut self, socket: &Socket) {
+        if self.choice.has(socket.flow.local_port) {
+            self.bound.add(socket.flow.local_port);
+        }
+    }
+
+    fn take(&mut self, socket: &Socket) {
+        let port = socket.flow.local_port;
+        if !self.choice.has(port) || self.bound.has(port) {
+            return;
+        }
+        let kind = match (socket.minisocket, socket.state) {
+            (true, TcpState::TimeWait) if self.choice.reuse.allows(socket) => Kind::Reusable,
+            (true, TcpState::TimeWait) => Kind::TimeWait,
+            _ => Kind::Other,
+        };
+        let tuple = Tuple {
+            local: socket.flow.local,
+            remote: socket.flow.remote,
+            remote_port: socket.flow.remote_port,
+            interface: socket.interface,
+        };
+        let taken = PortHolder { cookie: socket.cookie, inode: socket.inode, port, kind };
+        self.tuples.entry(tuple).or_default().push(taken);
+        if self.tuples.len() > self.most {
+            self.forget_the_emptiest();
+        }
+    }
+
+    /// Keeps one socket per port: a dump can meet a socket twice, and a port can change hands meanwhile.
+    fn finish(&mut self) {
+        for taken in self.tuples.values_mut() {
+            taken.sort_unstable_by_key(|taken| taken.port);
+            taken.dedup_by_key(|taken| taken.port);
+        }
+    }
+}
+
+impl PortTable {
+    /// Forgets tuples until half of them are left: those with one port, with two, and so on.
+    fn forget_the_emptiest(&mut self) {
+        let mut few = 0;
+        while self.tuples.len() > self.most / 2 {
+            few += 1;
+            self.tuples.retain(|_, taken| taken.len() > few);
+        }
+        self.forgotten += few;
+    }
+
+    pub fn tuples(&self) -> impl Iterator<Item = (&Tuple, &[PortHolder])> {
+        self.tuples.iter().map(|(tuple, taken)| (tuple, taken.as_slice()))
+    }
+
+    /// Ports that are in use for every tuple.
+    pub fn bound(&self) -> u32 {
+        self.bound.len()
+    }
+
+    /// How much of what there is to choose from is in use where `taken` are.
+    pub fn used_ratio(&self, taken: usize) -> f64 {
+        match self.choice.ports() {
+            0 => 0.0,
+            ports => (taken as f64 + f64::from(self.bound())) / f64::from(ports),
+        }
+    }
+
+    /// The ratio of the fullest tuple; 0 without any.
+    pub fn fullest(&self) -> f64 {
+        self.tuples.values().map(Vec::len).max().map_or(0.0, |most| self.used_ratio(most))
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::ops::RangeInclusive;
+
+    use super::*;
+    use crate::linux::ephemeral_ports::{Reuse, Whose};
+    use crate::names::Flow;
+
+    pub fn choice(range: RangeInclusive<u16>, reserved: &str) -> Choice {
+        let reuse = Reuse { whose: Whose::Loopback, delay_ns: 1_000_000_000 };
+        Choice { range, reserved: PortSet::parse(reserved), reuse }
+    }
+
+    pub fn socket(state: TcpState, local: &str, remote: &str) -> Socket {
+        let flow = Flow::new(local.parse().unwrap(), remote.parse().unwrap());
+        Socket { cookie: u64::from(flow.local_port), ..Socket::made_up(state, flow) }
+    }
+
+    fn time_wait(local: &str, remote: &str, left_s: u64) -> Socket {
+        let expires_ns = Some(left_s * 1_000_000_000);
+        Socket { minisocket: true, expires_ns, ..socket(TcpState::TimeWait, local, remote) }
+    }
+
+    #[test]
+    fn ports_run_out_for_each_tuple_on_its_own() {
+        let mut table = PortTable::new(choice(1000..=1009, "1003-1004,2000"));
+        assert_eq!((table.choice.ports(), table.choice.reserved_in_range()), (8, 2));
+        table.bind(&socket(TcpState::Listen, "127.0.0.1:1000", "0.0.0.0:0"));
+        table.bind(&socket(TcpState::Listen, "0.0.0.0:80", "0.0.0.0:0"));
+        let established = |local, remote| socket(TcpState::Established, local, remote);
+        for _met_twice in 0..2 {
+            table.take(&established("10.0.0.1:1001", "10.0.0.2:443"));
+        }
+        table.take(&socket(TcpState::SynSent, "10.0.0.1:1002", "10.0.0.2:443"));
+        table.take(&time_wait("10.0.0.1:1005", "10.0.0.2:443", 3));
+        table.take(&established("10.0.0.1:1001", "10.0.0.3:443"));
+        // Accepted by a listener, reserved, outside the range.
+        table.take(&established("10.0.0.1:1000", "10.0.0.2:443"));
+        table.take(&established("10.0.0.1:1003", "10.0.0.2:443"));
+        table.take(&established("10.0.0.1:80", "10.0.0.2:443"));
+        table.finish();
+        let mut sizes: Vec<usize> = table.tuples().map(|(_, taken)| taken.len()).collect();
+        sizes.sort_unstable();
+        assert_eq!((sizes, table.bound()), (vec![1, 3], 1));
+        assert_eq!(table.fullest(), 4.0 / 8.0);
+    }
+
+    #[test]
+    fn the_fullest_survive_a_crowd() {
+        let mut table = PortTable { most: 100, ..PortTable::new(choice(1024..=65535, "")) };
+        for port in 2000..2500 {
+            table.take(&socket(TcpState::Established, &format!("10.0.0.1:{port}"), "10.0.0.2:443"));
+            for other in 0..20 {
+                let remote = format!("10.1.{other}.{}:{port}", port % 250);
+                table.take(&socket(TcpState::Established, &format!("10.0.0.1:{port}"), &remote));
+            }
+        }
+        assert!(table.tuples().count() <= 100);
+        let most = table.tuples().map(|(_, taken)| taken.len()).max().unwrap();
+        assert!(most + table.forgotten >= 500 && most <= 500, "{most} and {}", table.forgotten);
+        assert!(most > 250, "{most}");
+    }
+}

@@ -1,0 +1,133 @@
+//! What a document lacks, one sentence each.
+
+use crate::linux::executables;
+use crate::linux::host::Capability;
+use crate::linux::owners;
+use crate::linux::owners::Owners;
+use crate::linux::sock_diag::Dump;
+use crate::names::Phase;
+use crate::report::sockets::StuckSocket;
+
+/// The capabilities that a search for owners needs to read other users' processes.
+pub const NEEDED: [Capability; 2] = [Capability::SysPtrace, Capability::DacReadSearch];
+
+/// What a dump and a search for owners did not see. `missing`: of [`NEEDED`], the capabilities that the search lacked.
+pub fn incomplete(
+    dump: &Dump,
+    owners: &Owners,
+    sockets: &[StuckSocket],
+    missing: &[Capability],
+) -> Vec<String> {
+    let mut incomplete: Vec<String> = unknown_owners(owners, sockets, missing).into_iter().collect();
+    incomplete.extend(unanswered(owners));
+    incomplete.extend(unknown_programs(owners, missing));
+    incomplete.extend(of_the_dump(dump));
+    incomplete
+}
+
+/// What a dump did not see.
+pub fn of_the_dump(dump: &Dump) -> Vec<String> {
+    let mut incomplete = Vec::new();
+    if dump.malformed > 0 {
+        incomplete.push(format!("{} answers of the kernel could not be decoded", dump.malformed));
+    }
+    if dump.interrupted {
+        incomplete.push("the kernel's table changed during the dump: sockets may be missing".to_owned());
+    }
+    incomplete
+}
+
+/// Namespaces that were skipped, whose `sockets` are missing: `refused` may not be entered, the processes of `denied` may not be
+/// inspected.
+pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String> {
+    let others = |n: usize| match n {
+        1 => "1 other network namespace".to_owned(),
+        n => format!("{n} other network namespaces"),
+    };
+    let mut words = Vec::new();
+    if refused > 0 {
+        words.push(format!(
+            "{sockets} in {} are missing: CAP_SYS_ADMIN is needed to enter them",
+            others(refused)
+        ));
+    }
+    if denied > 0 {
+        words.push(format!(
+            "{sockets} in {} are missing: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter those that processes are in",
+            others(denied)
+        ));
+    }
+    words
+}
+
+/// How many owners are unknown, and why.
+fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capability]) -> Option<String> {
+    let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
+    let unknown = sockets.iter().filter(held).filter(|socket| socket.owners.is_empty()).count();
+    let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
+    if unknown == 0 {
+        return None;
+    }
+    let missing: Vec<&str> = missing.iter().map(|capability| capability.name()).collect();
+    let elsewhere = "another PID namespace, a descriptor in flight over a unix socket, or the kernel itself";
+    if !owners.unanswered.is_empty() {
+        // [`unanswered`] names the processes.
+        return Some(format!("owners of {sockets} are unknown"));
+    }
+    Some(match owners.denied {
+        0 => format!("owners of {sockets} are unknown: no process in this /proc holds them ({elsewhere})"),
+        _ if !missing.is_empty() => format!(
+            "owners of {sockets} are unknown: {} needed to read other users' /proc/PID/fd",
+            match missing.as_slice() {
+                [one] => format!("{one} is"),
+                all => format!("{} are", all.join(" and ")),
+            }
+        ),
+        denied => format!(
+            "owners of {sockets} are unknown: {} not show their files to this one, and no other holds them \
+             ({elsewhere})",
+            if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
+        ),
+    })
+}
+
+/// The processes that were not read in time.
+pub fn unanswered(owners: &Owners) -> Vec<String> {
+    let descriptors = (!owners.unanswered.is_empty()).then(|| {
+        format!(
+            "owners may be missing: the descriptors of {} were not all read within {:?}",
+            processes(&owners.unanswered),
+            owners::WITHIN
+        )
+    });
+    let executables = (!owners.unread.is_empty()).then(|| {
+        format!(
+            "what runs {} is unknown: the executable was not read within {:?} (a lease on it, a file system that does not \
+             answer, or no helper process)",
+            processes(&owners.unread),
+            executables::WITHIN
+        )
+    });
+    descriptors.into_iter().chain(executables).collect()
+}
+
+/// Their number, and the first of them.
+fn processes(pids: &[u32]) -> String {
+    const NAMED: usize = 5;
+    let what = if pids.len() == 1 { "process" } else { "processes" };
+    let named: Vec<String> = pids.iter().take(NAMED).map(u32::to_string).collect();
+    let more = if pids.len() > NAMED { ", …" } else { "" };
+    format!("{} {what} (pid {}{more})", pids.len(), named.join(", "))
+}
+
+/// How many executables are unknown, and why.
+fn unknown_programs(owners: &Owners, missing: &[Capability]) -> Option<String> {
+    let unknown = owners.processes.values().filter(|process| process.exe.is_none()).count();
+    let processes = if unknown == 1 { "1 process".to_owned() } else { format!("{unknown} processes") };
+    (unknown > 0 && missing.contains(&Capability::SysPtrace)).then(|| {
+        format!(
+            "the executables of {processes} are unknown: {} is needed to read other users' /proc/PID/exe",
+            Capability::SysPtrace.name()
+        )
+    })
+}
