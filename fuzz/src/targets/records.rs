@@ -3,9 +3,8 @@
 use tcpclose::metrics::Metrics;
 use tcpclose::metrics::gauges::StuckAfter;
 use tcpclose::metrics::port_labels::PortLabels;
-use tcpclose::names::Phase;
+use tcpclose::names::{HookCoverage, Phase};
 use tcpclose::tracker::event::{EventSink, TrackerEvent};
-use tcpclose::tracker::hook_records::HookCoverage;
 use tcpclose::tracker::transition::Transition;
 use tcpclose::tracker::{HostParameters, Tracker};
 use tcpclose_common::event::{
@@ -53,7 +52,7 @@ pub fn read(bytes: &[u8]) {
     let [by_cookie, told, hooks] = [1, 2, 4].map(|bit| backend & bit != 0);
     let host = HostParameters { netns: HERE, everywhere: backend & 8 != 0, told, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, by_cookie);
-    tracker.set_told(HookCoverage { births: hooks, lives: hooks, resets: hooks, since_ns: 0 });
+    tracker.set_told(HookCoverage { births: hooks, ends: hooks, resets: hooks, since_ns: 0 });
     let ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
     let mut books = Books { ledger, closes: 0, dwelt: 0 };
     let (mut records, mut latest) = (0, 0);

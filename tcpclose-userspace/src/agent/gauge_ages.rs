@@ -54,7 +54,7 @@ impl Tracking {
         let (mut of_host, mut of_others) = (None, None);
         let (mut last, mut dumped_ns) = (0, 0);
         for life in self.tracker.lives() {
-            let known_ns = if life.body == SocketKind::Minisocket && !self.probe.told.lives {
+            let known_ns = if life.body == SocketKind::Minisocket && !self.probe.told.ends {
                 if last != life.netns {
                     (last, dumped_ns) = (life.netns, self.namespaces.dumped_ns(life.netns));
                 }

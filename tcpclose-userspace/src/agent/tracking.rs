@@ -242,7 +242,7 @@ impl Tracking {
         let (mut of_host, mut of_others) = (0, 0);
         let (mut needing, mut anywhere, mut last) = (HashSet::new(), false, 0);
         for life in self.tracker.lives() {
-            let states = if life.body == SocketKind::Minisocket && !self.probe.told.lives {
+            let states = if life.body == SocketKind::Minisocket && !self.probe.told.ends {
                 TcpState::FinWait2.bit() | TcpState::TimeWait.bit()
             } else if life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first) {
                 TcpState::CloseWait.bit()
@@ -296,7 +296,7 @@ impl Tracking {
         let mut last = 0;
         self.tracker.lives().any(|life| {
             let followed = life.phase == Phase::CloseWait
-                || life.body == SocketKind::Minisocket && !self.probe.told.lives;
+                || life.body == SocketKind::Minisocket && !self.probe.told.ends;
             followed
                 && std::mem::replace(&mut last, life.netns) != life.netns
                 && self.namespaces.is_new(life.netns)

@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::names::{Phase, Side};
-use crate::tracker::event::PortKey;
+use crate::names::{Phase, PortKey, Side};
 use crate::tracker::socket::TrackedSocket;
 
 use crate::metrics::port_labels::{LabelSlot, PortLabels};

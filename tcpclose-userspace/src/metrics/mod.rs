@@ -17,8 +17,8 @@ use tcpclose_common::state::TcpState;
 use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::port_labels::{LabelSlot, PortLabels, Retired};
-use crate::names::{Outcome, Phase, Role, Side};
-use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::TrackedSocket;
 
 /// Kinds of close (role and outcome) that all labels together may have, for each label that can exist. A host has a

@@ -12,8 +12,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
-use crate::names::Side;
-use crate::tracker::event::PortKey;
+use crate::names::{PortKey, Side};
 
 /// Closes after which a port of the local port range may ask for a name.
 const CLOSES_IN_RANGE: u32 = 100;

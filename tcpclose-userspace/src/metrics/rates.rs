@@ -84,8 +84,8 @@ pub fn closes_of(ledger: &Metrics) -> BTreeMap<LabelSlot, u64> {
 mod tests {
     use super::*;
     use crate::metrics::port_labels::PortLabels;
-    use crate::names::{Outcome, Role, Side};
-    use crate::tracker::event::{EventSink, PortKey, TrackerEvent};
+    use crate::names::{Outcome, PortKey, Role, Side};
+    use crate::tracker::event::{EventSink, TrackerEvent};
 
     const S: u64 = 1_000_000_000;
 

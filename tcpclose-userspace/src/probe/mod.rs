@@ -24,13 +24,13 @@ use crate::failure::Failure;
 use crate::linux::host;
 use crate::linux::host::Capability;
 use crate::linux::owners::OwnersLookup;
+use crate::names::HookCoverage;
 use crate::probe::backend::fentry;
 use crate::probe::backend::task_file;
 use crate::probe::backend::task_file::OwnersHook;
 use crate::probe::pinned_links::PinnedLinks;
 use crate::probe::prog_stats::ProgramStats;
 use crate::probe::ring::Ring;
-use crate::tracker::hook_records::HookCoverage;
 
 /// The probe, built by build.rs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpclose-ebpf"));

@@ -5,11 +5,11 @@ use std::num::NonZeroU32;
 use tcpclose_common::event::{OpenRecord, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Age, Flow, Outcome, Phase, Role, Side, address_of};
+use crate::names::{Age, Flow, Outcome, Phase, PortKey, Role, Side, address_of};
 use crate::tracker::Tracker;
 use crate::tracker::classify_close;
 use crate::tracker::classify_close::CloseKind;
-use crate::tracker::event::{EventSink, PortKey, TrackerEvent};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::lookup::flow_of;
 use crate::tracker::socket::{Closer, EnteredAt, MinisocketState, SocketKind, TrackedSocket};
 use crate::tracker::transition;

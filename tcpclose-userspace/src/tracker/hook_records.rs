@@ -4,28 +4,13 @@
 use tcpclose_common::event::{HookKind, HookRecord, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Flow, Outcome, Phase, Role};
+use crate::names::{Flow, Outcome, Phase, PortKey, Role, TimeWaitEnd};
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{EventSink, PortKey, TimeWaitEnd, TrackerEvent};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind};
 use crate::tracker::transition;
 use crate::tracker::transition::{PhaseChange, Transition};
-
-/// What hooks on the minisocket's functions tell, so that dumps need not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HookCoverage {
-    /// That a minisocket was made, or could not be.
-    pub births: bool,
-    /// Its flip to TIME-WAIT and its end, in every network namespace.
-    pub lives: bool,
-    /// That a RST was sent for a socket that has just closed.
-    pub resets: bool,
-    /// CLOCK_MONOTONIC, nanoseconds: what was told before this is no news. The hooks are attached one by one, and the
-    /// state hook last: until then they tell of births to sockets whose closes are not heard, and the first dump, which
-    /// finds what is left of them, begins later.
-    pub since_ns: u64,
-}
 
 /// A close by ECONNRESET that waits for a moment: had the kernel sent the RST, the notice of that follows.
 #[derive(Clone, Debug)]

@@ -2,10 +2,10 @@
 
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Age, Outcome, Phase};
+use crate::names::{Age, Outcome, Phase, TimeWaitEnd, UnmeasuredReason};
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{EventSink, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::EnteredAt;
 use crate::tracker::transition::{Evidence, PhaseChange, between};
 

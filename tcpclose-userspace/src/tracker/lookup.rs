@@ -147,7 +147,7 @@ impl Tracker {
         if !self.interfaces.is_empty() {
             self.interfaces.remove(&life.cookie);
         }
-        if life.body == SocketKind::Minisocket && life.cookie != 0 && self.told.lives {
+        if life.body == SocketKind::Minisocket && life.cookie != 0 && self.told.ends {
             self.just_ended.push(life.cookie);
         }
         self.no_news_of(&life);

@@ -39,11 +39,11 @@ use slab::Slab;
 use tcpclose_common::event::{Record, RecordHeader};
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Flow, Outcome, Phase, Role};
+use crate::names::{Flow, HookCoverage, Outcome, Phase, Role, UnmeasuredReason};
 use crate::tracker::classify_close::CloseKind;
-use crate::tracker::event::{EventSink, TrackerEvent, UnmeasuredReason};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::first_record::closer;
-use crate::tracker::hook_records::{HookCoverage, Settling};
+use crate::tracker::hook_records::Settling;
 use crate::tracker::index::Index;
 use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind, TrackedSocket};
 use crate::tracker::tombstones::Tombstones;
@@ -336,7 +336,7 @@ impl Tracker {
             }
         }
         self.outlive_socket(at);
-        if !self.is_dumped(self.lives[at].netns) && !self.told.lives {
+        if !self.is_dumped(self.lives[at].netns) && !self.told.ends {
             self.lose_sight(at, now, out);
         }
     }

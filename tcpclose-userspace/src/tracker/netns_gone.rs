@@ -3,10 +3,10 @@
 //! A full socket holds its namespace; a minisocket does not, and goes with it (net/ipv4/inet_timewait_sock.c,
 //! inet_twsk_purge(), 5.8 to 6.18).
 
-use crate::names::Outcome;
+use crate::names::{Correction, Outcome, TimeWaitEnd, UnmeasuredReason};
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{Correction, EventSink, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::reconcile::MARGIN_NS;
 use crate::tracker::socket::{SocketKind, TrackedSocket};
 use crate::tracker::transition::Evidence;
@@ -56,7 +56,7 @@ impl Tracker {
             let again = std::mem::replace(&mut life.missed, true);
             let ends = match life.body {
                 // What hooks follow they follow to its end, which may be a moment after the namespace's.
-                SocketKind::Minisocket if self.told.lives => gone && again || round.sure && round.lost,
+                SocketKind::Minisocket if self.told.ends => gone && again || round.sure && round.lost,
                 // Nothing more will be heard of it.
                 SocketKind::Minisocket => true,
                 // It holds its namespace, if nothing else does, until its end is told (an orphan, or one whose holder is
@@ -69,7 +69,7 @@ impl Tracker {
         }
         for (at, gone) in over {
             let body = self.lives[at].body;
-            if body == SocketKind::Socket || self.told.lives {
+            if body == SocketKind::Socket || self.told.ends {
                 out.fact(round.finished_ns, TrackerEvent::Corrected { what: Correction::Vanished });
             }
             match body {

@@ -10,10 +10,10 @@ use std::collections::HashSet;
 
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Age, Flow, Outcome, Phase, Side};
+use crate::names::{Age, Correction, Flow, Outcome, Phase, Side, UnmeasuredReason};
 
 use crate::tracker::Tracker;
-use crate::tracker::event::{Correction, EventSink, TrackerEvent, UnmeasuredReason};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::first_record::role_proven_by;
 use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind, TrackedSocket};
 use crate::tracker::transition::Evidence;
@@ -234,7 +234,7 @@ impl Tracker {
     fn minisocket(&mut self, at: usize, seen: &DumpedSocket, phase: Phase, out: &mut impl EventSink) {
         let life = self.lives[at];
         let flipped = life.phase == Phase::FinWait2 && phase == Phase::TimeWait;
-        if flipped && self.told.lives {
+        if flipped && self.told.ends {
             // A hook told of it, unless its record was lost.
             out.fact(seen.seen_ns, TrackerEvent::Corrected { what: Correction::State });
         }

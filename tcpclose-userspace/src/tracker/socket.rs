@@ -2,9 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use crate::names::{Age, Flow, Phase, Role, Side};
-
-use crate::tracker::event::PortKey;
+use crate::names::{Age, Flow, Phase, PortKey, Role, Side};
 
 /// When the present phase was entered, CLOCK_MONOTONIC nanoseconds: seen, or proven to lie between two instants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,35 +4,12 @@
 use tcpclose_common::event::{Numbers, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Age, Flow, Outcome, Phase, Role, Side};
+use crate::names::{Age, Flow, Outcome, Phase, Role, Side, TransitionSource};
 
 use crate::tracker::Tracker;
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::reconcile::TIMER_TOLERANCE_NS;
 use crate::tracker::socket::{Closer, EnteredAt, TrackedSocket};
-
-/// Who told of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransitionSource {
-    /// `inet_sock_set_state`.
-    Tracepoint,
-    /// A hook on the minisocket's functions.
-    Hooks,
-    /// A dump.
-    Diag,
-}
-
-impl TransitionSource {
-    pub const ALL: [Self; 3] = [Self::Tracepoint, Self::Hooks, Self::Diag];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tracepoint => "tracepoint",
-            Self::Hooks => "hooks",
-            Self::Diag => "diag",
-        }
-    }
-}
 
 /// One step of one socket's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,19 +109,6 @@ impl Tracker {
         out.fact(step.at_ns, TrackerEvent::Transition { from: step.from, to: step.to });
         if out.is_watched() {
             out.transition(step.of(life, self.inum_of(life.netns)));
-        }
-    }
-}
-
-impl Age {
-    /// Nothing is proven.
-    pub(super) const UNKNOWN: Self = Self { min_ns: 0, max_ns: None };
-
-    /// The same with instants that may be off by so much.
-    fn give_or_take(self, error_ns: u64) -> Self {
-        Self {
-            min_ns: self.min_ns.saturating_sub(error_ns),
-            max_ns: self.max_ns.map(|max| max.saturating_add(error_ns)),
         }
     }
 }

@@ -4,9 +4,9 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
-use crate::names::Flow;
+use crate::names::{Correction, Flow};
 
-use crate::tracker::event::{Correction, EventSink, TrackerEvent};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::reconcile::{DumpScope, MARGIN_NS};
 use crate::tracker::socket::{SocketKind, TrackedSocket};
 use crate::tracker::transition::Evidence;
@@ -64,7 +64,7 @@ impl Tracker {
     fn end_absent(&mut self, at: usize, now_ns: u64, out: &mut impl EventSink) {
         let body = self.lives[at].body;
         // The end of a minisocket is told by hooks only.
-        if body == SocketKind::Socket || self.told.lives {
+        if body == SocketKind::Socket || self.told.ends {
             out.fact(now_ns, TrackerEvent::Corrected { what: Correction::Vanished });
         }
         match body {
@@ -132,7 +132,7 @@ impl Tracker {
     /// Whether a minisocket that is absent when its timer is due has just ended. (Hooks tell of every end, unless the record
     /// was lost.)
     fn ends_when_due(&self) -> bool {
-        !self.told.lives || self.loss.is_some()
+        !self.told.ends || self.loss.is_some()
     }
 
     /// Hashes of the places of absent lives that another socket has now. One flow, one socket: where flows are reused fast,

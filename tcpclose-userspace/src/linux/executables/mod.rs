@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
 use crate::linux::executables::helper::{HelperAnswer, HelperVerdict};
-use crate::linux::process::Runtime;
+use crate::names::Runtime;
 
 /// For how long one question waits for executables.
 pub const WITHIN: Duration = Duration::from_secs(2);

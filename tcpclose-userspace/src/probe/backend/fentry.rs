@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use aya::programs::{BtfTracePoint, Program};
 use aya::{Btf, Ebpf};
 
+use crate::names::HookCoverage;
 use crate::probe::pinned_links::PinnedLinks;
 use crate::probe::refused;
-use crate::tracker::hook_records::HookCoverage;
 
 /// One hook.
 struct Hook {
@@ -112,7 +112,7 @@ pub fn attach(ebpf: &mut Ebpf, btf: &Btf, by_cookie: bool, programs: &mut Vec<Ow
     }
     programs.append(&mut attached);
     let births = failed.iter().all(|(hook, _)| hook.tells != Tells::Birth);
-    let told = HookCoverage { births, lives: true, ..HookCoverage::default() };
+    let told = HookCoverage { births, ends: true, ..HookCoverage::default() };
     Attached { told, any: true, missing: missing(&failed), links }
 }
 

@@ -15,9 +15,11 @@ use tcpclose_common::event::{
 };
 use tcpclose_common::state::TcpState::{self, *};
 
-use crate::names::{Age, Flow, Outcome, Phase, Role, Side, words_of};
-use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
-use crate::tracker::hook_records::HookCoverage;
+use crate::names::{
+    Age, Correction, Flow, HookCoverage, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason,
+    words_of,
+};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::reconcile::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::socket::{Closer, SocketKind};
 use crate::tracker::transition::Transition;
@@ -266,7 +268,7 @@ const fn closed(pair: PortKey, role: Role, outcome: Outcome) -> TrackerEvent {
     TrackerEvent::Closed { pair, role, outcome }
 }
 
-const EVERYTHING: HookCoverage = HookCoverage { births: true, lives: true, resets: true, since_ns: 0 };
+const EVERYTHING: HookCoverage = HookCoverage { births: true, ends: true, resets: true, since_ns: 0 };
 
 fn hooked(by_cookie: bool) -> Bench {
     let mut bench = Bench::new(by_cookie, true);

@@ -5,9 +5,9 @@ use tcpclose_common::state::TcpState;
 use crate::agent::server::handlers::metrics::*;
 use crate::metrics::gauges::Standing;
 use crate::metrics::port_labels::PortLabels;
-use crate::names::{Outcome, Phase, Role, Side};
+use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason};
 use crate::report::owner_counts;
-use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::tracker::event::{EventSink, TrackerEvent};
 
 /// What the README promises by default.
 const PROMISED: usize = 3200;
