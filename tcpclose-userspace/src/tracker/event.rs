@@ -1,18 +1,18 @@
-//! What the tracker tells: each a plain fact about one connection, in the order it came to be known.
+//! The tracker's output: events of single connections, in the order in which they became known.
 
 use tcpclose_common::state::TcpState;
 
 use crate::names::{Correction, Outcome, Phase, PortKey, Role, TimeWaitEnd, UnmeasuredReason};
 use crate::tracker::transition::Transition;
 
-/// One fact.
+/// One event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrackerEvent {
-    /// A step of the life. The hand-over from socket to minisocket is none.
+    /// A step of a socket. The hand-over from socket to minisocket is none.
     Transition { from: TcpState, to: TcpState },
     /// A phase was left after `ns` nanoseconds.
     StateDuration { phase: Phase, pair: PortKey, ns: u64 },
-    /// A phase was left, and for how long it lasted is not known.
+    /// A phase was left, and its duration is unknown.
     Unmeasured { phase: Phase, why: UnmeasuredReason },
     /// The connection is over for both programs.
     Closed { pair: PortKey, role: Role, outcome: Outcome },
@@ -20,16 +20,16 @@ pub enum TrackerEvent {
     TimeWaitEnded { how: TimeWaitEnd },
     /// A TIME-WAIT was skipped: the kernel's table was full, or it had no memory.
     TimeWaitOverflow,
-    /// A reconcile mended something.
+    /// A reconciliation corrected something.
     Corrected { what: Correction },
 }
 
-/// Where facts go.
+/// The consumer of events.
 pub trait EventSink {
-    /// `at_ns`: CLOCK_MONOTONIC of the fact, not of its discovery.
-    fn fact(&mut self, at_ns: u64, fact: TrackerEvent);
+    /// `at_ns`: CLOCK_MONOTONIC of the event, not of its discovery.
+    fn event(&mut self, at_ns: u64, event: TrackerEvent);
 
-    /// Whether [`Self::transition`] is of use to anybody now.
+    /// Whether anybody wants [`Self::transition`] now.
     fn is_watched(&self) -> bool {
         false
     }
@@ -39,7 +39,7 @@ pub trait EventSink {
 }
 
 impl EventSink for Vec<TrackerEvent> {
-    fn fact(&mut self, _at_ns: u64, fact: TrackerEvent) {
-        self.push(fact);
+    fn event(&mut self, _at_ns: u64, event: TrackerEvent) {
+        self.push(event);
     }
 }

@@ -19,8 +19,8 @@ use crate::names::{
     Age, Correction, Flow, HookCoverage, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason,
     words_of,
 };
+use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::event::{EventSink, TrackerEvent};
-use crate::tracker::reconcile::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::socket::{Closer, SocketKind};
 use crate::tracker::transition::Transition;
 use crate::tracker::vanished::{DumpCoverage, Suspect};
@@ -64,20 +64,20 @@ impl Tracker {
 
 /// Hears everything.
 struct Heard {
-    facts: Vec<TrackerEvent>,
+    events: Vec<TrackerEvent>,
     steps: Vec<Transition>,
     is_watched: bool,
 }
 
 impl Heard {
     const fn new() -> Self {
-        Self { facts: Vec::new(), steps: Vec::new(), is_watched: true }
+        Self { events: Vec::new(), steps: Vec::new(), is_watched: true }
     }
 }
 
 impl EventSink for Heard {
-    fn fact(&mut self, _at_ns: u64, fact: TrackerEvent) {
-        self.facts.push(fact);
+    fn event(&mut self, _at_ns: u64, event: TrackerEvent) {
+        self.events.push(event);
     }
 
     fn is_watched(&self) -> bool {
@@ -104,7 +104,7 @@ struct Bench {
 impl Bench {
     fn new(by_cookie: bool, btf: bool) -> Self {
         let mut tracker = Tracker::new(
-            HostParameters { netns: HERE, everywhere: false, told: btf, ephemeral: 32768..=60999 },
+            HostParameters { netns: HERE, everywhere: false, netns_known: btf, ephemeral: 32768..=60999 },
             by_cookie,
         );
         tracker.set_time_wait_ns(TIME_WAIT);
@@ -205,7 +205,7 @@ impl Bench {
     }
 
     fn told(&mut self) -> Vec<TrackerEvent> {
-        std::mem::take(&mut self.heard.facts)
+        std::mem::take(&mut self.heard.events)
     }
 
     /// What was told to whoever watches.
@@ -236,7 +236,7 @@ fn server() -> Flow {
 
 fn seen(
     state: TcpState,
-    body: SocketKind,
+    kind: SocketKind,
     flow: Flow,
     cookie: u64,
     at: u64,
@@ -244,7 +244,7 @@ fn seen(
 ) -> DumpedSocket {
     DumpedSocket {
         state,
-        body,
+        kind,
         flow,
         cookie,
         netns: HERE,
@@ -272,7 +272,7 @@ const EVERYTHING: HookCoverage = HookCoverage { births: true, ends: true, resets
 
 fn hooked(by_cookie: bool) -> Bench {
     let mut bench = Bench::new(by_cookie, true);
-    bench.tracker.set_told(EVERYTHING);
+    bench.tracker.set_hooks(EVERYTHING);
     bench
 }
 
