@@ -1,4 +1,4 @@
-//! What a request asks: `METHOD PATH?QUERY` and, behind a line's end, its body.
+//! What a request asks: `METHOD PATH?QUERY` and, behind a line's end, its kind.
 
 use hyper::Uri;
 use tcpclose::agent::server::handlers::{exhaustion, kill, page, sockets, watch};
@@ -9,8 +9,8 @@ use tcpclose::report::watch::filter::WatchFilter;
 /// Reads it as the agent does, behind its HTTP library.
 pub fn read(bytes: &[u8]) {
     let at = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
-    let (target, body) = bytes.split_at(at);
-    let body = body.get(1..).unwrap_or_default();
+    let (target, kind) = bytes.split_at(at);
+    let kind = kind.get(1..).unwrap_or_default();
     let Ok(uri) = Uri::try_from(target) else { return };
     let query = uri.query().unwrap_or_default();
     let refusal = match uri.path() {
@@ -36,7 +36,7 @@ pub fn read(bytes: &[u8]) {
             }
             Err(why) => why,
         },
-        kill::PATH => match serde_json::from_slice::<KillOrder>(body) {
+        kill::PATH => match serde_json::from_slice::<KillOrder>(kind) {
             Ok(order) => {
                 let Ok(text) = serde_json::to_vec(&order) else { panic!("{order:?} cannot be written") };
                 match serde_json::from_slice::<KillOrder>(&text) {

@@ -3,9 +3,8 @@
 use tcpclose::metrics::Metrics;
 use tcpclose::metrics::gauges::StuckAfter;
 use tcpclose::metrics::port_labels::PortLabels;
-use tcpclose::names::Phase;
+use tcpclose::names::{HookCoverage, Phase};
 use tcpclose::tracker::event::{EventSink, TrackerEvent};
-use tcpclose::tracker::hook_records::HookCoverage;
 use tcpclose::tracker::transition::Transition;
 use tcpclose::tracker::{HostParameters, Tracker};
 use tcpclose_common::event::{
@@ -25,16 +24,16 @@ struct Books {
 }
 
 impl EventSink for Books {
-    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
-        match fact {
+    fn event(&mut self, at_ns: u64, event: TrackerEvent) {
+        match event {
             TrackerEvent::Closed { .. } => self.closes += 1,
             TrackerEvent::StateDuration { ns, .. } => {
-                assert!(ns < LATEST_NS, "{fact:?}");
+                assert!(ns < LATEST_NS, "{event:?}");
                 self.dwelt += 1;
             }
             _ => {}
         }
-        self.ledger.fact(at_ns, fact);
+        self.ledger.event(at_ns, event);
     }
 
     fn is_watched(&self) -> bool {
@@ -50,10 +49,11 @@ impl EventSink for Books {
 pub fn read(bytes: &[u8]) {
     let mut rest = Bytes(bytes);
     let backend = rest.byte();
-    let [by_cookie, told, hooks] = [1, 2, 4].map(|bit| backend & bit != 0);
-    let host = HostParameters { netns: HERE, everywhere: backend & 8 != 0, told, ephemeral: 32768..=60999 };
+    let [by_cookie, netns_known, hooks] = [1, 2, 4].map(|bit| backend & bit != 0);
+    let host =
+        HostParameters { netns: HERE, everywhere: backend & 8 != 0, netns_known, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, by_cookie);
-    tracker.set_told(HookCoverage { births: hooks, lives: hooks, resets: hooks, since_ns: 0 });
+    tracker.set_hooks(HookCoverage { births: hooks, ends: hooks, resets: hooks, since_ns: 0 });
     let ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
     let mut books = Books { ledger, closes: 0, dwelt: 0 };
     let (mut records, mut latest) = (0, 0);
@@ -80,11 +80,11 @@ pub fn read(bytes: &[u8]) {
         }
     }
     tracker.settle(LATEST_NS + (1 << 40), &mut books);
-    let census = books.ledger.census(tracker.lives(), &StuckAfter::default(), &|_| false, latest);
+    let gauges = books.ledger.gauges(tracker.sockets(), &StuckAfter::default(), &|_| false, latest);
     for phase in Phase::ALL {
-        let of = census.standing.iter().filter(|((_, each), _)| *each == phase);
+        let of = gauges.standing.iter().filter(|((_, each), _)| *each == phase);
         let gauge: u64 = of.map(|(_, standing)| standing.sockets).sum();
-        assert_eq!(gauge as usize, tracker.lives().filter(|life| life.phase == phase).count());
+        assert_eq!(gauge as usize, tracker.sockets().filter(|socket| socket.phase == phase).count());
     }
     // A name that was lost takes its counts along.
     assert!(books.ledger.closes().map(|(.., n)| n).sum::<u64>() <= books.closes);

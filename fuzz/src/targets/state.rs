@@ -1,6 +1,6 @@
 //! The state file. Its checksums are made to fit, since no fuzzer guesses one: the first byte says of which parts.
 
-use tcpclose::tracker::persist::SavedSocket;
+use tcpclose::tracker::saved::SavedSocket;
 use tcpclose::tracker::state_format;
 use tcpclose::tracker::{HostParameters, Tracker};
 
@@ -18,23 +18,26 @@ pub fn read(bytes: &[u8]) {
         make_fit(&mut file);
     }
     let Ok(former) = state_format::read(&file, BOOT, NOW_NS) else { return };
-    for kept in former.lives() {
-        assert!(kept.since.earliest_ns <= kept.since.latest_ns && kept.since.latest_ns <= NOW_NS, "{kept:?}");
+    for saved in former.sockets() {
+        assert!(
+            saved.since.earliest_ns <= saved.since.latest_ns && saved.since.latest_ns <= NOW_NS,
+            "{saved:?}"
+        );
     }
     assert!(former.until_ns() <= NOW_NS);
-    let lives: Vec<SavedSocket> = former.lives().copied().collect();
-    assert_eq!((lives.len(), lives.is_empty()), (former.len(), former.is_empty()));
-    let again = match state_format::read(&state_format::write(BOOT, &lives, former.until_ns()), BOOT, NOW_NS)
-    {
-        Ok(again) => again,
-        Err(why) => panic!("{why}: {lives:?}"),
-    };
-    assert_eq!(again.len(), lives.len());
-    assert!(lives.iter().all(|kept| again.lives().any(|other| other == kept)));
-    let host = HostParameters { netns: 1, everywhere: true, told: true, ephemeral: 32768..=60999 };
+    let sockets: Vec<SavedSocket> = former.sockets().copied().collect();
+    assert_eq!((sockets.len(), sockets.is_empty()), (former.len(), former.is_empty()));
+    let again =
+        match state_format::read(&state_format::write(BOOT, &sockets, former.until_ns()), BOOT, NOW_NS) {
+            Ok(again) => again,
+            Err(why) => panic!("{why}: {sockets:?}"),
+        };
+    assert_eq!(again.len(), sockets.len());
+    assert!(sockets.iter().all(|saved| again.sockets().any(|other| other == saved)));
+    let host = HostParameters { netns: 1, everywhere: true, netns_known: true, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, true);
     tracker.set_former(again);
-    assert!(tracker.is_empty(), "what was kept is a claim, until a dump has seen it");
+    assert!(tracker.is_empty(), "what was saved is a claim, until a dump has seen it");
 }
 
 /// Writes the boot and every checksum as they must be, where there is room for them.

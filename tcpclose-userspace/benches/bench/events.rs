@@ -19,7 +19,7 @@ const AT_ONCE: u64 = 64;
 
 pub fn tracker(by_cookie: bool) -> Tracker {
     let mut tracker = Tracker::new(
-        HostParameters { netns: NETNS, everywhere: false, told: true, ephemeral: 32768..=60999 },
+        HostParameters { netns: NETNS, everywhere: false, netns_known: true, ephemeral: 32768..=60999 },
         by_cookie,
     );
     tracker.set_time_wait_ns(60_000_000_000);

@@ -18,8 +18,8 @@ const WAITING: [u64; 2] = [1000, 100_000];
 struct Nobody;
 
 impl EventSink for Nobody {
-    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
-        std::hint::black_box((at_ns, fact));
+    fn event(&mut self, at_ns: u64, event: TrackerEvent) {
+        std::hint::black_box((at_ns, event));
     }
 }
 

@@ -53,8 +53,8 @@ impl Tracking {
         let host = self.namespaces.host();
         let (mut of_host, mut of_others) = (None, None);
         let (mut last, mut dumped_ns) = (0, 0);
-        for life in self.tracker.lives() {
-            let known_ns = if life.body == SocketKind::Minisocket && !self.probe.coverage.lives {
+        for life in self.tracker.sockets() {
+            let known_ns = if life.kind == SocketKind::Minisocket && !self.probe.coverage.ends {
                 if last != life.netns {
                     (last, dumped_ns) = (life.netns, self.namespaces.dumped_ns(life.netns));
                 }

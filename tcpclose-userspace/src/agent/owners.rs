@@ -44,5 +44,5 @@ pub async fn run(engine: Rc<RefCell<Tracking>>, interval: Duration, intervals: R
 fn any_stuck(engine: &Tracking) -> bool {
     let now_ns = host::monotonic_ns();
     let judge = |life| engine.stuck_after.judge(life, now_ns, |netns| engine.namespaces.reaches(netns));
-    engine.tracker.lives().any(|life| matches!(judge(life), Stuckness::Stuck(_)))
+    engine.tracker.sockets().any(|life| matches!(judge(life), Stuckness::Stuck(_)))
 }

@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, spawn_blocking, spawn_local};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::linux::host;
-use crate::tracker::persist::SavedState;
+use crate::tracker::saved::SavedState;
 use crate::tracker::state_format;
 use crate::tracker::state_format::{Batch, StateLog, UnusableState};
 

@@ -24,8 +24,8 @@ use crate::metrics::rates::RateHistory;
 use crate::names::{Flow, Phase};
 use crate::probe::Probe;
 use crate::report::owner_counts::OwnerLabels;
+use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::netns_gone::NetnsSearchResult;
-use crate::tracker::reconcile::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::socket::{SocketKind, TrackedSocket};
 use crate::tracker::vanished::{DumpCoverage, Suspect};
 use crate::tracker::{HostParameters, Tracker};
@@ -129,14 +129,14 @@ impl Tracking {
         let host = HostParameters {
             netns: namespaces.own().id,
             everywhere: namespaces.everywhere(),
-            told: probe.reads_fields,
+            netns_known: probe.reads_fields,
             ephemeral: ephemeral.clone(),
         };
         let mut tracker = Tracker::new(host, by_cookie);
         if let Some(ns) = time_wait_ns {
             tracker.set_time_wait_ns(ns);
         }
-        tracker.set_told(probe.coverage);
+        tracker.set_hooks(probe.coverage);
         Self {
             probe,
             tracker,
@@ -241,8 +241,8 @@ impl Tracking {
         let host = self.namespaces.host().filter(|_| self.probe.reads_fields);
         let (mut of_host, mut of_others) = (0, 0);
         let (mut needing, mut anywhere, mut last) = (HashSet::new(), false, 0);
-        for life in self.tracker.lives() {
-            let states = if life.body == SocketKind::Minisocket && !self.probe.coverage.lives {
+        for life in self.tracker.sockets() {
+            let states = if life.kind == SocketKind::Minisocket && !self.probe.coverage.ends {
                 TcpState::FinWait2.bit() | TcpState::TimeWait.bit()
             } else if life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first) {
                 TcpState::CloseWait.bit()
@@ -294,9 +294,9 @@ impl Tracking {
     /// Whether a life that dumps must follow is in a namespace that nobody has found yet.
     pub fn has_new_namespace(&self) -> bool {
         let mut last = 0;
-        self.tracker.lives().any(|life| {
+        self.tracker.sockets().any(|life| {
             let followed = life.phase == Phase::CloseWait
-                || life.body == SocketKind::Minisocket && !self.probe.coverage.lives;
+                || life.kind == SocketKind::Minisocket && !self.probe.coverage.ends;
             followed
                 && std::mem::replace(&mut last, life.netns) != life.netns
                 && self.namespaces.is_new(life.netns)
@@ -305,14 +305,14 @@ impl Tracking {
 
     /// Where the namespaces are that lives are in.
     pub fn places_with_lives(&self) -> Vec<NetnsPath> {
-        let ids = ids_of(self.tracker.lives());
+        let ids = ids_of(self.tracker.sockets());
         self.namespaces.places(Some(&ids)).into_iter().map(|(_, place)| place).collect()
     }
 
     /// Where sockets in `phase` are, and our own namespace; `None` where some are in a namespace that nobody has found
     /// yet, and before the first dump.
     pub fn places_of(&self, phase: Phase) -> Option<Vec<NetnsPath>> {
-        let mut ids = ids_of(self.tracker.lives().filter(|life| life.phase == phase));
+        let mut ids = ids_of(self.tracker.sockets().filter(|life| life.phase == phase));
         ids.insert(self.namespaces.own().id);
         let all_found = !ids.iter().any(|id| self.namespaces.is_new(*id));
         let places = self.namespaces.places(Some(&ids));
@@ -322,12 +322,12 @@ impl Tracking {
     /// Whether so many sockets are in `phase` that some will want an owner.
     pub fn has_many(&self, phase: Phase) -> bool {
         const MANY: usize = 256;
-        self.tracker.lives().filter(|life| life.phase == phase).take(MANY).count() == MANY
+        self.tracker.sockets().filter(|life| life.phase == phase).take(MANY).count() == MANY
     }
 
     /// Begins a round over what a search has found.
     pub fn begin_round(&mut self, found: FoundNetns, searched: bool, started_ns: u64) {
-        let with_lives = ids_of(self.tracker.lives());
+        let with_lives = ids_of(self.tracker.sockets());
         self.namespaces.begin(found, searched, &with_lives, started_ns);
     }
 
@@ -339,7 +339,7 @@ impl Tracking {
     /// Takes in where a round has not been yet. Returns whether it is over, if a search has led it; then lives end whose
     /// namespace is gone.
     pub fn go_on_round(&mut self, rest: Vec<NetnsPath>, lost: bool) -> bool {
-        let with_lives = ids_of(self.tracker.lives());
+        let with_lives = ids_of(self.tracker.sockets());
         let Some(finished) = self.namespaces.went_on(rest, &with_lives) else { return false };
         self.dumps.round_ns = finished.started_ns;
         if !finished.searched {
@@ -355,7 +355,7 @@ impl Tracking {
             finished_ns: host::monotonic_ns(),
         };
         tracker.round(&round, &mut Out { ledger, hub });
-        let with_lives: HashSet<u32> = ids_of(tracker.lives());
+        let with_lives: HashSet<u32> = ids_of(tracker.sockets());
         namespaces.forget(&with_lives);
         self.dumps.lost_others_ns = self.dumps.lost_others_ns.filter(|_| !lost);
         true
@@ -418,7 +418,7 @@ impl Tracking {
     /// The gauges of this moment.
     pub fn census(&mut self, now_ns: u64) -> Gauges {
         let Self { ledger, tracker, stuck_after, namespaces, .. } = self;
-        ledger.census(tracker.lives(), stuck_after, &|netns| namespaces.reaches(netns), now_ns)
+        ledger.gauges(tracker.sockets(), stuck_after, &|netns| namespaces.reaches(netns), now_ns)
     }
 
     /// What is known of a dumped socket.
@@ -431,7 +431,7 @@ impl Tracking {
 fn as_seen(socket: &Socket, netns: u32, uptime_ns: u64) -> DumpedSocket {
     DumpedSocket {
         state: socket.state,
-        body: if socket.minisocket { SocketKind::Minisocket } else { SocketKind::Socket },
+        kind: if socket.minisocket { SocketKind::Minisocket } else { SocketKind::Socket },
         flow: socket.flow,
         cookie: socket.cookie,
         netns,

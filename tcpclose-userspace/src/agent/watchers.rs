@@ -162,8 +162,8 @@ pub struct Out<'a> {
 }
 
 impl EventSink for Out<'_> {
-    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
-        self.ledger.fact(at_ns, fact);
+    fn event(&mut self, at_ns: u64, event: TrackerEvent) {
+        self.ledger.event(at_ns, event);
     }
 
     fn is_watched(&self) -> bool {
@@ -178,7 +178,7 @@ impl EventSink for Out<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tracker::transition::tests::fin_wait_2_to_time_wait;
+    use crate::tracker::transition::fin_wait_2_to_time_wait;
 
     fn take(watch: &Subscription, most: usize) -> Vec<WatchItem> {
         match watch.poll_take(&mut Context::from_waker(Waker::noop()), most) {

@@ -1,8 +1,7 @@
 //! What to run next: the tool that shows what the threads of a process do, told by what executes it. Printed, never run.
 
 use crate::commands::groups;
-use crate::linux::process::Runtime;
-use crate::names::Diagnosis;
+use crate::names::{Diagnosis, Runtime};
 use crate::report::sockets::Owner;
 
 /// What to look for in `owner`, which holds a socket for the reason `diagnosis`, and the command that shows it; `None`

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use crate::linux::cgroup;
 use crate::linux::cgroup::Workload;
+use crate::names::Runtime;
 
 /// A process that holds at least one of the sockets asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,29 +29,6 @@ pub struct Process {
     pub fds_used: Option<u64>,
     /// The soft limit of open files; `None` when unlimited or unreadable.
     pub fds_limit: Option<u64>,
-}
-
-/// What executes a process's program, and so which tool shows its threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Runtime {
-    Jvm,
-    Python,
-    Go,
-    /// Machine code, or what is none of the above.
-    Native,
-}
-
-impl Runtime {
-    pub const ALL: [Self; 4] = [Self::Jvm, Self::Python, Self::Go, Self::Native];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Jvm => "jvm",
-            Self::Python => "python",
-            Self::Go => "go",
-            Self::Native => "native",
-        }
-    }
 }
 
 impl Process {

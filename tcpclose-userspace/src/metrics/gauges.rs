@@ -1,10 +1,9 @@
-//! The gauges: who is in which state now, how old the oldest is, how many are stuck. Counted over the tracker's lives
+//! The gauges: who is in which state now, how old the oldest is, how many are stuck. Counted over the tracker's sockets
 //! at the moment they are asked for, so that they cannot drift from them.
 
 use std::collections::BTreeMap;
 
-use crate::names::{Phase, Side};
-use crate::tracker::event::PortKey;
+use crate::names::{Phase, PortKey, Side};
 use crate::tracker::socket::TrackedSocket;
 
 use crate::metrics::port_labels::{LabelSlot, PortLabels};
@@ -56,16 +55,16 @@ impl StuckAfter {
         self.bounds_ns.first().copied().unwrap_or(u64::MAX)
     }
 
-    /// Judges one life at `now_ns`. `dumped` tells whether dumps look at the sockets of a network namespace.
-    pub fn judge(&self, life: &TrackedSocket, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
-        if life.phase != Phase::CloseWait {
+    /// Judges one socket at `now_ns`. `dumped` tells whether dumps look at the sockets of a network namespace.
+    pub fn judge(&self, socket: &TrackedSocket, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
+        if socket.phase != Phase::CloseWait {
             return Stuckness::Not;
         }
         let first = self.first_ns();
-        let age = life.since.age(now_ns);
+        let age = socket.since.age(now_ns);
         // A program that at the last look had written within the bound was at work on a half-close. That it has been
         // silent since, only the next look can tell.
-        if life.sent_ns() != 0 && life.seen_ns.saturating_sub(life.sent_ns()) < first {
+        if socket.sent_ns() != 0 && socket.seen_ns.saturating_sub(socket.sent_ns()) < first {
             return Stuckness::Not;
         }
         if age.may_be_past(first) {
@@ -76,8 +75,8 @@ impl StuckAfter {
         }
         // Where dumps can look, a socket is called stuck when one has looked after it passed the bound: only a dump
         // can tell that the program still writes to it.
-        let looked = life.seen_ns >= life.since.latest_ns.saturating_add(first);
-        if !looked && dumped(life.netns) {
+        let looked = socket.seen_ns >= socket.since.latest_ns.saturating_add(first);
+        if !looked && dumped(socket.netns) {
             return Stuckness::Not;
         }
         Stuckness::Stuck(self.bounds_ns.partition_point(|&bound| bound <= age.min_ns) - 1)
@@ -102,34 +101,34 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// Counts `lives`. A pair that shows up here only (its sockets were there before the agent) asks for a name too,
+    /// Counts `sockets`. A pair that shows up here only (its sockets were there before the agent) asks for a name too,
     /// and a pair with sockets is not idle.
     pub fn count<'a>(
-        lives: impl Iterator<Item = &'a TrackedSocket>,
+        sockets: impl Iterator<Item = &'a TrackedSocket>,
         names: &mut PortLabels,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
     ) -> Self {
-        let mut census = Self::default();
+        let mut gauges = Self::default();
         let classes = stuck_after.bounds_ns.len();
         // One look-up of the name a pair, not a socket.
         let mut labels: BTreeMap<PortKey, LabelSlot> = BTreeMap::new();
-        for life in lives {
-            let pair = life.pair();
+        for socket in sockets {
+            let pair = socket.pair();
             let label = *labels.entry(pair).or_insert_with(|| names.label(pair, now_ns));
-            let standing = census.standing.entry((label, life.phase)).or_default();
+            let standing = gauges.standing.entry((label, socket.phase)).or_default();
             standing.sockets += 1;
-            standing.oldest_ns = standing.oldest_ns.max(life.since.age(now_ns).min_ns);
-            match stuck_after.judge(life, now_ns, dumped) {
+            standing.oldest_ns = standing.oldest_ns.max(socket.since.age(now_ns).min_ns);
+            match stuck_after.judge(socket, now_ns, dumped) {
                 Stuckness::Stuck(class) => {
                     if let Some(n) =
-                        census.stuck.entry(label).or_insert_with(|| vec![0; classes]).get_mut(class)
+                        gauges.stuck.entry(label).or_insert_with(|| vec![0; classes]).get_mut(class)
                     {
                         *n += 1;
                     }
                 }
-                Stuckness::Unproven => *census.unproven.entry(label).or_default() += 1,
+                Stuckness::Unproven => *gauges.unproven.entry(label).or_default() += 1,
                 Stuckness::Not => {}
             }
         }
@@ -137,10 +136,10 @@ impl Gauges {
         let other = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
         let other: Vec<LabelSlot> = other.filter(|label| labels.values().any(|l| l == label)).collect();
         for label in named.chain(other) {
-            census.stuck.entry(label).or_insert_with(|| vec![0; classes]);
-            census.unproven.entry(label).or_default();
+            gauges.stuck.entry(label).or_insert_with(|| vec![0; classes]);
+            gauges.unproven.entry(label).or_default();
         }
-        census
+        gauges
     }
 }
 
@@ -148,7 +147,7 @@ impl Gauges {
 mod tests {
     use super::*;
     use crate::names::{Flow, Role};
-    use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind};
+    use crate::tracker::socket::{AddressOrExpiry, EnteredAt, MinisocketState, SocketKind};
 
     const S: u64 = 1_000_000_000;
     const NETNS: u32 = 7;
@@ -157,19 +156,19 @@ mod tests {
         netns == NETNS
     }
 
-    fn life(phase: Phase, since: EnteredAt) -> TrackedSocket {
+    fn socket(phase: Phase, since: EnteredAt) -> TrackedSocket {
         let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
         TrackedSocket {
             cookie: 1,
-            mark: 0,
+            address_or_expiry: AddressOrExpiry::NONE,
             flow,
             netns: NETNS,
             port: 80,
             side: Side::Server,
             role: Role::Passive,
             phase,
-            body: SocketKind::Socket,
-            birth: MinisocketState::Untold,
+            kind: SocketKind::Socket,
+            minisocket: MinisocketState::Unknown,
             counted: false,
             since,
             event_ns: 0,
@@ -184,7 +183,11 @@ mod tests {
     fn age_classes_are_disjoint_and_named_by_the_bound_last_passed() {
         let bounds = StuckAfter::new(vec![60 * S, 600 * S, 3600 * S]).unwrap();
         let judge = |age: u64| {
-            bounds.judge(&life(Phase::CloseWait, EnteredAt::exact(10_000 * S - age * S)), 10_000 * S, dumped)
+            bounds.judge(
+                &socket(Phase::CloseWait, EnteredAt::exact(10_000 * S - age * S)),
+                10_000 * S,
+                dumped,
+            )
         };
         assert_eq!(judge(59), Stuckness::Not);
         assert_eq!(judge(60), Stuckness::Stuck(0));
@@ -197,8 +200,8 @@ mod tests {
     fn stuck_is_proven_looked_at_and_silent() {
         let bounds = StuckAfter::new(vec![60 * S]).unwrap();
         let now = 10_000 * S;
-        let judge = |life: &TrackedSocket| bounds.judge(life, now, dumped);
-        let sure = life(Phase::CloseWait, EnteredAt::exact(now - 100 * S));
+        let judge = |socket: &TrackedSocket| bounds.judge(socket, now, dumped);
+        let sure = socket(Phase::CloseWait, EnteredAt::exact(now - 100 * S));
         assert_eq!(judge(&sure), Stuckness::Stuck(0));
         assert_eq!(judge(&TrackedSocket { phase: Phase::LastAck, ..sure }), Stuckness::Not);
         let looked = TrackedSocket { seen_ns: now - 10 * S, ..sure };
@@ -240,20 +243,20 @@ mod tests {
         let bounds = StuckAfter::new(vec![60 * S, 600 * S]).unwrap();
         let mut names = PortLabels::new(4, &[], 32768..=60999);
         names.label(PortKey { side: Side::Client, port: 443 }, 1);
-        let lives =
-            [life(Phase::CloseWait, EnteredAt::exact(S)), life(Phase::LastAck, EnteredAt::exact(2 * S))];
-        let census = Gauges::count(lives.iter(), &mut names, &bounds, &dumped, 100 * S);
+        let sockets =
+            [socket(Phase::CloseWait, EnteredAt::exact(S)), socket(Phase::LastAck, EnteredAt::exact(2 * S))];
+        let gauges = Gauges::count(sockets.iter(), &mut names, &bounds, &dumped, 100 * S);
         let server = LabelSlot { side: Side::Server, port: Some(80) };
         let client = LabelSlot { side: Side::Client, port: Some(443) };
         let one = |age| Standing { sockets: 1, oldest_ns: age };
         assert_eq!(
-            census.standing,
+            gauges.standing,
             BTreeMap::from([
                 ((server, Phase::CloseWait), one(99 * S)),
                 ((server, Phase::LastAck), one(98 * S))
             ])
         );
-        assert_eq!(census.stuck, BTreeMap::from([(server, vec![1, 0]), (client, vec![0, 0])]));
-        assert_eq!(census.unproven, BTreeMap::from([(server, 0), (client, 0)]));
+        assert_eq!(gauges.stuck, BTreeMap::from([(server, vec![1, 0]), (client, vec![0, 0])]));
+        assert_eq!(gauges.unproven, BTreeMap::from([(server, 0), (client, 0)]));
     }
 }

@@ -1,4 +1,4 @@
-//! The histogram of one state's durations, with bounds fixed per state: each state lives on a scale of its own.
+//! The histogram of one state's durations, with bounds fixed per state: each state sockets on a scale of its own.
 
 use crate::names::Phase;
 

@@ -5,15 +5,14 @@
 //! ports are the chance ports of clients. A name is lost only to another pair that asks, after an idle hour; then its
 //! series disappear. No series ever changes its meaning.
 //!
-//! A name comes with a seat, a small number by which the ledger finds what it counts under that name. Peers choose
-//! ports, and every fact asks for a seat: so seats stand in a flat table of all the ports there are, where no choice of
+//! A name comes with a slot, a small number by which the metrics finds what it counts under that name. Peers choose
+//! ports, and every fact asks for a slot: so slots stand in a flat table of all the ports there are, where no choice of
 //! ports can be slower than another, as it could with a hash. Its pages that have no named port take no memory.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
-use crate::names::Side;
-use crate::tracker::event::PortKey;
+use crate::names::{PortKey, Side};
 
 /// Closes after which a port of the local port range may ask for a name.
 const CLOSES_IN_RANGE: u32 = 100;
@@ -33,7 +32,7 @@ pub struct LabelSlot {
     pub port: Option<u16>,
 }
 
-/// The seats of the three `other`; named pairs come after them.
+/// The slots of the three `other`; named pairs come after them.
 const OTHERS: usize = Side::ALL.len();
 
 const PORTS: usize = 1 << 16;
@@ -43,9 +42,9 @@ pub struct PortLabels {
     max: usize,
     always: HashSet<u16>,
     ephemeral: RangeInclusive<u16>,
-    /// The seat of each pair, 0 where it has no name: then it has its side's `other`.
-    seats: Vec<u32>,
-    /// Who sits on the seats from [`OTHERS`] on.
+    /// The slot of each pair, 0 where it has no name: then it has its side's `other`.
+    slots: Vec<u32>,
+    /// Who sits on the slots from [`OTHERS`] on.
     named: Vec<NamedPort>,
     /// How many of them are not of `always`: those count against `max`.
     taken: usize,
@@ -65,8 +64,8 @@ struct NamedPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retired {
     pub label: LabelSlot,
-    /// What was its seat: another has it now.
-    pub seat: usize,
+    /// What was its slot: another has it now.
+    pub slot: usize,
 }
 
 impl PortLabels {
@@ -76,7 +75,7 @@ impl PortLabels {
             max,
             always: always.iter().copied().collect(),
             ephemeral,
-            seats: vec![0; Side::ALL.len() * PORTS],
+            slots: vec![0; Side::ALL.len() * PORTS],
             named: Vec::new(),
             taken: 0,
             counted: HashMap::new(),
@@ -95,17 +94,17 @@ impl PortLabels {
         self.named.iter().map(|named| named.pair)
     }
 
-    /// Every seat that is taken, and whose it is, in the order of labels.
-    pub fn seated(&self) -> Vec<(LabelSlot, usize)> {
+    /// Every slot that is taken, and whose it is, in the order of labels.
+    pub fn labels(&self) -> Vec<(LabelSlot, usize)> {
         let others = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
-        let mut seated: Vec<_> = others.chain(self.named().map(label_of)).zip(0..).collect();
-        seated.sort_unstable();
-        seated
+        let mut labels: Vec<_> = others.chain(self.named().map(label_of)).zip(0..).collect();
+        labels.sort_unstable();
+        labels
     }
 
     /// Counts a close towards a name for a port of the local port range.
     pub fn closed(&mut self, pair: PortKey) {
-        if self.ephemeral.contains(&pair.port) && self.seat_of(pair).is_none() {
+        if self.ephemeral.contains(&pair.port) && self.slot_of(pair).is_none() {
             if self.counted.len() >= MOST_COUNTED && !self.counted.contains_key(&pair) {
                 self.counted.clear();
             }
@@ -115,24 +114,24 @@ impl PortLabels {
 
     /// The label of `pair`, heard of at `now_ns`. Gives it a name if it can have one.
     pub fn label(&mut self, pair: PortKey, now_ns: u64) -> LabelSlot {
-        let named = self.seat(pair, now_ns) >= OTHERS;
+        let named = self.slot(pair, now_ns) >= OTHERS;
         LabelSlot { side: pair.side, port: named.then_some(pair.port) }
     }
 
-    /// The same, by its seat.
-    pub fn seat(&mut self, pair: PortKey, now_ns: u64) -> usize {
-        if let Some(seat) = self.seat_of(pair) {
-            if let Some(named) = self.named.get_mut(seat - OTHERS) {
+    /// The same, by its slot.
+    pub fn slot(&mut self, pair: PortKey, now_ns: u64) -> usize {
+        if let Some(slot) = self.slot_of(pair) {
+            if let Some(named) = self.named.get_mut(slot - OTHERS) {
                 named.last_ns = named.last_ns.max(now_ns);
             }
-            return seat;
+            return slot;
         }
-        self.new_seat(pair, now_ns).unwrap_or(pair.side as usize)
+        self.new_slot(pair, now_ns).unwrap_or(pair.side as usize)
     }
 
-    /// Whether this is the seat of an `other`.
-    pub const fn is_other(seat: usize) -> bool {
-        seat < OTHERS
+    /// Whether this is the slot of an `other`.
+    pub const fn is_other(slot: usize) -> bool {
+        slot < OTHERS
     }
 
     /// Whether labels lost their name since [`Self::take_retired`] was called last.
@@ -145,16 +144,16 @@ impl PortLabels {
         std::mem::take(&mut self.retired)
     }
 
-    fn seat_of(&self, pair: PortKey) -> Option<usize> {
-        match self.seats.get(place_of(pair)) {
+    fn slot_of(&self, pair: PortKey) -> Option<usize> {
+        match self.slots.get(place_of(pair)) {
             None | Some(0) => None,
-            Some(&seat) => Some(seat as usize),
+            Some(&slot) => Some(slot as usize),
         }
     }
 
-    /// A seat for a pair that has none, if it can have one.
+    /// A slot for a pair that has none, if it can have one.
     #[cold]
-    fn new_seat(&mut self, pair: PortKey, now_ns: u64) -> Option<usize> {
+    fn new_slot(&mut self, pair: PortKey, now_ns: u64) -> Option<usize> {
         let always = self.always.contains(&pair.port);
         let at = if always || self.may_ask(pair) && self.taken < self.max {
             self.named.push(NamedPort { pair, last_ns: now_ns });
@@ -166,12 +165,12 @@ impl PortLabels {
             return None;
         };
         self.counted.remove(&pair);
-        let seat = OTHERS + at;
-        if let Some(place) = self.seats.get_mut(place_of(pair)) {
+        let slot = OTHERS + at;
+        if let Some(place) = self.slots.get_mut(place_of(pair)) {
             // There are fewer pairs than 2³².
-            *place = seat as u32;
+            *place = slot as u32;
         }
-        Some(seat)
+        Some(slot)
     }
 
     fn may_ask(&self, pair: PortKey) -> bool {
@@ -193,15 +192,15 @@ impl PortLabels {
             return None;
         }
         let former = std::mem::replace(oldest, NamedPort { pair, last_ns: now_ns }).pair;
-        if let Some(place) = self.seats.get_mut(place_of(former)) {
+        if let Some(place) = self.slots.get_mut(place_of(former)) {
             *place = 0;
         }
-        self.retired.push(Retired { label: label_of(former), seat: OTHERS + at });
+        self.retired.push(Retired { label: label_of(former), slot: OTHERS + at });
         Some(at)
     }
 }
 
-/// Where a pair's seat stands in the table of them.
+/// Where a pair's slot stands in the table of them.
 const fn place_of(pair: PortKey) -> usize {
     pair.side as usize * PORTS + pair.port as usize
 }
@@ -236,12 +235,12 @@ mod tests {
     fn seats_are_told_in_the_order_of_labels() {
         let mut names = PortLabels::new(3, &[9000], 32768..=60999);
         let client = PortKey { side: Side::Client, port: 65535 };
-        let seats = [pair(443), client, pair(9000), pair(80), pair(8080)].map(|pair| names.seat(pair, 1));
-        assert_eq!(seats, [3, 4, 5, 6, 0]);
+        let slots = [pair(443), client, pair(9000), pair(80), pair(8080)].map(|pair| names.slot(pair, 1));
+        assert_eq!(slots, [3, 4, 5, 6, 0]);
         let (server, client) = (Side::Server, Side::Client);
         let label = |side, port| LabelSlot { side, port };
         assert_eq!(
-            names.seated(),
+            names.labels(),
             [
                 (label(server, None), 0),
                 (label(server, Some(80)), 6),
@@ -253,7 +252,7 @@ mod tests {
             ]
         );
         let last = PortKey { side: Side::Unknown, port: 65535 };
-        assert_eq!(place_of(last) + 1, names.seats.len());
+        assert_eq!(place_of(last) + 1, names.slots.len());
     }
 
     #[test]
@@ -276,7 +275,7 @@ mod tests {
         assert!(names.take_retired().is_empty());
         assert_eq!(names.label(pair(8080), HOUR).port, Some(8080));
         let label = LabelSlot { side: Side::Server, port: Some(80) };
-        assert_eq!(names.take_retired(), [Retired { label, seat: 3 }]);
+        assert_eq!(names.take_retired(), [Retired { label, slot: 3 }]);
         assert_eq!(names.label(pair(80), HOUR + 1).port, None);
         assert_eq!(names.label(pair(443), HOUR + 1).port, Some(443));
     }

@@ -1,4 +1,4 @@
-//! How fast the ledger's counters grow: what they were at a few instants of the last minute. Pure.
+//! How fast the metrics's counters grow: what they were at a few instants of the last minute. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -37,13 +37,13 @@ pub struct Window<'a> {
 }
 
 impl RateHistory {
-    /// Remembers what `ledger` has counted at `now_ns`.
-    pub fn look(&mut self, ledger: &Metrics, now_ns: u64) {
+    /// Remembers what `metrics` has counted at `now_ns`.
+    pub fn look(&mut self, metrics: &Metrics, now_ns: u64) {
         if self.looks.len() >= LOOKS {
             self.looks.pop_front();
         }
-        let transitions = ledger.transitions().map(|(from, to, n)| ((from, to), n)).collect();
-        self.looks.push_back(CounterSample { at_ns: now_ns, closes: closes_of(ledger), transitions });
+        let transitions = metrics.transitions().map(|(from, to, n)| ((from, to), n)).collect();
+        self.looks.push_back(CounterSample { at_ns: now_ns, closes: closes_of(metrics), transitions });
     }
 
     /// The longest time until `now_ns` that is remembered; `None` where it is too short to make rates of.
@@ -72,9 +72,9 @@ impl Window<'_> {
 }
 
 /// Closes by label, of every role and outcome.
-pub fn closes_of(ledger: &Metrics) -> BTreeMap<LabelSlot, u64> {
+pub fn closes_of(metrics: &Metrics) -> BTreeMap<LabelSlot, u64> {
     let mut closes = BTreeMap::new();
-    for (label, _, _, n) in ledger.closes() {
+    for (label, _, _, n) in metrics.closes() {
         *closes.entry(label).or_default() += n;
     }
     closes
@@ -84,24 +84,24 @@ pub fn closes_of(ledger: &Metrics) -> BTreeMap<LabelSlot, u64> {
 mod tests {
     use super::*;
     use crate::metrics::port_labels::PortLabels;
-    use crate::names::{Outcome, Role, Side};
-    use crate::tracker::event::{EventSink, PortKey, TrackerEvent};
+    use crate::names::{Outcome, PortKey, Role, Side};
+    use crate::tracker::event::{EventSink, TrackerEvent};
 
     const S: u64 = 1_000_000_000;
 
     #[test]
     fn a_rate_is_the_growth_over_the_last_minute() {
-        let mut ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
+        let mut metrics = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
         let pair = PortKey { side: Side::Server, port: 80 };
         let label = LabelSlot { side: Side::Server, port: Some(80) };
         let mut rates = RateHistory::default();
         assert!(rates.window(5 * S).is_none());
         for step in 0..100 {
-            rates.look(&ledger, step * 5 * S);
+            rates.look(&metrics, step * 5 * S);
             for role in [Role::Active, Role::Passive] {
-                ledger.fact(1, TrackerEvent::Closed { pair, role, outcome: Outcome::Graceful });
+                metrics.event(1, TrackerEvent::Closed { pair, role, outcome: Outcome::Graceful });
             }
-            ledger.fact(1, TrackerEvent::Transition { from: TcpState::LastAck, to: TcpState::Close });
+            metrics.event(1, TrackerEvent::Transition { from: TcpState::LastAck, to: TcpState::Close });
         }
         assert_eq!(rates.looks.len(), LOOKS);
         assert!(
@@ -111,7 +111,7 @@ mod tests {
         );
         let window = rates.window(500 * S).unwrap();
         assert_eq!(window.seconds, 60.0);
-        let now = closes_of(&ledger)[&label];
+        let now = closes_of(&metrics)[&label];
         assert_eq!((now, window.closes(label, now)), (200, 24.0 / 60.0));
         assert_eq!(window.transitions(TcpState::LastAck, TcpState::Close, 100), 12.0 / 60.0);
         assert_eq!(window.closes(label, 6), 0.1, "it began anew");

@@ -6,10 +6,6 @@ use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use tcpclose_common::state::TcpState;
 
-use crate::linux::process::Runtime;
-use crate::names::{Diagnosis, Outcome, Phase, Role, Side};
-use crate::tracker::transition::TransitionSource;
-
 /// Reads a string by `read`, without a copy of it.
 pub fn text<'de, T, D: Deserializer<'de>>(
     from: D,
@@ -34,7 +30,7 @@ pub fn text<'de, T, D: Deserializer<'de>>(
 
 /// A word that is written by its name.
 pub(crate) trait Named: Copy + Sized {
-    /// What a word is taken for that only a newer agent knows; without this it is refused.
+    /// The value of a word that only a newer agent knows; without this, the word is refused.
     const NEWER: Option<Self> = None;
 
     fn all() -> impl Iterator<Item = Self>;
@@ -45,31 +41,14 @@ pub(crate) trait Named: Copy + Sized {
     }
 }
 
-macro_rules! named {
-    ($($word:ty, of $all:expr $(, newer $newer:expr)?;)*) => {$(
-        impl Named for $word {
-            $(const NEWER: Option<Self> = Some($newer);)?
+impl Named for TcpState {
+    fn all() -> impl Iterator<Item = Self> {
+        (0..=u8::MAX).filter_map(Self::from_raw)
+    }
 
-            fn all() -> impl Iterator<Item = Self> {
-                $all.into_iter()
-            }
-
-            fn name(self) -> &'static str {
-                <$word>::name(self)
-            }
-        }
-    )*};
-}
-
-named! {
-    Phase, of Self::ALL;
-    Side, of Self::ALL;
-    Role, of Self::ALL;
-    Runtime, of Self::ALL;
-    TransitionSource, of Self::ALL;
-    Outcome, of Self::ALL, newer Self::Unknown;
-    Diagnosis, of [Self::NotAccepted, Self::StillSending, Self::NotRead, Self::NotClosed], newer Self::Unknown;
-    TcpState, of (0..=u8::MAX).filter_map(Self::from_raw);
+    fn name(self) -> &'static str {
+        Self::name(self)
+    }
 }
 
 pub(crate) mod named {
@@ -103,7 +82,7 @@ pub(crate) mod named_list {
 pub(crate) mod named_or_null {
     use super::*;
 
-    /// A word, unless it is one that we do not know.
+    /// A word; `None` for one that this version does not know.
     struct Word<T>(Option<T>);
 
     impl<'de, T: Named> Deserialize<'de> for Word<T> {

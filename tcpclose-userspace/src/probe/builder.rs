@@ -10,6 +10,7 @@ use tcpclose_common::layout::Layout;
 
 use crate::failure::Failure;
 use crate::linux::host;
+use crate::names::HookCoverage;
 use crate::probe::backend::fentry::Minisockets;
 use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook, fentry, task_file, tp_btf, tracepoint};
 use crate::probe::declined::{DeclinedHooks, Hook};
@@ -18,7 +19,6 @@ use crate::probe::object::OBJECT;
 use crate::probe::offsets;
 use crate::probe::ring::Ring;
 use crate::probe::running::Probe;
-use crate::tracker::hook_records::HookCoverage;
 
 /// How the probe is to be attached. A hook without a backend of its choice takes the best one that loads.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +74,7 @@ impl Builder {
             time_wait,
             owners,
             declined,
-            coverage: HookCoverage { births, lives, resets, since_ns },
+            coverage: HookCoverage { births, ends: lives, resets, since_ns },
             ring,
             programs,
             ebpf,

@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use aya::Ebpf;
 
 use crate::linux::owners::OwnersLookup;
+use crate::names::HookCoverage;
 use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook, task_file};
 use crate::probe::declined::DeclinedHooks;
 use crate::probe::pinned_links::PinnedLinks;
 use crate::probe::prog_stats::ProgramStats;
 use crate::probe::ring::Ring;
-use crate::tracker::hook_records::HookCoverage;
 
 /// The attached probe. Dropping it detaches every program.
 pub struct Probe {

@@ -14,10 +14,10 @@ use serde::de::Deserializer;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::linux::cgroup::Workload;
-use crate::linux::process::{Process, Runtime};
-use crate::names::words;
+use crate::linux::process::Process;
 use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Diagnosis, Phase, Side};
+use crate::names::{Runtime, words};
 use crate::report::envelope::document;
 pub use crate::report::envelope::{DocumentSource, Versioned};
 

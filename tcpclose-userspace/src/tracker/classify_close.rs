@@ -1,4 +1,4 @@
-//! What a →CLOSE of the tracepoint means. Most of what differs between closes is told here.
+//! The meaning of a →CLOSE of the tracepoint: most of what tells closes apart is here.
 
 use tcpclose_common::event::{RecordHeader, flags};
 use tcpclose_common::state::TcpState;
@@ -14,7 +14,7 @@ pub enum CloseKind {
     TimeWait,
     /// A minisocket in FIN-WAIT-2, which goes on waiting for the peer's FIN.
     FinWait2,
-    /// Nothing, and whether a RST came or went out is told by what follows, if anything.
+    /// Nothing, and a record that follows, if any, shows whether a RST came or went out.
     Reset,
     /// One of these; without BTF only a dump can tell.
     Unclear,
@@ -54,7 +54,7 @@ pub fn read(old: TcpState, head: &RecordHeader) -> CloseKind {
     }
 }
 
-/// `sk_err` tells nothing: what the socket's flags tell.
+/// `sk_err` says nothing: the socket's flags decide.
 fn without_error(old: TcpState, is: impl Fn(u16) -> bool) -> CloseKind {
     match old {
         // tcp_fin sets SOCK_DONE, then tcp_time_wait(TIME_WAIT).
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use tcpclose_common::event::flags::*;
 
-    fn ending(old: TcpState, flags: u16, err: u16) -> CloseKind {
+    fn close_of(old: TcpState, flags: u16, err: u16) -> CloseKind {
         read(old, &RecordHeader { flags: flags | FACTS, err, ..RecordHeader::default() })
     }
 
@@ -110,7 +110,7 @@ mod tests {
             (FinWait2, 0, ECONNRESET, CloseKind::Over(ResetReceived)),
             (FinWait1, DEAD, 0, CloseKind::Over(Unknown)),
         ] {
-            assert_eq!(ending(old, flags, err), want, "{old:?} flags {flags:#x} err {err}");
+            assert_eq!(close_of(old, flags, err), want, "{old:?} flags {flags:#x} err {err}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Lives by what they are kept under: a table of slots alone, four bytes each. The key of a slot is asked of its life.
+//! Tracked sockets by key: a table of slots alone, four bytes each. The key of a slot is read from its socket.
 
 use std::hash::{BuildHasher, Hash};
 use std::marker::PhantomData;
@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-/// Slots by key. No key leads to two. Where a method takes `key_of`, that tells the key of the life in a slot.
+/// Slots by key. No key leads to two. Where a method takes `key_of`, that returns the key of the socket in a slot.
 #[derive(Default)]
 pub(super) struct Index<K, S> {
     slots: HashTable<u32>,
@@ -14,7 +14,7 @@ pub(super) struct Index<K, S> {
     keys: PhantomData<K>,
 }
 
-/// There are fewer lives than 2³²: a socket takes more than a kilobyte in the kernel.
+/// There are fewer sockets than 2³²: each takes more than a kilobyte in the kernel.
 fn slot(at: usize) -> u32 {
     at as u32
 }
@@ -25,7 +25,7 @@ impl<K: Copy + Eq + Hash, S: BuildHasher> Index<K, S> {
         self.slots.find(self.hasher.hash_one(key), same).map(|&slot| slot as usize)
     }
 
-    /// Makes `key` lead to the life at `at`, whose key it is, and to no other.
+    /// Makes `key` lead to the socket at `at`, whose key it is, and to no other.
     pub(super) fn insert(&mut self, key: K, at: usize, key_of: impl Fn(usize) -> Option<K>) {
         let same = |&slot: &u32| key_of(slot as usize) == Some(key);
         let hash = self.hasher.hash_one(key);
@@ -37,7 +37,7 @@ impl<K: Copy + Eq + Hash, S: BuildHasher> Index<K, S> {
         }
     }
 
-    /// Takes back that `key`, which the life at `at` has or had last, leads there; if it does.
+    /// Removes `key`, the present or last key of the socket at `at`, if it leads there.
     pub(super) fn remove(&mut self, key: K, at: usize) {
         let hash = self.hasher.hash_one(key);
         if let Ok(entry) = self.slots.find_entry(hash, |&known| known == slot(at)) {
@@ -45,7 +45,7 @@ impl<K: Copy + Eq + Hash, S: BuildHasher> Index<K, S> {
         }
     }
 
-    /// Says that the life with `key` went from one slot to another.
+    /// Follows the socket with `key` from one slot to another.
     pub(super) fn moved(&mut self, key: K, from: usize, to: usize) {
         let hash = self.hasher.hash_one(key);
         if let Some(at) = self.slots.find_mut(hash, |&known| known == slot(from)) {
@@ -63,7 +63,7 @@ impl<K: Copy + Eq + Hash, S: BuildHasher> Index<K, S> {
     }
 }
 
-/// The hash of the life in a slot. Every slot in the table has a life with a key.
+/// The hash of the socket in a slot. Every slot in the table has a socket with a key.
 fn rehash<K: Hash>(hasher: &impl BuildHasher, key_of: &impl Fn(usize) -> Option<K>) -> impl Fn(&u32) -> u64 {
     |&slot| key_of(slot as usize).map_or(0, |key| hasher.hash_one(key))
 }
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(
             index.get(1, |at| keys[at]),
             Some(1000),
-            "what was taken over is not the former one's to take back"
+            "a key that was taken over is not removed by its former socket"
         );
         keys[1000] = None;
         index.remove(1, 1000);

@@ -1,10 +1,10 @@
-//! One socket's life in the close phase, from its first step until nothing of it is left in the kernel.
+//! One tracked socket, from its first close-phase step until nothing of it is left in the kernel.
 
 use std::num::NonZeroU32;
 
-use crate::names::{Age, Flow, Phase, Role, Side};
+use tcpclose_common::event::{RecordHeader, flags};
 
-use crate::tracker::event::PortKey;
+use crate::names::{Age, Flow, Phase, PortKey, Role, Side};
 
 /// When the present phase was entered, CLOCK_MONOTONIC nanoseconds: seen, or proven to lie between two instants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl EnteredAt {
         }
     }
 
-    /// How long before `now_ns` that was. Clocks of two CPUs can invert by a little: never negative.
+    /// The age at `now_ns`. Clocks of two CPUs can invert by a little: never negative.
     pub fn age(&self, now_ns: u64) -> Age {
         Age {
             min_ns: now_ns.saturating_sub(self.latest_ns),
@@ -47,51 +47,77 @@ impl EnteredAt {
 /// What of the socket is left in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketKind {
-    /// The full socket. The tracepoint reports what it does.
+    /// The full socket. The tracepoint reports its steps.
     Socket,
-    /// The timewait minisocket. Only dumps see it.
+    /// The timewait minisocket. Only dumps and hooks see it.
     Minisocket,
 }
 
 /// The process that made this side's FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closer {
-    /// As the first PID namespace numbers it.
+    /// In the first PID namespace.
     pub pid: NonZeroU32,
     /// When it did, CLOCK_MONOTONIC nanoseconds.
     pub at_ns: u64,
 }
 
+impl Closer {
+    /// The closer in a record, if it has one.
+    pub(super) fn of(head: &RecordHeader) -> Option<Self> {
+        head.closer().and_then(NonZeroU32::new).map(|pid| Self { pid, at_ns: head.time_ns })
+    }
+}
+
 /// Whether a minisocket was made for a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinisocketState {
-    /// No hook has told of it: there is none, it is not time yet, or the record of it was lost.
-    Untold,
-    Born,
+    /// No hook has reported it: there is none, there is none yet, or its record was lost.
+    Unknown,
+    Made,
     /// The table was full, or there was no memory.
     Refused,
 }
 
-/// One socket's life.
+/// The address of a full socket's `struct sock`, or the instant at which a minisocket's timer runs out, nanoseconds:
+/// [`TrackedSocket::kind`] says which. 0 for neither.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct AddressOrExpiry(u64);
+
+impl AddressOrExpiry {
+    pub const NONE: Self = Self(0);
+
+    pub const fn of_address(sk: u64) -> Self {
+        Self(sk)
+    }
+
+    pub const fn of_expiry(expires_ns: u64) -> Self {
+        Self(expires_ns)
+    }
+}
+
+const _: () = assert!(size_of::<AddressOrExpiry>() == 8);
+
+/// A tracked socket or minisocket.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackedSocket {
-    /// The socket cookie; 0 while it is not known.
+    /// The socket cookie; 0 while unknown.
     pub cookie: u64,
     /// Of a full socket [`Self::sk`], of a minisocket [`Self::expires_ns`].
-    pub(crate) mark: u64,
-    /// Both ends; without addresses when the opening record was never seen.
+    pub(crate) address_or_expiry: AddressOrExpiry,
+    /// Both ends; without addresses when the record of the first step was never seen.
     pub flow: Flow,
-    /// What identifies its network namespace, as in a record's [`netns`](tcpclose_common::event::Head::netns); 0 while
-    /// unknown.
+    /// The ID of its network namespace, as in [`RecordHeader::netns`]; 0 while unknown.
     pub netns: u32,
     /// The service port.
     pub port: u16,
     pub side: Side,
     pub role: Role,
     pub phase: Phase,
-    pub body: SocketKind,
-    /// What hooks have told of its minisocket's birth.
-    pub birth: MinisocketState,
+    pub kind: SocketKind,
+    /// What hooks have reported of its minisocket.
+    pub minisocket: MinisocketState,
     /// The connection is counted in `tcpclose_closes_total`, or never will be.
     pub counted: bool,
     /// When the present phase was entered.
@@ -100,7 +126,7 @@ pub struct TrackedSocket {
     pub event_ns: u64,
     /// The last dump that saw it; 0 if none.
     pub seen_ns: u64,
-    /// The last dump that should have seen it did not, and nothing was heard of it since.
+    /// The last dump that should have seen it did not, and no record of it came since.
     pub missed: bool,
     /// In CLOSE-WAIT [`Self::sent_ns`], later when [`Self::closer`] closed it.
     pub(crate) acted_ns: u64,
@@ -108,40 +134,79 @@ pub struct TrackedSocket {
 }
 
 impl TrackedSocket {
+    /// A socket in `phase` of which only the record is known.
+    pub(super) fn of_record(head: &RecordHeader, phase: Phase) -> Self {
+        let by_cookie = head.flags & flags::COOKIE != 0;
+        let closer = Closer::of(head);
+        Self {
+            cookie: if by_cookie { head.key } else { 0 },
+            address_or_expiry: AddressOrExpiry::of_address(if by_cookie { 0 } else { head.key }),
+            flow: Flow::of_hash(0, head.local_port, head.remote_port),
+            netns: head.netns,
+            port: 0,
+            side: Side::Unknown,
+            role: Role::proven_by(phase),
+            phase,
+            kind: SocketKind::Socket,
+            minisocket: MinisocketState::Unknown,
+            counted: false,
+            since: EnteredAt { earliest_ns: 0, latest_ns: head.time_ns },
+            event_ns: head.time_ns,
+            seen_ns: 0,
+            missed: false,
+            acted_ns: closer.map_or(0, |closer| closer.at_ns),
+            closer_pid: closer.map(|closer| closer.pid),
+        }
+    }
+
     pub const fn pair(&self) -> PortKey {
         PortKey { side: self.side, port: self.port }
     }
 
-    /// The address of the `struct sock`, by which the classic tracepoint knows it; 0 at the tp_btf backend and after →CLOSE.
+    /// The address of the `struct sock`, its key at the classic tracepoint; 0 at the tp_btf backend and after →CLOSE.
     pub fn sk(&self) -> u64 {
-        if self.body == SocketKind::Socket { self.mark } else { 0 }
+        if self.kind == SocketKind::Socket { self.address_or_expiry.0 } else { 0 }
     }
 
-    /// When the minisocket's timer will run out, as the last dump had it; 0 if none has.
-    pub fn expires_ns(&self) -> u64 {
-        if self.body == SocketKind::Minisocket { self.mark } else { 0 }
-    }
-
-    /// Makes of a full socket a minisocket that no dump has seen; what is one stays it.
-    pub(super) fn become_body(&mut self, body: SocketKind) {
-        if self.body != body {
-            (self.body, self.mark) = (body, 0);
+    /// Sets [`Self::sk`] of a full socket.
+    pub(super) fn set_sk(&mut self, sk: u64) {
+        if self.kind == SocketKind::Socket {
+            self.address_or_expiry = AddressOrExpiry::of_address(sk);
         }
     }
 
-    /// The last time that the program is known to have written to a socket in CLOSE-WAIT; 0 if no dump told.
+    /// When the minisocket's timer runs out, by the last dump; 0 if none has seen it.
+    pub fn expires_ns(&self) -> u64 {
+        if self.kind == SocketKind::Minisocket { self.address_or_expiry.0 } else { 0 }
+    }
+
+    /// Sets [`Self::expires_ns`] of a minisocket.
+    pub(super) fn set_expires_ns(&mut self, ns: u64) {
+        if self.kind == SocketKind::Minisocket {
+            self.address_or_expiry = AddressOrExpiry::of_expiry(ns);
+        }
+    }
+
+    /// Changes the kind; a minisocket made of a full socket has been seen by no dump.
+    pub(super) fn set_kind(&mut self, kind: SocketKind) {
+        if self.kind != kind {
+            (self.kind, self.address_or_expiry) = (kind, AddressOrExpiry::NONE);
+        }
+    }
+
+    /// The last known write of the program to a socket in CLOSE-WAIT; 0 if no dump has reported one.
     pub fn sent_ns(&self) -> u64 {
         if self.phase == Phase::CloseWait && self.closer_pid.is_none() { self.acted_ns } else { 0 }
     }
 
-    /// Takes in when that was, in CLOSE-WAIT.
+    /// Sets [`Self::sent_ns`], in CLOSE-WAIT.
     pub fn set_sent_ns(&mut self, ns: u64) {
         if self.phase == Phase::CloseWait && self.closer_pid.is_none() {
             self.acted_ns = ns;
         }
     }
 
-    /// Who closed this side, or shut it down, where a record told.
+    /// Who closed this side, or shut it down, if a record has it.
     pub fn closer(&self) -> Option<Closer> {
         self.closer_pid.map(|pid| Closer { pid, at_ns: self.acted_ns })
     }
@@ -151,7 +216,7 @@ impl TrackedSocket {
     }
 }
 
-/// A million of them are nothing unheard of.
+/// A host may have a million of them.
 const _: () = assert!(size_of::<TrackedSocket>() <= 112);
 
 #[cfg(test)]

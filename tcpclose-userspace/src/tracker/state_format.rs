@@ -1,19 +1,19 @@
-//! How kept lives are written down: a header, then batches that are appended as lives change, the first of them whole.
+//! The format of the state file: a header, then batches that are appended as sockets change, the first of them whole.
 //! Pure: bytes in, bytes out.
 //!
 //! ```text
 //! header  "tcpclose"  format u16  needs u16  length u16  boot id (36 bytes) …            checksum u32
 //! frame   length u32  checksum u32 of the payload  check u32 of these eight bytes         payload
 //! payload kind u8 (1: a batch)  length u8  until_ns u64 …                                 records
-//! record  length u16  kind u8 (1: a life, 2: gone)  slot u32  fields …
+//! record  length u16  kind u8 (1: a socket, 2: gone)  slot u32  fields …
 //! ```
 //!
 //! Everything is little-endian, and everything that can grow says its length: a reader takes the fields that it knows
 //! and skips the rest, and kinds that it does not know. So a version can add fields and kinds, and the one before it
 //! reads its files: [`FORMAT`] counts such steps, and a file `needs` the first version that understands it right.
 //!
-//! The last frame may be torn: its writer was killed. What stands before it holds. Anything else that does not fit is
-//! corruption, and then nothing holds.
+//! The last frame may be torn: its writer was killed. The frames before it are valid. Any other mismatch is corruption,
+//! and then nothing is valid.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,11 +22,11 @@ use std::net::Ipv6Addr;
 use tcpclose_common::state::TcpState;
 
 use crate::names::{Flow, Phase, Role, Side};
-
-use crate::tracker::Tracker;
-use crate::tracker::persist::{BitSet, SavedSocket, SavedState};
-use crate::tracker::reconcile::MARGIN_NS;
+use crate::tracker::changes::BitSet;
+use crate::tracker::dump::MARGIN_NS;
+use crate::tracker::saved::{SavedSocket, SavedState};
 use crate::tracker::socket::{EnteredAt, SocketKind};
+use crate::tracker::table::Tracker;
 
 /// The version that this program writes.
 pub const FORMAT: u16 = 1;
@@ -40,11 +40,11 @@ const BOOT_ID: usize = 36;
 /// Of a frame, before its payload.
 const FRAME_HEAD: usize = 12;
 const BATCH: u8 = 1;
-const LIFE: u8 = 1;
+const SOCKET: u8 = 1;
 const GONE: u8 = 2;
 const COUNTED: u8 = 1;
 
-/// A journal is written anew once what was appended to it takes more bytes than what it began with and this besides.
+/// The file is written anew once the appended batches take more bytes than the first batch and this together.
 const SLACK: usize = 1 << 20;
 
 /// Why a file is of no use to this agent.
@@ -69,11 +69,11 @@ impl fmt::Display for UnusableState {
     }
 }
 
-/// Decides what is written.
+/// Decides what is written to the state file.
 #[derive(Debug, Default)]
 pub struct StateLog {
     boot_id: String,
-    /// Slots of the lives in the file.
+    /// Slots of the sockets in the file.
     on_file: BitSet,
     /// Bytes of the file's first batch, and of those after it.
     whole: usize,
@@ -82,7 +82,7 @@ pub struct StateLog {
     anew: bool,
 }
 
-/// What is to be written next.
+/// The next write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Batch {
     Nothing,
@@ -97,13 +97,13 @@ impl StateLog {
         Self { boot_id: boot_id.to_owned(), anew: true, ..Self::default() }
     }
 
-    /// Says that the last batch is not, or not all, in the file.
+    /// The last batch is not, or not all, in the file.
     pub fn not_written(&mut self) {
         self.anew = true;
     }
 
-    /// What has changed in `tracker`'s lives. Every step until `until_ns`, less a margin for probes that are still at
-    /// their record, is in it; 0 when records were lost, so that nobody knows.
+    /// The changes of `tracker`'s sockets. Every step until `until_ns`, less a margin for probes that are still at their
+    /// record, is in it; 0 when records were lost.
     pub fn batch(&mut self, tracker: &mut Tracker, until_ns: u64) -> Batch {
         let until_ns = if tracker.loss.is_some() { 0 } else { until_ns.saturating_sub(MARGIN_NS) };
         let Some(changes) = &mut tracker.changes else { return Batch::Nothing };
@@ -114,16 +114,16 @@ impl StateLog {
         let mut frame = Frame::new(Vec::new(), until_ns);
         for slot in changes.take() {
             let at = slot as usize;
-            match tracker.lives.get(at).and_then(SavedSocket::of) {
-                Some(kept) => {
+            match tracker.sockets.get(at).and_then(SavedSocket::of) {
+                Some(saved) => {
                     self.on_file.set(at);
-                    frame.life(slot, &kept);
+                    frame.socket(slot, &saved);
                 }
                 None if self.on_file.clear(at) => frame.gone(slot),
                 None => {}
             }
         }
-        // When nothing is on file, nobody asks until when that was so.
+        // An empty file needs no new instant.
         if self.on_file.is_empty() && frame.is_empty() {
             return Batch::Nothing;
         }
@@ -135,10 +135,10 @@ impl StateLog {
     fn all_of(&mut self, tracker: &Tracker, until_ns: u64) -> Vec<u8> {
         self.on_file.forget();
         let mut frame = Frame::new(header(&self.boot_id), until_ns);
-        for (at, life) in &tracker.lives {
-            if let (Some(kept), Ok(slot)) = (SavedSocket::of(life), u32::try_from(at)) {
+        for (at, socket) in &tracker.sockets {
+            if let (Some(saved), Ok(slot)) = (SavedSocket::of(socket), u32::try_from(at)) {
                 self.on_file.set(at);
-                frame.life(slot, &kept);
+                frame.socket(slot, &saved);
             }
         }
         let bytes = frame.done();
@@ -147,11 +147,11 @@ impl StateLog {
     }
 }
 
-/// A file of `lives`, as one that an agent wrote at `until_ns`.
-pub fn write(boot_id: &str, lives: &[SavedSocket], until_ns: u64) -> Vec<u8> {
+/// The file that an agent with these `sockets` would write at `until_ns`.
+pub fn write(boot_id: &str, sockets: &[SavedSocket], until_ns: u64) -> Vec<u8> {
     let mut frame = Frame::new(header(boot_id), until_ns);
-    for (slot, kept) in (0..).zip(lives) {
-        frame.life(slot, kept);
+    for (slot, saved) in (0..).zip(sockets) {
+        frame.socket(slot, saved);
     }
     frame.done()
 }
@@ -170,7 +170,7 @@ fn header(boot_id: &str) -> Vec<u8> {
     bytes
 }
 
-/// A batch in the making.
+/// A batch that is being written.
 struct Frame {
     bytes: Vec<u8>,
     /// Where it begins, and where its records do.
@@ -192,14 +192,14 @@ impl Frame {
         self.bytes.len() == self.records
     }
 
-    fn life(&mut self, slot: u32, kept: &SavedSocket) {
-        let SavedSocket { cookie, flow, netns, port, side, role, phase, body, counted, since } = *kept;
+    fn socket(&mut self, slot: u32, saved: &SavedSocket) {
+        let SavedSocket { cookie, flow, netns, port, side, role, phase, kind, counted, since } = *saved;
         let Flow { local, remote, local_port, remote_port } = flow;
         let start = self.bytes.len();
         let bytes = &mut self.bytes;
-        bytes.extend([0, 0, LIFE]);
+        bytes.extend([0, 0, SOCKET]);
         bytes.extend(slot.to_le_bytes());
-        bytes.extend([phase.state().raw(), u8::from(body == SocketKind::Minisocket)]);
+        bytes.extend([phase.state().raw(), u8::from(kind == SocketKind::Minisocket)]);
         bytes.extend([side_code(side), role_code(role), if counted { COUNTED } else { 0 }]);
         bytes.extend(cookie.to_le_bytes());
         bytes.extend(since.earliest_ns.to_le_bytes());
@@ -233,7 +233,7 @@ impl Frame {
         let (_, frame) = self.bytes.split_at_mut(self.start);
         if let Some((head, payload)) = frame.split_at_mut_checked(FRAME_HEAD) {
             let (sums, check) = head.split_at_mut(8);
-            // 2³² bytes are 50 million lives, which no host has.
+            // 2³² bytes are 50 million sockets, which no host has.
             sums[..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
             sums[4..].copy_from_slice(&crc32fast::hash(payload).to_le_bytes());
             check.copy_from_slice(&crc32fast::hash(sums).to_le_bytes());
@@ -249,7 +249,7 @@ impl Frame {
 pub fn read(bytes: &[u8], boot_id: &str, now_ns: u64) -> Result<SavedState, UnusableState> {
     let mut rest = Reader(bytes);
     read_header(bytes, &mut rest, boot_id)?;
-    let mut lives: HashMap<u32, SavedSocket> = HashMap::new();
+    let mut sockets: HashMap<u32, SavedSocket> = HashMap::new();
     let mut until_ns = 0;
     while let Some(payload) = next_frame(&mut rest)? {
         let mut payload = Reader(payload);
@@ -260,14 +260,14 @@ pub fn read(bytes: &[u8], boot_id: &str, now_ns: u64) -> Result<SavedState, Unus
         until_ns = Reader(payload.take(head.into())?).u64()?;
         while !payload.0.is_empty() {
             let length = payload.u16()?;
-            read_record(Reader(payload.take(length.into())?), &mut lives)?;
+            read_record(Reader(payload.take(length.into())?), &mut sockets)?;
         }
     }
-    let latest = lives.values().map(|kept| kept.since.latest_ns.max(kept.since.earliest_ns)).max();
+    let latest = sockets.values().map(|saved| saved.since.latest_ns.max(saved.since.earliest_ns)).max();
     if until_ns.max(latest.unwrap_or(0)) > now_ns {
         return Err(UnusableState::Corrupt("its times lie in the future"));
     }
-    Ok(SavedState::new(lives.into_values(), until_ns))
+    Ok(SavedState::new(sockets.into_values(), until_ns))
 }
 
 fn read_header(bytes: &[u8], rest: &mut Reader<'_>, boot_id: &str) -> Result<(), UnusableState> {
@@ -305,18 +305,18 @@ fn next_frame<'a>(rest: &mut Reader<'a>) -> Result<Option<&'a [u8]>, UnusableSta
     Ok(Some(payload))
 }
 
-fn read_record(mut record: Reader<'_>, lives: &mut HashMap<u32, SavedSocket>) -> Result<(), UnusableState> {
+fn read_record(mut record: Reader<'_>, sockets: &mut HashMap<u32, SavedSocket>) -> Result<(), UnusableState> {
     match record.u8()? {
         GONE => {
-            lives.remove(&record.u32()?);
+            sockets.remove(&record.u32()?);
         }
-        LIFE => {
+        SOCKET => {
             let slot = record.u32()?;
-            let kept = read_life(&mut record)?;
-            // A life that a later version keeps and this one does not know takes the place of the one before it, too.
-            match kept {
-                Some(kept) => lives.insert(slot, kept),
-                None => lives.remove(&slot),
+            let saved = read_socket(&mut record)?;
+            // A socket of a kind that only a later version knows replaces the one before it, too.
+            match saved {
+                Some(saved) => sockets.insert(slot, saved),
+                None => sockets.remove(&slot),
             };
         }
         _ => {}
@@ -324,8 +324,8 @@ fn read_record(mut record: Reader<'_>, lives: &mut HashMap<u32, SavedSocket>) ->
     Ok(())
 }
 
-fn read_life(record: &mut Reader<'_>) -> Result<Option<SavedSocket>, UnusableState> {
-    let (state, body, side, role, more) =
+fn read_socket(record: &mut Reader<'_>) -> Result<Option<SavedSocket>, UnusableState> {
+    let (state, kind, side, role, more) =
         (record.u8()?, record.u8()?, record.u8()?, record.u8()?, record.u8()?);
     let (cookie, earliest_ns, latest_ns, netns) =
         (record.u64()?, record.u64()?, record.u64()?, record.u32()?);
@@ -335,12 +335,12 @@ fn read_life(record: &mut Reader<'_>) -> Result<Option<SavedSocket>, UnusableSta
         return Err(UnusableState::Corrupt("an interval ends before it begins"));
     }
     let phase = TcpState::from_raw(state).and_then(Phase::of);
-    let body = match body {
+    let kind = match kind {
         0 => Some(SocketKind::Socket),
         1 => Some(SocketKind::Minisocket),
         _ => None,
     };
-    let (Some(phase), Some(body)) = (phase, body) else { return Ok(None) };
+    let (Some(phase), Some(kind)) = (phase, kind) else { return Ok(None) };
     Ok(Some(SavedSocket {
         cookie,
         flow,
@@ -349,13 +349,13 @@ fn read_life(record: &mut Reader<'_>) -> Result<Option<SavedSocket>, UnusableSta
         side: Side::ALL.into_iter().find(|known| side_code(*known) == side).unwrap_or(Side::Unknown),
         role: Role::ALL.into_iter().find(|known| role_code(*known) == role).unwrap_or(Role::Unknown),
         phase,
-        body,
+        kind,
         counted: more & COUNTED != 0,
         since: EnteredAt { earliest_ns, latest_ns },
     }))
 }
 
-/// These never change.
+/// These codes never change.
 const fn side_code(side: Side) -> u8 {
     match side {
         Side::Unknown => 0,
@@ -364,7 +364,7 @@ const fn side_code(side: Side) -> u8 {
     }
 }
 
-/// Nor do these.
+/// These never change either.
 const fn role_code(role: Role) -> u8 {
     match role {
         Role::Unknown => 0,
@@ -375,7 +375,7 @@ const fn role_code(role: Role) -> u8 {
     }
 }
 
-/// What is left to be read.
+/// The bytes left to be read.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {

@@ -1,13 +1,14 @@
-//! Minisockets that have just ended: what is told of one after its end is no news.
+//! Minisockets that have just ended: what is reported of one after its end is ignored.
 //!
-//! An end can be told more than once: who found the minisocket before its timer fired calls `inet_twsk_deschedule_put`
-//! although the handler has already begun (net/ipv4/inet_timewait_sock.c, 5.8 to 6.18: the timer is then found not
-//! pending, and only the reference is put). And a FIN that came at the same moment can flip what is ending. All of that
-//! comes within a few other ends: as long as a reference is held between a look-up and its use.
+//! An end can be reported more than once: whoever found the minisocket before its timer fired calls
+//! `inet_twsk_deschedule_put` although the handler has already begun (net/ipv4/inet_timewait_sock.c, 5.8 to 6.18: the
+//! timer is then found not pending, and only the reference is put). And a FIN that came at the same moment can flip a
+//! minisocket that is ending. All of that comes within a few other ends: as long as a reference is held between a look-up
+//! and its use.
 
 use std::collections::VecDeque;
 
-/// How many are remembered: those of some milliseconds at the worst rate.
+/// The number that is remembered: those of some milliseconds at the worst rate.
 const MOST: usize = 4096;
 
 /// The cookies of the minisockets that ended last, 32 KiB of them at most.
@@ -22,7 +23,7 @@ impl Tombstones {
         self.0.push_back(cookie);
     }
 
-    /// A search, which only a cookie that no life has is worth.
+    /// A linear search: only for a cookie that no tracked socket has.
     pub(super) fn contains(&self, cookie: u64) -> bool {
         self.0.contains(&cookie)
     }

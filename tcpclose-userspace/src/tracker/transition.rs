@@ -1,40 +1,14 @@
-//! What is told of one step to who watches: all that is known of the socket then. Counters need none of it, so it is
-//! only put together where somebody watches.
+//! One step with all that is known of its socket, for watchers. Counters need none of it, so it is only put together
+//! while somebody watches.
 
 use tcpclose_common::event::{Numbers, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Age, Flow, Outcome, Phase, Role, Side};
-
-use crate::tracker::Tracker;
-use crate::tracker::event::{EventSink, TrackerEvent};
-use crate::tracker::reconcile::TIMER_TOLERANCE_NS;
+use crate::names::{Age, Flow, Outcome, Role, Side, TransitionSource};
+use crate::tracker::dump::TIMER_TOLERANCE_NS;
 use crate::tracker::socket::{Closer, EnteredAt, TrackedSocket};
 
-/// Who told of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransitionSource {
-    /// `inet_sock_set_state`.
-    Tracepoint,
-    /// A hook on the minisocket's functions.
-    Hooks,
-    /// A dump.
-    Diag,
-}
-
-impl TransitionSource {
-    pub const ALL: [Self; 3] = [Self::Tracepoint, Self::Hooks, Self::Diag];
-
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tracepoint => "tracepoint",
-            Self::Hooks => "hooks",
-            Self::Diag => "diag",
-        }
-    }
-}
-
-/// One step of one socket's life.
+/// One step of one socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition {
     /// CLOCK_MONOTONIC, nanoseconds.
@@ -43,12 +17,12 @@ pub struct Transition {
     pub to: TcpState,
     /// The time spent in `from`.
     pub spent: Age,
-    /// 0 while it is not known.
+    /// 0 while unknown.
     pub cookie: u64,
     pub flow: Flow,
     /// As in [`TrackedSocket`].
     pub netns: u32,
-    /// As [`Tracker::inum_of`] has it.
+    /// `ns.inum` of the network namespace; 0 while unknown.
     pub inum: u32,
     pub side: Side,
     pub port: u16,
@@ -57,12 +31,12 @@ pub struct Transition {
     /// How the connection ended: at the step to CLOSED.
     pub outcome: Option<Outcome>,
     pub source: TransitionSource,
-    /// What the backend in use tells of the sequence numbers at this step.
+    /// The sequence numbers at this step, if the backend in use has them.
     pub snd: Option<u32>,
     pub rcv: Option<u32>,
 }
 
-/// Who tells of a step, and what of its sequence numbers.
+/// The source of a step, and the sequence numbers that it has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Evidence {
     pub(super) source: TransitionSource,
@@ -75,7 +49,7 @@ pub(super) struct Evidence {
 impl Evidence {
     pub(super) const BY_HOOK: Self =
         Self { source: TransitionSource::Hooks, snd: None, rcv: None, error_ns: 0 };
-    /// By a minisocket's timer, which counts in jiffies; and a busy machine is late to look.
+    /// By a minisocket's timer, which counts in jiffies; and a busy machine looks late.
     pub(super) const BY_DUMP: Self =
         Self { source: TransitionSource::Diag, error_ns: TIMER_TOLERANCE_NS, ..Self::BY_HOOK };
     /// By the record of another socket's step: what ended here may be known by its timer only.
@@ -97,14 +71,14 @@ pub(super) struct PhaseChange {
     pub(super) to: TcpState,
     pub(super) spent: Age,
     pub(super) outcome: Option<Outcome>,
-    pub(super) told: Evidence,
+    pub(super) evidence: Evidence,
 }
 
 impl PhaseChange {
-    pub(super) fn of(&self, life: &TrackedSocket, inum: u32) -> Transition {
-        let Self { at_ns, from, to, spent, outcome, told } = *self;
-        let Evidence { source, snd, rcv, error_ns } = told;
-        let TrackedSocket { cookie, flow, netns, side, port, role, .. } = *life;
+    pub(super) fn of(&self, socket: &TrackedSocket, inum: u32) -> Transition {
+        let Self { at_ns, from, to, spent, outcome, evidence } = *self;
+        let Evidence { source, snd, rcv, error_ns } = evidence;
+        let TrackedSocket { cookie, flow, netns, side, port, role, .. } = *socket;
         Transition {
             at_ns,
             from,
@@ -117,7 +91,7 @@ impl PhaseChange {
             side,
             port,
             role,
-            closer: life.closer(),
+            closer: socket.closer(),
             outcome,
             source,
             snd,
@@ -126,78 +100,47 @@ impl PhaseChange {
     }
 }
 
-impl Tracker {
-    /// Tells of a step to who counts and, where somebody watches, to them.
-    pub(super) fn tell(&self, life: &TrackedSocket, step: PhaseChange, out: &mut impl EventSink) {
-        out.fact(step.at_ns, TrackerEvent::Transition { from: step.from, to: step.to });
-        if out.is_watched() {
-            out.transition(step.of(life, self.inum_of(life.netns)));
-        }
-    }
-}
-
-impl Age {
-    /// Nothing is proven.
-    pub(super) const UNKNOWN: Self = Self { min_ns: 0, max_ns: None };
-
-    /// The same with instants that may be off by so much.
-    fn give_or_take(self, error_ns: u64) -> Self {
-        Self {
-            min_ns: self.min_ns.saturating_sub(error_ns),
-            max_ns: self.max_ns.map(|max| max.saturating_add(error_ns)),
-        }
-    }
-}
-
 /// The time from an entry to an end that lie in two intervals.
 pub(super) fn between(entry: EnteredAt, end: EnteredAt) -> Age {
-    let max_ns = end.age_of(entry);
+    let max_ns = end.longest_since(entry);
     Age { min_ns: end.earliest_ns.saturating_sub(entry.latest_ns), max_ns }
 }
 
 impl EnteredAt {
-    /// The longest time that can lie between `entry` and this. Clocks of two CPUs invert by a little: the record that tells
-    /// of an end can be older than what was heard before it.
-    fn age_of(&self, entry: EnteredAt) -> Option<u64> {
+    /// The longest time that can lie between `entry` and this. Clocks of two CPUs invert by a little: the record of an
+    /// end can be older than the last record before it.
+    fn longest_since(&self, entry: EnteredAt) -> Option<u64> {
         let latest_ns = self.latest_ns.max(self.earliest_ns);
         (entry.earliest_ns != 0).then(|| latest_ns.saturating_sub(entry.earliest_ns))
     }
 }
 
-impl Tracker {
-    /// The time that the life at `at` spent in `left`, which it left at `end`.
-    pub(super) fn spent(&self, at: usize, left: Phase, end: EnteredAt) -> Age {
-        let life = &self.lives[at];
-        // The step into the phase that is left was never heard of.
-        if life.phase == left { between(life.since, end) } else { Age::UNKNOWN }
+/// A client that closed first, after one to two seconds in FIN-WAIT-2.
+#[cfg(test)]
+pub fn fin_wait_2_to_time_wait() -> Transition {
+    Transition {
+        at_ns: 1_002_000_000_000,
+        from: TcpState::FinWait2,
+        to: TcpState::TimeWait,
+        spent: Age { min_ns: 1_000_000_000, max_ns: Some(2_000_000_000) },
+        cookie: 7,
+        flow: Flow::new("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()),
+        netns: 1,
+        inum: 4_026_531_840,
+        side: Side::Client,
+        port: 80,
+        role: Role::Active,
+        closer: None,
+        outcome: None,
+        source: TransitionSource::Diag,
+        snd: None,
+        rcv: None,
     }
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
-
-    /// A client that closed first, after a dwell of one to two seconds.
-    pub fn fin_wait_2_to_time_wait() -> Transition {
-        Transition {
-            at_ns: 1_002_000_000_000,
-            from: TcpState::FinWait2,
-            to: TcpState::TimeWait,
-            spent: Age { min_ns: 1_000_000_000, max_ns: Some(2_000_000_000) },
-            cookie: 7,
-            flow: Flow::new("10.0.0.1:40000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()),
-            netns: 1,
-            inum: 4_026_531_840,
-            side: Side::Client,
-            port: 80,
-            role: Role::Active,
-            closer: None,
-            outcome: None,
-            source: TransitionSource::Diag,
-            snd: None,
-            rcv: None,
-        }
-    }
 
     #[test]
     fn a_time_is_an_interval_even_where_clocks_invert() {

@@ -1,32 +1,31 @@
-//! What is not in a dump and should be: an absence is only a suspicion until an exact lookup confirms it, but for a
-//! minisocket whose timer was due. Asked when all chunks of the dump are in.
+//! Sockets that should be in a dump and are not: an absence is only a suspicion until an exact lookup confirms it, but for
+//! a minisocket whose timer was due. Looked for when all chunks of the dump are in.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
-use crate::names::Flow;
-
-use crate::tracker::event::{Correction, EventSink, TrackerEvent};
-use crate::tracker::reconcile::{DumpScope, MARGIN_NS};
+use crate::names::{Correction, Flow};
+use crate::tracker::dump::{DumpScope, MARGIN_NS};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::{SocketKind, TrackedSocket};
+use crate::tracker::table::{Keyed, Tracker};
 use crate::tracker::transition::Evidence;
-use crate::tracker::{Keyed, Tracker};
 
 /// Namespaces that a dump has looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DumpCoverage {
-    /// What identifies each, and its inode.
+    /// The ID of each, and its inode.
     pub netns: HashMap<u32, u32>,
-    /// They are all that dumps can look at: a life of which no record told the namespace (without BTF) is in one.
+    /// They are all that dumps can look at: a socket whose namespace is in no record (without BTF) is in one of them.
     pub all: bool,
 }
 
 impl DumpCoverage {
-    /// Whether a life should have been seen.
-    fn should_show(&self, life: &TrackedSocket) -> bool {
-        match life.netns {
+    /// Whether a dump of these should have seen `socket`.
+    fn should_show(&self, socket: &TrackedSocket) -> bool {
+        match socket.netns {
             // A full socket may be where dumps cannot look.
-            0 => self.all && life.body == SocketKind::Minisocket,
+            0 => self.all && socket.kind == SocketKind::Minisocket,
             netns => self.netns.contains_key(&netns),
         }
     }
@@ -35,7 +34,7 @@ impl DumpCoverage {
 /// A tracked socket that a dump should have seen and did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspect {
-    /// What identifies its network namespace; 0 where nobody told.
+    /// The ID of its network namespace; 0 where unknown.
     pub netns: u32,
     pub flow: Flow,
     pub cookie: u64,
@@ -49,23 +48,23 @@ pub struct Suspect {
 impl Tracker {
     /// An exact lookup has confirmed, at `now_ns`, that `suspect` is no longer in the kernel.
     pub fn gone(&mut self, suspect: &Suspect, now_ns: u64, out: &mut impl EventSink) {
-        let Some(life) = self.lives.get(suspect.slot) else { return };
-        let same = life.flow == suspect.flow
-            && life.cookie == suspect.cookie
-            && life.event_ns == suspect.event_ns
-            && life.seen_ns == suspect.seen_ns;
+        let Some(socket) = self.sockets.get(suspect.slot) else { return };
+        let same = socket.flow == suspect.flow
+            && socket.cookie == suspect.cookie
+            && socket.event_ns == suspect.event_ns
+            && socket.seen_ns == suspect.seen_ns;
         if !same {
             return;
         }
         self.end_absent(suspect.slot, now_ns, out);
     }
 
-    /// Ends a life that is no longer in the kernel, found out at `now_ns`.
+    /// Ends a socket that is no longer in the kernel, found out at `now_ns`.
     fn end_absent(&mut self, at: usize, now_ns: u64, out: &mut impl EventSink) {
-        let body = self.lives[at].body;
-        // The end of a minisocket is told by hooks only.
-        if body == SocketKind::Socket || self.told.lives {
-            out.fact(now_ns, TrackerEvent::Corrected { what: Correction::Vanished });
+        let body = self.sockets[at].kind;
+        // Only hooks report the end of a minisocket, so only with them is its absence an error.
+        if body == SocketKind::Socket || self.hooks.ends {
+            out.event(now_ns, TrackerEvent::Corrected { what: Correction::Vanished });
         }
         match body {
             SocketKind::Minisocket => self.end_minisocket(at, now_ns, Evidence::BY_DUMP, out),
@@ -73,11 +72,11 @@ impl Tracker {
         }
     }
 
-    /// Lives that this dump should have seen. A minisocket whose timer was due ends, and one whose flow has another
-    /// socket now; the others are suspects. Of those that are too many to be looked up, or have no addresses to be found
-    /// by, the ones that the dump before this one should have seen too are gone: what a dump skips is a chance of where
-    /// its batches end, and does not strike twice. So a table of minisockets that is full, which leaves nothing of each
-    /// close, and on the `diag` backend no word of that, cannot make us hold more than what closes within a few dumps.
+    /// Sockets that this dump should have seen and did not. A minisocket ends when its timer was due or another socket has
+    /// its flow now; the others are suspects. Of those that are too many to be looked up, or have no addresses to be found
+    /// by, the ones that the dump before this one should have seen too are gone: what a dump skips depends on where its
+    /// batches end, and is not skipped twice. So a full table of minisockets, where nothing is left of each close and the
+    /// `diag` backend reports nothing, cannot make the tracker hold more than what closes within a few dumps.
     pub(super) fn absent(
         &mut self,
         asked: &DumpScope,
@@ -92,33 +91,33 @@ impl Tracker {
         let taken = self.taken(asked, covers, &keyed);
         let ends_when_due = self.ends_when_due();
         let interfaces = &self.interfaces;
-        let interface_of = |life: &TrackedSocket| interfaces.get(&life.cookie).copied().unwrap_or(0);
-        for (at, life) in &mut self.lives {
-            if !is_absent(life, asked, covers) {
+        let interface_of = |socket: &TrackedSocket| interfaces.get(&socket.cookie).copied().unwrap_or(0);
+        for (at, socket) in &mut self.sockets {
+            if !is_absent(socket, asked, covers) {
                 continue;
             }
             let is_taken =
-                !taken.is_empty() && taken.contains(&keyed.hash_one(place_of(life, interface_of(life))));
-            if life.body == SocketKind::Minisocket && (ends_when_due && is_due(life, asked) || is_taken) {
+                !taken.is_empty() && taken.contains(&keyed.hash_one(place_of(socket, interface_of(socket))));
+            if socket.kind == SocketKind::Minisocket && (ends_when_due && is_due(socket, asked) || is_taken) {
                 over.push(at);
-            } else if life.body == SocketKind::Socket && is_taken {
+            } else if socket.kind == SocketKind::Socket && is_taken {
                 gone.push(at);
-            } else if suspects.len() < most && life.flow.has_addresses() {
+            } else if suspects.len() < most && socket.flow.has_addresses() {
                 suspects.push(Suspect {
-                    netns: life.netns,
-                    flow: life.flow,
-                    cookie: life.cookie,
-                    interface: interface_of(life),
+                    netns: socket.netns,
+                    flow: socket.flow,
+                    cookie: socket.cookie,
+                    interface: interface_of(socket),
                     slot: at,
-                    event_ns: life.event_ns,
-                    seen_ns: life.seen_ns,
+                    event_ns: socket.event_ns,
+                    seen_ns: socket.seen_ns,
                 });
-            } else if life.missed {
+            } else if socket.missed {
                 gone.push(at);
             } else {
                 self.unsettled = true;
             }
-            life.missed = true;
+            socket.missed = true;
         }
         for at in over {
             self.end_minisocket(at, asked.started_ns, Evidence::BY_DUMP, out);
@@ -129,51 +128,56 @@ impl Tracker {
         suspects
     }
 
-    /// Whether a minisocket that is absent when its timer is due has just ended. (Hooks tell of every end, unless the record
+    /// Whether a minisocket that is absent when its timer is due has just ended. (Hooks report every end, unless the record
     /// was lost.)
     fn ends_when_due(&self) -> bool {
-        !self.told.lives || self.loss.is_some()
+        !self.hooks.ends || self.loss.is_some()
     }
 
-    /// Hashes of the places of absent lives that another socket has now. One flow, one socket: where flows are reused fast,
+    /// Hashes of the places of absent sockets that another socket has now. One flow, one socket: where flows are reused fast,
     /// more minisockets end this way between two dumps than can be looked up one by one. (At the classic tracepoint the later
     /// socket's first record has ended them. Where that was lost, a look-up could not tell what has no cookie from the
     /// later socket.)
     ///
-    /// What the dump has met is tracked by now: nothing more of it has to be remembered than the absent lives' hashes.
+    /// Everything in the dump is tracked by now: only the absent sockets' hashes have to be remembered.
     fn taken(&self, asked: &DumpScope, covers: &DumpCoverage, keyed: &Keyed) -> HashSet<u64, Keyed> {
-        let hash = |life: &TrackedSocket| keyed.hash_one(place_of(life, self.interface_of(life)));
-        let may_be = |life: &TrackedSocket| {
-            let nameless = !self.by_cookie && life.cookie == 0;
-            let is_over = self.ends_when_due() && life.body == SocketKind::Minisocket && is_due(life, asked);
-            !is_over && (nameless || self.by_cookie && life.body == SocketKind::Minisocket)
+        let hash = |socket: &TrackedSocket| keyed.hash_one(place_of(socket, self.interface_of(socket)));
+        let may_be = |socket: &TrackedSocket| {
+            let unnamed = !self.by_cookie && socket.cookie == 0;
+            let is_over =
+                self.ends_when_due() && socket.kind == SocketKind::Minisocket && is_due(socket, asked);
+            !is_over && (unnamed || self.by_cookie && socket.kind == SocketKind::Minisocket)
         };
-        let absent = self.lives().filter(|life| is_absent(life, asked, covers) && may_be(life));
+        let absent = self.sockets().filter(|socket| is_absent(socket, asked, covers) && may_be(socket));
         let absent: HashSet<u64, Keyed> = absent.map(hash).collect();
         if absent.is_empty() {
             return absent;
         }
         // At the classic tracepoint what has stepped since was seen, and left to the next dump.
-        let is_met = |life: &TrackedSocket| {
-            life.seen_ns >= asked.started_ns || !self.by_cookie && life.event_ns >= asked.started_ns
+        let is_met = |socket: &TrackedSocket| {
+            socket.seen_ns >= asked.started_ns || !self.by_cookie && socket.event_ns >= asked.started_ns
         };
-        self.lives().filter(|life| is_met(life)).map(hash).filter(|hash| absent.contains(hash)).collect()
+        self.sockets()
+            .filter(|socket| is_met(socket))
+            .map(hash)
+            .filter(|hash| absent.contains(hash))
+            .collect()
     }
 }
 
-/// Whether the dump should have met `life` and did not.
-fn is_absent(life: &TrackedSocket, asked: &DumpScope, covers: &DumpCoverage) -> bool {
-    covers.should_show(life)
-        && asked.states & life.phase.state().bit() != 0
-        && life.seen_ns < asked.started_ns
-        && life.event_ns + MARGIN_NS <= asked.started_ns
+/// Whether the dump should have met `socket` and did not.
+fn is_absent(socket: &TrackedSocket, asked: &DumpScope, covers: &DumpCoverage) -> bool {
+    covers.should_show(socket)
+        && asked.states & socket.phase.state().bit() != 0
+        && socket.seen_ns < asked.started_ns
+        && socket.event_ns + MARGIN_NS <= asked.started_ns
 }
 
-fn is_due(life: &TrackedSocket, asked: &DumpScope) -> bool {
-    life.expires_ns() != 0 && life.expires_ns() <= asked.started_ns
+fn is_due(socket: &TrackedSocket, asked: &DumpScope) -> bool {
+    socket.expires_ns() != 0 && socket.expires_ns() <= asked.started_ns
 }
 
-/// What no two sockets have at a time.
-const fn place_of(life: &TrackedSocket, interface: u32) -> (u32, Flow, u32) {
-    (life.netns, life.flow, interface)
+/// What no two sockets share at a time.
+const fn place_of(socket: &TrackedSocket, interface: u32) -> (u32, Flow, u32) {
+    (socket.netns, socket.flow, interface)
 }

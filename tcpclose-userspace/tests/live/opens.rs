@@ -24,7 +24,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process_group, setrlimit};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-use tcpclose::linux::process::Runtime;
+use tcpclose::names::Runtime;
 use tcpclose::report::sockets::{Owner, SocketsDocument};
 use tempfile::TempDir;
 

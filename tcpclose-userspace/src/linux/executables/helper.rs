@@ -19,7 +19,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::linux::capabilities;
 use crate::linux::elf;
 use crate::linux::executables::file_key::file_key;
-use crate::linux::process::Runtime;
+use crate::names::Runtime;
 
 /// What a program is told to be a helper. It is no command for people.
 pub const COMMAND: &str = "read-executables";

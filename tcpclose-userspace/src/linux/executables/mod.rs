@@ -28,7 +28,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socke
 
 use crate::linux::executables::file_key::{FileKey, file_key};
 use crate::linux::executables::helper::{HelperAnswer, HelperVerdict};
-use crate::linux::process::Runtime;
+use crate::names::Runtime;
 
 /// For how long one question waits for executables.
 pub const WITHIN: Duration = Duration::from_secs(2);

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::names::Age;
     use crate::tracker::socket::Closer;
-    use crate::tracker::transition::tests::fin_wait_2_to_time_wait;
+    use crate::tracker::transition::fin_wait_2_to_time_wait;
 
     #[test]
     fn each_filter_lets_through_what_it_names() {

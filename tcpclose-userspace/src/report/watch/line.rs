@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 use tcpclose_common::state::TcpState;
 
 use crate::names::words::{named, named_or_null};
-use crate::names::{Age, Outcome, Role, Side};
+use crate::names::{Age, Outcome, Role, Side, TransitionSource};
 use crate::report::sockets::Cookie;
-use crate::tracker::transition::TransitionSource;
 
 /// What a stream consists of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What dumps add: what was there first, the minisockets, how long TIME-WAIT lasts.
 
-use crate::tracker::reconcile;
+use crate::tracker::dump;
 use crate::tracker::tests::*;
 
 #[test]
@@ -14,9 +14,9 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
             let old = DumpedSocket { age, ..seen(CloseWait, SocketKind::Socket, server(), 7, T0, 0) };
             bench.dump(T0, true, &[listener(), old]);
             assert_eq!(bench.told(), [], "nothing happened yet");
-            let life = bench.tracker.lives().next().unwrap();
-            assert_eq!((life.pair(), life.role), (SERVER, Role::Passive));
-            assert_eq!(life.since.age(T0), age);
+            let socket = bench.tracker.sockets().next().unwrap();
+            assert_eq!((socket.pair(), socket.role), (SERVER, Role::Passive));
+            assert_eq!(socket.since.age(T0), age);
             bench.step(7, &server(), T0 + 10 * S, (CloseWait, LastAck), ACCEPTED);
             assert_eq!(
                 bench.told()[0],
@@ -28,7 +28,7 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
                     },
                 }
             );
-            assert_eq!(bench.tracker.len(), 1, "the record found the life of the dump");
+            assert_eq!(bench.tracker.len(), 1, "the record found the socket of the dump");
         }
     }
 }
@@ -37,7 +37,7 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
 fn a_time_wait_that_was_there_first_has_its_true_age_and_never_counts_as_a_close() {
     let mut bench = Bench::btf();
     bench.dump(T0, true, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0, 20 * S)]);
-    assert_eq!(bench.tracker.lives().next().unwrap().since.age(T0), Age::exact(40 * S));
+    assert_eq!(bench.tracker.sockets().next().unwrap().since.age(T0), Age::exact(40 * S));
     bench.dump(T0 + 19 * S, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 19 * S, S)]);
     bench.dump(T0 + 21 * S, false, &[]);
     let pair = PortKey { side: Side::Unknown, port: 80 };
@@ -118,7 +118,7 @@ fn more_absences_than_are_looked_up_are_over_when_a_second_dump_confirms_them() 
     assert_eq!((bench.tracker.len(), bench.told().len()), (250, 0), "one dump proves nothing");
     assert_eq!(bench.dump(T0 + 2 * S, false, &[]).len(), 100);
     assert_eq!(bench.tracker.len(), 100);
-    assert!(!bench.told().iter().any(|fact| matches!(fact, TrackerEvent::Closed { .. })), "counted before");
+    assert!(!bench.told().iter().any(|event| matches!(event, TrackerEvent::Closed { .. })), "counted before");
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_later_connections_minisocket_on_the_same_flow_is_a_life_of_its_own() {
         bench.told();
         bench.dump(T0 + S, false, &[minisocket(state, cookie, T0 + S)]);
         assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early }));
-        let phases: Vec<Phase> = bench.tracker.lives().map(|life| life.phase).collect();
+        let phases: Vec<Phase> = bench.tracker.sockets().map(|socket| socket.phase).collect();
         assert_eq!(phases, [Phase::of(state).unwrap()]);
     }
 }
@@ -151,7 +151,7 @@ fn what_a_dump_saw_here_it_may_miss_here() {
     bench.tracker.gone(&suspects[0], T0 + 9 * S, &mut bench.heard);
     assert!(bench.told().contains(&TrackerEvent::Corrected { what: Correction::Vanished }));
     assert!(bench.tracker.is_empty());
-    // And one that lives on is still found by its records.
+    // And one that sockets on is still found by its records.
     bench.step(8, &server(), T0 + 10 * S, (Established, CloseWait), 0);
     let at = T0 + 11 * S;
     bench.dump(at, false, &[listener(), seen(CloseWait, SocketKind::Socket, server(), 0x56, at, 0)]);
@@ -215,17 +215,17 @@ fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_looku
     assert_eq!(bench.dump(at, false, &[last, elsewhere]), []);
     assert_eq!(bench.tracker.len(), 2);
     let unknown = TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Unknown };
-    assert_eq!(bench.told().iter().filter(|fact| **fact == unknown).count(), 299);
+    assert_eq!(bench.told().iter().filter(|event| **event == unknown).count(), 299);
 }
 
 #[test]
 fn a_length_measured_on_a_busy_machine_means_whole_seconds() {
     let lengths = [(59_910 * MS, 60 * S), (60_120 * MS, 60 * S), (20 * S, 20 * S), (1_100 * MS, S)];
     for (measured, meant) in lengths {
-        assert_eq!(reconcile::meant_length(measured), meant);
+        assert_eq!(dump::meant_length(measured), meant);
     }
     for unusual in [500 * MS, 100 * MS, 2_400 * MS] {
-        assert_eq!(reconcile::meant_length(unusual), unusual);
+        assert_eq!(dump::meant_length(unusual), unusual);
     }
 }
 
@@ -256,10 +256,10 @@ fn listeners_prove_the_server_where_the_kernel_tells_no_facts() {
     let mut bench = Bench::new(false, false);
     bench.step(1, &server(), T0, (Established, CloseWait), 0);
     // Neither is proven; port 80 lies outside the local port range.
-    assert_eq!(bench.tracker.lives().next().unwrap().pair(), PortKey { side: Side::Unknown, port: 80 });
+    assert_eq!(bench.tracker.sockets().next().unwrap().pair(), PortKey { side: Side::Unknown, port: 80 });
     bench.dump(T0 + S, false, &[listener()]);
     bench.step(1, &server(), T0 + S, (CloseWait, LastAck), 0);
-    assert_eq!(bench.tracker.lives().next().unwrap().pair(), SERVER);
+    assert_eq!(bench.tracker.sockets().next().unwrap().pair(), SERVER);
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
         let dump: Vec<DumpedSocket> =
             rest.iter().map(|&i| seen(CloseWait, SocketKind::Socket, nth(i), 1 + i, at, 0)).collect();
         bench.dump(at, false, &dump);
-        assert!(bench.tracker.lives.capacity() < 1024, "{}", bench.tracker.lives.capacity());
+        assert!(bench.tracker.sockets.capacity() < 1024, "{}", bench.tracker.sockets.capacity());
         for i in rest {
             bench.step(1 + i, &nth(i), T0 + 20 * S, (CloseWait, Close), ACCEPTED);
             let pair = PortKey { side: Side::Server, port: nth(i).local_port };

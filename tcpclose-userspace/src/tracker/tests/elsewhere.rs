@@ -38,7 +38,7 @@ fn round(bench: &mut Bench, found: &[u32], former: &[u32], (sure, lost): (bool, 
     bench.tracker.round(&round, &mut bench.heard);
 }
 
-/// The same addresses in two namespaces, at each backend: two lives, and a dump speaks for those of its namespace alone.
+/// The same addresses in two namespaces, at each backend: two sockets, and a dump speaks for those of its namespace alone.
 #[test]
 fn the_same_flow_in_two_namespaces_is_two_lives() {
     for by_cookie in [true, false] {
@@ -52,14 +52,15 @@ fn the_same_flow_in_two_namespaces_is_two_lives() {
         let there = DumpedSocket { netns: THERE, cookie: 8, ..here };
         assert_eq!(view(&mut bench, &[HERE, THERE], at, &[here, there]), 0);
         assert_eq!(bench.told(), []);
-        let inums: Vec<u32> = bench.tracker.lives().map(|life| bench.tracker.inum_of(life.netns)).collect();
+        let inums: Vec<u32> =
+            bench.tracker.sockets().map(|socket| bench.tracker.inum_of(socket.netns)).collect();
         assert_eq!(inums, [HERE ^ 1, THERE ^ 1]);
         // Neither is missed by a dump of the other's namespace.
         let again = DumpedSocket { seen_ns: T0 + 2 * S, expires_ns: 58 * S, ..here };
         assert_eq!(view(&mut bench, &[HERE], T0 + 2 * S, &[again]), 0);
         assert_eq!(view(&mut bench, &[THERE], T0 + 3 * S, &[]), 1);
         view(&mut bench, &[THERE], T0 + 61 * S, &[]);
-        let left: Vec<u32> = bench.tracker.lives().map(|life| life.netns).collect();
+        let left: Vec<u32> = bench.tracker.sockets().map(|socket| socket.netns).collect();
         assert_eq!(left, [HERE]);
         // Seen once, long before: its end is when its timer was due.
         assert!(bench.told().contains(&TrackerEvent::StateDuration {
@@ -78,8 +79,8 @@ fn a_listener_proves_the_server_in_its_own_namespace_only() {
     for (netns, side) in [(HERE, Side::Client), (THERE, Side::Server)] {
         bench.netns = netns;
         bench.step(netns.into(), &server(), T0, (Established, CloseWait), 0);
-        let life = bench.tracker.lives().find(|life| life.netns == netns).unwrap();
-        assert_eq!(life.side, side);
+        let socket = bench.tracker.sockets().find(|socket| socket.netns == netns).unwrap();
+        assert_eq!(socket.side, side);
     }
 }
 
@@ -183,7 +184,7 @@ fn other_namespaces_minisockets_are_unseen_but_their_steps_count() {
     assert!(bench.tracker.is_empty());
 }
 
-/// What is kept for the next agent may say again until when every step is known.
+/// What is saved for the next agent may say again until when every step is known.
 #[test]
 fn a_loss_is_mended_when_two_whole_rounds_have_compared_every_life() {
     let lossy = || {
@@ -202,7 +203,7 @@ fn a_loss_is_mended_when_two_whole_rounds_have_compared_every_life() {
     bench.tracker.records_lost(T0 + 4 * S);
     assert!(bench.tracker.loss.is_some());
 
-    // One more loss in between, a round that may not have seen all, a life where none looks.
+    // One more loss in between, a round that may not have seen all, a socket where none looks.
     let mut bench = lossy();
     round(&mut bench, &[HERE], &[], (true, true), T0 + 2 * S);
     bench.tracker.records_lost(T0 + 3 * S);

@@ -55,7 +55,7 @@ fn hooks_tell_the_end_of_a_time_wait_whose_socket_connected_again() {
         bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
         assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired }));
         assert_eq!(
-            bench.tracker.find(HERE, 7, &again).map(|life| life.phase),
+            bench.tracker.find(HERE, 7, &again).map(|socket| socket.phase),
             Some(Phase::CloseWait),
             "{older}"
         );
@@ -79,7 +79,7 @@ fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
         bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
         assert!(bench.tracker.is_empty());
         let told = bench.told();
-        assert!(!told.iter().any(|fact| matches!(fact, TrackerEvent::Corrected { .. })), "{told:?}");
+        assert!(!told.iter().any(|event| matches!(event, TrackerEvent::Corrected { .. })), "{told:?}");
         let stay = TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S };
         assert!(told.contains(&stay), "{told:?}");
     }
@@ -90,7 +90,7 @@ fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
 fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
     for by_cookie in [true, false] {
         let mut bench = hooked(by_cookie);
-        bench.tracker.set_told(HookCoverage { since_ns: T0, ..EVERYTHING });
+        bench.tracker.set_hooks(HookCoverage { since_ns: T0, ..EVERYTHING });
         let key = bench.key();
         bench.notice(HookKind::Born, T0 - 1, (FinWait2, FinWait2), key);
         bench.notice(HookKind::Flipped, T0 - 1, (FinWait2, TimeWait), 0);
@@ -117,8 +117,8 @@ fn what_is_told_of_a_minisocket_after_its_end_is_nothing() {
             fin_wait_2_orphan(&mut bench);
             bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
             bench.notice(first, T0 + 61 * S, (TimeWait, Close), 0);
-            let ends = |facts: &[TrackerEvent]| {
-                facts.iter().filter(|fact| matches!(fact, TrackerEvent::TimeWaitEnded { .. })).count()
+            let ends = |events: &[TrackerEvent]| {
+                events.iter().filter(|event| matches!(event, TrackerEvent::TimeWaitEnded { .. })).count()
             };
             assert_eq!(ends(&bench.told()), 1);
             for news in again {
@@ -245,9 +245,9 @@ fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {
             let minisocket = seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 59 * S);
             let suspects = bench.dump(at, false, &[minisocket]);
             suspects.iter().for_each(|suspect| bench.tracker.gone(suspect, at, &mut bench.heard));
-            let facts = bench.told();
-            let closes = facts.iter().filter(|fact| matches!(fact, TrackerEvent::Closed { .. })).count();
-            assert_eq!(closes, 1, "by cookie {by_cookie}, lost {lost:#b}: {facts:?}");
+            let events = bench.told();
+            let closes = events.iter().filter(|event| matches!(event, TrackerEvent::Closed { .. })).count();
+            assert_eq!(closes, 1, "by cookie {by_cookie}, lost {lost:#b}: {events:?}");
             assert_eq!(bench.tracker.len(), 1, "by cookie {by_cookie}, lost {lost:#b}");
             bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
             assert!(bench.tracker.is_empty(), "by cookie {by_cookie}, lost {lost:#b}");

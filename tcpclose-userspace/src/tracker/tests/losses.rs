@@ -39,7 +39,7 @@ fn a_reconcile_mends_what_lost_records_left() {
             closed(SERVER, Role::Passive, Outcome::Unknown),
         ]
     );
-    let mut phases: Vec<Phase> = bench.tracker.lives().map(|life| life.phase).collect();
+    let mut phases: Vec<Phase> = bench.tracker.sockets().map(|socket| socket.phase).collect();
     phases.sort();
     assert_eq!(phases, [Phase::CloseWait, Phase::LastAck]);
 }
@@ -70,9 +70,9 @@ fn a_close_of_which_a_record_was_lost_counts_once() {
         let minisocket = seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 2 * S, 58 * S);
         let other = seen(CloseWait, SocketKind::Socket, next, 8, T0 + 2 * S, 0);
         bench.dump(T0 + 2 * S, false, &[minisocket, other]);
-        let facts = bench.told();
-        let closes = facts.iter().filter(|fact| matches!(fact, TrackerEvent::Closed { .. })).count();
-        assert_eq!(closes, 1, "without record {lost}: {facts:?}");
+        let events = bench.told();
+        let closes = events.iter().filter(|event| matches!(event, TrackerEvent::Closed { .. })).count();
+        assert_eq!(closes, 1, "without record {lost}: {events:?}");
         assert_eq!(bench.tracker.len(), 2, "without record {lost}");
     }
 }
@@ -98,7 +98,7 @@ fn a_close_of_which_the_first_record_was_lost_counts_before_any_dump_sees_it() {
         let minisocket = seen(TimeWait, SocketKind::Minisocket, server(), 1, T0 + S, 59 * S);
         bench.dump(T0 + S, false, &[minisocket]);
         assert_eq!((bench.told(), bench.tracker.len()), (vec![], 1));
-        assert_eq!(bench.tracker.lives().next().unwrap().flow, server());
+        assert_eq!(bench.tracker.sockets().next().unwrap().flow, server());
         // The next connection of the flow.
         bench.step(2, &server(), T0 + 2 * S, (Established, FinWait1), ACCEPTED | OWNED);
         bench.dump(T0 + 3 * S, false, &[seen(FinWait1, SocketKind::Socket, server(), 2, T0 + 3 * S, 0)]);
@@ -120,10 +120,10 @@ fn a_connection_that_closes_before_the_last_step_of_the_one_before_it_takes_noth
             bench.step(key, &server(), at, (FinWait2, Close), ACCEPTED | DEAD | DONE | FIN_ACKED);
         }
         bench.dump(T0 + S, false, &[seen(TimeWait, SocketKind::Minisocket, server(), 2, T0 + S, 59 * S)]);
-        let facts = bench.told();
-        let closes = facts.iter().filter(|fact| matches!(fact, TrackerEvent::Closed { .. })).count();
+        let events = bench.told();
+        let closes = events.iter().filter(|event| matches!(event, TrackerEvent::Closed { .. })).count();
         // Without BTF the first one's →CLOSE may as well have been a RST's, and nothing of it is left to see.
-        assert_eq!(closes, 2, "{facts:?}");
+        assert_eq!(closes, 2, "{events:?}");
     }
 }
 
@@ -151,15 +151,15 @@ fn a_socket_address_that_is_used_again_never_joins_two_lives() {
     assert_eq!(bench.tracker.len(), 1);
 }
 
-/// Any order of records and dumps, legal or not: no panic, no negative duration, every opened life is told of when it
+/// Any order of records and dumps, legal or not: no panic, no negative duration, every opened socket is told of when it
 /// ends, and a whole dump of nothing leaves nothing.
 #[test]
 fn no_order_of_events_breaks_it() {
     struct Check;
     impl EventSink for Check {
-        fn fact(&mut self, _: u64, fact: TrackerEvent) {
-            if let TrackerEvent::StateDuration { ns, .. } = fact {
-                assert!(ns < 1 << 62, "{fact:?}");
+        fn event(&mut self, _: u64, event: TrackerEvent) {
+            if let TrackerEvent::StateDuration { ns, .. } = event {
+                assert!(ns < 1 << 62, "{event:?}");
             }
         }
     }
@@ -174,7 +174,7 @@ fn no_order_of_events_breaks_it() {
         random % n
     };
     let with_hooks = Bench::backends().map(|mut bench| {
-        bench.tracker.set_told(EVERYTHING);
+        bench.tracker.set_hooks(EVERYTHING);
         bench
     });
     for mut bench in Bench::backends().into_iter().chain(with_hooks) {
@@ -188,8 +188,8 @@ fn no_order_of_events_breaks_it() {
                 bench.tracker.dump_started();
                 let seen: Vec<DumpedSocket> = (0..next(4))
                     .map(|_| {
-                        let body = if next(2) == 0 { SocketKind::Minisocket } else { SocketKind::Socket };
-                        seen(pick(next(10)), body, flow, key, now, next(2) * next(70) * S)
+                        let kind = if next(2) == 0 { SocketKind::Minisocket } else { SocketKind::Socket };
+                        seen(pick(next(10)), kind, flow, key, now, next(2) * next(70) * S)
                     })
                     .collect();
                 let view = View {
@@ -239,7 +239,7 @@ fn no_order_of_events_breaks_it() {
             }
         }
         // Without BTF a full socket's namespace is unknown, and no dump may speak for it.
-        let left: Vec<_> = bench.tracker.lives().filter(|life| life.netns == HERE).collect();
+        let left: Vec<_> = bench.tracker.sockets().filter(|socket| socket.netns == HERE).collect();
         assert!(left.is_empty(), "{left:?}");
     }
 }

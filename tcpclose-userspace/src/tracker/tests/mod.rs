@@ -15,10 +15,12 @@ use tcpclose_common::event::{
 };
 use tcpclose_common::state::TcpState::{self, *};
 
-use crate::names::{Age, Flow, Outcome, Phase, Role, Side, words_of};
-use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
-use crate::tracker::hook_records::HookCoverage;
-use crate::tracker::reconcile::{DumpChunk, DumpScope, DumpedSocket};
+use crate::names::{
+    Age, Correction, Flow, HookCoverage, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason,
+    words_of,
+};
+use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
+use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::{Closer, SocketKind};
 use crate::tracker::transition::Transition;
 use crate::tracker::vanished::{DumpCoverage, Suspect};
@@ -62,20 +64,20 @@ impl Tracker {
 
 /// Hears everything.
 struct Heard {
-    facts: Vec<TrackerEvent>,
+    events: Vec<TrackerEvent>,
     steps: Vec<Transition>,
     is_watched: bool,
 }
 
 impl Heard {
     const fn new() -> Self {
-        Self { facts: Vec::new(), steps: Vec::new(), is_watched: true }
+        Self { events: Vec::new(), steps: Vec::new(), is_watched: true }
     }
 }
 
 impl EventSink for Heard {
-    fn fact(&mut self, _at_ns: u64, fact: TrackerEvent) {
-        self.facts.push(fact);
+    fn event(&mut self, _at_ns: u64, event: TrackerEvent) {
+        self.events.push(event);
     }
 
     fn is_watched(&self) -> bool {
@@ -102,7 +104,7 @@ struct Bench {
 impl Bench {
     fn new(by_cookie: bool, btf: bool) -> Self {
         let mut tracker = Tracker::new(
-            HostParameters { netns: HERE, everywhere: false, told: btf, ephemeral: 32768..=60999 },
+            HostParameters { netns: HERE, everywhere: false, netns_known: btf, ephemeral: 32768..=60999 },
             by_cookie,
         );
         tracker.set_time_wait_ns(TIME_WAIT);
@@ -203,7 +205,7 @@ impl Bench {
     }
 
     fn told(&mut self) -> Vec<TrackerEvent> {
-        std::mem::take(&mut self.heard.facts)
+        std::mem::take(&mut self.heard.events)
     }
 
     /// What was told to whoever watches.
@@ -234,7 +236,7 @@ fn server() -> Flow {
 
 fn seen(
     state: TcpState,
-    body: SocketKind,
+    kind: SocketKind,
     flow: Flow,
     cookie: u64,
     at: u64,
@@ -242,7 +244,7 @@ fn seen(
 ) -> DumpedSocket {
     DumpedSocket {
         state,
-        body,
+        kind,
         flow,
         cookie,
         netns: HERE,
@@ -266,11 +268,11 @@ const fn closed(pair: PortKey, role: Role, outcome: Outcome) -> TrackerEvent {
     TrackerEvent::Closed { pair, role, outcome }
 }
 
-const EVERYTHING: HookCoverage = HookCoverage { births: true, lives: true, resets: true, since_ns: 0 };
+const EVERYTHING: HookCoverage = HookCoverage { births: true, ends: true, resets: true, since_ns: 0 };
 
 fn hooked(by_cookie: bool) -> Bench {
     let mut bench = Bench::new(by_cookie, true);
-    bench.tracker.set_told(EVERYTHING);
+    bench.tracker.set_hooks(EVERYTHING);
     bench
 }
 

@@ -58,7 +58,7 @@ fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
                 closed(client_side, Role::Active, Outcome::Graceful),
             ]
         );
-        assert_eq!(bench.tracker.lives().next().unwrap().since.age(at), Age::exact(at - entry));
+        assert_eq!(bench.tracker.sockets().next().unwrap().since.age(at), Age::exact(at - entry));
         // Last seen a second before it is gone; the timer was due.
         let at = T0 + 64 * S;
         bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), cookie, at, S / 2)]);
@@ -94,15 +94,15 @@ fn time_wait_is_entered_at_the_event_when_the_fin_came_with_the_ack() {
             closed(CLIENT, Role::Active, Outcome::Graceful),
         ]
     );
-    let life = bench.tracker.lives().next().unwrap();
-    assert_eq!((life.phase, life.body), (Phase::TimeWait, SocketKind::Minisocket));
+    let socket = bench.tracker.sockets().next().unwrap();
+    assert_eq!((socket.phase, socket.kind), (Phase::TimeWait, SocketKind::Minisocket));
 }
 
 #[test]
 fn a_simultaneous_close_ends_in_time_wait_once() {
     for mut bench in Bench::backends() {
-        let facts = bench.has_facts();
-        let pair = if facts { CLIENT } else { PortKey { side: Side::Unknown, port: 80 } };
+        let events = bench.has_facts();
+        let pair = if events { CLIENT } else { PortKey { side: Side::Unknown, port: 80 } };
         let cookie = if bench.by_cookie { 7 } else { 0x55 };
         bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
         bench.step(7, &client(), T0 + MS, (FinWait1, Closing), DONE | DEAD);

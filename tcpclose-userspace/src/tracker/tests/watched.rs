@@ -1,7 +1,7 @@
 //! What is told of each step while somebody watches.
 
+use crate::names::TransitionSource;
 use crate::tracker::tests::*;
-use crate::tracker::transition::TransitionSource;
 
 /// From, to and time spent of what was told.
 fn steps(bench: &mut Bench) -> Vec<(TcpState, TcpState, Age)> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tcpclose::linux::{host, sock_diag};
 use tcpclose::names::{Flow, Phase};
 use tcpclose::report::sockets::{SocketsDocument, StuckSocket};
-use tcpclose::tracker::persist::SavedState;
+use tcpclose::tracker::saved::SavedState;
 use tcpclose::tracker::state_format;
 use tcpclose_common::state::TcpState;
 
@@ -179,7 +179,7 @@ pub fn until_kept(folder: &Path, connections: &[&Connection]) {
     let start = Instant::now();
     loop {
         let kept: Vec<Flow> = on_file(folder).map_or_else(Vec::new, |former| {
-            former.lives().filter(|kept| kept.phase == Phase::CloseWait).map(|kept| kept.flow).collect()
+            former.sockets().filter(|kept| kept.phase == Phase::CloseWait).map(|kept| kept.flow).collect()
         });
         let missing = connections.iter().filter(|connection| !kept.contains(&connection.flow())).count();
         if missing == 0 {

@@ -188,14 +188,14 @@ fn ledger(families: &mut Vec<MetricFamily>, ledger: &Metrics, time_wait_overflow
         "tcpclose_unseen_phases_total",
         "Phases that make no duration sample, since their entry or their end was not seen.",
     );
-    for (phase, why, n) in ledger.unseen() {
+    for (phase, why, n) in ledger.unmeasured() {
         unseen.add(&[("state", phase.name()), ("why", why.name())], n as f64);
     }
     let mut mended = Family::counter(
         "tcpclose_reconcile_corrections_total",
         "What dumps of the kernel's sockets had to mend in what is tracked.",
     );
-    for (what, n) in ledger.mended() {
+    for (what, n) in ledger.corrections() {
         mended.add(&[("kind", what.name())], n as f64);
     }
     let mut overflows = Family::counter(

@@ -200,7 +200,7 @@ impl TrackedFacts {
             for socket in &dump.sockets {
                 let Some(life) = engine.life_of(netns.id, socket.cookie, &socket.flow) else { continue };
                 let body = if socket.minisocket { SocketKind::Minisocket } else { SocketKind::Socket };
-                if (life.phase, life.body) == (phase, body) {
+                if (life.phase, life.kind) == (phase, body) {
                     let proven = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
                     let age = tighter(life.since.age(now_ns), proven);
                     let (side, port, closer) = (life.side, life.port, closer(life, now_ns));
@@ -210,7 +210,7 @@ impl TrackedFacts {
         }
         let dumped: HashSet<u32> = survey.looked.iter().map(|looked| looked.netns.id).collect();
         let (mut elsewhere, mut unseen) = (Vec::new(), BTreeMap::new());
-        for life in engine.tracker.lives().filter(|life| life.netns != 0 && !dumped.contains(&life.netns)) {
+        for life in engine.tracker.sockets().filter(|life| life.netns != 0 && !dumped.contains(&life.netns)) {
             if life.phase == phase {
                 elsewhere.push(self::elsewhere(
                     life,

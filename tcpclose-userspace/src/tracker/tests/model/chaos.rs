@@ -1,4 +1,4 @@
-//! What no kernel does: records, hooks' notices, dumps, searches and a former agent's lives in any order, with any clock.
+//! What no kernel does: records, hooks' notices, dumps, searches and a former agent's sockets in any order, with any clock.
 //! Nothing panics, nothing stays, no duration is longer than what the clock went through, and every account adds up.
 
 use proptest::prelude::*;
@@ -7,7 +7,7 @@ use crate::metrics::Metrics;
 use crate::metrics::gauges::StuckAfter;
 use crate::metrics::port_labels::PortLabels;
 use crate::tracker::netns_gone::NetnsSearchResult;
-use crate::tracker::persist::SavedSocket;
+use crate::tracker::saved::SavedSocket;
 use crate::tracker::socket::EnteredAt;
 use crate::tracker::state_format;
 use crate::tracker::state_format::{Batch, StateLog};
@@ -101,7 +101,7 @@ fn chaos() -> impl Strategy<Value = Vec<Chaos>> {
     prop::collection::vec(one, 1..120)
 }
 
-/// What the agent does with facts, and their sums by itself.
+/// What the agent does with events, and their sums by itself.
 struct Books {
     ledger: Metrics,
     closes: u64,
@@ -111,16 +111,16 @@ struct Books {
 }
 
 impl EventSink for Books {
-    fn fact(&mut self, at_ns: u64, fact: TrackerEvent) {
-        match fact {
+    fn event(&mut self, at_ns: u64, event: TrackerEvent) {
+        match event {
             TrackerEvent::Closed { .. } => self.closes += 1,
             TrackerEvent::StateDuration { ns, .. } => {
                 self.dwelt += 1;
-                assert!(ns <= self.longest, "{fact:?}, of {} at the most", self.longest);
+                assert!(ns <= self.longest, "{event:?}, of {} at the most", self.longest);
             }
             _ => {}
         }
-        self.ledger.fact(at_ns, fact);
+        self.ledger.event(at_ns, event);
     }
 
     fn is_watched(&self) -> bool {
@@ -142,12 +142,12 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(backend: Backend, kept: &[(u8, u8, u8, bool)]) -> Self {
-        let mut bench = Bench::new(backend.by_cookie, backend.facts);
+    fn new(backend: Backend, saved: &[(u8, u8, u8, bool)]) -> Self {
+        let mut bench = Bench::new(backend.by_cookie, backend.events);
         if backend.hooks {
-            bench.tracker.set_told(EVERYTHING);
+            bench.tracker.set_hooks(EVERYTHING);
         }
-        let kept: Vec<SavedSocket> = kept
+        let saved: Vec<SavedSocket> = saved
             .iter()
             .filter_map(|&(key, flow, n, mini)| {
                 Some(SavedSocket {
@@ -158,15 +158,15 @@ impl Stage {
                     side: Side::Server,
                     role: Role::Passive,
                     phase: Phase::of(state(n))?,
-                    body: if mini { SocketKind::Minisocket } else { SocketKind::Socket },
+                    kind: if mini { SocketKind::Minisocket } else { SocketKind::Socket },
                     counted: mini,
                     since: EnteredAt { earliest_ns: T0 - S, latest_ns: T0 - S / 2 },
                 })
             })
             .collect();
-        let file = state_format::write(BOOT, &kept, T0 - S / 4);
+        let file = state_format::write(BOOT, &saved, T0 - S / 4);
         let former = state_format::read(&file, BOOT, T0).unwrap();
-        assert!(former.len() <= kept.len());
+        assert!(former.len() <= saved.len());
         bench.tracker.set_former(former);
         bench.tracker.note_changes();
         let books = Books {
@@ -215,12 +215,12 @@ impl Stage {
                 let seen: Vec<DumpedSocket> = seen
                     .iter()
                     .map(|&(key, flow, n, mini, expires)| {
-                        let (body, expires) =
+                        let (kind, expires) =
                             if mini { (SocketKind::Minisocket, expires) } else { (SocketKind::Socket, 0) };
                         DumpedSocket {
                             netns: if there { THERE } else { HERE },
                             age: Age { min_ns: expires / 3, max_ns: mini.then_some(expires) },
-                            ..self::seen(state(n), body, ends(flow), u64::from(key) + 1, now, expires)
+                            ..self::seen(state(n), kind, ends(flow), u64::from(key) + 1, now, expires)
                         }
                     })
                     .collect();
@@ -270,32 +270,33 @@ impl Stage {
             Batch::Append(bytes) => self.file.extend(bytes),
             Batch::Whole(bytes) => self.file = bytes,
         }
-        let kept = state_format::read(&self.file, BOOT, u64::MAX).unwrap();
-        let mut on_file: Vec<SavedSocket> = kept.lives().copied().collect();
-        let mut lives: Vec<SavedSocket> = self.bench.tracker.lives().filter_map(SavedSocket::of).collect();
+        let saved = state_format::read(&self.file, BOOT, u64::MAX).unwrap();
+        let mut on_file: Vec<SavedSocket> = saved.sockets().copied().collect();
+        let mut sockets: Vec<SavedSocket> =
+            self.bench.tracker.sockets().filter_map(SavedSocket::of).collect();
         // Of two with one cookie, or without one and of one flow, the reader takes one.
-        let key = |kept: &SavedSocket| {
-            let flow = if kept.cookie == 0 { Some((kept.netns, kept.flow)) } else { None };
-            (kept.cookie, kept.body == SocketKind::Minisocket && kept.cookie != 0, flow)
+        let key = |saved: &SavedSocket| {
+            let flow = if saved.cookie == 0 { Some((saved.netns, saved.flow)) } else { None };
+            (saved.cookie, saved.kind == SocketKind::Minisocket && saved.cookie != 0, flow)
         };
         on_file.sort_by_key(key);
-        lives.sort_by_key(key);
-        lives.dedup_by_key(|kept| key(kept));
-        assert_eq!(on_file.iter().map(key).collect::<Vec<_>>(), lives.iter().map(key).collect::<Vec<_>>());
+        sockets.sort_by_key(key);
+        sockets.dedup_by_key(|saved| key(saved));
+        assert_eq!(on_file.iter().map(key).collect::<Vec<_>>(), sockets.iter().map(key).collect::<Vec<_>>());
     }
 
     /// What `/metrics` would say.
     fn adds_up(&mut self) {
         let Self { bench: Bench { tracker, .. }, books, now, .. } = self;
         let ledger = &mut books.ledger;
-        let census = ledger.census(tracker.lives(), &StuckAfter::default(), &|netns| netns == HERE, *now);
+        let gauges = ledger.gauges(tracker.sockets(), &StuckAfter::default(), &|netns| netns == HERE, *now);
         for phase in Phase::ALL {
-            let standing = census.standing.iter().filter(|((_, of), _)| *of == phase);
+            let standing = gauges.standing.iter().filter(|((_, of), _)| *of == phase);
             let gauge: u64 = standing.map(|(_, standing)| standing.sockets).sum();
-            assert_eq!(gauge as usize, tracker.lives().filter(|life| life.phase == phase).count());
+            assert_eq!(gauge as usize, tracker.sockets().filter(|socket| socket.phase == phase).count());
         }
-        let close_waits = tracker.lives().filter(|life| life.phase == Phase::CloseWait).count() as u64;
-        let stuck: u64 = census.stuck.values().flatten().chain(census.unproven.values()).sum();
+        let close_waits = tracker.sockets().filter(|socket| socket.phase == Phase::CloseWait).count() as u64;
+        let stuck: u64 = gauges.stuck.values().flatten().chain(gauges.unproven.values()).sum();
         assert!(stuck <= close_waits);
         assert_eq!(ledger.closes().map(|(.., n)| n).sum::<u64>(), books.closes);
         let mut samples = 0;
@@ -318,8 +319,8 @@ fn ends(nth: u8) -> Flow {
     flow(&format!("10.0.0.1:{}", 40_000 + u16::from(nth)), "10.0.0.2:80")
 }
 
-fn endure(backend: Backend, kept: &[(u8, u8, u8, bool)], chaos: &[Chaos]) {
-    let mut stage = Stage::new(backend, kept);
+fn endure(backend: Backend, saved: &[(u8, u8, u8, bool)], chaos: &[Chaos]) {
+    let mut stage = Stage::new(backend, saved);
     for what in chaos {
         stage.go(what);
         // A dump brings five at the most, everything else one.
@@ -348,16 +349,16 @@ fn endure(backend: Backend, kept: &[(u8, u8, u8, bool)], chaos: &[Chaos]) {
     stage.adds_up();
     let tracker = &stage.bench.tracker;
     // Without BTF a full socket's namespace is unknown, and no dump may speak for it.
-    let left: Vec<_> = tracker.lives().filter(|life| life.netns != 0).collect();
+    let left: Vec<_> = tracker.sockets().filter(|socket| socket.netns != 0).collect();
     assert!(left.is_empty(), "{left:?}");
     if tracker.is_empty() {
-        assert!(tracker.by_key.is_empty() && tracker.by_flow.is_empty() && tracker.by_birth.is_empty());
+        assert!(tracker.by_key.is_empty() && tracker.by_flow.is_empty() && tracker.by_minisocket.is_empty());
         assert!(tracker.interfaces.is_empty());
     }
-    assert!(tracker.settling.is_empty() && tracker.ended_meanwhile.is_none());
+    assert!(tracker.pending_resets.is_empty() && tracker.ended_during_dump.is_none());
 }
 
-/// A notice without a life, and the life of the minisocket that it speaks of.
+/// A notice without a socket, and the socket of the minisocket that it speaks of.
 #[test]
 fn what_once_was_not_saved() {
     let notice = Chaos::Notice { key: 1, flow: 0, states: (1, 0), news: 2, sk: false, there: false };
@@ -374,11 +375,11 @@ proptest! {
 
     #[test]
     fn no_order_of_anything_breaks_it(
-        kept in prop::collection::vec((0u8..6, 0u8..4, 0u8..10, any::<bool>()), 0..4),
+        saved in prop::collection::vec((0u8..6, 0u8..4, 0u8..10, any::<bool>()), 0..4),
         chaos in chaos(),
     ) {
         for backend in BACKENDS {
-            endure(backend, &kept, &chaos);
+            endure(backend, &saved, &chaos);
         }
     }
 }

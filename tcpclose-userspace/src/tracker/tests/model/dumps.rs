@@ -25,7 +25,7 @@ impl Host {
         let dead = if new == Close && sock.dead { DEAD } else { 0 };
         let flags = flags | dead | if sock.accepted { ACCEPTED } else { 0 };
         let head = self.bench.head(key, &sock.flow, self.now, (sock.state, new), flags);
-        let err = if self.backend.facts { err } else { 0 };
+        let err = if self.backend.events { err } else { 0 };
         let record = self.bench.record_of(RecordHeader { err, ..head }, &sock.flow);
         self.send(record);
     }
@@ -74,7 +74,7 @@ impl Host {
                 continue;
             }
             let expires = if sock.is_minisocket() { sock.due - self.now } else { 0 };
-            let seen = seen(sock.state, sock.body, sock.flow, sock.cookie, self.now, expires);
+            let seen = seen(sock.state, sock.kind, sock.flow, sock.cookie, self.now, expires);
             let age = self.now - sock.entered;
             let age = match sock.state {
                 CloseWait => Age { min_ns: age / 2, max_ns: Some(2 * age + 1) },

@@ -20,7 +20,7 @@ pub struct Sock {
     pub flow: Flow,
     pub accepted: bool,
     pub state: TcpState,
-    pub body: SocketKind,
+    pub kind: SocketKind,
     /// When it came into this state.
     pub entered: u64,
     /// The program has closed it.
@@ -36,7 +36,7 @@ impl Sock {
     }
 
     pub const fn is_minisocket(&self) -> bool {
-        matches!(self.body, SocketKind::Minisocket)
+        matches!(self.kind, SocketKind::Minisocket)
     }
 }
 
@@ -80,9 +80,9 @@ pub struct Host {
 
 impl Host {
     pub fn new(backend: Backend) -> Self {
-        let mut bench = Bench::new(backend.by_cookie, backend.facts);
+        let mut bench = Bench::new(backend.by_cookie, backend.events);
         if backend.hooks {
-            bench.tracker.set_told(EVERYTHING);
+            bench.tracker.set_hooks(EVERYTHING);
         }
         bench.dump(T0 - S, true, &[]);
         Self {
@@ -170,7 +170,7 @@ impl Host {
             flow,
             accepted,
             state: Established,
-            body: SocketKind::Socket,
+            kind: SocketKind::Socket,
             entered: self.now,
             dead: false,
             role: Role::None,
@@ -180,8 +180,8 @@ impl Host {
 
     /// close(), or shutdown() of this side's direction.
     fn close(&mut self, at: usize, whole: bool) {
-        let Sock { state, dead, body, .. } = self.socks[at];
-        if body == SocketKind::Minisocket || dead {
+        let Sock { state, dead, kind, .. } = self.socks[at];
+        if kind == SocketKind::Minisocket || dead {
             return;
         }
         match state {
@@ -198,8 +198,8 @@ impl Host {
 
     /// The peer's FIN.
     fn fin(&mut self, at: usize) {
-        let Sock { state, body, .. } = self.socks[at];
-        match (body, state) {
+        let Sock { state, kind, .. } = self.socks[at];
+        match (kind, state) {
             (SocketKind::Socket, Established) => self.step(at, CloseWait, 0),
             (SocketKind::Socket, FinWait1) => self.step(at, Closing, 0),
             (SocketKind::Socket, FinWait2) => self.hand_over(at, TimeWait, DONE | FIN_ACKED),
@@ -215,8 +215,8 @@ impl Host {
 
     /// The peer's ACK of this side's FIN.
     fn ack(&mut self, at: usize) {
-        let Sock { state, body, dead, .. } = self.socks[at];
-        match (body, state) {
+        let Sock { state, kind, dead, .. } = self.socks[at];
+        match (kind, state) {
             (SocketKind::Socket, FinWait1) => {
                 self.step(at, FinWait2, 0);
                 if dead {
@@ -231,8 +231,8 @@ impl Host {
 
     /// The peer's RST; or data after close, which the kernel answers with one.
     fn reset(&mut self, at: usize, data: bool) {
-        let Sock { state, body, dead, .. } = self.socks[at];
-        match (body, state) {
+        let Sock { state, kind, dead, .. } = self.socks[at];
+        match (kind, state) {
             (SocketKind::Minisocket, TimeWait) if data => {}
             (SocketKind::Minisocket, _) => {
                 self.end_minisocket(at, if data { HookKind::DataAfterClose } else { HookKind::Reset });
@@ -258,22 +258,22 @@ impl Host {
 
     /// close() with linger 0, or connect(AF_UNSPEC).
     fn abort(&mut self, at: usize) {
-        let Sock { state, body, dead, .. } = self.socks[at];
-        if body == SocketKind::Socket && !dead {
+        let Sock { state, kind, dead, .. } = self.socks[at];
+        if kind == SocketKind::Socket && !dead {
             let done = if state == CloseWait { DONE } else { 0 };
             self.end(at, OWNED | done, 0, Outcome::Aborted);
         }
     }
 
     fn time_out(&mut self, at: usize) {
-        let Sock { state, body, .. } = self.socks[at];
-        if body == SocketKind::Socket && state != FinWait2 {
+        let Sock { state, kind, .. } = self.socks[at];
+        if kind == SocketKind::Socket && state != FinWait2 {
             self.end(at, 0, 110, Outcome::Timeout);
         }
     }
 
     fn destroy(&mut self, at: usize) {
-        match self.socks[at].body {
+        match self.socks[at].kind {
             SocketKind::Socket => self.end(at, OWNED, 103, Outcome::Destroyed),
             SocketKind::Minisocket => self.end_minisocket(at, HookKind::Destroyed),
         }
@@ -321,7 +321,7 @@ impl Host {
 
     fn free(&mut self, at: usize) -> Sock {
         let sock = self.socks.swap_remove(at);
-        if sock.body == SocketKind::Socket {
+        if sock.kind == SocketKind::Socket {
             self.free.push(sock.sk);
         }
         sock
@@ -347,7 +347,7 @@ impl Host {
             self.over(at, Outcome::Graceful, false);
         }
         let length = if state == TimeWait { TIME_WAIT } else { FIN_TIMEOUT };
-        (self.socks[at].body, self.socks[at].sk) = (SocketKind::Minisocket, 0);
+        (self.socks[at].kind, self.socks[at].sk) = (SocketKind::Minisocket, 0);
         self.set_timer(at, length);
     }
 

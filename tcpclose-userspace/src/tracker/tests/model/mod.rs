@@ -15,16 +15,16 @@ use crate::tracker::tests::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
     by_cookie: bool,
-    facts: bool,
+    events: bool,
     hooks: bool,
 }
 
 const BACKENDS: [Backend; 5] = [
-    Backend { by_cookie: true, facts: true, hooks: true },
-    Backend { by_cookie: true, facts: true, hooks: false },
-    Backend { by_cookie: false, facts: true, hooks: true },
-    Backend { by_cookie: false, facts: true, hooks: false },
-    Backend { by_cookie: false, facts: false, hooks: false },
+    Backend { by_cookie: true, events: true, hooks: true },
+    Backend { by_cookie: true, events: true, hooks: false },
+    Backend { by_cookie: false, events: true, hooks: true },
+    Backend { by_cookie: false, events: true, hooks: false },
+    Backend { by_cookie: false, events: false, hooks: false },
 ];
 
 /// What happens next. A number picks the socket; what it cannot do at the moment does nothing.
@@ -80,13 +80,14 @@ fn moves(losses: bool) -> impl Strategy<Value = Vec<Move>> {
     prop::collection::vec(one, 1..80)
 }
 
-/// Those of the tracker's lives that are in the kernel, or should be: by what they are known.
+/// Those of the tracker's sockets that are in the kernel, or should be: by what they are known.
 fn tracked(host: &Host) -> Vec<(Flow, Phase, bool, EnteredAt)> {
-    let lives = host.bench.tracker.lives();
-    let mut lives: Vec<_> =
-        lives.map(|life| (life.flow, life.phase, life.body == SocketKind::Minisocket, life.since)).collect();
-    lives.sort_by_key(|&(flow, phase, ..)| (flow, phase));
-    lives
+    let sockets = host.bench.tracker.sockets();
+    let mut sockets: Vec<_> = sockets
+        .map(|socket| (socket.flow, socket.phase, socket.kind == SocketKind::Minisocket, socket.since))
+        .collect();
+    sockets.sort_by_key(|&(flow, phase, ..)| (flow, phase));
+    sockets
 }
 
 /// The sockets of the close phase.
@@ -106,7 +107,11 @@ fn same_lives(host: &Host, exact: impl Fn(&Sock) -> bool) {
     let of_kernel: Vec<_> =
         there.iter().map(|&(sock, phase)| (sock.flow, phase, sock.is_minisocket())).collect();
     let Host { backend, bench, .. } = host;
-    assert_eq!(of_tracker, of_kernel, "the tracker's, and the kernel's: {backend:?} {:?}", bench.heard.facts);
+    assert_eq!(
+        of_tracker, of_kernel,
+        "the tracker's, and the kernel's: {backend:?} {:?}",
+        bench.heard.events
+    );
     for ((.., since), (sock, _)) in tracked.into_iter().zip(there) {
         let holds = since.earliest_ns <= sock.entered && (mistakable || sock.entered <= since.latest_ns);
         assert!(holds, "{since:?} of {sock:?}");
@@ -116,16 +121,16 @@ fn same_lives(host: &Host, exact: impl Fn(&Sock) -> bool) {
     }
 }
 
-fn dwelt(facts: &[TrackerEvent]) -> Vec<(Phase, PortKey, u64)> {
-    let dwelt = facts.iter().filter_map(|fact| match *fact {
+fn dwelt(events: &[TrackerEvent]) -> Vec<(Phase, PortKey, u64)> {
+    let dwelt = events.iter().filter_map(|event| match *event {
         TrackerEvent::StateDuration { phase, pair, ns } => Some((phase, pair, ns)),
         _ => None,
     });
     sorted(dwelt)
 }
 
-fn closes(facts: &[TrackerEvent]) -> Vec<(PortKey, Role, Outcome)> {
-    sorted(facts.iter().filter_map(|fact| match *fact {
+fn closes(events: &[TrackerEvent]) -> Vec<(PortKey, Role, Outcome)> {
+    sorted(events.iter().filter_map(|event| match *event {
         TrackerEvent::Closed { pair, role, outcome } => Some((pair, role, outcome)),
         _ => None,
     }))
@@ -149,7 +154,7 @@ fn without<T: Ord + std::fmt::Debug>(mut whole: Vec<T>, part: impl IntoIterator<
 /// Connections of which the tracker has not told yet that they are closed.
 fn open(host: &Host) -> usize {
     let tracker = &host.bench.tracker;
-    tracker.lives().filter(|life| !life.counted).count() + tracker.settling.len()
+    tracker.sockets().filter(|socket| !socket.counted).count() + tracker.pending_resets.len()
 }
 
 /// Nothing was lost: what is told is what was true.
@@ -158,51 +163,51 @@ fn exact(backend: Backend, moves: &[Move]) {
     for &what in moves {
         host.go(what);
         if matches!(what, Move::Reconcile) {
-            same_lives(&host, |sock| backend.facts && (backend.hooks || !sock.is_minisocket()));
+            same_lives(&host, |sock| backend.events && (backend.hooks || !sock.is_minisocket()));
         }
     }
     // What is left ends by itself.
     host.reconcile();
-    let facts = host.bench.heard.facts.clone();
-    assert_eq!(closes(&facts).len() + open(&host), host.truth.opened, "closed and alive, and opened");
-    assert_eq!(facts.iter().find(|fact| matches!(fact, TrackerEvent::Corrected { .. })), None);
+    let events = host.bench.heard.events.clone();
+    assert_eq!(closes(&events).len() + open(&host), host.truth.opened, "closed and alive, and opened");
+    assert_eq!(events.iter().find(|event| matches!(event, TrackerEvent::Corrected { .. })), None);
 
     let stays = |minisockets: bool| {
         let stays = host.truth.stays.iter();
         stays.filter(move |stay| !stay.3 || minisockets).map(|&(phase, pair, ns, _)| (phase, pair, ns))
     };
-    let told = sorted(closes(&facts));
+    let told = sorted(closes(&events));
     let true_closes = |all: bool| {
         let closes = host.truth.closes.iter();
         closes.filter(move |close| all || !close.3).map(|&(pair, role, outcome, _)| (pair, role, outcome))
     };
     if backend.hooks {
-        assert_eq!(dwelt(&facts), sorted(stays(true)));
+        assert_eq!(dwelt(&events), sorted(stays(true)));
         assert_eq!(told, sorted(true_closes(true)));
-        let ended = facts.iter().filter_map(|fact| match fact {
+        let ended = events.iter().filter_map(|event| match event {
             TrackerEvent::TimeWaitEnded { how } => Some(*how),
             _ => None,
         });
         assert_eq!(sorted(ended), sorted(host.truth.ended.iter().copied()));
-        let overflows = facts.iter().filter(|fact| **fact == TrackerEvent::TimeWaitOverflow).count();
+        let overflows = events.iter().filter(|event| **event == TrackerEvent::TimeWaitOverflow).count();
         assert_eq!(overflows, host.truth.overflows);
-        assert!(!facts.iter().any(|fact| matches!(fact, TrackerEvent::Unmeasured { .. })), "{facts:?}");
+        assert!(!events.iter().any(|event| matches!(event, TrackerEvent::Unmeasured { .. })), "{events:?}");
         return;
     }
-    if backend.facts {
+    if backend.events {
         // FIN-WAIT-2 goes on in the minisocket: its whole length is told at its end, if that is.
         let of_sockets = |phase| !matches!(phase, Phase::FinWait2 | Phase::TimeWait);
-        let told_stays = dwelt(&facts).into_iter().filter(|stay| of_sockets(stay.0));
+        let told_stays = dwelt(&events).into_iter().filter(|stay| of_sockets(stay.0));
         assert_eq!(sorted(told_stays), sorted(stays(false).filter(|stay| of_sockets(stay.0))));
         without(told, true_closes(false));
     }
     // A minisocket that ended early, long after the last dump, cannot be told from one whose timer ran out.
     let stays = host.truth.stays.iter().map(|&(phase, _, ns, _)| (phase, ns));
     let stays: Vec<(Phase, u64)> = stays.chain(host.truth.terms.iter().copied()).collect();
-    for (phase, _, ns) in dwelt(&facts) {
+    for (phase, _, ns) in dwelt(&events) {
         let longest = stays.iter().filter(|stay| stay.0 == phase).map(|stay| stay.1).max();
         // Without BTF, what ended in CLOSING or FIN-WAIT-2 may be taken for something that goes on.
-        assert!(!backend.facts || Some(ns) <= longest, "{phase:?} lasted {ns}");
+        assert!(!backend.events || Some(ns) <= longest, "{phase:?} lasted {ns}");
     }
 }
 
@@ -213,14 +218,14 @@ fn lossy(backend: Backend, moves: &[Move]) {
         host.go(what);
     }
     host.drain();
-    let closed = |host: &Host| closes(&host.bench.heard.facts).len();
+    let closed = |host: &Host| closes(&host.bench.heard.events).len();
     // Hooks name a minisocket by its cookie. At the classic tracepoint, where only who asks for it has hooks, the record of its
     // birth alone tells whose that is: without it, its end is counted for itself, and that of the socket, which a dump finds
     // gone, too; and a socket of the same ends can take the place of another.
     let joined = backend.by_cookie || !backend.hooks;
     let twice = if joined { 0 } else { host.truth.lost };
     let most = host.truth.opened + twice;
-    assert!(closed(&host) <= most, "{backend:?}: {:?} of {:?}", host.bench.heard.facts, host.truth);
+    assert!(closed(&host) <= most, "{backend:?}: {:?} of {:?}", host.bench.heard.events, host.truth);
     assert!(
         host.truth.opened <= closed(&host) + open(&host) + host.truth.lost,
         "{backend:?}: {:?}",
@@ -229,11 +234,11 @@ fn lossy(backend: Backend, moves: &[Move]) {
     // A minisocket that nobody told of is adopted by the first; what that met twice or not at all is left to the second.
     host.reconcile();
     host.reconcile();
-    if backend.facts && joined {
+    if backend.events && joined {
         same_lives(&host, |_| false);
     }
     let most = host.truth.opened + twice;
-    assert!(closed(&host) <= most, "{backend:?}: {:?} of {:?}", host.bench.heard.facts, host.truth);
+    assert!(closed(&host) <= most, "{backend:?}: {:?} of {:?}", host.bench.heard.events, host.truth);
     assert!(host.truth.opened <= closed(&host) + open(&host) + host.truth.lost);
 }
 

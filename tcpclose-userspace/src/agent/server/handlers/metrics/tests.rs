@@ -5,9 +5,9 @@ use tcpclose_common::state::TcpState;
 use crate::agent::server::handlers::metrics::*;
 use crate::metrics::gauges::Standing;
 use crate::metrics::port_labels::PortLabels;
-use crate::names::{Outcome, Phase, Role, Side};
+use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason};
 use crate::report::owner_counts;
-use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
+use crate::tracker::event::{EventSink, TrackerEvent};
 
 /// What the README promises by default.
 const PROMISED: usize = 3200;
@@ -39,23 +39,23 @@ fn the_worst_case_stays_within_the_promise() {
     for (side, port) in Side::ALL.into_iter().flat_map(|side| (1..=60).map(move |port| (side, port))) {
         let pair = PortKey { side, port };
         for phase in Phase::ALL {
-            ledger.fact(1, TrackerEvent::StateDuration { phase, pair, ns: 5 });
+            ledger.event(1, TrackerEvent::StateDuration { phase, pair, ns: 5 });
         }
         for (role, outcome) in Role::ALL.iter().flat_map(|role| Outcome::ALL.map(|outcome| (*role, outcome)))
         {
-            ledger.fact(1, TrackerEvent::Closed { pair, role, outcome });
+            ledger.event(1, TrackerEvent::Closed { pair, role, outcome });
         }
     }
     let phases = Phase::ALL.map(Phase::state);
     for from in phases.into_iter().chain([TcpState::Established, TcpState::SynRecv]) {
         for to in phases.into_iter().chain([TcpState::Close]).filter(|to| *to != from) {
-            ledger.fact(1, TrackerEvent::Transition { from, to });
+            ledger.event(1, TrackerEvent::Transition { from, to });
         }
     }
-    TimeWaitEnd::ALL.into_iter().for_each(|how| ledger.fact(1, TrackerEvent::TimeWaitEnded { how }));
-    Correction::ALL.into_iter().for_each(|what| ledger.fact(1, TrackerEvent::Corrected { what }));
+    TimeWaitEnd::ALL.into_iter().for_each(|how| ledger.event(1, TrackerEvent::TimeWaitEnded { how }));
+    Correction::ALL.into_iter().for_each(|what| ledger.event(1, TrackerEvent::Corrected { what }));
     for (phase, why) in Phase::ALL.iter().flat_map(|phase| UnmeasuredReason::ALL.map(|why| (*phase, why))) {
-        ledger.fact(1, TrackerEvent::Unmeasured { phase, why });
+        ledger.event(1, TrackerEvent::Unmeasured { phase, why });
     }
 
     let mut census = Gauges::default();

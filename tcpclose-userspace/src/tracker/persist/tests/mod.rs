@@ -10,9 +10,9 @@ use tcpclose_common::event::{Numbers, OpenRecord, Record, RecordHeader, StepReco
 use tcpclose_common::state::TcpState::{self, *};
 
 use crate::names::{Age, Flow, Phase, Role, Side, words_of};
+use crate::tracker::dump::{DumpedSocket, MARGIN_NS};
 use crate::tracker::event::TrackerEvent;
-use crate::tracker::persist::{SavedSocket, SavedState};
-use crate::tracker::reconcile::{DumpedSocket, MARGIN_NS};
+use crate::tracker::saved::{SavedSocket, SavedState};
 use crate::tracker::socket::{EnteredAt, SocketKind, TrackedSocket};
 use crate::tracker::state_format;
 use crate::tracker::state_format::{Batch, FORMAT, StateLog, UnusableState};
@@ -28,7 +28,7 @@ const BOOT: &str = "0d6f2a0e-6c1c-4d6e-9d0a-2f7b7d9f3c11";
 
 fn tracker(by_cookie: bool) -> Tracker {
     let mut tracker = Tracker::new(
-        HostParameters { netns: HERE, everywhere: false, told: true, ephemeral: 32768..=60999 },
+        HostParameters { netns: HERE, everywhere: false, netns_known: true, ephemeral: 32768..=60999 },
         by_cookie,
     );
     tracker.set_time_wait_ns(60 * S);
@@ -80,15 +80,15 @@ fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpSt
     } else {
         Record::Step(StepRecord { head, numbers: Numbers::default() }, hash)
     };
-    let mut facts = Vec::new();
-    tracker.record(&record, &mut facts);
-    facts
+    let mut events = Vec::new();
+    tracker.record(&record, &mut events);
+    events
 }
 
 fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> DumpedSocket {
     DumpedSocket {
         state,
-        body: SocketKind::Socket,
+        kind: SocketKind::Socket,
         flow: sock.flow,
         cookie: sock.cookie,
         netns: HERE,
@@ -101,7 +101,7 @@ fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> DumpedSocket {
 }
 
 fn minisocket(sock: Sock, state: TcpState, at: u64, expires_ns: u64) -> DumpedSocket {
-    DumpedSocket { body: SocketKind::Minisocket, expires_ns, ..seen(sock, state, at, UNPROVEN) }
+    DumpedSocket { kind: SocketKind::Minisocket, expires_ns, ..seen(sock, state, at, UNPROVEN) }
 }
 
 const UNPROVEN: Age = Age { min_ns: 0, max_ns: None };
@@ -118,13 +118,13 @@ fn first_dump(
 }
 
 fn dump(tracker: &mut Tracker, at: u64, seen: &[DumpedSocket]) -> Vec<TrackerEvent> {
-    let mut facts = Vec::new();
+    let mut events = Vec::new();
     tracker.dump_started();
     let states = tcpclose_common::state::CLOSE_PHASE | TimeWait.bit() | Listen.bit();
     let covers = DumpCoverage { netns: [(HERE, HERE)].into(), all: true };
-    tracker.dump(&View { covers: &covers, seen, states, started_ns: at, first: true }, 100, &mut facts);
+    tracker.dump(&View { covers: &covers, seen, states, started_ns: at, first: true }, 100, &mut events);
     tracker.forget_former();
-    facts
+    events
 }
 
 /// The file that a [`StateLog`] writes.
@@ -154,7 +154,7 @@ fn keeping(by_cookie: bool) -> (Tracker, StateLog, OnFile) {
 
 fn only(tracker: &Tracker) -> TrackedSocket {
     assert_eq!(tracker.len(), 1);
-    *tracker.lives().next().unwrap()
+    *tracker.sockets().next().unwrap()
 }
 
 fn between(min: u64, max: u64) -> Age {
@@ -172,14 +172,14 @@ fn a_socket_that_stayed_keeps_its_entry_its_side_and_its_role() {
     let now = T0 + 100 * S;
     let told = first_dump(&mut b, file.read(now), now, &[seen(sock(1), FinWait2, now, between(0, 100 * S))]);
     assert_eq!(told, [], "what went on while no agent ran is counted by none");
-    let life = only(&b);
-    assert_eq!(life.since, EnteredAt::exact(T0 + S));
-    assert_eq!((life.side, life.port, life.role), (Side::Server, 80, Role::Active));
+    let socket = only(&b);
+    assert_eq!(socket.since, EnteredAt::exact(T0 + S));
+    assert_eq!((socket.side, socket.port, socket.role), (Side::Server, 80, Role::Active));
 
     // It may have become a minisocket, which is the same phase still.
     let mut b = tracker(true);
     first_dump(&mut b, file.read(now), now, &[minisocket(sock(1), FinWait2, now, 5 * S)]);
-    assert_eq!((only(&b).since, only(&b).body), (EnteredAt::exact(T0 + S), SocketKind::Minisocket));
+    assert_eq!((only(&b).since, only(&b).kind), (EnteredAt::exact(T0 + S), SocketKind::Minisocket));
 }
 
 #[test]
@@ -193,9 +193,9 @@ fn one_that_went_on_while_no_agent_ran_has_an_interval_from_the_last_save() {
     let mut b = tracker(true);
     let now = T0 + 100 * S;
     first_dump(&mut b, file.read(now), now, &[seen(sock(1), LastAck, now, between(0, 100 * S))]);
-    let life = only(&b);
-    assert_eq!(life.since, EnteredAt { earliest_ns: saved - MARGIN_NS, latest_ns: now });
-    assert_eq!((life.side, life.role), (Side::Server, Role::Passive));
+    let socket = only(&b);
+    assert_eq!(socket.since, EnteredAt { earliest_ns: saved - MARGIN_NS, latest_ns: now });
+    assert_eq!((socket.side, socket.role), (Side::Server, Role::Passive));
 
     // Where records were lost, nobody knows what went on before the save.
     a.records_lost(T0);
@@ -221,9 +221,9 @@ fn what_the_kernel_proves_of_another_connection_is_not_overruled() {
         let (mut a, mut journal, mut file) = keeping(by_cookie);
         step(&mut a, sock(1), T0, (Established, CloseWait));
         file.save(&mut journal, &mut a, T0 + S);
-        assert_eq!(file.read(now).lives().next().unwrap().cookie != 0, by_cookie);
+        assert_eq!(file.read(now).sockets().next().unwrap().cookie != 0, by_cookie);
 
-        // Its last data came after the entry that was kept.
+        // Its last data came after the entry that was saved.
         let younger = seen(sock(1), CloseWait, now, between(0, 10 * S));
         let mut b = tracker(by_cookie);
         first_dump(&mut b, file.read(now), now, &[younger]);
@@ -236,9 +236,9 @@ fn what_the_kernel_proves_of_another_connection_is_not_overruled() {
             let seen = seen(other, CloseWait, now, between(0, 200 * S));
             let mut b = tracker(by_cookie);
             first_dump(&mut b, file.read(now), now, &[seen]);
-            let kept = only(&b).since == EnteredAt::exact(T0);
+            let saved = only(&b).since == EnteredAt::exact(T0);
             // Without cookies the flow is all there is, and its data proves that it is the same connection.
-            assert_eq!(kept, !by_cookie && other.flow == flow(1));
+            assert_eq!(saved, !by_cookie && other.flow == flow(1));
         }
 
         // Without a cookie and a proof: perhaps another connection.
@@ -250,7 +250,7 @@ fn what_the_kernel_proves_of_another_connection_is_not_overruled() {
 
 #[test]
 fn a_socket_connected_again_is_not_the_minisocket_that_was_made_of_it() {
-    let life = |body| SavedSocket {
+    let socket = |kind| SavedSocket {
         cookie: 7,
         flow: flow(1),
         netns: HERE,
@@ -258,23 +258,23 @@ fn a_socket_connected_again_is_not_the_minisocket_that_was_made_of_it() {
         side: Side::Client,
         role: Role::Active,
         phase: Phase::FinWait2,
-        body,
+        kind,
         counted: false,
         since: EnteredAt::exact(T0),
     };
     let now = T0 + 10 * S;
     let full = seen(Sock { cookie: 7, flow: flow(1) }, FinWait2, now, UNPROVEN);
     let mut b = tracker(true);
-    first_dump(&mut b, SavedState::new([life(SocketKind::Minisocket)], T0 + S), now, &[full]);
+    first_dump(&mut b, SavedState::new([socket(SocketKind::Minisocket)], T0 + S), now, &[full]);
     assert_eq!(only(&b).since, EnteredAt { earliest_ns: 0, latest_ns: now });
 
     // Both at once: each its own.
-    let other = SavedSocket { flow: flow(2), since: EnteredAt::exact(T0 + S), ..life(SocketKind::Socket) };
+    let other = SavedSocket { flow: flow(2), since: EnteredAt::exact(T0 + S), ..socket(SocketKind::Socket) };
     let mini = minisocket(Sock { cookie: 7, flow: flow(1) }, FinWait2, now, S);
     let full = seen(Sock { cookie: 7, flow: flow(2) }, FinWait2, now, UNPROVEN);
     let mut b = tracker(true);
-    first_dump(&mut b, SavedState::new([life(SocketKind::Minisocket), other], T0 + S), now, &[mini, full]);
-    let entries: Vec<EnteredAt> = b.lives().map(|life| life.since).collect();
+    first_dump(&mut b, SavedState::new([socket(SocketKind::Minisocket), other], T0 + S), now, &[mini, full]);
+    let entries: Vec<EnteredAt> = b.sockets().map(|socket| socket.since).collect();
     assert_eq!(entries, [EnteredAt::exact(T0), EnteredAt::exact(T0 + S)]);
 }
 
@@ -290,10 +290,10 @@ fn a_step_before_the_first_dump_ends_the_phase_that_was_kept() {
     let told = step(&mut b, sock(1), now, (CloseWait, LastAck));
     assert!(
         told.iter()
-            .any(|fact| matches!(fact, TrackerEvent::StateDuration { phase: Phase::CloseWait, ns, .. } if *ns == 100 * S)),
+            .any(|event| matches!(event, TrackerEvent::StateDuration { phase: Phase::CloseWait, ns, .. } if *ns == 100 * S)),
         "{told:?}"
     );
-    // A restored life that nothing was heard of and no dump sees is not there.
+    // A restored socket that nothing was heard of and no dump sees is not there.
     let mut b = tracker(true);
     first_dump(&mut b, file.read(now), now, &[]);
     assert!(b.is_empty());
@@ -303,7 +303,7 @@ fn a_step_before_the_first_dump_ends_the_phase_that_was_kept() {
 fn only_what_changed_is_written_and_what_came_and_went_is_not() {
     let (mut a, mut journal, mut file) = keeping(true);
     file.save(&mut journal, &mut a, T0);
-    assert_eq!(journal.batch(&mut a, T0 + S), Batch::Nothing, "nothing is kept: nothing to write");
+    assert_eq!(journal.batch(&mut a, T0 + S), Batch::Nothing, "nothing is saved: nothing to write");
     for n in 0..100 {
         step(&mut a, sock(n), T0, (Established, CloseWait));
     }
@@ -315,7 +315,7 @@ fn only_what_changed_is_written_and_what_came_and_went_is_not() {
     assert!(bytes.len() < 150, "{}", bytes.len());
     let Batch::Append(bytes) = journal.batch(&mut a, T0 + S) else { panic!("that it is still there") };
     assert!(bytes.len() < 30, "{}", bytes.len());
-    // TIME-WAITs are not kept.
+    // TIME-WAITs are not saved.
     step(&mut a, sock(99), T0 + 2 * S, (CloseWait, LastAck));
     file.save(&mut journal, &mut a, T0 + 2 * S);
     step(&mut a, sock(99), T0 + 3 * S, (LastAck, Close));

@@ -1,6 +1,6 @@
 //! Chance histories: what is taken up holds, whatever they were.
 
-use crate::tracker::persist_tests::*;
+use crate::tracker::persist::tests::*;
 
 /// What a socket went through: each state and when it was entered.
 type History = Vec<(u64, TcpState)>;
@@ -68,7 +68,7 @@ fn whatever_happened_what_is_taken_up_holds() {
             let proven = Age { min_ns: age - dice.below(age + 1), max_ns: max };
             let mut seen = seen(sock(n as u64), state, now, proven);
             if state == FinWait2 && dice.below(2) == 0 {
-                seen = DumpedSocket { body: SocketKind::Minisocket, expires_ns: S, ..seen };
+                seen = DumpedSocket { kind: SocketKind::Minisocket, expires_ns: S, ..seen };
             }
             seen_now.push(seen);
             truth.insert(sock(n as u64).cookie, (entered, state_at(history, saved), seen));
@@ -77,14 +77,14 @@ fn whatever_happened_what_is_taken_up_holds() {
         let told = first_dump(&mut b, file.read(now), now, &seen_now);
         assert_eq!(told, []);
         assert_eq!(b.len(), truth.len());
-        for life in b.lives() {
-            let (entered, then, seen) = &truth[&life.cookie];
-            let holds = (life.since.earliest_ns..=life.since.latest_ns).contains(entered);
-            assert!(holds, "round {round}: {life:?} entered at {entered}");
+        for socket in b.sockets() {
+            let (entered, then, seen) = &truth[&socket.cookie];
+            let holds = (socket.since.earliest_ns..=socket.since.latest_ns).contains(entered);
+            assert!(holds, "round {round}: {socket:?} entered at {entered}");
             let stayed = *then == Some((*entered, seen.state));
-            let known = by_cookie || (seen.body == SocketKind::Socket && seen.age.max_ns.is_some());
+            let known = by_cookie || (seen.kind == SocketKind::Socket && seen.age.max_ns.is_some());
             if stayed && known {
-                assert_eq!(life.since, EnteredAt::exact(*entered), "round {round}: {life:?}");
+                assert_eq!(socket.since, EnteredAt::exact(*entered), "round {round}: {socket:?}");
             }
         }
     }

@@ -1,10 +1,10 @@
 //! Files as this version and others wrote them, and what is none.
 
-use crate::tracker::persist_tests::*;
+use crate::tracker::persist::tests::*;
 
 /// What the recorded files hold.
 fn recorded() -> Vec<SavedSocket> {
-    let life = |n: u64, phase, since| SavedSocket {
+    let socket = |n: u64, phase, since| SavedSocket {
         cookie: n,
         flow: flow(n),
         netns: HERE,
@@ -12,38 +12,38 @@ fn recorded() -> Vec<SavedSocket> {
         side: Side::Server,
         role: Role::Passive,
         phase,
-        body: SocketKind::Socket,
+        kind: SocketKind::Socket,
         counted: false,
         since,
     };
     vec![
-        life(1, Phase::CloseWait, EnteredAt::exact(T0)),
-        life(2, Phase::LastAck, EnteredAt { earliest_ns: 0, latest_ns: T0 + S }),
+        socket(1, Phase::CloseWait, EnteredAt::exact(T0)),
+        socket(2, Phase::LastAck, EnteredAt { earliest_ns: 0, latest_ns: T0 + S }),
         SavedSocket {
             cookie: 0,
             side: Side::Unknown,
-            ..life(3, Phase::CloseWait, EnteredAt::exact(T0 + 2 * S))
+            ..socket(3, Phase::CloseWait, EnteredAt::exact(T0 + 2 * S))
         },
         SavedSocket {
             side: Side::Client,
             role: Role::Active,
-            body: SocketKind::Minisocket,
+            kind: SocketKind::Minisocket,
             port: 40_004,
             counted: true,
             flow: Flow::new("[2001:db8::1]:40004".parse().unwrap(), "[2001:db8::2]:443".parse().unwrap()),
-            ..life(4, Phase::FinWait2, EnteredAt::exact(T0 + 3 * S))
+            ..socket(4, Phase::FinWait2, EnteredAt::exact(T0 + 3 * S))
         },
     ]
 }
 
 fn sorted(former: &SavedState) -> Vec<SavedSocket> {
-    let mut lives: Vec<SavedSocket> = former.lives().copied().collect();
-    lives.sort_by_key(|kept| (kept.since.latest_ns, kept.cookie));
-    lives
+    let mut sockets: Vec<SavedSocket> = former.sockets().copied().collect();
+    sockets.sort_by_key(|saved| (saved.since.latest_ns, saved.cookie));
+    sockets
 }
 
-const FORMAT_1: &[u8] = include_bytes!("../../../tests/state/format-1");
-const TO_COME: &[u8] = include_bytes!("../../../tests/state/format-2-to-come");
+const FORMAT_1: &[u8] = include_bytes!("../../../../tests/state/format-1");
+const TO_COME: &[u8] = include_bytes!("../../../../tests/state/format-2-to-come");
 const UNTIL: u64 = T0 + 9 * S;
 
 #[test]
