@@ -19,11 +19,12 @@ use crate::linux::netns::{Netns, NetnsPath};
 use crate::linux::sock_diag;
 use crate::linux::sock_diag::Socket;
 
-/// Every state in which a socket has a port that connect() gave it. SYN-RECV is not among them: what a listener is about
-/// to accept has the listener's port.
+/// Every state in which a socket has a port that connect() gave it. SYN-RECV is not among them: a connection that a listener
+/// is about to accept has the listener's port.
 const CONNECTED: u32 =
     CLOSE_PHASE | TcpState::Established.bit() | TcpState::SynSent.bit() | TcpState::TimeWait.bit();
-/// bind() has taken their ports. Kernels before 6.8 do not list what is bound and neither listens nor is connected.
+/// States in which bind() has taken the port. Kernels before 6.8 do not list sockets that are bound and neither listen nor are
+/// connected.
 const BOUND: u32 = TcpState::Listen.bit() | TcpState::BoundInactive.bit();
 
 /// Takes in the sockets of one network namespace. Sockets with ports that bind() has taken come first.
