@@ -276,7 +276,7 @@ pub enum LookupResult {
 /// Looks up each of `keys` in its namespace, which is one of `places` (id and path). Also returns the CPU time that this took,
 /// nanoseconds.
 pub fn look_up(places: &[(u32, NetnsPath)], keys: &[LookupKey]) -> io::Result<(Vec<LookupResult>, u64)> {
-    asked(places, keys, lookups)
+    look_up_by(places, keys, lookups)
 }
 
 /// The same, but many sockets are found by a dump of those in `states`, a mask of `1 << state`, which costs less. Dumped
@@ -305,7 +305,7 @@ pub fn meet(places: &[(u32, NetnsPath)], keys: &[LookupKey], states: u32) -> io:
         }
         Ok(answers)
     };
-    Ok(asked(places, keys, meet)?.0)
+    Ok(look_up_by(places, keys, meet)?.0)
 }
 
 /// Finds `wanted` in one dump.
@@ -322,7 +322,7 @@ fn met(wanted: &[SocketLookup], states: u32) -> io::Result<Vec<io::Result<Option
 }
 
 /// Calls `ask` in each namespace for those of `keys` that may be there.
-fn asked(
+fn look_up_by(
     places: &[(u32, NetnsPath)],
     keys: &[LookupKey],
     ask: impl Fn(&[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> + Sync,
@@ -338,10 +338,10 @@ fn asked(
             let there = visitor.enter(place).is_ok_and(|netns| netns.id == *id);
             let wanted: Vec<SocketLookup> =
                 keys.iter().filter(|key| concerns(key)).map(LookupKey::wanted).collect();
-            let asked = if there { ask(&wanted).ok() } else { None };
-            let mut said = asked.into_iter().flatten();
+            let found = if there { ask(&wanted).ok() } else { None };
+            let mut found = found.into_iter().flatten();
             for (_, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
-                let here = match said.next() {
+                let here = match found.next() {
                     Some(Ok(Some(socket))) => LookupResult::There(socket),
                     Some(Ok(None)) => LookupResult::Gone,
                     Some(Err(_)) | None => LookupResult::Unknown,
