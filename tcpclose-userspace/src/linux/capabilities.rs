@@ -1,8 +1,9 @@
-//! What this process may do beyond others, and how the agent gives it up.
+//! The capabilities of this process, and how the agent gives them up.
 //!
 //! Capabilities are a thread's own, and a thread begins with those of the one that starts it (kernel/capability.c, capset();
-//! kernel/cred.c, copy_creds(), 5.8 to 6.18). So the agent's first thread gives up before there is another, the threads of its
-//! pool give up when they begin, and what only the start needs is given up by the first thread alone, since only it ever had it.
+//! kernel/cred.c, copy_creds(), 5.8 to 6.18). So the agent's first thread drops capabilities before it starts another, the
+//! threads of its pool drop theirs when they begin, and those that only the start needs are dropped by the first thread, the only
+//! one to have them.
 
 use std::io;
 use std::thread;
@@ -15,23 +16,23 @@ use rustix::thread::{
 
 use crate::linux::host::Capability;
 
-/// What the agent works with besides: other users' executables and descriptors, and where their processes are.
+/// The capabilities that a search for owners needs: other users' executables, descriptors and namespaces.
 const OWNERS: CapabilitySet = CapabilitySet::SYS_PTRACE.union(CapabilitySet::DAC_READ_SEARCH);
 
-/// Why somebody would want each of those that an agent works with, said where it is missing.
+/// What is lost without each of those.
 const LOST: [(Capability, &str); 2] = [
     (
         Capability::SysPtrace,
-        "other users' executables are unknown, and so is what is in the network namespaces of their processes",
+        "other users' executables are unknown, and so are sockets in the network namespaces of their processes",
     ),
     (
         Capability::DacReadSearch,
-        "a walk over /proc does not see other users' files, nor does the search for network namespaces that only a descriptor \
+        "a walk over /proc misses other users' files, and a search for network namespaces misses those that only a descriptor \
          holds",
     ),
 ];
 
-/// What an agent goes on to hold when its probe is attached, of what it was started with.
+/// The capabilities that an agent keeps after its probe is attached, of those that it was started with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptCapabilities {
     /// CAP_SYS_ADMIN, to enter other network namespaces, or a cgroup namespace that shows more.
@@ -41,21 +42,21 @@ pub struct KeptCapabilities {
 }
 
 impl KeptCapabilities {
-    /// What every thread works with.
+    /// Effective on every thread.
     fn working(self) -> CapabilitySet {
         if self.enter { OWNERS | CapabilitySet::SYS_ADMIN } else { OWNERS }
     }
 
-    /// What the first thread holds as well, to hand it on, and does not use itself.
+    /// Permitted on the first thread, to pass on; it uses only the working ones itself.
     fn held(self) -> CapabilitySet {
         if self.kill { self.working() | CapabilitySet::NET_ADMIN } else { self.working() }
     }
 
-    /// To be called by the first thread, before there is another: what it executes would have no capability, whatever it
-    /// is; and CAP_NET_ADMIN goes where nobody is to destroy.
+    /// To be called by the first thread before it starts another. No program that it executes gains a capability; CAP_NET_ADMIN
+    /// is dropped unless sockets may be destroyed.
     pub fn begin(self) {
-        // Nothing is executed but this program, as a helper that is to have none. All of this can be refused by a seccomp
-        // filter alone, or for want of CAP_SETPCAP.
+        // Only this program is executed, as a helper without capabilities. A seccomp filter or a lack of CAP_SETPCAP can
+        // refuse each of these.
         let _ = set_no_new_privs(true);
         let _ = clear_ambient_capability_set();
         for bit in 0..u64::BITS {
@@ -73,8 +74,8 @@ impl KeptCapabilities {
         limit(self.working(), self.working());
     }
 
-    /// To be called by the first thread when the probe is attached. CAP_BPF stays if `works` says that the maps cannot be
-    /// read without: before 5.19 every bpf() asks for it where kernel.unprivileged_bpf_disabled is not 0
+    /// To be called by the first thread when the probe is attached. CAP_BPF stays if `works` returns that the maps cannot be
+    /// read without it: before 5.19 every bpf() needs it where kernel.unprivileged_bpf_disabled is not 0
     /// (kernel/bpf/syscall.c, __sys_bpf()).
     pub fn settle(self, works: impl FnOnce() -> bool) {
         let maps = CapabilitySet::BPF;
@@ -87,13 +88,13 @@ impl KeptCapabilities {
     }
 }
 
-/// Gives `capability` up, on this thread and on those that it starts.
+/// Drops `capability` on this thread and on those that it starts.
 pub fn give_up(capability: Capability) {
     let rest = CapabilitySet::all() - set(capability);
     limit(rest, rest);
 }
 
-/// Gives all of them up on this thread, and with it on those that it starts; what it executes gains none.
+/// Drops all capabilities on this thread and on those that it starts; programs that it executes gain none.
 ///
 /// # Errors
 /// When a seccomp filter refuses that.
@@ -105,10 +106,10 @@ pub fn give_up_all() -> io::Result<()> {
     Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
 }
 
-/// Runs `work` on a thread of its own, on which everything that the calling one holds is in effect.
+/// Runs `work` on a thread of its own, on which all capabilities of the calling one are effective.
 ///
 /// # Errors
-/// When there can be no such thread.
+/// When the thread cannot be started.
 pub fn with_everything_held(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let thread = thread::Builder::new().name("privileged".to_owned());
     thread.spawn(move || {
@@ -118,12 +119,12 @@ pub fn with_everything_held(work: impl FnOnce() + Send + 'static) -> io::Result<
     Ok(())
 }
 
-/// Whether this thread may use `capability`, be it in effect or not.
+/// Whether this thread may use `capability`, effective or not.
 pub fn holds(capability: Capability) -> bool {
     capabilities(None).is_ok_and(|sets| sets.permitted.contains(set(capability)))
 }
 
-/// What this thread holds, in words, and what is lost by what it does not hold: a line each.
+/// The capabilities that this thread has, then a line per missing one with what is lost.
 pub fn in_words() -> Vec<String> {
     let held: Vec<&str> =
         Capability::ALL.into_iter().filter(|&one| holds(one)).map(Capability::name).collect();
@@ -137,23 +138,25 @@ const fn set(capability: Capability) -> CapabilitySet {
     CapabilitySet::from_bits_retain(1 << capability as u8)
 }
 
-/// Leaves this thread, of what it holds, `permitted`, has it use `effective` of that, and what it executes inherit nothing.
+/// Limits this thread to `permitted`, with `effective` in effect; programs that it executes inherit none.
 fn limit(permitted: CapabilitySet, effective: CapabilitySet) {
     let limited = capabilities(None).and_then(|now| {
         let permitted = now.permitted & permitted;
         let effective = permitted & effective;
         set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })
     });
-    // The kernel never refuses less: a seccomp filter does.
+    // The kernel never refuses to drop capabilities; a seccomp filter may.
     if let Err(why) = limited {
-        said_once(why);
+        warn_once(why);
     }
 }
 
-/// The pool's threads come and go.
-fn said_once(why: Errno) {
-    static SAID: std::sync::Once = std::sync::Once::new();
-    SAID.call_once(|| log::warn!("capabilities are not given up: {}", io::Error::from(why)));
+/// Warns once, for the pool's threads come and go.
+fn warn_once(why: Errno) {
+    static WARNED: std::sync::Once = std::sync::Once::new();
+    WARNED.call_once(|| {
+        log::warn!("cannot drop capabilities: {} (a seccomp filter may refuse capset)", io::Error::from(why))
+    });
 }
 
 #[cfg(test)]

@@ -1,79 +1,62 @@
-//! What an executable file says of the program in it. Anybody may write one: what is read of it is bounded, and nothing of
-//! its size is allocated.
+//! Tells Go programs by a section of their ELF file.
+//!
+//! The file may be hostile: reads are few and of fixed size, and nothing is allocated. So only the layout of the headers is
+//! taken from `object`; its parser allocates as much as the file says it needs.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use object::LittleEndian;
+use object::elf::{ELFCLASS64, ELFDATA2LSB, ELFMAG, FileHeader64, SectionHeader64};
+use object::pod::{Pod, bytes_of_mut, from_bytes};
+
+const LE: LittleEndian = LittleEndian;
+
 /// Whether `exe` is an ELF file with the section `.go.buildinfo`, which Go's linker writes into every executable since 1.13.
 pub fn is_go(exe: &File) -> bool {
-    section_names(exe).is_some_and(|names| names.find(exe, b".go.buildinfo\0"))
+    has_section(exe, b".go.buildinfo\0").unwrap_or(false)
 }
 
-/// Where the names of an ELF file's sections stand.
-struct SectionNames {
-    /// Where the section headers begin, and how many there are.
-    headers: u64,
-    count: u16,
-    /// Where the names begin, and how long all of them are.
-    names: u64,
-    length: u64,
-}
-
-/// `Elf64_Ehdr` and `Elf64_Shdr` are both of this size (include/uapi/linux/elf.h).
-const HEADER: usize = 64;
-
-/// Reads the file's header; `None` for what is no ELF file of 64 bits, little-endian, with sections.
-fn section_names(exe: &File) -> Option<SectionNames> {
+/// Whether a section has this `name`, which ends with a zero; `None` for a file that is not ELF of 64 bits, little-endian, with
+/// sections.
+fn has_section<const N: usize>(exe: &File, name: &[u8; N]) -> Option<bool> {
     const MOST_SECTIONS: u16 = 4096;
-    let header = read::<HEADER>(exe, 0)?;
-    if !header.starts_with(b"\x7fELF\x02\x01") {
+    let header: FileHeader64<LittleEndian> = read(exe, 0)?;
+    let (ident, count, names) = (header.e_ident, header.e_shnum.get(LE), header.e_shstrndx.get(LE));
+    if (ident.magic, ident.class, ident.data) != (ELFMAG, ELFCLASS64, ELFDATA2LSB)
+        || count > MOST_SECTIONS
+        || names >= count
+    {
         return None;
     }
-    let headers = u64::from_le_bytes(field(&header, 0x28)?);
-    let count = u16::from_le_bytes(field(&header, 0x3c)?);
-    let index = u16::from_le_bytes(field(&header, 0x3e)?);
-    if count > MOST_SECTIONS || index >= count {
-        return None;
-    }
-    let names = read::<HEADER>(exe, headers.checked_add(u64::from(index) * HEADER as u64)?)?;
-    let (offset, length) = (field(&names, 0x18)?, field(&names, 0x20)?);
-    Some(SectionNames {
-        headers,
-        count,
-        names: u64::from_le_bytes(offset),
-        length: u64::from_le_bytes(length),
-    })
+    let section = |index: u16| -> Option<SectionHeader64<LittleEndian>> {
+        let offset = u64::from(index) * size_of::<SectionHeader64<LittleEndian>>() as u64;
+        read(exe, header.e_shoff.get(LE).checked_add(offset)?)
+    };
+    let names = section(names)?;
+    let has_name = |index| {
+        let at = u64::from(section(index)?.sh_name.get(LE));
+        let fits = at.checked_add(N as u64)? <= names.sh_size.get(LE);
+        Some(fits && read::<[u8; N]>(exe, names.sh_offset.get(LE).checked_add(at)?)? == *name)
+    };
+    Some((0..count).any(|index| has_name(index).unwrap_or(false)))
 }
 
-impl SectionNames {
-    /// Whether a section has this `name`, which ends with a zero.
-    fn find<const N: usize>(&self, exe: &File, name: &[u8; N]) -> bool {
-        (0..u64::from(self.count)).any(|section| self.is_called(exe, section, name).unwrap_or(false))
-    }
-
-    fn is_called<const N: usize>(&self, exe: &File, section: u64, name: &[u8; N]) -> Option<bool> {
-        let header = read::<4>(exe, self.headers.checked_add(section * HEADER as u64)?)?;
-        let at = u64::from(u32::from_le_bytes(header));
-        if at.checked_add(N as u64)? > self.length {
-            return None;
-        }
-        Some(read::<N>(exe, self.names.checked_add(at)?)? == *name)
-    }
-}
-
-fn read<const N: usize>(exe: &File, at: u64) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    exe.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
-}
-
-fn field<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at + N)?.try_into().ok()
+/// Reads a value of at most 64 bytes.
+fn read<T: Pod>(exe: &File, at: u64) -> Option<T> {
+    let mut words = [0_u64; 8];
+    let bytes = bytes_of_mut(&mut words).get_mut(..size_of::<T>())?;
+    exe.read_exact_at(bytes, at).ok()?;
+    from_bytes(bytes).ok().map(|(value, _)| *value)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+
+    /// The size of the file header, and of a section header.
+    const HEADER: usize = 64;
 
     #[test]
     fn a_go_program_is_told_by_its_section_and_no_file_is_trusted() {

@@ -1,4 +1,4 @@
-//! Small facts about this host and this process: names, clocks, limits.
+//! Names, clocks and limits of this host, and capabilities of this thread.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -15,7 +15,7 @@ pub fn monotonic_ns() -> u64 {
 }
 
 /// CLOCK_MONOTONIC as of the last tick, nanoseconds: how far the tick counter had come (kernel/time/tick-sched.c,
-/// tick_do_update_jiffies64(), 5.8 to 6.18). On a virtual machine whose CPUs have to wait it comes late: 71 ms were seen.
+/// tick_do_update_jiffies64(), 5.8 to 6.18). On a virtual machine whose CPUs have to wait, ticks come late: 71 ms were seen.
 pub fn tick_ns() -> u64 {
     nanoseconds(ClockId::MonotonicCoarse).saturating_add_signed(-AHEAD.monotonic_ns)
 }
@@ -34,7 +34,7 @@ pub fn uptime_ns() -> u64 {
     nanoseconds(ClockId::Boottime).saturating_add_signed(-AHEAD.boottime_ns)
 }
 
-/// By how much the clocks of this process are ahead of the host's (time_namespaces(7), since 5.6).
+/// How far the clocks of this process are ahead of the host's (time_namespaces(7), since 5.6).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Ahead {
     monotonic_ns: i64,
@@ -74,7 +74,7 @@ pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The random id of this boot; empty where /proc does not tell.
+/// The random id of this boot; empty where /proc lacks it.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
@@ -91,13 +91,13 @@ pub fn ip_local_port_range() -> RangeInclusive<u16> {
     }
 }
 
-/// TIME-WAITs that the kernel skipped in the caller's network namespace since it exists (TCPTimeWaitOverflow).
+/// TIME-WAITs that the kernel has skipped in the caller's network namespace since its creation (TCPTimeWaitOverflow).
 pub fn time_wait_overflows() -> Option<u64> {
     proc_net::counter(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPTimeWaitOverflow")
 }
 
 /// Minisockets of the calling thread's network namespace (of the host before 6.1) divided by its `tcp_max_tw_buckets`. FIN-WAIT-2
-/// minisockets are among them, as they are in what the kernel compares with the limit (inet_twsk_alloc).
+/// minisockets count, as they do in the kernel's own comparison with the limit (inet_twsk_alloc).
 pub fn time_wait_limit_used() -> Option<f64> {
     let most: f64 = fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets").ok()?.trim().parse().ok()?;
     let sockets = fs::read_to_string("/proc/thread-self/net/sockstat").ok()?;
@@ -134,7 +134,7 @@ impl Capability {
     }
 }
 
-/// Whether `capability` is in this thread's effective set; `false` where /proc does not tell.
+/// Whether `capability` is in this thread's effective set; `false` where /proc cannot be read.
 pub fn has_cap(capability: Capability) -> bool {
     fs::read_to_string("/proc/thread-self/status")
         .ok()
@@ -148,8 +148,8 @@ fn effective(status: &str) -> Option<u64> {
     u64::from_str_radix(set.trim(), 16).ok()
 }
 
-/// Whether this process is in a user namespace besides the first, whose map is the whole of it onto itself
-/// (kernel/user.c, init_user_ns); `false` where /proc does not tell.
+/// Whether this process is in a user namespace other than the first, whose map is the identity (kernel/user.c,
+/// init_user_ns); `false` where /proc cannot be read.
 pub fn in_user_namespace() -> bool {
     fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everyone(&map))
 }

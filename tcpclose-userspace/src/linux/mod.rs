@@ -1,23 +1,13 @@
-//! Everything that needs a kernel.
+//! Interfaces of Linux other than the probe's.
 //!
-//! * [`crate::probe::offsets`]: field offsets from BTF.
-//! * [`crate::probe::tracefs`]: tracefs, for the classic tracepoint.
-//! * [`crate::probe`]: load and attach the eBPF programs, the best backend first.
-//! * [`crate::probe::backend::fentry`]: fentry and fexit on the minisocket's functions; `kept_links`: their links, which outlive the process.
-//! * [`crate::probe::backend::task_file`]: the iterator over all tasks' files.
-//! * [`crate::probe::ring`]: drain the ring buffer; `consumer`: through a window on it.
-//! * [`crate::probe::prog_stats`]: how often the programs ran.
-//! * [`sock_diag`]: dump and look up TCP sockets; [`lookups`]: many at a time; [`age`]: what their fields prove of their age.
-//! * [`destroy`]: end one socket by SOCK_DESTROY.
-//! * [`proc_net`]: the kernel's own counters of TCP.
-//! * [`netns`]: finds network namespaces, and goes into them.
-//! * [`netns_dump`]: dumps of several network namespaces; [`netns_counters`]: with the kernel's sums beside.
+//! * [`sock_diag`]: dumps, looks up and destroys TCP sockets; [`age`]: what their fields prove of their age.
+//! * [`proc_net`]: the kernel's own TCP counters.
+//! * [`netns`]: finds and enters network namespaces; [`netns_dump`]: dumps several; [`netns_counters`]: with the kernel's sums.
 //! * [`time_wait_length`]: how long TIME-WAIT lasts on this host.
-//! * [`owners`]: which processes hold a socket; [`proc_fd`]: what they have open; [`process`]: what is known of one;
-//!   [`cgroup`]: of its place; [`executables`]: what runs its program, told by a process of its own; [`elf`]: by a file.
-//! * [`ephemeral_ports`]: which ports connect() may take, and which sockets have them.
-//! * [`host`]: names, clocks, limits. [`users`]: users and groups.
-//! * [`capabilities`]: capabilities, and how they are given up.
+//! * [`owners`]: the processes that hold a socket; [`proc_fd`]: their open files; [`process`]: what is known of one;
+//!   [`cgroup`]: its unit, container and pod; [`executables`]: its runtime, which a helper process reads; [`elf`]: from a file.
+//! * [`ephemeral_ports`]: the ports that connect() may take, and the sockets that have them.
+//! * [`host`]: names, clocks, limits. [`users`]: users and groups. [`capabilities`]: capabilities, and how they are dropped.
 
 pub mod age;
 pub mod capabilities;

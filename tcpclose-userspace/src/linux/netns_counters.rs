@@ -1,5 +1,4 @@
-//! What the kernel says of TCP in several network namespaces: a dump of each beside its sums, on one thread that ends
-//! with them.
+//! TCP in several network namespaces: a dump of each and the kernel's counters, on one thread that ends with them.
 
 use std::io;
 
@@ -14,14 +13,14 @@ use crate::linux::sock_diag::Socket;
 /// Every state of a socket that is in the kernel's tables: TCP_ESTABLISHED to TCP_CLOSING.
 const EVERY_STATE: DumpRequest = DumpRequest { states: 0xffe, info: false };
 
-/// What comes first.
+/// The order of dump and counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SampleOrder {
     DumpThenSums,
     SumsThenDump,
 }
 
-/// Of one namespace.
+/// The dump and the counters of one namespace.
 #[derive(Clone, Debug)]
 pub struct NetnsCounters {
     pub netns: Netns,
@@ -30,18 +29,18 @@ pub struct NetnsCounters {
     pub sockets: Vec<Socket>,
 }
 
-/// What a journey has brought.
+/// The result of one pass over the namespaces.
 #[derive(Debug, Default)]
 pub struct NetnsCountersList {
     pub taken: Vec<NetnsCounters>,
-    /// Where nobody could go, and why.
+    /// Namespaces that could not be entered, and why.
     pub failed: Vec<(NetnsPath, io::Error)>,
 }
 
-/// Goes to `places` and takes the account of each.
+/// Dumps each of `places` and reads its counters.
 ///
 /// # Errors
-/// When a namespace that was entered gives no dump or no sums: what the kernel lacks there it lacks in all.
+/// When a namespace that was entered cannot be dumped or has no counters: then none has.
 pub fn accounts(places: &[NetnsPath], order: SampleOrder) -> io::Result<NetnsCountersList> {
     netns::with_visitor(|visitor| {
         let mut accounts = NetnsCountersList::default();
@@ -55,7 +54,7 @@ pub fn accounts(places: &[NetnsPath], order: SampleOrder) -> io::Result<NetnsCou
     })?
 }
 
-/// The account of this thread's namespace.
+/// Dumps this thread's namespace and reads its counters.
 fn account(netns: Netns, order: SampleOrder) -> io::Result<NetnsCounters> {
     let sums = || {
         proc_net::read().map_err(|error| {

@@ -1,7 +1,7 @@
 //! Dumps of several network namespaces, one after the other, on one thread that ends with them.
 //!
 //! A dump walks the kernel's whole table of connections, whichever namespace it is for: an empty one costs
-//! milliseconds while another holds a hundred thousand sockets. So a namespace is asked first how many it has.
+//! milliseconds while another holds a hundred thousand sockets. So the number of a namespace's sockets is read first.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,12 +19,12 @@ use crate::linux::sock_diag;
 use crate::linux::sock_diag::{Dump, Socket, SocketLookup, lookups};
 use crate::names::Flow;
 
-/// What is asked of each namespace.
+/// What to dump in each namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DumpRequest {
     /// A mask of `1 << state`.
     pub states: u32,
-    /// With the times that full sockets remember.
+    /// With the times of full sockets.
     pub info: bool,
 }
 
@@ -33,23 +33,23 @@ pub struct DumpRequest {
 pub struct NetnsDump {
     pub netns: Netns,
     pub place: NetnsPath,
-    /// [`host::time_wait_limit_used`] there.
+    /// [`host::time_wait_limit_used`] in it.
     pub limit_used: Option<f64>,
-    /// Without the sockets where they were handed out ([`stream`]).
+    /// Without its sockets where [`stream`] has passed them on.
     pub dump: Dump,
     /// How many sockets the dump met.
     pub met: u64,
-    /// CPU time that going there and the dump took, nanoseconds.
+    /// CPU time of entering it and of the dump, nanoseconds.
     pub cpu_ns: u64,
 }
 
-/// What a journey has brought.
+/// The result of one pass over the namespaces.
 #[derive(Debug, Default)]
 pub struct NetnsDumps {
     pub looked: Vec<NetnsDump>,
-    /// Where nobody could go, and why.
+    /// Namespaces that could not be entered, and why.
     pub failed: Vec<(NetnsPath, io::Error)>,
-    /// What was left for want of time.
+    /// Namespaces that the time did not suffice for.
     pub rest: Vec<NetnsPath>,
     /// CLOCK_MONOTONIC before the first request, nanoseconds.
     pub started_ns: u64,
@@ -80,7 +80,7 @@ impl NetnsDumps {
         self.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count()
     }
 
-    /// Adds one that was made after it.
+    /// Adds the result of a later pass.
     pub fn add(&mut self, more: Self) {
         self.looked.extend(more.looked);
         self.failed.extend(more.failed);
@@ -104,22 +104,21 @@ fn distinct(sockets: &mut Vec<Socket>) {
     sockets.dedup_by_key(|socket| socket.cookie);
 }
 
-/// Some of what a dump of several namespaces meets, in the order that it meets it.
+/// A part of a dump of several namespaces, in the order of the dump.
 #[derive(Debug, Default)]
 pub struct NetnsChunk {
     /// CLOCK_MONOTONIC before the dump's first request, nanoseconds.
     pub started_ns: u64,
-    /// Namespaces whose dump begins in this chunk, with all of their listeners if it asks for those: what identifies each, and
-    /// its inode.
+    /// Namespaces whose dump begins in this chunk, with all of their listeners if those are dumped: id and inode of each.
     pub entered: Vec<(u32, u32)>,
-    /// Each with what identifies its namespace.
+    /// Each with the id of its namespace.
     pub sockets: Vec<(u32, Socket)>,
 }
 
-/// Goes to `places` in their order and asks each, until that has taken `most` of CPU time; the first is always asked.
+/// Dumps `places` in their order until that has taken `most` of CPU time; the first is always dumped.
 ///
 /// # Errors
-/// When a namespace that was entered gives no dump: what the kernel lacks there it lacks in all.
+/// When a namespace that was entered cannot be dumped: then none can.
 pub fn survey(places: Vec<NetnsPath>, ask: DumpRequest, most: Option<Duration>) -> io::Result<NetnsDumps> {
     let mut dumps: Vec<Vec<Socket>> = Vec::new();
     let mut survey = walk(places, ask, most, monotonic_ns(), |_, met| match (met, dumps.last_mut()) {
@@ -132,18 +131,17 @@ pub fn survey(places: Vec<NetnsPath>, ask: DumpRequest, most: Option<Duration>) 
     Ok(survey)
 }
 
-/// The same, but hands the sockets to `take` as the dump meets them, some at a time, and keeps none: of a million, which take
-/// 130 bytes each, as many as a chunk has are in memory.
+/// The same, but passes the sockets to `take` in chunks and keeps none: of a million, at 130 bytes each, one chunk is in memory.
 ///
 /// # Errors
-/// As [`survey`]; what was handed out until then was there.
+/// As [`survey`]; the chunks passed until then are valid.
 pub fn stream(
     places: Vec<NetnsPath>,
     ask: DumpRequest,
     most: Option<Duration>,
     mut take: impl FnMut(NetnsChunk) + Send,
 ) -> io::Result<NetnsDumps> {
-    /// Below malloc's limit for blocks that are mapped and unmapped one by one (`agent/memory.rs`).
+    /// Below malloc's limit for blocks that are mapped and unmapped one by one (`agent/malloc_trim.rs`).
     const AT_ONCE: usize = 512;
     let started_ns = monotonic_ns();
     let empty = || NetnsChunk { started_ns, sockets: Vec::with_capacity(AT_ONCE), ..NetnsChunk::default() };
@@ -152,7 +150,7 @@ pub fn stream(
         None => chunk.entered.push((netns.id, netns.inum)),
         Some(socket) => {
             chunk.sockets.push((netns.id, socket));
-            // Listeners come first, and in the chunk that their namespace begins in.
+            // Listeners come first, in the chunk in which their namespace begins.
             if chunk.sockets.len() >= AT_ONCE && socket.state != TcpState::Listen {
                 take(std::mem::replace(&mut chunk, empty()));
             }
@@ -162,7 +160,7 @@ pub fn stream(
     Ok(survey)
 }
 
-/// Goes to `places`, and hands what it meets in a namespace to `met`: nothing when it enters, then each socket, listeners first.
+/// Dumps `places`, and calls `met` for each: with no socket on entry, then with each socket, listeners first.
 fn walk(
     places: Vec<NetnsPath>,
     ask: DumpRequest,
@@ -209,12 +207,12 @@ pub(super) fn dump(ask: DumpRequest) -> io::Result<Dump> {
     Ok(Dump { sockets, ..dump })
 }
 
-/// Hands each socket of this thread's namespace to `met`, listeners first, and keeps none.
+/// Passes each socket of this thread's namespace to `met`, listeners first, and keeps none.
 fn visit(ask: DumpRequest, mut met: impl FnMut(Socket)) -> io::Result<Dump> {
     let DumpRequest { states, info } = ask;
     let listen = TcpState::Listen.bit();
     let mut listeners = 0;
-    // Listeners have a table of their own, and cost little.
+    // Listeners have a table of their own, which costs little to walk.
     let found = if states & listen == 0 {
         empty_dump()
     } else {
@@ -239,7 +237,7 @@ fn empty_dump() -> Dump {
     Dump { started_ns: now, finished_ns: now, ..Dump::default() }
 }
 
-/// Whether a namespace with that many sockets, that many of them `listeners`, can have one in one of `states`.
+/// Whether a namespace with this `population`, with so many `listeners`, can have a socket in one of `states`.
 fn may_hold(states: u32, population: Option<Population>, listeners: u64) -> bool {
     let Some(Population { sockets, minisockets }) = population else { return true };
     let any = |states_of: &[TcpState]| states_of.iter().any(|state| states & state.bit() != 0);
@@ -251,7 +249,7 @@ fn may_hold(states: u32, population: Option<Population>, listeners: u64) -> bool
 /// One socket to look up.
 #[derive(Clone, Copy, Debug)]
 pub struct LookupKey {
-    /// What identifies its network namespace; 0 for any.
+    /// The id of its network namespace; 0 for any.
     pub netns: u32,
     pub flow: Flow,
     pub interface: u32,
@@ -266,27 +264,27 @@ impl LookupKey {
     }
 }
 
-/// What a look-up says.
+/// The result of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LookupResult {
     There(Socket),
     Gone,
-    /// Nobody could ask.
+    /// Its namespace could not be entered, or the lookup failed.
     Unknown,
 }
 
-/// Looks each of `keys` up in its namespace, which is one of `places`: what identifies each, and where it is. Also the
-/// CPU time that this took, nanoseconds.
+/// Looks up each of `keys` in its namespace, which is one of `places` (id and path). Also returns the CPU time that this took,
+/// nanoseconds.
 pub fn look_up(places: &[(u32, NetnsPath)], keys: &[LookupKey]) -> io::Result<(Vec<LookupResult>, u64)> {
-    asked(places, keys, lookups)
+    look_up_by(places, keys, lookups)
 }
 
-/// The same, but for a great many by a dump of the sockets in `states`, a mask of `1 << state`, which costs less. What it
-/// meets has no times, and what is in another state is gone.
+/// The same, but many sockets are found by a dump of those in `states`, a mask of `1 << state`, which costs less. Dumped
+/// sockets have no times, and one in another state counts as gone.
 pub fn meet(places: &[(u32, NetnsPath)], keys: &[LookupKey], states: u32) -> io::Result<Vec<LookupResult>> {
-    /// Few enough to be asked for one by one.
+    /// Few enough to be looked up one by one.
     const FEW: usize = 64;
-    /// An exact look-up costs some 2.5 µs, a socket in a dump half of one (6.18).
+    /// An exact lookup costs some 2.5 µs, a socket in a dump half of one (6.18).
     const TIMES: u64 = 4;
     let meet = |wanted: &[SocketLookup]| {
         let all = netns::population().map_or(u64::MAX, |there| there.sockets + there.minisockets);
@@ -294,7 +292,7 @@ pub fn meet(places: &[(u32, NetnsPath)], keys: &[LookupKey], states: u32) -> io:
             return lookups(wanted);
         }
         let mut answers = met(wanted, states)?;
-        // A walk can skip a socket while its neighbour goes.
+        // A walk can skip a socket while its neighbour is removed.
         let missing: Vec<usize> =
             (0..answers.len()).filter(|&at| matches!(answers.get(at), Some(Ok(None)))).collect();
         if missing.len() <= FEW {
@@ -307,10 +305,10 @@ pub fn meet(places: &[(u32, NetnsPath)], keys: &[LookupKey], states: u32) -> io:
         }
         Ok(answers)
     };
-    Ok(asked(places, keys, meet)?.0)
+    Ok(look_up_by(places, keys, meet)?.0)
 }
 
-/// Which of `wanted` one dump meets.
+/// Finds `wanted` in one dump.
 fn met(wanted: &[SocketLookup], states: u32) -> io::Result<Vec<io::Result<Option<Socket>>>> {
     let mut at = HashMap::with_capacity_and_hasher(wanted.len(), RandomState::default());
     at.extend(wanted.iter().enumerate().map(|(at, wanted)| (wanted.flow, at)));
@@ -323,8 +321,8 @@ fn met(wanted: &[SocketLookup], states: u32) -> io::Result<Vec<io::Result<Option
     Ok(answers)
 }
 
-/// Has `ask` find `keys`, the ones of each namespace there.
-fn asked(
+/// Calls `ask` in each namespace for those of `keys` that may be there.
+fn look_up_by(
     places: &[(u32, NetnsPath)],
     keys: &[LookupKey],
     ask: impl Fn(&[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> + Sync,
@@ -340,15 +338,15 @@ fn asked(
             let there = visitor.enter(place).is_ok_and(|netns| netns.id == *id);
             let wanted: Vec<SocketLookup> =
                 keys.iter().filter(|key| concerns(key)).map(LookupKey::wanted).collect();
-            let asked = if there { ask(&wanted).ok() } else { None };
-            let mut said = asked.into_iter().flatten();
+            let found = if there { ask(&wanted).ok() } else { None };
+            let mut found = found.into_iter().flatten();
             for (_, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
-                let here = match said.next() {
+                let here = match found.next() {
                     Some(Ok(Some(socket))) => LookupResult::There(socket),
                     Some(Ok(None)) => LookupResult::Gone,
                     Some(Err(_)) | None => LookupResult::Unknown,
                 };
-                // Of any namespace, it is gone when it is in none of them.
+                // A socket of an unknown namespace is gone when no namespace has it.
                 if answer.is_none_or(|before| before == LookupResult::Gone) {
                     *answer = Some(here);
                 }

@@ -1,9 +1,9 @@
-//! Which processes hold which socket, in one pass for all: by the kernel's iterator over all tasks' files, or by a walk
-//! over /proc/PID/fd.
+//! Finds the processes that hold sockets, all in one pass: by the kernel's iterator over all tasks' files, or by a walk over
+//! /proc/PID/fd.
 //!
 //! For 45,000 sockets of three processes the iterator takes 17 ms of CPU and the walk 151 (`cargo xtask bench --only owners`,
-//! Linux 6.18), but loading it takes longer than most walks: the agent has it, a command that runs once walks. It sees every process of every PID namespace
-//! below the first, and the agent must be in that one for numbers to be those of its /proc.
+//! Linux 6.18), but loading it takes longer than most walks: the agent loads it, a command that runs once walks. It numbers
+//! processes as the first PID namespace does, so that the agent must be in that one for its pids to be those of its /proc.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -21,29 +21,28 @@ use crate::linux::proc_fd;
 use crate::linux::proc_fd::{FdHolder, FileFilter, OpenFiles, Urgency};
 use crate::linux::process::Process;
 
-/// For how long one question looks at descriptors. Executables come after ([`executables::WITHIN`]), and who asked waits 10 s for
-/// everything.
+/// The time limit for reading descriptors. Executables come after ([`executables::WITHIN`]); a client waits 10 s for everything.
 pub const WITHIN: Duration = Duration::from_secs(4);
 
-/// The answer of one pass.
+/// The result of one pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owners {
     /// By inode, then in order of pid and fd.
     held: Vec<(u32, FdHolder)>,
-    /// Where in `held` an inode begins and ends.
+    /// The range in `held` of each inode.
     by_inode: FxHashMap<u32, (u32, u32)>,
     /// The processes of `held`, by pid.
     pub processes: FxHashMap<u32, Arc<Process>>,
-    /// Processes whose files the caller may not see.
+    /// Processes whose files the caller may not read.
     pub denied: u32,
-    /// Processes not all of whose files were looked at within [`WITHIN`], in order.
+    /// Processes whose files were not all read within [`WITHIN`], in order.
     pub unanswered: Vec<u32>,
     /// Processes of `processes` whose executables were not read within [`executables::WITHIN`], in order.
     pub unread: Vec<u32>,
 }
 
 impl Owners {
-    /// `held`: inodes and who holds them.
+    /// `held`: inodes and their holders.
     pub fn new(mut held: Vec<(u32, FdHolder)>, processes: FxHashMap<u32, Arc<Process>>, denied: u32) -> Self {
         held.retain(|(_, holder)| processes.contains_key(&holder.pid));
         held.sort_unstable();
@@ -58,39 +57,40 @@ impl Owners {
         Self { held, by_inode, processes, denied, ..Self::default() }
     }
 
-    /// The holders of the socket with this inode; none when none was seen.
+    /// The known holders of the socket with this inode.
     pub fn of(&self, inode: u32) -> impl Iterator<Item = &FdHolder> {
         let (begin, end) = self.by_inode.get(&inode).copied().unwrap_or_default();
         self.held.get(begin as usize..end as usize).unwrap_or_default().iter().map(|(_, holder)| holder)
     }
 
-    /// Whether the socket with this inode has one.
+    /// Whether the socket with this inode has a known holder.
     pub fn has(&self, inode: u32) -> bool {
         self.by_inode.contains_key(&inode)
     }
 
-    /// How many sockets have one.
+    /// How many sockets have a known holder.
     pub fn sockets(&self) -> usize {
         self.by_inode.len()
     }
 }
 
-/// How to look for owners.
+/// How to search for owners.
 #[derive(Debug)]
 pub enum OwnersLookup {
-    /// By the iterator: what it writes is read from here.
+    /// By the iterator, whose records this file yields.
     TaskFile(File),
     /// By a walk over /proc.
     Proc(Urgency),
 }
 
-/// Who holds the sockets with these `inodes`, as far as it is found within [`WITHIN`]. A process that ends meanwhile is left out.
+/// The holders of the sockets with these `inodes`, as far as they are found within [`WITHIN`]. A process that ends meanwhile is
+/// left out.
 pub fn find(inodes: &FxHashSet<u32>, look: OwnersLookup) -> io::Result<Owners> {
     find_in(inodes, OpenFiles::default(), look)
 }
 
-/// The same of what was `seen` before the sockets were looked at, or while; when it lacks one, it looks `again` for as long as
-/// is left.
+/// The same from files `seen` before or during the dump of the sockets; where those lack a holder, a second search fills the
+/// time that is left.
 pub fn find_in(inodes: &FxHashSet<u32>, mut seen: OpenFiles, again: OwnersLookup) -> io::Result<Owners> {
     if inodes.is_empty() {
         return Ok(Owners::default());
@@ -103,34 +103,34 @@ pub fn find_in(inodes: &FxHashSet<u32>, mut seen: OpenFiles, again: OwnersLookup
     }
     let mut files = look_within(again, Some(inodes), left)?;
     if !files.unanswered.is_empty() {
-        // It saw less than all, as the earlier one may have.
+        // The second search was cut short too, so both count.
         files.sockets.append(&mut seen.sockets);
     }
     let left = left.saturating_sub(files.took);
     Ok(known(files, left))
 }
 
-/// Describes the processes that `files` has; when there is no time `left`, by little.
+/// Describes the processes in `files`, in the time `left`; without any, by their names only.
 fn known(files: OpenFiles, left: Duration) -> Owners {
-    /// What a thousand processes take, however late it is.
+    /// Enough for a thousand processes, however late it is.
     const AT_LEAST: Duration = Duration::from_millis(200);
     let until = Instant::now() + left.max(AT_LEAST);
     let OpenFiles { sockets, denied, unanswered, .. } = files;
     let pids: FxHashSet<u32> = sockets.iter().map(|(_, holder)| holder.pid).collect();
-    // It starts while the processes are described.
+    // The helper starts while the processes are described.
     let asker = (!pids.is_empty()).then(HelperHandle::begin);
     let read = |&pid: &u32| Some((pid, Process::read(pid, until)?));
     let mut processes: FxHashMap<u32, Process> = with_whole_paths(|| pids.iter().filter_map(read).collect());
     let mut unread = Vec::new();
     if let Some(asker) = asker {
         let asked = processes.iter().filter(|(_, process)| process.exe.is_some() && process.runs.is_none());
-        let told = asker.ask(asked.map(|(pid, _)| *pid).collect(), Instant::now() + executables::WITHIN);
-        for (pid, runs) in told.runs {
+        let answers = asker.ask(asked.map(|(pid, _)| *pid).collect(), Instant::now() + executables::WITHIN);
+        for (pid, runs) in answers.runs {
             if let Some(process) = processes.get_mut(&pid) {
                 process.runs = Some(runs);
             }
         }
-        unread = told.unanswered;
+        unread = answers.unanswered;
     }
     let processes = processes.into_iter().map(|(pid, process)| (pid, Arc::new(process))).collect();
     let mut unanswered: Vec<u32> = unanswered.into_iter().collect();
@@ -139,8 +139,8 @@ fn known(files: OpenFiles, left: Duration) -> Owners {
     Owners { unanswered, unread, ..Owners::new(sockets, processes, denied) }
 }
 
-/// Looks at all processes' files for sockets, for those with these inodes `only` if there are any, as far as it comes
-/// within [`WITHIN`].
+/// Reads all processes' files, as far as possible within [`WITHIN`], and returns the sockets among them (those with the inodes
+/// `only`, if given).
 ///
 /// # Errors
 /// When /proc cannot be read.
@@ -152,16 +152,16 @@ fn look_within(look: OwnersLookup, only: Option<&FxHashSet<u32>>, time: Duration
     let wanted = only.map_or(FileFilter::Sockets, FileFilter::Those);
     match look {
         OwnersLookup::TaskFile(file) => {
-            // It goes from process to process and does not say how far it has come. Where one has so many files that half
-            // of the time is not enough, the walk, in which they take turns, has the other half.
+            // The iterator goes from process to process and does not show its progress. Where half of the time is not
+            // enough for it, the walk, in which processes take turns, gets the other half.
             let begun = Instant::now();
             let mut files = OpenFiles::default();
             let done = read(file, wanted, begun + time / 2, &mut files);
             if let Err(why) = done {
                 if why.kind() == ErrorKind::TimedOut {
-                    log::debug!("the iterator over files took too long, /proc is read instead");
+                    log::debug!("the iterator over files took too long (reading /proc instead)");
                 } else {
-                    log::warn!("the iterator over files failed, /proc is read instead: {why}");
+                    log::warn!("the iterator over files failed: {why} (reading /proc instead)");
                 }
                 let left = time.saturating_sub(begun.elapsed());
                 files.add(proc_fd::read_within(Urgency::Leisurely, wanted, left)?);
@@ -173,10 +173,10 @@ fn look_within(look: OwnersLookup, only: Option<&FxHashSet<u32>>, time: Duration
     }
 }
 
-/// What the iterator writes, into `files`.
+/// Adds the iterator's records to `files`.
 ///
 /// # Errors
-/// [`ErrorKind::TimedOut`] when it is not at its end by `until`.
+/// [`ErrorKind::TimedOut`] when it has not ended by `until`.
 fn read(file: File, wanted: FileFilter<'_>, until: Instant, files: &mut OpenFiles) -> io::Result<()> {
     let cpu = thread_cpu_ns();
     let done = read_all(file, wanted, until, files);
@@ -195,7 +195,7 @@ fn read_all(mut file: File, wanted: FileFilter<'_>, until: Instant, files: &mut 
         match file.read(free) {
             Ok(0) => return Ok(()),
             Ok(n) => filled += n,
-            // EAGAIN: it has been over a million files that are no sockets, and goes on from there (kernel/bpf/bpf_iter.c,
+            // EAGAIN: it has passed a million files other than sockets, and continues from there (kernel/bpf/bpf_iter.c,
             // bpf_seq_read(), 5.8 to 6.18).
             Err(why) if matches!(why.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => continue,
             Err(why) => return Err(why),

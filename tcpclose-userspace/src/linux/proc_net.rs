@@ -1,5 +1,5 @@
-//! What the kernel itself counts of TCP in the network namespace of the calling thread: the MIB counters of
-//! /proc/net/netstat and /proc/net/snmp, and the sums of /proc/net/sockstat.
+//! The kernel's own TCP counters in the network namespace of the calling thread: the MIB counters of /proc/net/netstat and
+//! /proc/net/snmp, and the sums of /proc/net/sockstat.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,15 +7,15 @@ use std::io;
 
 use serde::Serialize;
 
-/// The counters that are looked at, by file group and name.
+/// The counters that are read, by group and name.
 const NAMES: [(&str, &str); 11] = [
-    // A minisocket is born, and lives longer than 4 s (TW) or not (TWKilled): both are counted when its timer starts
+    // A minisocket is created for longer than 4 s (TW) or not (TWKilled): both are counted when its timer starts
     // (net/ipv4/inet_timewait_sock.c, __inet_twsk_schedule(), 5.8 to 6.18), not when it ends.
     ("TcpExt:", "TW"),
     ("TcpExt:", "TWKilled"),
     // connect() took a TIME-WAIT's addresses (net/ipv4/inet_hashtables.c, __inet_check_established()).
     ("TcpExt:", "TWRecycled"),
-    // No minisocket was made, for want of room or memory (net/ipv4/tcp_minisocks.c, tcp_time_wait()).
+    // No minisocket was made: the table was full, or memory short (net/ipv4/tcp_minisocks.c, tcp_time_wait()).
     ("TcpExt:", "TCPTimeWaitOverflow"),
     // close() with data unread (net/ipv4/tcp.c, __tcp_close()).
     ("TcpExt:", "TCPAbortOnClose"),
@@ -27,17 +27,17 @@ const NAMES: [(&str, &str); 11] = [
     ("TcpExt:", "TCPAbortOnMemory"),
     // ESTABLISHED or CLOSE-WAIT to CLOSE (net/ipv4/tcp.c, tcp_set_state()).
     ("Tcp:", "EstabResets"),
-    // Every RST, also to ports on which nobody listens.
+    // Every RST, also for ports without a listener.
     ("Tcp:", "OutRsts"),
 ];
 
-/// Counters since the namespace exists, by the kernel's names; one that this kernel does not have is missing.
+/// Counters since the creation of the namespace, by the kernel's names; those that this kernel lacks are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Counters(pub BTreeMap<&'static str, u64>);
 
 impl Counters {
-    /// The counter `name`; 0 where there is none.
+    /// The counter `name`; 0 where it is missing.
     pub fn get(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
     }
@@ -54,11 +54,11 @@ pub struct SockStat {
     pub tw: u64,
 }
 
-/// Reads both.
+/// Reads the counters and the sums.
 pub fn read() -> io::Result<(Counters, SockStat)> {
     let file = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
     let counters = counters(&file("netstat")?, &file("snmp")?);
-    // A kernel without IPv6 has no such file.
+    // A kernel without IPv6 lacks this file.
     let sockstat = sockstat(&file("sockstat")?, &file("sockstat6").unwrap_or_default());
     Ok((counters, sockstat))
 }
@@ -71,7 +71,7 @@ fn counters(netstat: &str, snmp: &str) -> Counters {
     Counters(NAMES.iter().filter_map(one).collect())
 }
 
-/// A counter of /proc/net/netstat or /proc/net/snmp, where a line of names stands above a line of values.
+/// A counter of /proc/net/netstat or /proc/net/snmp, where a line of names precedes a line of values.
 pub fn counter(text: &str, group: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(group));
     let (names, values) = (lines.next()?, lines.next()?);

@@ -1,7 +1,7 @@
-//! What /proc tells of a process that holds a socket.
+//! A process that holds a socket, from /proc.
 //!
-//! None of what is read here waits for that process or for a file system: the link `exe` is made of what the kernel has in
-//! memory (fs/d_path.c), and `comm`, `limits`, `stat`, `cgroup` and the directory `fd` take no lock that a process can hold on to.
+//! No read here waits for that process or for a file system: the kernel makes the link `exe` from memory (fs/d_path.c), and
+//! `comm`, `limits`, `stat`, `cgroup` and the directory `fd` take no lock that a process can keep.
 //! `cmdline`, `environ` and `maps` take its mmap_lock and fault its pages in (fs/proc/base.c, get_mm_cmdline(); fs/proc/task_mmu.c,
 //! 5.8 to 6.18), so they are not read.
 
@@ -17,12 +17,11 @@ use crate::names::Runtime;
 /// A process that holds at least one of the sockets asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
-    /// `/proc/PID/comm`, at most 15 bytes, as lossy UTF-8. A program may put any byte in: escape it for a terminal.
+    /// `/proc/PID/comm`, at most 15 bytes, as lossy UTF-8. It may hold any byte: escape it for a terminal.
     pub comm: String,
-    /// Where its executable lies, seen from its own root; `None` where that may not be read, as lossy UTF-8 otherwise.
+    /// The path of its executable below its own root, as lossy UTF-8; `None` where it may not be read.
     pub exe: Option<String>,
-    /// What executes its program; `None` where its executable would have to be read for that and was not:
-    /// [`crate::linux::executables`].
+    /// What executes its program; `None` where only its executable tells ([`crate::linux::executables`]) and that was not read.
     pub runs: Option<Runtime>,
     pub place: Workload,
     /// File descriptors in use; `None` where that may not be read.
@@ -37,8 +36,7 @@ impl Process {
         *self == Self::default()
     }
 
-    /// Reads what is known of the process `pid`, but for what only its executable tells; `None` when it has ended. When it is
-    /// `until`, its name is all.
+    /// Reads the process `pid` without its executable; `None` when it has ended. From `until` on, only its name is read.
     pub fn read(pid: u32, until: Instant) -> Option<Self> {
         let comm = fs::read(format!("/proc/{pid}/comm")).ok()?;
         let comm = String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).into_owned();
@@ -59,13 +57,13 @@ impl Process {
     }
 }
 
-/// When the process `pid` started, nanoseconds since boot (suspends included), and its comm; `None` when it has ended.
+/// The start of the process `pid`, nanoseconds since boot (suspends included), and its comm; `None` when it has ended.
 pub fn started(pid: u32) -> Option<(u64, String)> {
     /// USER_HZ, in which /proc counts (include/asm-generic/param.h).
     const TICK_NS: u64 = 10_000_000;
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
-    // The comm stands in parentheses and may have some itself.
+    // The comm is in parentheses and may contain some itself.
     let (before, after) = stat.rsplit_once(')')?;
     let (_, comm) = before.split_once('(')?;
     // Field 22, starttime: the 20th after the comm.
@@ -73,9 +71,9 @@ pub fn started(pid: u32) -> Option<(u64, String)> {
     Some((ticks.saturating_mul(TICK_NS), comm.to_owned()))
 }
 
-/// How many files `pid` has open. Since 6.2 the directory's size says it (fs/proc/fd.c, `proc_fd_getattr()`); before,
-/// it is counted. A process whose first thread has ended shows the files of another one. `None` when it is `until` before
-/// they are counted.
+/// How many files `pid` has open. Since 6.2 the directory's size is their number (fs/proc/fd.c, `proc_fd_getattr()`); before,
+/// they are counted. Of a process whose first thread has ended, another thread's files are taken. `None` when they are not
+/// counted by `until`.
 fn open_files(pid: u32, until: Instant) -> Option<u64> {
     let open = |task: &Path| {
         let files = task.join("fd");
@@ -105,7 +103,7 @@ fn soft_limit(limits: &str) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// What an executable of this name runs; `None` where the name does not tell.
+/// The runtime that an executable of this name is; `None` where the name does not tell.
 fn runs(exe: &str) -> Option<Runtime> {
     let exe = exe.strip_suffix(" (deleted)").unwrap_or(exe);
     let name = exe.rsplit('/').next().unwrap_or(exe);

@@ -1,7 +1,7 @@
-//! How long TIME-WAIT lasts on this host: measured, not assumed.
+//! Measures how long TIME-WAIT lasts on this host.
 //!
 //! 60 s is a constant of mainline Linux (TCP_TIMEWAIT_LEN, include/net/tcp.h), but some vendors' kernels have a
-//! sysctl for it. What is on a minisocket's timer right after it entered TIME-WAIT is the length in force here.
+//! sysctl for it. The timer of a minisocket that has just entered TIME-WAIT shows the length in force.
 
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -14,14 +14,14 @@ use crate::linux::host::monotonic_ns;
 use crate::linux::sock_diag;
 use crate::names::Flow;
 
-/// Every step of the measurement is a loopback round trip; one that takes longer than this is given up.
+/// The timeout of each step, which is a loopback round trip.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Closes a loopback connection of our own and reads the minisocket's timer: TIME-WAIT's length in nanoseconds, to
-/// some 10 ms (a jiffy and the time between the step and the look).
+/// some 10 ms (a jiffy, and the time between entry and lookup).
 ///
-/// The minisocket does not stay: a new connection from the same port takes its place, and a RST ends that one. Run it
-/// before the probe is attached, or it will be counted.
+/// The minisocket does not stay: a new connection from the same port replaces it and ends by a RST. Run this before the probe
+/// is attached, which would count it.
 ///
 /// # Errors
 /// When loopback is down, or the kernel refuses `sock_diag`.
@@ -29,7 +29,7 @@ pub fn measure() -> io::Result<u64> {
     measure_one().map(|(length_ns, _)| length_ns)
 }
 
-/// The length, and the flow whose minisocket told it.
+/// The length, and the flow of the minisocket.
 fn measure_one() -> io::Result<(u64, Flow)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let server = listener.local_addr()?;
@@ -37,7 +37,7 @@ fn measure_one() -> io::Result<(u64, Flow)> {
     let client_addr = client.local_addr()?;
     let (accepted, _) = listener.accept()?;
 
-    // The accepted end closes first, and so is the one that waits.
+    // The accepted end closes first, so that it enters TIME-WAIT.
     drop(accepted);
     wait_for_fin(&client)?;
     let closing_ns = monotonic_ns();
@@ -49,22 +49,22 @@ fn measure_one() -> io::Result<(u64, Flow)> {
         match sock_diag::lookup(&flow, 0, None)? {
             Some(seen) if seen.state == TcpState::TimeWait => break seen,
             _ if monotonic_ns() - closing_ns > PATIENCE.as_nanos() as u64 => {
-                return Err(io::Error::other("no TIME-WAIT came of a closed connection"));
+                return Err(io::Error::other("a closed connection did not enter TIME-WAIT"));
             }
             _ => std::thread::yield_now(),
         }
     };
     let left = seen.expires_ns.ok_or_else(|| io::Error::other("a TIME-WAIT without a timer"))?;
     displace(&listener, client_addr, server);
-    // Loopback has taken the FIN to the other end when close() returns, or soon after (net/core/dev.c, the softirq that
-    // __dev_queue_xmit leaves pending runs as it enables softirqs again). On a loaded host the look comes much later.
+    // Loopback delivers the FIN by the time that close() returns, or soon after (net/core/dev.c, the softirq that
+    // __dev_queue_xmit leaves pending runs as it enables softirqs again). On a loaded host the lookup comes much later.
     let entered_ns = closing_ns.midpoint(closed_ns);
     let looked_ns = seen.seen_ns - seen.window_ns / 2;
     Ok((left + looked_ns.saturating_sub(entered_ns), flow))
 }
 
-/// A loopback address that hardly anybody else uses. On 127.0.0.1 a port that this process has just given back can
-/// belong to other connections too, and cannot be bound again.
+/// A loopback address that hardly any other program uses. On 127.0.0.1 a port that this process has just released can belong
+/// to other connections too, and cannot be bound again.
 fn own_address() -> Ipv4Addr {
     let [_, a, b, c] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 100 + a % 100, b, c.max(1))
@@ -79,25 +79,25 @@ fn connect(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket.into())
 }
 
-/// Returns when the peer's FIN is here.
+/// Waits for the peer's FIN.
 fn wait_for_fin(mut stream: &TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     match stream.read(&mut [0])? {
         0 => Ok(()),
-        _ => Err(io::Error::other("data on a connection of our own")),
+        _ => Err(io::Error::other("unexpected data on our own connection")),
     }
 }
 
-/// Takes the minisocket's place with a new connection (a SYN with a later sequence number does: tcp_timewait_state_process,
-/// TCP_TW_SYN) and resets it. If that does not work the minisocket stays its 60 s, and the first dump finds it.
+/// Replaces the minisocket by a new connection (a SYN with a later sequence number does: tcp_timewait_state_process,
+/// TCP_TW_SYN) and resets that. If this fails the minisocket stays its 60 s, and the first dump finds it.
 fn displace(listener: &TcpListener, client: SocketAddr, server: SocketAddr) {
-    /// A client's own socket may be on its way out still, and its port with it.
+    /// The client's own socket, and with it the port, may not be released yet.
     const TRIES: u32 = 50;
     for _ in 0..TRIES {
         match connect(client, server) {
             Ok(second) => {
                 if let Ok((accepted, _)) = listener.accept() {
-                    // Best effort, as all of this function. Closed so, it sends a RST and leaves nothing at once.
+                    // Best effort, like this whole function. Closed with linger 0, it sends a RST and leaves nothing.
                     let _ = SockRef::from(&accepted).set_linger(Some(Duration::ZERO));
                 }
                 drop(second);

@@ -1,12 +1,12 @@
-//! Users and groups by name, as /etc/passwd and /etc/group have them. Whom only a directory service knows is given by number:
-//! to ask one takes the C library's modules, which a static program cannot load.
+//! Users and groups by name, from /etc/passwd and /etc/group. Those that only a directory service knows are given by number: a
+//! static program cannot load the C library's modules for it.
 
 use std::fs;
 
 const USERS: &str = "/etc/passwd";
 const GROUPS: &str = "/etc/group";
 
-/// A group, and what it was called when it was asked for.
+/// A group, by the name or number with which it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnixGroup {
     pub name: String,
@@ -29,7 +29,7 @@ pub fn group(text: &str) -> Result<UnixGroup, String> {
     id_of(text, GROUPS, "group").map(|gid| UnixGroup { name: text.to_owned(), gid })
 }
 
-/// What the user `uid` is called, or its number.
+/// The name of the user `uid`, or its number.
 pub fn user_name(uid: u32) -> String {
     let users = fs::read_to_string(USERS).unwrap_or_default();
     let name = entries(&users).find(|(_, id)| *id == uid).map(|(name, _)| name.to_owned());
@@ -38,7 +38,7 @@ pub fn user_name(uid: u32) -> String {
 
 fn id_of(text: &str, file: &str, what: &str) -> Result<u32, String> {
     let id = match text.parse() {
-        // (uid_t) -1 says "as it is" to chown(2).
+        // (uid_t) -1 means "unchanged" to chown(2).
         Ok(u32::MAX) => None,
         Ok(id) => Some(id),
         Err(_) => {

@@ -1,5 +1,5 @@
-//! The forms in which a document travels: JSON, and for those who ask for it MessagePack with the same keys. Where fifteen
-//! thousand sockets were in it, `stuck` took 0.37 of `ss -tanp`'s time with that, and 0.44 with JSON (`cargo xtask bench`).
+//! The encodings of a document: JSON and, on request, MessagePack with the same keys. With fifteen thousand sockets `stuck`
+//! took 0.37 of `ss -tanp`'s time by MessagePack, and 0.44 by JSON (`cargo xtask bench`).
 
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use serde::{Deserialize, Serialize};
@@ -8,9 +8,9 @@ use crate::report::sockets::Versioned;
 
 /// The media type of JSON.
 pub const JSON: &str = "application/json";
-/// That of MessagePack, as registered with IANA.
+/// The media type of MessagePack, as registered with IANA.
 const MESSAGE_PACK: &str = "application/vnd.msgpack";
-/// What the command line takes; an agent that knows one form only answers in that.
+/// What the command line accepts; an agent that knows only one encoding answers in that.
 pub const ACCEPT_EITHER: &str = "application/vnd.msgpack, application/json;q=0.5";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Form {
 }
 
 impl Form {
-    /// The form that a request with `headers` asks for: JSON unless MessagePack is named.
+    /// The encoding that a request with `headers` accepts: JSON unless MessagePack is named.
     pub fn accepted(headers: &HeaderMap) -> Self {
         let ranges = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
         match ranges.flat_map(|value| value.split(',')).any(names_message_pack) {
@@ -29,7 +29,7 @@ impl Form {
         }
     }
 
-    /// The form of an answer with `headers`.
+    /// The encoding of an answer with `headers`.
     pub fn of(headers: &HeaderMap) -> Self {
         let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         if kind.is_some_and(names_message_pack) { Self::MessagePack } else { Self::Json }
@@ -43,25 +43,25 @@ impl Form {
     }
 
     /// # Errors
-    /// Why `document` cannot be written, which would be a defect of ours.
+    /// Why `document` cannot be encoded, which would be a bug.
     pub fn write(self, document: &impl Serialize) -> Result<Vec<u8>, String> {
         match self {
             Self::Json => serde_json::to_vec(document).map_err(|why| why.to_string()),
-            // With keys: what is not there to say is left out, as in JSON.
+            // With keys, so that absent values are left out, as in JSON.
             Self::MessagePack => rmp_serde::to_vec_named(document).map_err(|why| why.to_string()),
         }
     }
 
-    /// The document in `body`, if it is one of the version `expected`.
+    /// The document in `body`.
     ///
     /// # Errors
-    /// Why it is not.
+    /// Why `body` is not a document of the version `expected`.
     pub fn read<T: Versioned>(self, body: &[u8], expected: u32) -> Result<T, String> {
         #[derive(Deserialize)]
         struct Version {
             schema: u32,
         }
-        // Most often it is, and to look at its schema first would be to read it twice.
+        // The version matches most often, and reading it first would parse the body twice.
         let error = match self.parse::<T>(body) {
             Ok(document) if document.schema() == expected => return Ok(document),
             Ok(_) => None,
@@ -87,7 +87,7 @@ impl Form {
     }
 }
 
-/// Whether a media range is of MessagePack, and not with a weight of nothing.
+/// Whether a media range names MessagePack with a weight other than 0.
 fn names_message_pack(range: &str) -> bool {
     let mut parts = range.split(';').map(str::trim);
     let refused = |part: &str| part.strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0_f32));

@@ -1,4 +1,4 @@
-//! How many stuck sockets each process has: what the agent exports per owner.
+//! Stuck sockets per process, which the agent exports by owner.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use crate::report::sockets::{Owner, StuckSocket};
 /// Owners with a count of their own; all others share one.
 pub const MOST: usize = 32;
 
-/// Who a count belongs to, as the labels of the metric.
+/// The owner of a count, as the labels of the metric.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnerLabels {
     /// `unknown` for sockets without a known owner, `other` for the rest of the owners.
     pub comm: String,
-    /// Empty where there is none, as the two below.
+    /// Empty where there is none, like the two below.
     pub unit: String,
     /// As kube-state-metrics writes it.
     pub container_id: String,
-    /// The pod's, as kube-state-metrics calls it.
+    /// The pod's uid, as kube-state-metrics names it.
     pub uid: String,
 }
 
@@ -28,7 +28,7 @@ impl OwnerLabels {
     }
 
     fn of(owner: &Owner) -> Self {
-        // Control characters are valid in a label and a nuisance everywhere after.
+        // Control characters are valid in a label, but harm terminals.
         let text = |name: &Option<String>| printable(name.as_deref().unwrap_or_default()).into_owned();
         Self {
             comm: printable(&owner.comm).into_owned(),
@@ -41,7 +41,7 @@ impl OwnerLabels {
 
 /// Counts those of `sockets` that are stuck: in CLOSE-WAIT for `bound` seconds by the proven minimum, and not at work.
 /// Each counts once, for the process with the lowest pid of those that hold it (the parent of a forked server, as a
-/// rule); one whose owner nobody could see counts as `unknown`. The [`MOST`] largest are named.
+/// rule); one without a known owner counts as `unknown`. The [`MOST`] largest are named.
 pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(OwnerLabels, u64)> {
     let mut counts: BTreeMap<OwnerLabels, u64> = BTreeMap::new();
     let stuck = sockets.iter().filter(|socket| {
@@ -52,13 +52,13 @@ pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(OwnerLabels, u64)> {
         *counts.entry(owner.map_or_else(|| OwnerLabels::named("unknown"), OwnerLabels::of)).or_default() += 1;
     }
     let mut counts: Vec<(OwnerLabels, u64)> = counts.into_iter().collect();
-    // A stable sort: of two that are as large the same one is named each time.
+    // A stable sort: of two equal counts the same one is named each time.
     counts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
     if counts.len() > MOST {
         let rest = counts.split_off(MOST).iter().map(|(_, n)| n).sum();
         let other = OwnerLabels::named("other");
         match counts.iter_mut().find(|(holder, _)| *holder == other) {
-            // A process may call itself so.
+            // A process may have this name.
             Some((_, n)) => *n += rest,
             None => counts.push((other, rest)),
         }

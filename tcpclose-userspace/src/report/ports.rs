@@ -1,7 +1,7 @@
-//! The JSON document that the agent answers `GET /ports` with and `tcpclose ports --json` prints: the close phase by
-//! service port. Aggregates only: no address, no process.
+//! The document of `GET /ports` and `tcpclose ports --json`: the close phase by service port. Aggregates only: no address, no
+//! process.
 //!
-//! As with [`crate::report::sockets`] a reader ignores keys that it does not know.
+//! As with [`crate::report::sockets`], readers ignore unknown keys.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -24,8 +24,8 @@ use crate::report::sockets::seconds;
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
 
-/// Younger numbers are as good as of now.
-const WORTH_A_WORD_SECONDS: f64 = 5.0;
+/// The age from which the age of the numbers is mentioned.
+const WORTH_MENTIONING_SECONDS: f64 = 5.0;
 
 impl Versioned for PortsDocument {
     fn schema(&self) -> u32 {
@@ -61,13 +61,13 @@ pub struct PortUse {
     /// A number, or `"other"`.
     #[serde(with = "port_or_other")]
     pub port: Option<u16>,
-    /// In all close-phase states now.
+    /// Sockets in all close-phase states now.
     pub sockets: u64,
-    /// Of all ages; `tcpclose_stuck_sockets` has them in classes.
+    /// Stuck sockets of all ages; `tcpclose_stuck_sockets` has them in classes.
     pub stuck: u64,
-    /// CLOSE-WAITs that may be stuck; their entry was not seen.
+    /// CLOSE-WAITs that may be stuck, whose entry was not seen.
     pub possibly_stuck: u64,
-    /// Connections that ended since the pair has its name; `null` in a snapshot.
+    /// Connections that ended since the pair got its name; `null` in a snapshot.
     pub closes: Option<u64>,
     pub closes_per_second: Option<f64>,
     /// The states that have sockets now, or that sockets have left.
@@ -84,11 +84,11 @@ impl PortUse {
 pub struct StateUse {
     #[serde(with = "named")]
     pub state: Phase,
-    /// In the state now.
+    /// Sockets in the state now.
     pub sockets: u64,
-    /// Proven minimum age of the oldest of them; `null` where there is none.
+    /// Proven minimum age of the oldest of them; `null` without any.
     pub oldest_seconds: Option<f64>,
-    /// Of the sockets that left it; `null` where none did.
+    /// Durations of the sockets that left it; `null` where none did.
     pub durations: Option<Durations>,
 }
 
@@ -101,12 +101,12 @@ pub struct Durations {
     pub p99: QuantileBounds,
 }
 
-/// Where a quantile lies. The histogram has buckets: the interval is certain, the number in it is not.
+/// The bounds of a quantile. The histogram has buckets, so the interval is certain, the number in it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantileBounds {
     /// By linear interpolation within the bucket; `null` beyond the last bucket's bound.
     pub seconds: Option<f64>,
-    /// The bucket.
+    /// The bucket's lower bound.
     pub from_seconds: f64,
     /// `null` beyond the last bound.
     pub to_seconds: Option<f64>,
@@ -114,18 +114,18 @@ pub struct QuantileBounds {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransitionUse {
-    /// A state's name as in labels.
+    /// The name of a state, as in labels.
     pub from: String,
     pub to: String,
-    /// Since the agent began.
+    /// The count since the agent started.
     pub count: u64,
     pub per_second: Option<f64>,
 }
 
 impl PortsDocument {
-    /// How old the numbers are, in words, where that is worth any.
+    /// How old the numbers are, in words, if that is worth mentioning.
     pub fn old(&self) -> Option<String> {
-        let seconds = self.age_seconds.filter(|seconds| *seconds >= WORTH_A_WORD_SECONDS)?;
+        let seconds = self.age_seconds.filter(|seconds| *seconds >= WORTH_MENTIONING_SECONDS)?;
         Some(format!("numbers {seconds:.0} s old"))
     }
 }
@@ -160,7 +160,7 @@ impl Durations {
     }
 }
 
-/// What a look at one pair has counted.
+/// The counts of one pair of side and port.
 #[derive(Clone, Debug, Default)]
 struct PairCounts {
     states: BTreeMap<Phase, Standing>,
@@ -187,7 +187,7 @@ impl PairCounts {
     }
 }
 
-/// What one dump of a network namespace has met.
+/// The dump of one network namespace.
 pub struct NetnsDumped<'a> {
     pub sockets: &'a [Socket],
     pub listeners: &'a [Socket],

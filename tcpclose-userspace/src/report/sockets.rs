@@ -1,8 +1,6 @@
-//! The document that `GET /v1/sockets` answers with and `tcpclose stuck --json` prints; [`crate::report::encoding`] has the forms in
-//! which it travels.
+//! The document of `GET /v1/sockets` and `tcpclose stuck --json`.
 //!
-//! A reader ignores keys that it does not know, so that keys can be added; [`SCHEMA`] changes only when a key changes
-//! its meaning or goes.
+//! Readers ignore unknown keys, so that keys can be added; [`SCHEMA`] changes only when a key changes its meaning or is removed.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -68,11 +66,11 @@ pub struct StuckSocket {
     pub uid: u32,
     /// The inode of the socket's network namespace.
     pub netns: u32,
-    /// What tells that namespace from a later one with its inode: the low half of its cookie, where the kernel gives out
-    /// cookies. 0 where it is unknown.
+    /// Distinguishes that namespace from a later one with its inode: the low half of its cookie, on kernels with cookies. 0 where
+    /// it is unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub netns_id: u32,
-    /// As `ip netns` calls that, where it has a name.
+    /// The namespace's name as `ip netns` shows it, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns_name: Option<String>,
     pub age: AgeSeconds,
@@ -80,7 +78,7 @@ pub struct StuckSocket {
     pub unread_bytes: u32,
     /// Bytes that the peer has not acknowledged yet.
     pub unsent_bytes: u32,
-    /// Since data was sent last, or since the handshake; `null` where no dump tells.
+    /// Time since data was last sent, or since the handshake; `null` where no dump has it.
     pub last_sent_seconds: Option<f64>,
     /// `null` in states other than CLOSE-WAIT.
     #[serde(with = "named_or_null")]
@@ -88,10 +86,10 @@ pub struct StuckSocket {
     /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
     /// when unknown.
     pub owners: Vec<Owner>,
-    /// Who closed the socket that no program holds any more, where the agent saw that.
+    /// The process that closed the socket, if no program holds it any more and the agent saw the close.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_by: Option<ClosedBy>,
-    /// Where the peer's end is in the same network namespace: every process that holds that.
+    /// Every process that holds the peer's end, where that is in the same network namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_owners: Vec<Owner>,
 }
@@ -101,12 +99,12 @@ fn is_zero(n: &u32) -> bool {
 }
 
 impl SocketsDocument {
-    /// Says of a process where it is first named what there is to say, and after that its pid and descriptors only: a
-    /// quarter of what fifteen thousand sockets of one process take to write and to read.
+    /// Keeps the details of a process only where it first appears, and its pid and descriptors elsewhere: a quarter of the cost
+    /// of writing and reading fifteen thousand sockets of one process.
     pub fn name_owners_once(&mut self) {
         let mut named = FxHashSet::default();
         for owner in self.every_owner().filter(|owner| !named.insert(owner.pid)) {
-            owner.process = nobody();
+            owner.process = no_details();
         }
     }
 
@@ -126,12 +124,12 @@ impl SocketsDocument {
     }
 }
 
-/// A process that holds a socket, by one of its descriptors.
+/// A process that holds a socket, and its descriptor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     pub pid: u32,
     pub fd: u32,
-    /// What is known of the process, once for all that it holds.
+    /// The process, shared by all sockets that it holds.
     pub process: Arc<Process>,
 }
 
@@ -143,14 +141,14 @@ impl Deref for Owner {
     }
 }
 
-/// [`Owner`] as it is written.
+/// [`Owner`] as it is encoded.
 #[derive(Serialize, Deserialize)]
 struct Flat<'a> {
     pid: u32,
     /// May hold control characters: escape it for a terminal.
     comm: Cow<'a, str>,
     fd: u32,
-    /// Where its executable lies, seen from its own root. May hold control characters too.
+    /// The path of its executable below its own root. May hold control characters too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     exe: Option<Cow<'a, str>>,
     /// What executes it: `jvm`, `python`, `go` or `native`.
@@ -159,7 +157,7 @@ struct Flat<'a> {
     /// The systemd unit that it runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<Cow<'a, str>>,
-    /// `containerd://<64 hexadecimal digits>`; without the runtime where its cgroups do not tell that.
+    /// `containerd://<64 hexadecimal digits>`; without the runtime where its cgroups do not show that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     container_id: Option<Cow<'a, str>>,
     /// The uid of its Kubernetes pod.
@@ -201,17 +199,17 @@ impl<'de> Deserialize<'de> for Owner {
         let place =
             Workload { unit: owned(unit), container_id: owned(container_id), pod_uid: owned(pod_uid) };
         let process = Process { comm: comm.into_owned(), exe: owned(exe), runs, place, fds_used, fds_limit };
-        Ok(Self { pid, fd, process: if process.is_nothing() { nobody() } else { Arc::new(process) } })
+        Ok(Self { pid, fd, process: if process.is_nothing() { no_details() } else { Arc::new(process) } })
     }
 }
 
-/// A process of which nothing is said; one for all.
-fn nobody() -> Arc<Process> {
-    static NOBODY: LazyLock<Arc<Process>> = LazyLock::new(Arc::default);
-    NOBODY.clone()
+/// A process without details; one shared value.
+fn no_details() -> Arc<Process> {
+    static NO_DETAILS: LazyLock<Arc<Process>> = LazyLock::new(Arc::default);
+    NO_DETAILS.clone()
 }
 
-/// The process that ended this side's stream, by close() or before that by shutdown().
+/// The process that ended this side's stream, by close() or an earlier shutdown().
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClosedBy {
     pub pid: u32,
@@ -310,11 +308,11 @@ mod tests {
         let mut document: SocketsDocument = serde_json::from_str(SAMPLE).unwrap();
         let mut other = document.sockets[0].clone();
         (other.cookie, other.owners[0].fd) = (Cookie(2), 18);
-        other.peer_owners = vec![Owner { pid: 1, fd: 7, process: nobody() }];
+        other.peer_owners = vec![Owner { pid: 1, fd: 7, process: no_details() }];
         document.sockets.extend([other.clone(), other]);
         let whole = document.clone();
         document.name_owners_once();
-        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, process: nobody() }]);
+        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, process: no_details() }]);
         let text = serde_json::to_string(&document).unwrap();
         let mut read: SocketsDocument = serde_json::from_str(&text).unwrap();
         read.name_every_owner();

@@ -1,45 +1,45 @@
-//! What a process's cgroups tell of its place: systemd unit, container, Kubernetes pod.
+//! A process's systemd unit, container and Kubernetes pod, from its cgroups.
 //!
-//! A path is all that there is to go by, and it tells what the container manager wrote into it:
+//! Only the paths of its cgroups are known, as the container manager named them:
 //!
 //! * systemd's own layout: slices, then the unit; below `user@UID.service` slices and a unit again.
 //! * A container under the systemd driver is a scope with its runtime's prefix: `docker-`, `cri-containerd-`, `crio-`,
-//!   `libpod-`, `nerdctl-`, and 64 hexadecimal digits. `…conmon-…` is the monitor of one, not one.
-//! * Under the cgroupfs driver it is a directory of those 64 digits. Docker's own stand under `docker/`, CRI-O and
-//!   podman write their prefix there too. `kubepods/…/podUID/ID` does not tell whether containerd or Docker runs it:
-//!   such an id is written without a runtime, and `pod_uid` joins all the same.
+//!   `libpod-`, `nerdctl-`, and 64 hexadecimal digits. `…conmon-…` is a container's monitor, not a container.
+//! * Under the cgroupfs driver it is a directory named by those 64 digits. Docker's are below `docker/`; CRI-O and podman
+//!   write their prefix there too. `kubepods/…/podUID/ID` does not show whether containerd or Docker runs it: such an id is
+//!   written without a runtime, and `pod_uid` can be joined all the same.
 //!
-//! Whoever may make cgroups may name them like a container. A unit's name is taken only where systemd could have made
-//! it, so that no other byte gets out of here.
+//! A user who may make cgroups may name them like a container. A unit's name is taken only if systemd could have made it, so
+//! that no other byte gets out of here.
 //!
-//! [`namespace`]: whose view of them is read.
+//! [`namespace`]: the cgroup namespace from which they are read.
 
 pub mod namespace;
 
 use std::fs;
 
-/// Where a process runs, as far as its cgroups tell.
+/// The unit, container and pod of a process, as far as its cgroups show them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// The systemd unit, as `systemctl` names it; of a user's manager the unit that it runs. A container's own scope
-    /// is none, for [`Self::container_id`] says the same.
+    /// The systemd unit, as `systemctl` names it; below a user's manager, the user's unit. A container's own scope does not
+    /// count, for [`Self::container_id`] names it.
     pub unit: Option<String>,
     /// `containerd://<64 hexadecimal digits>`, as kube-state-metrics writes it; the digits alone where the path does
-    /// not tell the runtime. Of nested containers the innermost.
+    /// not show the runtime. Of nested containers the innermost.
     pub container_id: Option<String>,
-    /// The pod's uid, with dashes. A static pod's is the hash of its manifest, which the API server does not know it by.
+    /// The pod's uid, with dashes. A static pod's is the hash of its manifest, which is not its uid in the API server.
     pub pod_uid: Option<String>,
 }
 
-/// The place of the process `pid`; an empty one where its cgroups cannot be read. Of what a cgroup namespace hides from the
-/// calling thread nothing is told: [`namespace::with_whole_paths`].
+/// The workload of the process `pid`; empty where its cgroups cannot be read. A cgroup namespace may hide a part of the paths
+/// from the calling thread: [`namespace::with_whole_paths`].
 pub fn of(pid: u32) -> Workload {
     fs::read(format!("/proc/{pid}/cgroup"))
         .map(|text| parse(&String::from_utf8_lossy(&text)))
         .unwrap_or_default()
 }
 
-/// Reads a `/proc/PID/cgroup`: `id:controllers:path` a line, the unified hierarchy's with the id 0 and no controllers.
+/// Parses a `/proc/PID/cgroup`: one `id:controllers:path` per line, with id 0 and no controllers for the unified hierarchy.
 pub fn parse(text: &str) -> Workload {
     let mut lines: Vec<(u8, Path)> = text
         .lines()
@@ -47,7 +47,7 @@ pub fn parse(text: &str) -> Workload {
             let mut fields = line.splitn(3, ':');
             let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
             let rank = match controllers {
-                // systemd's own, where there is one besides the unified hierarchy.
+                // systemd's own, which some hosts have besides the unified hierarchy.
                 "name=systemd" => 0,
                 "" => 1,
                 _ => 2,
@@ -56,13 +56,13 @@ pub fn parse(text: &str) -> Workload {
         })
         .collect();
     lines.sort_by_key(|(rank, _)| *rank);
-    // Units are systemd's: the hierarchies of v1 may hold processes elsewhere, and of its own two the unified one may
-    // be left behind (at containerd's unit, say) by who moves processes in the other alone.
+    // Units are systemd's: in the hierarchies of v1 a process may be elsewhere, and the unified one may be out of date (at
+    // containerd's unit, say) where a manager moves processes in systemd's own only.
     let unit = lines
         .iter()
         .find(|(rank, path)| *rank < 2 && (path.unit.is_some() || path.containers > 0))
         .and_then(|(_, path)| path.unit.clone());
-    // In a hybrid layout a container may be in the hierarchies of v1 alone.
+    // In a hybrid layout a container may be in the hierarchies of v1 only.
     let deepest = lines.iter().map(|(_, path)| path).rev().max_by_key(|path| path.containers);
     Workload {
         unit,
@@ -71,43 +71,43 @@ pub fn parse(text: &str) -> Workload {
     }
 }
 
-/// What one path tells.
+/// The names found in one path.
 #[derive(Default)]
 struct Path {
     unit: Option<String>,
     container_id: Option<String>,
-    /// How many containers are nested.
+    /// The number of nested containers.
     containers: usize,
     pod_uid: Option<String>,
 }
 
 fn walk(path: &str) -> Path {
-    let mut told = Path::default();
-    // Whether a unit that comes now is further in than the one that we have.
+    let mut found = Path::default();
+    // Whether the next unit is nested in the one found so far.
     let mut inner = true;
     let mut parent = "";
-    // The path of a cgroup that was removed ends so (kernel/cgroup/cgroup.c, proc_cgroup_show(), 5.8 to 6.18).
+    // The path of a removed cgroup ends so (kernel/cgroup/cgroup.c, proc_cgroup_show(), 5.8 to 6.18).
     for name in path.strip_suffix(" (deleted)").unwrap_or(path).split('/').filter(|name| !name.is_empty()) {
         if let Some(uid) = pod_uid(name) {
-            told.pod_uid = Some(uid);
+            found.pod_uid = Some(uid);
         }
         if let Some(id) = container(name, parent) {
-            told.container_id = Some(id);
-            told.containers += 1;
+            found.container_id = Some(id);
+            found.containers += 1;
             // It may run a systemd of its own.
             inner = true;
         } else if let Some(unit) = unit(name)
             && inner
-            && !(unit == "init.scope" && told.unit.is_some())
+            && !(unit == "init.scope" && found.unit.is_some())
         {
-            // A user's manager is a unit of the system and has units itself; what other units make below them are
-            // no units, whatever they are called.
+            // A user's manager is a unit of the system and has units itself; cgroups that other units make below themselves
+            // are not units, whatever their names.
             inner = unit.starts_with("user@");
-            told.unit = Some(unit.to_owned());
+            found.unit = Some(unit.to_owned());
         }
         parent = name;
     }
-    told
+    found
 }
 
 /// The unit of this name: not a slice, which holds units, nor the scope of a container or of its monitor.
@@ -128,13 +128,13 @@ fn unit(name: &str) -> Option<&str> {
 fn container(name: &str, parent: &str) -> Option<String> {
     if is_id(name) {
         return match parent {
-            // A pod of podman's.
+            // One of podman's pods.
             "libpod_parent" => None,
             "docker" => Some(format!("docker://{name}")),
             _ => Some(name.to_owned()),
         };
     }
-    // What the systemd driver was to make of it, made by the cgroupfs driver: `SLICE:PREFIX:ID`.
+    // A path for the systemd driver, given to the cgroupfs driver: `SLICE:PREFIX:ID`.
     if let Some((rest, id)) = name.rsplit_once(':') {
         let (_, prefix) = rest.rsplit_once(':')?;
         return is_id(id).then(|| with_runtime(prefix, id));
@@ -161,7 +161,7 @@ fn runtime(prefix: &str) -> Option<&'static str> {
     })
 }
 
-/// 64 hexadecimal digits, as every runtime here makes them.
+/// 64 hexadecimal digits, as all these runtimes generate them.
 fn is_id(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(is_hex)
 }

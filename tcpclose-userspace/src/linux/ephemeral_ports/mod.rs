@@ -19,11 +19,12 @@ use crate::linux::netns::{Netns, NetnsPath};
 use crate::linux::sock_diag;
 use crate::linux::sock_diag::Socket;
 
-/// Every state in which a socket has a port that connect() gave it. SYN-RECV is not among them: what a listener is about
-/// to accept has the listener's port.
+/// Every state in which a socket has a port that connect() gave it. SYN-RECV is not among them: a connection that a listener
+/// is about to accept has the listener's port.
 const CONNECTED: u32 =
     CLOSE_PHASE | TcpState::Established.bit() | TcpState::SynSent.bit() | TcpState::TimeWait.bit();
-/// bind() has taken their ports. Kernels before 6.8 do not list what is bound and neither listens nor is connected.
+/// States in which bind() has taken the port. Kernels before 6.8 do not list sockets that are bound and neither listen nor are
+/// connected.
 const BOUND: u32 = TcpState::Listen.bit() | TcpState::BoundInactive.bit();
 
 /// Takes in the sockets of one network namespace. Sockets with ports that bind() has taken come first.
@@ -72,7 +73,7 @@ pub fn look<T: PortSink>(places: &[NetnsPath], budget: Duration) -> io::Result<E
     netns::with_visitor(|visitor| {
         let cpu = thread_cpu_ns();
         let spent = || Duration::from_nanos(thread_cpu_ns().saturating_sub(cpu));
-        let mut looked = EphemeralUse::default();
+        let mut result = EphemeralUse::default();
         let mut crowds = Vec::new();
         for place in places {
             match visitor.enter(place) {
@@ -82,26 +83,26 @@ pub fn look<T: PortSink>(places: &[NetnsPath], budget: Duration) -> io::Result<E
                         crowds.push((sockets, place));
                     }
                 }
-                Err(why) => looked.failed.push((place.clone(), why)),
+                Err(why) => result.failed.push((place.clone(), why)),
             }
         }
         crowds.sort_by_key(|&(sockets, _)| Reverse(sockets));
         for (nth, (_, place)) in crowds.iter().enumerate() {
             if nth > 0 && spent() > budget {
-                looked.left = crowds.len() - nth;
+                result.left = crowds.len() - nth;
                 break;
             }
             match visitor.enter(place) {
                 Ok(netns) => {
-                    let table = table(&mut looked.imperfect)?;
-                    looked.tables.push((netns, table));
+                    let table = table(&mut result.imperfect)?;
+                    result.tables.push((netns, table));
                 }
-                Err(why) => looked.failed.push(((*place).clone(), why)),
+                Err(why) => result.failed.push(((*place).clone(), why)),
             }
         }
-        looked.at_ns = monotonic_ns();
-        looked.cpu_ns = thread_cpu_ns().saturating_sub(cpu);
-        Ok(looked)
+        result.at_ns = monotonic_ns();
+        result.cpu_ns = thread_cpu_ns().saturating_sub(cpu);
+        Ok(result)
     })?
 }
 

@@ -1,4 +1,4 @@
-//! The process that opens and reads executables for another one of this program, and is killed when it does not answer.
+//! The helper process that opens and reads executables for the main one, which kills it when it does not answer.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
@@ -21,23 +21,23 @@ use crate::linux::elf;
 use crate::linux::executables::file_key::file_key;
 use crate::names::Runtime;
 
-/// What a program is told to be a helper. It is no command for people.
+/// The command that runs this program as a helper. It is not for people.
 pub const COMMAND: &str = "read-executables";
 
-/// What a helper found out.
+/// What a helper has found out about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HelperVerdict {
     Runs(Runtime),
-    /// It may not be read, or is no regular file.
+    /// It may not be read, or is not a regular file.
     Refused,
-    /// Somebody holds a lease on it.
+    /// A process holds a lease on it.
     Leased,
 }
 
-/// What a helper answers.
+/// A helper's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HelperAnswer {
-    /// As in the question.
+    /// The index of the question.
     pub index: u32,
     pub verdict: HelperVerdict,
 }
@@ -55,18 +55,18 @@ impl HelperAnswer {
     fn encode(self) -> [u8; Self::SIZE] {
         let code = Self::VERDICTS.iter().position(|verdict| *verdict == self.verdict);
         let [a, b, c, d] = self.index.to_le_bytes();
-        // One that has no code makes no sense to the reader either.
+        // A verdict without a code is invalid to the reader too.
         [a, b, c, d, code.map_or(u8::MAX, |code| code as u8)]
     }
 
-    /// `None` for what no helper writes.
+    /// `None` for bytes that no helper writes.
     pub fn decode([a, b, c, d, code]: [u8; Self::SIZE]) -> Option<Self> {
         let verdict = *Self::VERDICTS.get(usize::from(code))?;
         Some(Self { index: u32::from_le_bytes([a, b, c, d]), verdict })
     }
 }
 
-/// Asks the helper at the other end of `socket` about the file that is held by `file`. Never waits.
+/// Asks the helper at the other end of `socket` about the file that `file` holds. Never waits.
 pub fn ask(socket: impl AsFd, index: u32, file: &OwnedFd) -> Result<(), Errno> {
     let fds = [file.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -76,29 +76,29 @@ pub fn ask(socket: impl AsFd, index: u32, file: &OwnedFd) -> Result<(), Errno> {
     sendmsg(socket, &[IoSlice::new(&index.to_le_bytes())], &mut control, flags).map(drop)
 }
 
-/// Runs as a helper, whose standard input is the socket; ends when nobody can ask any more.
+/// Runs as a helper, with the socket as standard input; ends when the other end is closed.
 pub fn serve() -> ExitCode {
     let served = confine().and_then(|()| serve_on(&Arc::new(io::stdin().as_fd().try_clone_to_owned()?)));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            eprintln!("tcpclose: {COMMAND}: {why} (it is run by tcpclose itself, not by hand)");
+            eprintln!("tcpclose: {COMMAND}: {why} (tcpclose runs this command itself)");
             ExitCode::from(crate::failure::Failure::EXIT)
         }
     }
 }
 
-/// Leaves this process nothing beyond what its user may read.
+/// Drops every privilege beyond the user's own.
 fn confine() -> io::Result<()> {
     const MEMORY: u64 = 64 << 20;
     capabilities::give_up_all()?;
     let most = getrlimit(Resource::As).maximum.map_or(MEMORY, |most| most.min(MEMORY));
-    // A seccomp filter can refuse it; what is read is bounded anyway.
+    // A seccomp filter can refuse this; reads are bounded anyway.
     let _ = setrlimit(Resource::As, Rlimit { current: Some(most), maximum: Some(most) });
     Ok(())
 }
 
-/// Answers what comes by `socket`, each question on a thread of its own, so that no file keeps others waiting.
+/// Answers the questions on `socket`, each on a thread of its own, so that no file delays others.
 fn serve_on(socket: &Arc<OwnedFd>) -> io::Result<()> {
     /// A thread here has a few hundred bytes of its own.
     const STACK: usize = 128 << 10;
@@ -107,7 +107,7 @@ fn serve_on(socket: &Arc<OwnedFd>) -> io::Result<()> {
         let answer = move || {
             let verdict = judge(&file);
             drop(file);
-            // Whoever asked may be gone.
+            // The other end may be gone.
             let _ = send(&*socket, &HelperAnswer { index, verdict }.encode(), SendFlags::NOSIGNAL);
         };
         thread::Builder::new().stack_size(STACK).spawn(answer)?;
@@ -115,7 +115,7 @@ fn serve_on(socket: &Arc<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-/// The next question; `None` when there will be none.
+/// The next question; `None` when the other end is closed.
 fn question(socket: &OwnedFd) -> io::Result<Option<(u32, OwnedFd)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -134,15 +134,15 @@ fn question(socket: &OwnedFd) -> io::Result<Option<(u32, OwnedFd)>> {
     match (received.bytes, file) {
         (0, _) => Ok(None),
         (4, Some(file)) => Ok(Some((u32::from_le_bytes(index), file))),
-        _ => Err(io::Error::new(ErrorKind::InvalidData, "a question has the wrong form")),
+        _ => Err(io::Error::new(ErrorKind::InvalidData, "malformed question")),
     }
 }
 
-/// Opens and reads the file that is held by `held`.
+/// Opens and reads the file that `held` holds.
 fn judge(held: &OwnedFd) -> HelperVerdict {
-    // The same file once more, for reading: no path is walked.
+    // The same file, opened for reading without walking a path.
     let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-    // Its kind is known before anything is opened: a device would be started, a pipe be waited for.
+    // The kind is checked before opening, which would start a device and wait for a pipe.
     if file_key(held, "").is_none() {
         return HelperVerdict::Refused;
     }

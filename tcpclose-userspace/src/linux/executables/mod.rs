@@ -1,11 +1,11 @@
-//! What runs the executables of other users' processes, told by reading them.
+//! The runtime of other users' processes, found by reading their executables.
 //!
-//! Whoever owns an executable decides whether an open of it comes back. A lease that is held on it breaks after 45 s
+//! The owner of an executable decides whether an open of it returns. A lease that is held on it breaks after 45 s
 //! (fs/locks.c, __break_lease(); O_NONBLOCK makes that EWOULDBLOCK, 5.8 to 6.18), and a file on FUSE or NFS answers when its server
 //! does; a local user can have an overlay on a FUSE mount of their own, through which root's accesses count as theirs
 //! (fs/overlayfs/file.c, ovl_open()). Such a wait does not end by a signal (fs/fuse/dev.c, request_wait_answer()). So this process never opens
-//! one: it takes hold of it by O_PATH, which calls no file system (fs/open.c, do_dentry_open()), and a [`helper`], this
-//! program once more and without any capability, opens and reads. What it has not answered in time is unknown and is named.
+//! one: it holds the file by O_PATH, which calls no file system (fs/open.c, do_dentry_open()), and a [`helper`], another process of
+//! this program without any capability, opens and reads it. Executables that it has not read in time are reported as unknown.
 
 mod file_key;
 pub mod helper;
@@ -30,22 +30,22 @@ use crate::linux::executables::file_key::{FileKey, file_key};
 use crate::linux::executables::helper::{HelperAnswer, HelperVerdict};
 use crate::names::Runtime;
 
-/// For how long one question waits for executables.
+/// The time limit for reading executables.
 pub const WITHIN: Duration = Duration::from_secs(2);
 
-/// Executables that a helper has at a time.
+/// The most executables that a helper reads at a time.
 const AT_A_TIME: usize = 32;
 
-/// Helpers that were killed and did not end. Each hangs on files of somebody's making: with so many, no other is started.
+/// The most helpers that may hang after they were killed, each on files of some user: then no other is started.
 const MOST_HANGING: usize = 4;
 
-/// Whether this program has the command [`helper::COMMAND`]; a test's or a benchmark's has not.
+/// Whether this program has the command [`helper::COMMAND`]; tests and benchmarks have not.
 static HAS_COMMAND: AtomicBool = AtomicBool::new(false);
 
 static KILLED: AtomicU64 = AtomicU64::new(0);
 static HANGING: Mutex<Vec<Hanging>> = Mutex::new(Vec::new());
 
-/// To be called by a program that runs [`helper::serve`] when it is told [`helper::COMMAND`].
+/// To be called by a program that runs [`helper::serve`] for [`helper::COMMAND`].
 pub fn has_command() {
     HAS_COMMAND.store(true, Ordering::Relaxed);
 }
@@ -55,31 +55,31 @@ pub fn killed() -> u64 {
     KILLED.load(Ordering::Relaxed)
 }
 
-/// What was told of executables.
+/// What helpers have found out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeAnswers {
-    /// By pid. An executable that this user may not read has none.
+    /// Runtimes by pid, without those whose executable this user may not read.
     pub runs: FxHashMap<u32, Runtime>,
-    /// Processes whose executables were not answered for: the file's server, a lease on it, or no helper to ask.
+    /// Processes whose executables were not read: the file's server hangs, a lease is held on it, or no helper runs.
     pub unanswered: Vec<u32>,
 }
 
 struct Hanging {
     child: Child,
-    /// What it hangs on.
+    /// The files that it hangs on.
     on: Vec<FileKey>,
 }
 
 struct Question {
     key: FileKey,
-    /// The processes that run it.
+    /// The processes that run this file.
     pids: Vec<u32>,
 }
 
-/// Somebody to ask: a helper that starts while the questions are still being gathered.
+/// A helper, which starts while the questions are still being collected.
 pub struct HelperHandle {
     helper: Option<Helper>,
-    /// What earlier helpers hang on.
+    /// The files that earlier helpers hang on.
     known: Vec<FileKey>,
 }
 
@@ -92,42 +92,42 @@ impl HelperHandle {
     pub fn begin() -> Self {
         let (hanging, known) = hanging();
         let may = HAS_COMMAND.load(Ordering::Relaxed) && hanging < MOST_HANGING;
-        let helper = may.then(|| Helper::start().map_err(said_once).ok()).flatten();
+        let helper = may.then(|| Helper::start().map_err(warn_once).ok()).flatten();
         Self { helper, known }
     }
 
-    /// What runs the executables of the processes `pids`. Returns by `until`, or shortly after.
+    /// The runtimes of the processes `pids`. Returns by `until`, or shortly after.
     pub fn ask(self, pids: Vec<u32>, until: Instant) -> RuntimeAnswers {
-        let mut told = RuntimeAnswers::default();
+        let mut answers = RuntimeAnswers::default();
         if !HAS_COMMAND.load(Ordering::Relaxed) {
-            return told;
+            return answers;
         }
         let (asked, hung): (Vec<Question>, Vec<Question>) =
             questions(pids).into_iter().partition(|question| !self.known.contains(&question.key));
-        told.unanswered.extend(hung.into_iter().flat_map(|question| question.pids));
+        answers.unanswered.extend(hung.into_iter().flat_map(|question| question.pids));
         let Some(helper) = self.helper else {
-            told.unanswered.extend(asked.into_iter().flat_map(|question| question.pids));
-            return told;
+            answers.unanswered.extend(asked.into_iter().flat_map(|question| question.pids));
+            return answers;
         };
         let states = converse(&helper.socket, &asked, until);
         let mut on = Vec::new();
         for (Question { key, pids }, state) in asked.into_iter().zip(states) {
             match state {
                 QuestionState::Answered(HelperVerdict::Runs(runs)) => {
-                    told.runs.extend(pids.into_iter().map(|pid| (pid, runs)));
+                    answers.runs.extend(pids.into_iter().map(|pid| (pid, runs)));
                 }
                 QuestionState::Answered(HelperVerdict::Refused) => {}
                 QuestionState::Answered(HelperVerdict::Leased) | QuestionState::Waiting => {
-                    told.unanswered.extend(pids)
+                    answers.unanswered.extend(pids)
                 }
                 QuestionState::Sent => {
                     on.push(key);
-                    told.unanswered.extend(pids);
+                    answers.unanswered.extend(pids);
                 }
             }
         }
         helper.end(on);
-        told
+        answers
     }
 }
 
@@ -135,7 +135,7 @@ impl Helper {
     fn start() -> io::Result<Self> {
         let (socket, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // This very program, whatever lies at its path by now.
+        // This very program, whatever file its path leads to by now.
         let child = Command::new("/proc/self/exe")
             .arg0("tcpclose")
             .arg(helper::COMMAND)
@@ -147,15 +147,15 @@ impl Helper {
         Ok(Self { child, socket })
     }
 
-    /// It ends by itself when nobody can ask any more, and is killed where it hangs `on` something.
+    /// Closes the socket, which ends the helper; kills it where it hangs `on` files.
     fn end(self, on: Vec<FileKey>) {
-        /// A process that nothing keeps ends in a millisecond; on a busy machine it waits for its turn.
+        /// A helper that does not hang ends in a millisecond, later on a busy machine.
         const MOMENT: Duration = Duration::from_millis(200);
         let Self { mut child, socket } = self;
         drop(socket);
         if !on.is_empty() {
             KILLED.fetch_add(1, Ordering::Relaxed);
-            // It is not waited for yet, so the number is still its own.
+            // It has not been waited for, so its pid is still its own.
             let _ = child.kill();
         }
         let (begun, mut pause) = (Instant::now(), Duration::from_micros(100));
@@ -171,7 +171,7 @@ impl Helper {
     }
 }
 
-/// How many helpers have not ended, and on what they hang.
+/// How many helpers have not ended, and the files that they hang on.
 fn hanging() -> (usize, Vec<FileKey>) {
     let mut all = all_hanging();
     all.retain_mut(|hanging| matches!(hanging.child.try_wait(), Ok(None)));
@@ -182,11 +182,11 @@ fn all_hanging() -> MutexGuard<'static, Vec<Hanging>> {
     HANGING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn said_once(why: io::Error) {
-    static SAID: Once = Once::new();
-    SAID.call_once(|| {
+fn warn_once(why: io::Error) {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
         log::warn!(
-            "executables are not read: no helper process can be started: {why} (allow this program to execute itself)"
+            "cannot start a helper process to read executables: {why} (allow this program to execute itself)"
         );
     });
 }
@@ -211,15 +211,15 @@ fn path(pid: u32) -> String {
     format!("/proc/{pid}/exe")
 }
 
-/// Takes hold of an executable without opening it.
+/// Holds an executable by O_PATH, without opening it.
 fn hold(question: &Question) -> Option<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut held = question.pids.iter().filter_map(|&pid| openat(CWD, path(pid), flags, Mode::empty()).ok());
-    // One process may have ended, or execute something else by now.
+    // A process may have ended, or execute another file by now.
     held.find(|file| file_key(file, "") == Some(question.key))
 }
 
-/// How far a question has come.
+/// The state of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum QuestionState {
     Waiting,
@@ -227,7 +227,7 @@ enum QuestionState {
     Answered(HelperVerdict),
 }
 
-/// Asks `questions` and takes answers until there are no more, the helper is gone, or it is `until`.
+/// Sends `questions` and receives answers until all are in, the helper is gone, or it is `until`.
 fn converse(socket: &OwnedFd, questions: &[Question], until: Instant) -> Vec<QuestionState> {
     let mut states = vec![QuestionState::Waiting; questions.len()];
     let (mut next, mut sent) = (0, 0_usize);
@@ -262,14 +262,14 @@ fn converse(socket: &OwnedFd, questions: &[Question], until: Instant) -> Vec<Que
                 }
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // It has ended.
+            // The helper has ended.
             Ok(_) | Err(_) => break,
         }
     }
     states
 }
 
-/// Waits until there is something to take, or until it is `until`.
+/// Waits for a message, or until it is `until`.
 fn is_readable(socket: &OwnedFd, until: Instant) -> bool {
     loop {
         let left = until.saturating_duration_since(Instant::now());

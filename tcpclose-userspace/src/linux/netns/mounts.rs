@@ -1,8 +1,8 @@
-//! Mount tables: which network namespaces are mounted where, and how much of the tables a search reads.
+//! Network namespaces in mount tables, and how much of those a search reads.
 //!
 //! Any local user can make mount namespaces of their own, with up to fs.mount-max mounts in each (100,000 by default,
 //! fs/namespace.c, sysctl_mount_max). Reading such a table costs the kernel some 2 µs per mount (6.18), so a search
-//! reads a bounded part per table and per user, and says what it left out.
+//! reads a bounded part per table and per user, and reports what it skipped.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 /// Bytes of the searcher's own mount table: more than fs.mount-max ordinary mounts make.
 const OWN: u64 = 16 << 20;
-/// Bytes of one table, bytes per user, and tables per user: of root, whose the container runtimes are, and of others.
+/// Bytes per table, bytes per user, and tables per user: for root, who runs the container runtimes, and for others.
 const ROOT: Share = Share { table: 4 << 20, all: 16 << 20, tables: 128 };
 const USER: Share = Share { table: 256 << 10, all: 512 << 10, tables: 16 };
-/// Users besides root whose tables are read.
+/// The most users besides root whose tables are read.
 const USERS: usize = 64;
-/// No further table is begun after this long.
+/// After this long no further table is read.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Users that are named; of more, how many there are.
+/// The most users that are named; the rest are counted.
 const NAMED: usize = 5;
 
 #[derive(Clone, Copy, Debug)]
@@ -35,19 +35,19 @@ const fn share(user: u32) -> Share {
     if user == 0 { ROOT } else { USER }
 }
 
-/// What one user's tables have taken so far.
+/// What was read of one user's tables so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct UserSpent {
     bytes: u64,
     tables: u32,
 }
 
-/// The mount tables that a search left out or read in part: how many, by user.
+/// The number of mount tables that a search skipped or read in part, by user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnreadMounts(BTreeMap<u32, u32>);
 
 impl UnreadMounts {
-    /// Says in words what was left out.
+    /// What was skipped, in words.
     pub fn words(&self) -> Option<String> {
         let tables: u32 = self.0.values().sum();
         if tables == 0 {
@@ -82,7 +82,7 @@ impl Budget {
         Self { spent: BTreeMap::new(), unread: UnreadMounts::default(), until: now + PATIENCE }
     }
 
-    /// How many bytes of `user`'s next table may be read; 0: it is left out, and counted.
+    /// How many bytes of `user`'s next table may be read; 0: it is skipped and counted.
     fn next(&mut self, user: u32, now: Instant) -> u64 {
         let users = self.spent.keys().filter(|user| **user != 0).count();
         let known = user == 0 || self.spent.contains_key(&user);
@@ -105,7 +105,7 @@ impl Budget {
         }
     }
 
-    /// Calls `visit` with each network namespace that is mounted in `user`'s table, as far as that may be read.
+    /// Calls `visit` with each network namespace in `user`'s mount table, as far as that may be read.
     pub fn read(&mut self, table: &str, user: u32, visit: impl FnMut(u32, PathBuf)) {
         let most = self.next(user, Instant::now());
         if most > 0
@@ -115,7 +115,7 @@ impl Budget {
         }
     }
 
-    /// The same of the searcher's own table.
+    /// The same for the searcher's own table.
     pub fn read_own(&mut self, table: &str, visit: impl FnMut(u32, PathBuf)) {
         if let Ok((_, false)) = read(table, OWN, visit) {
             *self.unread.0.entry(0).or_default() += 1;
@@ -127,7 +127,7 @@ impl Budget {
     }
 }
 
-/// Reads at most so many bytes of a table. Returns how many there were, and whether that was all.
+/// Reads at most `most` bytes of a table. Returns how many were read, and whether that was all.
 fn read(table: &str, most: u64, mut visit: impl FnMut(u32, PathBuf)) -> io::Result<(u64, bool)> {
     let mut reader = BufReader::with_capacity(64 << 10, File::open(table)?.take(most));
     let (mut bytes, mut line) = (0, Vec::new());
@@ -143,7 +143,7 @@ fn read(table: &str, most: u64, mut visit: impl FnMut(u32, PathBuf)) -> io::Resu
     }
 }
 
-/// Which network namespace a line of a mountinfo mounts, and where.
+/// The network namespace that a line of a mountinfo mounts, and its mount point.
 pub(super) fn mounted(line: &[u8]) -> Option<(u32, PathBuf)> {
     // 36 25 0:4 net:[4026532008] /run/netns/blue rw shared:7 - nsfs nsfs rw (Documentation/filesystems/proc.rst, 3.5)
     let mut fields = line.split(|byte| *byte == b' ');
@@ -154,8 +154,7 @@ pub(super) fn mounted(line: &[u8]) -> Option<(u32, PathBuf)> {
     (rest.next()? == b"nsfs").then(|| (inum, OsString::from_vec(point).into()))
 }
 
-/// Takes the escapes out that the kernel writes for space, tab, newline and backslash: `\040` (fs/seq_file.c,
-/// mangle_path()).
+/// Decodes the escapes that the kernel writes for space, tab, newline and backslash: `\040` (fs/seq_file.c, mangle_path()).
 pub(super) fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -178,7 +177,7 @@ pub(super) fn unescaped(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The name that a mount point of `ip netns` gives.
+/// The name of a namespace by its mount point, as `ip netns` has it.
 pub(super) fn name_of(point: &Path) -> Option<String> {
     let folder = point.parent()?;
     let named = [Path::new("/run/netns"), Path::new("/var/run/netns")].contains(&folder);

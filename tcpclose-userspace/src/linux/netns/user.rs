@@ -1,4 +1,4 @@
-//! Which user of the host a namespace belongs to, so that work for many namespaces can be shared out among users.
+//! The host's user to whom a namespace belongs, so that work for many namespaces can be divided among users.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -8,14 +8,14 @@ const GET_USERNS: libc::Ioctl = 0xb701;
 const GET_PARENT: libc::Ioctl = 0xb702;
 const GET_OWNER_UID: libc::Ioctl = 0xb704;
 
-/// The user who made the outermost user namespace around `namespace`; 0 where that is the caller's own user
-/// namespace, as for everything that root and container runtimes make.
+/// The creator of the outermost user namespace around `namespace`; 0 where that is the caller's own user namespace, as for
+/// everything that root and container runtimes create.
 ///
 /// The outermost one counts, since a user with subordinate ids can make inner ones that belong to thousands of ids; only
 /// a process outside of all of them can make another outermost one (kernel/user_namespace.c, create_user_ns()).
 ///
 /// # Errors
-/// When it is no namespace, or one around which the caller's own user namespace is not.
+/// When it is no namespace, or one outside the caller's own user namespace.
 pub(super) fn user_of(namespace: BorrowedFd<'_>) -> io::Result<u32> {
     let mut user = 0;
     let mut around = related(namespace, GET_USERNS)?;

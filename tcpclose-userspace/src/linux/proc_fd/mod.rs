@@ -1,17 +1,17 @@
 //! Every process's open files, by a walk over /proc/PID/fd.
 //!
-//! Threads share their process's files, so one directory a process is read. A thread that has taken a file table of
-//! its own (`unshare(CLONE_FILES)`) is not looked into: what it alone holds is not seen.
+//! Threads share their process's files, so one directory per process is read. Files that only a thread with a file table of its
+//! own (`unshare(CLONE_FILES)`) holds are not seen.
 //!
-//! To see another user's files both CAP_DAC_READ_SEARCH (or CAP_DAC_OVERRIDE) and CAP_SYS_PTRACE are needed: the
-//! directory is 0500 and its owner's (fs/proc/fd.c, `proc_fd_permission()`), and following an entry is a ptrace
+//! Reading another user's files needs both CAP_DAC_READ_SEARCH (or CAP_DAC_OVERRIDE) and CAP_SYS_PTRACE: the directory has mode
+//! 0500 (fs/proc/fd.c, `proc_fd_permission()`), and following an entry is a ptrace
 //! access (fs/proc/base.c, `proc_pid_readlink()`, 5.8 to 6.18).
 //!
-//! Following the links is three quarters of what `tcpclose stuck` costs where a process holds ten thousand sockets: a
-//! command shares them out among threads, the agent leaves the other CPUs to those that it watches.
+//! Following the links is three quarters of the cost of `tcpclose stuck` where a process holds ten thousand sockets: a command
+//! divides them among threads, the agent leaves the other CPUs to the host's work.
 //!
-//! A process may have as many descriptors as it likes, of one file too, and any user has many processes. So they take turns, a part
-//! of a directory each, and where a walk is to end in time, the largest are those that are not answered for.
+//! A process may have any number of descriptors, also of one file, and any user many processes. So processes take turns, a part
+//! of a directory each, and where a walk has a time limit, the largest are those that stay unread.
 
 mod work_queue;
 
@@ -39,26 +39,26 @@ pub struct FdHolder {
     pub fd: u32,
 }
 
-/// What processes hold of what is looked for.
+/// The files that processes hold, of those that a [`FileFilter`] lets through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OpenFiles {
-    /// By inode, in no order.
+    /// Sockets by inode, in no order.
     pub sockets: Vec<(u32, FdHolder)>,
-    /// Network namespaces, likewise.
+    /// Network namespaces by inode, in no order.
     pub namespaces: Vec<(u32, FdHolder)>,
-    /// What may be the mount of a namespace.
+    /// Files that may be mounts of a namespace.
     pub mounts: Vec<FdHolder>,
-    /// Processes whose files the caller may not see.
+    /// Processes whose files the caller may not read.
     pub denied: u32,
-    /// Processes not all of whose files were looked at in time.
+    /// Processes whose files were not all read in time.
     pub unanswered: FxHashSet<u32>,
-    /// CPU time that the walk took, nanoseconds, all its threads together.
+    /// CPU time of all threads of the walk, nanoseconds.
     pub cpu_ns: u64,
-    /// How long the look took.
+    /// The duration of the walk.
     pub took: Duration,
 }
 
-/// What is looked for.
+/// The files that a walk collects.
 #[derive(Clone, Copy, Debug)]
 pub enum FileFilter<'a> {
     Namespaces,
@@ -69,7 +69,7 @@ pub enum FileFilter<'a> {
 }
 
 impl FileFilter<'_> {
-    /// Whether the socket with this inode is.
+    /// Whether it collects the socket with this inode.
     pub fn has(self, inode: u32) -> bool {
         match self {
             Self::Namespaces => false,
@@ -83,12 +83,12 @@ impl FileFilter<'_> {
     }
 }
 
-/// How many threads share the walk out.
+/// How many threads a walk has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    /// The calling one.
+    /// The calling thread.
     Leisurely,
-    /// One a CPU, four at the most.
+    /// One thread per CPU, four at the most.
     Hurried,
 }
 
@@ -110,7 +110,7 @@ pub fn read(haste: Urgency, wanted: FileFilter<'_>) -> io::Result<OpenFiles> {
     walk(haste, wanted, None)
 }
 
-/// Reads every process's list of files, as far as it comes in this time.
+/// Reads every process's list of files, as far as possible in this time.
 ///
 /// # Errors
 /// When /proc cannot be read. A process that ends meanwhile is left out.
@@ -131,7 +131,7 @@ fn walk(haste: Urgency, wanted: FileFilter<'_>, time: Option<Duration>) -> io::R
             .collect();
         let mut files = shared.walk();
         for helper in helpers {
-            // A helper that died has taken its work with it.
+            // A thread that panicked has lost its work.
             match helper.join() {
                 Ok(more) => files.add(more),
                 Err(_) => files.denied += 1,
@@ -157,7 +157,7 @@ impl OpenFiles {
         }
     }
 
-    /// Adds what `more` has seen.
+    /// Adds `more`.
     pub fn add(&mut self, mut more: Self) {
         self.sockets.append(&mut more.sockets);
         self.namespaces.append(&mut more.namespaces);
@@ -168,17 +168,17 @@ impl OpenFiles {
     }
 }
 
-/// What is to be done: the files of a process, or the rest of them.
+/// One unit of work: the files of a process, or the rest of them.
 #[derive(Clone, Copy)]
 struct Work {
     pid: u32,
-    /// The thread that shows them, where the first one does not.
+    /// The thread whose directory is read, where the first thread has ended.
     tid: Option<u32>,
-    /// The descriptor to go on from.
+    /// The first descriptor to read.
     from: u32,
 }
 
-/// What threads have in common.
+/// The state that the threads share.
 struct Shared<'a> {
     proc: OwnedFd,
     wanted: FileFilter<'a>,
@@ -187,7 +187,7 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    /// Works until there is nothing left to do.
+    /// Works until the queue is empty.
     fn walk(&self) -> OpenFiles {
         let cpu = thread_cpu_ns();
         let mut files = OpenFiles::default();
@@ -195,7 +195,7 @@ impl Shared<'_> {
             if self.is_late() {
                 files.unanswered.insert(work.pid);
             } else {
-                // Any other error says that it has ended.
+                // Any other error means that the process has ended.
                 let denied = matches!(self.process(work, &mut files), Err(Errno::ACCESS | Errno::PERM));
                 files.denied += u32::from(denied);
             }
@@ -241,10 +241,9 @@ impl Shared<'_> {
         Ok(())
     }
 
-    /// Looks at a part of what one task has open, leaves the rest to whoever has nothing else to do, and returns how much the
-    /// part is.
+    /// Reads a part of the files of one task, puts the rest into the queue, and returns the number of files in the part.
     fn task(&self, task: &OwnedFd, work: Work, files: &mut OpenFiles) -> Result<usize, Errno> {
-        /// Some milliseconds' work: far more than a thread that takes it costs.
+        /// Some milliseconds of work: far more than the overhead of passing it to a thread.
         const PART: usize = 1024;
         let directory = open_directory(task, c"fd")?;
         if work.from > 0 {
@@ -260,7 +259,7 @@ impl Shared<'_> {
                 break;
             }
         }
-        // Before the links are followed: another thread can list what comes next meanwhile.
+        // Queued before the links are followed, so that another thread can list the rest meanwhile.
         if let (PART, Some(last)) = (fds.len(), fds.last()) {
             self.queue.put(Work { from: last + 1, ..work });
         }
@@ -275,7 +274,7 @@ impl Shared<'_> {
             match readlinkat_raw(directory, DecInt::new(fd), &mut target) {
                 Ok((target, _)) => files.take(target, FdHolder { pid, fd }, self.wanted),
                 Err(Errno::ACCESS | Errno::PERM) => denied = true,
-                // It was closed meanwhile.
+                // The descriptor was closed meanwhile.
                 Err(_) => {}
             }
         }
@@ -283,15 +282,15 @@ impl Shared<'_> {
     }
 }
 
-/// N of `kind:[N]`. The kernel numbers sockets and namespaces by unsigned ints (net/socket.c, sock_alloc();
+/// The N of `kind:[N]`. The kernel numbers sockets and namespaces by unsigned ints (net/socket.c, sock_alloc();
 /// include/linux/ns_common.h, 5.8 to 6.18).
 fn inode_of(kind: &str, target: &[u8]) -> Option<u32> {
     let digits = target.strip_prefix(kind.as_bytes())?.strip_prefix(b":[")?.strip_suffix(b"]")?;
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Whether a descriptor's link can be that of a namespace which was opened where it was mounted: the link is then that
-/// path, or what is left of it since (fs/d_path.c, d_path(), 5.8 to 6.18). Sockets, pipes and the like have names of their own.
+/// Whether a descriptor's link can be that of a namespace which was opened at its mount point: the link is then that path, or
+/// what is left of it (fs/d_path.c, d_path(), 5.8 to 6.18). Sockets, pipes and the like have other names.
 fn may_be_a_mount(target: &[u8]) -> bool {
     target.starts_with(b"/") && !target.starts_with(b"/dev/") && !target.starts_with(b"/memfd:")
 }

@@ -11,7 +11,7 @@ pub struct WorkQueue<T> {
 
 struct State<T> {
     work: VecDeque<T>,
-    /// How much is being done.
+    /// How many items are being worked on.
     busy: usize,
 }
 
@@ -20,7 +20,7 @@ impl<T> WorkQueue<T> {
         Self { state: Mutex::new(State { work, busy: 0 }), changed: Condvar::new() }
     }
 
-    /// What is next; waits while there is none, but others may make some.
+    /// The next item. Waits while the queue is empty but items in work may add some; `None` when all is done.
     pub fn take(&self) -> Option<T> {
         let mut state = self.state();
         loop {
@@ -35,13 +35,13 @@ impl<T> WorkQueue<T> {
         }
     }
 
-    /// After everything else: who has much waits for all others.
+    /// Appends an item, so that a large process waits for all others.
     pub fn put(&self, work: T) {
         self.state().work.push_back(work);
         self.changed.notify_one();
     }
 
-    /// What was taken is done.
+    /// Marks one taken item as done.
     pub fn done(&self) {
         let mut state = self.state();
         state.busy -= 1;

@@ -17,7 +17,7 @@ pub struct Socket {
     pub flow: Flow,
     /// The interface that the socket is bound to, 0 for none; a lookup needs it.
     pub interface: u32,
-    /// The socket cookie. The dump creates those that nobody had asked for (net/core/sock_diag.c,
+    /// The socket cookie. A dump creates those that no one has read before (net/core/sock_diag.c,
     /// `sock_diag_save_cookie()`).
     pub cookie: u64,
     /// Time left on the running timer; `None` when none runs. Rounded to the kernel's tick.
@@ -25,14 +25,14 @@ pub struct Socket {
     /// The inode of `/proc/PID/fd`'s `socket:[inode]`; 0 for a socket that no program holds: not accepted yet,
     /// orphaned, or a minisocket.
     pub inode: u32,
-    /// The user that the socket was opened by.
+    /// The user who opened the socket.
     pub uid: u32,
     /// `idiag_rqueue`: bytes that wait for the program, a taken FIN counts one. For a listener: connections that
     /// wait to be accepted.
     pub unread: u32,
     /// `idiag_wqueue`: bytes that the peer has not acknowledged yet, a sent FIN counts one.
     pub unsent: u32,
-    /// `None` for minisockets, and where they were not asked for.
+    /// `None` for minisockets, and where they were not requested.
     pub times: Option<Times>,
     /// CLOCK_MONOTONIC, nanoseconds: the kernel wrote this answer at most [`Self::window_ns`] before, never after.
     pub seen_ns: u64,
@@ -62,8 +62,8 @@ impl Socket {
     }
 }
 
-/// What a full socket remembers, as ages at the moment that the kernel wrote them. The kernel counts them in ticks
-/// and hands them out in milliseconds, modulo 2³² (see [`crate::linux::age`]).
+/// The times that a full socket keeps, as ages at the moment that the kernel wrote them. The kernel counts them in ticks and
+/// writes them in milliseconds, modulo 2³² (see [`crate::linux::age`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
     /// Since a segment with data was sent last (or since the handshake); retransmissions count.
@@ -83,8 +83,8 @@ pub(super) const MESSAGE: usize = 72;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// Decodes `struct inet_diag_msg` and the attributes behind it. `None` for what is too short, has an attribute
-/// that does not fit, or a family or state that is no TCP's. [`Socket::seen_ns`] and [`Socket::window_ns`] are left
-/// 0: the bytes do not tell.
+/// that does not fit, or a family or state that is no TCP's. [`Socket::seen_ns`] and [`Socket::window_ns`] are 0:
+/// they are not in the bytes.
 pub fn decode(bytes: &[u8]) -> Option<Socket> {
     let word = |at| take(bytes, at).map(u32::from_ne_bytes);
     let port = |at| take(bytes, at).map(u16::from_be_bytes);

@@ -1,38 +1,38 @@
-//! Two looks at the same tuples: what was taken in between, what was given back, and when nothing will be left.
+//! Two samples of the same tuples: ports taken and released in between, and the time until none is left.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use crate::report::exhaustion::port_table::{PortHolder, PortTable, Tuple};
 
-/// Tuples of a look that are remembered for the next one: the fullest.
+/// The most tuples that a sample keeps: the fullest.
 const REMEMBERED: usize = 1024;
 
-/// A port and, as far as it takes to tell one socket from the next, whose.
+/// A port and the low half of its socket's cookie.
 type Mark = (u16, u32);
 
-/// What is remembered of a look at all namespaces.
+/// The ports in use in all namespaces at one time.
 #[derive(Clone, Debug, Default)]
 pub struct UsageSample {
     /// CLOCK_MONOTONIC.
     pub at_ns: u64,
-    /// By what identifies a namespace.
+    /// By the namespace's id.
     tuples: HashMap<(u32, Tuple), Vec<Mark>>,
-    /// No tuple was left out.
+    /// No tuple is missing.
     whole: bool,
 }
 
-/// What happened to one tuple between two looks.
+/// The change of one tuple between two samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Change {
-    /// Ports that another socket has now: at the least, for what was taken and given back in between nobody saw.
+    /// Ports that another socket has now: a lower bound, for ports taken and released in between are not seen.
     pub taken: usize,
     pub released: usize,
     pub seconds: f64,
 }
 
 impl UsageSample {
-    /// Remembers the fullest of `tables`: each with what identifies its namespace.
+    /// Keeps the fullest of `tables`, each with its namespace's id.
     pub fn of<'a>(tables: impl Iterator<Item = (u32, &'a PortTable)>, at_ns: u64) -> Self {
         let mut whole = true;
         let mut all: Vec<(u32, &Tuple, &[PortHolder])> = Vec::new();
@@ -50,8 +50,8 @@ impl UsageSample {
         Self { at_ns, tuples: tuples.collect(), whole }
     }
 
-    /// What has happened since to `tuple` of the namespace `netns`, whose ports are `now`, in the order of ports.
-    /// `None` where this look does not remember.
+    /// The change since this sample of `tuple` in the namespace `netns`, whose ports are `now`, in the order of ports. `None` where
+    /// this sample lacks the tuple.
     pub fn change(&self, netns: u32, tuple: &Tuple, now: &[PortHolder], now_ns: u64) -> Option<Change> {
         let before: &[Mark] = match self.tuples.get(&(netns, *tuple)) {
             Some(before) => before,
@@ -64,7 +64,7 @@ impl UsageSample {
     }
 }
 
-/// The low half of a cookie: the kernel counts them up.
+/// The low half of a cookie suffices: the kernel counts cookies up.
 const fn mark(taken: &PortHolder) -> Mark {
     (taken.port, taken.cookie as u32)
 }
@@ -74,12 +74,12 @@ impl Change {
         self.taken as f64 / self.seconds
     }
 
-    /// More taken than given back, a second; negative where it becomes less.
+    /// Ports taken minus ports released, per second; negative where the tuple empties.
     pub fn growth_per_second(&self) -> f64 {
         (self.taken as f64 - self.released as f64) / self.seconds
     }
 
-    /// Seconds until `free` ports are taken at this rate; `None` where they are not becoming fewer.
+    /// Seconds until `free` ports are taken at this rate; `None` where free ports are not becoming fewer.
     pub fn seconds_left(&self, free: u32) -> Option<f64> {
         let growth = self.growth_per_second();
         (growth > 0.0).then(|| f64::from(free) / growth)

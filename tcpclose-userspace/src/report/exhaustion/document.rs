@@ -1,5 +1,5 @@
-//! The JSON document that the agent answers `GET /exhaustion` with and `tcpclose exhaustion --json` prints: which tuples
-//! of local address, remote address and port use most of the ports that connect() may take, and whose those are.
+//! The document of `GET /exhaustion` and `tcpclose exhaustion --json`: the tuples of local address, remote address and remote port
+//! that use most of the ports that connect() may take, and their owners.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -22,9 +22,9 @@ use crate::report::incomplete::{not_looked_at, unanswered};
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
 
-/// CPU time of a look that somebody waits for: who asks an agent does so for some seconds.
+/// The CPU time of a sample for which a client waits; clients wait for some seconds.
 pub const BUDGET: Duration = Duration::from_secs(2);
-/// Processes that a tuple names: those with most of its ports.
+/// The most processes that a tuple names: those with most of its ports.
 const MOST_PROCESSES: usize = 5;
 
 impl Versioned for ExhaustionDocument {
@@ -49,7 +49,7 @@ document! {
 pub struct TupleUse {
     /// The inode of the network namespace.
     pub netns: u32,
-    /// As `ip netns` calls that, where it has a name.
+    /// The namespace's name as `ip netns` shows it, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns_name: Option<String>,
     pub local: IpAddr,
@@ -57,9 +57,9 @@ pub struct TupleUse {
     /// The interface that the sockets are bound to; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub interface: u32,
-    /// `ip_local_port_range` there.
+    /// `ip_local_port_range` in the namespace.
     pub range: [u16; 2],
-    /// Ports of the range that `ip_local_reserved_ports` takes out.
+    /// Ports of the range that are in `ip_local_reserved_ports`.
     pub reserved: u32,
     /// How many ports connect() may choose from: the range without the reserved ones.
     pub ports: u32,
@@ -69,21 +69,21 @@ pub struct TupleUse {
     /// Ports that bind() has taken, for a listener or a socket that is not connected: in use for every tuple of the
     /// namespace.
     pub bound: u32,
-    /// Of those in use: TIME-WAITs.
+    /// TIME-WAITs among the ports in use.
     pub time_wait: u32,
-    /// Of those: TIME-WAITs that connect() may take again (`tcp_tw_reuse`: where an end is a loopback address unless set
-    /// otherwise, after a second). At the most: that a peer elsewhere uses timestamps is not told.
+    /// TIME-WAITs among those that connect() may reuse (`tcp_tw_reuse`: by default those with a loopback address, after a
+    /// second). An upper bound: whether a remote peer uses timestamps is unknown.
     pub reusable: u32,
-    /// Ports taken since an earlier look, a second; at the least, for what was given back before this one nobody saw.
-    /// `null` where no earlier look knows the tuple.
+    /// Ports taken per second since an earlier sample; a lower bound, for ports released before this one are not seen. `null`
+    /// where no earlier sample has the tuple.
     pub taken_per_second: Option<f64>,
-    /// The same less what was given back; negative where the tuple empties.
+    /// Ports taken minus ports released, per second; negative where the tuple empties.
     pub growth_per_second: Option<f64>,
-    /// Until connect() fails at this rate; 0 where it does. `null` where the ports are not becoming fewer.
+    /// Time until connect() fails at this rate; 0 where it fails now. `null` where free ports are not becoming fewer.
     pub seconds_left: Option<f64>,
-    /// Who holds the sockets that some program holds, by how many. A socket counts for the lowest pid that holds it.
+    /// The holders of the sockets, by number of sockets. A socket counts for the lowest pid that holds it.
     pub owners: Vec<ProcessShare>,
-    /// Who closed what is in TIME-WAIT, and so was the active closer: as far as the agent saw that.
+    /// The processes that closed what is in TIME-WAIT, as far as the agent saw that.
     pub closed_by: Vec<ProcessShare>,
 }
 
@@ -91,7 +91,7 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// A process's part in a tuple.
+/// A process's share of a tuple.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProcessShare {
     pub pid: u32,
@@ -105,16 +105,16 @@ pub struct ProcessShare {
 }
 
 impl TupleUse {
-    /// Ports that connect() can still have.
+    /// Ports that connect() can still take.
     pub fn left(&self) -> u32 {
         (self.ports + self.reusable).saturating_sub(self.used)
     }
 }
 
-/// Who closed a socket: its pid, and how many nanoseconds before the look.
+/// The process that closed a socket: its pid, and how many nanoseconds before the sample.
 pub type Closer = (u32, u64);
 
-/// A tuple among the fullest.
+/// One of the fullest tuples.
 pub struct Pick<'a> {
     pub netns: &'a Netns,
     table: &'a PortTable,
@@ -132,7 +132,7 @@ pub fn fullest(looked: &EphemeralUse, limit: usize) -> (Vec<Pick<'_>>, usize) {
         })
         .collect();
     let all = picks.len();
-    // Of one namespace the fullest has most; the ratio is worked out once each.
+    // The ratio of a namespace grows with the number of ports; its two terms are computed once each.
     let ratios: HashMap<u32, (f64, f64)> = looked
         .tables
         .iter()
@@ -154,7 +154,7 @@ pub fn inodes(picks: &[Pick<'_>]) -> FxHashSet<u32> {
     picks.iter().flat_map(|pick| pick.taken).map(|taken| taken.inode).filter(|inode| *inode != 0).collect()
 }
 
-/// What can be said of a tuple. `closers` by cookie.
+/// Describes a tuple. `closers`: by cookie.
 fn describe(
     pick: &Pick<'_>,
     before: Option<&UsageSample>,
@@ -266,7 +266,7 @@ pub fn assemble(
     incomplete.extend(unread.clone());
     if looked.left > 0 {
         incomplete.push(format!(
-            "{} network namespaces with few sockets were left out: all of them take more than {BUDGET:?} of CPU",
+            "{} network namespaces with few sockets were skipped: all of them take more than {BUDGET:?} of CPU",
             looked.left
         ));
     }
@@ -275,8 +275,7 @@ pub fn assemble(
     }
     let forgotten = looked.tables.iter().map(|(_, table)| table.forgotten).max().unwrap_or(0);
     if forgotten > 0 {
-        incomplete
-            .push(format!("there were too many tuples: of each up to {forgotten} ports may be missing"));
+        incomplete.push(format!("too many tuples: up to {forgotten} ports of each may be missing"));
     }
     if owners.denied > 0 {
         let processes = owners.denied;
@@ -284,16 +283,16 @@ pub fn assemble(
     }
     incomplete.extend(unanswered(owners));
     if before.is_none() {
-        incomplete.push("there was no earlier look yet: rates are unknown".to_owned());
+        incomplete.push("no earlier sample: rates are unknown".to_owned());
     }
     if *source == DocumentSource::Snapshot && tuples.iter().any(|tuple| tuple.time_wait > 0) {
-        let why = "who closed what is in TIME-WAIT is not known: only a running agent sees that";
+        let why = "the processes that closed the TIME-WAITs are unknown: only a running agent sees that";
         incomplete.push(why.to_owned());
     }
     ExhaustionDocument { incomplete, tuples_in_use, tuples, ..ExhaustionDocument::within(envelope) }
 }
 
-/// What of a look the next one needs.
+/// The part of a sample that the next one is compared with.
 pub fn remember(looked: &EphemeralUse) -> UsageSample {
     UsageSample::of(looked.tables.iter().map(|(netns, table)| (netns.id, table)), looked.at_ns)
 }

@@ -1,4 +1,4 @@
-//! The sockets of a network namespace by tuple: how many of the ports that connect() may take each has.
+//! The sockets of a network namespace by tuple, and how many of the ports that connect() may take each tuple uses.
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -12,10 +12,10 @@ use crate::linux::sock_diag::Socket;
 /// The port tables of several network namespaces.
 pub type EphemeralUse = ephemeral_ports::EphemeralUse<PortTable>;
 
-/// Tuples that are counted at the same time. When there are more, those with the fewest ports are forgotten.
+/// The most tuples that are counted at a time. Beyond that, those with the fewest ports are forgotten.
 const MOST_TUPLES: usize = 1 << 16;
 
-/// What connections have in common whose local ports must differ.
+/// The ends of connections whose local ports must differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     pub local: Ipv6Addr,
@@ -26,17 +26,17 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// The remote end as people write it.
+    /// The remote end, IPv4 as such.
     pub fn remote(&self) -> SocketAddr {
         SocketAddr::new(self.remote.to_canonical(), self.remote_port)
     }
 }
 
-/// One socket that has a port of a tuple.
+/// One socket that uses a port of a tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortHolder {
     pub cookie: u64,
-    /// 0 for one that no program holds.
+    /// 0 for a socket that no program holds.
     pub inode: u32,
     pub port: u16,
     pub kind: Kind,
@@ -47,7 +47,7 @@ pub enum Kind {
     /// Anything but a TIME-WAIT.
     Other,
     TimeWait,
-    /// A TIME-WAIT whose port connect() may take again.
+    /// A TIME-WAIT whose port connect() may reuse.
     Reusable,
 }
 
@@ -55,11 +55,11 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct PortTable {
     pub choice: Choice,
-    /// Ports that bind() has taken: in use for every tuple.
+    /// Ports that bind() has taken, in use for every tuple.
     bound: PortSet,
     tuples: HashMap<Tuple, Vec<PortHolder>>,
     most: usize,
-    /// A tuple that is not in `tuples` had no more ports than this, and one that is there may have had so many more.
+    /// Tuples that are missing in `tuples` had at most this many ports; those that are there may have had this many more.
     pub forgotten: usize,
 }
 
@@ -107,7 +107,7 @@ impl PortSink for PortTable {
 }
 
 impl PortTable {
-    /// Forgets tuples until half of them are left: those with one port, with two, and so on.
+    /// Forgets the emptiest tuples until half of the limit is left: those with one port, with two, and so on.
     fn forget_the_emptiest(&mut self) {
         let mut few = 0;
         while self.tuples.len() > self.most / 2 {
@@ -126,7 +126,7 @@ impl PortTable {
         self.bound.len()
     }
 
-    /// How much of what there is to choose from is in use where `taken` are.
+    /// The used part of the available ports where a tuple has `taken`.
     pub fn used_ratio(&self, taken: usize) -> f64 {
         match self.choice.ports() {
             0 => 0.0,

@@ -1,34 +1,34 @@
-//! When the next socket may go: at most so many a second, and never a burst after a pause.
+//! Limits the rate of kills: at most so many per second, without a burst after a pause.
 
 use std::time::Duration;
 
-/// A clock of turns. Pure: who asks says what time it is.
+/// A rate limiter. Pure: the caller passes the time.
 #[derive(Clone, Copy, Debug)]
 pub struct KillPace {
     between: Duration,
-    /// When the next turn is, from an origin that the caller chose.
+    /// The time of the next turn, since an origin that the caller chose.
     next: Duration,
 }
 
 impl KillPace {
-    /// At most `rate` turns a second, the first at once. A rate of 0 counts as 1.
+    /// At most `rate` turns per second, the first at once. A rate of 0 counts as 1.
     pub fn new(rate: u32) -> Self {
-        // Rounded up, so that n turns take (n − 1) ÷ rate seconds at the least.
+        // Rounded up, so that n turns take at least (n − 1) ÷ rate seconds.
         let ns = 1_000_000_000_u64.div_ceil(u64::from(rate.max(1)));
         Self { between: Duration::from_nanos(ns), next: Duration::ZERO }
     }
 
-    /// How long to wait from `now` to the next turn.
+    /// The time from `now` to the next turn.
     pub fn wait(&self, now: Duration) -> Duration {
         self.next.saturating_sub(now)
     }
 
-    /// A turn is taken at `now`.
+    /// Takes a turn at `now`.
     pub fn take(&mut self, now: Duration) {
         self.next = now.max(self.next) + self.between;
     }
 
-    /// How long `turns` more take from `now`, at the least.
+    /// The minimum time that `turns` more take from `now`.
     pub fn left(&self, now: Duration, turns: usize) -> Duration {
         let between = self.between.saturating_mul(u32::try_from(turns.saturating_sub(1)).unwrap_or(u32::MAX));
         if turns == 0 { Duration::ZERO } else { self.wait(now).saturating_add(between) }

@@ -1,35 +1,35 @@
-//! Which of the sockets that a query found are to be destroyed. Pure.
+//! Selects the sockets to destroy. Pure.
 
 use serde::Serialize;
 
 use crate::names::{Diagnosis, Phase};
 use crate::report::sockets::StuckSocket;
 
-/// What may be destroyed, besides what the filters say.
+/// What may be destroyed, besides the filters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Leave {
     /// The age, seconds, from which a socket is stuck.
     pub bound: f64,
-    /// The diagnoses of a CLOSE-WAIT that may go.
+    /// The diagnoses of CLOSE-WAITs that may be destroyed.
     pub diagnoses: Vec<Diagnosis>,
-    /// Those too that are only possibly past the bound.
+    /// Also those that are only possibly past the bound.
     pub possibly: bool,
-    /// At most so many, the first of them.
+    /// The most sockets to destroy: the first ones.
     pub limit: usize,
 }
 
-/// What goes unless a diagnosis is named. A `still_sending` is at work. A `not_accepted` holds nothing that destroying it
-/// would free: it goes on to stand in its listener's queue until the program accepts it.
+/// What is destroyed unless a diagnosis is named. A `still_sending` is at work. Destroying a `not_accepted` frees nothing: it
+/// stays in its listener's queue until the program accepts it.
 pub const DIAGNOSES: [Diagnosis; 2] = [Diagnosis::NotRead, Diagnosis::NotClosed];
 
-/// Matching sockets that are left alone, by why.
+/// Matching sockets that are left alone, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Left {
     pub still_sending: usize,
     pub not_accepted: usize,
-    /// Of another diagnosis that was not asked for.
+    /// Of another diagnosis that was not named.
     pub other_diagnosis: usize,
-    /// No dump has seen them: whether they are at work is unknown.
+    /// Not seen by any dump, so that it is unknown whether they are at work.
     pub unknown: usize,
     /// Not proven to be past the bound.
     pub possibly: usize,
@@ -37,7 +37,7 @@ pub struct Left {
     pub beyond_limit: usize,
 }
 
-/// Parts `sockets` (which match the filters, the oldest first) into those that go and those that are left.
+/// Divides `sockets` (which match the filters, the oldest first) into those to destroy and those to leave alone.
 pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left) {
     let mut left = Left::default();
     let mut going = Vec::new();
@@ -67,7 +67,7 @@ pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left
 }
 
 impl Left {
-    /// In words, with what would take them along; empty when nothing is left.
+    /// In words, with the option that would include them; empty when nothing is left alone.
     pub fn words(&self) -> Vec<String> {
         let each = [
             (self.still_sending, "still sending (--diagnosis still_sending)"),

@@ -1,4 +1,4 @@
-//! What was counted between two looks: the agent's counters beside the kernel's.
+//! Compares the agent's counters with the kernel's between two samples.
 
 use tcpclose_common::state::TcpState;
 
@@ -7,12 +7,12 @@ use crate::report::verify::{
     AuditRow, AuditSample, BackendsInUse, KernelSample, NetnsSample, Part, Reach, span,
 };
 
-/// Counters of the kernel that no counter of the agent means the same as, and why.
-pub const NOT_COMPARED: &str = "not compared: OutRsts counts RSTs to ports on which nobody listens too, \
-    TCPAbortOnTimeout attempts to connect, TCPAbortOnData closes with linger 0 and data after close alike";
+/// Counters of the kernel without an equivalent counter of the agent, and why.
+pub const NOT_COMPARED: &str = "not compared: OutRsts also counts RSTs for ports without a listener, \
+    TCPAbortOnTimeout also attempts to connect, TCPAbortOnData both closes with linger 0 and data after close";
 
-/// Compares what both counted from `from` to `to`. `own`: the agent's network namespace; `reach`: what minisockets are
-/// followed in. Records come from all.
+/// Compares the counts from `from` to `to`. `own`: the agent's network namespace; `reach`: the namespaces in which minisockets are
+/// followed. Records come from all.
 pub fn compare(
     from: &AuditSample,
     to: &AuditSample,
@@ -38,7 +38,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// What the agent counted.
+    /// The agent's count.
     fn agent(&self, name: &str, labels: &[(&str, &str)]) -> i64 {
         (self.to.metrics.sum(name, labels) - self.from.metrics.sum(name, labels)) as i64
     }
@@ -51,15 +51,15 @@ impl Comparison<'_> {
         }
     }
 
-    /// What the kernel counted between the two readings of the agent, which it was read before and after.
+    /// The kernel's count between the two readings of the agent, before and after each of which it was read.
     fn kernel(&self, reach: Reach, names: &[&str]) -> (Span, Vec<Part>) {
         let sum = |view: &KernelSample| names.iter().map(|name| view.counters.get(name)).sum::<u64>() as i64;
         let at = |view: Option<&KernelSample>| view.map(sum);
         self.to.sum(reach, |id, to| {
             let from = self.from.namespaces.get(&id);
-            let before = |sight: Option<&NetnsSample>| at(sight.and_then(|sight| sight.before.as_ref()));
-            let after = |sight: Option<&NetnsSample>| at(sight.and_then(|sight| sight.after.as_ref()));
-            // Counters begin at 0. One that was not there was not made yet, or not found.
+            let before = |netns: Option<&NetnsSample>| at(netns.and_then(|netns| netns.before.as_ref()));
+            let after = |netns: Option<&NetnsSample>| at(netns.and_then(|netns| netns.after.as_ref()));
+            // Counters begin at 0. A namespace without a reading did not exist yet, or was not found.
             let first = before(from).unwrap_or(0);
             let last = after(Some(to)).or_else(|| before(Some(to))).or_else(|| after(from));
             let min = before(Some(to)).zip(after(from)).map_or(0, |(to, from)| to - from);
@@ -82,19 +82,19 @@ impl Comparison<'_> {
         }
     }
 
-    /// A minisocket is born into TIME-WAIT, which the agent counts as a transition; or into FIN-WAIT-2, where it is
-    /// still, or from where it went on to TIME-WAIT (the transition) or to its end.
+    /// A minisocket is created in TIME-WAIT, which the agent counts as a transition, or in FIN-WAIT-2, where it still is or which
+    /// it has left for TIME-WAIT (the transition) or its end.
     fn minisockets_born(&self, backends: &BackendsInUse, causes: &Causes) -> AuditRow {
-        // Minisockets of other namespaces, which are not followed there and not counted here.
+        // Minisockets of other namespaces are neither followed there nor counted here.
         let elsewhere = [("state", "time_wait"), ("why", "namespace")];
         let entered =
             self.transitions(None, "time_wait") - self.agent("tcpclose_unseen_phases_total", &elsewhere);
         let ended = self.transitions(Some("fin_wait_2"), "closed");
-        // Of those in FIN-WAIT-2 the agent counts full sockets too.
-        let minisockets = |look: &AuditSample| {
-            let all = look.metrics.sum("tcpclose_sockets", &[("state", "fin_wait_2")]) as i64;
-            let (full, _) = look.sum(self.reach, |_, sight| {
-                let (before, after) = sight.sockets(|sockets| sockets.full_in(TcpState::FinWait2));
+        // In FIN-WAIT-2 the agent counts full sockets too.
+        let minisockets = |sample: &AuditSample| {
+            let all = sample.metrics.sum("tcpclose_sockets", &[("state", "fin_wait_2")]) as i64;
+            let (full, _) = sample.sum(self.reach, |_, netns| {
+                let (before, after) = netns.sockets(|sockets| sockets.full_in(TcpState::FinWait2));
                 span(&before, &after)
             });
             Span::exact(all).minus(full)
@@ -103,7 +103,7 @@ impl Comparison<'_> {
             .plus(minisockets(self.to))
             .minus(minisockets(self.from));
         let (born, namespaces) = self.kernel(self.reach, &["TW", "TWKilled"]);
-        // Without hooks, one that found no room looks born.
+        // Without hooks, a minisocket that the full table refused seems to have been created.
         let skipped = match backends.dumps() {
             true => self.kernel(self.reach, &["TCPTimeWaitOverflow"]).0.max,
             false => 0,
@@ -148,8 +148,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Every close with data unread is an abort; linger 0 and disconnects are aborts as well, which no counter of the
-    /// kernel has on its own.
+    /// Every close with unread data is an abort. So are linger 0 and disconnects, for which the kernel has no counter.
     fn aborts_on_close(&self, causes: &Causes) -> AuditRow {
         let closes = |outcome| self.agent("tcpclose_closes_total", &[("outcome", outcome)]);
         let aborted = closes("aborted");
@@ -173,10 +172,10 @@ impl Comparison<'_> {
 mod tests {
     use super::*;
     use crate::linux::proc_net::Counters;
-    use crate::report::verify::tests::look as look_at;
+    use crate::report::verify::tests::sample as sample_at;
 
-    fn look(metrics: &str, before: &[(&'static str, u64)], after: &[(&'static str, u64)]) -> AuditSample {
-        look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
+    fn sample(metrics: &str, before: &[(&'static str, u64)], after: &[(&'static str, u64)]) -> AuditSample {
+        sample_at(metrics, [(1, Some(view(before)), Some(view(after)))])
     }
 
     fn view(counters: &[(&'static str, u64)]) -> KernelSample {
@@ -193,12 +192,12 @@ mod tests {
 
     #[test]
     fn the_agents_difference_lies_in_what_the_kernel_counted_meanwhile() {
-        let from = look(
+        let from = sample(
             "tcpclose_transitions_total{from=\"established\",to=\"closed\"} 5\n",
             &[("EstabResets", 10)],
             &[("EstabResets", 11)],
         );
-        let to = look(
+        let to = sample(
             "tcpclose_transitions_total{from=\"established\",to=\"closed\"} 7\n\
              tcpclose_transitions_total{from=\"close_wait\",to=\"closed\"} 2\n",
             &[("EstabResets", 14)],
@@ -213,8 +212,8 @@ mod tests {
 
     #[test]
     fn a_minisocket_is_accounted_for_where_it_is_or_where_it_went() {
-        let none = look("", &[], &[]);
-        let to = look(
+        let none = sample("", &[], &[]);
+        let to = sample(
             "tcpclose_transitions_total{from=\"fin_wait_2\",to=\"time_wait\"} 5\n\
              tcpclose_transitions_total{from=\"fin_wait_2\",to=\"closed\"} 1\n\
              tcpclose_sockets{state=\"fin_wait_2\"} 3\n",
@@ -226,7 +225,7 @@ mod tests {
         assert_eq!((row.agent, row.verdict), (Span { min: 8, max: 9 }, Verdict::Equal));
         let row = pair.minisockets_born(&backends("diag"), &Causes::default());
         assert_eq!(row.kernel, Some(Span { min: 8, max: 9 }));
-        let elsewhere = look(
+        let elsewhere = sample(
             "tcpclose_transitions_total{from=\"fin_wait_2\",to=\"time_wait\"} 5\n\
              tcpclose_unseen_phases_total{state=\"time_wait\",why=\"namespace\"} 5\n",
             &[],
@@ -238,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_cannot_know_says_so() {
-        let (from, to) = (look("", &[], &[]), look("", &[("TWRecycled", 7)], &[("TWRecycled", 7)]));
+        let (from, to) = (sample("", &[], &[]), sample("", &[("TWRecycled", 7)], &[("TWRecycled", 7)]));
         let pair = between(&from, &to);
         assert!(matches!(pair.reused(&backends("diag"), &Causes::default()).verdict, Verdict::NotTold(_)));
         assert_eq!(pair.reused(&backends("hooks"), &Causes::default()).verdict, Verdict::Differs);
@@ -247,10 +246,10 @@ mod tests {
     #[test]
     fn more_aborts_than_the_kernels_counter_have_other_causes_and_fewer_have_none() {
         let (from, to) =
-            (look("", &[], &[]), look("tcpclose_closes_total{outcome=\"aborted\"} 3\n", &[], &[]));
+            (sample("", &[], &[]), sample("tcpclose_closes_total{outcome=\"aborted\"} 3\n", &[], &[]));
         let pair = between(&from, &to);
         assert!(matches!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Explained(_)));
-        let to = look("", &[("TCPAbortOnClose", 3)], &[("TCPAbortOnClose", 3)]);
+        let to = sample("", &[("TCPAbortOnClose", 3)], &[("TCPAbortOnClose", 3)]);
         let pair = between(&from, &to);
         assert_eq!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Differs);
     }
@@ -258,8 +257,8 @@ mod tests {
     #[test]
     fn a_namespace_that_came_counts_from_nothing_and_one_that_went_until_it_was_seen_last() {
         let count = |n| Some(view(&[("EstabResets", n)]));
-        let from = look_at("", [(1, count(10), count(10)), (2, count(5), count(6))]);
-        let to = look_at("", [(1, count(11), count(12)), (2, None, None), (3, count(4), count(7))]);
+        let from = sample_at("", [(1, count(10), count(10)), (2, count(5), count(6))]);
+        let to = sample_at("", [(1, count(11), count(12)), (2, None, None), (3, count(4), count(7))]);
         let (sum, parts) = between(&from, &to).kernel(Reach::All, &["EstabResets"]);
         assert_eq!(sum, Span { min: 1, max: 2 + 1 + 7 });
         assert_eq!(parts.len(), 3);

@@ -1,4 +1,4 @@
-//! What was there at one look: the agent's gauges beside dumps, and dumps beside /proc/net/sockstat.
+//! Compares the agent's gauges with dumps, and dumps with /proc/net/sockstat, at one sample.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,26 +11,26 @@ use crate::report::verify::{
     AuditRow, AuditSample, DumpedSockets, KernelSample, NetnsSample, Part, Reach, span,
 };
 
-/// The agent's `tcpclose_sockets` at `look`. `earlier`: where minisockets are followed by dumps, what the kernel said at a
-/// time before which every step has been dumped by then.
+/// Compares the agent's `tcpclose_sockets`. `earlier`: where dumps follow minisockets, the kernel's sockets at a time whose
+/// transitions have all been dumped since.
 pub fn agent(
-    look: &AuditSample,
+    sample: &AuditSample,
     earlier: Option<&BTreeMap<u32, KernelSample>>,
     reach: Reach,
     causes: &Causes,
 ) -> Vec<AuditRow> {
     let none = KernelSample::default();
     let before = |id| earlier.map(|earlier| earlier.get(&id).unwrap_or(&none));
-    let skipped = earlier.map_or(0, |earlier| skipped(look, earlier, reach));
+    let skipped = earlier.map_or(0, |earlier| skipped(sample, earlier, reach));
     let rows = Phase::ALL.into_iter().map(|phase| {
-        let agent = look.metrics.sum("tcpclose_sockets", &[("state", phase.name())]) as i64;
+        let agent = sample.metrics.sum("tcpclose_sockets", &[("state", phase.name())]) as i64;
         let agent = Span::exact(agent);
-        let (kernel, namespaces) = look.sum(reach, |id, sight| in_phase(phase, sight, before(id)));
+        let (kernel, namespaces) = sample.sum(reach, |id, netns| in_phase(phase, netns, before(id)));
         let verdict = match agent.beyond(kernel) {
             beyond if is_of_minisockets(phase) && (1..=skipped).contains(&beyond) => {
                 Verdict::Explained(format!(
-                    "the kernel's table of TIME-WAITs was full: {skipped} were skipped (TCPTimeWaitOverflow), and the agent \
-                     knows that of each when a dump does not show it"
+                    "the kernel's table of TIME-WAITs was full: {skipped} were skipped (TCPTimeWaitOverflow), which the agent \
+                     notices by the next dump"
                 ))
             }
             _ => causes.judge(agent, kernel),
@@ -40,71 +40,71 @@ pub fn agent(
     rows.collect()
 }
 
-/// Phases of minisockets: for want of room the kernel makes none, and where no hook says so the agent takes it for made.
+/// Phases of minisockets: with a full table the kernel makes none, and without hooks the agent assumes that it did.
 fn is_of_minisockets(phase: Phase) -> bool {
     matches!(phase, Phase::FinWait2 | Phase::TimeWait)
 }
 
 /// How many minisockets the kernel did not make since `earlier`.
-fn skipped(look: &AuditSample, earlier: &BTreeMap<u32, KernelSample>, reach: Reach) -> i64 {
+fn skipped(sample: &AuditSample, earlier: &BTreeMap<u32, KernelSample>, reach: Reach) -> i64 {
     let count = |view: &KernelSample| view.counters.get("TCPTimeWaitOverflow") as i64;
-    let since = |id, sight: &NetnsSample| {
+    let since = |id, netns: &NetnsSample| {
         let first = earlier.get(&id).map_or(0, count);
-        let last = [&sight.before, &sight.after].into_iter().flatten().map(count).max().unwrap_or(first);
+        let last = [&netns.before, &netns.after].into_iter().flatten().map(count).max().unwrap_or(first);
         Span { min: 0, max: (last - first).max(0) }
     };
-    look.sum(reach, since).0.max
+    sample.sum(reach, since).0.max
 }
 
-/// How many sockets of a namespace the agent can rightly say are in `phase`.
-fn in_phase(phase: Phase, sight: &NetnsSample, earlier: Option<&KernelSample>) -> Span {
+/// How many sockets of a namespace the agent may correctly report in `phase`.
+fn in_phase(phase: Phase, netns: &NetnsSample, earlier: Option<&KernelSample>) -> Span {
     let of = |sockets: &DumpedSockets| sockets.in_state(phase.state());
-    let (before, after) = sight.sockets(of);
+    let (before, after) = netns.sockets(of);
     let Some(KernelSample { sockets: earlier, .. }) = earlier.filter(|_| is_of_minisockets(phase)) else {
         return span(&before, &after);
     };
-    // Minisockets switch and end with no event: what was true since `earlier` can still be the agent's word.
+    // Minisockets change and end without an event: the agent may still report what was true since `earlier`.
     let first = of(earlier);
     let min = first.intersection(&after).count() as i64;
     let mut possible: HashSet<u64> = &(&first | &before) | &after;
     if phase == Phase::FinWait2 {
         let waiting = |sockets: &DumpedSockets| sockets.in_state(TcpState::TimeWait);
-        let (before, after) = sight.sockets(waiting);
+        let (before, after) = netns.sockets(waiting);
         possible.extend((&before | &after).difference(&waiting(earlier)));
     }
     Span { min, max: possible.len() as i64 }
 }
 
-/// What the agent and this audit rest on: that a dump shows what the kernel counts.
-pub fn dumps(look: &AuditSample) -> Vec<AuditRow> {
+/// Checks that dumps, on which the agent and this audit rely, show what the kernel counts.
+pub fn dumps(sample: &AuditSample) -> Vec<AuditRow> {
     vec![
-        in_each("minisockets, sockstat tw", look, DumpedSockets::minisockets, |stat| stat.tw),
-        in_each("full sockets, sockstat inuse", look, DumpedSockets::in_use, |stat| stat.inuse),
-        orphans(look),
+        in_each("minisockets, sockstat tw", sample, DumpedSockets::minisockets, |stat| stat.tw),
+        in_each("full sockets, sockstat inuse", sample, DumpedSockets::in_use, |stat| stat.inuse),
+        orphans(sample),
     ]
 }
 
 const DUMPS: &str = "sock_diag: ";
 
-/// A number that each namespace has its own of: it must be the same in each.
+/// A number per namespace, which must be the same in each.
 fn in_each(
     what: &str,
-    look: &AuditSample,
+    sample: &AuditSample,
     dumped: impl Fn(&DumpedSockets) -> HashSet<u64>,
     counted: impl Fn(&SockStat) -> u64,
 ) -> AuditRow {
     let zero = Span::exact(0);
     let (mut all_dumped, mut all_counted, mut differs, mut namespaces) = (zero, zero, false, Vec::new());
-    for sight in look.namespaces.values() {
-        let (before, after) = sight.sockets(&dumped);
+    for netns in sample.namespaces.values() {
+        let (before, after) = netns.sockets(&dumped);
         let dumped = span(&before, &after);
         let count = |view: &Option<KernelSample>| view.as_ref().map_or(0, |view| counted(&view.stat)) as i64;
-        let counted = Span::between(count(&sight.before), count(&sight.after));
+        let counted = Span::between(count(&netns.before), count(&netns.after));
         all_dumped = all_dumped.plus(dumped);
         all_counted = all_counted.plus(counted);
         differs |= dumped.beyond(counted) != 0;
         if (dumped, counted) != (zero, zero) {
-            namespaces.push(Part { dumped: Some(dumped), ..sight.part(counted) });
+            namespaces.push(Part { dumped: Some(dumped), ..netns.part(counted) });
         }
     }
     let verdict = if differs { Verdict::Differs } else { Verdict::Equal };
@@ -117,21 +117,21 @@ fn in_each(
     }
 }
 
-/// Orphans, which the kernel counts of all namespaces together.
-fn orphans(look: &AuditSample) -> AuditRow {
-    let (dumped, namespaces) = look.sum(Reach::All, |_, sight| {
-        let (before, after) = sight.sockets(|sockets| sockets.orphans.clone());
+/// Orphans, which the kernel counts for all namespaces together.
+fn orphans(sample: &AuditSample) -> AuditRow {
+    let (dumped, namespaces) = sample.sum(Reach::All, |_, netns| {
+        let (before, after) = netns.sockets(|sockets| sockets.orphans.clone());
         span(&before, &after)
     });
     let namespaces = namespaces.into_iter().map(|part| Part { dumped: Some(part.kernel), ..part }).collect();
-    let views = look.namespaces.values().flat_map(|sight| [&sight.before, &sight.after]);
+    let views = sample.namespaces.values().flat_map(|netns| [&netns.before, &netns.after]);
     let counts: Vec<i64> = views.flatten().map(|view| view.stat.orphan as i64).collect();
     let bound = |bound: Option<&i64>| bound.copied().unwrap_or(0);
     let counted = Span { min: bound(counts.iter().min()), max: bound(counts.iter().max()) };
     let verdict = match dumped.beyond(counted) {
         0 => Verdict::Equal,
         ..0 => Verdict::Explained(
-            "the kernel counts the orphans of all network namespaces together, also of those to which nothing leads"
+            "the kernel counts the orphans of all network namespaces together, also of those to which no path leads"
                 .to_owned(),
         ),
         1.. => Verdict::Differs,
@@ -144,7 +144,7 @@ fn orphans(look: &AuditSample) -> AuditRow {
 mod tests {
     use super::*;
     use crate::linux::proc_net::Counters;
-    use crate::report::verify::tests::{look as look_at, socket};
+    use crate::report::verify::tests::{sample as sample_at, socket};
 
     fn view(sockets: &[(TcpState, u64)]) -> KernelSample {
         let mini = |state| matches!(state, TcpState::FinWait2 | TcpState::TimeWait);
@@ -156,8 +156,8 @@ mod tests {
         KernelSample { sockets, stat, ..KernelSample::default() }
     }
 
-    fn look(before: &[(TcpState, u64)], metrics: &str, after: &[(TcpState, u64)]) -> AuditSample {
-        look_at(metrics, [(1, Some(view(before)), Some(view(after)))])
+    fn sample(before: &[(TcpState, u64)], metrics: &str, after: &[(TcpState, u64)]) -> AuditSample {
+        sample_at(metrics, [(1, Some(view(before)), Some(view(after)))])
     }
 
     fn of(rows: &[AuditRow], phase: Phase) -> &AuditRow {
@@ -170,8 +170,8 @@ mod tests {
     #[test]
     fn a_gauge_lies_between_what_stayed_and_what_was_ever_there() {
         use TcpState::{CloseWait, TimeWait};
-        let look = look(&[(CloseWait, 1), (TimeWait, 9)], ONE, &[(CloseWait, 2), (TimeWait, 9)]);
-        let rows = agent(&look, None, Reach::All, &Causes::default());
+        let sample = sample(&[(CloseWait, 1), (TimeWait, 9)], ONE, &[(CloseWait, 2), (TimeWait, 9)]);
+        let rows = agent(&sample, None, Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::CloseWait).kernel, Some(Span { min: 0, max: 2 }));
         assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Equal);
         assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
@@ -181,12 +181,12 @@ mod tests {
     #[test]
     fn where_minisockets_are_dumped_the_agents_word_may_be_a_dump_old() {
         use TcpState::{FinWait2, TimeWait};
-        let earlier = look(&[(TimeWait, 7), (TimeWait, 8), (FinWait2, 9)], "", &[]);
-        let earlier = earlier.namespaces.into_values().filter_map(|sight| sight.before);
+        let earlier = sample(&[(TimeWait, 7), (TimeWait, 8), (FinWait2, 9)], "", &[]);
+        let earlier = earlier.namespaces.into_values().filter_map(|netns| netns.before);
         let earlier = earlier.map(|view| (1, view)).collect();
         let now = [(TimeWait, 8), (TimeWait, 9)];
-        let look = look(&now, ONE, &now);
-        let rows = agent(&look, Some(&earlier), Reach::All, &Causes::default());
+        let sample = sample(&now, ONE, &now);
+        let rows = agent(&sample, Some(&earlier), Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 1, max: 3 }));
         assert_eq!(of(&rows, Phase::FinWait2).kernel, Some(Span { min: 0, max: 1 }));
         assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
@@ -200,28 +200,28 @@ mod tests {
         };
         let earlier = BTreeMap::from([(1, view(10))]);
         let at = |overflows| {
-            let look = look_at(ONE, [(1, Some(view(overflows)), Some(view(overflows)))]);
-            let rows = agent(&look, Some(&earlier), Reach::All, &Causes::default());
+            let sample = sample_at(ONE, [(1, Some(view(overflows)), Some(view(overflows)))]);
+            let rows = agent(&sample, Some(&earlier), Reach::All, &Causes::default());
             assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Differs);
             of(&rows, Phase::TimeWait).verdict.clone()
         };
         assert_eq!((at(10), at(11)), (Verdict::Differs, Verdict::Differs));
         assert!(matches!(at(12), Verdict::Explained(why) if why.contains("2 were skipped")));
         // With hooks the agent is told of each.
-        let look = look_at(ONE, [(1, Some(view(12)), Some(view(12)))]);
-        let rows = agent(&look, None, Reach::All, &Causes::default());
+        let sample = sample_at(ONE, [(1, Some(view(12)), Some(view(12)))]);
+        let rows = agent(&sample, None, Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
     }
 
     #[test]
     fn a_dump_that_shows_less_than_the_kernel_counts_is_flagged() {
-        let mut look = look(&[(TcpState::TimeWait, 7)], "", &[(TcpState::TimeWait, 7)]);
-        assert!(dumps(&look).iter().all(|row| row.verdict == Verdict::Equal));
-        for view in look.namespaces.values_mut().flat_map(|sight| [&mut sight.before, &mut sight.after]) {
+        let mut sample = sample(&[(TcpState::TimeWait, 7)], "", &[(TcpState::TimeWait, 7)]);
+        assert!(dumps(&sample).iter().all(|row| row.verdict == Verdict::Equal));
+        for view in sample.namespaces.values_mut().flat_map(|netns| [&mut netns.before, &mut netns.after]) {
             let stat = &mut view.as_mut().unwrap().stat;
             (stat.tw, stat.orphan) = (2, 1);
         }
-        let rows = dumps(&look);
+        let rows = dumps(&sample);
         assert_eq!(rows[0].verdict, Verdict::Differs);
         assert!(matches!(rows[2].verdict, Verdict::Explained(_)));
     }
@@ -233,24 +233,24 @@ mod tests {
         let metrics = "tcpclose_sockets{state=\"close_wait\"} 1\ntcpclose_sockets{state=\"time_wait\"} 3\n";
         let both = |one: &KernelSample, two: &KernelSample| {
             let seen = |view: &KernelSample| Some(view.clone());
-            look_at(metrics, [(1, seen(one), seen(one)), (2, seen(two), seen(two))])
+            sample_at(metrics, [(1, seen(one), seen(one)), (2, seen(two), seen(two))])
         };
-        let look = both(&one, &two);
-        let rows = agent(&look, None, Reach::All, &Causes::default());
+        let sample = both(&one, &two);
+        let rows = agent(&sample, None, Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
         let parts: Vec<i64> = of(&rows, Phase::TimeWait).namespaces.iter().map(|p| p.kernel.min).collect();
         assert_eq!(parts, [1, 2]);
-        let rows = agent(&look, None, Reach::Own(2), &Causes::default());
+        let rows = agent(&sample, None, Reach::Own(2), &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 2, max: 3 }));
-        assert!(dumps(&look).iter().all(|row| row.verdict == Verdict::Equal));
+        assert!(dumps(&sample).iter().all(|row| row.verdict == Verdict::Equal));
         let (mut more, mut less) = (one, two);
         (more.stat.tw, less.stat.tw) = (2, 1);
         let row = &dumps(&both(&more, &less))[0];
         assert_eq!((row.agent, row.kernel), (Span::exact(3), Some(Span::exact(3))));
         assert_eq!(row.verdict, Verdict::Differs);
         // One that was there before the metrics were read alone may be counted or not.
-        let look = look_at(metrics, [(1, Some(more), None)]);
-        let rows = agent(&look, None, Reach::All, &Causes::default());
+        let sample = sample_at(metrics, [(1, Some(more), None)]);
+        let rows = agent(&sample, None, Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::CloseWait).kernel, Some(Span { min: 0, max: 1 }));
     }
 }

@@ -1,10 +1,8 @@
-//! What the agent says beside what the kernel says: which pairs of numbers mean the same, and by how much they may
-//! differ. Pure.
+//! Compares the agent's numbers with the kernel's: which pairs mean the same, and by how much they may differ. Pure.
 //!
-//! * [`samples`]: the agent's metrics, read back.
-//! * [`verdict`]: two accounts of one number, and whether they agree.
-//! * [`counters`]: what was counted between two looks.
-//! * [`gauges`]: what was there at one of them.
+//! * [`samples`]: parses the agent's metrics.
+//! * [`verdict`]: two readings of one number, and whether they agree.
+//! * [`counters`]: counts between two samples. [`gauges`]: sockets at one sample.
 
 pub mod counters;
 pub mod gauges;
@@ -26,30 +24,30 @@ use crate::report::verify::verdict::{Span, Verdict};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AuditRow {
     pub what: String,
-    /// The agent's account; of the rows `sock_diag: …`, which check what the others rest on, that of a dump.
+    /// The agent's number; in the rows `sock_diag: …`, which check the dumps that the others rely on, that of a dump.
     pub agent: Span,
-    /// `null` where there is nothing to compare with.
+    /// `null` where the kernel has no such number.
     pub kernel: Option<Span>,
     #[serde(flatten)]
     pub verdict: Verdict,
-    /// What the kernel's number is the sum of.
+    /// The parts of the kernel's number.
     pub namespaces: Vec<Part>,
 }
 
-/// One network namespace's part of a number; of those only that have one.
+/// The part of one network namespace in a number; namespaces without a part are left out.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Part {
-    /// The inode.
+    /// The namespace's inode.
     pub netns: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns_name: Option<String>,
-    /// Of the rows `sock_diag: …`.
+    /// Only in the rows `sock_diag: …`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dumped: Option<Span>,
     pub kernel: Span,
 }
 
-/// The sockets of a dump, in as much detail as is compared.
+/// The sockets of a dump, by cookie.
 #[derive(Clone, Debug, Default)]
 pub struct DumpedSockets {
     /// Cookies by state, minisockets apart.
@@ -97,7 +95,7 @@ impl DumpedSockets {
         self.mini.iter().flatten().copied().collect()
     }
 
-    /// What /proc/net/sockstat calls in use: full sockets, without requests, which are none yet.
+    /// What /proc/net/sockstat calls in use: full sockets, without requests.
     pub fn in_use(&self) -> HashSet<u64> {
         let states = self.full.iter().enumerate();
         let hashed = states.filter(|(state, _)| {
@@ -109,13 +107,13 @@ impl DumpedSockets {
     }
 }
 
-/// What was certainly there between two dumps, and what may have been.
+/// The number of sockets that certainly existed between two dumps, and of those that may have.
 pub fn span(before: &HashSet<u64>, after: &HashSet<u64>) -> Span {
     let both = before.intersection(after).count();
     Span { min: both as i64, max: (before.len() + after.len() - both) as i64 }
 }
 
-/// What the kernel says of one network namespace: its sums, read next to a dump.
+/// The kernel's counters and sums of one network namespace, read next to a dump.
 #[derive(Clone, Debug, Default)]
 pub struct KernelSample {
     pub counters: Counters,
@@ -123,7 +121,7 @@ pub struct KernelSample {
     pub sockets: DumpedSockets,
 }
 
-/// One network namespace before and after a reading of the agent's metrics; `None` when it was not there.
+/// One network namespace before and after a reading of the agent's metrics; `None` when it did not exist.
 #[derive(Clone, Debug)]
 pub struct NetnsSample {
     pub netns: Netns,
@@ -132,7 +130,7 @@ pub struct NetnsSample {
 }
 
 impl NetnsSample {
-    /// What is counted by `of` in one that is not there is nothing.
+    /// Counts by `of`; a namespace that did not exist counts nothing.
     fn sockets<T: Default>(&self, of: impl Fn(&DumpedSockets) -> T) -> (T, T) {
         let count =
             |view: &Option<KernelSample>| view.as_ref().map(|view| of(&view.sockets)).unwrap_or_default();
@@ -148,18 +146,18 @@ impl NetnsSample {
 /// The agent's metrics between two views of each namespace: dump, sums, metrics, sums, dump.
 #[derive(Clone, Debug, Default)]
 pub struct AuditSample {
-    /// By what identifies them; also those that have gone since an earlier look.
+    /// By id; also those that have vanished since an earlier sample.
     pub namespaces: BTreeMap<u32, NetnsSample>,
     pub metrics: Samples,
 }
 
-/// Which network namespaces a number of the agent's is of.
+/// The network namespaces that a number of the agent covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     All,
-    /// Its own, which is this one, and of the others what hooks tell of: any part.
+    /// Its own, which is this one, and any part of the others, as hooks report it.
     Own(u32),
-    /// Its own alone.
+    /// Its own only.
     Only(u32),
 }
 
@@ -167,8 +165,8 @@ impl AuditSample {
     /// The sum of `of` over all namespaces that `reach` covers, and its parts.
     fn sum(&self, reach: Reach, of: impl Fn(u32, &NetnsSample) -> Span) -> (Span, Vec<Part>) {
         let (mut sum, mut parts) = (Span::exact(0), Vec::new());
-        for (id, sight) in &self.namespaces {
-            let span = of(*id, sight);
+        for (id, netns) in &self.namespaces {
+            let span = of(*id, netns);
             let counted = match reach {
                 Reach::All => span,
                 Reach::Own(own) | Reach::Only(own) if own == *id => span,
@@ -177,14 +175,14 @@ impl AuditSample {
             };
             sum = sum.plus(counted);
             if counted != Span::exact(0) {
-                parts.push(sight.part(counted));
+                parts.push(netns.part(counted));
             }
         }
         (sum, parts)
     }
 }
 
-/// Which namespaces the gauges are of, with the agent's `own`.
+/// The namespaces that the gauges cover. `own`: the agent's.
 pub fn reach(metrics: &Samples, own: u32) -> Reach {
     match dumped(metrics).as_deref() {
         Some("all" | "found") => Reach::All,
@@ -192,7 +190,7 @@ pub fn reach(metrics: &Samples, own: u32) -> Reach {
     }
 }
 
-/// Whether the agent tracks sockets in namespaces to which nothing leads, for us as for it.
+/// Whether the agent tracks sockets in namespaces to which no path leads, neither for it nor for us.
 pub fn has_hidden(metrics: &Samples) -> bool {
     dumped(metrics).as_deref() == Some("found")
 }
@@ -217,14 +215,14 @@ impl BackendsInUse {
         Self { state: backend("state"), time_wait: backend("time_wait") }
     }
 
-    /// Minisockets are followed by dumps.
+    /// Whether minisockets are followed by dumps.
     pub fn dumps(&self) -> bool {
         self.time_wait != "hooks"
     }
 }
 
-/// Events that the agent has lost since it began: in the ring, in the kernel's refusal to nest, in decoding, and steps that
-/// it noticed to be missing.
+/// Events that the agent has lost since its start: in the ring, by the kernel's refusal to nest programs, in decoding, and
+/// transitions that it noticed to be missing.
 pub fn lost(metrics: &Samples) -> i64 {
     let unseen = metrics.sum("tcpclose_unseen_phases_total", &[("why", "lost")]);
     (metrics.sum("tcpclose_events_lost_total", &[]) + unseen) as i64
@@ -240,25 +238,25 @@ pub(crate) mod tests {
         Socket { minisocket, cookie, ..Socket::made_up(state, flow) }
     }
 
-    /// A look at namespaces with these ids.
-    pub fn look(
+    /// A sample of namespaces with these ids.
+    pub fn sample(
         metrics: &str,
         views: impl IntoIterator<Item = (u32, Option<KernelSample>, Option<KernelSample>)>,
     ) -> AuditSample {
-        let sight = |(id, before, after)| {
+        let netns = |(id, before, after)| {
             let netns = Netns { id, inum: 1000 + id, name: None };
             (id, NetnsSample { netns, before, after })
         };
-        AuditSample { metrics: Samples::parse(metrics), namespaces: views.into_iter().map(sight).collect() }
+        AuditSample { metrics: Samples::parse(metrics), namespaces: views.into_iter().map(netns).collect() }
     }
 
     #[test]
     fn what_an_agent_that_dumps_its_own_namespace_counts_lies_between_that_and_all() {
-        let look = look("", [(1, None, None), (2, None, None), (3, None, None)]);
+        let sample = sample("", [(1, None, None), (2, None, None), (3, None, None)]);
         let of = |id: u32, _: &NetnsSample| Span { min: i64::from(id), max: 10 * i64::from(id) };
-        assert_eq!(look.sum(Reach::All, of).0, Span { min: 6, max: 60 });
-        assert_eq!(look.sum(Reach::Own(2), of).0, Span { min: 2, max: 60 });
-        let (sum, parts) = look.sum(Reach::Only(2), of);
+        assert_eq!(sample.sum(Reach::All, of).0, Span { min: 6, max: 60 });
+        assert_eq!(sample.sum(Reach::Own(2), of).0, Span { min: 2, max: 60 });
+        let (sum, parts) = sample.sum(Reach::Only(2), of);
         assert_eq!((sum, parts.len(), parts[0].netns), (Span { min: 2, max: 20 }, 1, 1002));
         let dumps = |all| Samples::parse(&format!("tcpclose_netns_info{{dumped=\"{all}\"}} 1\n"));
         assert_eq!(reach(&dumps("all"), 7), Reach::All);

@@ -1,10 +1,10 @@
-//! Two accounts of one thing, and whether they agree.
+//! Two readings of one number, and whether they agree.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// What is known of a number: it is read at one instant while the host goes on, so that it lies between two.
+/// The bounds of a number, which changes while it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Span {
     pub min: i64,
@@ -16,7 +16,7 @@ impl Span {
         Self { min: n, max: n }
     }
 
-    /// From two readings in any order.
+    /// Of two readings in any order.
     pub fn between(a: i64, b: i64) -> Self {
         Self { min: a.min(b), max: a.max(b) }
     }
@@ -29,7 +29,7 @@ impl Span {
         Self { min: self.min - other.max, max: self.max - other.min }
     }
 
-    /// By how much this is certainly more than `other`, or (negative) less; 0 when both can be the same number.
+    /// By how much this is certainly more than `other`, or (negative) less; 0 when both can be equal.
     pub const fn beyond(self, other: Self) -> i64 {
         if self.min > other.max {
             self.min - other.max
@@ -50,15 +50,15 @@ impl fmt::Display for Span {
     }
 }
 
-/// Whether two accounts agree.
+/// Whether two readings agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "verdict", content = "why", rename_all = "snake_case")]
 pub enum Verdict {
-    /// They are the same, as far as two readings can tell.
+    /// They may be the same number.
     Equal,
-    /// They differ by no more than a known cause makes.
+    /// They differ by no more than a known cause explains.
     Explained(String),
-    /// They differ, and nothing known makes it.
+    /// They differ without a known cause.
     Differs,
     /// The backend in use cannot know it.
     NotTold(String),
@@ -70,17 +70,17 @@ impl fmt::Display for Verdict {
             Self::Equal => f.write_str("equal"),
             Self::Explained(why) => write!(f, "explained: {why}"),
             Self::Differs => f.write_str("DIFFERS"),
-            Self::NotTold(why) => write!(f, "not told by this backend: {why}"),
+            Self::NotTold(why) => write!(f, "not known to this backend: {why}"),
         }
     }
 }
 
-/// What can make the agent's account differ from the kernel's without either being wrong.
+/// Known causes by which the agent's number may differ from the kernel's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Causes {
-    /// Events that the agent says were lost, and that no reconcile has mended: each can make one of difference.
+    /// Events that the agent has lost and no reconcile has corrected: each can cause a difference of one.
     pub lost: i64,
-    /// There are, or were, network namespaces that are not looked into, whose events the agent may count.
+    /// Network namespaces exist, or existed, that are not read and whose events the agent may count.
     pub elsewhere: bool,
 }
 
@@ -91,10 +91,10 @@ impl Causes {
         match beyond {
             0 => Verdict::Equal,
             _ if beyond.abs() <= self.lost => {
-                Verdict::Explained(format!("{} events were lost, as the agent says", self.lost))
+                Verdict::Explained(format!("the agent reports {} lost events", self.lost))
             }
             1.. if self.elsewhere => {
-                let why = "network namespaces that are not looked into (see below) are counted by the agent";
+                let why = "the agent counts network namespaces that are not read here (see below)";
                 Verdict::Explained(why.to_owned())
             }
             _ => Verdict::Differs,

@@ -1,32 +1,32 @@
-//! Which lines a watcher wants. The agent applies it, so that what nobody wants is not even written.
+//! The lines that a watcher wants. The agent applies the filter, so that other lines are not even written.
 
 use std::time::Duration;
 
 use crate::names::{Outcome, Phase};
 use crate::tracker::transition::Transition;
 
-/// Nothing lasts longer, and no longer number of nanoseconds can be read: 584 years.
+/// The longest duration in nanoseconds: 584 years.
 const LONGEST: Duration = Duration::from_nanos(u64::MAX);
 
-/// An empty one lets everything through.
+/// A filter of transitions; an empty one lets everything through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WatchFilter {
     /// Service ports.
     pub ports: Vec<u16>,
-    /// States that a step leaves or enters.
+    /// States that a transition leaves or enters.
     pub states: Vec<Phase>,
-    /// How the connection ended: its last step only.
+    /// Outcomes, which only last transitions have.
     pub outcomes: Vec<Outcome>,
-    /// Who closed this side, as the first PID namespace numbers it.
+    /// The process that closed this side, by its pid in the first PID namespace.
     pub pid: Option<u32>,
-    /// The time spent in the state that was left, by its proven minimum.
+    /// The proven minimum of the time spent in the state that was left.
     pub longer_than: Duration,
-    /// Not a filter: whether lines are to come with [`More`](crate::report::watch::line::More).
+    /// Not a filter: whether lines carry [`More`](crate::report::watch::line::More).
     pub more: bool,
 }
 
 impl WatchFilter {
-    /// Whether a watcher is to be told of this step.
+    /// Whether this transition passes.
     pub fn passes(&self, step: &Transition) -> bool {
         let state = |phase: &Phase| step.from == phase.state() || step.to == phase.state();
         (self.ports.is_empty() || self.ports.contains(&step.port))
@@ -36,7 +36,7 @@ impl WatchFilter {
             && u128::from(step.spent.min_ns) >= self.longer_than.as_nanos()
     }
 
-    /// As the query of a request: what [`Self::parse`] reads.
+    /// The query of a request, which [`Self::parse`] reads.
     pub fn query(&self) -> String {
         let mut fields: Vec<String> = Vec::new();
         fields.extend(self.ports.iter().map(|port| format!("port={port}")));
@@ -52,10 +52,10 @@ impl WatchFilter {
         fields.join("&")
     }
 
-    /// Reads a request's query.
+    /// Parses a request's query.
     ///
     /// # Errors
-    /// What is wrong with it. A field that is not known is refused: it would have kept lines back.
+    /// What is wrong with it. Unknown fields are rejected, since they would have filtered lines.
     pub fn parse(query: &str) -> Result<Self, String> {
         let mut filter = Self::default();
         for field in query.split('&').filter(|field| !field.is_empty()) {

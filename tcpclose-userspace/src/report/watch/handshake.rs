@@ -1,4 +1,4 @@
-//! The steps of one connection, put together until it is over.
+//! Collects the transitions of each connection until it is over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -8,11 +8,10 @@ use tcpclose_common::state::TcpState;
 use crate::names::Outcome;
 use crate::report::watch::line::Line;
 
-/// Connections that are held until they end; one more sends the oldest away. A flood that is watched as drawings must
-/// not fill the memory.
+/// The most connections that are held; beyond that the oldest is dropped, so that a flood does not fill the memory.
 const MOST: usize = 16_384;
 
-/// A connection that is over, or that waits for nothing but its timer: its steps, in order.
+/// The transitions, in order, of a connection that is over or waits for its timer only.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Connection {
     /// Never empty.
@@ -20,32 +19,32 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// How it ended. What came to TIME-WAIT has exchanged both FINs.
+    /// Its outcome. A connection in TIME-WAIT has exchanged both FINs.
     pub fn outcome(&self) -> Outcome {
         self.steps.iter().rev().find_map(|step| step.outcome).unwrap_or(Outcome::Graceful)
     }
 
-    /// Whether it has been in `state`, as far as its steps tell.
+    /// Whether its transitions show that it has been in `state`.
     pub fn has_been_in(&self, state: TcpState) -> bool {
         self.steps.iter().any(|step| step.from == state || step.to == state)
     }
 }
 
-/// One socket: its network namespace and both its ends.
+/// One socket, by its network namespace and both ends.
 type Key = (u32, SocketAddr, SocketAddr);
 
 /// Connections in their close phase.
 #[derive(Default)]
 pub struct Handshakes {
     open: HashMap<Key, (u64, Vec<Line>)>,
-    /// By the number of their first step, the oldest first.
+    /// By the number of their first transition, the oldest first.
     by_age: BTreeMap<u64, Key>,
     begun: u64,
     forgotten: u64,
 }
 
 impl Handshakes {
-    /// Takes a step in. Returns the connection that it ends.
+    /// Adds a transition. Returns the connection that it ends.
     pub fn take(&mut self, line: Line) -> Option<Connection> {
         let key = (line.netns, line.local, line.peer);
         let (from, to) = (line.from, line.to);
@@ -55,7 +54,7 @@ impl Handshakes {
         }
         let first = matches!(from, TcpState::Established | TcpState::SynRecv);
         let mut steps = match self.remove(&key) {
-            // The end of an earlier connection was never told.
+            // The end of an earlier connection was not reported.
             Some(_) if first => Vec::new(),
             Some(steps) => steps,
             None => Vec::new(),
@@ -86,7 +85,7 @@ impl Handshakes {
         self.open.insert(key, (self.begun, steps));
     }
 
-    /// How many were forgotten since this was asked last.
+    /// How many connections were dropped since the last call.
     pub fn forgotten(&mut self) -> u64 {
         std::mem::take(&mut self.forgotten)
     }

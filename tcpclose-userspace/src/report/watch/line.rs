@@ -1,4 +1,4 @@
-//! One line of the stream. Like the [`document`](crate::report::sockets), a reader ignores keys that it does not know.
+//! One line of the stream. As with [`documents`](crate::report::sockets), readers ignore unknown keys.
 
 use std::net::SocketAddr;
 
@@ -9,34 +9,34 @@ use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Outcome, Role, Side, TransitionSource};
 use crate::report::sockets::Cookie;
 
-/// What a stream consists of.
+/// An item of the stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Item {
     Line(Box<Line>),
-    /// Steps that are missing here.
+    /// Transitions that are missing here.
     Lost(Lost),
 }
 
-/// How many steps are missing here: more came than this reader took, or the kernel could not hand over their records.
+/// How many transitions are missing here: the reader was too slow, or the kernel could not deliver their records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
     pub lost: u64,
-    /// The records were lost on the way from the kernel; whose they were is not known.
+    /// The records were lost in the kernel; their sockets are unknown.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_kernel: bool,
 }
 
-/// One step of one socket.
+/// One transition of one socket.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// The wall clock of the step, RFC 3339, UTC, nanoseconds.
+    /// The wall clock of the transition, RFC 3339, UTC, nanoseconds.
     pub time: String,
-    /// CLOCK_MONOTONIC of it.
+    /// CLOCK_MONOTONIC of the transition.
     pub time_ns: u64,
     /// The socket cookie, as `ss -e` writes `sk:`; 0 while it is not known.
     pub cookie: Cookie,
-    /// The inode of the socket's network namespace; 0 where nobody told.
+    /// The inode of the socket's network namespace; 0 where it is unknown.
     pub netns: u32,
     #[serde(with = "named")]
     pub side: Side,
@@ -48,26 +48,26 @@ pub struct Line {
     pub from: TcpState,
     #[serde(with = "named")]
     pub to: TcpState,
-    /// The time spent in `from`, at least.
+    /// The minimum time spent in `from`.
     pub min_seconds: f64,
-    /// At most; `null` where no bound is proven.
+    /// The maximum; `null` where no bound is proven.
     pub max_seconds: Option<f64>,
     #[serde(with = "named")]
     pub role: Role,
-    /// How the connection ended; `null` in all steps but the last.
+    /// How the connection ended; `null` in all transitions but the last.
     #[serde(with = "named_or_null")]
     pub outcome: Option<Outcome>,
-    /// Who closed this side; `null` while nobody has, and where that is not known.
+    /// The process that closed this side; `null` before the close, and where it is unknown.
     pub owner: Option<CloserLine>,
-    /// Who told of the step.
+    /// The source of the transition.
     #[serde(with = "named")]
     pub source: TransitionSource,
-    /// What tcpclose's own command line asks for besides.
+    /// More, which tcpclose's own command line requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub more: Option<More>,
 }
 
-/// The process that made this side's FIN.
+/// The process that caused this side's FIN.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloserLine {
     pub pid: u32,
@@ -75,22 +75,22 @@ pub struct CloserLine {
     pub comm: Option<String>,
 }
 
-/// What people are shown besides.
+/// What a terminal shows besides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct More {
-    /// As `ip netns` calls the network namespace, where it has a name.
+    /// The network namespace's name as `ip netns` shows it, if any.
     pub netns_name: Option<String>,
     /// The sequence numbers, see [`tcpclose_common::event::Numbers`]; `null` where the backend in use cannot see them.
     pub snd: Option<u32>,
     pub rcv: Option<u32>,
-    /// Milliseconds that TIME-WAIT lasts here, where that is known.
+    /// The length of TIME-WAIT on this host in milliseconds, if known.
     pub time_wait_ms: Option<u64>,
 }
 
 impl Line {
     /// The time spent in the state that was left.
     pub fn spent(&self) -> Age {
-        // Nanoseconds of a year are far from where a float loses them to rounding by more than some.
+        // The nanoseconds of a year fit a float but for some.
         let ns = |seconds: f64| (seconds * 1e9).round() as u64;
         Age { min_ns: ns(self.min_seconds), max_ns: self.max_seconds.map(ns) }
     }

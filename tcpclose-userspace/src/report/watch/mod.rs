@@ -1,9 +1,10 @@
-//! What is told to who watches: each step of the close phase as a line, and finished connections as drawings. Pure.
+//! The watch stream: a line per transition of the close phase, and drawings of finished connections. Pure.
 //!
-//! * [`line`]: the JSON that the agent's stream and `tcpclose watch --json` consist of.
-//! * [`filter`]: which lines are wanted.
-//! * [`crate::ui::watch_columns`]: a line for people. [`crate::ui::durations`]: how long, and how well that is known.
-//! * [`handshake`]: the lines of one connection, put together. [`crate::ui::drawing`]: that as the textbook draws it.
+//! * [`line`]: the JSON of the agent's stream and of `tcpclose watch --json`.
+//! * [`filter`]: selects lines.
+//! * [`handshake`]: collects the lines of one connection.
+//!
+//! [`crate::ui::watch_columns`] shows lines as text, [`crate::ui::drawing`] draws connections.
 
 pub mod filter;
 pub mod handshake;
