@@ -1,5 +1,5 @@
-//! The gauges: who is in which state now, how old the oldest is, how many are stuck. Counted over the tracker's sockets
-//! at the moment they are asked for, so that they cannot drift from them.
+//! The gauges: the sockets in each state, the age of the oldest, and the number of stuck ones. They are counted over the
+//! tracker's sockets at each request, so that they cannot drift from them.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +15,14 @@ pub struct StuckAfter {
     bounds_ns: Vec<u64>,
 }
 
-/// What the stuck gauges make of one socket.
+/// Whether one socket is stuck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stuckness {
     /// Longer than the bound of this index, and no longer than the next.
     Stuck(usize),
     /// Perhaps longer than the first bound.
     Unproven,
-    /// Younger, or written to within the bound at the last look, or not looked at since it passed the bound.
+    /// Younger, or written to within the bound at the last dump, or in no dump since it passed the bound.
     Not,
 }
 
@@ -36,7 +36,7 @@ impl Default for StuckAfter {
 
 impl StuckAfter {
     /// # Errors
-    /// When there is no bound, one is zero, or they do not ascend: says which.
+    /// When there is no bound, one is zero, or they do not ascend; the message says which.
     pub fn new(bounds_ns: Vec<u64>) -> Result<Self, &'static str> {
         match bounds_ns.as_slice() {
             [] => Err("no bound is given"),
@@ -55,15 +55,15 @@ impl StuckAfter {
         self.bounds_ns.first().copied().unwrap_or(u64::MAX)
     }
 
-    /// Judges one socket at `now_ns`. `dumped` tells whether dumps look at the sockets of a network namespace.
+    /// Judges one socket at `now_ns`. `dumped` says whether dumps look at a network namespace.
     pub fn judge(&self, socket: &TrackedSocket, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
         if socket.phase != Phase::CloseWait {
             return Stuckness::Not;
         }
         let first = self.first_ns();
         let age = socket.since.age(now_ns);
-        // A program that at the last look had written within the bound was at work on a half-close. That it has been
-        // silent since, only the next look can tell.
+        // A program that had written within the bound at the last dump was at work on a half-close. Only the next dump can
+        // show that it has been silent since.
         if socket.sent_ns() != 0 && socket.seen_ns.saturating_sub(socket.sent_ns()) < first {
             return Stuckness::Not;
         }
@@ -73,10 +73,10 @@ impl StuckAfter {
         if !age.is_past(first) {
             return Stuckness::Not;
         }
-        // Where dumps can look, a socket is called stuck when one has looked after it passed the bound: only a dump
-        // can tell that the program still writes to it.
-        let looked = socket.seen_ns >= socket.since.latest_ns.saturating_add(first);
-        if !looked && dumped(socket.netns) {
+        // Where dumps can look, a socket is stuck only once a dump has seen it past the bound: only a dump can show that the
+        // program still writes to it.
+        let checked = socket.seen_ns >= socket.since.latest_ns.saturating_add(first);
+        if !checked && dumped(socket.netns) {
             return Stuckness::Not;
         }
         Stuckness::Stuck(self.bounds_ns.partition_point(|&bound| bound <= age.min_ns) - 1)
@@ -95,7 +95,7 @@ pub struct Standing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
     pub standing: BTreeMap<(LabelSlot, Phase), Standing>,
-    /// One count a bound, for every named pair and for `other` once it was not zero.
+    /// One count per bound, for every named pair and for `other` once it was not zero.
     pub stuck: BTreeMap<LabelSlot, Vec<u64>>,
     pub unproven: BTreeMap<LabelSlot, u64>,
 }
@@ -105,18 +105,18 @@ impl Gauges {
     /// and a pair with sockets is not idle.
     pub fn count<'a>(
         sockets: impl Iterator<Item = &'a TrackedSocket>,
-        names: &mut PortLabels,
+        port_labels: &mut PortLabels,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
     ) -> Self {
         let mut gauges = Self::default();
         let classes = stuck_after.bounds_ns.len();
-        // One look-up of the name a pair, not a socket.
+        // One look-up of the name per pair, not per socket.
         let mut labels: BTreeMap<PortKey, LabelSlot> = BTreeMap::new();
         for socket in sockets {
             let pair = socket.pair();
-            let label = *labels.entry(pair).or_insert_with(|| names.label(pair, now_ns));
+            let label = *labels.entry(pair).or_insert_with(|| port_labels.label(pair, now_ns));
             let standing = gauges.standing.entry((label, socket.phase)).or_default();
             standing.sockets += 1;
             standing.oldest_ns = standing.oldest_ns.max(socket.since.age(now_ns).min_ns);
@@ -132,7 +132,7 @@ impl Gauges {
                 Stuckness::Not => {}
             }
         }
-        let named = names.named().map(|pair| LabelSlot { side: pair.side, port: Some(pair.port) });
+        let named = port_labels.named().map(|pair| LabelSlot { side: pair.side, port: Some(pair.port) });
         let other = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
         let other: Vec<LabelSlot> = other.filter(|label| labels.values().any(|l| l == label)).collect();
         for label in named.chain(other) {
@@ -197,26 +197,26 @@ mod tests {
     }
 
     #[test]
-    fn stuck_is_proven_looked_at_and_silent() {
+    fn stuck_is_proven_dumped_and_silent() {
         let bounds = StuckAfter::new(vec![60 * S]).unwrap();
         let now = 10_000 * S;
         let judge = |socket: &TrackedSocket| bounds.judge(socket, now, dumped);
         let sure = socket(Phase::CloseWait, EnteredAt::exact(now - 100 * S));
         assert_eq!(judge(&sure), Stuckness::Stuck(0));
         assert_eq!(judge(&TrackedSocket { phase: Phase::LastAck, ..sure }), Stuckness::Not);
-        let looked = TrackedSocket { seen_ns: now - 10 * S, ..sure };
+        let checked = TrackedSocket { seen_ns: now - 10 * S, ..sure };
         assert_eq!(
-            judge(&TrackedSocket { acted_ns: now - 11 * S, ..looked }),
+            judge(&TrackedSocket { acted_ns: now - 11 * S, ..checked }),
             Stuckness::Not,
             "still sending"
         );
         assert_eq!(
-            judge(&TrackedSocket { acted_ns: now - 69 * S, ..looked }),
+            judge(&TrackedSocket { acted_ns: now - 69 * S, ..checked }),
             Stuckness::Not,
             "not known to have stopped"
         );
         assert_eq!(
-            judge(&TrackedSocket { acted_ns: now - 70 * S, ..looked }),
+            judge(&TrackedSocket { acted_ns: now - 70 * S, ..checked }),
             Stuckness::Stuck(0),
             "sent long ago"
         );
@@ -241,11 +241,11 @@ mod tests {
     #[test]
     fn every_named_pair_has_its_stuck_gauges_from_the_first() {
         let bounds = StuckAfter::new(vec![60 * S, 600 * S]).unwrap();
-        let mut names = PortLabels::new(4, &[], 32768..=60999);
-        names.label(PortKey { side: Side::Client, port: 443 }, 1);
+        let mut labels = PortLabels::new(4, &[], 32768..=60999);
+        labels.label(PortKey { side: Side::Client, port: 443 }, 1);
         let sockets =
             [socket(Phase::CloseWait, EnteredAt::exact(S)), socket(Phase::LastAck, EnteredAt::exact(2 * S))];
-        let gauges = Gauges::count(sockets.iter(), &mut names, &bounds, &dumped, 100 * S);
+        let gauges = Gauges::count(sockets.iter(), &mut labels, &bounds, &dumped, 100 * S);
         let server = LabelSlot { side: Side::Server, port: Some(80) };
         let client = LabelSlot { side: Side::Client, port: Some(443) };
         let one = |age| Standing { sockets: 1, oldest_ns: age };

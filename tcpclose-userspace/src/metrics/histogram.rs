@@ -1,11 +1,11 @@
-//! The histogram of one state's durations, with bounds fixed per state: each state sockets on a scale of its own.
+//! The histogram of one state's durations, with bounds fixed per state: each state has a scale of its own.
 
 use crate::names::Phase;
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1000 * MS;
 
-/// The most bounds that a histogram has.
+/// The most bounds of a histogram.
 const MOST: usize = 12;
 
 /// Upper bounds in nanoseconds; [`MOST`] at the most.
@@ -39,7 +39,7 @@ const fn bounds_ns(phase: Phase) -> &'static [u64] {
 #[derive(Clone, Debug)]
 pub struct Histogram {
     bounds_ns: &'static [u64],
-    /// One a bound, not cumulative; what exceeds the last is in `count` only.
+    /// One per bound, not cumulative; samples above the last bound are in `count` only.
     counts: [u64; MOST],
     count: u64,
     /// Nanoseconds. 64 bits would be full after 300 million TIME-WAITs.
@@ -52,7 +52,7 @@ impl Histogram {
     }
 
     pub fn observe(&mut self, ns: u64) {
-        // Most samples are in the first few buckets, and alike: a walk is foreseen by the processor, a bisection is not.
+        // Most samples are in the first few buckets, and alike: the processor predicts a walk, and no bisection.
         let at = self.bounds_ns.iter().position(|&bound| ns <= bound);
         if let Some(count) = at.and_then(|at| self.counts.get_mut(at)) {
             *count += 1;
@@ -69,7 +69,7 @@ impl Histogram {
         self.sum_ns as f64 / 1e9
     }
 
-    /// Adds what `other`, a histogram of the same state, has counted.
+    /// Adds the counts of `other`, a histogram of the same state.
     pub fn add(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(&other.counts) {
             *count += more;
@@ -78,8 +78,8 @@ impl Histogram {
         self.sum_ns += other.sum_ns;
     }
 
-    /// Which bucket the `q`-quantile is in (0 < `q` ≤ 1), and where in it if samples lie evenly there: what
-    /// Prometheus' `histogram_quantile` says. `None` without samples.
+    /// The bucket of the `q`-quantile (0 < `q` ≤ 1), and the quantile if samples lie evenly in it, as in Prometheus'
+    /// `histogram_quantile`. `None` without samples.
     pub fn quantile(&self, q: f64) -> Option<Quantile> {
         let rank = q * self.count as f64;
         let (mut below, mut from_ns) = (0, 0);
@@ -94,7 +94,7 @@ impl Histogram {
         (self.count > 0).then_some(Quantile { from_ns, to_ns: None, seconds: None })
     }
 
-    /// Upper bound in seconds and how many samples were not above it; without `+Inf`, which is [`Self::count`].
+    /// Upper bounds in seconds, each with the number of samples not above it; without `+Inf`, which is [`Self::count`].
     pub fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         self.bounds_ns.iter().zip(&self.counts).scan(0, |sum, (&bound, &count)| {
             *sum += count;

@@ -1,10 +1,12 @@
-//! The bounded account of how connections end: counters and histograms per (side, port, state). Pure.
+//! Counters, histograms and gauges of how connections end, per (side, port, state), in bounded number. Pure.
 //!
+//! * [`descriptors`]: name, type, help and labels of every metric.
 //! * [`histogram`]: the bounds of each state's histogram.
 //! * [`port_labels`]: which ports have a series of their own, so that the number of series is bounded.
-//! * [`gauges`]: the gauges, counted over the tracker's sockets at the moment they are asked for.
+//! * [`gauges`]: the gauges, counted over the tracker's sockets at each request.
 //! * [`rates`]: how fast the counters grow.
 
+pub mod descriptors;
 pub mod gauges;
 pub mod histogram;
 pub mod port_labels;
@@ -21,24 +23,24 @@ use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd,
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::TrackedSocket;
 
-/// Kinds of close (role and outcome) that all labels together may have, for each label that can exist. A host has a
-/// handful a port; the bound keeps a hostile one from making all of them, and with them more series than are promised.
-/// Beyond it a new kind counts as unknown.
+/// Kinds of close (role and outcome) that all labels together may have, per possible label. A host has a handful per
+/// port; the bound keeps a hostile peer from making all of them, and with them more series than are promised. Beyond it a
+/// new kind counts as unknown.
 const CLOSE_KINDS_PER_LABEL: usize = 14;
 
 /// As many as the kernel has numbers for, and one that it does not use.
 const STATES: usize = TcpState::BoundInactive as usize + 1;
 
-/// The counters, in the order that the metrics list has them. All are arrays that facts index, since each record makes
-/// two or three of those; a combination is shown once it is not zero.
+/// The counters. All are arrays indexed by the parts of an event, since each record makes two or three events; a
+/// combination is shown once it is not zero.
 pub struct Metrics {
-    names: PortLabels,
+    labels: PortLabels,
     /// Combinations that `tcpclose_sockets` has shown.
     shown: BTreeSet<(LabelSlot, Phase)>,
     /// By slot.
     rows: Vec<LabelRow>,
     transitions: [[u64; STATES]; STATES],
-    /// Kinds of close that all rows have.
+    /// Kinds of close in all rows.
     close_kinds: usize,
     time_wait_ended: [u64; TimeWaitEnd::ALL.len()],
     unmeasured: [[u64; UnmeasuredReason::ALL.len()]; Phase::ALL.len()],
@@ -73,9 +75,9 @@ impl LabelRow {
 }
 
 impl Metrics {
-    pub fn new(names: PortLabels) -> Self {
+    pub fn new(labels: PortLabels) -> Self {
         Self {
-            names,
+            labels,
             shown: BTreeSet::new(),
             rows: Vec::new(),
             transitions: [[0; STATES]; STATES],
@@ -125,22 +127,22 @@ impl Metrics {
         each.filter(|&(.., n)| n != 0)
     }
 
-    /// Every kind, 0 where nothing was corrections.
+    /// Every kind, 0 where nothing was corrected.
     pub fn corrections(&self) -> impl Iterator<Item = (Correction, u64)> {
         Correction::ALL.into_iter().zip(self.corrections)
     }
 
-    /// TIME-WAITs that were skipped, as hooks told.
+    /// TIME-WAITs that were skipped, by the records of hooks.
     pub fn overflows(&self) -> u64 {
         self.overflows
     }
 
-    /// Closes that went to `other` for want of a name.
+    /// Closes that were counted under `other` for want of a name.
     pub fn folded(&self) -> u64 {
         self.folded
     }
 
-    /// Counts the gauges over `sockets`, see [`Gauges::count`]. A combination that was shown once is shown as 0 from then on.
+    /// Counts the gauges over `sockets`, see [`Gauges::count`]. A combination that was shown once stays, as 0.
     pub fn gauges<'a>(
         &mut self,
         sockets: impl Iterator<Item = &'a TrackedSocket>,
@@ -148,7 +150,7 @@ impl Metrics {
         dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
     ) -> Gauges {
-        let mut gauges = Gauges::count(sockets, &mut self.names, stuck_after, dumped, now_ns);
+        let mut gauges = Gauges::count(sockets, &mut self.labels, stuck_after, dumped, now_ns);
         self.retire();
         self.shown.extend(gauges.standing.keys());
         for &combination in &self.shown {
@@ -163,14 +165,14 @@ impl Metrics {
 
     /// Every row, in the order of labels.
     fn rows(&self) -> impl Iterator<Item = (LabelSlot, &LabelRow)> {
-        let labels = self.names.labels().into_iter();
+        let labels = self.labels.labels().into_iter();
         labels.filter_map(|(label, slot)| Some((label, self.rows.get(slot)?)))
     }
 
-    /// The row of `pair`, heard of at `now_ns`: its slot.
+    /// The slot of `pair`, seen at `now_ns`, whose row is there afterwards.
     fn slot(&mut self, pair: PortKey, now_ns: u64) -> usize {
-        let slot = self.names.slot(pair, now_ns);
-        if self.names.has_retired() {
+        let slot = self.labels.slot(pair, now_ns);
+        if self.labels.has_retired() {
             self.retire();
         }
         if slot >= self.rows.len() {
@@ -181,7 +183,7 @@ impl Metrics {
 
     /// Removes the series of pairs that lost their name since the last call.
     fn retire(&mut self) {
-        for Retired { label, slot } in self.names.take_retired() {
+        for Retired { label, slot } in self.labels.take_retired() {
             self.shown.retain(|&(l, _)| l != label);
             if let Some(row) = self.rows.get_mut(slot) {
                 self.close_kinds -= row.close_kinds();
@@ -191,12 +193,12 @@ impl Metrics {
     }
 
     fn close(&mut self, pair: PortKey, role: Role, outcome: Outcome, at_ns: u64) {
-        self.names.closed(pair);
+        self.labels.closed(pair);
         let slot = self.slot(pair, at_ns);
         if PortLabels::is_other(slot) {
             self.folded += 1;
         }
-        let most = (self.names.most() + Side::ALL.len()) * CLOSE_KINDS_PER_LABEL;
+        let most = (self.labels.most() + Side::ALL.len()) * CLOSE_KINDS_PER_LABEL;
         let Some(LabelRow { closes, .. }) = self.rows.get_mut(slot) else { return };
         let full = self.close_kinds >= most;
         let (role, outcome) = match closes[role as usize][outcome as usize] {
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_and_counts_are_those_of_the_facts() {
+    fn sums_and_counts_are_those_of_the_events() {
         let mut metrics = metrics(4);
         let pair = PortKey { side: Side::Server, port: 80 };
         for ns in [500_000, 1_500_000, 70_000_000_000] {
@@ -255,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn fifty_thousand_ports_leave_a_bounded_ledger() {
+    fn fifty_thousand_ports_make_a_bounded_number_of_series() {
         let mut metrics = metrics(32);
         for port in 1..=50_000u16 {
             for (role, outcome) in [
@@ -281,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_told_in_the_order_of_its_words() {
+    fn everything_is_in_the_order_of_its_words() {
         let mut metrics = metrics(4);
         for (side, port) in [(Side::Unknown, 9), (Side::Server, 443), (Side::Client, 80), (Side::Server, 80)]
         {
@@ -361,7 +363,7 @@ mod tests {
                 }
             }
         }
-        // One (unknown, unknown) more for each of the four labels at the most.
+        // At most one (unknown, unknown) more for each of the four labels.
         assert!(metrics.closes().count() <= 4 * CLOSE_KINDS_PER_LABEL + 4);
         assert_eq!(metrics.closes().map(|(.., n)| n).sum::<u64>(), 3 * 2 * 5 * 7);
     }

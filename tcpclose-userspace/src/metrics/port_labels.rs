@@ -1,13 +1,13 @@
 //! Which (side, port) pairs have a series of their own.
 //!
-//! The number of series must not grow with what peers do. So at most `max` pairs have a name, in order of appearance;
-//! all others share `port="other"`. A port inside the local port range asks only after 100 closes, since most such
-//! ports are the chance ports of clients. A name is lost only to another pair that asks, after an idle hour; then its
-//! series disappear. No series ever changes its meaning.
+//! Peers must not be able to make more series. So at most `max` pairs have a name, in order of appearance; all others
+//! share `port="other"`. A port inside the local port range gets a name only after 100 closes, since most such ports are
+//! the random ports of clients. A pair loses its name only to another pair, after an idle hour; then its series disappear.
+//! No series ever changes its meaning.
 //!
-//! A name comes with a slot, a small number by which the metrics finds what it counts under that name. Peers choose
-//! ports, and every fact asks for a slot: so slots stand in a flat table of all the ports there are, where no choice of
-//! ports can be slower than another, as it could with a hash. Its pages that have no named port take no memory.
+//! A name comes with a slot, a small number that is the index of its counters. Peers choose ports, and every event needs
+//! a slot: so slots are in a flat table of all ports, where no choice of ports is slower than another, as it could be with
+//! a hash. Its pages without a named port take no memory.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -17,11 +17,11 @@ use crate::names::{PortKey, Side};
 /// Closes after which a port of the local port range may ask for a name.
 const CLOSES_IN_RANGE: u32 = 100;
 
-/// A pair that was not heard of for this long gives its name to one that asks.
+/// A pair without an event for this long gives its name to one that asks.
 const IDLE_NS: u64 = 3_600_000_000_000;
 
 /// Pairs of the local port range that are counted towards a name at the same time. When there are more, the counts
-/// start again: a port that is really served reaches 100 soon.
+/// start again: a port with a real service reaches 100 soon.
 const MOST_COUNTED: usize = 16_384;
 
 /// The `side` and `port` labels of a series.
@@ -37,16 +37,16 @@ const OTHERS: usize = Side::ALL.len();
 
 const PORTS: usize = 1 << 16;
 
-/// Who has a name.
+/// The pairs that have a name.
 pub struct PortLabels {
     max: usize,
     always: HashSet<u16>,
     ephemeral: RangeInclusive<u16>,
     /// The slot of each pair, 0 where it has no name: then it has its side's `other`.
     slots: Vec<u32>,
-    /// Who sits on the slots from [`OTHERS`] on.
+    /// The pairs of the slots from [`OTHERS`] on.
     named: Vec<NamedPort>,
-    /// How many of them are not of `always`: those count against `max`.
+    /// The number of them that are not in `always`: those count against `max`.
     taken: usize,
     counted: HashMap<PortKey, u32>,
     retired: Vec<Retired>,
@@ -56,7 +56,7 @@ pub struct PortLabels {
 
 struct NamedPort {
     pair: PortKey,
-    /// When it was last heard of.
+    /// Its last event.
     last_ns: u64,
 }
 
@@ -64,7 +64,7 @@ struct NamedPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retired {
     pub label: LabelSlot,
-    /// What was its slot: another has it now.
+    /// Its former slot: another pair has it now.
     pub slot: usize,
 }
 
@@ -94,7 +94,7 @@ impl PortLabels {
         self.named.iter().map(|named| named.pair)
     }
 
-    /// Every slot that is taken, and whose it is, in the order of labels.
+    /// Every label with its slot, in the order of labels.
     pub fn labels(&self) -> Vec<(LabelSlot, usize)> {
         let others = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
         let mut labels: Vec<_> = others.chain(self.named().map(label_of)).zip(0..).collect();
@@ -112,13 +112,13 @@ impl PortLabels {
         }
     }
 
-    /// The label of `pair`, heard of at `now_ns`. Gives it a name if it can have one.
+    /// The label of `pair`, seen at `now_ns`. Gives it a name if it can have one.
     pub fn label(&mut self, pair: PortKey, now_ns: u64) -> LabelSlot {
         let named = self.slot(pair, now_ns) >= OTHERS;
         LabelSlot { side: pair.side, port: named.then_some(pair.port) }
     }
 
-    /// The same, by its slot.
+    /// The slot of `pair`, seen at `now_ns`. Gives it a name if it can have one.
     pub fn slot(&mut self, pair: PortKey, now_ns: u64) -> usize {
         if let Some(slot) = self.slot_of(pair) {
             if let Some(named) = self.named.get_mut(slot - OTHERS) {
@@ -178,7 +178,7 @@ impl PortLabels {
             || self.counted.get(&pair).is_some_and(|&closes| closes >= CLOSES_IN_RANGE)
     }
 
-    /// Gives the name of the pair that was idle the longest to `pair`, if that was for an hour. Returns where it stands in
+    /// Gives the name of the pair that was idle the longest to `pair`, if that was for an hour. Returns its index in
     /// `named`.
     fn retire_idle(&mut self, pair: PortKey, now_ns: u64) -> Option<usize> {
         if now_ns < self.none_idle_until_ns {
@@ -200,7 +200,7 @@ impl PortLabels {
     }
 }
 
-/// Where a pair's slot stands in the table of them.
+/// The index of a pair in the table of slots.
 const fn place_of(pair: PortKey) -> usize {
     pair.side as usize * PORTS + pair.port as usize
 }
@@ -221,26 +221,26 @@ mod tests {
 
     #[test]
     fn the_first_to_come_are_named() {
-        let mut names = PortLabels::new(2, &[9000], 32768..=60999);
-        assert_eq!(names.label(pair(80), 1).port, Some(80));
-        assert_eq!(names.label(pair(443), 2).port, Some(443));
-        assert_eq!(names.label(pair(8080), 3).port, None);
-        assert_eq!(names.label(pair(9000), 4).port, Some(9000), "--name-port");
-        assert_eq!(names.label(pair(80), 5).port, Some(80));
+        let mut labels = PortLabels::new(2, &[9000], 32768..=60999);
+        assert_eq!(labels.label(pair(80), 1).port, Some(80));
+        assert_eq!(labels.label(pair(443), 2).port, Some(443));
+        assert_eq!(labels.label(pair(8080), 3).port, None);
+        assert_eq!(labels.label(pair(9000), 4).port, Some(9000), "--name-port");
+        assert_eq!(labels.label(pair(80), 5).port, Some(80));
         let client = PortKey { side: Side::Client, port: 80 };
-        assert_eq!(names.label(client, 6).port, None, "a pair is a side and a port");
+        assert_eq!(labels.label(client, 6).port, None, "a pair is a side and a port");
     }
 
     #[test]
-    fn seats_are_told_in_the_order_of_labels() {
-        let mut names = PortLabels::new(3, &[9000], 32768..=60999);
+    fn labels_come_in_order() {
+        let mut labels = PortLabels::new(3, &[9000], 32768..=60999);
         let client = PortKey { side: Side::Client, port: 65535 };
-        let slots = [pair(443), client, pair(9000), pair(80), pair(8080)].map(|pair| names.slot(pair, 1));
+        let slots = [pair(443), client, pair(9000), pair(80), pair(8080)].map(|pair| labels.slot(pair, 1));
         assert_eq!(slots, [3, 4, 5, 6, 0]);
         let (server, client) = (Side::Server, Side::Client);
         let label = |side, port| LabelSlot { side, port };
         assert_eq!(
-            names.labels(),
+            labels.labels(),
             [
                 (label(server, None), 0),
                 (label(server, Some(80)), 6),
@@ -252,31 +252,31 @@ mod tests {
             ]
         );
         let last = PortKey { side: Side::Unknown, port: 65535 };
-        assert_eq!(place_of(last) + 1, names.slots.len());
+        assert_eq!(place_of(last) + 1, labels.slots.len());
     }
 
     #[test]
     fn a_port_of_the_local_range_asks_after_a_hundred_closes() {
-        let mut names = PortLabels::new(2, &[], 32768..=60999);
+        let mut labels = PortLabels::new(2, &[], 32768..=60999);
         for _ in 0..99 {
-            names.closed(pair(40000));
-            assert_eq!(names.label(pair(40000), 1).port, None);
+            labels.closed(pair(40000));
+            assert_eq!(labels.label(pair(40000), 1).port, None);
         }
-        names.closed(pair(40000));
-        assert_eq!(names.label(pair(40000), 1).port, Some(40000));
+        labels.closed(pair(40000));
+        assert_eq!(labels.label(pair(40000), 1).port, Some(40000));
     }
 
     #[test]
     fn a_name_is_lost_to_another_after_an_idle_hour_only() {
-        let mut names = PortLabels::new(2, &[], 32768..=60999);
-        names.label(pair(80), 0);
-        names.label(pair(443), HOUR / 2);
-        assert_eq!(names.label(pair(8080), HOUR - 1).port, None);
-        assert!(names.take_retired().is_empty());
-        assert_eq!(names.label(pair(8080), HOUR).port, Some(8080));
+        let mut labels = PortLabels::new(2, &[], 32768..=60999);
+        labels.label(pair(80), 0);
+        labels.label(pair(443), HOUR / 2);
+        assert_eq!(labels.label(pair(8080), HOUR - 1).port, None);
+        assert!(labels.take_retired().is_empty());
+        assert_eq!(labels.label(pair(8080), HOUR).port, Some(8080));
         let label = LabelSlot { side: Side::Server, port: Some(80) };
-        assert_eq!(names.take_retired(), [Retired { label, slot: 3 }]);
-        assert_eq!(names.label(pair(80), HOUR + 1).port, None);
-        assert_eq!(names.label(pair(443), HOUR + 1).port, Some(443));
+        assert_eq!(labels.take_retired(), [Retired { label, slot: 3 }]);
+        assert_eq!(labels.label(pair(80), HOUR + 1).port, None);
+        assert_eq!(labels.label(pair(443), HOUR + 1).port, Some(443));
     }
 }

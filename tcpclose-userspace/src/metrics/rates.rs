@@ -1,4 +1,4 @@
-//! How fast the metrics's counters grow: what they were at a few instants of the last minute. Pure.
+//! Rates of the counters, from samples of the last minute. Pure.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use tcpclose_common::state::TcpState;
 use crate::metrics::Metrics;
 use crate::metrics::port_labels::LabelSlot;
 
-/// Between two looks.
+/// The time between two samples.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 /// Rates are taken over this many intervals, less while the agent is young.
-const LOOKS: usize = 12;
-/// Over less than this a rate would be chance.
+const SAMPLES: usize = 12;
+/// Over less time a rate would be chance.
 const SHORTEST_NS: u64 = 1_000_000_000;
 
-/// What the counters were.
+/// The counters at one instant.
 #[derive(Clone, Debug, Default)]
 struct CounterSample {
     at_ns: u64,
@@ -23,45 +23,45 @@ struct CounterSample {
     transitions: BTreeMap<(TcpState, TcpState), u64>,
 }
 
-/// Looks of the last minute, the oldest first.
+/// Samples of the last minute, the oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct RateHistory {
-    looks: VecDeque<CounterSample>,
+    samples: VecDeque<CounterSample>,
 }
 
-/// The growth since one look.
+/// The growth since one sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Window<'a> {
-    look: &'a CounterSample,
+    sample: &'a CounterSample,
     pub seconds: f64,
 }
 
 impl RateHistory {
-    /// Remembers what `metrics` has counted at `now_ns`.
-    pub fn look(&mut self, metrics: &Metrics, now_ns: u64) {
-        if self.looks.len() >= LOOKS {
-            self.looks.pop_front();
+    /// Samples the counters of `metrics` at `now_ns`.
+    pub fn sample(&mut self, metrics: &Metrics, now_ns: u64) {
+        if self.samples.len() >= SAMPLES {
+            self.samples.pop_front();
         }
         let transitions = metrics.transitions().map(|(from, to, n)| ((from, to), n)).collect();
-        self.looks.push_back(CounterSample { at_ns: now_ns, closes: closes_of(metrics), transitions });
+        self.samples.push_back(CounterSample { at_ns: now_ns, closes: closes_of(metrics), transitions });
     }
 
-    /// The longest time until `now_ns` that is remembered; `None` where it is too short to make rates of.
+    /// The longest window until `now_ns`; `None` while it is too short for a rate.
     pub fn window(&self, now_ns: u64) -> Option<Window<'_>> {
-        let look = self.looks.front()?;
-        let ns = now_ns.saturating_sub(look.at_ns);
-        (ns >= SHORTEST_NS).then_some(Window { look, seconds: ns as f64 / 1e9 })
+        let sample = self.samples.front()?;
+        let ns = now_ns.saturating_sub(sample.at_ns);
+        (ns >= SHORTEST_NS).then_some(Window { sample, seconds: ns as f64 / 1e9 })
     }
 }
 
 impl Window<'_> {
-    /// Closes of `label` a second, now that there are `now`.
+    /// Closes of `label` per second, given `now` of them.
     pub fn closes(&self, label: LabelSlot, now: u64) -> f64 {
-        self.growth(self.look.closes.get(&label), now)
+        self.growth(self.sample.closes.get(&label), now)
     }
 
     pub fn transitions(&self, from: TcpState, to: TcpState, now: u64) -> f64 {
-        self.growth(self.look.transitions.get(&(from, to)), now)
+        self.growth(self.sample.transitions.get(&(from, to)), now)
     }
 
     fn growth(&self, then: Option<&u64>, now: u64) -> f64 {
@@ -97,15 +97,15 @@ mod tests {
         let mut rates = RateHistory::default();
         assert!(rates.window(5 * S).is_none());
         for step in 0..100 {
-            rates.look(&metrics, step * 5 * S);
+            rates.sample(&metrics, step * 5 * S);
             for role in [Role::Active, Role::Passive] {
                 metrics.event(1, TrackerEvent::Closed { pair, role, outcome: Outcome::Graceful });
             }
             metrics.event(1, TrackerEvent::Transition { from: TcpState::LastAck, to: TcpState::Close });
         }
-        assert_eq!(rates.looks.len(), LOOKS);
+        assert_eq!(rates.samples.len(), SAMPLES);
         assert!(
-            RateHistory { looks: [CounterSample { at_ns: 7, ..CounterSample::default() }].into() }
+            RateHistory { samples: [CounterSample { at_ns: 7, ..CounterSample::default() }].into() }
                 .window(S)
                 .is_none()
         );

@@ -14,7 +14,7 @@ use common::{Agent, BINARY};
 use rustix::process::Signal;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Bytes that a tracked socket takes (`tracker::life::Life`).
+/// Bytes that a tracked socket takes (`tracker::socket::TrackedSocket`).
 const TRACKED: u64 = 112;
 /// Bytes more a socket at the peak: tables by which it is found, as they grow, and room for more.
 const BESIDES: u64 = 30;

@@ -1,9 +1,9 @@
-//! docs/METRICS.md: every metric as a live agent exposes it.
+//! docs/METRICS.md, generated from the table of metrics, and that table against a live agent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
-use tcpclose::names::{Outcome, Phase, Role, Side};
+use tcpclose::metrics::descriptors;
+use tcpclose::metrics::descriptors::Descriptor;
 
 use super::{bare, workspace};
 use crate::common::Metrics;
@@ -11,43 +11,33 @@ use crate::common::Metrics;
 /// Set, the file is written instead of compared.
 const WRITE: &str = "TCPCLOSE_WRITE_DOCS";
 const FILE: &str = "docs/METRICS.md";
+const HOW: &str = "TCPCLOSE_WRITE_DOCS=1 cargo test -p tcpclose --test live deploy::metrics";
 
-/// What is there in some places only: of which kernel, or with which traffic. A line of theirs in the file is kept.
+/// Metrics without a sample on some kernels, or without some traffic.
 const SOMETIMES: [&str; 3] = [
     "tcpclose_program_run_seconds_total",
     "tcpclose_program_runs_total",
     "tcpclose_ephemeral_ports_used_ratio",
 ];
 
-/// Compares the file with what `metrics` says, or writes it.
-pub fn are_documented(metrics: &Metrics) {
+#[test]
+fn the_document_of_metrics_is_generated() {
     let path = workspace("docs").join("METRICS.md");
-    let before = std::fs::read_to_string(&path).unwrap_or_default();
-    let mut rows = rows(metrics);
-    for name in SOMETIMES {
-        let known = before.lines().find(|line| line.starts_with(&format!("| `{name}")));
-        if let (false, Some(line)) = (rows.contains_key(name), known) {
-            rows.insert(name.to_owned(), line.to_owned());
-        }
-    }
-    let text = document(&rows);
+    let text = descriptors::document(HOW);
     if std::env::var_os(WRITE).is_some() {
         std::fs::write(&path, &text).unwrap();
         println!("{FILE} is written");
         return;
     }
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
     for (line, expected) in before.lines().zip(text.lines()) {
-        assert_eq!(line, expected, "{FILE} is not what the agent says; write it again: {}", how());
+        assert_eq!(line, expected, "{FILE} is not up to date; write it again: {HOW}");
     }
-    assert_eq!(before.lines().count(), text.lines().count(), "{FILE} lacks lines; write it again: {}", how());
+    assert_eq!(before.lines().count(), text.lines().count(), "{FILE} lacks lines; write it again: {HOW}");
 }
 
-fn how() -> String {
-    format!("{WRITE}=1 cargo test -p tcpclose --test live deploy:: -- --include-ignored")
-}
-
-/// A line of the table for each family.
-fn rows(metrics: &Metrics) -> BTreeMap<String, String> {
+/// The live agent's `metrics` are those of the table, with the same type, help and labels.
+pub fn are_described(metrics: &Metrics) {
     let mut labels: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, with, _) in metrics.with(&[]) {
         let family = if metrics.text.contains(&format!("# TYPE {name} ")) { name } else { bare(name) };
@@ -56,43 +46,19 @@ fn rows(metrics: &Metrics) -> BTreeMap<String, String> {
             .or_default()
             .extend(with.keys().map(String::as_str).filter(|label| *label != "le"));
     }
-    let told = |word: &str, name: &str| {
+    let comment = |word: &str, name: &str| {
         let start = format!("# {word} {name} ");
-        metrics.text.lines().find_map(|line| line.strip_prefix(&start)).unwrap().to_owned()
+        metrics.text.lines().find_map(|line| line.strip_prefix(&start)).unwrap()
     };
-    let row = |(name, labels): (&str, BTreeSet<&str>)| {
-        let labels: Vec<&str> = labels.into_iter().collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let (kind, help) = (told("TYPE", name), told("HELP", name));
-        (name.to_owned(), format!("| `{name}{labels}` | {kind} | {} | {help} |", unit(name)))
-    };
-    labels.into_iter().map(row).collect()
-}
-
-/// As the name tells it, by the rules of OpenMetrics.
-fn unit(name: &str) -> &'static str {
-    let name = name.strip_suffix("_total").or(name.strip_suffix("_max")).unwrap_or(name);
-    ["seconds", "bytes", "ratio"].into_iter().find(|unit| name.ends_with(unit)).unwrap_or("")
-}
-
-fn document(rows: &BTreeMap<String, String>) -> String {
-    let mut text = format!(
-        "# Metrics\n\nEvery metric of `tcpclose agent`, as a live one exposes it. Written by a test, which fails where this is not what the agent\n\
-         says; to write it again:\n\n    {}\n\nWhat the words mean, how series are bounded and which buckets there are: \
-         [README](../README.md#metrics). Rules and alerts on them: [deploy/](../deploy/README.md).\n\n\
-         | metric | type | unit | what it is |\n|---|---|---|---|\n",
-        how()
-    );
-    for row in rows.values() {
-        text += &(row.clone() + "\n");
+    for (name, labels) in &labels {
+        let described = descriptors::ALL.iter().find(|metric| metric.name == *name);
+        let Descriptor { kind, help, labels: expected, .. } =
+            described.unwrap_or_else(|| panic!("{name} is not in the table of metrics"));
+        assert_eq!((comment("TYPE", name), comment("HELP", name)), (kind.name(), *help), "{name}");
+        assert_eq!(*labels, expected.iter().copied().collect::<BTreeSet<&str>>(), "{name}");
     }
-    text += "\nA histogram has `_bucket` (with `le`), `_sum` and `_count`. Values of labels:\n\n";
-    let mut values = |label: &str, names: Vec<&str>| {
-        let _ = writeln!(text, "* `{label}`: `{}`", names.join("`, `"));
-    };
-    values("state", Phase::ALL.into_iter().map(Phase::name).collect());
-    values("side", Side::ALL.into_iter().map(Side::name).collect());
-    values("role", Role::ALL.into_iter().map(Role::name).collect());
-    values("outcome", Outcome::ALL.into_iter().map(Outcome::name).collect());
-    text + "* `port`: a service port, or `other` for all that have no series of their own\n"
+    for metric in descriptors::ALL {
+        let exposed = labels.contains_key(metric.name) || SOMETIMES.contains(&metric.name);
+        assert!(exposed, "{} has no sample", metric.name);
+    }
 }

@@ -161,7 +161,7 @@ fn every_query_of_dashboard_and_rules_has_data_from_a_live_agent() {
     let rules = workspace("deploy/prometheus/rules.yml");
     let prometheus = Prometheus::start_with(&targets, Some(&rules));
     let metrics = scene.agent.metrics();
-    metrics::are_documented(&metrics);
+    metrics::are_described(&metrics);
 
     let dashboard = dashboard();
     let instance = scene.agent.address();

@@ -30,7 +30,7 @@ pub async fn run(engine: Rc<RefCell<Tracking>>) {
             let mut engine = engine.borrow_mut();
             engine.drain_all();
             let Tracking { rates, ledger, .. } = &mut *engine;
-            rates.look(ledger, host::monotonic_ns());
+            rates.sample(ledger, host::monotonic_ns());
         }
         sleep(rates::INTERVAL).await;
     }

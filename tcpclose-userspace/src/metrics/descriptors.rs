@@ -1,0 +1,193 @@
+//! The one description of every metric: name, type, help and labels. The exposition uses it, and docs/METRICS.md is
+//! generated from it.
+
+use std::fmt::Write as _;
+
+use crate::names::{Correction, Outcome, Phase, Role, Side, TimeWaitEnd, UnmeasuredReason};
+
+/// The type of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl MetricKind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric family.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    pub name: &'static str,
+    pub kind: MetricKind,
+    pub help: &'static str,
+    /// In the order of the exposition.
+    pub labels: &'static [&'static str],
+}
+
+impl Descriptor {
+    /// The unit in the name, by the rules of OpenMetrics; empty for none.
+    pub fn unit(&self) -> &'static str {
+        let name = self.name.strip_suffix("_total").or(self.name.strip_suffix("_max")).unwrap_or(self.name);
+        ["seconds", "bytes", "ratio"].into_iter().find(|unit| name.ends_with(unit)).unwrap_or("")
+    }
+}
+
+macro_rules! descriptors {
+    ($($Metric:ident = $Kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(pub static $Metric: Descriptor = Descriptor {
+            name: $name,
+            kind: MetricKind::$Kind,
+            help: $help,
+            labels: &[$($label),*],
+        };)+
+
+        /// Every metric, in the order of names.
+        pub static ALL: &[&Descriptor] = &[$(&$Metric),+];
+    };
+}
+
+descriptors! {
+    PROCESS_CPU_SECONDS = Counter "process_cpu_seconds_total" []
+        "Total user and system CPU time spent in seconds.";
+    PROCESS_MAX_FDS = Gauge "process_max_fds" []
+        "Maximum number of open file descriptors.";
+    PROCESS_OPEN_FDS = Gauge "process_open_fds" []
+        "Number of open file descriptors.";
+    PROCESS_RESIDENT_MEMORY = Gauge "process_resident_memory_bytes" []
+        "Resident memory size in bytes.";
+    PROCESS_START_TIME = Gauge "process_start_time_seconds" []
+        "Start time of the process since unix epoch in seconds.";
+    PROCESS_THREADS = Gauge "process_threads" []
+        "Number of OS threads in the process.";
+    PROCESS_VIRTUAL_MEMORY = Gauge "process_virtual_memory_bytes" []
+        "Virtual memory size in bytes.";
+    BUILD_INFO = Gauge "tcpclose_build_info" ["version"]
+        "The version of this agent.";
+    CLOSES = Counter "tcpclose_closes_total" ["side", "port", "role", "outcome"]
+        "Connections that ended, by sender of the first FIN (role) and kind of end (outcome).";
+    DUMP_SECONDS = Gauge "tcpclose_dump_seconds" []
+        "Wall time of the last dump.";
+    DUMPS_OVER_BUDGET = Gauge "tcpclose_dumps_over_budget" []
+        "1 while dumps exceed 1 % of a core to keep every value younger than --reconcile-max.";
+    EPHEMERAL_PORTS_USED = Gauge "tcpclose_ephemeral_ports_used_ratio" []
+        "Local ports in use divided by the ports that connect() may take, for the fullest tuple of local address, remote address and remote port; TIME-WAITs included.";
+    EVENTS_LOST = Counter "tcpclose_events_lost_total" ["stage"]
+        "Events lost, by stage: ring full (ring), program skipped by the kernel (recursion), record not decoded (decode).";
+    EVENTS_RECEIVED = Counter "tcpclose_events_received_total" []
+        "Records received from the ring.";
+    GAUGES_AGE = Gauge "tcpclose_gauges_age_seconds" ["netns"]
+        "Age of the oldest data behind the socket gauges, for the host's network namespace and for all others: 0 where records cover everything, else the time since the last dump.";
+    HELPERS_KILLED = Counter "tcpclose_helpers_killed_total" []
+        "Helper processes killed because reading an executable took too long.";
+    HOOK_DEGRADED = Gauge "tcpclose_hook_degraded" ["hook"]
+        "1 if this kernel refused a better backend than the one in use.";
+    HOOK_INFO = Gauge "tcpclose_hook_info" ["hook", "backend"]
+        "The backend in use, per hook.";
+    NETNS_INFO = Gauge "tcpclose_netns_info" ["dumped"]
+        "The network namespaces that dumps cover: all, found (others exist that nothing leads to), some (others may not be entered), or own (the agent's own).";
+    OLDEST_SOCKET_AGE = Gauge "tcpclose_oldest_socket_age_seconds" ["state", "side", "port"]
+        "Proven minimum age of the oldest socket that is still in the state.";
+    PORTS_FOLDED = Counter "tcpclose_ports_folded_total" []
+        "Closes counted under port=\"other\" because their port has no series of its own.";
+    PROGRAM_RUN_SECONDS = Counter "tcpclose_program_run_seconds_total" []
+        "Time spent in the probe's programs while the kernel kept run statistics.";
+    PROGRAM_RUNS = Counter "tcpclose_program_runs_total" []
+        "Runs of the probe's programs while the kernel kept run statistics.";
+    RECONCILE_CORRECTIONS = Counter "tcpclose_reconcile_corrections_total" ["kind"]
+        "Corrections of tracked sockets by dumps of the kernel's sockets.";
+    RECONCILE_INTERVAL = Gauge "tcpclose_reconcile_interval_seconds" []
+        "Present time between dumps; it grows up to --reconcile-max so that dumps take at most 1 % of a core.";
+    RECONCILE_LAST_SUCCESS = Gauge "tcpclose_reconcile_last_success_timestamp_seconds" []
+        "Unix time of the last complete comparison of tracked sockets with the kernel.";
+    RING_USED = Gauge "tcpclose_ring_used_bytes_max" []
+        "Largest number of unread bytes in the ring since the agent started.";
+    SERIES = Gauge "tcpclose_series" []
+        "Series exported by this agent.";
+    SOCKETS = Gauge "tcpclose_sockets" ["state", "side", "port"]
+        "Sockets in the state now, minisockets included.";
+    STATE_DURATION = Histogram "tcpclose_state_duration_seconds" ["state", "side", "port"]
+        "Time that sockets spent in a close-phase state, observed when they left it.";
+    STUCK_AFTER = Gauge "tcpclose_stuck_after_seconds" []
+        "The age from which a socket in CLOSE-WAIT is stuck.";
+    STUCK_OWNER_SOCKETS = Gauge "tcpclose_stuck_owner_sockets" ["comm", "unit", "container_id", "uid"]
+        "Stuck sockets by owner, each counted once, as of the last owner scan (--owner-interval).";
+    STUCK_SOCKETS = Gauge "tcpclose_stuck_sockets" ["side", "port", "age"]
+        "Sockets stuck in CLOSE-WAIT, by the last --stuck-after bound that they passed; the classes are disjoint.";
+    STUCK_SOCKETS_UNPROVEN = Gauge "tcpclose_stuck_sockets_unproven" ["side", "port"]
+        "Sockets in CLOSE-WAIT that may be past the first --stuck-after bound; their entry was not seen.";
+    TIME_WAIT_ENDED = Counter "tcpclose_time_wait_ended_total" ["reason"]
+        "TIME-WAITs that ended, by reason.";
+    TIME_WAIT_LIMIT_USED = Gauge "tcpclose_time_wait_limit_used_ratio" []
+        "TIME-WAITs divided by tcp_max_tw_buckets, in the dumped network namespace with the highest ratio.";
+    TIME_WAIT_OVERFLOWS = Counter "tcpclose_time_wait_overflows_total" []
+        "TIME-WAITs skipped because the kernel's table was full.";
+    TRANSITIONS = Counter "tcpclose_transitions_total" ["from", "to"]
+        "Close-phase transitions seen.";
+    UNSEEN_PHASES = Counter "tcpclose_unseen_phases_total" ["state", "why"]
+        "Phases without a duration sample because their entry or their end was not seen.";
+    WEB_CONFIG_WRONG = Gauge "tcpclose_web_config_wrong" []
+        "1 while the --web-config file, or a file that it names, is invalid; the last valid configuration stays in use.";
+}
+
+/// docs/METRICS.md; `how` is the command that writes it.
+pub fn document(how: &str) -> String {
+    let mut text = format!(
+        "# Metrics\n\nEvery metric of `tcpclose agent`. This file is generated from `src/metrics/descriptors.rs`, and a test compares both with a\n\
+         live agent; to write it again:\n\n    {how}\n\nWhat the words mean, how series are bounded and which buckets there are: \
+         [README](../README.md#metrics). Rules and alerts on them: [deploy/](../deploy/README.md).\n\n\
+         | metric | type | unit | what it is |\n|---|---|---|---|\n"
+    );
+    for metric in ALL {
+        let Descriptor { name, kind, help, labels } = metric;
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(text, "| `{name}{labels}` | {} | {} | {help} |", kind.name(), metric.unit());
+    }
+    text += "\nA histogram has `_bucket` (with `le`), `_sum` and `_count`. Values of labels:\n\n";
+    let mut values = |label: &str, names: &[&str]| {
+        let _ = writeln!(text, "* `{label}`: `{}`", names.join("`, `"));
+    };
+    values("state", &Phase::ALL.map(Phase::name));
+    values("side", &Side::ALL.map(Side::name));
+    values("role", &Role::ALL.map(Role::name));
+    values("outcome", &Outcome::ALL.map(Outcome::name));
+    values("reason", &TimeWaitEnd::ALL.map(TimeWaitEnd::name));
+    values("why", &UnmeasuredReason::ALL.map(UnmeasuredReason::name));
+    values("kind", &Correction::ALL.map(Correction::name));
+    text + "* `port`: a service port, or `other` for all that have no series of their own\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_sorted_and_follow_the_conventions() {
+        assert!(ALL.is_sorted_by(|a, b| a.name < b.name));
+        for metric in ALL {
+            assert_eq!(
+                metric.name.ends_with("_total"),
+                metric.kind == MetricKind::Counter,
+                "{}",
+                metric.name
+            );
+            assert!(metric.help.ends_with('.') && !metric.help.contains(['|', '\n']), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn a_unit_is_read_from_the_name() {
+        assert_eq!(PROCESS_CPU_SECONDS.unit(), "seconds");
+        assert_eq!(RING_USED.unit(), "bytes");
+        assert_eq!(TIME_WAIT_LIMIT_USED.unit(), "ratio");
+        assert_eq!(SOCKETS.unit(), "");
+    }
+}
