@@ -10,15 +10,14 @@ use log::LevelFilter;
 use crate::agent;
 use crate::agent::config::Config;
 use crate::agent::server::listener::SocketAccess;
-use crate::commands::NetnsChoice;
+use crate::commands::arguments::{NetnsChoice, duration, port, socket_path};
 use crate::failure::Failure;
 use crate::linux::users;
 use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
 use crate::probe::backend::task_file::OwnersHook;
 use crate::probe::{StateHook, TimeWaitHook};
-
-use crate::commands::DEFAULT_SOCKET;
+use crate::report::requests::DEFAULT_SOCKET;
 
 /// Watch how connections end, and serve it to Prometheus and to the command line.
 #[derive(Debug, Args)]
@@ -37,7 +36,7 @@ pub struct Agent {
     web_config: Option<PathBuf>,
 
     /// Answer the command line at this unix socket. A unix socket that systemd passes takes its place.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path())]
     socket: PathBuf,
 
     /// Who may connect to the socket: the mode of its file.
@@ -58,7 +57,7 @@ pub struct Agent {
     state_dir: Option<PathBuf>,
 
     /// How long to wait for another agent to leave the socket and the state directory; 0s: not at all.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = crate::commands::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     wait: Duration,
 
     /// From when a socket in CLOSE-WAIT is stuck: ascending bounds, each a class of tcpclose_stuck_sockets.
@@ -70,7 +69,7 @@ pub struct Agent {
     max_ports: u16,
 
     /// A port that always has series of its own; may be repeated.
-    #[arg(long, value_name = "PORT", value_parser = crate::commands::port, allow_negative_numbers = true)]
+    #[arg(long, value_name = "PORT", value_parser = port, allow_negative_numbers = true)]
     name_port: Vec<u16>,
 
     /// How to watch TCP states.
@@ -228,10 +227,9 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 fn stuck_after(text: &str) -> Result<StuckAfter, String> {
-    let bounds = text.split(',').map(|part| {
-        crate::commands::duration(part.trim())
-            .map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
-    });
+    let bounds = text
+        .split(',')
+        .map(|part| duration(part.trim()).map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX)));
     let bounds = bounds
         .collect::<Result<Vec<u64>, _>>()
         .map_err(|_| "not a list of durations; write for example 1m,10m,1h")?;
@@ -240,7 +238,7 @@ fn stuck_after(text: &str) -> Result<StuckAfter, String> {
 
 /// An interval short enough to be useful and long enough not to spin.
 fn interval(text: &str) -> Result<Duration, String> {
-    let interval = crate::commands::duration(text)?;
+    let interval = duration(text)?;
     let range = Duration::from_millis(10)..=Duration::from_secs(86_400);
     if range.contains(&interval) {
         Ok(interval)

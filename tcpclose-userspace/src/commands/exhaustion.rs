@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::agent::server::handlers::exhaustion::PATH;
-use crate::client::fetch;
-use crate::client::fetch::Fetched;
-use crate::commands::filter::{AgentAddress, own_netns};
-use crate::commands::stuck::number;
-use crate::commands::{duration, json, print};
+use crate::client::fetch::{AgentAddress, Fetched, fetch_document};
+use crate::commands::arguments::{duration, number};
+use crate::commands::filter::own_netns;
+use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
 use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse, snapshot};
+use crate::report::requests::EXHAUSTION_PATH;
+use crate::ui::footer::footer;
 use crate::ui::table;
 
 /// Show how many of the ports that connect() may take are in use, for which pairs of ends, and for how long they last
@@ -38,15 +38,15 @@ pub struct Exhaustion {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: AgentAddress,
+    address: AgentAddress,
 }
 
 impl Exhaustion {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let target = format!("{PATH}?limit={}", self.limit);
-        let look = || snapshot(self.period, self.limit, Scope::All);
+        let target = format!("{EXHAUSTION_PATH}?limit={}", self.limit);
+        let snapshot = || snapshot(self.period, self.limit, Scope::All);
         let Fetched { mut document, source, remark } =
-            fetch::ask_or_look(&self.place, (&target, SCHEMA), look)?;
+            fetch_document(&self.address, (&target, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);
         let text = match self.json {
             true => json(&document)?,
@@ -94,7 +94,7 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
         text.push_str(&format!("… {more} more\n"));
     }
     text.push('\n');
-    text.push_str(&fetch::ending(source, &document.incomplete, width));
+    text.push_str(&footer(source, &document.incomplete, width));
     text
 }
 

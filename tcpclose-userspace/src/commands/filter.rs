@@ -1,24 +1,22 @@
-//! Which sockets `stuck` lists and `kill` destroys, and where they are asked for.
+//! The sockets that `stuck` lists and `kill` destroys.
 
 use std::cmp::Reverse;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::client;
-use crate::client::Reply;
+use crate::client::SocketsAnswer;
+use crate::client::fetch::{AgentAddress, Fetched, fetch};
+use crate::commands::arguments::{NetnsChoice, duration, pid, port, state};
 use crate::commands::groups::Listed;
-use crate::commands::{DEFAULT_SOCKET, NetnsChoice, duration, port};
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
+use crate::report::requests::DEFAULT_STUCK_AFTER;
 use crate::report::sockets::{SocketsDocument, StuckSocket};
 use crate::report::{Depth, snapshot};
-use crate::ui::table;
-
-/// The bound where neither the arguments nor an agent name one.
-pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+use crate::ui::{labels, table};
 
 // No doc comment: clap would make it the help of the command that this is a part of.
 #[derive(Debug, Args)]
@@ -41,81 +39,28 @@ pub struct SocketFilter {
     pub netns: NetnsChoice,
 }
 
-// As above.
-#[derive(Debug, Args)]
-pub struct AgentAddress {
-    /// Take a snapshot even where an agent runs
-    #[arg(long)]
-    pub no_agent: bool,
-    /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
-    pub socket: PathBuf,
-}
-
-pub fn pid(text: &str) -> Result<u32, &'static str> {
-    text.parse().map_err(|_| "not a process id; write a number as ps shows it")
-}
-
-pub fn state(text: &str) -> Result<Phase, &'static str> {
-    let name = text.to_ascii_lowercase().replace('-', "_");
-    Phase::ALL
-        .into_iter()
-        .find(|phase| phase.name() == name)
-        .ok_or("not a state; write close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait")
-}
-
-/// The sockets, where they come from, and the bound.
+/// The sockets, their source, and the bound.
 pub struct Findings {
     pub document: SocketsDocument,
     pub bound: Duration,
-    /// Source and remarks in words.
+    /// The source, in words.
     pub source: String,
 }
 
 impl SocketFilter {
-    /// Asks the agent at `place`; where none answers, takes a snapshot.
-    pub fn find(&self, place: &AgentAddress, depth: Depth) -> Result<Findings, Failure> {
-        let why_snapshot = if place.no_agent {
-            "snapshot".to_owned()
-        } else {
-            match client::sockets(&place.socket, self.state, self.older_than, depth)? {
-                Reply::Answer { document, stuck_after } => {
-                    let bound = self.older_than.unwrap_or(stuck_after);
-                    return Ok(Findings { document, bound, source: "agent".to_owned() });
-                }
-                Reply::NoAgent => format!("snapshot (no agent at {})", place.socket.display()),
-                Reply::Denied => {
-                    return self.snapshot(
-                        format!("snapshot (no access to {})", place.socket.display()),
-                        Some(place),
-                        depth,
-                    );
-                }
-            }
+    /// Asks the agent at `address`; where none answers, takes a snapshot.
+    pub fn find(&self, address: &AgentAddress, depth: Depth) -> Result<Findings, Failure> {
+        let ask = |socket: &std::path::Path| client::sockets(socket, self.state, self.older_than, depth);
+        let stuck_after = self.older_than.unwrap_or(DEFAULT_STUCK_AFTER);
+        let snapshot = || {
+            let bound_ns = u64::try_from(stuck_after.as_nanos()).unwrap_or(u64::MAX);
+            let document = snapshot(self.state.state().bit(), bound_ns, self.netns.scope(), depth)?;
+            Ok(SocketsAnswer { document, stuck_after })
         };
-        self.snapshot(why_snapshot, None, depth)
-    }
-
-    /// `denied`: where an agent is that was not asked.
-    fn snapshot(
-        &self,
-        source: String,
-        denied: Option<&AgentAddress>,
-        depth: Depth,
-    ) -> Result<Findings, Failure> {
-        let bound = self.older_than.unwrap_or(STUCK_AFTER);
-        let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
-        let mut document =
-            snapshot(self.state.state().bit(), bound_ns, self.netns.scope(), depth).map_err(|error| {
-                Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
-            })?;
-        if let Some(place) = denied {
-            document.incomplete.push(format!(
-                "the agent at {} was not asked: this user may not connect to it",
-                place.socket.display()
-            ));
-        }
-        Ok(Findings { document, bound, source })
+        let Fetched { document: answer, source, remark } = fetch(address, ask, snapshot)?;
+        let SocketsAnswer { mut document, stuck_after } = answer;
+        document.incomplete.extend(remark);
+        Ok(Findings { document, bound: self.older_than.unwrap_or(stuck_after), source })
     }
 
     /// The sockets that the filters let through, the oldest first.
@@ -135,7 +80,7 @@ impl SocketFilter {
 
     /// The state as people write it: `CLOSE-WAIT`.
     pub fn state_in_words(&self) -> String {
-        self.state.name().to_uppercase().replace('_', "-")
+        labels::phase(self.state)
     }
 }
 

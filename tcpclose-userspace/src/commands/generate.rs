@@ -13,7 +13,7 @@ use clap::Command;
 use clap_complete::aot::{Shell, generate_to};
 use clap_mangen::Man;
 
-use crate::commands::config;
+use crate::commands::config::settings::DEFAULT_FILE;
 use crate::failure::Failure;
 
 /// Write man pages, completions and a commented configuration into a folder.
@@ -30,8 +30,8 @@ impl Generate {
     ///
     /// # Errors
     /// Where one of them cannot be written.
-    pub fn run(self) -> Result<ExitCode, Failure> {
-        let written = self.write();
+    pub fn run(self, command: &Command, config: &str) -> Result<ExitCode, Failure> {
+        let written = self.write(command, config);
         written.map(|()| ExitCode::SUCCESS).map_err(|why| {
             Failure::new(
                 format!("writing to {}", self.folder.display()),
@@ -41,17 +41,16 @@ impl Generate {
         })
     }
 
-    fn write(&self) -> io::Result<()> {
-        let command = config::documented();
+    fn write(&self, command: &Command, config: &str) -> io::Result<()> {
         let manual = self.folder.join("man");
         fs::create_dir_all(&manual)?;
-        pages(&command, &manual)?;
+        pages(command, &manual)?;
         let completions = self.folder.join("completions");
         fs::create_dir_all(&completions)?;
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             generate_to(shell, &mut command.clone(), command.get_name(), &completions)?;
         }
-        fs::write(self.folder.join("tcpclose.toml"), config::template())
+        fs::write(self.folder.join("tcpclose.toml"), config)
     }
 }
 
@@ -101,7 +100,7 @@ fn page(command: &Command, others: &[&str]) -> io::Result<Vec<u8>> {
     }
     writeln!(page, ".SH \"EXIT STATUS\"\n0, or 1 where a check found something, or 2 for a failure.")?;
     if name(command) == "tcpclose-agent" {
-        writeln!(page, ".SH FILES\n.TP\n.I {}", config::DEFAULT_FILE)?;
+        writeln!(page, ".SH FILES\n.TP\n.I {}", DEFAULT_FILE)?;
         writeln!(page, "Settings by the names of the options, without the hyphens in front.")?;
     }
     writeln!(page, ".SH \"SEE ALSO\"")?;
@@ -119,10 +118,15 @@ fn verbatim(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::config;
+
+    fn run(folder: &Path) -> Result<ExitCode, Failure> {
+        Generate { folder: folder.to_owned() }.run(&config::documented(), &config::template())
+    }
 
     fn made() -> (tempfile::TempDir, impl Fn(&str) -> String) {
         let folder = tempfile::tempdir().unwrap();
-        Generate { folder: folder.path().to_owned() }.run().unwrap();
+        run(folder.path()).unwrap();
         let path = folder.path().to_owned();
         (folder, move |file: &str| {
             fs::read_to_string(path.join(file)).unwrap_or_else(|why| panic!("{file}: {why}"))
@@ -169,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_is_one_line() {
-        let failure = Generate { folder: "/dev/null/x".into() }.run().unwrap_err().to_string();
+        let failure = run(Path::new("/dev/null/x")).unwrap_err().to_string();
         assert!(failure.starts_with("tcpclose: writing to /dev/null/x: Not a directory"), "{failure}");
     }
 }

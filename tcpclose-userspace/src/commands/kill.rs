@@ -7,13 +7,17 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
-use crate::agent::server::handlers::kill::{NOT_ALLOWED, PATH};
 use crate::client;
-use crate::client::{Client, Said};
-use crate::commands::filter::{AgentAddress, Findings, SocketFilter};
+use crate::client::Client;
+use crate::client::fetch::AgentAddress;
+use crate::client::reply::Reply;
+use crate::commands::arguments::number;
+use crate::commands::filter;
+use crate::commands::filter::{Findings, SocketFilter};
 use crate::commands::groups::Listed;
+use crate::commands::output::{json, print};
 use crate::commands::signals::Interrupt;
-use crate::commands::{filter, groups, json, print, stuck};
+use crate::commands::stuck;
 use crate::failure::{Failure, printable};
 use crate::kill::places::Places;
 use crate::kill::{KillOrder, KillOutcome, SCHEMA, execute};
@@ -24,9 +28,10 @@ use crate::report::Depth;
 use crate::report::kill::pace::KillPace;
 use crate::report::kill::plan::{DIAGNOSES, Leave, Left, plan};
 use crate::report::kill::summary::{Fate, KillReport, Tally};
+use crate::report::requests::{KILL_NOT_ALLOWED, KILL_PATH};
 use crate::report::sockets::{DocumentSource, StuckSocket};
-use crate::ui::progress;
-use crate::ui::table;
+use crate::ui::footer::footer;
+use crate::ui::{labels, progress, table};
 
 /// Destroy sockets that are stuck in CLOSE-WAIT: shows which, and does it with --yes
 ///
@@ -60,7 +65,7 @@ pub struct Kill {
     #[arg(long)]
     possibly: bool,
     /// At most this many, the oldest first
-    #[arg(long, value_name = "N", value_parser = stuck::number, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
     limit: Option<usize>,
     /// At most this many a second
     #[arg(long, value_name = "N", default_value = "100", value_parser = rate, allow_negative_numbers = true)]
@@ -72,7 +77,7 @@ pub struct Kill {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: AgentAddress,
+    address: AgentAddress,
 }
 
 /// A diagnosis that can be asked for.
@@ -116,7 +121,7 @@ struct Done {
 
 impl Kill {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let mut findings = self.filter.find(&self.place, Depth::WithPeers)?;
+        let mut findings = self.filter.find(&self.address, Depth::WithPeers)?;
         let looked = Instant::now();
         let sockets = std::mem::take(&mut findings.document.sockets);
         let leave = Leave {
@@ -196,11 +201,9 @@ impl Kill {
             [] => None,
             words => Some(format!("left alone: {}", words.join("; "))),
         };
-        let source = format!("source: {}", printable(&findings.source));
-        let incomplete =
-            findings.document.incomplete.iter().map(|remark| format!("incomplete: {}", printable(remark)));
-        let lines = left.into_iter().chain([source]).chain(incomplete);
-        lines.map(|line| table::wrap(&line, table::width()) + "\n").collect()
+        let width = table::width();
+        let left = left.map_or_else(String::new, |left| table::wrap(&left, width) + "\n");
+        left + &footer(&findings.source, &findings.document.incomplete, width)
     }
 
     fn destroy(
@@ -218,7 +221,7 @@ impl Kill {
         let own = filter::own_netns();
         // What the first one meets the others meet too.
         let alike = going.windows(2).all(|pair| matches!(pair, [a, b] if a.netns == b.netns));
-        let interrupt = Interrupt::hear()?;
+        let interrupt = Interrupt::catch()?;
         let (mut pace, began, all) = (KillPace::new(self.rate), Instant::now(), going.len());
         let mut progress = KillProgress::new(self.json);
         for (at, socket) in going.into_iter().enumerate() {
@@ -259,7 +262,7 @@ impl Kill {
 
     fn hand(&self, findings: &Findings) -> Result<Executor, Failure> {
         if findings.document.source == DocumentSource::Agent {
-            return Client::new(&self.place.socket, client::PATIENCE).map(Executor::Agent);
+            return Client::new(&self.address.socket, client::PATIENCE).map(Executor::Agent);
         }
         if !has_cap(Capability::NetAdmin) {
             return Err(Failure::new(
@@ -276,16 +279,12 @@ impl Kill {
             Executor::Own(places) => return Ok(execute(order, &mut places.borrow_mut())),
             Executor::Agent(client) => client,
         };
-        let gone = || client.failure("it has gone".to_owned());
         let body = serde_json::to_vec(order).map_err(|why| client.failure(why.to_string()))?;
-        let answer = match client.post(PATH, body)? {
-            Said::Answer(answer) => answer,
-            Said::NoAgent | Said::Denied => return Err(gone()),
-        };
+        let Reply::Answer(answer) = client.post(KILL_PATH, body)? else { return Err(client.gone()) };
         if answer.status == hyper::StatusCode::FORBIDDEN {
-            let what = format!("agent at {}", self.place.socket.display());
+            let what = format!("agent at {}", self.address.socket.display());
             let why = answer.first_line();
-            let todo = match why == NOT_ALLOWED.trim_end() {
+            let todo = match why == KILL_NOT_ALLOWED.trim_end() {
                 true => "restart it with that flag, or add --no-agent to destroy from here",
                 false => "ask as one of them, or add --no-agent to destroy from here",
             };
@@ -293,7 +292,7 @@ impl Kill {
         }
         let answer = answer.expect_ok().map_err(|why| client.failure(why))?;
         serde_json::from_slice(&answer.body)
-            .map_err(|why| client.failure(format!("its answer is none of tcpclose ({why})")))
+            .map_err(|why| client.failure(format!("this version cannot read its answer ({why})")))
     }
 
     fn json(&self, findings: &Findings, done: Done, left: Left) -> Result<String, Failure> {
@@ -370,10 +369,10 @@ fn told(socket: &StuckSocket, elsewhere: bool, outcome: &KillOutcome) -> String 
     let diagnosis = socket.diagnosis.map_or_else(|| socket.state.name(), Diagnosis::name);
     let mut line = format!(
         "{what:<9}  {}  {}  {}  {diagnosis}  {}",
-        groups::local(socket, elsewhere),
+        labels::local(socket, elsewhere),
         socket.peer,
         table::age(&socket.age),
-        stuck::owners(socket)
+        labels::owners(socket)
     );
     if let Some(why) = why {
         line.push_str(&format!("  ({})", printable(why)));

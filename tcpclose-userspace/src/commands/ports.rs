@@ -4,16 +4,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::agent::server::handlers::ports::PATH;
-use crate::client::fetch;
-use crate::client::fetch::Fetched;
-use crate::commands::filter::{AgentAddress, STUCK_AFTER};
-use crate::commands::stuck::number;
-use crate::commands::{json, print};
+use crate::client::fetch::{AgentAddress, Fetched, fetch_document};
+use crate::commands::arguments::number;
+use crate::commands::output::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
 use crate::report::ports::{PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
-use crate::ui::table;
+use crate::report::requests::{DEFAULT_STUCK_AFTER, PORTS_PATH};
+use crate::ui::footer::footer;
+use crate::ui::{labels, table};
 
 /// How many ports are shown unless told otherwise.
 const PORTS: usize = 20;
@@ -36,14 +35,15 @@ pub struct Ports {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: AgentAddress,
+    address: AgentAddress,
 }
 
 impl Ports {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let bound_ns = STUCK_AFTER.as_nanos() as u64;
-        let look = || snapshot(bound_ns, Scope::All);
-        let Fetched { mut document, source, remark } = fetch::ask_or_look(&self.place, (PATH, SCHEMA), look)?;
+        let bound_ns = DEFAULT_STUCK_AFTER.as_nanos() as u64;
+        let snapshot = || snapshot(bound_ns, Scope::All);
+        let Fetched { mut document, source, remark } =
+            fetch_document(&self.address, (PORTS_PATH, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);
         let text = match self.json {
             true => json(&document)?,
@@ -78,7 +78,7 @@ fn text(document: &mut PortsDocument, source: &str, limit: usize, width: Option<
     }
     text.push('\n');
     let source = document.old().map_or_else(|| source.to_owned(), |old| format!("{source}, {old}"));
-    text.push_str(&fetch::ending(&source, &document.incomplete, width));
+    text.push_str(&footer(&source, &document.incomplete, width));
     text
 }
 
@@ -123,7 +123,7 @@ pub fn state_cells(of_state: &StateUse) -> Vec<String> {
     let durations = of_state.durations.as_ref();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     vec![
-        of_state.state.name().to_uppercase().replace('_', "-"),
+        labels::phase(of_state.state),
         of_state.sockets.to_string(),
         or_dash(of_state.oldest_seconds.map(table::span)),
         or_dash(durations.map(|durations| quantile(&durations.median))),
@@ -138,77 +138,4 @@ fn quantile(quantile: &QuantileBounds) -> String {
 }
 
 #[cfg(test)]
-pub mod tests {
-    use super::*;
-    use crate::names::{Phase, Side};
-    use crate::report::ports::Durations;
-    use crate::report::sockets::DocumentSource;
-
-    pub fn document() -> PortsDocument {
-        let at = |seconds, from_seconds, to_seconds| QuantileBounds { seconds, from_seconds, to_seconds };
-        let durations = Durations {
-            count: 200,
-            sum_seconds: 1.0,
-            median: at(Some(0.00042), 0.0, Some(0.001)),
-            p99: at(None, 86400.0, None),
-        };
-        let state = |state, sockets, oldest_seconds, durations| StateUse {
-            state,
-            sockets,
-            oldest_seconds,
-            durations,
-        };
-        let port = |side, port, states: Vec<StateUse>| PortUse {
-            side,
-            port,
-            sockets: states.iter().map(|state| state.sockets).sum(),
-            stuck: 0,
-            possibly_stuck: 0,
-            closes: Some(9),
-            closes_per_second: Some(12.0),
-            states,
-        };
-        let waits = vec![
-            state(Phase::TimeWait, 4, Some(50.0), None),
-            state(Phase::CloseWait, 12, Some(7384.0), Some(durations)),
-        ];
-        let many = vec![state(Phase::TimeWait, 4000, Some(60.5), None)];
-        PortsDocument {
-            schema: SCHEMA,
-            host: "h".to_owned(),
-            boot_id: String::new(),
-            at: "2026-11-22T11:00:00.123456789Z".to_owned(),
-            source: DocumentSource::Agent,
-            age_seconds: Some(4.9),
-            incomplete: vec!["something".to_owned()],
-            stuck_after_seconds: 60.0,
-            rate_seconds: Some(60.0),
-            states: Vec::new(),
-            transitions: Vec::new(),
-            ports: vec![
-                port(Side::Client, None, many),
-                PortUse { stuck: 10, possibly_stuck: 2, ..port(Side::Server, Some(8080), waits) },
-                port(Side::Server, Some(443), Vec::new()),
-            ],
-        }
-    }
-
-    #[test]
-    fn the_worst_port_comes_first_and_a_line_is_a_state() {
-        let text = text(&mut document(), "agent", 2, Some(80));
-        let expected = "\
-SIDE     PORT  STATE       SOCKETS  OLDEST  MEDIAN  P99  CLOSES/S  STUCK
-server   8080  TIME-WAIT         4     50s       -    -        12  10–12
-               CLOSE-WAIT       12   2h 3m   420µs  >1d
-client  other  TIME-WAIT      4000      1m       -    -        12      0
-… 1 more
-
-source: agent
-incomplete: something
-";
-        assert_eq!(text, expected);
-        let old = PortsDocument { age_seconds: Some(40.2), ..document() };
-        let text = super::text(&mut old.clone(), "agent", 2, Some(80));
-        assert!(text.contains("\nsource: agent, numbers 40 s old\n"), "{text}");
-    }
-}
+pub mod tests;

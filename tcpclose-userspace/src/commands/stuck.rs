@@ -4,15 +4,17 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::client::fetch::AgentAddress;
+use crate::commands::arguments::number;
 use crate::commands::fd_exhaustion::FdRates;
-use crate::commands::filter::{AgentAddress, Findings, SocketFilter, Sorted};
+use crate::commands::filter::{Findings, SocketFilter, Sorted};
 use crate::commands::groups;
 use crate::commands::groups::{By, Listed};
-use crate::commands::{json, print};
-use crate::failure::{Failure, printable};
+use crate::commands::output::{json, print};
+use crate::failure::Failure;
 use crate::report::Depth;
-use crate::report::sockets::StuckSocket;
-use crate::ui::table;
+use crate::ui::footer::footer;
+use crate::ui::{labels, table};
 
 /// How many groups are shown unless told otherwise.
 const GROUPS: usize = 20;
@@ -50,18 +52,14 @@ pub struct Stuck {
     #[arg(long, value_name = "N", default_value = "0", value_parser = number, requires = "check")]
     max: usize,
     #[command(flatten)]
-    pub place: AgentAddress,
-}
-
-pub fn number(text: &str) -> Result<usize, &'static str> {
-    text.parse().map_err(|_| "not a number; write for example 20")
+    pub address: AgentAddress,
 }
 
 impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         // Groups are not told apart by who holds the other ends.
         let depth = if self.json || self.sockets { Depth::WithPeers } else { Depth::Owners };
-        let mut findings = self.filter.find(&self.place, depth)?;
+        let mut findings = self.filter.find(&self.address, depth)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
         // Before the filters: a process loses its descriptors to all of them.
         let rates = FdRates::of(&sockets, findings.bound.as_secs_f64());
@@ -98,14 +96,7 @@ impl Stuck {
             });
             text.push('\n');
         }
-        let source = format!("source: {}", printable(&findings.source));
-        text.push_str(&table::wrap(&source, width));
-        text.push('\n');
-        for remark in &findings.document.incomplete {
-            text.push_str(&table::wrap(&format!("incomplete: {}", printable(remark)), width));
-            text.push('\n');
-        }
-        text
+        text + &footer(&findings.source, &findings.document.incomplete, width)
     }
 }
 
@@ -119,12 +110,12 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
         .map(|Listed { socket, possibly, elsewhere }| {
             vec![
                 table::age(&socket.age),
-                groups::why(socket.diagnosis, *possibly),
+                labels::diagnosis(socket.diagnosis, *possibly),
                 socket.unread_bytes.to_string(),
                 socket.unsent_bytes.to_string(),
-                groups::local(socket, *elsewhere),
-                peer(socket),
-                owners(socket),
+                labels::local(socket, *elsewhere),
+                labels::peer(socket),
+                labels::owners(socket),
             ]
         })
         .collect();
@@ -146,25 +137,6 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
         text.push_str(&format!("… {} more\n", listed.len() - shown.len()));
     }
     text
-}
-
-/// The peer's address, and who holds that end where it is here too.
-fn peer(socket: &StuckSocket) -> String {
-    let mut holders: Vec<String> = socket.peer_owners.iter().map(groups::process).collect();
-    holders.dedup();
-    [vec![socket.peer.to_string()], holders].concat().join(" ")
-}
-
-pub fn owners(socket: &StuckSocket) -> String {
-    if let Some(closer) = &socket.closed_by {
-        let name = closer.comm.as_deref().map_or("ended".into(), printable);
-        return format!("closed by {name}[{}]", closer.pid);
-    }
-    if socket.owners.is_empty() {
-        return "unknown".to_owned();
-    }
-    let owners = socket.owners.iter().map(|owner| format!("{}:{}", groups::process(owner), owner.fd));
-    owners.collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

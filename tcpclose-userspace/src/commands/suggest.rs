@@ -1,9 +1,9 @@
 //! What to run next: the tool that shows what the threads of a process do, told by what executes it. Printed, never run.
 
-use crate::commands::groups;
 use crate::linux::process::Runtime;
 use crate::names::Diagnosis;
 use crate::report::sockets::Owner;
+use crate::ui::labels;
 
 /// What to look for in `owner`, which holds a socket for the reason `diagnosis`, and the command that shows it; `None`
 /// where nobody could see what executes it.
@@ -26,7 +26,7 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
         Some(Diagnosis::NotClosed) => "see which thread is to close",
         _ => "see what its threads do",
     };
-    Some((format!("{}: {look_for}{hint}", groups::process(owner)), command))
+    Some((format!("{}: {look_for}{hint}", labels::process(owner)), command))
 }
 
 #[cfg(test)]

@@ -9,16 +9,17 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde::Serialize;
 
-use crate::agent::server::STALE;
 use crate::client;
+use crate::client::Client;
 use crate::client::reconcile::reconcile;
 use crate::client::sampling::Sampler;
-use crate::client::{Client, Said};
-use crate::commands::{DEFAULT_SOCKET, duration, json, print};
+use crate::commands::arguments::{duration, socket_path};
+use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Netns;
 use crate::linux::proc_net::SockStat;
 use crate::linux::{host, netns};
+use crate::report::requests::{DEFAULT_SOCKET, READY_PATH, STALE_PREFIX};
 use crate::report::verify::samples::Samples;
 use crate::report::verify::verdict::{Causes, Verdict};
 use crate::report::verify::{
@@ -59,7 +60,7 @@ pub struct Verify {
     #[arg(long)]
     json: bool,
     /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path())]
     socket: PathBuf,
 }
 
@@ -131,43 +132,43 @@ impl Verify {
     fn audit(&self, client: &Client) -> Result<Audit, Failure> {
         let (own, mut incomplete) = self.ready(client)?;
         let asked = reconcile(client)?;
-        let mut looks = Sampler::new(client);
+        let mut sampler = Sampler::new(client);
         let began = SystemTime::now();
         let start = host::monotonic_ns();
-        let from = looks.look()?;
+        let from = sampler.sample()?;
         let backends = BackendsInUse::of(&from.metrics);
         let lag = match (backends.dumps(), asked) {
             (false, _) => Duration::ZERO,
             (true, true) => MARGIN,
             (true, false) => lag(&from.metrics),
         };
-        looks.pause(self.period.saturating_sub(lag))?;
+        sampler.pause(self.period.saturating_sub(lag))?;
         let earlier = match backends.dumps() {
-            true => Some(looks.views()?),
+            true => Some(sampler.views()?),
             false => None,
         };
         let waiting = (lag > MARGIN).then(|| Ticker::start("waiting for the agent's dumps".to_owned()));
-        looks.pause(lag)?;
+        sampler.pause(lag)?;
         drop(waiting);
         if backends.dumps() && asked {
             reconcile(client)?;
         }
 
         let mut best: Vec<AuditRow> = Vec::new();
-        let mut to = looks.look()?;
+        let mut to = sampler.sample()?;
         let seconds = (host::monotonic_ns() - start) as f64 / 1e9;
         let at = host::wall_clock();
         for again in 0..TRIES {
             if again > 0 {
                 sleep(BETWEEN_TRIES);
-                to = looks.look()?;
+                to = sampler.sample()?;
             }
-            let began_at = |look: &AuditSample| look.metrics.sum("process_start_time_seconds", &[]);
+            let began_at = |sample: &AuditSample| sample.metrics.sum("process_start_time_seconds", &[]);
             if began_at(&from) != began_at(&to) {
                 return Err(Failure::new("verify", "the agent was started anew meanwhile", "run it again"));
             }
             let hidden = has_hidden(&from.metrics) || has_hidden(&to.metrics);
-            let elsewhere = hidden || looks.unseen(&to).any();
+            let elsewhere = hidden || sampler.unseen(&to).any();
             let meanwhile = Causes { lost: lost(&to.metrics) - lost(&from.metrics), elsewhere };
             let unmended = Causes { lost: unmended(&from.metrics, &to.metrics, began), elsewhere };
             let reach = reach(&to.metrics, own.id);
@@ -182,7 +183,7 @@ impl Verify {
                 break;
             }
         }
-        incomplete.extend(looks.unseen(&to).words());
+        incomplete.extend(sampler.unseen(&to).words());
         if has_hidden(&from.metrics) || has_hidden(&to.metrics) {
             incomplete.push(HIDDEN.to_owned());
         }
@@ -211,18 +212,14 @@ impl Verify {
 
     /// Whether the agent can be held against anything yet: its network namespace, and what cannot be told of it.
     fn ready(&self, client: &Client) -> Result<(Netns, Vec<String>), Failure> {
-        let answer = match client.get("/readyz")? {
-            Said::Answer(answer) => answer,
-            Said::NoAgent => return Err(client::none_there(&self.socket)),
-            Said::Denied => return Err(client::denied(&self.socket)),
-        };
+        let answer = client.get(READY_PATH)?.required(&self.socket)?;
         // What is too old is as of now after the reconcile.
-        let is_stale = answer.body.starts_with(STALE.as_bytes());
+        let is_stale = answer.body.starts_with(STALE_PREFIX.as_bytes());
         if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE && !is_stale {
             let what = format!("agent at {}", self.socket.display());
             return Err(Failure::new(what, answer.first_line(), "try again in a moment"));
         }
-        let agent = answer.agent;
+        let agent = answer.agent_pid;
         if !is_stale {
             answer.expect_ok().map_err(|why| client.failure(why))?;
         }

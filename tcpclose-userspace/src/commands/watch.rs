@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind, Write as _};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,11 +11,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::agent;
 use crate::agent::config::Config;
 use crate::agent::tracking::Tracking;
-use crate::client;
-use crate::client::stream::{Followed, follow};
-use crate::commands::filter::{own_netns, pid, state};
-use crate::commands::{DEFAULT_SOCKET, duration, port};
-use crate::failure::{Failure, printable};
+use crate::client::fetch::AgentAddress;
+use crate::client::reply::{Reply, denied, no_agent};
+use crate::client::stream::follow;
+use crate::commands::arguments::{duration, pid, port, state};
+use crate::commands::filter::own_netns;
+use crate::commands::output::{note, written};
+use crate::failure::Failure;
 use crate::names::{Outcome, Phase};
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::handshake::{Connection, Handshakes};
@@ -62,12 +63,8 @@ pub struct Watch {
     /// connections
     #[arg(long, conflicts_with = "json")]
     handshake: bool,
-    /// Attach even where an agent runs
-    #[arg(long)]
-    no_agent: bool,
-    /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
-    socket: PathBuf,
+    #[command(flatten)]
+    address: AgentAddress,
 }
 
 fn outcome(text: &str) -> Result<Outcome, &'static str> {
@@ -80,19 +77,24 @@ fn outcome(text: &str) -> Result<Outcome, &'static str> {
 impl Watch {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let mut show = Show::new(self);
-        if !self.no_agent {
-            let ready = || note(&format!("watching: the agent at {}", self.socket.display()));
+        let AgentAddress { socket, is_explicit, no_agent: alone } = &self.address;
+        if !alone {
+            let ready = || note(&format!("watching: the agent at {}", socket.display()));
             let each = |lines: Option<Vec<(Item, String)>>| show.take(lines);
-            match follow(&self.socket, &self.wanted(), ready, each)? {
-                Followed::Done => return Ok(ExitCode::SUCCESS),
-                Followed::NoAgent => {}
-                Followed::Denied => return Err(client::denied(&self.socket)),
+            match follow(socket, &self.wanted(), ready, each)? {
+                Reply::Answer(()) => return Ok(ExitCode::SUCCESS),
+                Reply::NoAgent if *is_explicit => {
+                    let todo = "start it, name another --socket, or add --no-agent";
+                    return Err(Failure { todo: todo.to_owned(), ..no_agent(socket) });
+                }
+                Reply::NoAgent => {}
+                Reply::Denied => return Err(denied(socket)),
             }
         }
         let ready = |engine: &Tracking| {
-            let why = match self.no_agent {
+            let why = match alone {
                 true => String::new(),
-                false => format!("no agent at {}: ", self.socket.display()),
+                false => format!("no agent at {}: ", socket.display()),
             };
             let (hook, time_wait) = (engine.probe.hook.name(), engine.probe.time_wait.name());
             note(&format!("{why}watching: attached (state hook {hook}, time wait {time_wait})"));
@@ -130,12 +132,6 @@ impl Watch {
             && self.pid.is_none_or(|pid| connection.steps.iter().any(|step| by(step) == Some(pid)))
             && connection.steps.iter().any(long)
     }
-}
-
-/// Says something that is no part of the output.
-fn note(text: &str) {
-    // Nobody may be there to read it, which is no reason to end.
-    let _ = writeln!(io::stderr(), "tcpclose: {}", printable(text));
 }
 
 /// How lines are shown.
@@ -204,7 +200,7 @@ fn write(text: &str) -> Result<ControlFlow<()>, Failure> {
     let mut out = io::stdout().lock();
     let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     let gone = done.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
-    crate::commands::written(done)?;
+    written(done)?;
     Ok(if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
 }
 

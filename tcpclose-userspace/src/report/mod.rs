@@ -12,6 +12,8 @@ pub mod kill;
 pub mod owner_counts;
 mod owners;
 pub mod ports;
+pub mod reconcile;
+pub mod requests;
 pub mod sockets;
 pub mod verify;
 pub mod watch;

@@ -9,7 +9,8 @@ use crate::names::{Outcome, Role};
 use crate::report::watch::handshake::Connection;
 use crate::report::watch::line::Line;
 use crate::ui::durations::span;
-use crate::ui::watch_columns::{netns, owner, state};
+use crate::ui::labels::state;
+use crate::ui::watch_columns::{netns, owner};
 
 /// The numbers of the steps. No close has more.
 const CIRCLED: [char; 8] = ['①', '②', '③', '④', '⑤', '⑥', '⑦', '⑧'];

@@ -3,6 +3,7 @@
 use crate::failure::printable;
 use crate::report::watch::line::{CloserLine, Line, Lost};
 use crate::ui::durations::span;
+use crate::ui::labels::state;
 
 /// The names of the columns; the last is as wide as what stands in it.
 const HEADER: [&str; 10] =
@@ -75,11 +76,6 @@ pub fn lost(Lost { lost, in_kernel }: Lost) -> String {
         true => format!("… {lost} {lines} lost in the kernel, perhaps of what is watched here"),
         false => format!("… {lost} {lines} lost"),
     }
-}
-
-/// A state as people write it: `FIN-WAIT-2`.
-pub fn state(name: &str) -> String {
-    name.to_uppercase().replace('_', "-")
 }
 
 /// The network namespace: its name, else its inode; `-` for the reader's own, `unknown` where nobody told.

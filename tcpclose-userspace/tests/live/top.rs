@@ -202,5 +202,5 @@ fn where_there_is_no_terminal_one_line_says_so() {
     tmux.keys(&[&format!("clear; TERM=dumb {BINARY} top; echo left $?"), "Enter"]);
     assert!(tmux.given_back(2).contains("no terminal to draw on"));
     tmux.keys(&[&format!("clear; {BINARY} top --socket /nowhere; echo left $?"), "Enter"]);
-    assert!(tmux.given_back(2).contains("tcpclose: agent at /nowhere: none is there"));
+    assert!(tmux.given_back(2).contains("tcpclose: agent at /nowhere: no agent is running there"));
 }

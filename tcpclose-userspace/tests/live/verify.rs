@@ -352,7 +352,7 @@ fn without_an_agent_that_answers_it_is_one_line() {
         said
     };
     let folder = tempfile::tempdir().unwrap();
-    assert!(refusal(&folder.path().join("none.sock")).contains("none is there; start one"));
+    assert!(refusal(&folder.path().join("none.sock")).contains("no agent is running there; start one"));
     let agent = Agent::start(&[]);
     agent.signal(Signal::STOP);
     let began = Instant::now();

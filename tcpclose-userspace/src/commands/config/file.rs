@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::{Arg, Command};
 use toml::{Table, Value};
 
-use crate::commands::config::{AGENT, CONFIG, is_flag, is_list, settings_of};
+use crate::commands::config::settings::{AGENT, CONFIG, is_flag, is_list, settings_of};
 use crate::failure::Failure;
 
 /// A setting that is no argument.

@@ -3,11 +3,12 @@
 //! All of it is made from the list of arguments, so that a flag that is added there is a variable and a key of the file
 //! at once: `--stuck-after`, `TCPCLOSE_STUCK_AFTER`, `stuck-after = "1m,10m"`.
 //!
-//! * [`file`]: the file.
+//! * [`settings`]: which arguments are settings. [`file`]: the file.
 //! * [`show`]: what came of it all, for `--check-config`.
 //! * [`template`]: the file that packages install.
 
 mod file;
+pub mod settings;
 mod show;
 mod template;
 
@@ -15,23 +16,15 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::Error;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Command, CommandFactory, FromArgMatches};
 
-use crate::commands::Cli;
+use crate::commands::cli::Cli;
 use crate::commands::config::file::Entry;
+use crate::commands::config::settings::{
+    AGENT, ARGUMENT_ONLY, CONFIG, DEFAULT_FILE, WEB_CONFIG, agent_of, named_in_help, settings_of,
+    takes_lists, variable_of,
+};
 use crate::failure::Failure;
-
-pub use crate::commands::config::template::template;
-
-/// Read where it is there, and no other file is named.
-pub const DEFAULT_FILE: &str = "/etc/tcpclose/tcpclose.toml";
-
-/// What can be an argument and nothing else.
-const ARGUMENT_ONLY: [&str; 1] = ["check_config"];
-/// The argument that names the file, which can be no key of it.
-const CONFIG: &str = "config";
-/// The argument that names a file of another format, which is checked as well.
-const WEB_CONFIG: &str = "web_config";
 
 /// Why there is no command to run.
 #[derive(Debug)]
@@ -109,6 +102,11 @@ pub fn documented() -> Command {
     root.subcommand_required(true).subcommands(shown)
 }
 
+/// The configuration file that packages install.
+pub fn template() -> String {
+    template::template(&documented())
+}
+
 /// The agent's settings by the `text` of a file and nothing else, as `--check-config` prints them.
 ///
 /// # Errors
@@ -122,55 +120,6 @@ pub fn of_text(text: &str) -> Result<String, Failure> {
     let matches = parsed.map_err(refused)?;
     Cli::from_arg_matches(&matches).map_err(refused)?;
     Ok(show::settings(&command, &matches, &all))
-}
-
-/// The one command that has settings.
-const AGENT: &str = "agent";
-
-fn agent_of(matches: &ArgMatches) -> Option<&ArgMatches> {
-    matches.subcommand().map(|(_, agent)| agent)
-}
-
-/// Every argument of the agent.
-fn arguments_of(command: &Command) -> impl Iterator<Item = &Arg> {
-    command.find_subcommand(AGENT).into_iter().flat_map(Command::get_arguments)
-}
-
-/// Those that can be settings.
-fn settings_of(command: &Command) -> impl Iterator<Item = (&Arg, &str)> {
-    arguments_of(command)
-        .filter(|arg| !ARGUMENT_ONLY.contains(&arg.get_id().as_str()))
-        .filter_map(|arg| Some((arg, arg.get_long()?)))
-}
-
-/// Whether `arg` is given or not, and has no value.
-fn is_flag(arg: &Arg) -> bool {
-    matches!(arg.get_action(), ArgAction::SetTrue)
-}
-
-/// Whether `arg` may be repeated.
-fn is_list(arg: &Arg) -> bool {
-    matches!(arg.get_action(), ArgAction::Append)
-}
-
-/// What may be repeated may also be written once, with commas: a variable has one value.
-fn takes_lists(arg: Arg) -> Arg {
-    if is_list(&arg) { arg.value_delimiter(',') } else { arg }
-}
-
-/// `TCPCLOSE_STUCK_AFTER` for `stuck-after`.
-fn variable_of(long: &str) -> String {
-    format!("TCPCLOSE_{}", long.to_uppercase().replace('-', "_"))
-}
-
-/// `arg` with its variable's name in its help.
-fn named_in_help(arg: Arg) -> Arg {
-    let variable =
-        arg.get_long().filter(|_| !ARGUMENT_ONLY.contains(&arg.get_id().as_str())).map(variable_of);
-    match (variable, arg.get_help().map(ToString::to_string)) {
-        (Some(variable), Some(help)) => arg.help(format!("{help} [{variable}]")),
-        _ => arg,
-    }
 }
 
 /// The agent's variables that are set.

@@ -6,7 +6,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
 use crate::commands::config::file::Entry;
-use crate::commands::config::{CONFIG, agent_of, is_flag, is_list, settings_of};
+use crate::commands::config::settings::{CONFIG, agent_of, is_flag, is_list, settings_of};
 
 /// One line a setting: its key, its value, and where that is from.
 pub fn settings(command: &Command, matches: &ArgMatches, entries: &[&Entry]) -> String {

@@ -4,17 +4,14 @@ use std::fmt::Write;
 
 use clap::{Arg, Command};
 
-use crate::commands::config::{CONFIG, DEFAULT_FILE, documented, is_flag, is_list, settings_of, show};
+use crate::commands::config::settings::{CONFIG, DEFAULT_FILE, is_flag, is_list, settings_of};
+use crate::commands::config::show;
 use crate::ui::table;
 
 const WIDTH: u16 = 96;
 
-/// The file's text, made from the list of arguments.
-pub fn template() -> String {
-    render(&documented())
-}
-
-fn render(command: &Command) -> String {
+/// The file's text, made from the arguments of `command`.
+pub fn template(command: &Command) -> String {
     let mut text = String::new();
     let _ = write!(
         text,

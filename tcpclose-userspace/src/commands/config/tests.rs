@@ -1,3 +1,4 @@
+use crate::commands::config::settings::is_flag;
 use crate::commands::config::*;
 
 /// Variables by name, and a file's text, at the default place or named.

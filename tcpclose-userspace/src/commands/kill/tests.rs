@@ -3,8 +3,8 @@ use crate::commands::kill::*;
 
 fn arguments(words: &[&str]) -> Kill {
     use clap::Parser;
-    match crate::commands::Cli::try_parse_from(["tcpclose", "kill"].iter().chain(words)).unwrap() {
-        crate::commands::Cli::Kill(kill) => kill,
+    match crate::commands::cli::Cli::try_parse_from(["tcpclose", "kill"].iter().chain(words)).unwrap() {
+        crate::commands::cli::Cli::Kill(kill) => kill,
         other => panic!("{other:?}"),
     }
 }

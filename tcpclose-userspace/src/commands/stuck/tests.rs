@@ -1,7 +1,7 @@
 use crate::commands::groups::tests::{owner, socket};
 use crate::commands::stuck::*;
 use crate::names::Diagnosis;
-use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument};
+use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument, StuckSocket};
 use std::time::Duration;
 
 fn findings(bound: u64) -> Findings {
@@ -21,8 +21,8 @@ fn findings(bound: u64) -> Findings {
 
 fn arguments(words: &[&str]) -> Stuck {
     use clap::Parser;
-    match crate::commands::Cli::try_parse_from(["tcpclose", "stuck"].iter().chain(words)).unwrap() {
-        crate::commands::Cli::Stuck(stuck) => stuck,
+    match crate::commands::cli::Cli::try_parse_from(["tcpclose", "stuck"].iter().chain(words)).unwrap() {
+        crate::commands::cli::Cli::Stuck(stuck) => stuck,
         other => panic!("{other:?}"),
     }
 }

@@ -1,12 +1,12 @@
 //! The cells of the tables. Pure.
 
-use crate::commands::top::order::in_phase;
-use crate::commands::{groups, ports, stuck};
+use crate::commands::ports;
+use crate::commands::suggest;
 use crate::failure::printable;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, StateUse};
 use crate::report::sockets::StuckSocket;
-use crate::ui::table;
+use crate::ui::{labels, table};
 
 /// A column: its name in two lines, and how wide it is.
 pub type Column = (&'static str, u16);
@@ -31,6 +31,11 @@ pub const PORTS: [Column; 13] = [
 /// In the order of [`PORTS`].
 const PHASES: [Phase; 6] =
     [Phase::CloseWait, Phase::LastAck, Phase::FinWait1, Phase::FinWait2, Phase::Closing, Phase::TimeWait];
+
+/// The sockets of `port` in `phase`.
+pub fn in_phase(port: &PortUse, phase: Phase) -> Option<&StateUse> {
+    port.states.iter().find(|of| of.state == phase)
+}
 
 /// The row of `port`; oldest, median and p99 are those of `phase`.
 pub fn port(port: &PortUse, phase: Phase) -> Vec<String> {
@@ -77,25 +82,18 @@ pub const SOCKETS: [Column; 6] =
 pub fn socket(socket: &StuckSocket) -> Vec<String> {
     vec![
         table::age(&socket.age),
-        socket.state.name().to_uppercase().replace('_', "-"),
+        labels::phase(socket.state),
         socket.diagnosis.map_or_else(|| "-".to_owned(), |why| why.name().to_owned()),
         socket.local.to_string(),
         socket.peer.to_string(),
-        stuck::owners(socket),
+        labels::owners(socket),
     ]
 }
 
 /// Everything that is known of `socket`, a line each: what, and what of it.
 pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     let mut facts = vec![
-        (
-            "state",
-            format!(
-                "{} for {}",
-                socket.state.name().to_uppercase().replace('_', "-"),
-                table::age(&socket.age)
-            ),
-        ),
+        ("state", format!("{} for {}", labels::phase(socket.state), table::age(&socket.age))),
         ("side, port", format!("{} {}", socket.side.name(), socket.port)),
         ("local", socket.local.to_string()),
         ("peer", socket.peer.to_string()),
@@ -109,17 +107,17 @@ pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     facts.push(("cookie", format!("sk:{:x} inode {} uid {}", socket.cookie.0, socket.inode, socket.uid)));
     for owner in &socket.owners {
         let place = [&owner.place.unit, &owner.place.container_id, &owner.exe].into_iter().flatten().cloned();
-        let text = [format!("{}:{}", groups::process(owner), owner.fd)].into_iter().chain(place);
+        let text = [format!("{}:{}", labels::process(owner), owner.fd)].into_iter().chain(place);
         facts.push(("owner", printable(&text.collect::<Vec<_>>().join("  ")).into_owned()));
     }
     if socket.owners.is_empty() {
-        facts.push(("owner", stuck::owners(socket)));
+        facts.push(("owner", labels::owners(socket)));
     }
     for owner in &socket.peer_owners {
-        facts.push(("peer's", format!("{}:{}", groups::process(owner), owner.fd)));
+        facts.push(("peer's", format!("{}:{}", labels::process(owner), owner.fd)));
     }
     if let Some((look_for, command)) =
-        socket.owners.first().and_then(|owner| crate::commands::suggest::step(owner, socket.diagnosis))
+        socket.owners.first().and_then(|owner| suggest::step(owner, socket.diagnosis))
     {
         facts.push(("next", look_for));
         facts.push(("", command));

@@ -14,7 +14,7 @@ use crate::failure::printable;
 use crate::metrics::port_labels::LabelSlot;
 use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
-use crate::ui::table;
+use crate::ui::{labels, table};
 
 /// Smaller than this nothing is drawn but that it is too small.
 const SMALLEST: (u16, u16) = (40, 8);
@@ -64,7 +64,7 @@ fn headline(app: &App) -> Line<'_> {
             let rates = document
                 .rate_seconds
                 .map_or_else(|| "no rates yet".to_owned(), |s| format!("rates over {}", table::span(s)));
-            let name = app.phase.name().to_uppercase().replace('_', "-");
+            let name = labels::phase(app.phase);
             words.push_str(&format!("  {rates}  times of {name}"));
             if let Some(old) = document.old() {
                 words.push_str(&format!("  {old}"));

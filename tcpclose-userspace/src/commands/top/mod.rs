@@ -22,13 +22,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
-use crate::commands::DEFAULT_SOCKET;
+use crate::commands::arguments::socket_path;
 use crate::commands::signals::Interrupt;
 use crate::commands::top::app::{App, AppStep};
 use crate::commands::top::draw::draw;
 use crate::commands::top::poller::{Poller, Update};
 use crate::commands::top::screen::Screen;
 use crate::failure::Failure;
+use crate::report::requests::DEFAULT_SOCKET;
 
 /// How long a key or an answer may wait to be seen.
 const TURN: Duration = Duration::from_millis(100);
@@ -44,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[command(after_help = "Examples:\n  tcpclose top\n  tcpclose top --socket /run/other/tcpclose.sock")]
 pub struct Top {
     /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path())]
     socket: PathBuf,
 }
 
@@ -56,7 +57,7 @@ impl Top {
         )?;
         // Whatever is wrong with the agent is said before the screen changes.
         let (asking, first) = Poller::begin(&self.socket)?;
-        let interrupt = Interrupt::hear()?;
+        let interrupt = Interrupt::catch()?;
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let mut app = App::new(first, colour);
         let mut screen = Screen::take().map_err(lost)?;

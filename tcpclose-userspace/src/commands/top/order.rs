@@ -3,9 +3,10 @@
 use std::cmp::Ordering;
 
 use crate::commands::top::columns;
+use crate::commands::top::columns::in_phase;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
-use crate::report::ports::{PortUse, StateUse};
+use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
 
 /// What ports are sorted by.
@@ -67,11 +68,6 @@ impl SocketsBy {
             Self::Owner => "owner",
         }
     }
-}
-
-/// What `port` has in `phase`.
-pub fn in_phase(port: &PortUse, phase: Phase) -> Option<&StateUse> {
-    port.states.iter().find(|of| of.state == phase)
 }
 
 /// The ports that `filter` lets through, sorted: the most, or the oldest, first. `phase`: whose oldest.

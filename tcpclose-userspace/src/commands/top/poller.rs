@@ -5,15 +5,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::agent::server::handlers::ports::PATH;
 use crate::client;
-use crate::client::{Asked, Client};
+use crate::client::Client;
 use crate::commands::top::order::is_of;
 use crate::failure::Failure;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
 use crate::report::ports;
 use crate::report::ports::PortsDocument;
+use crate::report::requests::{PORTS_PATH, SOCKETS_PATH};
 use crate::report::sockets::{SCHEMA, SocketsDocument, StuckSocket};
 
 /// Between two questions after the ports.
@@ -65,15 +65,7 @@ impl Poller {
 }
 
 fn ports(client: &Client, socket: &Path) -> Result<PortsDocument, Failure> {
-    known(client.document(PATH, ports::SCHEMA)?, socket)
-}
-
-fn known<T>(asked: Asked<T>, socket: &Path) -> Result<T, Failure> {
-    match asked {
-        Asked::Document(document) => Ok(document),
-        Asked::NoAgent => Err(client::none_there(socket)),
-        Asked::Denied => Err(client::denied(socket)),
-    }
+    client.document(PORTS_PATH, ports::SCHEMA)?.required(socket)
 }
 
 struct PollerThread {
@@ -135,8 +127,8 @@ impl PollerThread {
                 left_out.push(format!("{all} in {}", phase.name()));
                 continue;
             }
-            let target = format!("/v1/sockets?state={}", phase.name());
-            let document: SocketsDocument = known(self.client.document(&target, SCHEMA)?, &self.socket)?;
+            let target = format!("{SOCKETS_PATH}?state={}", phase.name());
+            let document: SocketsDocument = self.client.document(&target, SCHEMA)?.required(&self.socket)?;
             sockets
                 .extend(document.sockets.into_iter().filter(|socket| is_of(socket, label, &self.last.ports)));
         }
