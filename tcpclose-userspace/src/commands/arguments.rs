@@ -1,15 +1,16 @@
 //! Arguments that several commands have, and their values.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, ValueHint};
 
 use crate::client::fetch::AgentAddress;
 use crate::linux::netns::Scope;
-use crate::names::Phase;
+use crate::names::{Outcome, Phase};
 use crate::report::requests::DEFAULT_SOCKET;
 
 /// A duration such as `10m`.
@@ -42,12 +43,41 @@ pub fn pid(text: &str) -> Result<u32, &'static str> {
 }
 
 /// A TCP state of the close phase, in capitals and with hyphens too.
-pub fn state(text: &str) -> Result<Phase, &'static str> {
-    let name = text.to_ascii_lowercase().replace('-', "_");
-    Phase::ALL
-        .into_iter()
-        .find(|phase| phase.name() == name)
-        .ok_or("not a state; write close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait")
+pub fn state() -> Words<Phase> {
+    Words { all: || Phase::ALL.into_iter().map(|phase| (phase, phase.name())).collect() }
+}
+
+/// The outcome of a close, in capitals and with hyphens too.
+pub fn outcome() -> Words<Outcome> {
+    Words { all: || Outcome::ALL.into_iter().map(|outcome| (outcome, outcome.name())).collect() }
+}
+
+/// Values with names, for completions and help; case and hyphens make no difference.
+#[derive(Clone)]
+pub struct Words<T> {
+    all: fn() -> Vec<(T, &'static str)>,
+}
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Words<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<T, clap::Error> {
+        let text = value.to_string_lossy().to_ascii_lowercase().replace('-', "_");
+        let found = (self.all)().into_iter().find(|(_, name)| *name == text);
+        // clap's own parser for the error, which lists the names.
+        let names = PossibleValuesParser::new((self.all)().into_iter().map(|(_, name)| name));
+        match found {
+            Some((value, _)) => Ok(value),
+            None => Err(names
+                .parse_ref(command, arg, value)
+                .err()
+                .unwrap_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.all)().into_iter().map(|(_, name)| PossibleValue::new(name))))
+    }
 }
 
 /// `--netns`.
@@ -87,7 +117,8 @@ impl clap::Args for AgentAddress {
                     .value_name("PATH")
                     .default_value(DEFAULT_SOCKET)
                     .value_parser(socket_path())
-                    .help("The agent's Unix socket"),
+                    .value_hint(ValueHint::FilePath)
+                    .help("The agent's Unix socket [TCPCLOSE_SOCKET]"),
             )
     }
 

@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::client;
 use crate::client::SocketsAnswer;
@@ -21,20 +23,23 @@ use crate::ui::{labels, table};
 // No doc comment: clap would make it the help of the command that this is a part of.
 #[derive(Debug, Args)]
 pub struct SocketFilter {
-    /// Only sockets that are in the state for this long or longer [default: the agent's first --stuck-after; 60s
-    /// without one]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// Only sockets that have been in the state for at least this long [default: the agent's first --stuck-after, or 60s
+    /// without an agent]
+    #[arg(long, value_name = "DURATION", value_parser = duration, value_hint = ValueHint::Other)]
     pub older_than: Option<Duration>,
-    /// Only sockets of this service port (the local one on a server, the remote one on a client); may be repeated
-    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true)]
+    /// Only sockets of this service port (local on a server, remote on a client); may be repeated
+    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     pub ports: Vec<u16>,
-    /// Only sockets that this process holds
-    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
+    /// Only sockets held by this process
+    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     pub pid: Option<u32>,
-    /// The state: close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait
-    #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state)]
+    /// Only sockets held by processes of this systemd unit
+    #[arg(long, value_name = "UNIT", value_hint = ValueHint::Other)]
+    pub unit: Option<String>,
+    /// TCP state
+    #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state())]
     pub state: Phase,
-    /// Sockets of every network namespace, or of this one
+    /// Network namespaces
     #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
     pub netns: NetnsChoice,
 }
@@ -60,7 +65,19 @@ impl SocketFilter {
         let Fetched { document: answer, source, remark } = fetch(address, ask, snapshot)?;
         let SocketsAnswer { mut document, stuck_after } = answer;
         document.incomplete.extend(remark);
+        if let Some(pid) = self.pid
+            && !document.sockets.iter().any(|socket| is_held_by(socket, pid))
+            && !exists(pid)
+        {
+            let todo = "name a running process, as ps shows it";
+            return Err(Failure::new(format!("--pid {pid}"), "no such process", todo));
+        }
         Ok(Findings { document, bound: self.older_than.unwrap_or(stuck_after), source })
+    }
+
+    /// Whether it names sockets by more than their state and age.
+    pub fn has_target(&self) -> bool {
+        !self.ports.is_empty() || self.pid.is_some() || self.unit.is_some()
     }
 
     /// The sockets that the filters let through, the oldest first.
@@ -70,10 +87,13 @@ impl SocketFilter {
             socket.state == self.state
                 && (self.netns == NetnsChoice::All || socket.netns == own)
                 && (self.ports.is_empty() || self.ports.contains(&socket.port))
-                && self.pid.is_none_or(|pid| socket.owners.iter().any(|owner| owner.pid == pid))
+                && self.pid.is_none_or(|pid| is_held_by(socket, pid))
+                && self.unit.as_ref().is_none_or(|unit| {
+                    socket.owners.iter().any(|owner| owner.place.unit.as_ref() == Some(unit))
+                })
         });
-        // By keys of their own: a socket is four hundred bytes to move. The bits of numbers that are not negative ascend as
-        // they do.
+        // By cached keys, since a socket is four hundred bytes to move. The bits of floats that are not negative sort as
+        // the floats do.
         sockets.sort_by_cached_key(|socket| (Reverse(socket.age.min_seconds.to_bits()), socket.cookie));
         sockets
     }
@@ -84,11 +104,22 @@ impl SocketFilter {
     }
 }
 
+fn is_held_by(socket: &StuckSocket, pid: u32) -> bool {
+    socket.owners.iter().any(|owner| owner.pid == pid)
+}
+
+/// Whether a process of this PID namespace has the id `pid`.
+fn exists(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    // EPERM: it exists, and belongs to another user.
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+}
+
 /// The sockets that match, sorted out by the bound.
 pub struct Sorted {
     /// Past the bound, or possibly so.
     pub matching: Vec<StuckSocket>,
-    /// How many are proven to be younger.
+    /// Those proven to be younger.
     pub younger: usize,
     /// Seconds.
     bound: f64,
@@ -96,7 +127,7 @@ pub struct Sorted {
     own: u32,
 }
 
-/// The inode of this process's network namespace; 0 where /proc does not tell.
+/// The inode of this process's network namespace; 0 where /proc does not have it.
 pub fn own_netns() -> u32 {
     netns::own().map_or(0, |own| own.inum)
 }
@@ -108,7 +139,7 @@ impl Sorted {
         Self { younger: all - sockets.len(), matching: sockets, bound, own: own_netns() }
     }
 
-    /// What the text lists: everything that matches and is not at work.
+    /// The sockets that the text lists: all that match and are not still sending.
     pub fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
         self.matching.iter().filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending)).map(
             |socket| Listed {
@@ -127,7 +158,7 @@ impl Sorted {
         let bound = humantime::format_duration(bound);
         let (stuck, listed) = (self.stuck().count(), self.listed().count());
         let mut text = match stuck {
-            0 => format!("No socket is proven to be in {state} for {bound} or longer"),
+            0 => format!("No socket is proven to have been in {state} for {bound} or longer"),
             n => format!("{} in {state} for {bound} or longer", table::count(n, "socket", "sockets")),
         };
         if listed == 0 {
@@ -140,7 +171,7 @@ impl Sorted {
             text.push_str(&format!("; {} still sending (not listed)", self.matching.len() - listed));
         }
         if self.younger > 0 {
-            text.push_str(&format!("; {}", table::count(self.younger, "younger one", "younger ones")));
+            text.push_str(&format!("; {}", table::count(self.younger, "younger socket", "younger sockets")));
         }
         text
     }

@@ -1,4 +1,4 @@
-//! Sockets put together by owner, port, peer, unit or container, so that one leak is one line.
+//! Sockets grouped by owner, port, peer, unit or container: one leak is one line.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -24,16 +24,16 @@ pub enum By {
     Peer,
     /// The systemd units of the processes that hold the socket.
     Unit,
-    /// Their containers.
+    /// The containers of the processes that hold the socket.
     Container,
 }
 
-/// A socket that is listed, and whether its age is proven to be past the bound.
+/// A listed socket, and whether its age is proven to be past the bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<'a> {
     pub socket: &'a StuckSocket,
     pub possibly: bool,
-    /// It is in another network namespace than ours.
+    /// It is in another network namespace than this process.
     pub elsewhere: bool,
 }
 
@@ -56,7 +56,7 @@ struct GroupKey {
     side: Side,
     port: u16,
     diagnosis: Option<Diagnosis>,
-    /// The network namespace, where it is another than ours.
+    /// The network namespace, where it is another than this process's.
     netns: Option<String>,
 }
 
@@ -106,35 +106,37 @@ fn places(socket: &StuckSocket, place: impl Fn(&Owner) -> Option<&String>) -> Wh
     Who::Places(socket.owners.iter().filter_map(place).cloned().collect())
 }
 
-/// The table of `groups`, the first `limit` of them, how many more there are, and what to run next.
+/// The table of the first `limit` groups, the number of the others, and commands to run next.
 pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, width: Option<u16>) -> String {
     let who: &[&str] = match by {
-        By::Owner => &["OWNER", "SIDE", ">PORT"],
+        By::Owner => &["~OWNER", "SIDE", ">PORT"],
         By::Port => &[">PORT", "SIDE"],
         By::Peer => &["PEER", "SIDE", ">PORT"],
-        By::Unit => &["UNIT", "SIDE", ">PORT"],
-        By::Container => &["CONTAINER", "SIDE", ">PORT"],
+        By::Unit => &["~UNIT", "SIDE", ">PORT"],
+        By::Container => &["~CONTAINER", "SIDE", ">PORT"],
     };
     let mut header = [who, &["WHY", ">COUNT", ">OLDEST", ">UNREAD", ">FDS", ">FULL IN"]].concat();
     let shown = groups.get(..limit).unwrap_or(groups);
     let mut rows: Vec<Vec<String>> = shown.iter().map(|group| group.row(by, rates)).collect();
     if shown.iter().any(|group| group.key.netns.is_some()) {
-        header.push("NETNS");
+        header.push("~NETNS");
         for (row, group) in rows.iter_mut().zip(shown) {
             row.push(
                 group.key.netns.as_ref().map_or_else(|| "-".to_owned(), |netns| printable(netns).into()),
             );
         }
     }
-    let mut text = table::render(&header, &rows, width);
-    text.push('\n');
+    let mut text = match rows.is_empty() {
+        true => String::new(),
+        false => table::render(&header, &rows, width) + "\n",
+    };
     if groups.len() > limit {
         text.push_str(&format!("… {} more\n", groups.len() - limit));
     }
     text + &next_steps(shown, width)
 }
 
-/// What to run next, once a process, for the first that hold what `groups` list.
+/// Commands to run next, one per process, for the first processes of `groups`.
 fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
     const MOST: usize = 3;
     let mut seen = HashSet::new();
@@ -142,7 +144,7 @@ fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
         let owner = group.sockets.first()?.owners.first().filter(|owner| seen.insert(owner.pid))?;
         suggest::step(owner, group.key.diagnosis)
     });
-    // The command on a line of its own, unbroken, to be copied.
+    // The command has its own unbroken line, to be copied.
     let lines = steps
         .take(MOST)
         .map(|(why, command)| format!("{}\n  {command}\n", table::wrap(&format!("next: {why}"), width)));
@@ -197,7 +199,7 @@ impl SocketGroup<'_> {
         self.sockets.iter().flat_map(|socket| &socket.owners)
     }
 
-    /// Of the holders the one that is nearest to its limit of open files.
+    /// The open files of the owner nearest to its limit.
     fn fds(&self) -> String {
         let room = |owner: &Owner| Some(owner.fds_limit?.saturating_sub(owner.fds_used?));
         let tightest = self.owners().min_by_key(|owner| room(owner).unwrap_or(u64::MAX));
@@ -208,9 +210,9 @@ impl SocketGroup<'_> {
         }
     }
 
-    /// When the first of the holders has no file descriptor left, if sockets go on to get stuck in it as they did.
+    /// The time until the first owner has no file descriptor left, at the rate so far.
     fn full_in(&self, rates: &FdRates) -> String {
-        // In the accept queue a socket takes no file descriptor yet; what is not proven makes no rate.
+        // A socket in the accept queue has no file descriptor yet, and ages that are not proven give no rate.
         if self.key.possibly || self.key.diagnosis == Some(Diagnosis::NotAccepted) {
             return "-".to_owned();
         }
@@ -222,7 +224,7 @@ impl SocketGroup<'_> {
     }
 }
 
-/// A container's id as people use it: the first 12 of its 64 digits. Other names as they are.
+/// A container's id as people use it: the first 12 of its 64 digits. Other names are unchanged.
 fn short(name: &str) -> String {
     let (runtime, id) = name.split_at(name.rfind("://").map_or(0, |at| at + 3));
     match id.get(..12) {

@@ -34,7 +34,7 @@ use std::process::ExitCode;
 use crate::agent::config::Config;
 use crate::commands::cli::Cli;
 use crate::commands::config::Stop;
-use crate::commands::output::{print, written};
+use crate::commands::output::{note, print, written};
 use crate::failure::Failure;
 use crate::linux::executables;
 use crate::linux::executables::helper;
@@ -48,6 +48,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return helper::serve();
     }
     executables::has_command();
+    if let Some(warning) = config::unknown_variables() {
+        note(&warning);
+    }
     let done = match config::parse(&arguments) {
         Ok(Cli::Agent(agent)) => agent.run(&|| reload(&arguments)).map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),

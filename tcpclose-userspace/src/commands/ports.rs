@@ -2,36 +2,36 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
 use crate::client::fetch::{AgentAddress, Fetched, fetch_document};
 use crate::commands::arguments::number;
 use crate::commands::output::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
-use crate::report::ports::{PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
+use crate::report::ports::{Durations, PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
 use crate::report::requests::{DEFAULT_STUCK_AFTER, PORTS_PATH};
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 
-/// How many ports are shown unless told otherwise.
+/// Ports that are shown by default.
 const PORTS: usize = 20;
 
-/// Show each port's sockets per state, the oldest of them, how long states last, closes a second, and what is stuck
+/// Show sockets per port and state: count, oldest, time in state, closes per second, stuck
 ///
-/// Asks the agent, whose numbers are those of its /metrics; where none runs it takes a snapshot, which has the sockets
-/// of this moment and the proven minimum of their ages only.
+/// Asks the agent, whose numbers are those of its /metrics. Without one it takes a snapshot, which has the current sockets
+/// and the proven minimum of their ages.
 ///
-/// MEDIAN and P99 are of the sockets that have left the state since the agent began: interpolated in the histogram's
-/// bucket, whose bounds --json has too. CLOSES/S is over the last minute. A leak is in STUCK and OLDEST, never in MEDIAN.
+/// MEDIAN and P99 cover the sockets that left the state since the agent started, as the bucket of the histogram that the
+/// quantile is in. CLOSES/S covers the last minute. A leak shows in STUCK and OLDEST, never in MEDIAN.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose ports\n  \
     tcpclose ports --json | jq '.ports[] | select(.stuck > 0)'")]
 pub struct Ports {
-    /// At most this many ports: those with stuck sockets first, then those with most
-    #[arg(long, value_name = "N", default_value_t = PORTS, value_parser = number, allow_negative_numbers = true)]
+    /// Maximum number of ports: those with stuck sockets first, then those with the most sockets
+    #[arg(long, value_name = "N", default_value_t = PORTS, value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: usize,
-    /// One JSON document, with every port, whatever the --limit
+    /// Print JSON, with every port regardless of --limit
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -69,10 +69,10 @@ fn text(document: &mut PortsDocument, source: &str, limit: usize, width: Option<
     let ports = &document.ports;
     let rows: Vec<Vec<String>> = ports.iter().take(limit).flat_map(rows).collect();
     let mut text = match rows.is_empty() {
-        true => "No connection has closed, and none is closing".to_owned(),
-        false => table::render(&HEADER, &rows, width),
+        _ if ports.is_empty() => "No connection has closed, and none is closing\n".to_owned(),
+        true => String::new(),
+        false => table::render(&HEADER, &rows, width) + "\n",
     };
-    text.push('\n');
     if ports.len() > limit {
         text.push_str(&format!("… {} more\n", ports.len() - limit));
     }
@@ -82,7 +82,7 @@ fn text(document: &mut PortsDocument, source: &str, limit: usize, width: Option<
     text
 }
 
-/// A line a state; what is of the whole port is on the first.
+/// A row per state; the first one also has the cells of the whole port.
 fn rows(port: &PortUse) -> Vec<Vec<String>> {
     let whole = [side(port), number_of(port), closes(port), stuck(port)];
     let [side, number, closes, stuck] = whole;
@@ -110,7 +110,7 @@ pub fn closes(port: &PortUse) -> String {
     port.closes_per_second.map_or_else(|| "-".to_owned(), table::rate)
 }
 
-/// What is proven to be stuck, and what may be: `3`, `3–5`.
+/// The number of stuck sockets, with those that may be: `3`, `3–5`.
 pub fn stuck(port: &PortUse) -> String {
     match port.possibly_stuck {
         0 => port.stuck.to_string(),
@@ -126,15 +126,34 @@ pub fn state_cells(of_state: &StateUse) -> Vec<String> {
         labels::phase(of_state.state),
         of_state.sockets.to_string(),
         or_dash(of_state.oldest_seconds.map(table::span)),
-        or_dash(durations.map(|durations| quantile(&durations.median))),
-        or_dash(durations.map(|durations| quantile(&durations.p99))),
+        or_dash(durations.map(|durations| quantile(&durations.median, durations))),
+        or_dash(durations.map(|durations| quantile(&durations.p99, durations))),
     ]
 }
 
-/// As interpolated; `>2m` beyond the last bucket.
-fn quantile(quantile: &QuantileBounds) -> String {
-    let beyond = || format!(">{}", table::span(quantile.from_seconds));
-    quantile.seconds.map_or_else(beyond, table::short)
+/// The bounds of a quantile: `1–5m`; `>1d` beyond the last bucket.
+fn quantile(quantile: &QuantileBounds, durations: &Durations) -> String {
+    match bounds(quantile, durations) {
+        (from, Some(to)) => table::interval(from, to),
+        (from, None) => format!(">{}", table::span(from)),
+    }
+}
+
+/// The upper bound of a quantile, for narrow columns: `≤5m`.
+pub fn quantile_at_most(quantile: &QuantileBounds, durations: &Durations) -> String {
+    match bounds(quantile, durations) {
+        (_, Some(to)) => format!("≤{}", table::short(to).replace(".0", "")),
+        (from, None) => format!(">{}", table::span(from)),
+    }
+}
+
+/// The bucket of a quantile, where no duration is longer than all of them together.
+fn bounds(quantile: &QuantileBounds, durations: &Durations) -> (f64, Option<f64>) {
+    let (from, sum) = (quantile.from_seconds, durations.sum_seconds.max(quantile.from_seconds));
+    match durations.count {
+        1 => (sum, Some(sum)),
+        _ => (from, quantile.to_seconds.map(|to| to.min(sum))),
+    }
 }
 
 #[cfg(test)]

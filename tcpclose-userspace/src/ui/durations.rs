@@ -1,4 +1,4 @@
-//! How long something lasted, and how well that is known: `61 µs`, `1.203 s`, `30–31 s`, `≥5 s`, `unknown`.
+//! Durations with the precision to which they are known: `61 µs`, `1.203 s`, `30–31 s`, `≥5 s`, `unknown`.
 
 use crate::names::Age;
 

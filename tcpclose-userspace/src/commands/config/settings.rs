@@ -2,14 +2,14 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-/// Read where it is there, and no other file is named.
+/// Read where it exists and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/tcpclose/tcpclose.toml";
 
-/// What can be an argument and nothing else.
+/// Arguments that are no settings.
 pub const ARGUMENT_ONLY: [&str; 1] = ["check_config"];
-/// The argument that names the file, which can be no key of it.
+/// The argument that names the file, which is no key of it.
 pub const CONFIG: &str = "config";
-/// The argument that names a file of another format, which is checked as well.
+/// The argument that names the web configuration, which is checked too.
 pub const WEB_CONFIG: &str = "web_config";
 
 /// The one command that has settings.
@@ -59,4 +59,12 @@ pub fn named_in_help(arg: Arg) -> Arg {
         (Some(variable), Some(help)) => arg.help(format!("{help} [{variable}]")),
         _ => arg,
     }
+}
+
+/// The one of `known` nearest to `word`, where one is close.
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let by_distance = known.map(|known| (strsim::damerau_levenshtein(known, word), known));
+    let (distance, nearest) = by_distance.min_by_key(|(distance, _)| *distance)?;
+    let own = word.strip_prefix("TCPCLOSE_").unwrap_or(word);
+    (distance <= (own.chars().count() / 3).max(1)).then_some(nearest)
 }

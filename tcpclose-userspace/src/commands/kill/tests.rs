@@ -10,7 +10,7 @@ fn arguments(words: &[&str]) -> Kill {
 }
 
 #[test]
-fn neglect_alone_goes_unless_another_diagnosis_is_named() {
+fn neglected_sockets_alone_are_destroyed_by_default() {
     let kill = arguments(&[]);
     assert_eq!((kill.diagnoses(), kill.yes, kill.rate), (DIAGNOSES.to_vec(), false, 100));
     assert_eq!(kill.filter.state, Phase::CloseWait);
@@ -22,7 +22,7 @@ fn neglect_alone_goes_unless_another_diagnosis_is_named() {
 #[test]
 fn one_socket_is_one_line_whatever_its_owner_is_called() {
     let socket = socket(3_720, &[owner(42, "a\nb\x1b[2J", (1, 2))]);
-    let line = told(&socket, false, &KillOutcome::Refused { errno: None, why: "x\ny".to_owned() });
+    let line = result_line(&socket, false, &KillOutcome::Refused { errno: None, why: "x\ny".to_owned() });
     assert_eq!(
         line,
         "refused    10.0.0.5:8080  10.0.0.9:41234  1h 2m  not_closed  a\\nb\\u{1b}[2J[42]:5  (x\\ny)\n"
@@ -30,14 +30,14 @@ fn one_socket_is_one_line_whatever_its_owner_is_called() {
 }
 
 #[test]
-fn a_socket_of_another_namespace_is_told_with_its_name() {
+fn a_socket_of_another_namespace_has_its_name() {
     let socket = StuckSocket { netns_name: Some("blue".to_owned()), ..socket(60, &[]) };
-    let line = told(&socket, true, &KillOutcome::Destroyed);
+    let line = result_line(&socket, true, &KillOutcome::Destroyed);
     assert!(line.starts_with("destroyed  10.0.0.5:8080 in blue  10.0.0.9:41234  1m"), "{line}");
 }
 
 #[test]
-fn what_no_socket_can_escape_is_one_failure() {
+fn a_refusal_for_every_socket_is_one_failure() {
     let refused = |errno| KillOutcome::Refused { errno: Some(errno), why: "os says so".to_owned() };
     let line = |errno, state| {
         hopeless(&refused(errno), state, &Executor::Own(RefCell::default())).map(|f| f.to_string())
@@ -47,4 +47,15 @@ fn what_no_socket_can_escape_is_one_failure() {
     assert_eq!(line(libc::EOPNOTSUPP, Phase::TimeWait), None);
     assert_eq!(line(libc::ENOMEM, Phase::CloseWait), None);
     assert_eq!(hopeless(&KillOutcome::Destroyed, Phase::CloseWait, &Executor::Own(RefCell::default())), None);
+}
+
+#[test]
+fn yes_needs_a_target() {
+    for words in [&["--yes"][..], &["--yes", "--older-than", "1h"], &["--yes", "--limit", "1"]] {
+        let line = arguments(words).run().unwrap_err().to_string();
+        assert!(line.starts_with("tcpclose: kill --yes: no target; ") && line.contains("--all"), "{line}");
+    }
+    for words in [&["--port", "80"][..], &["--pid", "1"], &["--unit", "api.service"]] {
+        assert!(arguments(words).filter.has_target(), "{words:?}");
+    }
 }

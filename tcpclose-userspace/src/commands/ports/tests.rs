@@ -1,6 +1,5 @@
 use crate::commands::ports::*;
 use crate::names::{Phase, Side};
-use crate::report::ports::Durations;
 use crate::report::sockets::DocumentSource;
 
 pub fn document() -> PortsDocument {
@@ -54,7 +53,7 @@ fn the_worst_port_comes_first_and_a_line_is_a_state() {
     let expected = "\
 SIDE     PORT  STATE       SOCKETS  OLDEST  MEDIAN  P99  CLOSES/S  STUCK
 server   8080  TIME-WAIT         4     50s       -    -        12  10–12
-               CLOSE-WAIT       12   2h 3m   420µs  >1d
+               CLOSE-WAIT       12   2h 3m   0–1ms  >1d
 client  other  TIME-WAIT      4000      1m       -    -        12      0
 … 1 more
 
@@ -65,4 +64,24 @@ incomplete: something
     let old = PortsDocument { age_seconds: Some(40.2), ..document() };
     let text = crate::commands::ports::text(&mut old.clone(), "agent", 2, Some(80));
     assert!(text.contains("\nsource: agent, numbers 40 s old\n"), "{text}");
+}
+
+#[test]
+fn a_limit_of_nothing_does_not_say_that_there_is_nothing() {
+    let text = text(&mut document(), "agent", 0, Some(80));
+    assert_eq!(text, "… 3 more\n\nsource: agent\nincomplete: something\n");
+}
+
+#[test]
+fn a_quantile_is_a_bucket_and_never_longer_than_all_durations() {
+    let quantile = |count, sum_seconds, from_seconds, to_seconds| {
+        let median = QuantileBounds { seconds: None, from_seconds, to_seconds };
+        let durations = Durations { count, sum_seconds, median, p99: median };
+        (quantile(&median, &durations), quantile_at_most(&median, &durations))
+    };
+    let words = |long: &str, short: &str| (long.to_owned(), short.to_owned());
+    assert_eq!(quantile(9, 1e4, 60.0, Some(300.0)), words("1–5m", "≤5m"));
+    assert_eq!(quantile(2, 65.2, 60.0, Some(300.0)), words("1m–1m 5s", "≤1m 5s"));
+    assert_eq!(quantile(1, 0.25, 0.1, Some(0.5)), words("250ms", "≤250ms"));
+    assert_eq!(quantile(9, 1e9, 86_400.0, None), words(">1d", ">1d"));
 }

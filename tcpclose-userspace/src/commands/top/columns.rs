@@ -11,7 +11,7 @@ use crate::ui::{labels, table};
 /// A column: its name in two lines, and how wide it is.
 pub type Column = (&'static str, u16);
 
-/// 80 columns in all, with a blank in between; a narrower terminal has the first of them.
+/// 80 columns in all, with a blank in between; a narrower terminal shows the first of them.
 pub const PORTS: [Column; 13] = [
     ("SIDE", 7),
     ("PORT", 5),
@@ -23,9 +23,9 @@ pub const PORTS: [Column; 13] = [
     ("CLOS\nING", 4),
     ("TIME\nWAIT", 5),
     ("CLOSE\n/S", 5),
-    ("OLDEST", 7),
+    ("OLDEST", 6),
     ("MEDIAN", 6),
-    ("P99", 5),
+    ("P99", 6),
 ];
 
 /// In the order of [`PORTS`].
@@ -44,13 +44,19 @@ pub fn port(port: &PortUse, phase: Phase) -> Vec<String> {
         in_phase(port, *phase).map_or_else(|| "0".to_owned(), |of| compact(of.sockets, *width))
     }));
     row.push(ports::closes(port));
-    let of_phase = in_phase(port, phase).map(|of| ports::state_cells(of)[2..].to_vec());
-    let cells = of_phase.unwrap_or_else(|| vec!["-".to_owned(); 3]);
+    let of_phase = in_phase(port, phase);
+    let durations = of_phase.and_then(|of| of.durations.as_ref());
+    let cells = [
+        of_phase.and_then(|of| of.oldest_seconds).map(table::span),
+        durations.map(|durations| ports::quantile_at_most(&durations.median, durations)),
+        durations.map(|durations| ports::quantile_at_most(&durations.p99, durations)),
+    ];
+    let cells = cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
     row.extend(cells.iter().zip(&PORTS[10..]).map(|(cell, (_, width))| shortened(cell, *width)));
     row
 }
 
-/// A time in its larger unit alone where there is no room for two: `4m` of `4m 50s`.
+/// A time in its larger unit alone where two do not fit: `4m` of `4m 50s`.
 fn shortened(time: &str, width: u16) -> String {
     let fits = time.chars().count() <= usize::from(width);
     let words = if fits { time } else { time.split(' ').next().unwrap_or_default() };
@@ -65,7 +71,7 @@ pub fn compact(n: u64, width: u16) -> String {
 }
 
 pub const STATES: [Column; 6] =
-    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("LEFT IT", 10), ("MEDIAN", 8), ("P99", 8)];
+    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("LEFT IT", 10), ("MEDIAN", 10), ("P99", 10)];
 
 /// The row of a state, in the table below that of ports.
 pub fn state(of: &StateUse) -> Vec<String> {
@@ -90,7 +96,7 @@ pub fn socket(socket: &StuckSocket) -> Vec<String> {
     ]
 }
 
-/// Everything that is known of `socket`, a line each: what, and what of it.
+/// All facts about `socket`, a name and a value each.
 pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     let mut facts = vec![
         ("state", format!("{} for {}", labels::phase(socket.state), table::age(&socket.age))),

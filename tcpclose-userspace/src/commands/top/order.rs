@@ -1,4 +1,4 @@
-//! What is shown of ports and sockets, and in which order. Pure.
+//! Ports and sockets, filtered and sorted. Pure.
 
 use std::cmp::Ordering;
 
@@ -70,7 +70,7 @@ impl SocketsBy {
     }
 }
 
-/// The ports that `filter` lets through, sorted: the most, or the oldest, first. `phase`: whose oldest.
+/// The ports that `filter` lets through, sorted: the most, or the oldest in `phase`, first.
 pub fn ports<'a>(
     all: &'a [PortUse],
     by: PortsBy,
@@ -89,7 +89,7 @@ pub fn ports<'a>(
             PortsBy::Sockets => b.sockets.cmp(&a.sockets),
             PortsBy::Closes => rate(b).total_cmp(&rate(a)),
             PortsBy::Oldest => oldest(b).total_cmp(&oldest(a)),
-            // The rest together comes last.
+            // The other ports come last.
             PortsBy::Port => (a.port.is_none(), a.port).cmp(&(b.port.is_none(), b.port)),
         };
         turned(order, reversed).then(worst).then(a.label().cmp(&b.label()))

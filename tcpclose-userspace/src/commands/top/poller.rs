@@ -1,4 +1,4 @@
-//! Asks the agent, on a thread of its own.
+//! Asks the agent on its own thread.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -16,14 +16,14 @@ use crate::report::ports::PortsDocument;
 use crate::report::requests::{PORTS_PATH, SOCKETS_PATH};
 use crate::report::sockets::{SCHEMA, SocketsDocument, StuckSocket};
 
-/// Between two questions after the ports.
+/// Between two requests for the ports.
 const PORTS_EACH: Duration = Duration::from_secs(1);
-/// Between two after sockets: each is a dump and a pass over all processes' files.
+/// Between two requests for sockets: each is a dump and a pass over all processes' files.
 const SOCKETS_EACH: Duration = Duration::from_secs(5);
-/// A state with more sockets than this is not listed: nobody reads them, and the agent would look for owners of all.
+/// A state with more sockets than this is not listed: the agent would look for the owners of all.
 const MOST_SOCKETS: u64 = 20_000;
 
-/// What came of asking.
+/// An answer, or a failure.
 pub enum Update {
     Ports(Box<PortsDocument>),
     Sockets(PortSockets),
@@ -49,17 +49,17 @@ impl Poller {
     pub fn begin(socket: &Path) -> Result<(Self, PortsDocument), Failure> {
         let client = Client::new(socket, client::PATIENCE)?;
         let first = ports(&client, socket)?;
-        let (updates, heard) = channel();
+        let (updates, received) = channel();
         let (wants, wanted) = channel();
         let mut asker = PollerThread { client, socket: socket.to_owned(), last: first.clone(), updates };
-        let started = thread::Builder::new().name("asking".to_owned()).spawn(move || asker.run(&wanted));
+        let started = thread::Builder::new().name("poller".to_owned()).spawn(move || asker.run(&wanted));
         started.map_err(|why| Failure::new("cannot start", why, "report this"))?;
-        Ok((Self { updates: heard, wants }, first))
+        Ok((Self { updates: received, wants }, first))
     }
 
     /// From now on the sockets of `label` are wanted too.
     pub fn want(&self, label: Option<LabelSlot>) {
-        // Who asks no more is noticed where its answers are taken.
+        // The end of the thread shows where its answers are taken.
         let _ = self.wants.send(label);
     }
 }

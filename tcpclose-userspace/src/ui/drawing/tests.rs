@@ -175,9 +175,9 @@ fn a_close_that_was_none_draws_itself_as_what_it_was() {
             Outcome::Aborted,
             " ✕  +3.000 s        aborted by the program (linger 0, unread data, disconnect)\n",
         ),
-        (Outcome::Timeout, " ✕  +3.000 s        timed out: the peer was silent for too long\n"),
+        (Outcome::Timeout, " ✕  +3.000 s        timed out: no answer from the peer\n"),
         (Outcome::Destroyed, " ✕  +3.000 s        destroyed from outside (SOCK_DESTROY)\n"),
-        (Outcome::Unknown, " ✕  +3.000 s        ended; by what was not observed\n"),
+        (Outcome::Unknown, " ✕  +3.000 s        ended; cause not observed\n"),
     ] {
         let drawing = drawn(Role::Passive, &reset, Some(outcome));
         assert!(drawing.contains(line) && drawing.ends_with("                    CLOSED\n"), "{drawing}");
@@ -198,7 +198,10 @@ fn a_close_that_was_none_draws_itself_as_what_it_was() {
         (FinWait2, Close, Some(7), Some(1001), Some(5001)),
     ];
     let drawing = drawn(Role::Active, &full, Some(Outcome::Graceful));
-    assert!(drawing.ends_with("CLOSED (TIME-WAIT skipped: the kernel had no room for it)\n"), "{drawing}");
+    assert!(
+        drawing.ends_with("CLOSED (TIME-WAIT skipped: tcp_max_tw_buckets or memory exhausted)\n"),
+        "{drawing}"
+    );
     assert!(drawing.contains(" ④                  ACK sent      ── ack=5001"), "{drawing}");
 }
 
