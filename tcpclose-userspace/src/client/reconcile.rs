@@ -39,12 +39,12 @@ fn wait(client: &Client, begun: Instant, since_ns: u64) -> Result<(), Failure> {
         }
         let waited = begun.elapsed();
         if waited >= PATIENCE {
-            let why = format!("no reconcile within {} s: {}", PATIENCE.as_secs(), now.words());
+            let why = format!("no reconcile within {}s: {}", PATIENCE.as_secs(), now.words());
             let todo = "look for failed dumps in its log (--log-level info)";
             return Err(Failure::new("verify", why, todo));
         }
         if waited >= progress::WORTH {
-            progress::show(&format!("{}: {} s", now.words(), waited.as_secs()));
+            progress::show(&format!("{}: {}s", now.words(), waited.as_secs()));
         }
     }
 }

@@ -3,6 +3,7 @@
 use clap::Parser;
 
 use crate::commands::agent;
+use crate::commands::doctor;
 use crate::commands::exhaustion;
 use crate::commands::generate;
 use crate::commands::kill;
@@ -26,5 +27,6 @@ pub enum Cli {
     Top(top::Top),
     Verify(verify::Verify),
     Watch(watch::Watch),
+    Doctor(doctor::Doctor),
     Generate(generate::Generate),
 }

@@ -194,16 +194,7 @@ mod tests {
             tuples_in_use: 5,
             tuples: vec![full, nearly],
         };
-        let expected = "\
-LOCAL     REMOTE        USED   OF    %  TIME-WAIT  REUSE  TAKEN/S  LEFT
-10.0.0.1  10.0.0.2:443   100  100  100         30      0        -  none
-10.0.0.1  10.0.0.2:443    99  100   99         30      0      0.5   10s
-  held by a\\u{1b}pi[5] 68; closed by ended[6] 30; taken by bind() 1
-… 3 more
-
-source: agent
-";
-        assert_eq!(text(&document, "agent", 7, Some(100)), expected);
+        crate::ui::golden::check("exhaustion.txt", &text(&document, "agent", 7, Some(100)));
         assert!(text(&document, "agent", 8, None).contains("  net:[7]\n"));
         let narrow = text(&document, "agent", 7, Some(40));
         assert!(

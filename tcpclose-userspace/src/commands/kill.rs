@@ -173,7 +173,18 @@ impl Kill {
             let done = Done { fates: fates.collect(), tally: Tally::default(), interrupted: false };
             return print(&self.json(findings, done, left)?).map(|()| ExitCode::SUCCESS);
         }
-        let width = table::width();
+        let text = self.dry_run_text(findings, &going, left, bound, table::width());
+        print(&text).map(|()| ExitCode::SUCCESS)
+    }
+
+    fn dry_run_text(
+        &self,
+        findings: &Findings,
+        going: &[StuckSocket],
+        left: Left,
+        bound: f64,
+        width: Option<u16>,
+    ) -> String {
         let what = match going.len() {
             0 => "No socket to destroy".to_owned(),
             n => format!("Would destroy {}", table::count(n, "socket", "sockets")),
@@ -197,7 +208,7 @@ impl Kill {
                 .collect();
             text.push_str(&format!("\n{}\n", stuck::list(&listed, usize::MAX, width)));
         }
-        text.push_str(&self.remarks(findings, left));
+        text.push_str(&remarks(findings, left, width));
         if !going.is_empty() {
             let yes = match self.filter.has_target() {
                 true => "--yes",
@@ -205,18 +216,7 @@ impl Kill {
             };
             text.push_str(&format!("dry run: nothing was destroyed; {yes} destroys them\n"));
         }
-        print(&text).map(|()| ExitCode::SUCCESS)
-    }
-
-    /// The sockets left alone, the source, and what is missing.
-    fn remarks(&self, findings: &Findings, left: Left) -> String {
-        let left = match left.words().as_slice() {
-            [] => None,
-            words => Some(format!("left alone: {}", words.join("; "))),
-        };
-        let width = table::width();
-        let left = left.map_or_else(String::new, |left| table::wrap(&left, width) + "\n");
-        left + &footer(&findings.source, &findings.document.incomplete, width)
+        text
     }
 
     fn destroy(
@@ -342,8 +342,17 @@ impl Kill {
             ),
             _ => format!("{stopped}{} of {all}", printable(&done.tally.words())),
         };
-        table::wrap(&line, table::width()) + "\n" + &self.remarks(findings, left)
+        table::wrap(&line, table::width()) + "\n" + &remarks(findings, left, table::width())
     }
+}
+
+/// The sockets left alone, the source, and what is missing.
+fn remarks(findings: &Findings, left: Left, width: Option<u16>) -> String {
+    let left = match left.words().as_slice() {
+        [] => String::new(),
+        words => table::wrap(&format!("left alone: {}", words.join("; ")), width) + "\n",
+    };
+    left + &footer(&findings.source, &findings.document.incomplete, width)
 }
 
 /// A refusal that every other socket would meet too, as a failure.

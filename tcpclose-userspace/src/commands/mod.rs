@@ -1,7 +1,8 @@
 //! The command line: arguments in, text or JSON out, an exit status.
 //!
 //! * [`cli`]: the commands. [`config`]: their settings from arguments, variables and a file.
-//! * [`agent`], [`stuck`], [`kill`], [`ports`], [`exhaustion`], [`top`], [`verify`], [`watch`]: one file a command.
+//! * [`agent`], [`stuck`], [`kill`], [`ports`], [`exhaustion`], [`top`], [`verify`], [`watch`], [`doctor`]: one file
+//!   per command.
 //! * [`generate`]: man pages and completions, for packages.
 //! * [`arguments`]: arguments that several commands have. [`output`]: standard output.
 //! * [`filter`]: the sockets that `stuck` and `kill` are about. [`groups`]: sockets put together;
@@ -12,6 +13,7 @@ pub mod agent;
 pub mod arguments;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod exhaustion;
 pub mod fd_exhaustion;
 pub mod filter;
@@ -60,6 +62,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
+        Ok(Cli::Doctor(doctor)) => doctor.run(),
         Ok(Cli::Generate(generate)) => generate.run(&config::documented(), &config::template()),
         // As clap prints it: in colour on a terminal, unless NO_COLOR is set.
         Err(Stop::Help(help)) => written(help.print()).map(|()| ExitCode::SUCCESS),
@@ -101,6 +104,17 @@ mod tests {
         assert!(command.render_long_help().to_string().contains("Example"));
         for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
             assert!(sub.render_long_help().to_string().contains("Example"), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn the_whole_help_of_every_command() {
+        let mut command = config::documented().term_width(100);
+        command.build();
+        crate::ui::golden::check("help.txt", &command.render_long_help().to_string());
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            let name = format!("help-{}.txt", sub.get_name());
+            crate::ui::golden::check(&name, &sub.render_long_help().to_string());
         }
     }
 

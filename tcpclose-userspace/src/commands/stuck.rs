@@ -145,4 +145,4 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -122,7 +122,7 @@ impl Verify {
         let differs = audit.rows.iter().filter(|row| row.verdict == Verdict::Differs).count();
         let text = match self.json {
             true => json(&audit)?,
-            false => self.text(&audit, differs),
+            false => self.text(&audit, differs, table::width()),
         };
         print(&text)?;
         Ok(if differs == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -243,11 +243,10 @@ impl Verify {
         }
     }
 
-    fn text(&self, audit: &Audit, differs: usize) -> String {
-        let width = table::width();
+    fn text(&self, audit: &Audit, differs: usize, width: Option<u16>) -> String {
         let wrapped = |line: String| table::wrap(&line, width) + "\n";
         let mut text = wrapped(format!(
-            "Agent at {} compared with the kernel, over {:.1} s (state hook {}, TIME-WAIT hook {})",
+            "Agent at {} compared with the kernel, over {:.1}s (state hook {}, TIME-WAIT hook {})",
             printable(&self.socket.to_string_lossy()),
             audit.seconds,
             printable(&audit.backends.state),
@@ -359,6 +358,49 @@ mod tests {
         assert_eq!(better(row(2, Verdict::Equal), differs()).agent, Span::exact(2));
         assert_eq!(better(differs(), row(2, Verdict::Differs)).agent, Span::exact(1));
         assert_eq!(better(differs(), row(2, Verdict::Explained("y".to_owned()))).agent, Span::exact(2));
+    }
+
+    #[test]
+    fn the_whole_text() {
+        let row = |what: &str, agent, kernel, verdict| AuditRow {
+            what: what.to_owned(),
+            agent: Span::exact(agent),
+            kernel,
+            verdict,
+            namespaces: Vec::new(),
+        };
+        let rows = vec![
+            row("close_wait", 12, Some(Span::exact(12)), Verdict::Equal),
+            row(
+                "time_wait",
+                4003,
+                Some(Span { min: 3990, max: 3999 }),
+                Verdict::Explained("17 events were lost".to_owned()),
+            ),
+            row("closes", 100, Some(Span::exact(90)), Verdict::Differs),
+        ];
+        let audit = Audit {
+            schema: SCHEMA,
+            host: "h".to_owned(),
+            boot_id: "b".to_owned(),
+            at: "t".to_owned(),
+            seconds: 10.04,
+            netns: 1,
+            namespaces: Vec::new(),
+            backends: BackendsInUse::of(&Samples::parse(
+                "tcpclose_hook_info{hook=\"state\",backend=\"btf\"} 1\n\
+                 tcpclose_hook_info{hook=\"time_wait\",backend=\"hooks\"} 1\n",
+            )),
+            lost: 17,
+            rows,
+            counters: BTreeMap::new(),
+            sockstat: SockStat::default(),
+            incomplete: vec![OWN_ONLY.to_owned()],
+        };
+        let verify =
+            Verify { period: Duration::ZERO, json: false, socket: "/run/tcpclose/tcpclose.sock".into() };
+        let texts = [100, 40].map(|width| verify.text(&audit, 1, Some(width)));
+        crate::ui::golden::check("verify.txt", &texts.join("\n-----\n"));
     }
 
     #[test]

@@ -29,8 +29,8 @@ use crate::ui::watch_columns::{Clock, Columns};
 /// Show every transition of the close phase, live
 ///
 /// This includes TIME-WAIT and orphaned FIN-WAIT-2, which no tracepoint reports. Asks the agent; without one it attaches its
-/// own eBPF programs, which needs root. AFTER is the time spent in the previous state: 1.203 s if both ends were observed,
-/// 30–31 s if only the bounds are known, unknown if the state was entered before the start, - for ESTABLISHED.
+/// own eBPF programs, which needs root. AFTER is the time spent in the previous state: 1.203s if both ends were observed,
+/// 30–31s if only the bounds are known, unknown if the state was entered before the start, - for ESTABLISHED.
 ///
 /// --handshake draws connections with their sequence numbers; missing parts are `not observed`. An ACK is drawn when it is
 /// due: a delayed ACK leaves up to 200 ms later.

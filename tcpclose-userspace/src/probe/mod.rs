@@ -6,6 +6,7 @@ mod pinned_links;
 pub mod prog_stats;
 pub mod ring;
 mod ring_window;
+pub mod support;
 pub mod tracefs;
 
 use std::io;

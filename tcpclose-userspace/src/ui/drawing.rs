@@ -240,8 +240,8 @@ fn entered(step: &Line) -> String {
     let name = state(step.to.name());
     let length = step.more.as_ref().and_then(|more| more.time_wait_ms);
     match (step.to, length) {
-        (TcpState::TimeWait, Some(ms)) if ms % 1000 == 0 => format!("{name}, 2MSL ({} s here)", ms / 1000),
-        (TcpState::TimeWait, Some(ms)) => format!("{name}, 2MSL ({:.3} s here)", ms as f64 / 1000.0),
+        (TcpState::TimeWait, Some(ms)) if ms % 1000 == 0 => format!("{name}, 2MSL ({}s here)", ms / 1000),
+        (TcpState::TimeWait, Some(ms)) => format!("{name}, 2MSL ({:.3}s here)", ms as f64 / 1000.0),
         (TcpState::TimeWait, None) => format!("{name}, 2MSL"),
         // TIME-WAIT was due.
         (TcpState::Close, _) if step.outcome == Some(Outcome::Graceful) && step.from != TcpState::LastAck => {

@@ -7,6 +7,8 @@
 pub mod drawing;
 pub mod durations;
 pub mod footer;
+#[cfg(test)]
+pub mod golden;
 pub mod labels;
 pub mod progress;
 pub mod table;

@@ -65,7 +65,7 @@ impl Ticker {
             let start = Instant::now();
             let tick = move || {
                 while stopped.recv_timeout(WORTH) == Err(RecvTimeoutError::Timeout) {
-                    show(&format!("{what}: {} s", start.elapsed().as_secs()));
+                    show(&format!("{what}: {}s", start.elapsed().as_secs()));
                 }
             };
             (stop, std::thread::spawn(tick))
@@ -112,7 +112,7 @@ mod tests {
             Command::new("script").args(["-qec", &work_line(), "/dev/null"]).env("TERM", "xterm").output();
         let output = output.unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("\r\x1b[Kworking: 1 s"), "{text:?}");
+        assert!(text.contains("\r\x1b[Kworking: 1s"), "{text:?}");
         assert!(text.contains("\r\x1b[Khalf of it\r\n"), "{text:?}");
         let (_, after) = text.rsplit_once("working: ").unwrap();
         assert!(after.contains("\r\x1b[K"), "{text:?}");

@@ -159,17 +159,15 @@ mod tests {
     #[test]
     fn lines_are_aligned_and_grow_when_they_must() {
         let mut columns = Columns::new(4_026_531_840, Clock::Utc);
-        let header = columns.header();
-        let line = columns.line(&sample());
-        assert_eq!(
-            [header.as_str(), line.as_str()],
-            [
-                "TIME (UTC)       FROM           TO                AFTER  SIDE    ROLE     LOCAL                  \
-                 PEER                   NETNS  OWNER",
-                "11:00:00.123456  FIN-WAIT-2 →   TIME-WAIT    512.000 ms  client  active   10.0.0.9:41234         \
-                 10.0.0.5:8080          -      curl[4242]",
-            ]
-        );
+        let first = Line { from: TcpState::Established, to: TcpState::FinWait1, ..sample() };
+        let last = Line {
+            to: TcpState::Close,
+            outcome: Some(Outcome::Graceful),
+            max_seconds: Some(1.0),
+            ..sample()
+        };
+        let lines = [columns.header(), columns.line(&first), columns.line(&sample()), columns.line(&last)];
+        crate::ui::golden::check("watch.txt", &(lines.join("\n") + "\n"));
         let mut far = sample();
         far.local = "[2001:db8::1:2:3:4]:41234".parse().unwrap();
         let (first, second) = (columns.line(&far), columns.line(&sample()));

@@ -59,3 +59,20 @@ fn yes_needs_a_target() {
         assert!(arguments(words).filter.has_target(), "{words:?}");
     }
 }
+
+#[test]
+fn the_dry_run_lists_what_it_would_destroy() {
+    let findings = crate::commands::stuck::tests::findings(60);
+    let going = [
+        socket(3_720, &[owner(42, "api", (924, 1024))]),
+        StuckSocket { netns_name: Some("blue".to_owned()), ..socket(61, &[owner(7, "worker", (3, 1024))]) },
+    ];
+    let left = Left { still_sending: 1, possibly: 2, ..Left::default() };
+    let text = |words: &[&str], going: &[StuckSocket]| {
+        arguments(words).dry_run_text(&findings, going, left, 60.0, Some(100))
+    };
+    let targeted = text(&["--port", "8080"], &going);
+    crate::ui::golden::check("kill-dry-run.txt", &targeted);
+    assert!(text(&[], &going).ends_with("--yes with --all destroys them\n"));
+    assert!(text(&[], &[]).starts_with("No socket to destroy: ") && !text(&[], &[]).contains("dry run"));
+}

@@ -4,7 +4,7 @@ use crate::names::Diagnosis;
 use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument, StuckSocket};
 use std::time::Duration;
 
-fn findings(bound: u64) -> Findings {
+pub fn findings(bound: u64) -> Findings {
     let document = SocketsDocument {
         schema: SCHEMA,
         host: "h".into(),
@@ -128,5 +128,21 @@ fn a_long_list_is_cut_and_counted() {
             "{text}"
         );
         assert!(!text.contains("AGE"), "{text}");
+    }
+}
+
+#[test]
+fn the_whole_text_of_each_layout() {
+    for (name, words) in [
+        ("stuck.txt", &[][..]),
+        ("stuck-sockets.txt", &["--sockets"]),
+        ("stuck-by-peer.txt", &["--by", "peer"]),
+    ] {
+        let stuck = arguments(words);
+        let sorted = Sorted::new(stuck.filter.select(zoo()), 60.0);
+        let rates = FdRates::of(&zoo(), 60.0);
+        let narrow = stuck.text(&findings(60), &sorted, &rates, Some(40));
+        let texts = [None, Some(80)].map(|width| stuck.text(&findings(60), &sorted, &rates, width));
+        crate::ui::golden::check(name, &[&texts[..], &[narrow]].concat().join("\n-----\n"));
     }
 }

@@ -37,8 +37,7 @@ impl Reader {
     fn begin(path: &Path, arguments: &[&str]) -> Self {
         let mut child = Command::new(BINARY)
             .arg("watch")
-            .arg("--socket")
-            .arg(path)
+            .env("TCPCLOSE_SOCKET", path)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
