@@ -128,7 +128,7 @@ pub struct Agent {
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size, value_hint = ValueHint::Other, help_heading = TUNING)]
     ring_size: u32,
 
-    /// Log level: off, error, warn, info, debug or trace. From debug on, the eBPF programs log too.
+    /// Log level. From debug on, the eBPF programs log too.
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level())]
     log_level: LevelFilter,
 

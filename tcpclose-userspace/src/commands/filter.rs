@@ -171,7 +171,7 @@ impl Sorted {
             text.push_str(&format!("; {} still sending (not listed)", self.matching.len() - listed));
         }
         if self.younger > 0 {
-            text.push_str(&format!("; {}", table::count(self.younger, "younger socket", "younger sockets")));
+            text.push_str(&format!("; {}", table::count(self.younger, "younger one", "younger ones")));
         }
         text
     }

@@ -55,8 +55,8 @@ use crate::ui::{labels, progress, table};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose kill --older-than 1h --port 8080\n  \
     tcpclose kill --older-than 1h --port 8080 --yes --rate 10\n  \
-    tcpclose kill --older-than 1h --diagnosis still_sending --yes\n  \
-    tcpclose kill --older-than 1h --state last_ack --yes")]
+    tcpclose kill --older-than 1h --unit api.service --diagnosis still_sending --yes\n  \
+    tcpclose kill --older-than 1h --state last_ack --yes --all")]
 pub struct Kill {
     #[command(flatten)]
     filter: SocketFilter,

@@ -6,6 +6,9 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::report::sockets::AgeSeconds;
 
+/// Blanks between columns, where they fit.
+const GAP: u16 = 2;
+
 /// The narrowest layout.
 const NARROWEST: u16 = 40;
 
@@ -31,24 +34,25 @@ pub fn render(header: &[&str], rows: &[Vec<String>], width: Option<u16>) -> Stri
 
 /// Like [`render`]: the header, where there is one, and the lines of each row.
 pub fn lines(header: &[&str], rows: &[Vec<String>], width: Option<u16>) -> (Option<String>, Vec<String>) {
-    let (first, natural) = aligned(header, rows);
+    let (first, natural) = aligned(header, rows, GAP);
     let fits = |first: &String, rows: &[String]| {
         !overflows(first, width) && !rows.iter().any(|row| overflows(row, width))
     };
     let Some(columns) = width.map(usize::from).filter(|_| !fits(&first, &natural)) else {
         return (Some(first), natural);
     };
-    let narrow = shortened(header, rows, columns);
-    let (first, narrow_rows) = aligned(header, &narrow);
-    if fits(&first, &narrow_rows) {
-        return (Some(first), narrow_rows);
+    for gap in [GAP, 1] {
+        let (first, narrow) = aligned(header, &shortened(header, rows, columns, gap), gap);
+        if fits(&first, &narrow) {
+            return (Some(first), narrow);
+        }
     }
     // The last column wraps where it has room for some words.
     const WORDS: usize = 24;
     let last = header.len().saturating_sub(1);
     let is_words = header.last().is_some_and(|name| !name.starts_with(['>', '~']));
     let before: Vec<Vec<String>> = rows.iter().map(|row| row.iter().take(last).cloned().collect()).collect();
-    let (first, mut before) = aligned(header.get(..last).unwrap_or_default(), &before);
+    let (first, mut before) = aligned(header.get(..last).unwrap_or_default(), &before, GAP);
     let left = before.iter().chain([&first]).map(|line| line.chars().count() + 2).max().unwrap_or(0);
     if is_words && left + WORDS <= columns {
         let pad = |line: &str| format!("{line}{}", " ".repeat(left.saturating_sub(line.chars().count())));
@@ -67,15 +71,15 @@ fn name_of(column: &str) -> &str {
     column.trim_start_matches(['>', '~'])
 }
 
-/// The header and the rows, as wide as they are.
-fn aligned(header: &[&str], rows: &[Vec<String>]) -> (String, Vec<String>) {
+/// The header and the rows at their natural width, with `gap` blanks between columns.
+fn aligned(header: &[&str], rows: &[Vec<String>], gap: u16) -> (String, Vec<String>) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header.iter().map(|name| name_of(name)));
     table.set_content_arrangement(ContentArrangement::Disabled);
     table.add_rows(rows);
     let last = header.len().saturating_sub(1);
     for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if index == last { 0 } else { 2 }));
+        column.set_padding((0, if index == last { 0 } else { gap }));
         if header.get(index).is_some_and(|name| name.starts_with('>')) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -86,7 +90,7 @@ fn aligned(header: &[&str], rows: &[Vec<String>]) -> (String, Vec<String>) {
 }
 
 /// `rows` with the cells of columns that may be shortened cut, the widest first, until the table has `columns` if it can.
-fn shortened(header: &[&str], rows: &[Vec<String>], columns: usize) -> Vec<Vec<String>> {
+fn shortened(header: &[&str], rows: &[Vec<String>], columns: usize, gap: u16) -> Vec<Vec<String>> {
     let width_of = |at: usize| {
         let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
         cells.chain(header.get(at).map(|name| name_of(name).chars().count())).max().unwrap_or(0)
@@ -94,8 +98,8 @@ fn shortened(header: &[&str], rows: &[Vec<String>], columns: usize) -> Vec<Vec<S
     let mut widths: Vec<usize> = (0..header.len()).map(width_of).collect();
     let may_shrink: Vec<usize> =
         header.iter().enumerate().filter(|(_, name)| name.starts_with('~')).map(|(at, _)| at).collect();
-    let mut excess =
-        (widths.iter().sum::<usize>() + 2 * header.len().saturating_sub(1)).saturating_sub(columns);
+    let mut excess = (widths.iter().sum::<usize>() + usize::from(gap) * header.len().saturating_sub(1))
+        .saturating_sub(columns);
     while excess > 0 {
         let widest = may_shrink.iter().copied().max_by_key(|at| widths.get(*at).copied());
         let Some(width) = widest.and_then(|at| widths.get_mut(at)).filter(|width| **width > 1) else { break };

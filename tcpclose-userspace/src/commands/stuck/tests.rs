@@ -75,7 +75,7 @@ fn every_layout_fits_eighty_columns_and_breaks_no_number() {
         for width in [40, 80] {
             let text = stuck.text(&findings(60), &sorted, &FdRates::default(), Some(width));
             println!("{text}");
-            for whole in ["8080", "54321"].iter().chain(words.is_empty().then_some(&"[4194304]")) {
+            for whole in ["8080"].iter().chain(words.is_empty().then_some(&"[4194304]")) {
                 assert!(text.contains(whole), "{width}: no {whole} in\n{text}");
             }
         }

@@ -54,8 +54,36 @@ fn arguments_that_are_not_utf8_are_refused_without_a_panic() {
 }
 
 #[test]
+fn what_names_nothing_is_refused() {
+    // One more than the kernel's highest (include/linux/threads.h, PID_MAX_LIMIT).
+    let nobody = "4194305";
+    refuses(&mut tcpclose(&["stuck", "--no-agent", "--check", "--pid", nobody]), &["no such process"]);
+    refuses(&mut tcpclose(&["kill", "--no-agent", "--yes"]), &["kill --yes: no target", "--all"]);
+    let own = std::process::id().to_string();
+    assert!(tcpclose(&["stuck", "--no-agent", "--pid", &own]).output().unwrap().status.success());
+}
+
+#[test]
+fn an_unknown_variable_is_one_warning() {
+    let output = tcpclose(&["stuck", "--no-agent"]).env("TCPCLOSE_SOKET", "/x").output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "tcpclose: warning: TCPCLOSE_SOKET (did you mean TCPCLOSE_SOCKET?): no such setting, ignored\n"
+    );
+}
+
+#[test]
+fn the_doctor_says_whether_an_agent_can_run() {
+    let output = tcpclose(&["doctor", "--json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let can_run = report["agent_can_run"].as_bool().unwrap();
+    assert_eq!(output.status.code(), Some(if can_run { 0 } else { 1 }), "{report}");
+}
+
+#[test]
 fn every_help_fits_eighty_columns_and_has_an_example() {
-    for command in [&[][..], &["agent"], &["stuck"]] {
+    for command in [&[][..], &["agent"], &["stuck"], &["doctor"]] {
         for help in ["--help", "-h"] {
             let output = tcpclose(command).arg(help).env("COLUMNS", "80").output().unwrap();
             assert!(output.status.success() && output.stderr.is_empty());
