@@ -12,8 +12,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use tokio::time::sleep;
 
-use crate::commands::DEFAULT_STATE_DIR;
 use crate::failure::Failure;
+use crate::report::requests::DEFAULT_STATE_DIR;
 
 use crate::agent::signals::Leftovers;
 

@@ -402,7 +402,7 @@ fn summary(engine: &Tracking, config: &Config, served: &Endpoints, kept: Option<
         line("", &format!("{who} may destroy sockets through it: tcpclose kill (--allow-kill)"));
     }
     let socket = match config.socket.to_str() {
-        Some(crate::commands::DEFAULT_SOCKET) | None => String::new(),
+        Some(crate::report::requests::DEFAULT_SOCKET) | None => String::new(),
         Some(path) => format!(" --socket {path}"),
     };
     line("try", &format!("tcpclose stuck{socket}"));

@@ -1,53 +1,67 @@
-//! A document of the agent's, or the same without an agent, as far as that goes.
+//! A document from the agent, or from a snapshot where no agent answers.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
-use crate::client::{Asked, Client, PATIENCE};
-use crate::commands::filter::AgentAddress;
-use crate::failure::{Failure, printable};
+use crate::client::reply::{Reply, no_agent};
+use crate::client::{Client, PATIENCE};
+use crate::failure::Failure;
 use crate::report::sockets::Versioned;
-use crate::ui::table;
 
-/// A document, and where it comes from.
+/// Which agent to ask, and whether a snapshot may take its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentAddress {
+    pub socket: PathBuf,
+    /// The user named the socket: without an agent there the command fails.
+    pub is_explicit: bool,
+    /// Take a snapshot without asking an agent.
+    pub no_agent: bool,
+}
+
+/// A document, and its source.
 pub struct Fetched<T> {
     pub document: T,
-    /// In words.
+    /// The source, in words.
     pub source: String,
-    /// Why an agent that is there was not asked; for the document's `incomplete`.
+    /// Why a running agent was not asked, for the document's `incomplete`.
     pub remark: Option<String>,
 }
 
-/// Asks the agent at `place` for the document at `target`, of the version `schema`; where none answers, looks by itself.
-pub fn ask_or_look<T: Versioned>(
-    place: &AgentAddress,
-    (target, schema): (&str, u32),
-    look: impl FnOnce() -> io::Result<T>,
+/// Gets a document from the agent at `address` by `ask`; where none answers, by `snapshot`.
+pub fn fetch<T>(
+    address: &AgentAddress,
+    ask: impl FnOnce(&Path) -> Result<Reply<T>, Failure>,
+    snapshot: impl FnOnce() -> io::Result<T>,
 ) -> Result<Fetched<T>, Failure> {
-    let path = place.socket.display();
-    let asked = match place.no_agent {
-        true => None,
-        false => Some(Client::new(&place.socket, PATIENCE)?.document(target, schema)?),
+    let path = address.socket.display();
+    let (source, remark) = match address.no_agent {
+        true => ("snapshot".to_owned(), None),
+        false => match ask(&address.socket)? {
+            Reply::Answer(document) => {
+                return Ok(Fetched { document, source: "agent".to_owned(), remark: None });
+            }
+            Reply::NoAgent if address.is_explicit => {
+                let todo = "start it, name another --socket, or add --no-agent for a snapshot";
+                return Err(Failure { todo: todo.to_owned(), ..no_agent(&address.socket) });
+            }
+            Reply::NoAgent => (format!("snapshot (no agent at {path})"), None),
+            Reply::Denied => {
+                let remark = format!("the agent at {path} was not asked: this user may not connect to it");
+                (format!("snapshot (no access to {path})"), Some(remark))
+            }
+        },
     };
-    let (source, remark) = match asked {
-        Some(Asked::Document(document)) => {
-            return Ok(Fetched { document, source: "agent".to_owned(), remark: None });
-        }
-        None => ("snapshot".to_owned(), None),
-        Some(Asked::NoAgent) => (format!("snapshot (no agent at {path})"), None),
-        Some(Asked::Denied) => {
-            let remark = format!("the agent at {path} was not asked: this user may not connect to it");
-            (format!("snapshot (no access to {path})"), Some(remark))
-        }
-    };
-    let document = look().map_err(|error| {
+    let document = snapshot().map_err(|error| {
         Failure::new("snapshot of the TCP sockets", error, "load the modules inet_diag and tcp_diag")
     })?;
     Ok(Fetched { document, source, remark })
 }
 
-/// The last lines of every text: the source, and what could not be seen.
-pub fn ending(source: &str, incomplete: &[String], width: Option<u16>) -> String {
-    let remarks = incomplete.iter().map(|remark| format!("incomplete: {}", printable(remark)));
-    let lines = std::iter::once(format!("source: {}", printable(source))).chain(remarks);
-    lines.map(|line| table::wrap(&line, width) + "\n").collect()
+/// Like [`fetch`], for the document at `target` of the version `schema`.
+pub fn fetch_document<T: Versioned>(
+    address: &AgentAddress,
+    (target, schema): (&str, u32),
+    snapshot: impl FnOnce() -> io::Result<T>,
+) -> Result<Fetched<T>, Failure> {
+    fetch(address, |socket| Client::new(socket, PATIENCE)?.document(target, schema), snapshot)
 }

@@ -1,53 +1,43 @@
-//! Asks the agent on its unix socket: HTTP/1.1.
+//! Asks the agent on its Unix socket.
 //!
-//! To `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]` the agent answers with every socket in that state, whatever its age, as a [`SocketsDocument`]. `older_than` is the bound
-//! that the diagnosis takes; `owners=once` has what is known of a process said once, `peers=no` leaves out who holds the other ends. Left out, the agent takes its first `--stuck-after`. The bound it took is in the header
-//! [`STUCK_AFTER`].
+//! `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]` returns every socket in that state,
+//! whatever its age, as a [`SocketsDocument`]. `older_than` is the bound of the diagnosis, by default the agent's first
+//! `--stuck-after`; the answer has it in the header [`STUCK_AFTER_HEADER`]. `owners=once` describes each process once,
+//! `peers=no` leaves out the owners of the other ends.
+//!
+//! * [`reply`]: the outcome of a request. [`http`]: the request itself.
+//! * [`fetch`]: a document from the agent, or from a snapshot. [`stream`]: lines as they come.
+//! * [`reconcile`], [`sampling`]: for `tcpclose verify`.
 
 pub mod fetch;
+pub mod http;
 pub mod reconcile;
+pub mod reply;
 pub mod sampling;
-pub mod snapshot;
 pub mod stream;
 
-use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::HeaderMap;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use hyper::Method;
 use tokio::runtime::Runtime;
 
+use crate::client::reply::{Answer, Reply};
 use crate::failure::Failure;
 use crate::names::Phase;
-use crate::report::encoding::{ACCEPT_EITHER, Form};
-use crate::report::sockets::{Depth, SCHEMA, SocketsDocument, Versioned};
+use crate::report::Depth;
+use crate::report::requests::{SOCKETS_PATH, STUCK_AFTER_HEADER};
+use crate::report::sockets::{SCHEMA, SocketsDocument, Versioned};
 
-/// The header that names the bound which the agent's diagnosis took, as a humantime duration.
-pub const STUCK_AFTER: &str = "tcpclose-stuck-after";
-
-/// How long an agent may take to answer, in whole.
+/// The time that an agent has for a whole answer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// More than a million sockets make.
-const LONGEST_ANSWER: usize = 1 << 30;
 const WITHOUT: &str = "restart the agent, or add --no-agent for a snapshot";
 
-/// What came of asking.
+/// Sockets, and the bound of their diagnosis.
 #[derive(Debug)]
-pub enum Reply {
-    Answer {
-        document: SocketsDocument,
-        /// The bound of the diagnosis.
-        stuck_after: Duration,
-    },
-    /// Nobody listens at the path.
-    NoAgent,
-    /// The path exists, and this user may not connect to it.
-    Denied,
+pub struct SocketsAnswer {
+    pub document: SocketsDocument,
+    pub stuck_after: Duration,
 }
 
 /// Asks the agent at `path` for the sockets in `state`.
@@ -56,7 +46,7 @@ pub fn sockets(
     state: Phase,
     older_than: Option<Duration>,
     depth: Depth,
-) -> Result<Reply, Failure> {
+) -> Result<Reply<SocketsAnswer>, Failure> {
     sockets_within(PATIENCE, path, &target(state, older_than, depth), older_than)
 }
 
@@ -65,87 +55,28 @@ fn sockets_within(
     path: &Path,
     target: &str,
     older_than: Option<Duration>,
-) -> Result<Reply, Failure> {
+) -> Result<Reply<SocketsAnswer>, Failure> {
     let client = Client::new(path, patience)?;
-    let answer = match client.get(target)? {
-        Said::Answer(answer) => answer.expect_ok().map_err(|why| client.failure(why))?,
-        Said::NoAgent => return Ok(Reply::NoAgent),
-        Said::Denied => return Ok(Reply::Denied),
-    };
-    let mut document: SocketsDocument = answer.document(SCHEMA).map_err(|why| client.failure(why))?;
-    document.name_every_owner();
-    let stuck_after = answer
-        .headers
-        .get(STUCK_AFTER)
-        .and_then(|value| humantime::parse_duration(value.to_str().ok()?).ok())
-        .or(older_than)
-        .ok_or_else(|| client.failure(format!("its answer lacks the header {STUCK_AFTER}")))?;
-    Ok(Reply::Answer { document, stuck_after })
+    client.get(target)?.try_map(|answer| {
+        let answer = answer.expect_ok().map_err(|why| client.failure(why))?;
+        let mut document: SocketsDocument = answer.document(SCHEMA).map_err(|why| client.failure(why))?;
+        document.name_every_owner();
+        let stuck_after = answer
+            .headers
+            .get(STUCK_AFTER_HEADER)
+            .and_then(|value| humantime::parse_duration(value.to_str().ok()?).ok())
+            .or(older_than)
+            .ok_or_else(|| client.failure(format!("its answer lacks the header {STUCK_AFTER_HEADER}")))?;
+        Ok(SocketsAnswer { document, stuck_after })
+    })
 }
 
-/// What came of asking for a document.
-#[derive(Debug)]
-pub enum Asked<T> {
-    Document(T),
-    /// Nobody listens at the path.
-    NoAgent,
-    /// The path exists, and this user may not connect to it.
-    Denied,
-}
-
-/// Asks the agent at one path, with a connection for each question.
+/// Asks the agent at one path, over one connection per request.
 #[derive(Debug)]
 pub struct Client {
     runtime: Runtime,
     path: PathBuf,
     patience: Duration,
-}
-
-/// What came of a question.
-#[derive(Debug)]
-pub enum Said {
-    Answer(Answer),
-    /// Nobody listens at the path.
-    NoAgent,
-    /// The path exists, and this user may not connect to it.
-    Denied,
-}
-
-/// An answer of any status.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Vec<u8>,
-    /// What was asked for.
-    pub asked: String,
-    /// The process that answered, in this PID namespace.
-    pub agent: Option<i32>,
-}
-
-impl Answer {
-    /// This answer if it is a good one; else why not, in words.
-    pub fn expect_ok(self) -> Result<Self, String> {
-        match self.status {
-            StatusCode::OK => Ok(self),
-            StatusCode::NOT_FOUND => {
-                let path = self.asked.split('?').next().unwrap_or_default();
-                Err(format!("it does not know {path}: no tcpclose agent, or another version"))
-            }
-            status => Err(format!("it answered {status}: {}", self.first_line())),
-        }
-    }
-
-    /// The document that it is, if that is of the version `schema`.
-    pub fn document<T: Versioned>(&self, schema: u32) -> Result<T, String> {
-        Form::of(&self.headers).read(&self.body, schema)
-    }
-
-    /// The first line of the body, cut where it is long.
-    pub fn first_line(&self) -> String {
-        let text = String::from_utf8_lossy(&self.body);
-        text.lines().next().unwrap_or_default().chars().take(200).collect()
-    }
 }
 
 impl Client {
@@ -158,165 +89,62 @@ impl Client {
         Ok(Self { runtime, path: path.to_owned(), patience })
     }
 
-    pub fn get(&self, target: &str) -> Result<Said, Failure> {
-        self.ask(Method::GET, target, Vec::new())
+    pub fn get(&self, target: &str) -> Result<Reply<Answer>, Failure> {
+        self.exchange(Method::GET, target, Vec::new())
+    }
+
+    pub fn post(&self, target: &str, body: Vec<u8>) -> Result<Reply<Answer>, Failure> {
+        self.exchange(Method::POST, target, body)
     }
 
     /// The document at `target`, of the version `schema`.
-    pub fn document<T: Versioned>(&self, target: &str, schema: u32) -> Result<Asked<T>, Failure> {
-        Ok(match self.get(target)? {
-            Said::Answer(answer) => {
-                let read = answer.expect_ok().and_then(|answer| answer.document(schema));
-                Asked::Document(read.map_err(|why| self.failure(why))?)
-            }
-            Said::NoAgent => Asked::NoAgent,
-            Said::Denied => Asked::Denied,
+    pub fn document<T: Versioned>(&self, target: &str, schema: u32) -> Result<Reply<T>, Failure> {
+        self.get(target)?.try_map(|answer| {
+            let document = answer.expect_ok().and_then(|answer| answer.document(schema));
+            document.map_err(|why| self.failure(why))
         })
     }
 
-    pub fn post(&self, target: &str, body: Vec<u8>) -> Result<Said, Failure> {
-        self.ask(Method::POST, target, body)
+    /// Runs `task` to its end.
+    pub fn block_on<T>(&self, task: impl Future<Output = T>) -> T {
+        self.runtime.block_on(task)
     }
 
-    /// Runs `what` to its end.
-    pub fn block_on<T>(&self, what: impl Future<Output = T>) -> T {
-        self.runtime.block_on(what)
-    }
-
-    fn ask(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Said, Failure> {
-        let asked = self.runtime.block_on(async {
-            let ask = ask(&self.path, method, target, body);
-            tokio::time::timeout(self.patience, ask).await.unwrap_or_else(|_| {
+    fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Reply<Answer>, Failure> {
+        let reply = self.runtime.block_on(async {
+            let exchange = http::exchange(&self.path, method, target, body);
+            tokio::time::timeout(self.patience, exchange).await.unwrap_or_else(|_| {
                 Err(format!("no answer within {}", humantime::format_duration(self.patience)))
             })
         });
-        asked.map_err(|why| self.failure(why))
+        reply.map_err(|why| self.failure(why))
     }
 
-    /// The failure that `why` makes.
+    /// The failure with the reason `why`.
     pub fn failure(&self, why: String) -> Failure {
         Failure::new(format!("agent at {}", self.path.display()), why, WITHOUT)
     }
-}
 
-/// Nobody listens at `socket`, and the command needs somebody there.
-pub fn none_there(socket: &Path) -> Failure {
-    let todo = "start one (tcpclose agent), or name its --socket";
-    Failure::new(format!("agent at {}", socket.display()), "none is there", todo)
-}
-
-/// This user may not connect to `socket`, and the command needs who listens there.
-pub fn denied(socket: &Path) -> Failure {
-    let todo = "run it as root, or as the user that the agent runs as";
-    Failure::new(format!("agent at {}", socket.display()), "this user may not connect to it", todo)
+    /// The agent answered before, and is no longer there.
+    pub fn gone(&self) -> Failure {
+        self.failure("it is no longer running".to_owned())
+    }
 }
 
 /// The path and query of the request.
 fn target(state: Phase, older_than: Option<Duration>, depth: Depth) -> String {
-    let mut target = format!("/v1/sockets?state={}&owners=once", state.name());
+    let mut target = format!("{SOCKETS_PATH}?state={}&owners=once", state.name());
     if depth == Depth::Owners {
         target.push_str("&peers=no");
     }
     if let Some(bound) = older_than {
-        // humantime puts spaces between units, which a query has to escape: one unit, none.
+        // One unit: humantime puts spaces between units, which a query has to escape.
         match bound.subsec_nanos() {
             0 => target.push_str(&format!("&older_than={}s", bound.as_secs())),
             _ => target.push_str(&format!("&older_than={}ns", bound.as_nanos())),
         }
     }
     target
-}
-
-/// What came of a request, before its answer's body.
-pub enum Sent {
-    Answer {
-        response: Response<Incoming>,
-        /// The process that answers, in this PID namespace.
-        agent: Option<i32>,
-    },
-    NoAgent,
-    Denied,
-}
-
-/// Sends a request to the agent at `path`.
-pub async fn send(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result<Sent, String> {
-    let stream = match UnixStream::connect(path).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            return match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
-                    Ok(Sent::NoAgent)
-                }
-                ErrorKind::PermissionDenied => Ok(Sent::Denied),
-                // A full backlog: it is stopped, or hangs.
-                ErrorKind::WouldBlock => Err("it takes no more calls: it may be stopped".to_owned()),
-                _ => Err(error.to_string()),
-            };
-        }
-    };
-    let agent = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| said(&error))?;
-    // Drives the connection; ends with it, or with the runtime. Its failure shows in the answer.
-    tokio::spawn(async move {
-        let _ = connection.await;
-    });
-    let request = Request::builder()
-        .method(method)
-        .uri(target)
-        .header(hyper::header::HOST, "tcpclose")
-        .header(hyper::header::ACCEPT, ACCEPT_EITHER)
-        .body(Full::new(Bytes::from(body)))
-        .map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| said(&error))?;
-    Ok(Sent::Answer { response, agent })
-}
-
-async fn ask(path: &Path, method: Method, target: &str, body: Vec<u8>) -> Result<Said, String> {
-    let (response, agent) = match send(path, method, target, body).await? {
-        Sent::Answer { response, agent } => (response, agent),
-        Sent::NoAgent => return Ok(Said::NoAgent),
-        Sent::Denied => return Ok(Said::Denied),
-    };
-    let (status, headers) = (response.status(), response.headers().clone());
-    let mut arriving = Limited::new(response.into_body(), LONGEST_ANSWER);
-    let told = usize::try_from(arriving.size_hint().lower()).unwrap_or(0);
-    let mut body = Vec::with_capacity(told.min(LONGEST_ANSWER));
-    while let Some(frame) = arriving.frame().await {
-        let frame = frame.map_err(|error| match error.downcast_ref::<hyper::Error>() {
-            Some(error) => said(error),
-            None => error.to_string(),
-        })?;
-        body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-    }
-    Ok(Said::Answer(Answer { status, headers, body, asked: target.to_owned(), agent }))
-}
-
-/// hyper's error in the words of someone who asked an agent.
-pub fn said(error: &hyper::Error) -> String {
-    let source = std::error::Error::source(error);
-    let io = source.and_then(|source| source.downcast_ref::<io::Error>());
-    // Cancelled for what came before our request was sent: a greeting, as of a mail server.
-    let greeted = error.is_canceled()
-        && source.and_then(|source| source.downcast_ref::<hyper::Error>()).is_some_and(|cause| {
-            !cause.is_closed() && !cause.is_incomplete_message() && std::error::Error::source(cause).is_none()
-        });
-    if error.is_parse() || greeted {
-        "what answers there does not speak HTTP: no tcpclose agent".to_owned()
-    } else if error.is_incomplete_message()
-        || error.is_canceled()
-        || error.is_closed()
-        || io.is_some_and(|io| {
-            matches!(io.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
-        })
-    {
-        "it hung up in the middle of its answer".to_owned()
-    } else {
-        match source {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -328,8 +156,8 @@ mod tests {
     const DOCUMENT: &str =
         r#"{"schema":1,"host":"h","boot_id":"b","at":"t","source":"agent","incomplete":[],"sockets":[]}"#;
 
-    /// Asks someone who reads the request, answers with `answer` and hangs up.
-    fn ask_one_who_says(answer: Vec<u8>) -> (Result<Reply, Failure>, String) {
+    /// Asks a fake agent that reads the request, sends `answer` and hangs up.
+    fn ask_fake_agent(answer: Vec<u8>) -> (Result<Reply<SocketsAnswer>, Failure>, String) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let listener = UnixListener::bind(&path).unwrap();
@@ -356,8 +184,8 @@ mod tests {
 
     #[test]
     fn an_answer_comes_with_the_agents_bound() {
-        let (reply, request) = ask_one_who_says(http("tcpclose-stuck-after: 1m 30s\r\n", DOCUMENT));
-        let Ok(Reply::Answer { document, stuck_after }) = reply else { panic!("{reply:?}") };
+        let (reply, request) = ask_fake_agent(http("tcpclose-stuck-after: 1m 30s\r\n", DOCUMENT));
+        let Ok(Reply::Answer(SocketsAnswer { document, stuck_after })) = reply else { panic!("{reply:?}") };
         assert_eq!((document.host.as_str(), stuck_after), ("h", Duration::from_secs(90)));
         assert!(
             request.starts_with("GET /v1/sockets?state=close_wait&owners=once HTTP/1.1\r\n"),
@@ -387,11 +215,11 @@ mod tests {
             (http("", r#"{"schema":1}"#), "no document of tcpclose"),
             (http("", r#"{"schema":2,"x":1}"#), "speaks schema 2"),
             (http("", DOCUMENT), "lacks the header"),
-            (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(), "does not know /v1/sockets"),
+            (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(), "does not serve /v1/sockets"),
             (b"HTTP/1.1 500 No\r\ncontent-length: 8\r\n\r\na\x1b[2J\nb\n".to_vec(), "it answered 500"),
         ];
         for (answer, expected) in cases {
-            let (reply, _) = ask_one_who_says(answer.clone());
+            let (reply, _) = ask_fake_agent(answer.clone());
             let line = reply.unwrap_err().to_string();
             assert!(line.contains(expected) && !line.contains(char::is_control), "{expected}: {line}");
             assert!(line.starts_with("tcpclose: agent at /") && line.ends_with(WITHOUT), "{line}");

@@ -1,42 +1,44 @@
-//! Looks at every network namespace, around a reading of the agent's metrics.
+//! Samples of the kernel's counters in every network namespace, around a scrape of the agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::client::{Client, Said};
+use crate::client::Client;
+use crate::client::reply::Reply;
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::linux::netns::{Descriptors, Netns, NetnsPath};
 use crate::linux::netns_counters;
 use crate::linux::netns_counters::{NetnsCounters, SampleOrder};
+use crate::report::requests::METRICS_PATH;
 use crate::report::verify::samples::Samples;
 use crate::report::verify::{AuditSample, DumpedSockets, KernelSample, NetnsSample};
 
-/// Between two looks namespaces are searched for so often, for one may come and go.
+/// How often namespaces are searched for between two samples, since one may come and go.
 const SEARCH: Duration = Duration::from_secs(1);
 
-/// What has been seen so far.
+/// The namespaces seen so far.
 pub struct Sampler<'a> {
     client: &'a Client,
-    /// Every namespace that was ever looked into.
+    /// Every namespace that was ever sampled.
     known: BTreeMap<u32, Netns>,
-    /// The inode of every one that a search has found.
+    /// The inode of every one that a search found.
     found: BTreeSet<u32>,
     /// Those of the last search.
     last: BTreeSet<u32>,
-    /// Of the last journey and search: which may not be entered, or whose processes may not be looked at.
+    /// Of the last pass and search: those that may not be entered, and processes that may not be read.
     refused: BTreeSet<u32>,
     denied: u32,
 }
 
-/// Namespaces that are not looked into, which the agent may count all the same.
+/// Namespaces that were not sampled, which the agent may count all the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unseen {
     pub refused: usize,
     pub denied: usize,
-    /// Those that were there for a while.
+    /// Those that existed for a while.
     pub gone: usize,
 }
 
@@ -51,8 +53,8 @@ impl Unseen {
             crate::report::incomplete::not_looked_at("the kernel's numbers", self.refused, self.denied);
         if self.gone > 0 {
             let which = match self.gone {
-                1 => "1 network namespace has gone meanwhile: what was counted in it last is".to_owned(),
-                n => format!("{n} network namespaces have gone meanwhile: what was counted in them last is"),
+                1 => "1 network namespace has gone meanwhile: its last counts are".to_owned(),
+                n => format!("{n} network namespaces have gone meanwhile: their last counts are"),
             };
             words.push(format!("{which} missing from the kernel's numbers"));
         }
@@ -72,35 +74,33 @@ impl<'a> Sampler<'a> {
         }
     }
 
-    /// Reads the agent's metrics between two journeys through all namespaces.
-    pub fn look(&mut self) -> Result<AuditSample, Failure> {
-        let before = self.journey(SampleOrder::DumpThenSums)?;
-        let metrics = match self.client.get("/metrics")? {
-            Said::Answer(answer) => answer.expect_ok().map_err(|why| self.client.failure(why))?,
-            Said::NoAgent | Said::Denied => return Err(self.client.failure("it has gone".to_owned())),
-        };
-        let after = self.journey(SampleOrder::SumsThenDump)?;
-        let sight = |netns: &Netns| NetnsSample { netns: netns.clone(), before: None, after: None };
+    /// Reads the agent's metrics between two passes over all namespaces.
+    pub fn sample(&mut self) -> Result<AuditSample, Failure> {
+        let before = self.pass(SampleOrder::DumpThenSums)?;
+        let Reply::Answer(metrics) = self.client.get(METRICS_PATH)? else { return Err(self.client.gone()) };
+        let metrics = metrics.expect_ok().map_err(|why| self.client.failure(why))?;
+        let after = self.pass(SampleOrder::SumsThenDump)?;
+        let sample = |netns: &Netns| NetnsSample { netns: netns.clone(), before: None, after: None };
         let mut namespaces: BTreeMap<u32, NetnsSample> =
-            self.known.iter().map(|(id, netns)| (*id, sight(netns))).collect();
+            self.known.iter().map(|(id, netns)| (*id, sample(netns))).collect();
         for account in before {
-            let sight = namespaces.entry(account.netns.id).or_insert_with(|| sight(&account.netns));
-            sight.before = Some(view(account));
+            let entry = namespaces.entry(account.netns.id).or_insert_with(|| sample(&account.netns));
+            entry.before = Some(view(account));
         }
         for account in after {
-            let sight = namespaces.entry(account.netns.id).or_insert_with(|| sight(&account.netns));
-            sight.after = Some(view(account));
+            let entry = namespaces.entry(account.netns.id).or_insert_with(|| sample(&account.netns));
+            entry.after = Some(view(account));
         }
         Ok(AuditSample { namespaces, metrics: Samples::parse(&String::from_utf8_lossy(&metrics.body)) })
     }
 
-    /// What the kernel says of every namespace: a dump, and sums that were read before.
+    /// A dump of every namespace, and its counters, which are read first.
     pub fn views(&mut self) -> Result<BTreeMap<u32, KernelSample>, Failure> {
-        let accounts = self.journey(SampleOrder::SumsThenDump)?;
+        let accounts = self.pass(SampleOrder::SumsThenDump)?;
         Ok(accounts.into_iter().map(|account| (account.netns.id, view(account))).collect())
     }
 
-    /// Sleeps, and looks out for namespaces that come and go.
+    /// Sleeps, and searches for namespaces that come and go.
     pub fn pause(&mut self, time: Duration) -> Result<(), Failure> {
         let mut left = time;
         while left > SEARCH {
@@ -112,13 +112,13 @@ impl<'a> Sampler<'a> {
         Ok(())
     }
 
-    /// What has not been seen, as of `look`, the last one.
-    pub fn unseen(&self, look: &AuditSample) -> Unseen {
+    /// The namespaces missing from `sample`, the last one.
+    pub fn unseen(&self, sample: &AuditSample) -> Unseen {
         let known: BTreeSet<u32> = self.known.values().map(|netns| netns.inum).collect();
-        let left = look
+        let left = sample
             .namespaces
             .values()
-            .filter(|sight| sight.after.is_none() && !self.refused.contains(&sight.netns.inum));
+            .filter(|netns| netns.after.is_none() && !self.refused.contains(&netns.netns.inum));
         let passed = self.found.iter().filter(|inum| !known.contains(inum) && !self.last.contains(inum));
         Unseen {
             refused: self.refused.len(),
@@ -135,11 +135,11 @@ impl<'a> Sampler<'a> {
         Ok(found.places)
     }
 
-    fn journey(&mut self, order: SampleOrder) -> Result<Vec<NetnsCounters>, Failure> {
+    fn pass(&mut self, order: SampleOrder) -> Result<Vec<NetnsCounters>, Failure> {
         let places = self.search(&Descriptors::All)?;
         let accounts = netns_counters::accounts(&places, order).map_err(|error: io::Error| {
             let todo = "mount /proc, and load the modules inet_diag and tcp_diag";
-            Failure::new("the kernel's account of TCP", error, todo)
+            Failure::new("the kernel's TCP counters", error, todo)
         })?;
         let refused = accounts.failed.iter().filter(|(_, why)| why.kind() == ErrorKind::PermissionDenied);
         self.refused = refused.map(|(place, _)| place.inum).collect();

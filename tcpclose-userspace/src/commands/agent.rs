@@ -4,142 +4,149 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueEnum, ValueHint};
 use log::LevelFilter;
 
 use crate::agent;
 use crate::agent::config::Config;
 use crate::agent::server::listener::SocketAccess;
-use crate::commands::NetnsChoice;
+use crate::commands::arguments::{NetnsChoice, duration, port, socket_path};
 use crate::failure::Failure;
 use crate::linux::users;
 use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
-use crate::probe::{OwnersHook, StateHook, TimeWaitHook};
+use crate::probe::backend::task_file::OwnersHook;
+use crate::probe::{StateHook, TimeWaitHook};
+use crate::report::requests::DEFAULT_SOCKET;
 
-use crate::commands::DEFAULT_SOCKET;
+/// Groups of the help.
+const LISTEN: &str = "Listen";
+const SOCKET: &str = "Socket";
+const STATE: &str = "State";
+const METRICS: &str = "Metrics";
+const BACKENDS: &str = "Backends";
+const TUNING: &str = "Tuning";
 
-/// Watch how connections end, and serve it to Prometheus and to the command line.
+/// Run the agent: track how connections end, for Prometheus and the other commands
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tcpclose agent\n  tcpclose agent --listen 0.0.0.0:9923 --stuck-after 30s,10m --name-port 8080\n  tcpclose agent --config ./tcpclose.toml --check-config"
 )]
 pub struct Agent {
-    /// Serve metrics at this address and port; may be repeated. [::]:9923 is every address, IPv6 and IPv4, unless an IPv4
-    /// address is given with the same port; :9923 is the same. TCP sockets that systemd passes take its place.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address, alias = "web.listen-address")]
+    /// Serve metrics at this address and port; may be repeated. [::]:9923 and :9923 are every address, IPv6 and IPv4, unless
+    /// an IPv4 address has the same port. TCP sockets passed by systemd replace it.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address, alias = "web.listen-address", help_heading = LISTEN)]
     listen: Vec<SocketAddr>,
 
-    /// Serve them as this file says, in the format of Prometheus' exporter toolkit: over TLS, to whom has a certificate or a
-    /// password. Read again when it, or what it names, has changed.
-    #[arg(long, value_name = "PATH", alias = "web.config.file")]
+    /// Protect the metrics as this file says (TLS, client certificates, passwords), in the format of Prometheus' exporter
+    /// toolkit. It is read again when it changes.
+    #[arg(long, value_name = "PATH", alias = "web.config.file", value_hint = ValueHint::FilePath, help_heading = LISTEN)]
     web_config: Option<PathBuf>,
 
-    /// Answer the command line at this unix socket. A unix socket that systemd passes takes its place.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
+    /// Unix socket for the other commands. A Unix socket passed by systemd replaces it.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path(), value_hint = ValueHint::FilePath, help_heading = SOCKET)]
     socket: PathBuf,
 
-    /// Who may connect to the socket: the mode of its file.
-    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    /// Mode of the Unix socket, in octal
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode, value_hint = ValueHint::Other, help_heading = SOCKET)]
     socket_mode: u32,
 
-    /// The user whose the socket is, by name or number [default: the agent's]
-    #[arg(long, value_name = "USER", value_parser = users::user)]
+    /// Owner of the Unix socket (user name or uid) [default: the agent's user]
+    #[arg(long, value_name = "USER", value_parser = users::user, value_hint = ValueHint::Username, help_heading = SOCKET)]
     socket_owner: Option<u32>,
 
-    /// The group whose the socket is, by name or number [default: the agent's]
-    #[arg(long, value_name = "GROUP", value_parser = users::group)]
+    /// Group of the Unix socket (group name or gid) [default: the agent's group]
+    #[arg(long, value_name = "GROUP", value_parser = users::group, value_hint = ValueHint::Other, help_heading = SOCKET)]
     socket_group: Option<UnixGroup>,
 
-    /// Keep in this directory what lets ages outlive the agent. One agent a directory [default: /run/tcpclose, or
-    /// nothing is kept where that cannot be]
-    #[arg(long, value_name = "PATH")]
-    state_dir: Option<PathBuf>,
-
-    /// How long to wait for another agent to leave the socket and the state directory; 0s: not at all.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = crate::commands::duration)]
-    wait: Duration,
-
-    /// From when a socket in CLOSE-WAIT is stuck: ascending bounds, each a class of tcpclose_stuck_sockets.
-    #[arg(long, value_name = "DURATIONS", default_value = "1m,10m,1h", value_parser = stuck_after)]
-    stuck_after: StuckAfter,
-
-    /// How many pairs of side and port have series of their own; the others share port="other".
-    #[arg(long, value_name = "N", default_value = "32", value_parser = max_ports, allow_negative_numbers = true)]
-    max_ports: u16,
-
-    /// A port that always has series of its own; may be repeated.
-    #[arg(long, value_name = "PORT", value_parser = crate::commands::port, allow_negative_numbers = true)]
-    name_port: Vec<u16>,
-
-    /// How to watch TCP states.
-    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto")]
-    state_hook: StateHookChoice,
-
-    /// How to watch TIME-WAIT and orphaned FIN-WAIT-2.
-    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto")]
-    time_wait: TimeWaitChoice,
-
-    /// How to find the processes that hold a socket.
-    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto")]
-    owners: OwnersChoice,
-
-    /// How often what is tracked is compared with all of the kernel's sockets.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval)]
-    reconcile_interval: Duration,
-
-    /// How old numbers that come from dumps may get, whatever dumps cost: beyond it dumps take more than 1 % of a core.
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval)]
-    reconcile_max: Duration,
-
-    /// How often minisockets are dumped; stretched up to --reconcile-max so that all dumps take 1 % of a core.
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
-    dump_interval: Duration,
-
-    /// How often to count whose the stuck sockets are (tcpclose_stuck_owner_sockets); off: never. While any is stuck, each
-    /// count takes a dump of CLOSE-WAIT and a pass over all processes' files: 17 ms of CPU for 45,000 sockets with task_file,
-    /// 151 ms with proc. Stretched up to --reconcile-max to take 1 % of a core.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off)]
-    owner_interval: OwnerInterval,
-
-    /// The network namespaces to dump: every one, or the agent's own. Hooks tell of every one.
-    #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
-    netns: NetnsChoice,
-
-    /// The ring buffer between probe and agent: bytes, or with K or M; a power of two. 8M hold 150,000 steps, more than
-    /// one core can make in a second.
-    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size)]
-    ring_size: u32,
-
-    /// Let `tcpclose kill` destroy sockets through this agent, for root and for the --kill-group. Each one is logged.
-    #[arg(long)]
+    /// Destroy sockets on request of `tcpclose kill`, for root and the --kill-group. Each one is logged.
+    #[arg(long, help_heading = SOCKET)]
     allow_kill: bool,
 
-    /// The group, by name or number, whose members may have sockets destroyed with --allow-kill, if they may connect to the
-    /// --socket [default: none, root alone may]
-    #[arg(long, value_name = "GROUP", value_parser = users::group)]
+    /// Group whose members may destroy sockets, with --allow-kill (group name or gid) [default: none, only root]
+    #[arg(long, value_name = "GROUP", value_parser = users::group, value_hint = ValueHint::Other, help_heading = SOCKET)]
     kill_group: Option<UnixGroup>,
 
-    /// What to say on standard error: off, error, warn, info, debug or trace. From debug on, the probe in the kernel
-    /// speaks too.
-    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level)]
+    /// Directory for ages that outlive the agent; one agent per directory [default: /run/tcpclose; where that cannot be
+    /// used, ages are not kept]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath, help_heading = STATE)]
+    state_dir: Option<PathBuf>,
+
+    /// How long to wait until another agent leaves the socket and the state directory; 0s: do not wait
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, value_hint = ValueHint::Other, help_heading = STATE)]
+    wait: Duration,
+
+    /// Ages from which a socket in CLOSE-WAIT is stuck, ascending; each is a class of tcpclose_stuck_sockets
+    #[arg(long, value_name = "DURATIONS", default_value = "1m,10m,1h", value_parser = stuck_after, value_hint = ValueHint::Other, help_heading = METRICS)]
+    stuck_after: StuckAfter,
+
+    /// Number of ports per side with their own series; the others share port="other"
+    #[arg(long, value_name = "N", default_value = "32", value_parser = max_ports, allow_negative_numbers = true, value_hint = ValueHint::Other, help_heading = METRICS)]
+    max_ports: u16,
+
+    /// A port that always has its own series; may be repeated
+    #[arg(long, value_name = "PORT", value_parser = port, allow_negative_numbers = true, value_hint = ValueHint::Other, help_heading = METRICS)]
+    name_port: Vec<u16>,
+
+    /// Backend for TCP state changes
+    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto", help_heading = BACKENDS)]
+    state_hook: StateHookChoice,
+
+    /// Backend for TIME-WAIT and orphaned FIN-WAIT-2
+    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto", help_heading = BACKENDS)]
+    time_wait: TimeWaitChoice,
+
+    /// Backend for the processes that hold a socket
+    #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto", help_heading = BACKENDS)]
+    owners: OwnersChoice,
+
+    /// Network namespaces to dump: all, or the agent's own. Hooks cover all of them.
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "all", help_heading = BACKENDS)]
+    netns: NetnsChoice,
+
+    /// Interval between comparisons of the tracked sockets with all of the kernel's
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
+    reconcile_interval: Duration,
+
+    /// Maximum age of numbers that come from dumps. To keep it, dumps may take more than 1 % of a core.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
+    reconcile_max: Duration,
+
+    /// Interval between dumps of minisockets. It grows up to --reconcile-max, so that all dumps take 1 % of a core.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
+    dump_interval: Duration,
+
+    /// Interval between counts of stuck sockets per owner (tcpclose_stuck_owner_sockets), or off. While any socket is stuck,
+    /// each count dumps CLOSE-WAIT and reads all processes' files: 17 ms of CPU for 45,000 sockets with task_file, 151 ms
+    /// with proc. It grows up to --reconcile-max, to take 1 % of a core.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off, value_hint = ValueHint::Other, help_heading = TUNING)]
+    owner_interval: OwnerInterval,
+
+    /// Size of the ring buffer between probe and agent: a power of two in bytes, K or M. 8M hold 150,000 steps, more than
+    /// one core makes per second.
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size, value_hint = ValueHint::Other, help_heading = TUNING)]
+    ring_size: u32,
+
+    /// Log level. From debug on, the eBPF programs log too.
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level())]
     log_level: LevelFilter,
 
-    /// Take from this TOML file what neither an argument nor its variable, in brackets here, says [default:
-    /// /etc/tcpclose/tcpclose.toml, where there is one]
-    #[arg(long, value_name = "PATH")]
-    #[allow(dead_code, reason = "read by cli::config")]
+    /// TOML file with settings. An argument overrides the variable in [brackets], which overrides the file [default:
+    /// /etc/tcpclose/tcpclose.toml, if it exists]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    #[allow(dead_code, reason = "read by commands::config")]
     config: Option<PathBuf>,
 
-    /// Print the settings in force and where each is from, as such a file, and end.
+    /// Print the settings in force with their sources, as a configuration file, and exit
     #[arg(long)]
-    #[allow(dead_code, reason = "read by cli::config")]
+    #[allow(dead_code, reason = "read by commands::config")]
     check_config: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum StateHookChoice {
-    /// The best that this kernel loads.
+    /// The best one that this kernel loads.
     Auto,
     /// tp_btf inet_sock_set_state (Linux 5.12 with BTF).
     Btf,
@@ -149,17 +156,17 @@ enum StateHookChoice {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum TimeWaitChoice {
-    /// The best that this kernel loads.
+    /// The best one that this kernel loads.
     Auto,
     /// fentry and fexit on the minisocket's functions (Linux 5.17 with BTF, where the kernel allows them).
     Hooks,
-    /// A dump by sock_diag at an interval.
+    /// Dumps by sock_diag at an interval.
     Diag,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum OwnersChoice {
-    /// The best that this kernel loads.
+    /// The best one that this kernel loads.
     Auto,
     /// An iterator over all processes' files (Linux 5.8 with BTF, in the first PID namespace).
     #[value(name = "task_file")]
@@ -169,7 +176,7 @@ enum OwnersChoice {
 }
 
 impl Agent {
-    /// Runs, and asks `again` for the settings as they are then, when it is told to reload them.
+    /// Runs; `again` reads the settings anew on a reload.
     pub fn run(self, again: &dyn Fn() -> Result<Config, Failure>) -> Result<(), Failure> {
         agent::run(&self.config(), again)
     }
@@ -219,32 +226,34 @@ impl Agent {
 
 fn address(text: &str) -> Result<SocketAddr, &'static str> {
     // As Go's programs take it.
-    let all = text.strip_prefix(':').map(|port| format!("[::]:{port}"));
-    all.as_deref()
+    let every = text.strip_prefix(':').map(|port| format!("[::]:{port}"));
+    let local = || text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    every
+        .or_else(local)
+        .as_deref()
         .unwrap_or(text)
         .parse()
         .map_err(|_| "not an address; write for example 127.0.0.1:9923 or [::]:9923")
 }
 
 fn stuck_after(text: &str) -> Result<StuckAfter, String> {
-    let bounds = text.split(',').map(|part| {
-        crate::commands::duration(part.trim())
-            .map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
-    });
+    let bounds = text
+        .split(',')
+        .map(|part| duration(part.trim()).map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX)));
     let bounds = bounds
         .collect::<Result<Vec<u64>, _>>()
         .map_err(|_| "not a list of durations; write for example 1m,10m,1h")?;
     StuckAfter::new(bounds).map_err(|why| format!("{why}; write for example 1m,10m,1h"))
 }
 
-/// An interval short enough to be useful and long enough not to spin.
+/// An interval neither too short nor too long.
 fn interval(text: &str) -> Result<Duration, String> {
-    let interval = crate::commands::duration(text)?;
+    let interval = duration(text)?;
     let range = Duration::from_millis(10)..=Duration::from_secs(86_400);
     if range.contains(&interval) {
         Ok(interval)
     } else {
-        Err("it must lie between 10ms and 1day; write for example 1s".to_owned())
+        Err("it must be between 10ms and 1day; write for example 1s".to_owned())
     }
 }
 
@@ -256,25 +265,25 @@ fn interval_or_off(text: &str) -> Result<OwnerInterval, String> {
     if text == "off" {
         return Ok(OwnerInterval(None));
     }
-    let said = |why| format!("{why}, or off");
-    interval(text).map(|interval| OwnerInterval(Some(interval))).map_err(said)
+    interval(text).map(|interval| OwnerInterval(Some(interval))).map_err(|why| format!("{why}, or off"))
 }
 
 fn max_ports(text: &str) -> Result<u16, &'static str> {
     text.parse().map_err(|_| "not a number of ports; write one from 0 to 65535, for example 32")
 }
 
-/// The kernel takes whole pages only (kernel/bpf/ringbuf.c, ringbuf_map_alloc(), 5.8 to 6.18), and a page is its own
-/// choice: 4 KiB on x86-64, 4, 16 or 64 KiB on arm64.
+/// The kernel accepts whole pages only (kernel/bpf/ringbuf.c, ringbuf_map_alloc(), 5.8 to 6.18), and the size of a page is its
+/// own: 4 KiB on x86-64, 4, 16 or 64 KiB on arm64.
 fn ring_size(text: &str) -> Result<u32, String> {
     ring_size_in_pages(text, u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX))
 }
 
 fn ring_size_in_pages(text: &str, page: u32) -> Result<u32, String> {
-    let (digits, unit) = match text.strip_suffix(['K', 'M']) {
-        Some(digits) if text.ends_with('K') => (digits, 1 << 10),
+    let short = text.strip_suffix("iB").filter(|short| short.ends_with(['K', 'M'])).unwrap_or(text);
+    let (digits, unit) = match short.strip_suffix(['K', 'M']) {
+        Some(digits) if short.ends_with('K') => (digits, 1 << 10),
         Some(digits) => (digits, 1 << 20),
-        None => (text, 1),
+        None => (short, 1),
     };
     let bytes = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(unit));
     bytes.filter(|bytes| bytes.is_power_of_two() && (page..=1 << 30).contains(bytes)).ok_or_else(|| {
@@ -283,19 +292,18 @@ fn ring_size_in_pages(text: &str, page: u32) -> Result<u32, String> {
     })
 }
 
-/// A file's mode as chmod takes it. Without its 0 at the front it may be a decimal number: what a file's 0o660 is read as.
+/// A file's mode as chmod takes it.
 fn mode(text: &str) -> Result<u32, &'static str> {
-    const WHY: &str =
-        "not a mode; write one in octal with a 0 at the front, from 0000 to 0777, for example \"0660\"";
-    let octal = text
-        .strip_prefix('0')
-        .filter(|rest| rest.len() <= 3 && rest.bytes().all(|b| matches!(b, b'0'..=b'7')));
-    u32::from_str_radix(octal.map(|rest| if rest.is_empty() { "0" } else { rest }).ok_or(WHY)?, 8)
-        .map_err(|_| WHY)
+    const WHY: &str = "not a mode; write it in octal, from 0000 to 0777, for example 0660";
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let is_octal = (1..=4).contains(&digits.len()) && digits.bytes().all(|b| matches!(b, b'0'..=b'7'));
+    let mode = is_octal.then(|| u32::from_str_radix(digits, 8).ok()).flatten();
+    mode.filter(|mode| *mode <= 0o777).ok_or(WHY)
 }
 
-fn log_level(text: &str) -> Result<LevelFilter, &'static str> {
-    text.parse().map_err(|_| "not a level; write off, error, warn, info, debug or trace")
+fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
+    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
+        .try_map(|text| text.parse::<LevelFilter>())
 }
 
 #[cfg(test)]
@@ -308,7 +316,9 @@ mod tests {
         assert_eq!(size("8M"), Ok(8 << 20));
         assert_eq!(size("64K"), Ok(64 << 10));
         assert_eq!(size("4096"), Ok(4096));
-        for bad in ["", "0", "3M", "2048", "8G", "8m", "-8M", "4096M", "banana", "M"] {
+        assert_eq!((size("8MiB"), size("64KiB")), (Ok(8 << 20), Ok(64 << 10)));
+        for bad in ["", "0", "3M", "2048", "8G", "8m", "-8M", "4096M", "banana", "M", "8iB", "8MB", "4096iB"]
+        {
             assert!(size(bad).is_err(), "{bad}");
         }
     }
@@ -324,12 +334,18 @@ mod tests {
 
     #[test]
     fn modes_are_octal_and_say_so() {
-        for (text, expected) in
-            [("0600", 0o600), ("0660", 0o660), ("0777", 0o777), ("0000", 0), ("066", 0o66), ("0", 0)]
-        {
+        for (text, expected) in [
+            ("0600", 0o600),
+            ("660", 0o660),
+            ("0o660", 0o660),
+            ("0777", 0o777),
+            ("0000", 0),
+            ("066", 0o66),
+            ("0", 0),
+        ] {
             assert_eq!(mode(text), Ok(expected), "{text}");
         }
-        for bad in ["", "660", "432", "0o660", "0888", "01777", "-600", "0 60", "rw-rw----"] {
+        for bad in ["", "888", "0888", "1777", "01777", "00660", "0o", "-600", "+660", "0 60", "rw-rw----"] {
             assert!(mode(bad).is_err_and(|why| why.contains("0660")), "{bad}");
         }
     }
@@ -345,8 +361,21 @@ mod tests {
     #[test]
     fn a_port_alone_is_every_address() {
         assert_eq!(address(":9923"), address("[::]:9923"));
+        assert_eq!(address("localhost:9955"), address("127.0.0.1:9955"));
         assert_eq!(address("[::1]:9923").unwrap().to_string(), "[::1]:9923");
-        for bad in ["", ":", "9923", ":x", "localhost:9923", "::1:9923", "[::1]", "vsock://:1", "1.2.3.4"] {
+        for bad in [
+            "",
+            ":",
+            "9923",
+            ":x",
+            "localhost:",
+            "localhost:x",
+            "example.org:9923",
+            "::1:9923",
+            "[::1]",
+            "vsock://:1",
+            "1.2.3.4",
+        ] {
             assert!(address(bad).is_err(), "{bad}");
         }
     }

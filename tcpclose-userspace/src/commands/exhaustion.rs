@@ -1,52 +1,52 @@
-//! `tcpclose exhaustion`: how near connect() is to running out of ports.
+//! `tcpclose exhaustion`: ephemeral-port usage.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
-use crate::agent::server::handlers::exhaustion::PATH;
-use crate::client::fetch;
-use crate::client::fetch::Fetched;
-use crate::commands::filter::{AgentAddress, own_netns};
-use crate::commands::stuck::number;
-use crate::commands::{duration, json, print};
+use crate::client::fetch::{AgentAddress, Fetched, fetch_document};
+use crate::commands::arguments::{duration, number};
+use crate::commands::filter::own_netns;
+use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
-use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse};
+use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse, snapshot};
+use crate::report::requests::EXHAUSTION_PATH;
+use crate::ui::footer::footer;
 use crate::ui::table;
 
-/// Show how many of the ports that connect() may take are in use, for which pairs of ends, and for how long they last
+/// Show ephemeral-port usage per destination and when it runs out
 ///
-/// Ports run out for each local address, remote address and remote port on their own. Counted are sockets of every state
-/// that have a port of ip_local_port_range and not of ip_local_reserved_ports, read in each network namespace; a port that
-/// bind() has taken, as for a listener, is in use for all.
+/// Ports run out separately for each local address, remote address and remote port. Sockets of every state count if their
+/// port is in ip_local_port_range and not in ip_local_reserved_ports of their network namespace. A port taken by bind(), as
+/// by a listener, is in use for all destinations.
 ///
-/// REUSE: TIME-WAITs whose ports connect() may take again (tcp_tw_reuse, by default on loopback only, after a second): they
-/// are in USED too. TAKEN/S and LEFT are over the time since an earlier look of the agent's; without one, over --for.
+/// REUSE counts the TIME-WAITs in USED whose ports connect() may reuse (tcp_tw_reuse, by default only on loopback, after a
+/// second). TAKEN/S and LEFT cover the time since the agent's previous sample; without an agent, the time of --for.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose exhaustion\n  \
     tcpclose exhaustion --no-agent --for 10s --json | jq '.tuples[0].used_ratio'")]
 pub struct Exhaustion {
-    /// At most this many, the fullest first; in JSON too
-    #[arg(long, value_name = "N", default_value = "20", value_parser = number, allow_negative_numbers = true)]
+    /// Maximum number of destinations, the fullest first; in JSON too
+    #[arg(long, value_name = "N", default_value = "20", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: usize,
-    /// Without an agent: look twice, this far apart
-    #[arg(long = "for", value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    /// Without an agent: time between two samples
+    #[arg(long = "for", value_name = "DURATION", default_value = "2s", value_parser = duration, value_hint = ValueHint::Other)]
     period: Duration,
-    /// One JSON document
+    /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: AgentAddress,
+    address: AgentAddress,
 }
 
 impl Exhaustion {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let target = format!("{PATH}?limit={}", self.limit);
-        let look = || crate::client::snapshot::exhaustion(self.period, self.limit, Scope::All);
+        let target = format!("{EXHAUSTION_PATH}?limit={}", self.limit);
+        let snapshot = || snapshot(self.period, self.limit, Scope::All);
         let Fetched { mut document, source, remark } =
-            fetch::ask_or_look(&self.place, (&target, SCHEMA), look)?;
+            fetch_document(&self.address, (&target, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);
         let text = match self.json {
             true => json(&document)?,
@@ -56,13 +56,13 @@ impl Exhaustion {
     }
 }
 
-/// `own`: the inode of our own network namespace.
+/// `own`: the inode of this process's network namespace.
 fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16>) -> String {
     let mut header =
         vec!["LOCAL", "REMOTE", ">USED", ">OF", ">%", ">TIME-WAIT", ">REUSE", ">TAKEN/S", ">LEFT"];
     let elsewhere = document.tuples.iter().any(|tuple| tuple.netns != own);
     if elsewhere {
-        header.push("NETNS");
+        header.push("~NETNS");
     }
     let cells = |tuple: &TupleUse| {
         let mut row = cells(tuple);
@@ -74,15 +74,15 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
     };
     let rows: Vec<Vec<String>> = document.tuples.iter().map(cells).collect();
     let mut text = match rows.is_empty() {
-        true => "No port that connect() may take is in use\n".to_owned(),
+        true if document.tuples_in_use == 0 => "No ephemeral port is in use\n".to_owned(),
+        true => String::new(),
         false => {
-            // Who has them is a line of its own below each: names are long.
-            let table = table::render(&header, &rows, None);
-            let mut lines = table.lines();
-            let mut text = lines.next().unwrap_or_default().to_owned() + "\n";
-            for (line, tuple) in lines.zip(&document.tuples) {
+            // The owners have their own line below each row, since names are long.
+            let (first, lines) = table::lines(&header, &rows, width);
+            let mut text = first.map_or_else(String::new, |first| first + "\n");
+            for (line, tuple) in lines.iter().zip(&document.tuples) {
                 text.push_str(&format!("{line}\n"));
-                if let Some(line) = whose(tuple) {
+                if let Some(line) = users(tuple) {
                     text.push_str(&(table::wrap(&format!("  {line}"), width) + "\n"));
                 }
             }
@@ -94,7 +94,7 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
         text.push_str(&format!("… {more} more\n"));
     }
     text.push('\n');
-    text.push_str(&fetch::ending(source, &document.incomplete, width));
+    text.push_str(&footer(source, &document.incomplete, width));
     text
 }
 
@@ -109,7 +109,7 @@ fn cells(tuple: &TupleUse) -> Vec<String> {
         tuple.remote.to_string(),
         tuple.used.to_string(),
         tuple.ports.to_string(),
-        // Rounded down: 100 is all of them.
+        // Rounded down, so that 100 means all.
         format!("{}", (tuple.used_ratio * 100.0).floor()),
         tuple.time_wait.to_string(),
         tuple.reusable.to_string(),
@@ -119,7 +119,7 @@ fn cells(tuple: &TupleUse) -> Vec<String> {
 }
 
 /// `held by api[42] 7; closed by curl[43] 12`.
-fn whose(tuple: &TupleUse) -> Option<String> {
+fn users(tuple: &TupleUse) -> Option<String> {
     let list = |shares: &[ProcessShare]| {
         let name = |share: &ProcessShare| {
             share.comm.as_deref().map_or("ended".into(), |comm| printable(comm).into_owned())
@@ -146,7 +146,7 @@ mod tests {
     use crate::report::sockets::DocumentSource;
 
     #[test]
-    fn the_text_says_how_full_how_long_and_whose() {
+    fn the_text_has_usage_time_left_and_processes() {
         let share = |pid, comm: Option<&str>, sockets| ProcessShare {
             pid,
             comm: comm.map(str::to_owned),
@@ -194,16 +194,15 @@ mod tests {
             tuples_in_use: 5,
             tuples: vec![full, nearly],
         };
-        let expected = "\
-LOCAL     REMOTE        USED   OF    %  TIME-WAIT  REUSE  TAKEN/S  LEFT
-10.0.0.1  10.0.0.2:443   100  100  100         30      0        -  none
-10.0.0.1  10.0.0.2:443    99  100   99         30      0      0.5   10s
-  held by a\\u{1b}pi[5] 68; closed by ended[6] 30; taken by bind() 1
-… 3 more
-
-source: agent
-";
-        assert_eq!(text(&document, "agent", 7, Some(100)), expected);
+        crate::ui::golden::check("exhaustion.txt", &text(&document, "agent", 7, Some(100)));
         assert!(text(&document, "agent", 8, None).contains("  net:[7]\n"));
+        let narrow = text(&document, "agent", 7, Some(40));
+        assert!(
+            narrow.starts_with("LOCAL 10.0.0.1  REMOTE 10.0.0.2:443\n  USED 100  OF 100  % 100"),
+            "{narrow}"
+        );
+        assert!(!table::overflows(&narrow, Some(40)), "{narrow}");
+        let none = ExhaustionDocument { tuples: Vec::new(), ..document };
+        assert_eq!(text(&none, "agent", 7, None), "… 5 more\n\nsource: agent\n");
     }
 }

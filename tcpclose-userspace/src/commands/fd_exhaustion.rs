@@ -1,18 +1,18 @@
-//! How fast processes run out of file descriptors.
+//! The time until a process runs out of file descriptors.
 
 use rustc_hash::FxHashMap;
 
 use crate::names::Diagnosis;
 use crate::report::sockets::{Owner, StuckSocket};
 
-/// How fast each process loses file descriptors to stuck sockets, whatever group they are in.
+/// The rate at which each process loses file descriptors to stuck sockets of all groups.
 #[derive(Debug, Default)]
 pub struct FdRates {
     /// By pid.
     ages: FxHashMap<u32, FdAges>,
 }
 
-/// The ages of what one process holds, a descriptor each, seconds.
+/// The ages in seconds of the sockets of one process, with a descriptor each.
 #[derive(Debug)]
 struct FdAges {
     held: u32,
@@ -21,7 +21,7 @@ struct FdAges {
 }
 
 impl FdRates {
-    /// Of the sockets that are proven to be `bound` seconds old and not at work.
+    /// Of the sockets that are proven to be `bound` seconds old and not still sending.
     pub fn of(sockets: &[StuckSocket], bound: f64) -> Self {
         let mut rates = Self::default();
         let takes_descriptors = |socket: &&StuckSocket| {
@@ -41,7 +41,7 @@ impl FdRates {
         rates
     }
 
-    /// Seconds until `owner` has no descriptor left; `None` where it has no limit or its rate is not known.
+    /// Seconds until `owner` has no descriptor left; `None` without a limit or a known rate.
     pub fn full_in(&self, owner: &Owner) -> Option<f64> {
         let left = owner.fds_limit?.saturating_sub(owner.fds_used?);
         if left == 0 {
@@ -49,7 +49,7 @@ impl FdRates {
         }
         let ages = self.ages.get(&owner.pid)?;
         let (span, steps) = (ages.oldest - ages.youngest, ages.held - 1);
-        // Two sockets, or a single burst, are no rate.
+        // Two sockets, or a single burst, give no rate.
         (steps >= 2 && span >= 1.0).then(|| left as f64 * span / f64::from(steps))
     }
 }

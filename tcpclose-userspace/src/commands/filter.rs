@@ -1,126 +1,83 @@
-//! Which sockets `stuck` lists and `kill` destroys, and where they are asked for.
+//! The sockets that `stuck` lists and `kill` destroys.
 
 use std::cmp::Reverse;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::client;
-use crate::client::Reply;
+use crate::client::SocketsAnswer;
+use crate::client::fetch::{AgentAddress, Fetched, fetch};
+use crate::commands::arguments::{NetnsChoice, duration, pid, port, state};
 use crate::commands::groups::Listed;
-use crate::commands::{DEFAULT_SOCKET, NetnsChoice, duration, port};
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
-use crate::report::sockets::Depth;
+use crate::report::requests::DEFAULT_STUCK_AFTER;
 use crate::report::sockets::{SocketsDocument, StuckSocket};
-use crate::ui::table;
-
-/// The bound where neither the arguments nor an agent name one.
-pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+use crate::report::{Depth, snapshot};
+use crate::ui::{labels, table};
 
 // No doc comment: clap would make it the help of the command that this is a part of.
 #[derive(Debug, Args)]
 pub struct SocketFilter {
-    /// Only sockets that are in the state for this long or longer [default: the agent's first --stuck-after; 60s
-    /// without one]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// Only sockets that have been in the state for at least this long [default: the agent's first --stuck-after, or 60s
+    /// without an agent]
+    #[arg(long, value_name = "DURATION", value_parser = duration, value_hint = ValueHint::Other)]
     pub older_than: Option<Duration>,
-    /// Only sockets of this service port (the local one on a server, the remote one on a client); may be repeated
-    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true)]
+    /// Only sockets of this service port (local on a server, remote on a client); may be repeated
+    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     pub ports: Vec<u16>,
-    /// Only sockets that this process holds
-    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
+    /// Only sockets held by this process
+    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     pub pid: Option<u32>,
-    /// The state: close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait
-    #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state)]
+    /// Only sockets held by processes of this systemd unit
+    #[arg(long, value_name = "UNIT", value_hint = ValueHint::Other)]
+    pub unit: Option<String>,
+    /// TCP state
+    #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state())]
     pub state: Phase,
-    /// Sockets of every network namespace, or of this one
+    /// Network namespaces
     #[arg(long, value_name = "WHICH", value_enum, default_value = "all")]
     pub netns: NetnsChoice,
 }
 
-// As above.
-#[derive(Debug, Args)]
-pub struct AgentAddress {
-    /// Take a snapshot even where an agent runs
-    #[arg(long)]
-    pub no_agent: bool,
-    /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
-    pub socket: PathBuf,
-}
-
-pub fn pid(text: &str) -> Result<u32, &'static str> {
-    text.parse().map_err(|_| "not a process id; write a number as ps shows it")
-}
-
-pub fn state(text: &str) -> Result<Phase, &'static str> {
-    let name = text.to_ascii_lowercase().replace('-', "_");
-    Phase::ALL
-        .into_iter()
-        .find(|phase| phase.name() == name)
-        .ok_or("not a state; write close_wait, last_ack, fin_wait_1, fin_wait_2, closing or time_wait")
-}
-
-/// The sockets, where they come from, and the bound.
+/// The sockets, their source, and the bound.
 pub struct Findings {
     pub document: SocketsDocument,
     pub bound: Duration,
-    /// Source and remarks in words.
+    /// The source, in words.
     pub source: String,
 }
 
 impl SocketFilter {
-    /// Asks the agent at `place`; where none answers, takes a snapshot.
-    pub fn find(&self, place: &AgentAddress, depth: Depth) -> Result<Findings, Failure> {
-        let why_snapshot = if place.no_agent {
-            "snapshot".to_owned()
-        } else {
-            match client::sockets(&place.socket, self.state, self.older_than, depth)? {
-                Reply::Answer { document, stuck_after } => {
-                    let bound = self.older_than.unwrap_or(stuck_after);
-                    return Ok(Findings { document, bound, source: "agent".to_owned() });
-                }
-                Reply::NoAgent => format!("snapshot (no agent at {})", place.socket.display()),
-                Reply::Denied => {
-                    return self.snapshot(
-                        format!("snapshot (no access to {})", place.socket.display()),
-                        Some(place),
-                        depth,
-                    );
-                }
-            }
+    /// Asks the agent at `address`; where none answers, takes a snapshot.
+    pub fn find(&self, address: &AgentAddress, depth: Depth) -> Result<Findings, Failure> {
+        let ask = |socket: &std::path::Path| client::sockets(socket, self.state, self.older_than, depth);
+        let stuck_after = self.older_than.unwrap_or(DEFAULT_STUCK_AFTER);
+        let snapshot = || {
+            let bound_ns = u64::try_from(stuck_after.as_nanos()).unwrap_or(u64::MAX);
+            let document = snapshot(self.state.state().bit(), bound_ns, self.netns.scope(), depth)?;
+            Ok(SocketsAnswer { document, stuck_after })
         };
-        self.snapshot(why_snapshot, None, depth)
+        let Fetched { document: answer, source, remark } = fetch(address, ask, snapshot)?;
+        let SocketsAnswer { mut document, stuck_after } = answer;
+        document.incomplete.extend(remark);
+        if let Some(pid) = self.pid
+            && !document.sockets.iter().any(|socket| is_held_by(socket, pid))
+            && !exists(pid)
+        {
+            let todo = "name a running process, as ps shows it";
+            return Err(Failure::new(format!("--pid {pid}"), "no such process", todo));
+        }
+        Ok(Findings { document, bound: self.older_than.unwrap_or(stuck_after), source })
     }
 
-    /// `denied`: where an agent is that was not asked.
-    fn snapshot(
-        &self,
-        source: String,
-        denied: Option<&AgentAddress>,
-        depth: Depth,
-    ) -> Result<Findings, Failure> {
-        let bound = self.older_than.unwrap_or(STUCK_AFTER);
-        let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
-        let mut document =
-            client::snapshot::sockets(self.state.state().bit(), bound_ns, self.netns.scope(), depth)
-                .map_err(|error| {
-                    Failure::new(
-                        "snapshot of the TCP sockets",
-                        error,
-                        "load the modules inet_diag and tcp_diag",
-                    )
-                })?;
-        if let Some(place) = denied {
-            document.incomplete.push(format!(
-                "the agent at {} was not asked: this user may not connect to it",
-                place.socket.display()
-            ));
-        }
-        Ok(Findings { document, bound, source })
+    /// Whether it names sockets by more than their state and age.
+    pub fn has_target(&self) -> bool {
+        !self.ports.is_empty() || self.pid.is_some() || self.unit.is_some()
     }
 
     /// The sockets that the filters let through, the oldest first.
@@ -130,25 +87,39 @@ impl SocketFilter {
             socket.state == self.state
                 && (self.netns == NetnsChoice::All || socket.netns == own)
                 && (self.ports.is_empty() || self.ports.contains(&socket.port))
-                && self.pid.is_none_or(|pid| socket.owners.iter().any(|owner| owner.pid == pid))
+                && self.pid.is_none_or(|pid| is_held_by(socket, pid))
+                && self.unit.as_ref().is_none_or(|unit| {
+                    socket.owners.iter().any(|owner| owner.place.unit.as_ref() == Some(unit))
+                })
         });
-        // By keys of their own: a socket is four hundred bytes to move. The bits of numbers that are not negative ascend as
-        // they do.
+        // By cached keys, since a socket is four hundred bytes to move. The bits of floats that are not negative sort as
+        // the floats do.
         sockets.sort_by_cached_key(|socket| (Reverse(socket.age.min_seconds.to_bits()), socket.cookie));
         sockets
     }
 
     /// The state as people write it: `CLOSE-WAIT`.
     pub fn state_in_words(&self) -> String {
-        self.state.name().to_uppercase().replace('_', "-")
+        labels::phase(self.state)
     }
+}
+
+fn is_held_by(socket: &StuckSocket, pid: u32) -> bool {
+    socket.owners.iter().any(|owner| owner.pid == pid)
+}
+
+/// Whether a process of this PID namespace has the id `pid`.
+fn exists(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    // EPERM: it exists, and belongs to another user.
+    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 /// The sockets that match, sorted out by the bound.
 pub struct Sorted {
     /// Past the bound, or possibly so.
     pub matching: Vec<StuckSocket>,
-    /// How many are proven to be younger.
+    /// Those proven to be younger.
     pub younger: usize,
     /// Seconds.
     bound: f64,
@@ -156,7 +127,7 @@ pub struct Sorted {
     own: u32,
 }
 
-/// The inode of this process's network namespace; 0 where /proc does not tell.
+/// The inode of this process's network namespace; 0 where /proc does not have it.
 pub fn own_netns() -> u32 {
     netns::own().map_or(0, |own| own.inum)
 }
@@ -168,7 +139,7 @@ impl Sorted {
         Self { younger: all - sockets.len(), matching: sockets, bound, own: own_netns() }
     }
 
-    /// What the text lists: everything that matches and is not at work.
+    /// The sockets that the text lists: all that match and are not still sending.
     pub fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
         self.matching.iter().filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending)).map(
             |socket| Listed {
@@ -187,7 +158,7 @@ impl Sorted {
         let bound = humantime::format_duration(bound);
         let (stuck, listed) = (self.stuck().count(), self.listed().count());
         let mut text = match stuck {
-            0 => format!("No socket is proven to be in {state} for {bound} or longer"),
+            0 => format!("No socket is proven to have been in {state} for {bound} or longer"),
             n => format!("{} in {state} for {bound} or longer", table::count(n, "socket", "sockets")),
         };
         if listed == 0 {

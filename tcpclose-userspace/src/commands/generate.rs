@@ -1,8 +1,7 @@
-//! `tcpclose generate`: what packages carry of the command line, made from the list of arguments itself: man pages,
-//! completions for shells, the configuration with every setting in it.
+//! `tcpclose generate`: man pages, completions and a commented configuration for packages, from the list of arguments.
 //!
-//! A command of this binary, as ripgrep has it: a build script would have to compile the command line twice, and xtask
-//! cannot depend on a library that takes the eBPF toolchain to build. Hidden, since only `cargo xtask package` asks.
+//! A command of this binary, as in ripgrep: a build script would compile the command line twice, and xtask cannot depend on
+//! a library that needs the eBPF toolchain. Hidden, since only `cargo xtask package` uses it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -13,14 +12,14 @@ use clap::Command;
 use clap_complete::aot::{Shell, generate_to};
 use clap_mangen::Man;
 
-use crate::commands::config;
+use crate::commands::config::settings::DEFAULT_FILE;
 use crate::failure::Failure;
 
 /// Write man pages, completions and a commented configuration into a folder.
 #[derive(Debug, clap::Args)]
 #[command(hide = true, after_help = "Example: tcpclose generate ./made")]
 pub struct Generate {
-    /// The folder; it is made where it is not there.
+    /// The folder, created if it does not exist
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
 }
@@ -30,8 +29,8 @@ impl Generate {
     ///
     /// # Errors
     /// Where one of them cannot be written.
-    pub fn run(self) -> Result<ExitCode, Failure> {
-        let written = self.write();
+    pub fn run(self, command: &Command, config: &str) -> Result<ExitCode, Failure> {
+        let written = self.write(command, config);
         written.map(|()| ExitCode::SUCCESS).map_err(|why| {
             Failure::new(
                 format!("writing to {}", self.folder.display()),
@@ -41,21 +40,20 @@ impl Generate {
         })
     }
 
-    fn write(&self) -> io::Result<()> {
-        let command = config::documented();
+    fn write(&self, command: &Command, config: &str) -> io::Result<()> {
         let manual = self.folder.join("man");
         fs::create_dir_all(&manual)?;
-        pages(&command, &manual)?;
+        pages(command, &manual)?;
         let completions = self.folder.join("completions");
         fs::create_dir_all(&completions)?;
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             generate_to(shell, &mut command.clone(), command.get_name(), &completions)?;
         }
-        fs::write(self.folder.join("tcpclose.toml"), config::template())
+        fs::write(self.folder.join("tcpclose.toml"), config)
     }
 }
 
-/// A page for the command and one for each of its own.
+/// A page for the command and one for each subcommand.
 fn pages(command: &Command, folder: &Path) -> io::Result<()> {
     let mut command = command.clone().disable_help_subcommand(true);
     command.build();
@@ -70,18 +68,18 @@ fn pages(command: &Command, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// As its page is called: `tcpclose-stuck`.
+/// The name of its page: `tcpclose-stuck`.
 fn name(command: &Command) -> String {
     command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned()
 }
 
-/// Clap_mangen's page, but with examples, which it sets as running text under EXTRA, as they are typed.
+/// clap_mangen's page, with examples line by line, which it would run together under EXTRA.
 fn page(command: &Command, others: &[&str]) -> io::Result<Vec<u8>> {
-    // Of the program's version, which only its own page would have.
+    // With the program's version, which only its own page would have.
     let man = Man::new(command.clone()).source(concat!("tcpclose ", env!("CARGO_PKG_VERSION")));
     let mut page = Vec::new();
     man.render_title(&mut page)?;
-    // No word is broken or stretched: names are copied from here.
+    // Without hyphenation and justification, so that names can be copied.
     writeln!(page, ".nh\n.ad l")?;
     man.render_name_section(&mut page)?;
     man.render_synopsis_section(&mut page)?;
@@ -99,10 +97,10 @@ fn page(command: &Command, others: &[&str]) -> io::Result<Vec<u8>> {
         }
         writeln!(page, ".fi")?;
     }
-    writeln!(page, ".SH \"EXIT STATUS\"\n0, or 1 where a check found something, or 2 for a failure.")?;
+    writeln!(page, ".SH \"EXIT STATUS\"\n0 for success, 1 if a check found something, 2 for a failure.")?;
     if name(command) == "tcpclose-agent" {
-        writeln!(page, ".SH FILES\n.TP\n.I {}", config::DEFAULT_FILE)?;
-        writeln!(page, "Settings by the names of the options, without the hyphens in front.")?;
+        writeln!(page, ".SH FILES\n.TP\n.I {}", DEFAULT_FILE)?;
+        writeln!(page, "Settings by the names of the options, without the leading hyphens.")?;
     }
     writeln!(page, ".SH \"SEE ALSO\"")?;
     let others = others.iter().map(|other| format!(".BR {} (1)", verbatim(other)));
@@ -110,7 +108,7 @@ fn page(command: &Command, others: &[&str]) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// `line` as roff shows it unchanged: a hyphen that can be copied, no escapes, no request.
+/// `line` as roff prints it unchanged: with hyphens that can be copied, without escapes and requests.
 fn verbatim(line: &str) -> String {
     let line = line.replace('\\', r"\e").replace('-', r"\-");
     if line.starts_with(['.', '\'']) { format!(r"\&{line}") } else { line }
@@ -119,10 +117,15 @@ fn verbatim(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::config;
+
+    fn run(folder: &Path) -> Result<ExitCode, Failure> {
+        Generate { folder: folder.to_owned() }.run(&config::documented(), &config::template())
+    }
 
     fn made() -> (tempfile::TempDir, impl Fn(&str) -> String) {
         let folder = tempfile::tempdir().unwrap();
-        Generate { folder: folder.path().to_owned() }.run().unwrap();
+        run(folder.path()).unwrap();
         let path = folder.path().to_owned();
         (folder, move |file: &str| {
             fs::read_to_string(path.join(file)).unwrap_or_else(|why| panic!("{file}: {why}"))
@@ -169,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_is_one_line() {
-        let failure = Generate { folder: "/dev/null/x".into() }.run().unwrap_err().to_string();
+        let failure = run(Path::new("/dev/null/x")).unwrap_err().to_string();
         assert!(failure.starts_with("tcpclose: writing to /dev/null/x: Not a directory"), "{failure}");
     }
 }

@@ -1,4 +1,4 @@
-//! Sockets put together by owner, port, peer, unit or container, so that one leak is one line.
+//! Sockets grouped by owner, port, peer, unit or container: one leak is one line.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use crate::commands::suggest;
 use crate::failure::printable;
 use crate::names::{Diagnosis, Side};
 use crate::report::sockets::{AgeSeconds, Owner, StuckSocket};
-use crate::ui::table;
+use crate::ui::{labels, table};
 
 /// What sockets are grouped by, besides side, port and diagnosis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,16 +24,16 @@ pub enum By {
     Peer,
     /// The systemd units of the processes that hold the socket.
     Unit,
-    /// Their containers.
+    /// The containers of the processes that hold the socket.
     Container,
 }
 
-/// A socket that is listed, and whether its age is proven to be past the bound.
+/// A listed socket, and whether its age is proven to be past the bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<'a> {
     pub socket: &'a StuckSocket,
     pub possibly: bool,
-    /// It is in another network namespace than ours.
+    /// It is in another network namespace than this process.
     pub elsewhere: bool,
 }
 
@@ -56,7 +56,7 @@ struct GroupKey {
     side: Side,
     port: u16,
     diagnosis: Option<Diagnosis>,
-    /// The network namespace, where it is another than ours.
+    /// The network namespace, where it is another than this process's.
     netns: Option<String>,
 }
 
@@ -90,7 +90,7 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<SocketGroup<'a>> {
             side: socket.side,
             port: socket.port,
             diagnosis: socket.diagnosis,
-            netns: elsewhere.then(|| netns(socket)),
+            netns: elsewhere.then(|| labels::netns(socket)),
         };
         groups.entry(key).or_default().push(socket);
     }
@@ -106,35 +106,37 @@ fn places(socket: &StuckSocket, place: impl Fn(&Owner) -> Option<&String>) -> Wh
     Who::Places(socket.owners.iter().filter_map(place).cloned().collect())
 }
 
-/// The table of `groups`, the first `limit` of them, how many more there are, and what to run next.
+/// The table of the first `limit` groups, the number of the others, and commands to run next.
 pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, width: Option<u16>) -> String {
     let who: &[&str] = match by {
-        By::Owner => &["OWNER", "SIDE", ">PORT"],
+        By::Owner => &["~OWNER", "SIDE", ">PORT"],
         By::Port => &[">PORT", "SIDE"],
         By::Peer => &["PEER", "SIDE", ">PORT"],
-        By::Unit => &["UNIT", "SIDE", ">PORT"],
-        By::Container => &["CONTAINER", "SIDE", ">PORT"],
+        By::Unit => &["~UNIT", "SIDE", ">PORT"],
+        By::Container => &["~CONTAINER", "SIDE", ">PORT"],
     };
     let mut header = [who, &["WHY", ">COUNT", ">OLDEST", ">UNREAD", ">FDS", ">FULL IN"]].concat();
     let shown = groups.get(..limit).unwrap_or(groups);
     let mut rows: Vec<Vec<String>> = shown.iter().map(|group| group.row(by, rates)).collect();
     if shown.iter().any(|group| group.key.netns.is_some()) {
-        header.push("NETNS");
+        header.push("~NETNS");
         for (row, group) in rows.iter_mut().zip(shown) {
             row.push(
                 group.key.netns.as_ref().map_or_else(|| "-".to_owned(), |netns| printable(netns).into()),
             );
         }
     }
-    let mut text = table::render(&header, &rows, width);
-    text.push('\n');
+    let mut text = match rows.is_empty() {
+        true => String::new(),
+        false => table::render(&header, &rows, width) + "\n",
+    };
     if groups.len() > limit {
         text.push_str(&format!("… {} more\n", groups.len() - limit));
     }
     text + &next_steps(shown, width)
 }
 
-/// What to run next, once a process, for the first that hold what `groups` list.
+/// Commands to run next, one per process, for the first processes of `groups`.
 fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
     const MOST: usize = 3;
     let mut seen = HashSet::new();
@@ -142,7 +144,7 @@ fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
         let owner = group.sockets.first()?.owners.first().filter(|owner| seen.insert(owner.pid))?;
         suggest::step(owner, group.key.diagnosis)
     });
-    // The command on a line of its own, unbroken, to be copied.
+    // The command has its own unbroken line, to be copied.
     let lines = steps
         .take(MOST)
         .map(|(why, command)| format!("{}\n  {command}\n", table::wrap(&format!("next: {why}"), width)));
@@ -158,7 +160,7 @@ impl SocketGroup<'_> {
         };
         let unread: u64 = self.sockets.iter().map(|socket| u64::from(socket.unread_bytes)).sum();
         row.extend([
-            why(self.key.diagnosis, self.key.possibly),
+            labels::diagnosis(self.key.diagnosis, self.key.possibly),
             self.sockets.len().to_string(),
             self.oldest().map(table::at_least).unwrap_or_default(),
             unread.to_string(),
@@ -172,7 +174,7 @@ impl SocketGroup<'_> {
         match &self.key.who {
             Who::Owners(pids) => {
                 let first = self.sockets.first().and_then(|socket| socket.owners.first());
-                let name = first.map(process).unwrap_or_default();
+                let name = first.map(labels::process).unwrap_or_default();
                 match pids.len() {
                     0 | 1 => name,
                     n => format!("{name} +{}", n - 1),
@@ -197,7 +199,7 @@ impl SocketGroup<'_> {
         self.sockets.iter().flat_map(|socket| &socket.owners)
     }
 
-    /// Of the holders the one that is nearest to its limit of open files.
+    /// The open files of the owner nearest to its limit.
     fn fds(&self) -> String {
         let room = |owner: &Owner| Some(owner.fds_limit?.saturating_sub(owner.fds_used?));
         let tightest = self.owners().min_by_key(|owner| room(owner).unwrap_or(u64::MAX));
@@ -208,9 +210,9 @@ impl SocketGroup<'_> {
         }
     }
 
-    /// When the first of the holders has no file descriptor left, if sockets go on to get stuck in it as they did.
+    /// The time until the first owner has no file descriptor left, at the rate so far.
     fn full_in(&self, rates: &FdRates) -> String {
-        // In the accept queue a socket takes no file descriptor yet; what is not proven makes no rate.
+        // A socket in the accept queue has no file descriptor yet, and ages that are not proven give no rate.
         if self.key.possibly || self.key.diagnosis == Some(Diagnosis::NotAccepted) {
             return "-".to_owned();
         }
@@ -222,7 +224,7 @@ impl SocketGroup<'_> {
     }
 }
 
-/// A container's id as people use it: the first 12 of its 64 digits. Other names as they are.
+/// A container's id as people use it: the first 12 of its 64 digits. Other names are unchanged.
 fn short(name: &str) -> String {
     let (runtime, id) = name.split_at(name.rfind("://").map_or(0, |at| at + 3));
     match id.get(..12) {
@@ -231,135 +233,5 @@ fn short(name: &str) -> String {
     }
 }
 
-/// A socket's network namespace, by its name where it has one.
-fn netns(socket: &StuckSocket) -> String {
-    socket.netns_name.clone().unwrap_or_else(|| socket.netns.to_string())
-}
-
-/// A socket's local end, with the network namespace where that is another than ours: `10.0.0.5:8080 in blue`.
-pub fn local(socket: &StuckSocket, elsewhere: bool) -> String {
-    match elsewhere {
-        true => format!("{} in {}", socket.local, printable(&netns(socket))),
-        false => socket.local.to_string(),
-    }
-}
-
-/// A diagnosis as the tables show it.
-pub fn why(diagnosis: Option<Diagnosis>, possibly: bool) -> String {
-    let name = diagnosis.map_or("-", Diagnosis::name);
-    if possibly { format!("possibly {name}") } else { name.to_owned() }
-}
-
-/// `api[4242]`.
-pub fn process(owner: &Owner) -> String {
-    format!("{}[{}]", printable(&owner.comm), owner.pid)
-}
-
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use crate::linux::cgroup::Workload;
-    pub use crate::report::fixtures::{in_place, owner, socket};
-
-    fn proven(sockets: &[StuckSocket]) -> Vec<Listed<'_>> {
-        sockets.iter().map(|socket| Listed { socket, possibly: false, elsewhere: false }).collect()
-    }
-
-    #[test]
-    fn one_leak_is_one_line_with_its_rate_and_the_room_left() {
-        let api = owner(4242, "api\x1b[31m", (924, 1024));
-        let worker = owner(4250, "api", (24, 1024));
-        let mut sockets: Vec<StuckSocket> =
-            (1..=5).map(|i| socket(i * 60, &[api.clone(), worker.clone()])).collect();
-        sockets.push(socket(70, &[]));
-        let groups = group(&proven(&sockets), By::Owner);
-        let text = text(&groups, By::Owner, &FdRates::of(&sockets, 60.0), 20, Some(100));
-        let lines: Vec<&str> = text.lines().collect();
-        // 100 descriptors are left, one goes every 60 s.
-        assert_eq!(lines.len(), 3, "{text}");
-        for word in [r"api\u{1b}[31m[4242] +1", "not_closed", " 5 ", "5m", "924/1024", "1h 40m"] {
-            assert!(lines[1].contains(word), "{word}: {text}");
-        }
-        assert!(lines[2].starts_with("unknown, uid 1000"), "{text}");
-    }
-
-    #[test]
-    fn groups_beyond_the_limit_are_counted() {
-        let sockets: Vec<StuckSocket> = (1..=30).map(|pid| socket(60, &[owner(pid, "a", (1, 2))])).collect();
-        let groups = group(&proven(&sockets), By::Owner);
-        let text = text(&groups, By::Owner, &FdRates::default(), 20, None);
-        assert_eq!(text.lines().count(), 22);
-        assert!(text.ends_with("… 10 more\n"), "{text}");
-    }
-
-    #[test]
-    fn no_rate_is_made_up() {
-        let last = |sockets: &[StuckSocket]| {
-            group(&proven(sockets), By::Owner)[0].full_in(&FdRates::of(sockets, 60.0))
-        };
-        let one = owner(1, "a", (10, 1024));
-        assert_eq!(last(&[socket(60, std::slice::from_ref(&one))]), "-");
-        assert_eq!(
-            last(&[socket(60, std::slice::from_ref(&one)), socket(90, std::slice::from_ref(&one))]),
-            "-"
-        );
-        assert_eq!(last(&vec![socket(60, std::slice::from_ref(&one)); 9]), "-");
-        assert_eq!(last(&[socket(60, &[owner(1, "a", (1024, 1024))])]), "now");
-        let queued = StuckSocket { diagnosis: Some(Diagnosis::NotAccepted), ..socket(60, &[one]) };
-        assert_eq!(last(&[queued]), "-");
-    }
-
-    #[test]
-    fn by_port_and_by_peer_owners_do_not_matter() {
-        let sockets = [socket(60, &[owner(1, "a", (1, 2))]), socket(70, &[owner(2, "b", (1, 2))])];
-        for by in [By::Port, By::Peer] {
-            assert_eq!(group(&proven(&sockets), by).len(), 1);
-        }
-        assert_eq!(group(&proven(&sockets), By::Owner).len(), 2);
-        let by_peer = text(&group(&proven(&sockets), By::Peer), By::Peer, &FdRates::default(), 20, None);
-        assert!(by_peer.contains("10.0.0.9"));
-    }
-
-    #[test]
-    fn groups_of_one_process_share_its_descriptors() {
-        let api = owner(1, "a", (924, 1024));
-        let read = |age| StuckSocket {
-            diagnosis: Some(Diagnosis::NotRead),
-            ..socket(age, std::slice::from_ref(&api))
-        };
-        // One every 60 s, of either kind: 100 left.
-        let sockets = [
-            socket(60, std::slice::from_ref(&api)),
-            read(120),
-            socket(180, std::slice::from_ref(&api)),
-            read(240),
-        ];
-        let groups = group(&proven(&sockets), By::Owner);
-        let rates = FdRates::of(&sockets, 60.0);
-        let full: Vec<String> = groups.iter().map(|group| group.full_in(&rates)).collect();
-        assert_eq!(full, ["1h 40m", "1h 40m"]);
-    }
-
-    #[test]
-    fn units_and_containers_are_groups_of_their_own() {
-        let id = format!("containerd://{}", "0123456789abcdef".repeat(4));
-        let placed = |pid, unit: Option<&str>, container: Option<&str>| {
-            let unit = unit.map(str::to_owned);
-            let place = Workload { unit, container_id: container.map(str::to_owned), pod_uid: None };
-            in_place(owner(pid, "a", (1, 2)), place)
-        };
-        let sockets = [
-            socket(60, &[placed(1, Some("api.service"), None), placed(2, Some("api.service"), None)]),
-            socket(60, &[placed(3, Some("api.service"), None)]),
-            socket(60, &[placed(4, None, Some(&id))]),
-            socket(60, &[]),
-        ];
-        let by = |by| {
-            let groups = group(&proven(&sockets), by);
-            let text = text(&groups, by, &FdRates::default(), 20, None);
-            text.lines().skip(1).map(|line| line.split("  ").next().unwrap().to_owned()).collect::<Vec<_>>()
-        };
-        assert_eq!(by(By::Unit), ["api.service", "unknown, uid 1000", "-"]);
-        assert_eq!(by(By::Container), ["-", "unknown, uid 1000", "containerd://0123456789ab"]);
-    }
-}
+pub(crate) mod tests;

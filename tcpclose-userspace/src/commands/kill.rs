@@ -1,81 +1,91 @@
-//! `tcpclose kill`: destroys stuck sockets by SOCK_DESTROY.
+//! `tcpclose kill`: destroys stuck sockets with SOCK_DESTROY.
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
-use crate::agent::server::handlers::kill::{NOT_ALLOWED, PATH};
 use crate::client;
-use crate::client::{Client, Said};
-use crate::commands::filter::{AgentAddress, Findings, SocketFilter};
+use crate::client::Client;
+use crate::client::fetch::AgentAddress;
+use crate::client::reply::Reply;
+use crate::commands::arguments::number;
+use crate::commands::filter;
+use crate::commands::filter::{Findings, SocketFilter};
 use crate::commands::groups::Listed;
+use crate::commands::output::{json, print};
 use crate::commands::signals::Interrupt;
-use crate::commands::{filter, groups, json, print, stuck};
+use crate::commands::stuck;
 use crate::failure::{Failure, printable};
 use crate::kill::places::Places;
 use crate::kill::{KillOrder, KillOutcome, SCHEMA, execute};
 use crate::linux::host;
 use crate::linux::host::{Capability, has_cap};
 use crate::names::{Diagnosis, Phase};
+use crate::report::Depth;
 use crate::report::kill::pace::KillPace;
 use crate::report::kill::plan::{DIAGNOSES, Leave, Left, plan};
 use crate::report::kill::summary::{Fate, KillReport, Tally};
-use crate::report::sockets::Depth;
+use crate::report::requests::{KILL_NOT_ALLOWED, KILL_PATH};
 use crate::report::sockets::{DocumentSource, StuckSocket};
-use crate::ui::progress;
-use crate::ui::table;
+use crate::ui::footer::footer;
+use crate::ui::{labels, progress, table};
 
-/// Destroy sockets that are stuck in CLOSE-WAIT: shows which, and does it with --yes
+/// Destroy sockets stuck in CLOSE-WAIT (default: dry run)
 ///
-/// The peer gets a RST. The program still reads what was unread and the end of the stream; poll() tells it of an error,
-/// and its next write fails with ECONNABORTED. It keeps its file descriptor until it closes it: this ends connections, it
-/// mends no leak.
+/// The peer gets a RST. The program can still read unread data and the end of the stream; poll() reports an error, and the
+/// next write fails with ECONNABORTED. The process keeps the descriptor until it closes it: this ends connections and does
+/// not fix the leak.
 ///
-/// What goes: sockets whose age is proven and that the program neglects (not_read, not_closed). What does not, unless
-/// named: still_sending is at work; not_accepted would stay in its listener's queue all the same; other states.
+/// By default this destroys sockets with a proven age that the program neglects (not_read, not_closed). still_sending is
+/// still in use, and not_accepted would stay in its listener's queue: both have to be named by --diagnosis, and other
+/// states by --state.
 ///
-/// Without an agent the ages of sockets whose peers go on acknowledging are not proven: --possibly takes them too.
+/// Without an agent, the age of a socket whose peer still acknowledges is not proven: --possibly includes it.
 ///
-/// Immediately before, the socket is looked up by addresses and cookie: one that has gone, or is in another state, or
-/// whose program writes again, is spared. A socket that its program closes in the microseconds after that is destroyed.
+/// Each socket is looked up by addresses and cookie just before. If it has gone, is in another state, or its program writes
+/// again, it is spared. A socket that its program closes within microseconds after that is destroyed.
 ///
-/// Where an agent runs it destroys them, if it was started with --allow-kill; --no-agent does it from here, which needs
-/// CAP_NET_ADMIN, and CAP_SYS_ADMIN for sockets of other network namespaces. Exits with 0 when all went, with 1 when some were spared or refused or a signal came first, with 2 when
-/// nothing could be done.
+/// A running agent destroys the sockets if it was started with --allow-kill; --no-agent destroys them from here and needs
+/// CAP_NET_ADMIN, and CAP_SYS_ADMIN for other network namespaces.
+///
+/// Exit status: 0 if all were destroyed, 1 if some were spared or refused or a signal interrupted it, 2 if it failed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose kill --older-than 1h --port 8080\n  \
     tcpclose kill --older-than 1h --port 8080 --yes --rate 10\n  \
-    tcpclose kill --older-than 1h --diagnosis still_sending --yes\n  \
-    tcpclose kill --older-than 1h --state last_ack --yes")]
+    tcpclose kill --older-than 1h --unit api.service --diagnosis still_sending --yes\n  \
+    tcpclose kill --older-than 1h --state last_ack --yes --all")]
 pub struct Kill {
     #[command(flatten)]
     filter: SocketFilter,
-    /// Only sockets of this diagnosis; may be repeated [default: not_read and not_closed]
+    /// Only sockets with this diagnosis; may be repeated [default: not_read and not_closed]
     #[arg(long = "diagnosis", value_name = "DIAGNOSIS", value_enum)]
     diagnoses: Vec<DiagnosisChoice>,
-    /// Those too that are only possibly past the bound: their entry was not seen
+    /// Include sockets that are only possibly old enough, because their entry was not observed
     #[arg(long)]
     possibly: bool,
-    /// At most this many, the oldest first
-    #[arg(long, value_name = "N", value_parser = stuck::number, allow_negative_numbers = true)]
+    /// Maximum number of sockets, the oldest first
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: Option<usize>,
-    /// At most this many a second
-    #[arg(long, value_name = "N", default_value = "100", value_parser = rate, allow_negative_numbers = true)]
+    /// Maximum number of sockets per second
+    #[arg(long, value_name = "N", default_value = "100", value_parser = rate, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     rate: u32,
-    /// Do it; without, nothing is touched
+    /// Destroy the sockets (default: dry run)
     #[arg(long)]
     yes: bool,
-    /// One JSON document, when all is done
+    /// With --yes, allow every socket: without --port, --pid or --unit
+    #[arg(long)]
+    all: bool,
+    /// Print JSON, once all is done
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: AgentAddress,
+    address: AgentAddress,
 }
 
-/// A diagnosis that can be asked for.
+/// A diagnosis that can be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum DiagnosisChoice {
@@ -97,17 +107,17 @@ impl From<DiagnosisChoice> for Diagnosis {
 }
 
 fn rate(text: &str) -> Result<u32, &'static str> {
-    text.parse().ok().filter(|rate| *rate > 0).ok_or("not a rate; write how many a second, for example 100")
+    text.parse().ok().filter(|rate| *rate > 0).ok_or("not a rate; write a number per second, for example 100")
 }
 
-/// Who destroys.
+/// What destroys the sockets.
 enum Executor {
     /// This process.
     Own(RefCell<Places>),
     Agent(Client),
 }
 
-/// What has been done so far.
+/// The results so far.
 struct Done {
     fates: Vec<Fate>,
     tally: Tally,
@@ -116,8 +126,12 @@ struct Done {
 
 impl Kill {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let mut findings = self.filter.find(&self.place, Depth::WithPeers)?;
-        let looked = Instant::now();
+        if self.yes && !self.all && !self.filter.has_target() {
+            let todo = "add --port, --pid or --unit, or --all to destroy every socket of the dry run";
+            return Err(Failure::new("kill --yes", "no target", todo));
+        }
+        let mut findings = self.filter.find(&self.address, Depth::WithPeers)?;
+        let found_at = Instant::now();
         let sockets = std::mem::take(&mut findings.document.sockets);
         let leave = Leave {
             bound: findings.bound.as_secs_f64(),
@@ -129,7 +143,7 @@ impl Kill {
         if !self.yes {
             return self.show(&findings, going, left, leave.bound);
         }
-        let done = self.destroy(&findings, going, &leave, looked)?;
+        let done = self.destroy(&findings, going, &leave, found_at)?;
         let all = !done.interrupted && done.tally.spared() + done.tally.refused() == 0;
         let text = match self.json {
             true => self.json(&findings, done, left)?,
@@ -159,9 +173,20 @@ impl Kill {
             let done = Done { fates: fates.collect(), tally: Tally::default(), interrupted: false };
             return print(&self.json(findings, done, left)?).map(|()| ExitCode::SUCCESS);
         }
-        let width = table::width();
+        let text = self.dry_run_text(findings, &going, left, bound, table::width());
+        print(&text).map(|()| ExitCode::SUCCESS)
+    }
+
+    fn dry_run_text(
+        &self,
+        findings: &Findings,
+        going: &[StuckSocket],
+        left: Left,
+        bound: f64,
+        width: Option<u16>,
+    ) -> String {
         let what = match going.len() {
-            0 => "Nothing to destroy".to_owned(),
+            0 => "No socket to destroy".to_owned(),
             n => format!("Would destroy {}", table::count(n, "socket", "sockets")),
         };
         let sure = if self.possibly { "possibly " } else { "" };
@@ -183,24 +208,15 @@ impl Kill {
                 .collect();
             text.push_str(&format!("\n{}\n", stuck::list(&listed, usize::MAX, width)));
         }
-        text.push_str(&self.remarks(findings, left));
+        text.push_str(&remarks(findings, left, width));
         if !going.is_empty() {
-            text.push_str("dry run: nothing was touched; --yes destroys them\n");
+            let yes = match self.filter.has_target() {
+                true => "--yes",
+                false => "--yes with --all",
+            };
+            text.push_str(&format!("dry run: nothing was destroyed; {yes} destroys them\n"));
         }
-        print(&text).map(|()| ExitCode::SUCCESS)
-    }
-
-    /// Where it comes from, what was left, and what could not be seen.
-    fn remarks(&self, findings: &Findings, left: Left) -> String {
-        let left = match left.words().as_slice() {
-            [] => None,
-            words => Some(format!("left alone: {}", words.join("; "))),
-        };
-        let source = format!("source: {}", printable(&findings.source));
-        let incomplete =
-            findings.document.incomplete.iter().map(|remark| format!("incomplete: {}", printable(remark)));
-        let lines = left.into_iter().chain([source]).chain(incomplete);
-        lines.map(|line| table::wrap(&line, table::width()) + "\n").collect()
+        text
     }
 
     fn destroy(
@@ -208,17 +224,17 @@ impl Kill {
         findings: &Findings,
         going: Vec<StuckSocket>,
         leave: &Leave,
-        looked: Instant,
+        found_at: Instant,
     ) -> Result<Done, Failure> {
         let mut done = Done { fates: Vec::new(), tally: Tally::default(), interrupted: false };
         if going.is_empty() {
             return Ok(done);
         }
-        let hand = self.hand(findings)?;
+        let executor = self.executor(findings)?;
         let own = filter::own_netns();
-        // What the first one meets the others meet too.
+        // In one namespace the others fail as the first one does.
         let alike = going.windows(2).all(|pair| matches!(pair, [a, b] if a.netns == b.netns));
-        let interrupt = Interrupt::hear()?;
+        let interrupt = Interrupt::catch()?;
         let (mut pace, began, all) = (KillPace::new(self.rate), Instant::now(), going.len());
         let mut progress = KillProgress::new(self.json);
         for (at, socket) in going.into_iter().enumerate() {
@@ -229,10 +245,10 @@ impl Kill {
                 continue;
             }
             pace.take(began.elapsed());
-            let elapsed = looked.elapsed().as_secs_f64();
+            let elapsed = found_at.elapsed().as_secs_f64();
             let order = KillOrder::new(&socket, &leave.diagnoses, leave.bound, elapsed);
             let tried_at = host::wall_clock();
-            let outcome = self.one(&hand, &order).map_err(|mut failure| {
+            let outcome = self.one(&executor, &order).map_err(|mut failure| {
                 if at > 0 {
                     failure.why.push_str(&format!(", after {} of {all}", done.tally.words()));
                 }
@@ -240,14 +256,14 @@ impl Kill {
             })?;
             if alike
                 && done.tally.destroyed == 0
-                && let Some(why) = hopeless(&outcome, order.state, &hand)
+                && let Some(why) = hopeless(&outcome, order.state, &executor)
             {
                 return Err(why);
             }
             done.tally.add(&outcome);
             if !self.json {
                 progress.clear();
-                print(&told(&socket, socket.netns != own, &outcome))?;
+                print(&result_line(&socket, socket.netns != own, &outcome))?;
             }
             let left = pace.left(began.elapsed(), all - at - 1);
             progress.show(at + 1, all, left);
@@ -257,43 +273,39 @@ impl Kill {
         Ok(done)
     }
 
-    fn hand(&self, findings: &Findings) -> Result<Executor, Failure> {
+    fn executor(&self, findings: &Findings) -> Result<Executor, Failure> {
         if findings.document.source == DocumentSource::Agent {
-            return Client::new(&self.place.socket, client::PATIENCE).map(Executor::Agent);
+            return Client::new(&self.address.socket, client::PATIENCE).map(Executor::Agent);
         }
         if !has_cap(Capability::NetAdmin) {
             return Err(Failure::new(
                 "destroying sockets",
                 format!("this process lacks {}", Capability::NetAdmin.name()),
-                "run it as root, or through an agent that was started with --allow-kill",
+                "run it as root, or start an agent with --allow-kill",
             ));
         }
         Ok(Executor::Own(RefCell::default()))
     }
 
-    fn one(&self, hand: &Executor, order: &KillOrder) -> Result<KillOutcome, Failure> {
-        let client = match hand {
+    fn one(&self, executor: &Executor, order: &KillOrder) -> Result<KillOutcome, Failure> {
+        let client = match executor {
             Executor::Own(places) => return Ok(execute(order, &mut places.borrow_mut())),
             Executor::Agent(client) => client,
         };
-        let gone = || client.failure("it has gone".to_owned());
         let body = serde_json::to_vec(order).map_err(|why| client.failure(why.to_string()))?;
-        let answer = match client.post(PATH, body)? {
-            Said::Answer(answer) => answer,
-            Said::NoAgent | Said::Denied => return Err(gone()),
-        };
+        let Reply::Answer(answer) = client.post(KILL_PATH, body)? else { return Err(client.gone()) };
         if answer.status == hyper::StatusCode::FORBIDDEN {
-            let what = format!("agent at {}", self.place.socket.display());
+            let what = format!("agent at {}", self.address.socket.display());
             let why = answer.first_line();
-            let todo = match why == NOT_ALLOWED.trim_end() {
-                true => "restart it with that flag, or add --no-agent to destroy from here",
-                false => "ask as one of them, or add --no-agent to destroy from here",
+            let todo = match why == KILL_NOT_ALLOWED.trim_end() {
+                true => "restart it with --allow-kill, or add --no-agent to destroy them from here",
+                false => "run it as one of them, or add --no-agent to destroy them from here",
             };
             return Err(Failure::new(what, why, todo));
         }
         let answer = answer.expect_ok().map_err(|why| client.failure(why))?;
         serde_json::from_slice(&answer.body)
-            .map_err(|why| client.failure(format!("its answer is none of tcpclose ({why})")))
+            .map_err(|why| client.failure(format!("this version cannot read its answer ({why})")))
     }
 
     fn json(&self, findings: &Findings, done: Done, left: Left) -> Result<String, Failure> {
@@ -319,28 +331,37 @@ impl Kill {
     fn closing_words(&self, findings: &Findings, done: &Done, left: Left) -> String {
         let all = done.fates.len();
         let stopped = match done.interrupted {
-            true => "stopped by a signal: ",
+            true => "interrupted by a signal: ",
             false => "",
         };
         let line = match all {
             0 => format!(
-                "Nothing to destroy: in {} for {} or longer",
+                "No socket to destroy: in {} for {} or longer",
                 self.filter.state_in_words(),
                 humantime::format_duration(findings.bound)
             ),
             _ => format!("{stopped}{} of {all}", printable(&done.tally.words())),
         };
-        table::wrap(&line, table::width()) + "\n" + &self.remarks(findings, left)
+        table::wrap(&line, table::width()) + "\n" + &remarks(findings, left, table::width())
     }
 }
 
-/// The failure that a refusal is which every other socket would meet too.
-fn hopeless(outcome: &KillOutcome, state: Phase, hand: &Executor) -> Option<Failure> {
+/// The sockets left alone, the source, and what is missing.
+fn remarks(findings: &Findings, left: Left, width: Option<u16>) -> String {
+    let left = match left.words().as_slice() {
+        [] => String::new(),
+        words => table::wrap(&format!("left alone: {}", words.join("; ")), width) + "\n",
+    };
+    left + &footer(&findings.source, &findings.document.incomplete, width)
+}
+
+/// A refusal that every other socket would meet too, as a failure.
+fn hopeless(outcome: &KillOutcome, state: Phase, executor: &Executor) -> Option<Failure> {
     let KillOutcome::Refused { errno: Some(errno), why } = outcome else { return None };
     let minisockets = matches!(state, Phase::TimeWait | Phase::FinWait2);
     match *errno {
         libc::EPERM => {
-            let who = match hand {
+            let who = match executor {
                 Executor::Own(_) => "this process",
                 Executor::Agent(_) => "the agent",
             };
@@ -354,14 +375,14 @@ fn hopeless(outcome: &KillOutcome, state: Phase, hand: &Executor) -> Option<Fail
         libc::EOPNOTSUPP if !minisockets => Some(Failure::new(
             "destroying sockets",
             "this kernel cannot (CONFIG_INET_DIAG_DESTROY is not set)",
-            "end the program that holds them instead: tcpclose stuck names it",
+            "stop the program that holds them instead: tcpclose stuck names it",
         )),
         _ => None,
     }
 }
 
-/// The line about one socket; `elsewhere`: it is in another network namespace than ours.
-fn told(socket: &StuckSocket, elsewhere: bool, outcome: &KillOutcome) -> String {
+/// The line about one socket; `elsewhere`: it is in another network namespace than this process.
+fn result_line(socket: &StuckSocket, elsewhere: bool, outcome: &KillOutcome) -> String {
     let (what, why) = match outcome {
         KillOutcome::Destroyed => ("destroyed", None),
         KillOutcome::Spared { why } => ("spared", Some(why)),
@@ -370,10 +391,10 @@ fn told(socket: &StuckSocket, elsewhere: bool, outcome: &KillOutcome) -> String 
     let diagnosis = socket.diagnosis.map_or_else(|| socket.state.name(), Diagnosis::name);
     let mut line = format!(
         "{what:<9}  {}  {}  {}  {diagnosis}  {}",
-        groups::local(socket, elsewhere),
+        labels::local(socket, elsewhere),
         socket.peer,
         table::age(&socket.age),
-        stuck::owners(socket)
+        labels::owners(socket)
     );
     if let Some(why) = why {
         line.push_str(&format!("  ({})", printable(why)));
@@ -382,7 +403,7 @@ fn told(socket: &StuckSocket, elsewhere: bool, outcome: &KillOutcome) -> String 
     line
 }
 
-/// How far it is.
+/// The line of progress.
 struct KillProgress {
     on: bool,
     shown: bool,
@@ -390,7 +411,7 @@ struct KillProgress {
 
 impl KillProgress {
     fn new(alone: bool) -> Self {
-        // Where standard output is the same terminal, its lines are the progress; ours stands below them.
+        // Without a terminal for standard output, only with --json: otherwise its lines are the progress.
         let on = alone || io::stdout().is_terminal();
         Self { on, shown: false }
     }

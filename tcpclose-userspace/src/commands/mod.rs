@@ -1,30 +1,26 @@
 //! The command line: arguments in, text or JSON out, an exit status.
 //!
-//! * [`agent`]: `tcpclose agent`; [`config`]: its settings from arguments, variables and a file.
-//! * [`stuck`]: `tcpclose stuck`.
-//! * [`kill`]: `tcpclose kill`.
-//! * [`verify`]: `tcpclose verify`.
-//! * [`watch`]: `tcpclose watch`.
-//! * [`ports`]: `tcpclose ports`.
-//! * [`exhaustion`]: `tcpclose exhaustion`.
-//! * [`top`]: `tcpclose top`.
-//! * [`crate::client::fetch`]: a document of the agent's, or the same without one.
-//! * [`filter`]: which sockets are meant, and where they are asked for.
-//! * [`crate::client`]: asks the agent on its unix socket; [`crate::client::stream`]: reads its stream.
-//! * [`signals`]: SIGINT and SIGTERM between two sockets.
-//! * [`groups`]: sockets put together; [`fd_exhaustion`]: how fast processes run out of descriptors;
-//!   [`suggest`]: what to run next.
+//! * [`cli`]: the commands. [`config`]: their settings from arguments, variables and a file.
+//! * [`agent`], [`stuck`], [`kill`], [`ports`], [`exhaustion`], [`top`], [`verify`], [`watch`], [`doctor`]: one file
+//!   per command.
 //! * [`generate`]: man pages and completions, for packages.
-//! * [`crate::ui::table`]: columns and short words for people.
+//! * [`arguments`]: arguments that several commands have. [`output`]: standard output.
+//! * [`filter`]: the sockets that `stuck` and `kill` are about. [`groups`]: sockets put together;
+//!   [`fd_exhaustion`]: when processes run out of descriptors; [`suggest`]: what to run next.
+//! * [`signals`]: SIGINT and SIGTERM between two sockets.
 
 pub mod agent;
+pub mod arguments;
+pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod exhaustion;
 pub mod fd_exhaustion;
 pub mod filter;
 pub mod generate;
 pub mod groups;
 pub mod kill;
+pub mod output;
 pub mod ports;
 pub mod signals;
 pub mod stuck;
@@ -34,54 +30,29 @@ pub mod verify;
 pub mod watch;
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
-
-use clap::Parser;
-use clap::builder::{PathBufValueParser, TypedValueParser};
-use serde::Serialize;
 
 use crate::agent::config::Config;
+use crate::commands::cli::Cli;
 use crate::commands::config::Stop;
+use crate::commands::output::{note, print, written};
 use crate::failure::Failure;
 use crate::linux::executables;
 use crate::linux::executables::helper;
-use crate::linux::netns::Scope;
 
-/// Where the agent listens for the command line, unless told otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
-
-/// Where the agent keeps ages for the next one, unless told otherwise.
-pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
-
-/// A live monitor of how TCP connections end on a Linux host.
-#[derive(Debug, Parser)]
-#[command(name = "tcpclose", version, about, infer_long_args = false)]
-#[command(after_help = "Example: tcpclose stuck --older-than 10m")]
-pub enum Cli {
-    // It has by far the most settings.
-    Agent(Box<agent::Agent>),
-    Stuck(stuck::Stuck),
-    Kill(kill::Kill),
-    Ports(ports::Ports),
-    Exhaustion(exhaustion::Exhaustion),
-    Top(top::Top),
-    Verify(verify::Verify),
-    Watch(watch::Watch),
-    Generate(generate::Generate),
-}
-
-/// Runs the command line `arguments` (the program's name first) and says how it went: 0, 1 for a check that found
+/// Runs the command line `arguments` (the program's name first) and returns the exit status: 0, 1 for a check that found
 /// something, 2 for a failure.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    // Not one of clap's: nobody is to type it, and it is to begin at once.
+    // Not one of clap's: no user types it, and it has to begin at once.
     if matches!(&arguments[..], [_, word] if word == helper::COMMAND) {
         return helper::serve();
     }
     executables::has_command();
+    if let Some(warning) = config::unknown_variables() {
+        note(&warning);
+    }
     let done = match config::parse(&arguments) {
         Ok(Cli::Agent(agent)) => agent.run(&|| reload(&arguments)).map(|()| ExitCode::SUCCESS),
         Ok(Cli::Stuck(stuck)) => stuck.run(),
@@ -91,8 +62,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),
-        Ok(Cli::Generate(generate)) => generate.run(),
-        // Clap's own way: in colour on a terminal, unless NO_COLOR says otherwise.
+        Ok(Cli::Doctor(doctor)) => doctor.run(),
+        Ok(Cli::Generate(generate)) => generate.run(&config::documented(), &config::template()),
+        // As clap prints it: in colour on a terminal, unless NO_COLOR is set.
         Err(Stop::Help(help)) => written(help.print()).map(|()| ExitCode::SUCCESS),
         Err(Stop::Answer(text)) => print(&text).map(|()| ExitCode::SUCCESS),
         Err(Stop::Failed(failure)) => Err(failure),
@@ -108,67 +80,9 @@ fn reload(arguments: &[OsString]) -> Result<Config, Failure> {
     match config::parse(arguments) {
         Ok(Cli::Agent(agent)) => Ok(agent.config()),
         Err(Stop::Failed(failure)) => Err(failure),
-        // The arguments are what they were when they asked for an agent.
+        // The arguments are the same as at the start.
         Ok(_) | Err(Stop::Answer(_) | Stop::Help(_)) => {
-            Err(Failure::new("reloading", "the arguments no longer ask for an agent", "restart it"))
-        }
-    }
-}
-
-/// Writes `text` to standard output. A reader that has gone away (`| head`) is no failure.
-pub fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
-}
-
-fn written(done: io::Result<()>) -> Result<(), Failure> {
-    match done {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new("writing to standard output", error, "make room there, or write elsewhere"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// `document` as one line of JSON.
-pub fn json(document: &impl Serialize) -> Result<String, Failure> {
-    let line = serde_json::to_string(document);
-    line.map(|line| line + "\n").map_err(|error| Failure::new("writing JSON", error, "report this"))
-}
-
-/// A duration as people write it, for clap.
-pub fn duration(text: &str) -> Result<Duration, &'static str> {
-    humantime::parse_duration(text).map_err(|_| "not a duration; write for example 60s, 10m or 1h30m")
-}
-
-/// A path that a unix socket can have, for clap.
-pub fn socket_path() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().try_map(|path| {
-        // sun_path holds 108 bytes, the last of them 0 (include/uapi/linux/un.h).
-        let fits = path.as_os_str().len() < 108;
-        fits.then_some(path).ok_or("the path of a unix socket has 107 bytes at most; choose a shorter one")
-    })
-}
-
-/// A port that a connection can have, for clap.
-pub fn port(text: &str) -> Result<u16, &'static str> {
-    text.parse().ok().filter(|port| *port != 0).ok_or("not a port; write a number from 1 to 65535")
-}
-
-/// `--netns`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum NetnsChoice {
-    /// Every network namespace that can be entered.
-    All,
-    /// This one.
-    Current,
-}
-
-impl NetnsChoice {
-    fn scope(self) -> Scope {
-        match self {
-            Self::All => Scope::All,
-            Self::Current => Scope::Current,
+            Err(Failure::new("reload", "the arguments no longer start an agent", "restart it"))
         }
     }
 }
@@ -176,7 +90,7 @@ impl NetnsChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     fn complaint(arguments: &[&str]) -> String {
         let words = ["tcpclose"].iter().chain(arguments);
@@ -190,6 +104,22 @@ mod tests {
         assert!(command.render_long_help().to_string().contains("Example"));
         for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
             assert!(sub.render_long_help().to_string().contains("Example"), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn the_whole_help_of_every_command() {
+        let mut command = config::documented().term_width(100);
+        command.build();
+        // clap leaves blanks at the ends of lines.
+        let help = |command: &mut clap::Command| {
+            let text = command.render_long_help().to_string();
+            text.lines().map(|line| line.trim_end().to_owned() + "\n").collect::<String>()
+        };
+        crate::ui::golden::check("help.txt", &help(&mut command));
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            let name = format!("help-{}.txt", sub.get_name());
+            crate::ui::golden::check(&name, &help(sub));
         }
     }
 
@@ -222,7 +152,7 @@ mod tests {
         );
         assert_eq!(
             complaint(&["agent", "--socket", &"x".repeat(108)]).split_once(r#"": "#).unwrap().1,
-            "the path of a unix socket has 107 bytes at most; choose a shorter one"
+            "the path of a Unix socket has 107 bytes at most; choose a shorter one"
         );
         assert!(Cli::try_parse_from(["tcpclose", "agent", "--socket", &"x".repeat(107)]).is_ok());
         let rest: &[&[&str]] = &[

@@ -2,48 +2,48 @@
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
-use crate::agent::server::handlers::ports::PATH;
-use crate::client::fetch;
-use crate::client::fetch::Fetched;
-use crate::commands::filter::{AgentAddress, STUCK_AFTER};
-use crate::commands::stuck::number;
-use crate::commands::{json, print};
+use crate::client::fetch::{AgentAddress, Fetched, fetch_document};
+use crate::commands::arguments::number;
+use crate::commands::output::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
-use crate::report::ports::{PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse};
-use crate::ui::table;
+use crate::report::ports::{Durations, PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
+use crate::report::requests::{DEFAULT_STUCK_AFTER, PORTS_PATH};
+use crate::ui::footer::footer;
+use crate::ui::{labels, table};
 
-/// How many ports are shown unless told otherwise.
+/// Ports that are shown by default.
 const PORTS: usize = 20;
 
-/// Show each port's sockets per state, the oldest of them, how long states last, closes a second, and what is stuck
+/// Show sockets per port and state: count, oldest, time in state, closes per second, stuck
 ///
-/// Asks the agent, whose numbers are those of its /metrics; where none runs it takes a snapshot, which has the sockets
-/// of this moment and the proven minimum of their ages only.
+/// Asks the agent, whose numbers are those of its /metrics. Without one it takes a snapshot, which has the current sockets
+/// and the proven minimum of their ages.
 ///
-/// MEDIAN and P99 are of the sockets that have left the state since the agent began: interpolated in the histogram's
-/// bucket, whose bounds --json has too. CLOSES/S is over the last minute. A leak is in STUCK and OLDEST, never in MEDIAN.
+/// MEDIAN and P99 cover the sockets that left the state since the agent started, as the bucket of the histogram that the
+/// quantile is in. CLOSES/S covers the last minute. A leak shows in STUCK and OLDEST, never in MEDIAN.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose ports\n  \
     tcpclose ports --json | jq '.ports[] | select(.stuck > 0)'")]
 pub struct Ports {
-    /// At most this many ports: those with stuck sockets first, then those with most
-    #[arg(long, value_name = "N", default_value_t = PORTS, value_parser = number, allow_negative_numbers = true)]
+    /// Maximum number of ports: those with stuck sockets first, then those with the most sockets
+    #[arg(long, value_name = "N", default_value_t = PORTS, value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: usize,
-    /// One JSON document, with every port, whatever the --limit
+    /// Print JSON, with every port regardless of --limit
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    place: AgentAddress,
+    address: AgentAddress,
 }
 
 impl Ports {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let bound_ns = STUCK_AFTER.as_nanos() as u64;
-        let look = || crate::client::snapshot::ports(bound_ns, Scope::All);
-        let Fetched { mut document, source, remark } = fetch::ask_or_look(&self.place, (PATH, SCHEMA), look)?;
+        let bound_ns = DEFAULT_STUCK_AFTER.as_nanos() as u64;
+        let snapshot = || snapshot(bound_ns, Scope::All);
+        let Fetched { mut document, source, remark } =
+            fetch_document(&self.address, (PORTS_PATH, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);
         let text = match self.json {
             true => json(&document)?,
@@ -69,20 +69,20 @@ fn text(document: &mut PortsDocument, source: &str, limit: usize, width: Option<
     let ports = &document.ports;
     let rows: Vec<Vec<String>> = ports.iter().take(limit).flat_map(rows).collect();
     let mut text = match rows.is_empty() {
-        true => "No connection has closed, and none is closing".to_owned(),
-        false => table::render(&HEADER, &rows, width),
+        _ if ports.is_empty() => "No connection has closed, and none is closing\n".to_owned(),
+        true => String::new(),
+        false => table::render(&HEADER, &rows, width) + "\n",
     };
-    text.push('\n');
     if ports.len() > limit {
         text.push_str(&format!("… {} more\n", ports.len() - limit));
     }
     text.push('\n');
     let source = document.old().map_or_else(|| source.to_owned(), |old| format!("{source}, {old}"));
-    text.push_str(&fetch::ending(&source, &document.incomplete, width));
+    text.push_str(&footer(&source, &document.incomplete, width));
     text
 }
 
-/// A line a state; what is of the whole port is on the first.
+/// A row per state; the first one also has the cells of the whole port.
 fn rows(port: &PortUse) -> Vec<Vec<String>> {
     let whole = [side(port), number_of(port), closes(port), stuck(port)];
     let [side, number, closes, stuck] = whole;
@@ -110,7 +110,7 @@ pub fn closes(port: &PortUse) -> String {
     port.closes_per_second.map_or_else(|| "-".to_owned(), table::rate)
 }
 
-/// What is proven to be stuck, and what may be: `3`, `3–5`.
+/// The number of stuck sockets, with those that may be: `3`, `3–5`.
 pub fn stuck(port: &PortUse) -> String {
     match port.possibly_stuck {
         0 => port.stuck.to_string(),
@@ -123,92 +123,38 @@ pub fn state_cells(of_state: &StateUse) -> Vec<String> {
     let durations = of_state.durations.as_ref();
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     vec![
-        of_state.state.name().to_uppercase().replace('_', "-"),
+        labels::phase(of_state.state),
         of_state.sockets.to_string(),
         or_dash(of_state.oldest_seconds.map(table::span)),
-        or_dash(durations.map(|durations| quantile(&durations.median))),
-        or_dash(durations.map(|durations| quantile(&durations.p99))),
+        or_dash(durations.map(|durations| quantile(&durations.median, durations))),
+        or_dash(durations.map(|durations| quantile(&durations.p99, durations))),
     ]
 }
 
-/// As interpolated; `>2m` beyond the last bucket.
-fn quantile(quantile: &QuantileBounds) -> String {
-    let beyond = || format!(">{}", table::span(quantile.from_seconds));
-    quantile.seconds.map_or_else(beyond, table::short)
+/// The bounds of a quantile: `1–5m`; `>1d` beyond the last bucket.
+fn quantile(quantile: &QuantileBounds, durations: &Durations) -> String {
+    match bounds(quantile, durations) {
+        (from, Some(to)) => table::interval(from, to),
+        (from, None) => format!(">{}", table::span(from)),
+    }
+}
+
+/// The upper bound of a quantile, for narrow columns: `≤5m`.
+pub fn quantile_at_most(quantile: &QuantileBounds, durations: &Durations) -> String {
+    match bounds(quantile, durations) {
+        (_, Some(to)) => format!("≤{}", table::short(to).replace(".0", "")),
+        (from, None) => format!(">{}", table::span(from)),
+    }
+}
+
+/// The bucket of a quantile, where no duration is longer than all of them together.
+fn bounds(quantile: &QuantileBounds, durations: &Durations) -> (f64, Option<f64>) {
+    let (from, sum) = (quantile.from_seconds, durations.sum_seconds.max(quantile.from_seconds));
+    match durations.count {
+        1 => (sum, Some(sum)),
+        _ => (from, quantile.to_seconds.map(|to| to.min(sum))),
+    }
 }
 
 #[cfg(test)]
-pub mod tests {
-    use super::*;
-    use crate::names::{Phase, Side};
-    use crate::report::ports::Durations;
-    use crate::report::sockets::DocumentSource;
-
-    pub fn document() -> PortsDocument {
-        let at = |seconds, from_seconds, to_seconds| QuantileBounds { seconds, from_seconds, to_seconds };
-        let durations = Durations {
-            count: 200,
-            sum_seconds: 1.0,
-            median: at(Some(0.00042), 0.0, Some(0.001)),
-            p99: at(None, 86400.0, None),
-        };
-        let state = |state, sockets, oldest_seconds, durations| StateUse {
-            state,
-            sockets,
-            oldest_seconds,
-            durations,
-        };
-        let port = |side, port, states: Vec<StateUse>| PortUse {
-            side,
-            port,
-            sockets: states.iter().map(|state| state.sockets).sum(),
-            stuck: 0,
-            possibly_stuck: 0,
-            closes: Some(9),
-            closes_per_second: Some(12.0),
-            states,
-        };
-        let waits = vec![
-            state(Phase::TimeWait, 4, Some(50.0), None),
-            state(Phase::CloseWait, 12, Some(7384.0), Some(durations)),
-        ];
-        let many = vec![state(Phase::TimeWait, 4000, Some(60.5), None)];
-        PortsDocument {
-            schema: SCHEMA,
-            host: "h".to_owned(),
-            boot_id: String::new(),
-            at: "2026-11-22T11:00:00.123456789Z".to_owned(),
-            source: DocumentSource::Agent,
-            age_seconds: Some(4.9),
-            incomplete: vec!["something".to_owned()],
-            stuck_after_seconds: 60.0,
-            rate_seconds: Some(60.0),
-            states: Vec::new(),
-            transitions: Vec::new(),
-            ports: vec![
-                port(Side::Client, None, many),
-                PortUse { stuck: 10, possibly_stuck: 2, ..port(Side::Server, Some(8080), waits) },
-                port(Side::Server, Some(443), Vec::new()),
-            ],
-        }
-    }
-
-    #[test]
-    fn the_worst_port_comes_first_and_a_line_is_a_state() {
-        let text = text(&mut document(), "agent", 2, Some(80));
-        let expected = "\
-SIDE     PORT  STATE       SOCKETS  OLDEST  MEDIAN  P99  CLOSES/S  STUCK
-server   8080  TIME-WAIT         4     50s       -    -        12  10–12
-               CLOSE-WAIT       12   2h 3m   420µs  >1d
-client  other  TIME-WAIT      4000      1m       -    -        12      0
-… 1 more
-
-source: agent
-incomplete: something
-";
-        assert_eq!(text, expected);
-        let old = PortsDocument { age_seconds: Some(40.2), ..document() };
-        let text = super::text(&mut old.clone(), "agent", 2, Some(80));
-        assert!(text.contains("\nsource: agent, numbers 40 s old\n"), "{text}");
-    }
-}
+pub mod tests;

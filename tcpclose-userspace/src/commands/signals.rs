@@ -1,52 +1,39 @@
-//! SIGINT and SIGTERM, heard between two steps of a command that must not be cut in the middle of one.
+//! SIGINT and SIGTERM, noticed between two steps of a command that must not stop in the middle of one.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::Timespec;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
 
 use crate::failure::Failure;
 
-/// Hears signals from its making on; the process is no longer ended by them.
+/// Catches the signals from its creation on; they no longer end the process.
 pub struct Interrupt {
-    told: Receiver<()>,
+    /// A signal writes a byte to the other end.
+    caught: UnixStream,
 }
 
 impl Interrupt {
-    pub fn hear() -> Result<Self, Failure> {
-        let failure = |why: std::io::Error| Failure::new("cannot start", why, "report this");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failure)?;
-        let guard = runtime.enter();
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failure)?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(failure)?;
-        drop(guard);
-        let (tell, told) = channel();
-        // Ends with the process.
-        thread::spawn(move || {
-            runtime.block_on(async {
-                loop {
-                    tokio::select! {
-                        _ = interrupt.recv() => {}
-                        _ = terminate.recv() => {}
-                    }
-                    if tell.send(()).is_err() {
-                        return;
-                    }
-                }
-            });
+    pub fn catch() -> Result<Self, Failure> {
+        let pair = UnixStream::pair().and_then(|(caught, written)| {
+            pipe::register(SIGINT, written.try_clone()?)?;
+            pipe::register(SIGTERM, written)?;
+            Ok(caught)
         });
-        Ok(Self { told })
+        pair.map(|caught| Self { caught }).map_err(|why| Failure::new("cannot start", why, "report this"))
     }
 
-    /// Waits for `pause`, and no longer once a signal has come: returns whether one has.
+    /// Waits for `pause`, or until a signal has come: returns whether one has.
     pub fn within(&self, pause: Duration) -> bool {
-        match self.told.recv_timeout(pause) {
-            Ok(()) => true,
-            Err(RecvTimeoutError::Timeout) => false,
-            Err(RecvTimeoutError::Disconnected) => {
-                thread::sleep(pause);
-                false
+        let pause = Timespec::try_from(pause).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+        loop {
+            match poll(&mut [PollFd::new(&self.caught, PollFlags::IN)], Some(&pause)) {
+                Err(Errno::INTR) => {}
+                ready => return ready.is_ok_and(|ready| ready > 0),
             }
         }
     }

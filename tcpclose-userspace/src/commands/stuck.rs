@@ -1,69 +1,67 @@
-//! `tcpclose stuck`: which sockets are stuck, since when, whose they are, and why.
+//! `tcpclose stuck`: stuck sockets with their age, owner and cause.
 
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
+use crate::client::fetch::AgentAddress;
+use crate::commands::arguments::number;
 use crate::commands::fd_exhaustion::FdRates;
-use crate::commands::filter::{AgentAddress, Findings, SocketFilter, Sorted};
+use crate::commands::filter::{Findings, SocketFilter, Sorted};
 use crate::commands::groups;
 use crate::commands::groups::{By, Listed};
-use crate::commands::{json, print};
-use crate::failure::{Failure, printable};
-use crate::report::sockets::Depth;
-use crate::report::sockets::StuckSocket;
-use crate::ui::table;
+use crate::commands::output::{json, print};
+use crate::failure::Failure;
+use crate::report::Depth;
+use crate::ui::footer::footer;
+use crate::ui::{labels, table};
 
-/// How many groups are shown unless told otherwise.
+/// Groups that are shown by default.
 const GROUPS: usize = 20;
 
-/// Show which sockets are stuck in CLOSE-WAIT, since when, whose they are, and why
+/// List sockets stuck in CLOSE-WAIT, with age, owner and cause
 ///
-/// Asks the agent; where none runs it takes a snapshot of this network namespace, whose ages are proven intervals.
-/// Without privileges the sockets are listed and other users' processes stay unknown.
+/// Asks the agent. Without one it takes a snapshot, in which the ages are proven intervals. Without privileges the sockets
+/// are listed, and other users' processes are unknown.
 ///
-/// Why (diagnosis): not_accepted: it waits in the listener's queue, the owner is the listener's. not_read: data and
-/// the end of the stream, or that alone, wait for the program. not_closed: the program has taken everything and
-/// never closed. still_sending: the program goes on writing to a half-closed peer: at work, counted and not listed.
+/// WHY: not_accepted: the socket waits in the listener's queue; its owner is the listener's. not_read: the program has not
+/// read the end of the stream, or data before it. not_closed: the program has read everything and has not closed.
+/// still_sending: the program still writes to a peer that has closed its side; counted, not listed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose stuck --older-than 10m --port 8080\n  \
     tcpclose stuck --sockets --pid 4242\n  tcpclose stuck --check --max 100 && echo fine")]
 pub struct Stuck {
     #[command(flatten)]
     pub filter: SocketFilter,
-    /// What the groups are by, besides side, port and diagnosis
+    /// Group sockets by this, besides side, port and diagnosis
     #[arg(long, value_enum, default_value = "owner")]
     by: By,
-    /// List every socket, the oldest first, and no groups
+    /// List every socket instead of groups, the oldest first
     #[arg(long)]
     sockets: bool,
-    /// At most this many lines [default: 20 groups, all sockets]
-    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true)]
+    /// Maximum number of lines [default: 20 groups, all sockets]
+    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: Option<usize>,
-    /// One JSON document, with every socket that matches, whatever the --limit
+    /// Print JSON, with every matching socket regardless of --limit
     #[arg(long)]
     json: bool,
-    /// Exit with 1 when more than --max sockets are stuck by the proven minimum of their age
+    /// Exit with 1 if more than --max sockets are proven to be stuck
     #[arg(long)]
     check: bool,
-    /// How many --check lets pass
-    #[arg(long, value_name = "N", default_value = "0", value_parser = number, requires = "check")]
+    /// Number of stuck sockets that --check allows
+    #[arg(long, value_name = "N", default_value = "0", value_parser = number, requires = "check", value_hint = ValueHint::Other)]
     max: usize,
     #[command(flatten)]
-    pub place: AgentAddress,
-}
-
-pub fn number(text: &str) -> Result<usize, &'static str> {
-    text.parse().map_err(|_| "not a number; write for example 20")
+    pub address: AgentAddress,
 }
 
 impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        // Groups are not told apart by who holds the other ends.
+        // Groups do not show the owners of the other ends.
         let depth = if self.json || self.sockets { Depth::WithPeers } else { Depth::Owners };
-        let mut findings = self.filter.find(&self.place, depth)?;
+        let mut findings = self.filter.find(&self.address, depth)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
-        // Before the filters: a process loses its descriptors to all of them.
+        // Before the filters: all of them take descriptors of the process.
         let rates = FdRates::of(&sockets, findings.bound.as_secs_f64());
         let mut sorted = Sorted::new(self.filter.select(sockets), findings.bound.as_secs_f64());
         let code = match self.check && sorted.stuck().count() > self.max {
@@ -77,7 +75,7 @@ impl Stuck {
             self.text(&findings, &sorted, &rates, table::width())
         };
         let printed = print(&text);
-        // The process ends here, and the kernel takes thousands of sockets back at once, not one by one.
+        // The process ends here: the kernel frees the memory at once, not socket by socket.
         std::mem::forget((findings, sorted));
         printed.map(|()| code)
     }
@@ -98,18 +96,11 @@ impl Stuck {
             });
             text.push('\n');
         }
-        let source = format!("source: {}", printable(&findings.source));
-        text.push_str(&table::wrap(&source, width));
-        text.push('\n');
-        for remark in &findings.document.incomplete {
-            text.push_str(&table::wrap(&format!("incomplete: {}", printable(remark)), width));
-            text.push('\n');
-        }
-        text
+        text + &footer(&findings.source, &findings.document.incomplete, width)
     }
 }
 
-/// The table of sockets: one line each where they fit, else the ends and the owners in words below.
+/// The table of sockets: one line each where that fits, else ends and owners below.
 pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
     const HEADER: [&str; 7] = [">AGE", "WHY", ">UNREAD", ">UNSENT", "LOCAL", "PEER", "OWNER[PID]:FD"];
     const NARROW: usize = 4;
@@ -119,19 +110,21 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
         .map(|Listed { socket, possibly, elsewhere }| {
             vec![
                 table::age(&socket.age),
-                groups::why(socket.diagnosis, *possibly),
+                labels::diagnosis(socket.diagnosis, *possibly),
                 socket.unread_bytes.to_string(),
                 socket.unsent_bytes.to_string(),
-                groups::local(socket, *elsewhere),
-                peer(socket),
-                owners(socket),
+                labels::local(socket, *elsewhere),
+                labels::peer(socket),
+                labels::owners(socket),
             ]
         })
         .collect();
     let mut text = table::render(&HEADER, &rows, None);
-    if table::overflows(&text, width) {
-        let narrow: Vec<Vec<String>> = rows.iter().map(|row| row[..NARROW].to_vec()).collect();
-        let narrow = table::render(&HEADER[..NARROW], &narrow, None);
+    let narrow: Vec<Vec<String>> = rows.iter().map(|row| row[..NARROW].to_vec()).collect();
+    let narrow = table::render(&HEADER[..NARROW], &narrow, None);
+    if table::overflows(&narrow, width) {
+        text = table::render(&HEADER, &rows, width);
+    } else if table::overflows(&text, width) {
         let below = rows
             .iter()
             .map(|row| table::wrap(&format!("    local {} peer {} owner {}", row[4], row[5], row[6]), width));
@@ -142,30 +135,14 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
         }
     }
     text.push('\n');
+    if shown.is_empty() {
+        text.clear();
+    }
     if listed.len() > shown.len() {
         text.push_str(&format!("… {} more\n", listed.len() - shown.len()));
     }
     text
 }
 
-/// The peer's address, and who holds that end where it is here too.
-fn peer(socket: &StuckSocket) -> String {
-    let mut holders: Vec<String> = socket.peer_owners.iter().map(groups::process).collect();
-    holders.dedup();
-    [vec![socket.peer.to_string()], holders].concat().join(" ")
-}
-
-pub fn owners(socket: &StuckSocket) -> String {
-    if let Some(closer) = &socket.closed_by {
-        let name = closer.comm.as_deref().map_or("ended".into(), printable);
-        return format!("closed by {name}[{}]", closer.pid);
-    }
-    if socket.owners.is_empty() {
-        return "unknown".to_owned();
-    }
-    let owners = socket.owners.iter().map(|owner| format!("{}:{}", groups::process(owner), owner.fd));
-    owners.collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
-mod tests;
+pub mod tests;

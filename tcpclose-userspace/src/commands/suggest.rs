@@ -1,18 +1,19 @@
-//! What to run next: the tool that shows what the threads of a process do, told by what executes it. Printed, never run.
+//! The command to run next: a tool for the process's runtime that shows its threads. Printed, never run.
 
-use crate::commands::groups;
-use crate::names::{Diagnosis, Runtime};
+use crate::linux::process::Runtime;
+use crate::names::Diagnosis;
 use crate::report::sockets::Owner;
+use crate::ui::labels;
 
-/// What to look for in `owner`, which holds a socket for the reason `diagnosis`, and the command that shows it; `None`
-/// where nobody could see what executes it.
+/// What to look for in `owner`, which holds a socket with this `diagnosis`, and the command that shows it; `None` where the
+/// runtime is unknown.
 pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, String)> {
     let pid = owner.pid;
     let debugger = format!("gdb -p {pid} -batch -ex 'thread apply all bt'");
     let (command, hint) = match owner.runs? {
         Runtime::Jvm => (format!("jcmd {pid} Thread.print"), ""),
         Runtime::Python => (format!("py-spy dump --pid {pid}"), ""),
-        // Only the program knows where it serves its profiles, if it does.
+        // Only the program knows whether and where it serves profiles.
         Runtime::Go => (
             "curl -s 'http://HOST:PORT/debug/pprof/goroutine?debug=2'".to_owned(),
             ", if it serves net/http/pprof (else gdb)",
@@ -20,12 +21,12 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
         Runtime::Native => (debugger, ""),
     };
     let look_for = match diagnosis {
-        Some(Diagnosis::NotAccepted) => "see why it does not accept",
-        Some(Diagnosis::NotRead) => "see which thread is to read",
-        Some(Diagnosis::NotClosed) => "see which thread is to close",
-        _ => "see what its threads do",
+        Some(Diagnosis::NotAccepted) => "find out why it does not accept",
+        Some(Diagnosis::NotRead) => "find the thread that should read",
+        Some(Diagnosis::NotClosed) => "find the thread that should close",
+        _ => "look at its threads",
     };
-    Some((format!("{}: {look_for}{hint}", groups::process(owner)), command))
+    Some((format!("{}: {look_for}{hint}", labels::process(owner)), command))
 }
 
 #[cfg(test)]
@@ -45,14 +46,14 @@ mod tests {
             Some(format!("{why} {command}"))
         };
         let words = [
-            (Runtime::Jvm, Diagnosis::NotRead, "to read jcmd 42 Thread.print"),
-            (Runtime::Python, Diagnosis::NotClosed, "to close py-spy dump --pid 42"),
+            (Runtime::Jvm, Diagnosis::NotRead, "should read jcmd 42 Thread.print"),
+            (Runtime::Python, Diagnosis::NotClosed, "should close py-spy dump --pid 42"),
             (Runtime::Go, Diagnosis::NotAccepted, "not accept, if it serves"),
-            (Runtime::Native, Diagnosis::Unknown, "do gdb -p 42 "),
+            (Runtime::Native, Diagnosis::Unknown, "threads gdb -p 42 "),
         ];
         for (runs, diagnosis, words) in words {
             let said = said(Some(runs), diagnosis).unwrap();
-            assert!(said.contains(words) && said.starts_with(r"a\u{1b}[42]: see "), "{said}");
+            assert!(said.contains(words) && said.starts_with(r"a\u{1b}[42]: "), "{said}");
         }
         assert_eq!(said(None, Diagnosis::NotRead), None);
     }

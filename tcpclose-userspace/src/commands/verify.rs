@@ -1,4 +1,4 @@
-//! `tcpclose verify`: the agent's account beside the kernel's.
+//! `tcpclose verify`: the agent's numbers beside the kernel's.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,19 +6,20 @@ use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use serde::Serialize;
 
-use crate::agent::server::STALE;
 use crate::client;
+use crate::client::Client;
 use crate::client::reconcile::reconcile;
 use crate::client::sampling::Sampler;
-use crate::client::{Client, Said};
-use crate::commands::{DEFAULT_SOCKET, duration, json, print};
+use crate::commands::arguments::{duration, socket_path};
+use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Netns;
 use crate::linux::proc_net::SockStat;
 use crate::linux::{host, netns};
+use crate::report::requests::{DEFAULT_SOCKET, READY_PATH, STALE_PREFIX};
 use crate::report::verify::samples::Samples;
 use crate::report::verify::verdict::{Causes, Verdict};
 use crate::report::verify::{
@@ -29,37 +30,36 @@ use crate::ui::table;
 
 /// The version of the document.
 const SCHEMA: u32 = 1;
-/// How often a look is repeated while something differs: under load the agent may be asked just when a short state came
-/// and went between two dumps. What really differs differs each time.
+/// How often a sample is repeated while something differs. Under load a short state may begin and end between two dumps;
+/// a real difference shows in every sample.
 const TRIES: usize = 10;
 const BETWEEN_TRIES: Duration = Duration::from_millis(200);
-/// Steps of this long before a dump began are left to the next one (`MARGIN_NS` of the tracker), and a little for the
-/// agent's own turn.
+/// The tracker leaves steps this short before a dump to the next one (`MARGIN_NS`); with some time for the agent itself.
 const MARGIN: Duration = Duration::from_millis(500);
-const OWN_ONLY: &str = "the agent does not dump every network namespace: of those that it does not, it knows what hooks \
-    tell, and what it counts lies between its own namespace's numbers and those of all";
-const HIDDEN: &str = "the agent tracks sockets in network namespaces to which no process, file in /run/netns, mount or \
-    descriptor leads: the kernel's numbers lack them";
+const OWN_ONLY: &str = "the agent does not dump every network namespace: of the others it knows what hooks report, and its \
+    counts are between the numbers of its own namespace and those of all";
+const HIDDEN: &str = "the agent tracks sockets in network namespaces without a process, a file in /run/netns, a mount or a \
+    descriptor: the kernel's numbers lack them";
 
-/// Hold the agent's numbers against the kernel's own: sock_diag, sockstat and the MIB counters
+/// Compare the agent's metrics with the kernel's: sock_diag, sockstat and the MIB counters
 ///
-/// Has the agent reconcile itself with the kernel first, then looks twice, --for apart: what both counted meanwhile must be the same, and what the agent says is there must be there
-/// at the second look. Every network namespace is looked into, and the kernel's numbers are their sums. The agent is asked
-/// between two looks at the kernel, so that on a busy host a number of the kernel's is an interval. Each difference is
-/// explained (events that the agent says were lost, namespaces that could not be entered or have gone) or flagged.
+/// The agent first reconciles itself with the kernel. Then two samples are taken, --for apart: the counts between them have
+/// to be equal, and the sockets at the second one, too. The kernel's numbers are the sums over all network namespaces. The
+/// agent is sampled between two samples of the kernel, so on a busy host a number of the kernel's is an interval. Each
+/// difference is explained (events that the agent lost, namespaces that could not be entered or have gone) or flagged.
 ///
-/// Exits with 0 when nothing is flagged, with 1 when something is, with 2 when it cannot be told.
+/// Exit status: 0 if nothing is flagged, 1 if something is, 2 if the comparison failed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose verify\n  tcpclose verify --for 1m --json")]
 pub struct Verify {
-    /// The time over which counters are compared
-    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    /// Time between the two samples
+    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = duration, value_hint = ValueHint::Other)]
     period: Duration,
-    /// One JSON document
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
+    /// The agent's Unix socket [TCPCLOSE_SOCKET]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path(), value_hint = ValueHint::FilePath)]
     socket: PathBuf,
 }
 
@@ -70,21 +70,21 @@ struct Audit {
     schema: u32,
     host: String,
     boot_id: String,
-    /// When the second look was, RFC 3339, UTC.
+    /// Time of the second sample, RFC 3339, UTC.
     at: String,
-    /// From the first look to the second.
+    /// From the first sample to the second.
     seconds: f64,
     /// The inode of the agent's network namespace.
     netns: u32,
-    /// Every one that was looked into.
+    /// Every sampled one.
     namespaces: Vec<Namespace>,
     backends: BackendsInUse,
-    /// Events that the agent lost meanwhile, as it says.
+    /// Events that the agent reports as lost meanwhile.
     lost: i64,
     rows: Vec<AuditRow>,
-    /// What the kernel counted meanwhile in all of them, also what is compared with nothing.
+    /// The kernel's counts meanwhile in all of them, including those that are not compared.
     counters: BTreeMap<&'static str, u64>,
-    /// The sums of all of them at the end; but `orphan`, which the kernel counts of the host.
+    /// The sums over all of them at the end; `orphan` is the host's, since the kernel counts it so.
     sockstat: SockStat,
     incomplete: Vec<String>,
 }
@@ -99,16 +99,16 @@ struct Namespace {
 }
 
 impl Namespace {
-    /// Of `sight`, which was `earlier` at the first look; `None` when it has gone.
-    fn new(sight: &NetnsSample, earlier: Option<&NetnsSample>) -> Option<Self> {
-        let after = sight.after.as_ref()?;
-        let before = earlier.and_then(|sight| sight.before.as_ref());
+    /// The namespace of `sample`, which was `earlier` in the first one; `None` if it has gone.
+    fn new(sample: &NetnsSample, earlier: Option<&NetnsSample>) -> Option<Self> {
+        let after = sample.after.as_ref()?;
+        let before = earlier.and_then(|sample| sample.before.as_ref());
         let counted = |(name, n): (&&'static str, &u64)| {
             (*name, n.saturating_sub(before.map_or(0, |before| before.counters.get(name))))
         };
         Some(Self {
-            netns: sight.netns.inum,
-            netns_name: sight.netns.name.clone(),
+            netns: sample.netns.inum,
+            netns_name: sample.netns.name.clone(),
             counters: after.counters.0.iter().map(counted).collect(),
             sockstat: after.stat,
         })
@@ -122,7 +122,7 @@ impl Verify {
         let differs = audit.rows.iter().filter(|row| row.verdict == Verdict::Differs).count();
         let text = match self.json {
             true => json(&audit)?,
-            false => self.text(&audit, differs),
+            false => self.text(&audit, differs, table::width()),
         };
         print(&text)?;
         Ok(if differs == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -130,48 +130,48 @@ impl Verify {
 
     fn audit(&self, client: &Client) -> Result<Audit, Failure> {
         let (own, mut incomplete) = self.ready(client)?;
-        let asked = reconcile(client)?;
-        let mut looks = Sampler::new(client);
+        let reconciled = reconcile(client)?;
+        let mut sampler = Sampler::new(client);
         let began = SystemTime::now();
         let start = host::monotonic_ns();
-        let from = looks.look()?;
+        let from = sampler.sample()?;
         let backends = BackendsInUse::of(&from.metrics);
-        let lag = match (backends.dumps(), asked) {
+        let lag = match (backends.dumps(), reconciled) {
             (false, _) => Duration::ZERO,
             (true, true) => MARGIN,
             (true, false) => lag(&from.metrics),
         };
-        looks.pause(self.period.saturating_sub(lag))?;
+        sampler.pause(self.period.saturating_sub(lag))?;
         let earlier = match backends.dumps() {
-            true => Some(looks.views()?),
+            true => Some(sampler.views()?),
             false => None,
         };
         let waiting = (lag > MARGIN).then(|| Ticker::start("waiting for the agent's dumps".to_owned()));
-        looks.pause(lag)?;
+        sampler.pause(lag)?;
         drop(waiting);
-        if backends.dumps() && asked {
+        if backends.dumps() && reconciled {
             reconcile(client)?;
         }
 
         let mut best: Vec<AuditRow> = Vec::new();
-        let mut to = looks.look()?;
+        let mut to = sampler.sample()?;
         let seconds = (host::monotonic_ns() - start) as f64 / 1e9;
         let at = host::wall_clock();
         for again in 0..TRIES {
             if again > 0 {
                 sleep(BETWEEN_TRIES);
-                to = looks.look()?;
+                to = sampler.sample()?;
             }
-            let began_at = |look: &AuditSample| look.metrics.sum("process_start_time_seconds", &[]);
+            let began_at = |sample: &AuditSample| sample.metrics.sum("process_start_time_seconds", &[]);
             if began_at(&from) != began_at(&to) {
-                return Err(Failure::new("verify", "the agent was started anew meanwhile", "run it again"));
+                return Err(Failure::new("verify", "the agent was restarted meanwhile", "run it again"));
             }
             let hidden = has_hidden(&from.metrics) || has_hidden(&to.metrics);
-            let elsewhere = hidden || looks.unseen(&to).any();
+            let elsewhere = hidden || sampler.unseen(&to).any();
             let meanwhile = Causes { lost: lost(&to.metrics) - lost(&from.metrics), elsewhere };
-            let unmended = Causes { lost: unmended(&from.metrics, &to.metrics, began), elsewhere };
+            let uncorrected = Causes { lost: uncorrected(&from.metrics, &to.metrics, began), elsewhere };
             let reach = reach(&to.metrics, own.id);
-            let mut rows = gauges::agent(&to, earlier.as_ref(), reach, &unmended);
+            let mut rows = gauges::agent(&to, earlier.as_ref(), reach, &uncorrected);
             rows.extend(counters::compare(&from, &to, &backends, (own.id, reach), &meanwhile));
             rows.extend(gauges::dumps(&to));
             best = match best.is_empty() {
@@ -182,16 +182,16 @@ impl Verify {
                 break;
             }
         }
-        incomplete.extend(looks.unseen(&to).words());
+        incomplete.extend(sampler.unseen(&to).words());
         if has_hidden(&from.metrics) || has_hidden(&to.metrics) {
             incomplete.push(HIDDEN.to_owned());
         }
         if reach(&to.metrics, own.id) != Reach::All {
             incomplete.push(OWN_ONLY.to_owned());
         }
-        let sights = to.namespaces.iter();
+        let samples = to.namespaces.iter();
         let namespaces: Vec<Namespace> =
-            sights.filter_map(|(id, sight)| Namespace::new(sight, from.namespaces.get(id))).collect();
+            samples.filter_map(|(id, sample)| Namespace::new(sample, from.namespaces.get(id))).collect();
         Ok(Audit {
             schema: SCHEMA,
             host: host::hostname(),
@@ -209,20 +209,16 @@ impl Verify {
         })
     }
 
-    /// Whether the agent can be held against anything yet: its network namespace, and what cannot be told of it.
+    /// The agent's network namespace, once the agent is ready, and what is unknown about it.
     fn ready(&self, client: &Client) -> Result<(Netns, Vec<String>), Failure> {
-        let answer = match client.get("/readyz")? {
-            Said::Answer(answer) => answer,
-            Said::NoAgent => return Err(client::none_there(&self.socket)),
-            Said::Denied => return Err(client::denied(&self.socket)),
-        };
-        // What is too old is as of now after the reconcile.
-        let is_stale = answer.body.starts_with(STALE.as_bytes());
+        let answer = client.get(READY_PATH)?.required(&self.socket)?;
+        // Numbers that are too old are fresh after the reconcile.
+        let is_stale = answer.body.starts_with(STALE_PREFIX.as_bytes());
         if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE && !is_stale {
             let what = format!("agent at {}", self.socket.display());
             return Err(Failure::new(what, answer.first_line(), "try again in a moment"));
         }
-        let agent = answer.agent;
+        let agent = answer.agent_pid;
         if !is_stale {
             answer.expect_ok().map_err(|why| client.failure(why))?;
         }
@@ -230,31 +226,27 @@ impl Verify {
             netns::own().map_err(|error| Failure::new("this network namespace", error, "mount /proc"))?;
         let place = agent.and_then(|pid| netns::place_of(u32::try_from(pid).ok()?).ok().zip(Some(pid)));
         let Some((place, pid)) = place else {
-            let unknown = "whether the agent is in this network namespace is unknown (CAP_SYS_PTRACE is needed to tell)";
+            let unknown = "the agent's network namespace is unknown (CAP_SYS_PTRACE is needed)";
             return Ok((own, vec![unknown.to_owned()]));
         };
-        // Its own numbers are those of its own namespace, which another namespace's are no measure of.
-        let entered = netns::with_visitor(|visitor| visitor.enter(&place)).and_then(|entered| entered);
+        // The agent's numbers about its own namespace can only be compared with those of that namespace.
+        let entered = netns::travel(|traveller| traveller.enter(&place)).and_then(|entered| entered);
         match entered {
             Ok(agents) => Ok((agents, Vec::new())),
             Err(why) => Err(Failure::new(
                 "verify",
+                format!("cannot enter the agent's network namespace, net:[{}]: {why}", place.inum),
                 format!(
-                    "the agent is in another network namespace, net:[{}], not entered: {why}",
-                    place.inum
-                ),
-                format!(
-                    "run it with CAP_SYS_ADMIN, or there: nsenter --net=/proc/{pid}/ns/net tcpclose verify"
+                    "run it with CAP_SYS_ADMIN, or in that namespace: nsenter --net=/proc/{pid}/ns/net tcpclose verify"
                 ),
             )),
         }
     }
 
-    fn text(&self, audit: &Audit, differs: usize) -> String {
-        let width = table::width();
+    fn text(&self, audit: &Audit, differs: usize, width: Option<u16>) -> String {
         let wrapped = |line: String| table::wrap(&line, width) + "\n";
         let mut text = wrapped(format!(
-            "The agent at {} beside the kernel, over {:.1} s (state hook {}, time wait {})",
+            "Agent at {} compared with the kernel, over {:.1}s (state hook {}, TIME-WAIT hook {})",
             printable(&self.socket.to_string_lossy()),
             audit.seconds,
             printable(&audit.backends.state),
@@ -271,14 +263,14 @@ impl Verify {
         let header = ["WHAT", ">AGENT", ">KERNEL", "VERDICT"];
         text.push_str(&format!("\n{}\n\n", table::render(&header, &rows, width)));
         text.push_str(&wrapped(match differs {
-            0 => "nothing differs without a known cause".to_owned(),
-            n => format!("{n} of {} differ, and nothing known makes it", audit.rows.len()),
+            0 => "no metric differs without a known cause".to_owned(),
+            n => format!("{n} of {} metrics differ without a known cause", audit.rows.len()),
         }));
         for line in audit.rows.iter().filter_map(breakdown) {
             text.push_str(&wrapped(line));
         }
         if audit.lost > 0 {
-            text.push_str(&wrapped(format!("the agent says that it lost {} events meanwhile", audit.lost)));
+            text.push_str(&wrapped(format!("the agent reports {} lost events meanwhile", audit.lost)));
         }
         text.push_str(&wrapped(counters::NOT_COMPARED.to_owned()));
         for remark in &audit.incomplete {
@@ -288,22 +280,22 @@ impl Verify {
     }
 }
 
-/// How old the word of an agent that cannot be asked for a reconcile may be on minisockets, where it follows them by dumps: one interval, one more for what was
-/// too fresh for the dump in between, and the dumps themselves.
+/// The maximum age of the minisockets of an agent without reconciles on request, where it dumps them: an interval, another
+/// one for those too fresh for the dump in between, and the dumps themselves.
 fn lag(metrics: &Samples) -> Duration {
     let seconds = |name| Duration::try_from_secs_f64(metrics.sum(name, &[])).unwrap_or_default();
     2 * (seconds("tcpclose_reconcile_interval_seconds") + seconds("tcpclose_dump_seconds")) + MARGIN
 }
 
-/// Losses that can still show in the gauges at `to`: all, unless a reconcile since the first look has mended those
-/// before it.
-fn unmended(from: &Samples, to: &Samples, began: SystemTime) -> i64 {
+/// Losses that can still show in the gauges at `to`: all, unless a reconcile since the first sample has corrected the
+/// earlier ones.
+fn uncorrected(from: &Samples, to: &Samples, began: SystemTime) -> i64 {
     let reconciled = to.sum("tcpclose_reconcile_last_success_timestamp_seconds", &[]);
     let began = began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     if reconciled >= began { lost(to) - lost(from) } else { lost(to) }
 }
 
-/// Of two comparisons of the same thing the one in which the two agree, if there is one.
+/// Of two comparisons of the same metric, the one with the better verdict.
 fn better(a: AuditRow, b: AuditRow) -> AuditRow {
     let rank = |row: &AuditRow| match row.verdict {
         Verdict::Equal | Verdict::NotTold(_) => 0,
@@ -313,7 +305,7 @@ fn better(a: AuditRow, b: AuditRow) -> AuditRow {
     if rank(&b) < rank(&a) { b } else { a }
 }
 
-/// What was counted in all of them.
+/// The counts of all of them.
 fn counted(namespaces: &[Namespace]) -> BTreeMap<&'static str, u64> {
     let mut sum = BTreeMap::new();
     for (name, n) in namespaces.iter().flat_map(|namespace| &namespace.counters) {
@@ -330,7 +322,7 @@ fn sockstat(namespaces: &[Namespace]) -> SockStat {
     })
 }
 
-/// Which part of a row that differs is whose: nothing where one namespace has it all.
+/// The parts of a row that differs, by namespace; `None` where it has only one.
 fn breakdown(row: &AuditRow) -> Option<String> {
     if row.verdict != Verdict::Differs || row.namespaces.len() < 2 {
         return None;
@@ -353,7 +345,7 @@ mod tests {
     use crate::report::verify::verdict::Span;
 
     #[test]
-    fn a_later_look_can_only_clear_a_difference() {
+    fn a_later_sample_can_only_clear_a_difference() {
         let row = |n, verdict| AuditRow {
             what: "x".to_owned(),
             agent: Span::exact(n),
@@ -369,7 +361,50 @@ mod tests {
     }
 
     #[test]
-    fn losses_that_a_reconcile_has_mended_explain_nothing() {
+    fn the_whole_text() {
+        let row = |what: &str, agent, kernel, verdict| AuditRow {
+            what: what.to_owned(),
+            agent: Span::exact(agent),
+            kernel,
+            verdict,
+            namespaces: Vec::new(),
+        };
+        let rows = vec![
+            row("close_wait", 12, Some(Span::exact(12)), Verdict::Equal),
+            row(
+                "time_wait",
+                4003,
+                Some(Span { min: 3990, max: 3999 }),
+                Verdict::Explained("17 events were lost".to_owned()),
+            ),
+            row("closes", 100, Some(Span::exact(90)), Verdict::Differs),
+        ];
+        let audit = Audit {
+            schema: SCHEMA,
+            host: "h".to_owned(),
+            boot_id: "b".to_owned(),
+            at: "t".to_owned(),
+            seconds: 10.04,
+            netns: 1,
+            namespaces: Vec::new(),
+            backends: BackendsInUse::of(&Samples::parse(
+                "tcpclose_hook_info{hook=\"state\",backend=\"btf\"} 1\n\
+                 tcpclose_hook_info{hook=\"time_wait\",backend=\"hooks\"} 1\n",
+            )),
+            lost: 17,
+            rows,
+            counters: BTreeMap::new(),
+            sockstat: SockStat::default(),
+            incomplete: vec![OWN_ONLY.to_owned()],
+        };
+        let verify =
+            Verify { period: Duration::ZERO, json: false, socket: "/run/tcpclose/tcpclose.sock".into() };
+        let texts = [100, 40].map(|width| verify.text(&audit, 1, Some(width)));
+        crate::ui::golden::check("verify.txt", &texts.join("\n-----\n"));
+    }
+
+    #[test]
+    fn losses_before_a_reconcile_explain_nothing() {
         let samples = |lost: u32, at: u32| {
             Samples::parse(&format!(
                 "tcpclose_events_lost_total{{stage=\"ring\"}} {lost}\n\
@@ -377,12 +412,12 @@ mod tests {
             ))
         };
         let began = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
-        assert_eq!(unmended(&samples(5, 50), &samples(7, 50), began), 7);
-        assert_eq!(unmended(&samples(5, 50), &samples(7, 101), began), 2);
+        assert_eq!(uncorrected(&samples(5, 50), &samples(7, 50), began), 7);
+        assert_eq!(uncorrected(&samples(5, 50), &samples(7, 101), began), 2);
     }
 
     #[test]
-    fn the_agents_word_on_minisockets_is_two_intervals_old_at_the_most() {
+    fn minisockets_are_at_most_two_intervals_old() {
         let metrics = Samples::parse("tcpclose_reconcile_interval_seconds 1\ntcpclose_dump_seconds 0.25\n");
         assert_eq!(lag(&metrics), Duration::from_secs(3));
         assert_eq!(lag(&Samples::default()), MARGIN);

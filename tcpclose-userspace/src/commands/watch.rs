@@ -1,101 +1,99 @@
-//! `tcpclose watch`: every transition of the close phase, as it happens.
+//! `tcpclose watch`: every transition of the close phase, live.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::agent;
 use crate::agent::config::Config;
 use crate::agent::tracking::Tracking;
-use crate::client;
-use crate::client::stream::{Followed, follow};
-use crate::commands::filter::{own_netns, pid, state};
-use crate::commands::{DEFAULT_SOCKET, duration, port};
-use crate::failure::{Failure, printable};
+use crate::client::fetch::AgentAddress;
+use crate::client::reply::{Reply, denied, no_agent};
+use crate::client::stream::follow;
+use crate::commands::arguments::{duration, outcome, pid, port, state};
+use crate::commands::filter::own_netns;
+use crate::commands::output::{note, written};
+use crate::failure::Failure;
 use crate::names::{Outcome, Phase};
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::handshake::{Connection, Handshakes};
 use crate::report::watch::line::{Item, Line};
 use crate::ui::drawing;
 use crate::ui::watch_columns;
-use crate::ui::watch_columns::Columns;
+use crate::ui::watch_columns::{Clock, Columns};
 
 /// Show every transition of the close phase, live
 ///
-/// TIME-WAIT and orphaned FIN-WAIT-2 included, which no tracepoint reports. Asks the agent; where none runs it attaches
-/// by itself, which needs root. AFTER is the time spent in the state that was left: 1.203 s where both ends of it were
-/// seen, 30–31 s where they are known to lie within that, unknown where the state was entered before anybody looked.
+/// This includes TIME-WAIT and orphaned FIN-WAIT-2, which no tracepoint reports. Asks the agent; without one it attaches its
+/// own eBPF programs, which needs root. AFTER is the time spent in the previous state: 1.203s if both ends were observed,
+/// 30–31s if only the bounds are known, unknown if the state was entered before the start, - for ESTABLISHED.
 ///
-/// In a drawing, what nobody saw is `not observed`. An ACK is drawn as sent where it falls due: a delayed one leaves up to
-/// 200 ms later.
+/// --handshake draws connections with their sequence numbers; missing parts are `not observed`. An ACK is drawn when it is
+/// due: a delayed ACK leaves up to 200 ms later.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tcpclose watch --port 8080\n  tcpclose watch --handshake --port 443\n  \
     tcpclose watch --state close_wait --longer-than 10s --json | jq -r .peer"
 )]
 pub struct Watch {
-    /// Only connections of this service port (the local one on a server, the remote one on a client); may be repeated
-    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true)]
+    /// Only connections of this service port (local on a server, remote on a client); may be repeated
+    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     ports: Vec<u16>,
-    /// Only steps that leave or enter this state; may be repeated
-    #[arg(long = "state", value_name = "STATE", value_parser = state)]
+    /// Only transitions from or to this state; may be repeated
+    #[arg(long = "state", value_name = "STATE", value_parser = state())]
     states: Vec<Phase>,
-    /// Only what this process has closed, from its close() or shutdown() on
-    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true)]
+    /// Only connections closed by this process, from its close() or shutdown() on
+    #[arg(long, value_name = "PID", value_parser = pid, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     pid: Option<u32>,
-    /// Only the last step of connections that end like this: graceful, reset_received, reset_sent, aborted, timeout,
-    /// destroyed or unknown; may be repeated
-    #[arg(long = "outcome", value_name = "OUTCOME", value_parser = outcome)]
+    /// Only the last transition of connections with this outcome; may be repeated
+    #[arg(long = "outcome", value_name = "OUTCOME", value_parser = outcome())]
     outcomes: Vec<Outcome>,
-    /// Only steps out of a state that lasted for this long or longer, by the proven minimum
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// Only transitions out of a state that lasted at least this long (proven minimum)
+    #[arg(long, value_name = "DURATION", value_parser = duration, value_hint = ValueHint::Other)]
     longer_than: Option<Duration>,
-    /// One JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
-    /// Draw each finished connection as textbooks do, with its sequence numbers; the other filters then choose
-    /// connections
+    /// Draw each finished connection with its sequence numbers; the other filters then select connections
     #[arg(long, conflicts_with = "json")]
     handshake: bool,
-    /// Attach even where an agent runs
+    /// Show times in UTC instead of local time
     #[arg(long)]
-    no_agent: bool,
-    /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
-    socket: PathBuf,
-}
-
-fn outcome(text: &str) -> Result<Outcome, &'static str> {
-    let name = text.to_ascii_lowercase().replace('-', "_");
-    Outcome::ALL.into_iter().find(|outcome| outcome.name() == name).ok_or(
-        "not an outcome; write graceful, reset_received, reset_sent, aborted, timeout, destroyed or unknown",
-    )
+    utc: bool,
+    #[command(flatten)]
+    address: AgentAddress,
 }
 
 impl Watch {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let mut show = Show::new(self);
-        if !self.no_agent {
-            let ready = || note(&format!("watching: the agent at {}", self.socket.display()));
+        let AgentAddress { socket, is_explicit, no_agent: alone } = &self.address;
+        if !alone {
+            let ready = || note(&format!("watching through the agent at {}", socket.display()));
             let each = |lines: Option<Vec<(Item, String)>>| show.take(lines);
-            match follow(&self.socket, &self.wanted(), ready, each)? {
-                Followed::Done => return Ok(ExitCode::SUCCESS),
-                Followed::NoAgent => {}
-                Followed::Denied => return Err(client::denied(&self.socket)),
+            match follow(socket, &self.wanted(), ready, each)? {
+                Reply::Answer(()) => return Ok(ExitCode::SUCCESS),
+                Reply::NoAgent if *is_explicit => {
+                    let todo = "start it, name another --socket, or add --no-agent";
+                    return Err(Failure { todo: todo.to_owned(), ..no_agent(socket) });
+                }
+                Reply::NoAgent => {}
+                Reply::Denied => return Err(denied(socket)),
             }
         }
-        let ready = |engine: &Tracking| {
-            let why = match self.no_agent {
+        let ready = |tracking: &Tracking| {
+            let why = match alone {
                 true => String::new(),
-                false => format!("no agent at {}: ", self.socket.display()),
+                false => format!("no agent at {}: ", socket.display()),
             };
-            let (hook, time_wait) = (engine.probe.hook.name(), engine.probe.time_wait.name());
-            note(&format!("{why}watching: attached (state hook {hook}, time wait {time_wait})"));
+            let (hook, time_wait) = (tracking.probe.hook.name(), tracking.probe.time_wait.name());
+            note(&format!(
+                "{why}watching with own eBPF programs (state hook {hook}, TIME-WAIT hook {time_wait})"
+            ));
         };
         let each = |items: Option<Vec<Item>>| {
             let text = |item: &Item| serde_json::to_string(item).unwrap_or_default();
@@ -105,7 +103,7 @@ impl Watch {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// What is to be told: of connections that are drawn, every step.
+    /// The filter for the agent. A drawing needs every transition of its connection.
     fn wanted(&self) -> WatchFilter {
         let filter = WatchFilter { ports: self.ports.clone(), more: !self.json, ..WatchFilter::default() };
         if self.handshake {
@@ -132,12 +130,6 @@ impl Watch {
     }
 }
 
-/// Says something that is no part of the output.
-fn note(text: &str) {
-    // Nobody may be there to read it, which is no reason to end.
-    let _ = writeln!(io::stderr(), "tcpclose: {}", printable(text));
-}
-
 /// How lines are shown.
 enum Style {
     Json,
@@ -158,12 +150,12 @@ impl<'a> Show<'a> {
         let style = match (watch.json, watch.handshake) {
             (true, _) => Style::Json,
             (_, true) => Style::Drawings(Handshakes::default()),
-            _ => Style::Columns(Columns::new(own_netns)),
+            _ => Style::Columns(Columns::new(own_netns, if watch.utc { Clock::Utc } else { Clock::Local })),
         };
         Self { watch, style, own_netns, begun: false }
     }
 
-    /// Prints what has come; `None` when nothing has for a while. Breaks when nobody reads any more.
+    /// Prints new lines; `None` after a while without any. Breaks when nobody reads any more.
     fn take(&mut self, items: Option<Vec<(Item, String)>>) -> Result<ControlFlow<()>, Failure> {
         let mut text = String::new();
         if !std::mem::replace(&mut self.begun, true)
@@ -171,10 +163,11 @@ impl<'a> Show<'a> {
         {
             text = columns.header() + "\n";
         }
-        let Some(items) = items else {
+        let Some(mut items) = items else {
             let going_on = write(&text)?;
             return Ok(if is_read() { going_on } else { ControlFlow::Break(()) });
         };
+        in_order(&mut items);
         for (item, json) in items {
             let shown = match (&mut self.style, item) {
                 (Style::Json, _) => Some(json),
@@ -184,7 +177,8 @@ impl<'a> Show<'a> {
                     let done = handshakes.take(*line);
                     let forgotten = handshakes.forgotten();
                     if forgotten > 0 {
-                        text += &format!("… {forgotten} unfinished forgotten: too many at a time\n");
+                        text +=
+                            &format!("… {forgotten} unfinished connections dropped: too many at a time\n");
                     }
                     done.filter(|connection| self.watch.chooses(connection))
                         .map(|connection| drawing::draw(&connection, self.own_netns))
@@ -199,17 +193,27 @@ impl<'a> Show<'a> {
     }
 }
 
+/// Sorts lines that came together by time. Lost lines stay where they were.
+fn in_order(items: &mut [(Item, String)]) {
+    let is_lost = |(item, _): &(Item, String)| matches!(item, Item::Lost(_));
+    for lines in items.split_mut(is_lost) {
+        lines.sort_by_key(|(item, _)| match item {
+            Item::Line(line) => line.time_ns,
+            Item::Lost(_) => 0,
+        });
+    }
+}
+
 /// Writes to standard output at once; breaks when its reader has gone (`| head`).
 fn write(text: &str) -> Result<ControlFlow<()>, Failure> {
     let mut out = io::stdout().lock();
     let done = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     let gone = done.as_ref().is_err_and(|error| error.kind() == ErrorKind::BrokenPipe);
-    crate::commands::written(done)?;
+    written(done)?;
     Ok(if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
 }
 
-/// Whether somebody reads what is written: a pipe without a reader is in error, which a write would only find out when
-/// something comes to be written.
+/// Whether standard output has a reader. A pipe without one is in error, which a write would only show with the next line.
 fn is_read() -> bool {
     let out = io::stdout();
     let mut fds = [PollFd::new(&out, PollFlags::empty())];
@@ -217,5 +221,22 @@ fn is_read() -> bool {
     match poll(&mut fds, Some(&now)) {
         Ok(_) => !fds.iter().any(|fd| fd.revents().intersects(PollFlags::ERR | PollFlags::NVAL)),
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::watch::line::Lost;
+    use crate::report::watch::line::tests::sample;
+
+    #[test]
+    fn lines_that_come_together_are_sorted_by_time() {
+        let line = |time_ns| (Item::Line(Box::new(Line { time_ns, ..sample() })), time_ns.to_string());
+        let lost = (Item::Lost(Lost { lost: 1, in_kernel: false }), "lost".to_owned());
+        let mut items = vec![line(3), line(1), line(2), lost, line(9), line(8)];
+        in_order(&mut items);
+        let texts: Vec<&str> = items.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(texts, ["1", "2", "3", "lost", "8", "9"]);
     }
 }

@@ -19,6 +19,8 @@ pub mod kill;
 pub mod owner_counts;
 pub mod owners;
 pub mod ports;
+pub mod reconcile;
+pub mod requests;
 pub mod sockets;
 pub mod verify;
 pub mod watch;

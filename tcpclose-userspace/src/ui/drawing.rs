@@ -1,5 +1,5 @@
-//! A finished connection as the textbook draws it: what each side sent, with the sequence numbers and the times that
-//! were measured on this one. What nobody saw is `not observed`.
+//! A finished connection as a textbook draws it: what each side sent, with measured sequence numbers and times. Missing
+//! parts are `not observed`.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,8 @@ use crate::names::{Outcome, Role};
 use crate::report::watch::handshake::Connection;
 use crate::report::watch::line::Line;
 use crate::ui::durations::span;
-use crate::ui::watch_columns::{netns, owner, state};
+use crate::ui::labels::state;
+use crate::ui::watch_columns::{netns, owner};
 
 /// The numbers of the steps. No close has more.
 const CIRCLED: [char; 8] = ['①', '②', '③', '④', '⑤', '⑥', '⑦', '⑧'];
@@ -55,7 +56,7 @@ impl Number {
     }
 }
 
-/// Draws `connection`. `own_netns`: the namespace that needs no name.
+/// Draws `connection`. `own_netns`: the namespace that is not named.
 pub fn draw(connection: &Connection, own_netns: u32) -> String {
     let mut drawing = Drawing { text: header(connection, own_netns), ..Drawing::default() };
     let mut before = TcpState::Established;
@@ -83,7 +84,7 @@ pub fn draw(connection: &Connection, own_netns: u32) -> String {
     drawing.text
 }
 
-/// Who, when, how it ended, and who is who.
+/// The ends, the time, the outcome and the roles.
 fn header(connection: &Connection, own_netns: u32) -> String {
     let Some(last) = connection.steps.last() else { return String::new() };
     let first = connection.steps.first().unwrap_or(last);
@@ -101,9 +102,9 @@ fn header(connection: &Connection, own_netns: u32) -> String {
         Role::Passive => ("passive closer (this side)", "active closer (peer)"),
         Role::Simultaneous => ("simultaneous closer (this side)", "simultaneous closer (peer)"),
         Role::None => ("this side, no closer", "peer"),
-        Role::Unknown => ("this side, who closed first is unknown", "peer"),
+        Role::Unknown => ("this side; first closer unknown", "peer"),
     };
-    // Each over its own end of the wire.
+    // Each above its own end of the wire.
     let rest = (WORDS + 1 + WIRE).saturating_sub(here.len()).max(there.len() + 2);
     let _ = writeln!(text, "{:INDENT$}{here}{there:>rest$}", "");
     text
@@ -157,7 +158,7 @@ impl Drawing {
         let _ = writeln!(self.text, " {sign}  {after:<width$} {what}");
     }
 
-    /// What must have been between two states and was not seen: nothing where they are the same.
+    /// The steps between two states that were not observed; none where they are the same.
     fn gap(&mut self, before: TcpState, now: TcpState) {
         let way = way_to(now);
         let from = way.iter().position(|state| *state == before).map_or(0, |at| at + 1);
@@ -189,7 +190,7 @@ const fn way_to(state: TcpState) -> &'static [TcpState] {
     }
 }
 
-/// What leads into a state where nobody saw it.
+/// The steps into a state that were not observed.
 const fn usual_acts(state: TcpState) -> &'static [Act] {
     const UNSEEN: Number = Number::NotObserved;
     match state {
@@ -202,7 +203,7 @@ const fn usual_acts(state: TcpState) -> &'static [Act] {
     }
 }
 
-/// What a step did.
+/// The acts of a step.
 fn acts(step: &Line) -> Vec<Act> {
     use TcpState::{Close, CloseWait, Closing, FinWait1, FinWait2, LastAck, TimeWait};
     let more = step.more.as_ref();
@@ -226,9 +227,9 @@ fn acts(step: &Line) -> Vec<Act> {
             Outcome::Aborted => {
                 vec![Act::Ended("aborted by the program (linger 0, unread data, disconnect)")]
             }
-            Outcome::Timeout => vec![Act::Ended("timed out: the peer was silent for too long")],
+            Outcome::Timeout => vec![Act::Ended("timed out: no answer from the peer")],
             Outcome::Destroyed => vec![Act::Ended("destroyed from outside (SOCK_DESTROY)")],
-            Outcome::Unknown => vec![Act::Ended("ended; by what was not observed")],
+            Outcome::Unknown => vec![Act::Ended("ended; cause not observed")],
         },
         _ => Vec::new(),
     }
@@ -239,18 +240,18 @@ fn entered(step: &Line) -> String {
     let name = state(step.to.name());
     let length = step.more.as_ref().and_then(|more| more.time_wait_ms);
     match (step.to, length) {
-        (TcpState::TimeWait, Some(ms)) if ms % 1000 == 0 => format!("{name}, 2MSL ({} s here)", ms / 1000),
-        (TcpState::TimeWait, Some(ms)) => format!("{name}, 2MSL ({:.3} s here)", ms as f64 / 1000.0),
+        (TcpState::TimeWait, Some(ms)) if ms % 1000 == 0 => format!("{name}, 2MSL ({}s here)", ms / 1000),
+        (TcpState::TimeWait, Some(ms)) => format!("{name}, 2MSL ({:.3}s here)", ms as f64 / 1000.0),
         (TcpState::TimeWait, None) => format!("{name}, 2MSL"),
         // TIME-WAIT was due.
         (TcpState::Close, _) if step.outcome == Some(Outcome::Graceful) && step.from != TcpState::LastAck => {
-            format!("{name} (TIME-WAIT skipped: the kernel had no room for it)")
+            format!("{name} (TIME-WAIT skipped: tcp_max_tw_buckets or memory exhausted)")
         }
         _ => name,
     }
 }
 
-/// What passed in the one direction that was still open, as the numbers before the step and at it tell.
+/// The bytes in the direction that was still open, by the numbers before and at the step.
 fn half_close(step: &Line, (snd, rcv): (Option<u32>, Option<u32>)) -> Option<String> {
     let more = step.more.as_ref()?;
     let fin = |next: Option<u32>| next.map(|next| next.wrapping_sub(1));

@@ -1,4 +1,4 @@
-//! How long something lasted, and how well that is known: `61 µs`, `1.203 s`, `30–31 s`, `≥5 s`, `unknown`.
+//! Durations with the precision to which they are known: `61µs`, `1.203s`, `30–31s`, `≥5.000s`, `unknown`.
 
 use crate::names::Age;
 
@@ -47,7 +47,7 @@ enum Round {
 }
 
 fn rounded(ns: u64, unit: Unit, decimals: usize, round: Round) -> String {
-    format!("{} {}", digits(ns, unit, decimals, round), unit.name)
+    format!("{}{}", digits(ns, unit, decimals, round), unit.name)
 }
 
 fn digits(ns: u64, unit: Unit, decimals: usize, round: Round) -> String {
@@ -70,7 +70,7 @@ fn interval(min: u64, max: u64) -> String {
     let width = max - min;
     let decimals = (0..3).find(|decimals| unit.ns / 10u64.pow(*decimals) <= width).unwrap_or(3) as usize;
     let (low, high) = (digits(min, unit, decimals, Round::Down), digits(max, unit, decimals, Round::Up));
-    format!("{low}–{high} {}", unit.name)
+    format!("{low}–{high}{}", unit.name)
 }
 
 #[cfg(test)]
@@ -80,21 +80,21 @@ mod tests {
     #[test]
     fn a_span_says_what_is_proven() {
         for (min, max, text) in [
-            (0, Some(0), "0 µs"),
-            (61_400, Some(61_400), "61 µs"),
-            (999_999, Some(999_999), "1000 µs"),
-            (12_345_678, Some(12_345_678), "12.346 ms"),
-            (1_203_000_000, Some(1_203_000_000), "1.203 s"),
-            (61_953_000_000, Some(61_953_000_000), "61.953 s"),
-            (30_200_000_000, Some(30_900_000_000), "30.2–30.9 s"),
-            (30_200_000_000, Some(31_200_000_000), "30–32 s"),
-            (30_000_000_000, Some(31_000_000_000), "30–31 s"),
-            (0, Some(1_500_000_000), "0–2 s"),
-            (999_000_000, Some(1_000_400_000), "0.999–1.001 s"),
-            (10_001_000, Some(10_001_001), "10.001–10.002 ms"),
-            (5_000_000_000, None, "≥5.000 s"),
+            (0, Some(0), "0µs"),
+            (61_400, Some(61_400), "61µs"),
+            (999_999, Some(999_999), "1000µs"),
+            (12_345_678, Some(12_345_678), "12.346ms"),
+            (1_203_000_000, Some(1_203_000_000), "1.203s"),
+            (61_953_000_000, Some(61_953_000_000), "61.953s"),
+            (30_200_000_000, Some(30_900_000_000), "30.2–30.9s"),
+            (30_200_000_000, Some(31_200_000_000), "30–32s"),
+            (30_000_000_000, Some(31_000_000_000), "30–31s"),
+            (0, Some(1_500_000_000), "0–2s"),
+            (999_000_000, Some(1_000_400_000), "0.999–1.001s"),
+            (10_001_000, Some(10_001_001), "10.001–10.002ms"),
+            (5_000_000_000, None, "≥5.000s"),
             (0, None, "unknown"),
-            (u64::MAX, Some(u64::MAX), "18446744073.709 s"),
+            (u64::MAX, Some(u64::MAX), "18446744073.709s"),
         ] {
             assert_eq!(span(Age { min_ns: min, max_ns: max }), text);
         }

@@ -1,7 +1,7 @@
-//! How far long work is, in one line at the bottom of the terminal that the next one overwrites. Where standard error is
-//! no terminal nothing is written: who reads a log wants to know how it ended.
+//! The progress of long work: one line of the terminal, which the next one overwrites. Nothing is written where standard
+//! error is not a terminal.
 //!
-//! Shared with xtask, by its path: std only.
+//! Shared with xtask by its path: std only.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -9,20 +9,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Nothing is said of what is over sooner.
+/// The time from which progress is shown.
 pub const WORTH: Duration = Duration::from_secs(1);
 
-/// Longer lines would break where the terminal does, and their first part would stay.
+/// A longer line would wrap, and its first part would stay.
 const WIDTH: usize = 79;
 
-/// Whether there is a line now. There is one terminal, whoever writes.
+/// Whether a line is shown now. All writers share the terminal.
 static SHOWN: Mutex<bool> = Mutex::new(false);
 
 fn shown() -> MutexGuard<'static, bool> {
     SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether anybody sees it, on something that can overwrite a line.
+/// Whether standard error is a terminal that can overwrite a line.
 pub fn is_seen() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
@@ -32,13 +32,13 @@ pub fn show(text: &str) {
     if is_seen() {
         let mut shown = shown();
         let line: String = text.chars().take(WIDTH).collect();
-        // Nobody may be there to read it.
+        // A terminal that has gone is no failure.
         let _ = write!(io::stderr(), "\r\x1b[K{line}");
         *shown = true;
     }
 }
 
-/// Takes the line away: before anything else is written, and when the work is done.
+/// Removes the line: before anything else is written, and when the work is done.
 pub fn clear() {
     if std::mem::take(&mut *shown()) {
         let _ = write!(io::stderr(), "\r\x1b[K");
@@ -53,7 +53,7 @@ pub fn note(text: &str) {
     }
 }
 
-/// Shows what is going on and for how long, once a second, until it is dropped.
+/// Shows the work and its duration once per second, until it is dropped.
 pub struct Ticker {
     running: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -65,7 +65,7 @@ impl Ticker {
             let start = Instant::now();
             let tick = move || {
                 while stopped.recv_timeout(WORTH) == Err(RecvTimeoutError::Timeout) {
-                    show(&format!("{what}: {} s", start.elapsed().as_secs()));
+                    show(&format!("{what}: {}s", start.elapsed().as_secs()));
                 }
             };
             (stop, std::thread::spawn(tick))
@@ -112,7 +112,7 @@ mod tests {
             Command::new("script").args(["-qec", &work_line(), "/dev/null"]).env("TERM", "xterm").output();
         let output = output.unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains("\r\x1b[Kworking: 1 s"), "{text:?}");
+        assert!(text.contains("\r\x1b[Kworking: 1s"), "{text:?}");
         assert!(text.contains("\r\x1b[Khalf of it\r\n"), "{text:?}");
         let (_, after) = text.rsplit_once("working: ").unwrap();
         assert!(after.contains("\r\x1b[K"), "{text:?}");

@@ -6,38 +6,151 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 
 use crate::report::sockets::AgeSeconds;
 
-/// Narrower than this no table is laid out.
+/// Blanks between columns, where they fit.
+const GAP: u16 = 2;
+
+/// The narrowest layout.
 const NARROWEST: u16 = 40;
 
-/// The columns to fill: `COLUMNS` where it is set, else the terminal's; `None` in a pipe, where nothing is wrapped.
+/// The width of the output: `COLUMNS` if set, else the terminal's; `None` in a pipe, where nothing is wrapped.
 pub fn width() -> Option<u16> {
-    let told =
+    let variable =
         std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok()).filter(|width| *width > 0);
     let of_terminal = || {
         let out = io::stdout();
         out.is_terminal().then(|| rustix::termios::tcgetwinsize(&out).ok()).flatten().map(|size| size.ws_col)
     };
-    told.or_else(of_terminal).filter(|width| *width > 0).map(|width: u16| width.max(NARROWEST))
+    variable.or_else(of_terminal).filter(|width| *width > 0).map(|width: u16| width.max(NARROWEST))
 }
 
-/// Lays out `rows` under `header`. Columns whose name starts with `>` are numbers and go to the right. Cells break
-/// between words where the table would be wider than `width`.
+/// Lays out `rows` under `header`. A column `>NAME` has numbers, which go to the right and are never broken; the cells of
+/// `~NAME` may be shortened, those of the last column may wrap. Where even that is wider than `width`, a row is the pairs
+/// `NAME cell`, on as many lines as it takes.
 pub fn render(header: &[&str], rows: &[Vec<String>], width: Option<u16>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.iter().map(|name| name.trim_start_matches('>')));
-    match width {
-        Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
-        None => table.set_content_arrangement(ContentArrangement::Disabled),
+    let (header, rows) = lines(header, rows, width);
+    let lines: Vec<String> = header.into_iter().chain(rows).collect();
+    lines.join("\n")
+}
+
+/// Like [`render`]: the header, where there is one, and the lines of each row.
+pub fn lines(header: &[&str], rows: &[Vec<String>], width: Option<u16>) -> (Option<String>, Vec<String>) {
+    let (first, natural) = aligned(header, rows, GAP);
+    let fits = |first: &String, rows: &[String]| {
+        !overflows(first, width) && !rows.iter().any(|row| overflows(row, width))
     };
+    let Some(columns) = width.map(usize::from).filter(|_| !fits(&first, &natural)) else {
+        return (Some(first), natural);
+    };
+    for gap in [GAP, 1] {
+        let (first, narrow) = aligned(header, &shortened(header, rows, columns, gap), gap);
+        if fits(&first, &narrow) {
+            return (Some(first), narrow);
+        }
+    }
+    // The last column wraps where it has room for some words.
+    const WORDS: usize = 24;
+    let last = header.len().saturating_sub(1);
+    let is_words = header.last().is_some_and(|name| !name.starts_with(['>', '~']));
+    let before: Vec<Vec<String>> = rows.iter().map(|row| row.iter().take(last).cloned().collect()).collect();
+    let (first, mut before) = aligned(header.get(..last).unwrap_or_default(), &before, GAP);
+    let left = before.iter().chain([&first]).map(|line| line.chars().count() + 2).max().unwrap_or(0);
+    if is_words && left + WORDS <= columns {
+        let pad = |line: &str| format!("{line}{}", " ".repeat(left.saturating_sub(line.chars().count())));
+        for (line, row) in before.iter_mut().zip(rows) {
+            let words = wrap(row.last().map_or("", String::as_str), u16::try_from(columns - left).ok());
+            *line = format!("{}{}", pad(line), words.replace('\n', &format!("\n{}", " ".repeat(left))));
+        }
+        let first = pad(&first) + header.last().copied().unwrap_or_default();
+        return (Some(first), before);
+    }
+    (None, rows.iter().map(|row| pairs(header, row, columns)).collect())
+}
+
+/// The name of a column without its mark.
+fn name_of(column: &str) -> &str {
+    column.trim_start_matches(['>', '~'])
+}
+
+/// The header and the rows at their natural width, with `gap` blanks between columns.
+fn aligned(header: &[&str], rows: &[Vec<String>], gap: u16) -> (String, Vec<String>) {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().map(|name| name_of(name)));
+    table.set_content_arrangement(ContentArrangement::Disabled);
     table.add_rows(rows);
     let last = header.len().saturating_sub(1);
     for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if index == last { 0 } else { 2 }));
+        column.set_padding((0, if index == last { 0 } else { gap }));
         if header.get(index).is_some_and(|name| name.starts_with('>')) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table.trim_fmt()
+    let text = table.trim_fmt();
+    let mut lines = text.lines().map(str::to_owned);
+    (lines.next().unwrap_or_default(), lines.collect())
+}
+
+/// `rows` with the cells of columns that may be shortened cut, the widest first, until the table has `columns` if it can.
+fn shortened(header: &[&str], rows: &[Vec<String>], columns: usize, gap: u16) -> Vec<Vec<String>> {
+    let width_of = |at: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
+        cells.chain(header.get(at).map(|name| name_of(name).chars().count())).max().unwrap_or(0)
+    };
+    let mut widths: Vec<usize> = (0..header.len()).map(width_of).collect();
+    let may_shrink: Vec<usize> =
+        header.iter().enumerate().filter(|(_, name)| name.starts_with('~')).map(|(at, _)| at).collect();
+    let mut excess = (widths.iter().sum::<usize>() + usize::from(gap) * header.len().saturating_sub(1))
+        .saturating_sub(columns);
+    while excess > 0 {
+        let widest = may_shrink.iter().copied().max_by_key(|at| widths.get(*at).copied());
+        let Some(width) = widest.and_then(|at| widths.get_mut(at)).filter(|width| **width > 1) else { break };
+        *width -= 1;
+        excess -= 1;
+    }
+    let cut = |row: &Vec<String>| {
+        let cells = row.iter().enumerate();
+        cells
+            .map(|(at, cell)| match may_shrink.contains(&at) {
+                true => shorten(cell, widths.get(at).copied().unwrap_or(usize::MAX)),
+                false => cell.clone(),
+            })
+            .collect()
+    };
+    rows.iter().map(cut).collect()
+}
+
+/// `cell` in `width` columns, or in as few as its numbers allow: `fifteen-le…[4194304] +1`.
+fn shorten(cell: &str, width: usize) -> String {
+    if cell.chars().count() <= width {
+        return cell.to_owned();
+    }
+    // The pid, and what stands behind it.
+    let (name, rest) = cell.split_at(cell.find(['[', ',']).unwrap_or(cell.len()));
+    let room = width.saturating_sub(rest.chars().count() + 1).max(3);
+    if name.chars().count() <= room {
+        return cell.to_owned();
+    }
+    let start: String = name.chars().take(room).collect();
+    format!("{start}…{rest}")
+}
+
+/// A row as `NAME cell  NAME cell`, broken between pairs.
+fn pairs(header: &[&str], row: &[String], columns: usize) -> String {
+    let mut text = String::new();
+    let mut column = 0;
+    for (name, cell) in header.iter().zip(row).filter(|(_, cell)| !cell.is_empty()) {
+        let pair = format!("{} {cell}", name_of(name));
+        let length = pair.chars().count();
+        if column > 0 && column + 2 + length > columns {
+            text.push_str("\n  ");
+            column = 2;
+        } else if column > 0 {
+            text.push_str("  ");
+            column += 2;
+        }
+        text.push_str(&pair);
+        column += length;
+    }
+    text
 }
 
 /// Whether `text` has a line longer than `width`.
@@ -93,8 +206,20 @@ pub fn short(seconds: f64) -> String {
         ..60.0 => (seconds, "s"),
         _ => return span(seconds),
     };
-    // As it is printed: 9.96 is 10, not 10.0.
+    // By the printed value: 9.96 is 10, not 10.0.
     if number < 9.95 && unit != "µs" { format!("{number:.1}{unit}") } else { format!("{number:.0}{unit}") }
+}
+
+/// An interval of times: `1–5m`, `0–1ms`, `0.5s–1m`.
+pub fn interval(from: f64, to: f64) -> String {
+    let unit = |text: &str| text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').to_owned();
+    let (low, high) = (short(from).replace(".0", ""), short(to).replace(".0", ""));
+    match () {
+        () if low == high => high,
+        () if from == 0.0 => format!("0–{high}"),
+        () if unit(&low) == unit(&high) => format!("{}–{high}", low.trim_end_matches(&unit(&low))),
+        () => format!("{low}–{high}"),
+    }
 }
 
 /// A rate: `0`, `0.03`, `4.2`, `120`.
@@ -107,7 +232,7 @@ pub fn rate(per_second: f64) -> String {
     }
 }
 
-/// An age: `2m 5s` where it is known to what is shown, `12s–3m`, `≥12s`.
+/// An age: `2m 5s` where it is known that exactly, else `12s–3m` or `≥12s`.
 pub fn age(age: &AgeSeconds) -> String {
     let min = span(age.min_seconds);
     match age.max_seconds.map(span) {
@@ -117,7 +242,7 @@ pub fn age(age: &AgeSeconds) -> String {
     }
 }
 
-/// The proven minimum of an age: `2m 5s` where that is the age, `≥2m 5s` where it may be more.
+/// The proven minimum of an age: `2m 5s` where that is the age, `≥2m 5s` where it may be older.
 pub fn at_least(age: &AgeSeconds) -> String {
     let min = span(age.min_seconds);
     match age.max_seconds.map(span) {
@@ -188,5 +313,44 @@ mod tests {
     fn numbers_go_right_and_no_line_ends_in_blanks() {
         let rows = [vec!["api".to_owned(), "7".to_owned(), "x".to_owned()]];
         assert_eq!(render(&["OWNER", ">COUNT", "WHY"], &rows, None), "OWNER  COUNT  WHY\napi        7  x");
+    }
+
+    #[test]
+    fn intervals_name_their_unit_once() {
+        for (from, to, text) in [
+            (60.0, 300.0, "1–5m"),
+            (0.0, 0.001, "0–1ms"),
+            (0.1, 0.25, "100–250ms"),
+            (0.5, 1.0, "500ms–1s"),
+            (60.0, 65.4, "1m–1m 5s"),
+            (5.0, 5.0, "5s"),
+        ] {
+            assert_eq!(interval(from, to), text);
+        }
+    }
+
+    #[test]
+    fn no_width_breaks_a_number_or_a_pid() {
+        let header = ["~OWNER", "SIDE", ">PORT", ">COUNT", ">OLDEST", "VERDICT"];
+        let row = |owner: &str, verdict: &str| {
+            [owner, "server", "54321", "1234567", "10d 23h", verdict].map(str::to_owned).to_vec()
+        };
+        let rows = [
+            row("fifteen-letters[4194304] +12", "explained: 17 events were lost"),
+            row("unknown, uid 1000", "equal"),
+        ];
+        for width in 10..=100 {
+            let text = render(&header, &rows, Some(width));
+            for whole in ["[4194304]", "54321", "1234567", "10d 23h", "uid 1000", "server"] {
+                assert!(text.contains(whole), "{width}: no {whole} in\n{text}");
+            }
+            assert!(width < 40 || !overflows(&text, Some(width)), "{width}:\n{text}");
+        }
+        assert!(render(&header, &rows, Some(60)).contains("explained: 17"));
+        assert_eq!(
+            render(&header[..4], &rows[1..], Some(24)),
+            "OWNER unknown, uid 1000\n  SIDE server\n  PORT 54321\n  COUNT 1234567"
+        );
+        assert_eq!(shorten("fifteen-letters[4194304]:5", 20), "fifteen-…[4194304]:5");
     }
 }

@@ -162,8 +162,8 @@ fn what_cannot_be_is_one_line() {
         ),
         (["--socket-group", "no-such-group"], "no such group in /etc/group; "),
         (["--kill-group", "no-such-group"], "no such group in /etc/group; "),
-        (["--socket-mode", "660"], "not a mode; write one in octal"),
-        (["--socket-mode", "0999"], "not a mode; write one in octal"),
+        (["--socket-mode", "rw-rw----"], "not a mode; write it in octal"),
+        (["--socket-mode", "0999"], "not a mode; write it in octal"),
     ] {
         let said = refused(Command::new(BINARY), &arguments);
         assert!(said.contains(words), "{said}");

@@ -81,7 +81,7 @@ fn a_dry_run_touches_nothing_and_yes_takes_exactly_the_neglected() {
 
     let nothing = without_agent(port, &["--yes", "--diagnosis", "not_closed"]);
     assert_eq!(nothing.status.code(), Some(0));
-    assert!(text(&nothing).starts_with("Nothing to destroy"));
+    assert!(text(&nothing).starts_with("No socket to destroy"));
 }
 
 #[test]
@@ -197,7 +197,8 @@ fn a_signal_stops_it_between_two_sockets_and_it_says_how_many_went() {
         assert_eq!(code, Some(1));
         let all = pairs.iter().filter(|pair| pair.socket().is_some()).count();
         let gone = pairs.len() - all;
-        let words = lines.iter().find(|line| line.starts_with("stopped by a signal: destroyed ")).unwrap();
+        let words =
+            lines.iter().find(|line| line.starts_with("interrupted by a signal: destroyed ")).unwrap();
         let went = 1 + lines.iter().filter(|line| line.starts_with("destroyed  ")).count();
         assert!(words.contains(&format!("destroyed {went} of ")) && gone == went, "{words}: {gone}");
         pairs.retain_mut(|pair| {

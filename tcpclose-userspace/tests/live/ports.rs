@@ -152,8 +152,11 @@ fn without_an_agent_a_snapshot_says_what_it_can() {
     let folder = tempfile::tempdir().unwrap();
     let nobody = folder.path().join("agent.sock");
     let nobody = nobody.to_str().unwrap();
-    for arguments in [vec!["--no-agent"], vec!["--socket", nobody]] {
-        let output = ports(&[&arguments[..], &["--json"]].concat());
+    let without_agent = |arguments: &[&str]| {
+        Command::new(BINARY).arg("ports").args(arguments).env("TCPCLOSE_SOCKET", nobody).output().unwrap()
+    };
+    for arguments in [&["--no-agent", "--json"][..], &["--json"]] {
+        let output = without_agent(arguments);
         let document: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&document["source"], &document["rate_seconds"]), (&"snapshot".into(), &Value::Null));
         let incomplete = document["incomplete"].to_string();
@@ -165,7 +168,7 @@ fn without_an_agent_a_snapshot_says_what_it_can() {
         assert!(server["states"][0]["oldest_seconds"].as_f64().unwrap() < 60.0);
         assert_eq!((&server["closes"], &server["stuck"]), (&Value::Null, &0.into()));
     }
-    let text = String::from_utf8(ports(&["--socket", nobody, "--limit", "10000"]).stdout).unwrap();
+    let text = String::from_utf8(without_agent(&["--limit", "10000"]).stdout).unwrap();
     assert!(text.contains(&format!("source: snapshot (no agent at {nobody})")), "{text}");
     assert!(
         text.lines().any(|line| line.starts_with("server") && line.contains(&port.to_string())),

@@ -370,11 +370,15 @@ fn an_agent_that_dies_mid_answer_is_one_line_and_none_is_a_snapshot() {
     let path = directory.path().join("agent.sock");
     let ask = || {
         let mut command = Command::new(BINARY);
-        command.args(["stuck", "--json", "--socket"]).arg(&path);
+        command.args(["stuck", "--json"]).env("TCPCLOSE_SOCKET", &path);
         command
     };
-    // Nothing there.
+    // Nothing there: a snapshot, unless the user named the socket.
     document(&mut ask());
+    let named = run(ask().arg("--socket").arg(&path));
+    let said = String::from_utf8(named.stderr).unwrap();
+    assert_eq!((named.status.code(), named.stdout.len()), (Some(2), 0));
+    assert!(said.contains("no agent is running there; ") && said.lines().count() == 1, "{said}");
 
     let listener = UnixListener::bind(&path).unwrap();
     let agent = std::thread::spawn(move || {

@@ -196,11 +196,11 @@ fn where_there_is_no_terminal_one_line_says_so() {
     let output = Command::new(BINARY).arg("top").stdin(Stdio::null()).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
-    assert!(said.starts_with("tcpclose: top: standard input and output are no terminal; "), "{said}");
+    assert!(said.starts_with("tcpclose: top: standard input and output are not a terminal; "), "{said}");
 
     let tmux = Tmux::new();
     tmux.keys(&[&format!("clear; TERM=dumb {BINARY} top; echo left $?"), "Enter"]);
-    assert!(tmux.given_back(2).contains("no terminal to draw on"));
+    assert!(tmux.given_back(2).contains("cannot draw on this terminal"));
     tmux.keys(&[&format!("clear; {BINARY} top --socket /nowhere; echo left $?"), "Enter"]);
-    assert!(tmux.given_back(2).contains("tcpclose: agent at /nowhere: none is there"));
+    assert!(tmux.given_back(2).contains("tcpclose: agent at /nowhere: no agent is running there"));
 }

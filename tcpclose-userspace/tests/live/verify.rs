@@ -141,7 +141,7 @@ fn at_rest_and_under_load_nothing_differs() {
         let output = verify(&agent.socket(), &["--for", "1s"]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         println!("{hook}\n{text}");
-        assert!(text.contains("nothing differs without a known cause"), "{output:?}");
+        assert!(text.contains("no metric differs without a known cause"), "{output:?}");
         assert_eq!(output.status.code(), Some(0));
     }
     let load = Load::start();
@@ -352,7 +352,7 @@ fn without_an_agent_that_answers_it_is_one_line() {
         said
     };
     let folder = tempfile::tempdir().unwrap();
-    assert!(refusal(&folder.path().join("none.sock")).contains("none is there; start one"));
+    assert!(refusal(&folder.path().join("none.sock")).contains("no agent is running there; start one"));
     let agent = Agent::start(&[]);
     agent.signal(Signal::STOP);
     let began = Instant::now();

@@ -13,8 +13,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
-use crate::commands::DEFAULT_SOCKET;
 use crate::failure::Failure;
+use crate::report::requests::DEFAULT_SOCKET;
 
 use crate::agent::instance_lock;
 use crate::agent::instance_lock::LockWait;

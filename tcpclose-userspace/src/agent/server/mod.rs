@@ -32,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::agent::server::web::source::ClientNetwork;
 use crate::report::encoding::{Form, JSON};
+use crate::report::requests::{STALE_PREFIX, STUCK_AFTER_HEADER};
 
 use crate::agent::server::access::ScrapeAccess;
 use crate::agent::server::connections::{Connection, Connections, admit};
@@ -60,9 +61,6 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON_LINES: &str = "application/x-ndjson";
 
 const NOT_READY: &str = "not ready: the first dump is not in yet\n";
-
-/// How the answer of `/readyz` begins where the numbers are too old.
-pub const STALE: &str = "stale: ";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -295,7 +293,7 @@ async fn answer(request: Request<Incoming>, face: Listener, engine: &RefCell<Tra
             Ok(reply) => {
                 let mut answer = with_type(StatusCode::OK, form.media_type(), reply.written);
                 if let Ok(bound) = HeaderValue::from_str(&reply.stuck_after) {
-                    answer.headers_mut().insert(HeaderName::from_static(crate::client::STUCK_AFTER), bound);
+                    answer.headers_mut().insert(HeaderName::from_static(STUCK_AFTER_HEADER), bound);
                 }
                 answer
             }
@@ -310,7 +308,7 @@ fn readiness(engine: &Tracking) -> Answer {
         return plain(StatusCode::SERVICE_UNAVAILABLE, NOT_READY);
     }
     match engine.staleness(host::monotonic_ns()) {
-        Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{STALE}{why}\n")),
+        Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{STALE_PREFIX}{why}\n")),
         None => plain(StatusCode::OK, "ready\n"),
     }
 }

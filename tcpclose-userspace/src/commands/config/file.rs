@@ -1,4 +1,4 @@
-//! The file: TOML, a key for each of the agent's arguments.
+//! The TOML file, with a key for each of the agent's arguments.
 
 use std::io;
 use std::path::Path;
@@ -6,21 +6,21 @@ use std::path::Path;
 use clap::{Arg, Command};
 use toml::{Table, Value};
 
-use crate::commands::config::{AGENT, CONFIG, is_flag, is_list, settings_of};
+use crate::commands::config::settings::{AGENT, CONFIG, is_flag, is_list, nearest, settings_of};
 use crate::failure::Failure;
 
-/// A setting that is no argument.
+/// A setting from a variable or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The argument, as clap calls it.
     pub id: String,
     pub values: Vec<String>,
-    /// Where it is from: a file's path, a variable's name.
+    /// Its source: a file's path or a variable's name.
     pub from: String,
 }
 
 impl Entry {
-    /// A setting of `arg`, tried alone, so that what is wrong with it is told by `what`: its place.
+    /// A setting of `arg`, parsed alone, so that an error names its place, `what`.
     pub fn new(
         command: &Command,
         arg: &Arg,
@@ -49,7 +49,7 @@ impl Entry {
 /// Why there are no entries.
 #[derive(Debug)]
 pub enum ConfigFileError {
-    /// The file is not there.
+    /// The file does not exist.
     Missing(Failure),
     /// It cannot be read, or something in it is wrong.
     Wrong(Failure),
@@ -66,18 +66,18 @@ impl From<ConfigFileError> for Failure {
 /// The settings in the file at `path`.
 ///
 /// # Errors
-/// Where it is not there, or one of them is wrong.
+/// When it does not exist, or a setting in it is wrong.
 pub fn read(path: &Path, command: &Command) -> Result<Vec<Entry>, ConfigFileError> {
     let name = path.display().to_string();
     match std::fs::read_to_string(path) {
         Ok(text) => entries(&text, &name, command).map_err(ConfigFileError::Wrong),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            Err(ConfigFileError::Missing(Failure::new(name, why, "write it, or name another by --config")))
+            Err(ConfigFileError::Missing(Failure::new(name, why, "create it, or name another with --config")))
         }
         Err(why) => Err(ConfigFileError::Wrong(Failure::new(
             name,
             why,
-            "let the agent read it, or name another by --config",
+            "let the agent read it, or name another with --config",
         ))),
     }
 }
@@ -85,14 +85,14 @@ pub fn read(path: &Path, command: &Command) -> Result<Vec<Entry>, ConfigFileErro
 /// The settings in the `text` of a `file`.
 ///
 /// # Errors
-/// What is wrong with one of them.
+/// When one of them is wrong.
 pub fn entries(text: &str, file: &str, command: &Command) -> Result<Vec<Entry>, Failure> {
     let table: Table = toml::from_str(text).map_err(|error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
-        // More than one line where it quotes what it expected.
+        // The message may have more than one line.
         let why: Vec<&str> = error.message().split_whitespace().collect();
-        let todo = r#"write one key = value a line, for example stuck-after = "1m,10m""#;
+        let todo = r#"write one key = value per line, for example stuck-after = "1m,10m""#;
         Failure::new(format!("{file}, line {line}"), why.join(" "), todo)
     })?;
     let mut entries = Vec::new();
@@ -108,13 +108,20 @@ pub fn entries(text: &str, file: &str, command: &Command) -> Result<Vec<Entry>, 
     Ok(entries)
 }
 
-/// The nearest setting that there is.
+/// The nearest setting, where one is close.
 fn did_you_mean(key: &str, command: &Command) -> String {
     let known = settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG).map(|(_, long)| long);
     // Underscores for hyphens are no difference.
-    let key = key.replace('_', "-");
-    let nearest = known.min_by_key(|long| strsim::damerau_levenshtein(long, &key)).unwrap_or_default();
-    format!("did you mean {nearest}? else see tcpclose agent --help")
+    match nearest(&key.replace('_', "-"), known) {
+        Some(meant) => format!("did you mean {meant}? else see tcpclose agent --help"),
+        None => "see tcpclose agent --help".to_owned(),
+    }
+}
+
+/// The text at `key` of the file at `path`; `None` where it is missing, unreadable or no TOML, which the agent reports.
+pub fn text_of(path: &Path, key: &str) -> Option<String> {
+    let table: Table = toml::from_str(&std::fs::read_to_string(path).ok()?).ok()?;
+    table.get(key)?.as_str().map(str::to_owned)
 }
 
 type Wrong = (&'static str, &'static str);
@@ -123,7 +130,7 @@ type Wrong = (&'static str, &'static str);
 fn values(value: &Value, arg: &Arg) -> Result<Vec<String>, Wrong> {
     match value {
         Value::Array(items) if items.is_empty() => {
-            Err(("an empty list", "write one at least, or leave the key out"))
+            Err(("an empty list", "write at least one value, or remove the key"))
         }
         Value::Array(items) => {
             let items = items.iter().map(|item| scalar(item, arg)).collect::<Result<Vec<String>, Wrong>>()?;
@@ -140,8 +147,12 @@ fn scalar(value: &Value, arg: &Arg) -> Result<String, Wrong> {
         Value::String(_) | Value::Integer(_) if is_flag(arg) => {
             Err(("neither true nor false", "write true or false"))
         }
+        // TOML's 0o660 and 432 are the same number: neither can be read as the mode that was meant.
+        Value::Integer(_) if arg.get_id() == "socket_mode" => {
+            Err(("a number", r#"write the mode as a text, for example "0660""#))
+        }
         Value::String(text) => Ok(text.clone()),
         Value::Integer(n) => Ok(n.to_string()),
-        _ => Err(("not a text, a number or a list of them", r#"write it as the argument, for example "1m""#)),
+        _ => Err(("not a text, a number or a list", r#"write it as for the argument, for example "1m""#)),
     }
 }

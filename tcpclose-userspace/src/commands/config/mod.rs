@@ -1,44 +1,39 @@
-//! Where the agent's settings come from: arguments, else `TCPCLOSE_…` variables, else a file, else defaults.
+//! The agent's settings: arguments, else `TCPCLOSE_…` variables, else a file, else defaults.
 //!
-//! All of it is made from the list of arguments, so that a flag that is added there is a variable and a key of the file
-//! at once: `--stuck-after`, `TCPCLOSE_STUCK_AFTER`, `stuck-after = "1m,10m"`.
+//! All of it is derived from the list of arguments, so that a new argument is also a variable and a key of the file: `--stuck-after`, `TCPCLOSE_STUCK_AFTER`, `stuck-after = "1m,10m"`.
 //!
-//! * [`file`]: the file.
-//! * [`show`]: what came of it all, for `--check-config`.
+//! * [`settings`]: which arguments are settings. [`environment`]: the variables. [`file`]: the file.
+//! * [`show`]: the settings in force, for `--check-config`.
 //! * [`template`]: the file that packages install.
 
+mod environment;
 mod file;
+pub mod settings;
 mod show;
 mod template;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::error::Error;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, Command, CommandFactory, FromArgMatches};
 
-use crate::commands::Cli;
+use crate::commands::arguments::SOCKET;
+use crate::commands::cli::Cli;
+use crate::commands::config::environment::Variables;
 use crate::commands::config::file::Entry;
+use crate::commands::config::settings::{
+    AGENT, ARGUMENT_ONLY, CONFIG, DEFAULT_FILE, WEB_CONFIG, agent_of, is_flag, named_in_help, settings_of,
+    takes_lists, variable_of,
+};
 use crate::failure::Failure;
-
-pub use crate::commands::config::template::template;
-
-/// Read where it is there, and no other file is named.
-pub const DEFAULT_FILE: &str = "/etc/tcpclose/tcpclose.toml";
-
-/// What can be an argument and nothing else.
-const ARGUMENT_ONLY: [&str; 1] = ["check_config"];
-/// The argument that names the file, which can be no key of it.
-const CONFIG: &str = "config";
-/// The argument that names a file of another format, which is checked as well.
-const WEB_CONFIG: &str = "web_config";
 
 /// Why there is no command to run.
 #[derive(Debug)]
 pub enum Stop {
-    /// A help text or the version was asked for.
+    /// A help text or the version was requested.
     Help(Error),
-    /// The settings were asked for, which are these.
+    /// The settings in force were requested: these.
     Answer(String),
     Failed(Failure),
 }
@@ -58,24 +53,29 @@ impl From<Failure> for Stop {
 /// The command that `arguments` ask for (the program's name first), with settings from all places.
 ///
 /// # Errors
-/// When one of them is wrong, or an answer is all that was asked for.
+/// When one of them is wrong, or only an answer was asked for.
 pub fn parse(arguments: &[OsString]) -> Result<Cli, Stop> {
-    parse_with(arguments, &|name| std::env::var_os(name), Path::new(DEFAULT_FILE))
+    parse_with(arguments, &Variables::of_process(), Path::new(DEFAULT_FILE))
 }
 
-fn parse_with(
-    arguments: &[OsString],
-    variable: &dyn Fn(&str) -> Option<OsString>,
-    default_file: &Path,
-) -> Result<Cli, Stop> {
+/// A warning about variables that are no settings.
+pub fn unknown_variables() -> Option<String> {
+    Variables::of_process().warning(&Cli::command())
+}
+
+fn parse_with(arguments: &[OsString], variables: &Variables, default_file: &Path) -> Result<Cli, Stop> {
     let command = Cli::command();
     if arguments.get(1).is_none_or(|command| command != AGENT) {
+        let command = match socket_of_agent(&command, variables, default_file)? {
+            Some(entry) => with_socket(command, &entry),
+            None => command,
+        };
         return Ok(Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)?);
     }
     let command = command.mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists));
-    let variables = variables(&command, variable)?;
+    let variables = entries(&command, variables)?;
     let command = command.mut_subcommand(AGENT, |agent| agent.mut_args(named_in_help));
-    // Once without the file, for its name. What is wrong with an argument is told before it is opened.
+    // Once without the file, for its name. A wrong argument is reported before the file is opened.
     let named = with_defaults(command.clone(), &variables).try_get_matches_from(arguments)?;
     let named = agent_of(&named).and_then(|agent| agent.get_one::<PathBuf>(CONFIG));
     let path = named.map_or(default_file, PathBuf::as_path);
@@ -84,7 +84,7 @@ fn parse_with(
         Err(unread) => return Err(Failure::from(unread).into()),
         Ok(entries) => entries,
     };
-    // The variables come last, and so hold.
+    // The variables come last and so take precedence.
     let all: Vec<&Entry> = entries.iter().chain(&variables).collect();
     let matches = with_defaults(command.clone(), all.iter().copied()).try_get_matches_from(arguments)?;
     if agent_of(&matches).is_some_and(|agent| agent.get_flag(ARGUMENT_ONLY[0])) {
@@ -95,11 +95,44 @@ fn parse_with(
     Ok(Cli::from_arg_matches(&matches)?)
 }
 
-/// The commands as documents show them: those that help lists, and the agent's arguments with their variables.
+/// The agent's socket by its variable, else by its file: the default of the other commands.
+fn socket_of_agent(
+    command: &Command,
+    variables: &Variables,
+    default_file: &Path,
+) -> Result<Option<Entry>, Failure> {
+    let Some((arg, long)) = settings_of(command).find(|(arg, _)| arg.get_id() == SOCKET) else {
+        return Ok(None);
+    };
+    let name = variable_of(long);
+    if let Some(value) = variables.get(&name) {
+        return entry_of(command, arg, &name, value).map(Some);
+    }
+    let path = variables.get(&variable_of(CONFIG)).map_or(default_file, Path::new);
+    let Some(socket) = file::text_of(path, long) else { return Ok(None) };
+    let from = path.display().to_string();
+    let what = format!("{from}: {long}");
+    Entry::new(command, arg, vec![socket], from, &what).map(Some)
+}
+
+/// `command` with `socket` as the default of every command that asks an agent.
+fn with_socket(command: Command, socket: &Entry) -> Command {
+    let names: Vec<String> = command
+        .get_subcommands()
+        .filter(|command| command.get_arguments().any(|arg| arg.get_id() == SOCKET))
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    names.into_iter().fold(command, |command, name| {
+        command
+            .mut_subcommand(name, |command| command.mut_arg(SOCKET, |arg| arg.default_values(&socket.values)))
+    })
+}
+
+/// The commands as documents show them: without hidden ones, and with the variables of the agent's arguments.
 pub fn documented() -> Command {
     let whole =
         Cli::command().mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists).mut_args(named_in_help));
-    // Completions would list what is hidden too.
+    // Completions would list hidden commands too.
     let shown = whole.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     let shown: Vec<Command> = shown.collect();
     let version = whole.get_version().unwrap_or_default().to_owned();
@@ -109,10 +142,15 @@ pub fn documented() -> Command {
     root.subcommand_required(true).subcommands(shown)
 }
 
-/// The agent's settings by the `text` of a file and nothing else, as `--check-config` prints them.
+/// The configuration file that packages install.
+pub fn template() -> String {
+    template::template(&documented())
+}
+
+/// The agent's settings by the `text` of a file alone, as `--check-config` prints them.
 ///
 /// # Errors
-/// What is wrong with it.
+/// When the text is wrong.
 pub fn of_text(text: &str) -> Result<String, Failure> {
     let command = Cli::command().mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists));
     let entries = file::entries(text, "tcpclose.toml", &command)?;
@@ -124,70 +162,29 @@ pub fn of_text(text: &str) -> Result<String, Failure> {
     Ok(show::settings(&command, &matches, &all))
 }
 
-/// The one command that has settings.
-const AGENT: &str = "agent";
-
-fn agent_of(matches: &ArgMatches) -> Option<&ArgMatches> {
-    matches.subcommand().map(|(_, agent)| agent)
-}
-
-/// Every argument of the agent.
-fn arguments_of(command: &Command) -> impl Iterator<Item = &Arg> {
-    command.find_subcommand(AGENT).into_iter().flat_map(Command::get_arguments)
-}
-
-/// Those that can be settings.
-fn settings_of(command: &Command) -> impl Iterator<Item = (&Arg, &str)> {
-    arguments_of(command)
-        .filter(|arg| !ARGUMENT_ONLY.contains(&arg.get_id().as_str()))
-        .filter_map(|arg| Some((arg, arg.get_long()?)))
-}
-
-/// Whether `arg` is given or not, and has no value.
-fn is_flag(arg: &Arg) -> bool {
-    matches!(arg.get_action(), ArgAction::SetTrue)
-}
-
-/// Whether `arg` may be repeated.
-fn is_list(arg: &Arg) -> bool {
-    matches!(arg.get_action(), ArgAction::Append)
-}
-
-/// What may be repeated may also be written once, with commas: a variable has one value.
-fn takes_lists(arg: Arg) -> Arg {
-    if is_list(&arg) { arg.value_delimiter(',') } else { arg }
-}
-
-/// `TCPCLOSE_STUCK_AFTER` for `stuck-after`.
-fn variable_of(long: &str) -> String {
-    format!("TCPCLOSE_{}", long.to_uppercase().replace('-', "_"))
-}
-
-/// `arg` with its variable's name in its help.
-fn named_in_help(arg: Arg) -> Arg {
-    let variable =
-        arg.get_long().filter(|_| !ARGUMENT_ONLY.contains(&arg.get_id().as_str())).map(variable_of);
-    match (variable, arg.get_help().map(ToString::to_string)) {
-        (Some(variable), Some(help)) => arg.help(format!("{help} [{variable}]")),
-        _ => arg,
-    }
-}
-
-/// The agent's variables that are set.
-fn variables(command: &Command, variable: &dyn Fn(&str) -> Option<OsString>) -> Result<Vec<Entry>, Failure> {
-    let mut entries = Vec::new();
-    for (arg, long) in settings_of(command) {
+/// The agent's settings from `variables`.
+fn entries(command: &Command, variables: &Variables) -> Result<Vec<Entry>, Failure> {
+    let set = settings_of(command).filter_map(|(arg, long)| {
         let name = variable_of(long);
-        let Some(value) = variable(&name) else { continue };
-        let Some(text) = value.to_str() else {
-            return Err(Failure::new(name, "not UTF-8", "write it in UTF-8"));
-        };
-        entries.push(Entry::new(command, arg, vec![text.to_owned()], name.clone(), &name)?);
-    }
-    Ok(entries)
+        variables.get(&name).map(|value| entry_of(command, arg, &name, value))
+    });
+    set.collect()
 }
 
-/// `command` with `entries` for what is no argument. Of two for one argument the later one holds.
+/// The setting of `arg` by the variable `name`.
+fn entry_of(command: &Command, arg: &Arg, name: &str, value: &OsStr) -> Result<Entry, Failure> {
+    let Some(text) = value.to_str() else {
+        return Err(Failure::new(name, "not UTF-8", "write it in UTF-8"));
+    };
+    let text = match text {
+        "1" | "yes" | "on" if is_flag(arg) => "true",
+        "0" | "no" | "off" if is_flag(arg) => "false",
+        text => text,
+    };
+    Entry::new(command, arg, vec![text.to_owned()], name.to_owned(), name)
+}
+
+/// `command` with `entries` as defaults. Of two for one argument the later one takes precedence.
 fn with_defaults<'a>(command: Command, entries: impl IntoIterator<Item = &'a Entry>) -> Command {
     entries.into_iter().fold(command, |command, entry| {
         command

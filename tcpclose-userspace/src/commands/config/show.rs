@@ -1,4 +1,4 @@
-//! `--check-config`: the settings in force, as a file that says the same.
+//! `--check-config`: the settings in force, as a configuration file.
 
 use std::ffi::OsStr;
 
@@ -6,15 +6,15 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
 use crate::commands::config::file::Entry;
-use crate::commands::config::{CONFIG, agent_of, is_flag, is_list, settings_of};
+use crate::commands::config::settings::{CONFIG, agent_of, is_flag, is_list, settings_of};
 
-/// One line a setting: its key, its value, and where that is from.
+/// One line per setting: its key, its value and its source.
 pub fn settings(command: &Command, matches: &ArgMatches, entries: &[&Entry]) -> String {
     let mut lines = String::new();
     for (arg, long) in settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG) {
         let id = arg.get_id().as_str();
         let Some(agent) = agent_of(matches) else { continue };
-        // The later of two holds.
+        // The later of two takes precedence.
         let entry = entries.iter().rfind(|entry| entry.id == id);
         let from = match (agent.value_source(id), entry) {
             (Some(ValueSource::CommandLine), _) => "argument",

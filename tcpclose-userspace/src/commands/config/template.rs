@@ -4,34 +4,31 @@ use std::fmt::Write;
 
 use clap::{Arg, Command};
 
-use crate::commands::config::{CONFIG, DEFAULT_FILE, documented, is_flag, is_list, settings_of, show};
+use crate::commands::config::settings::{CONFIG, DEFAULT_FILE, is_flag, is_list, settings_of};
+use crate::commands::config::show;
 use crate::ui::table;
 
 const WIDTH: u16 = 96;
 
-/// The file's text, made from the list of arguments.
-pub fn template() -> String {
-    render(&documented())
-}
-
-fn render(command: &Command) -> String {
+/// The file's text, made from the arguments of `command`.
+pub fn template(command: &Command) -> String {
     let mut text = String::new();
     let _ = write!(
         text,
         "# Settings of the tcpclose agent.\n\
          #\n\
-         # Each is here with its default: to change it, take the # off that stands before its name.\n\
-         # The variable in [brackets] overrules this file, an argument overrules both.\n\
+         # Each is commented out with its default; to change one, remove the # before its name.\n\
+         # The variable in [brackets] overrides this file, an argument overrides both.\n\
          #\n\
          #   tcpclose agent --config {DEFAULT_FILE} --check-config\n\
          #\n\
-         # says what is wrong in here, or what is in force. At SIGHUP the agent reads it again, takes\n\
-         # what can change while it runs, and logs what takes a restart.\n"
+         # reports errors in this file, or prints the settings in force. At SIGHUP the agent reads it\n\
+         # again, applies what can change at run time, and logs which changes need a restart.\n"
     );
     for (arg, long) in settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG) {
         text.push('\n');
         comment(&mut text, &arg.get_help().map(ToString::to_string).unwrap_or_default());
-        for choice in arg.get_possible_values().iter().filter(|_| !is_flag(arg)) {
+        for choice in arg.get_possible_values().iter().filter(|choice| choice.get_help().is_some()) {
             let meaning = choice.get_help().map(ToString::to_string).unwrap_or_default();
             comment(&mut text, &format!("  {}: {meaning}", choice.get_name()));
         }
@@ -40,7 +37,7 @@ fn render(command: &Command) -> String {
     text
 }
 
-/// The default of `arg` in TOML, or what has its place where there is none.
+/// The default of `arg` in TOML, or a placeholder where it has none.
 fn default(arg: &Arg) -> String {
     if is_flag(arg) {
         return "false".to_owned();

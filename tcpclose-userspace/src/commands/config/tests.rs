@@ -1,3 +1,4 @@
+use crate::commands::config::settings::is_flag;
 use crate::commands::config::*;
 
 /// Variables by name, and a file's text, at the default place or named.
@@ -8,10 +9,8 @@ fn parsed(arguments: &[&str], variables: &[(&str, &str)], file: Option<&str>) ->
         std::fs::write(&path, text).unwrap();
     }
     let arguments: Vec<OsString> = ["tcpclose"].iter().chain(arguments).map(OsString::from).collect();
-    let variable = |name: &str| {
-        variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
-    };
-    parse_with(&arguments, &variable, &path)
+    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
+    parse_with(&arguments, &Variables(variables.collect()), &path)
 }
 
 /// The settings in force, without `agent` and `--check-config` among the arguments.
@@ -125,8 +124,8 @@ fn what_is_wrong_is_said_with_its_place() {
     );
     assert_eq!(said("max-ports = -1").split("; ").next(), Some(r#": max-ports "-1": not a number of ports"#));
     assert_eq!(said("allow-kill = \"yes\""), ": allow-kill: neither true nor false; write true or false");
-    assert_eq!(said("listen = []"), ": listen: an empty list; write one at least, or leave the key out");
-    assert!(said("wait = 1.5").starts_with(": wait: not a text, a number or a list of them; "));
+    assert_eq!(said("listen = []"), ": listen: an empty list; write at least one value, or remove the key");
+    assert!(said("wait = 1.5").starts_with(": wait: not a text, a number or a list; "));
     assert!(said("wait = \"1s\"\nwait = \"2s\"").starts_with(", line 2: "));
     assert!(said("\n\nlisten").starts_with(", line 3: "));
     assert_eq!(
@@ -134,8 +133,8 @@ fn what_is_wrong_is_said_with_its_place() {
         r#"tcpclose: TCPCLOSE_LISTEN "nowhere": not an address; write for example 127.0.0.1:9923 or [::]:9923"#
     );
     assert_eq!(
-        complaint(&["agent"], &[("TCPCLOSE_ALLOW_KILL", "1")], None),
-        r#"tcpclose: TCPCLOSE_ALLOW_KILL "1": neither true nor false; write true or false"#
+        complaint(&["agent"], &[("TCPCLOSE_ALLOW_KILL", "perhaps")], None),
+        r#"tcpclose: TCPCLOSE_ALLOW_KILL "perhaps": neither true nor false; write true or false"#
     );
     // A file that is named must be there; and it is wrong whether it would have been overruled or not.
     assert!(
@@ -151,8 +150,52 @@ fn what_is_wrong_is_said_with_its_place() {
 }
 
 #[test]
-fn only_the_agent_has_settings() {
-    assert!(matches!(parsed(&["stuck"], &[("TCPCLOSE_SOCKET", "")], Some("banana")), Ok(Cli::Stuck(_))));
+fn a_flag_is_set_by_the_usual_words() {
+    for (word, value) in
+        [("1", true), ("on", true), ("yes", true), ("0", false), ("off", false), ("no", false)]
+    {
+        let text = settings(&[], &[("TCPCLOSE_ALLOW_KILL", word)], None);
+        assert!(line(&text, "allow-kill").starts_with(&format!("allow-kill = {value} ")), "{text}");
+    }
+}
+
+#[test]
+fn every_command_finds_the_socket_of_the_agent() {
+    let address = |arguments: &[&str], variables: &[(&str, &str)], file| match parsed(
+        &[&["stuck"], arguments].concat(),
+        variables,
+        file,
+    ) {
+        Ok(Cli::Stuck(stuck)) => (stuck.address.socket.display().to_string(), stuck.address.is_explicit),
+        other => panic!("{other:?}"),
+    };
+    let of = |path: &str, is_explicit| (path.to_owned(), is_explicit);
+    let default = of(crate::report::requests::DEFAULT_SOCKET, false);
+    let file = Some("socket = \"/file\"\nmax-ports = 7");
+    let variable = [("TCPCLOSE_SOCKET", "/variable")];
+    assert_eq!(address(&[], &[], None), default);
+    assert_eq!(address(&[], &[], file), of("/file", false));
+    assert_eq!(address(&[], &variable, file), of("/variable", false));
+    assert_eq!(address(&["--socket", "/argument"], &variable, file), of("/argument", true));
+    // A file that the agent would refuse does not keep a snapshot from being taken.
+    assert_eq!(address(&[], &[], Some("banana")), default);
+    assert_eq!(address(&[], &[("TCPCLOSE_CONFIG", "/nowhere")], file), default);
+    assert!(
+        complaint(&["stuck"], &[("TCPCLOSE_SOCKET", "")], None)
+            .starts_with("tcpclose: TCPCLOSE_SOCKET \"\": ")
+    );
+    for command in ["kill", "ports", "exhaustion", "top", "verify", "watch"] {
+        assert!(
+            complaint(&[command], &[("TCPCLOSE_SOCKET", &"x".repeat(108))], None)
+                .contains("107 bytes at most"),
+            "{command}"
+        );
+    }
+}
+
+#[test]
+fn only_the_agent_has_other_settings() {
+    assert!(matches!(parsed(&["stuck"], &[("TCPCLOSE_WAIT", "")], Some("banana")), Ok(Cli::Stuck(_))));
     assert!(matches!(parsed(&["agent"], &[], None), Ok(Cli::Agent(_))));
     let Err(Stop::Help(help)) = parsed(&["agent", "--help"], &[], None) else { panic!("no help") };
     let help = help.to_string();
@@ -185,7 +228,10 @@ fn the_packaged_file_says_every_default_and_changes_nothing() {
     assert!(
         uncommented.contains("listen = [\"127.0.0.1:9923\"]\n") && uncommented.contains("max-ports = 32\n")
     );
-    assert!(file.contains("[TCPCLOSE_STATE_HOOK]\n#   auto: The best that this kernel loads\n"), "{file}");
+    assert!(
+        file.contains("[TCPCLOSE_STATE_HOOK]\n#   auto: The best one that this kernel loads\n"),
+        "{file}"
+    );
 }
 
 /// What a fuzzer found: numbers that TOML writes otherwise, and characters that it does not allow.

@@ -1,10 +1,10 @@
 use crate::commands::groups::tests::{owner, socket};
 use crate::commands::stuck::*;
 use crate::names::Diagnosis;
-use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument};
+use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument, StuckSocket};
 use std::time::Duration;
 
-fn findings(bound: u64) -> Findings {
+pub fn findings(bound: u64) -> Findings {
     let document = SocketsDocument {
         schema: SCHEMA,
         host: "h".into(),
@@ -21,8 +21,8 @@ fn findings(bound: u64) -> Findings {
 
 fn arguments(words: &[&str]) -> Stuck {
     use clap::Parser;
-    match crate::commands::Cli::try_parse_from(["tcpclose", "stuck"].iter().chain(words)).unwrap() {
-        crate::commands::Cli::Stuck(stuck) => stuck,
+    match crate::commands::cli::Cli::try_parse_from(["tcpclose", "stuck"].iter().chain(words)).unwrap() {
+        crate::commands::cli::Cli::Stuck(stuck) => stuck,
         other => panic!("{other:?}"),
     }
 }
@@ -51,7 +51,7 @@ fn zoo() -> Vec<StuckSocket> {
 }
 
 #[test]
-fn every_layout_fits_eighty_columns_and_keeps_to_its_lines() {
+fn every_layout_fits_eighty_columns_and_breaks_no_number() {
     for words in [
         &[][..],
         &["--sockets"],
@@ -72,6 +72,13 @@ fn every_layout_fits_eighty_columns_and_keeps_to_its_lines() {
         assert!(
             text.contains("possibly") && text.contains("incomplete: ") && text.contains("source: snapshot")
         );
+        for width in [40, 80] {
+            let text = stuck.text(&findings(60), &sorted, &FdRates::default(), Some(width));
+            println!("{text}");
+            for whole in ["8080"].iter().chain(words.is_empty().then_some(&"[4194304]")) {
+                assert!(text.contains(whole), "{width}: no {whole} in\n{text}");
+            }
+        }
         let pipe = stuck.text(&findings(60), &sorted, &FdRates::default(), None);
         assert!(pipe.lines().all(|line| !line.ends_with(' ')));
     }
@@ -100,7 +107,7 @@ fn nothing_stuck_is_said_clearly() {
     assert_eq!(said(zoo()[4..].to_vec()), "No socket has been in CLOSE-WAIT for 1m or longer; 1 younger one");
     assert_eq!(
         said(zoo()[2..3].to_vec()),
-        "No socket is proven to be in CLOSE-WAIT for 1m or longer, 1 possibly"
+        "No socket is proven to have been in CLOSE-WAIT for 1m or longer, 1 possibly"
     );
     assert_eq!(
         said(zoo()[3..4].to_vec()),
@@ -114,4 +121,28 @@ fn a_long_list_is_cut_and_counted() {
     let sorted = Sorted::new(stuck.filter.select(zoo()), 60.0);
     let text = stuck.text(&findings(60), &sorted, &FdRates::default(), None);
     assert!(text.contains("\n… 2 more\n"), "{text}");
+    for words in [&["--limit", "0"][..], &["--sockets", "--limit", "0"]] {
+        let text = arguments(words).text(&findings(60), &sorted, &FdRates::default(), None);
+        assert!(
+            text.contains("or longer, 1 possibly") && text.contains(" more\n") && !text.contains("PORT"),
+            "{text}"
+        );
+        assert!(!text.contains("AGE"), "{text}");
+    }
+}
+
+#[test]
+fn the_whole_text_of_each_layout() {
+    for (name, words) in [
+        ("stuck.txt", &[][..]),
+        ("stuck-sockets.txt", &["--sockets"]),
+        ("stuck-by-peer.txt", &["--by", "peer"]),
+    ] {
+        let stuck = arguments(words);
+        let sorted = Sorted::new(stuck.filter.select(zoo()), 60.0);
+        let rates = FdRates::of(&zoo(), 60.0);
+        let narrow = stuck.text(&findings(60), &sorted, &rates, Some(40));
+        let texts = [None, Some(80)].map(|width| stuck.text(&findings(60), &sorted, &rates, width));
+        crate::ui::golden::check(name, &[&texts[..], &[narrow]].concat().join("\n-----\n"));
+    }
 }

@@ -1,4 +1,4 @@
-//! What `top` shows, and what keys and answers do to that. Pure.
+//! The state of `top`, and the effect of keys and answers. Pure.
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
@@ -10,7 +10,7 @@ use crate::names::Phase;
 use crate::report::ports::{PortUse, PortsDocument};
 use crate::report::sockets::{Cookie, StuckSocket};
 
-/// Where one is.
+/// The current view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     Ports,
@@ -28,28 +28,30 @@ pub enum AppStep {
 
 pub struct App {
     pub ports: PortsDocument,
-    /// The sockets of the port in view; `None` until the agent has answered.
+    /// The sockets of the port in view; `None` until the agent answers.
     pub sockets: Option<Vec<StuckSocket>>,
-    /// States of it that are not listed, in words.
+    /// States that are not listed, in words.
     pub left_out: Vec<String>,
     pub view: View,
-    /// The chosen row, by what it is: rows change their places.
+    /// The selected row, by its key, since rows move.
     port: Option<LabelSlot>,
     socket: Option<Cookie>,
     pub ports_by: PortsBy,
     pub sockets_by: SocketsBy,
     pub reversed: bool,
-    /// Whose oldest, median and p99 the table of ports shows.
+    /// The state of OLDEST, MEDIAN and P99 in the table of ports.
     pub phase: Phase,
     pub filter: String,
-    /// The filter is being written.
+    /// The filter is being typed.
     pub editing: bool,
-    /// Why the agent does not answer just now.
+    /// The list of keys is shown.
+    pub help: bool,
+    /// Why the agent does not answer.
     pub trouble: Option<String>,
     pub colour: bool,
 }
 
-/// Rows that a page key goes.
+/// Rows per page key.
 const PAGE: isize = 10;
 
 impl App {
@@ -67,12 +69,13 @@ impl App {
             phase: Phase::CloseWait,
             filter: String::new(),
             editing: false,
+            help: false,
             trouble: None,
             colour,
         }
     }
 
-    /// Whose sockets the agent is to be asked for.
+    /// The port whose sockets the agent is asked for.
     pub fn wanted(&self) -> Option<LabelSlot> {
         match self.view {
             View::Ports => None,
@@ -80,7 +83,7 @@ impl App {
         }
     }
 
-    /// Takes an answer in; one that came too late is left.
+    /// Takes an answer in; one that came too late is dropped.
     pub fn receive(&mut self, update: Update) {
         match update {
             Update::Ports(ports) => self.ports = *ports,
@@ -106,7 +109,7 @@ impl App {
         order::sockets(all, self.sockets_by, self.reversed, &self.filter)
     }
 
-    /// Where the chosen port is in [`Self::rows`]: the first unless one was chosen and is still there.
+    /// The index of the selected port in [`Self::rows`], by default the first.
     pub fn chosen_port(&self) -> Option<usize> {
         place(self.rows().iter().map(|port| port.label()), self.port)
     }
@@ -118,6 +121,9 @@ impl App {
     pub fn key(&mut self, key: KeyEvent) -> AppStep {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
             return AppStep::Quit;
+        }
+        if std::mem::take(&mut self.help) && key.code != KeyCode::Char('q') {
+            return AppStep::Stay;
         }
         if self.editing {
             self.write(key.code);
@@ -138,12 +144,13 @@ impl App {
             KeyCode::Char('r') => self.reversed = !self.reversed,
             KeyCode::Char('p') => self.phase = next(self.phase),
             KeyCode::Char('/') => self.editing = true,
+            KeyCode::Char('?') => self.help = true,
             _ => {}
         }
         AppStep::Stay
     }
 
-    /// A key while the filter is being written.
+    /// A key while the filter is being typed.
     fn write(&mut self, key: KeyCode) {
         match key {
             KeyCode::Enter => self.editing = false,
@@ -191,7 +198,7 @@ impl App {
                 let chosen = self.chosen_socket().and_then(|at| rows.get(at).map(|socket| socket.cookie));
                 if let Some(cookie) = chosen {
                     self.socket = Some(cookie);
-                    // The filter stays: going back leads to where one was.
+                    // The filter stays for the way back.
                     self.view = View::Socket(label, cookie);
                 }
             }
@@ -225,14 +232,14 @@ const fn next(phase: Phase) -> Phase {
     }
 }
 
-/// Where `chosen` is among `rows`; the first where it is not, nowhere among none.
+/// The index of `chosen` in `rows`, by default the first; `None` without rows.
 fn place<T: PartialEq>(rows: impl Iterator<Item = T>, chosen: Option<T>) -> Option<usize> {
     let rows: Vec<T> = rows.collect();
     let found = rows.iter().position(|row| chosen.as_ref() == Some(row));
     found.or((!rows.is_empty()).then_some(0))
 }
 
-/// The row `by` further from `chosen`, or the last one that way.
+/// The row `by` away from `chosen`, at most the first or last.
 fn moved<T: PartialEq + Copy>(rows: &[T], chosen: Option<T>, by: isize) -> Option<T> {
     let at = place(rows.iter().copied(), chosen)?;
     let to = at.saturating_add_signed(by).min(rows.len().saturating_sub(1));

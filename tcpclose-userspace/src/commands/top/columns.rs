@@ -1,17 +1,17 @@
 //! The cells of the tables. Pure.
 
-use crate::commands::top::order::in_phase;
-use crate::commands::{groups, ports, stuck};
+use crate::commands::ports;
+use crate::commands::suggest;
 use crate::failure::printable;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, StateUse};
 use crate::report::sockets::StuckSocket;
-use crate::ui::table;
+use crate::ui::{labels, table};
 
 /// A column: its name in two lines, and how wide it is.
 pub type Column = (&'static str, u16);
 
-/// 80 columns in all, with a blank in between; a narrower terminal has the first of them.
+/// 80 columns in all, with a blank in between; a narrower terminal shows the first of them.
 pub const PORTS: [Column; 13] = [
     ("SIDE", 7),
     ("PORT", 5),
@@ -23,14 +23,19 @@ pub const PORTS: [Column; 13] = [
     ("CLOS\nING", 4),
     ("TIME\nWAIT", 5),
     ("CLOSE\n/S", 5),
-    ("OLDEST", 7),
+    ("OLDEST", 6),
     ("MEDIAN", 6),
-    ("P99", 5),
+    ("P99", 6),
 ];
 
 /// In the order of [`PORTS`].
 const PHASES: [Phase; 6] =
     [Phase::CloseWait, Phase::LastAck, Phase::FinWait1, Phase::FinWait2, Phase::Closing, Phase::TimeWait];
+
+/// The sockets of `port` in `phase`.
+pub fn in_phase(port: &PortUse, phase: Phase) -> Option<&StateUse> {
+    port.states.iter().find(|of| of.state == phase)
+}
 
 /// The row of `port`; oldest, median and p99 are those of `phase`.
 pub fn port(port: &PortUse, phase: Phase) -> Vec<String> {
@@ -39,13 +44,19 @@ pub fn port(port: &PortUse, phase: Phase) -> Vec<String> {
         in_phase(port, *phase).map_or_else(|| "0".to_owned(), |of| compact(of.sockets, *width))
     }));
     row.push(ports::closes(port));
-    let of_phase = in_phase(port, phase).map(|of| ports::state_cells(of)[2..].to_vec());
-    let cells = of_phase.unwrap_or_else(|| vec!["-".to_owned(); 3]);
+    let of_phase = in_phase(port, phase);
+    let durations = of_phase.and_then(|of| of.durations.as_ref());
+    let cells = [
+        of_phase.and_then(|of| of.oldest_seconds).map(table::span),
+        durations.map(|durations| ports::quantile_at_most(&durations.median, durations)),
+        durations.map(|durations| ports::quantile_at_most(&durations.p99, durations)),
+    ];
+    let cells = cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
     row.extend(cells.iter().zip(&PORTS[10..]).map(|(cell, (_, width))| shortened(cell, *width)));
     row
 }
 
-/// A time in its larger unit alone where there is no room for two: `4m` of `4m 50s`.
+/// A time in its larger unit alone where two do not fit: `4m` of `4m 50s`.
 fn shortened(time: &str, width: u16) -> String {
     let fits = time.chars().count() <= usize::from(width);
     let words = if fits { time } else { time.split(' ').next().unwrap_or_default() };
@@ -60,7 +71,7 @@ pub fn compact(n: u64, width: u16) -> String {
 }
 
 pub const STATES: [Column; 6] =
-    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("LEFT IT", 10), ("MEDIAN", 8), ("P99", 8)];
+    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("LEFT IT", 10), ("MEDIAN", 10), ("P99", 10)];
 
 /// The row of a state, in the table below that of ports.
 pub fn state(of: &StateUse) -> Vec<String> {
@@ -77,25 +88,18 @@ pub const SOCKETS: [Column; 6] =
 pub fn socket(socket: &StuckSocket) -> Vec<String> {
     vec![
         table::age(&socket.age),
-        socket.state.name().to_uppercase().replace('_', "-"),
+        labels::phase(socket.state),
         socket.diagnosis.map_or_else(|| "-".to_owned(), |why| why.name().to_owned()),
         socket.local.to_string(),
         socket.peer.to_string(),
-        stuck::owners(socket),
+        labels::owners(socket),
     ]
 }
 
-/// Everything that is known of `socket`, a line each: what, and what of it.
+/// All facts about `socket`, a name and a value each.
 pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     let mut facts = vec![
-        (
-            "state",
-            format!(
-                "{} for {}",
-                socket.state.name().to_uppercase().replace('_', "-"),
-                table::age(&socket.age)
-            ),
-        ),
+        ("state", format!("{} for {}", labels::phase(socket.state), table::age(&socket.age))),
         ("side, port", format!("{} {}", socket.side.name(), socket.port)),
         ("local", socket.local.to_string()),
         ("peer", socket.peer.to_string()),
@@ -109,17 +113,17 @@ pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     facts.push(("cookie", format!("sk:{:x} inode {} uid {}", socket.cookie.0, socket.inode, socket.uid)));
     for owner in &socket.owners {
         let place = [&owner.place.unit, &owner.place.container_id, &owner.exe].into_iter().flatten().cloned();
-        let text = [format!("{}:{}", groups::process(owner), owner.fd)].into_iter().chain(place);
+        let text = [format!("{}:{}", labels::process(owner), owner.fd)].into_iter().chain(place);
         facts.push(("owner", printable(&text.collect::<Vec<_>>().join("  ")).into_owned()));
     }
     if socket.owners.is_empty() {
-        facts.push(("owner", stuck::owners(socket)));
+        facts.push(("owner", labels::owners(socket)));
     }
     for owner in &socket.peer_owners {
-        facts.push(("peer's", format!("{}:{}", groups::process(owner), owner.fd)));
+        facts.push(("peer's", format!("{}:{}", labels::process(owner), owner.fd)));
     }
     if let Some((look_for, command)) =
-        socket.owners.first().and_then(|owner| crate::commands::suggest::step(owner, socket.diagnosis))
+        socket.owners.first().and_then(|owner| suggest::step(owner, socket.diagnosis))
     {
         facts.push(("next", look_for));
         facts.push(("", command));

@@ -1,4 +1,4 @@
-//! The picture of an [`App`]. Pure: state in, cells out.
+//! The screen of an [`App`]. Pure: state in, cells out.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -14,23 +14,41 @@ use crate::failure::printable;
 use crate::metrics::port_labels::LabelSlot;
 use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
-use crate::ui::table;
+use crate::ui::{labels, table};
 
-/// Smaller than this nothing is drawn but that it is too small.
+/// The smallest terminal that is drawn on.
 const SMALLEST: (u16, u16) = (40, 8);
-/// From this height on the states of the chosen port have a table of their own.
+/// The height from which the states of the selected port have their own table.
 const TALL: u16 = 20;
-/// Its header and a line a state.
+/// Its header and a line per state.
 const STATES: u16 = 8;
+
+/// The list of keys.
+const KEYS: &str = "\
+up, down, k, j   select a row
+PgUp, PgDn       ten rows up or down
+Home, End, g, G  first or last row
+Enter, right     open: a port's sockets, a socket's owners
+Esc, left        back
+s                sort by the next column
+r                reverse the order
+/                filter rows; Enter keeps the filter, Esc clears it
+p                OLDEST, MEDIAN and P99 of the next state
+?                this list
+q, Ctrl-C        quit";
 
 pub fn draw(app: &App, frame: &mut Frame<'_>) {
     let area = frame.area();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        return frame.render_widget(Paragraph::new("tcpclose top: make this larger"), area);
+        return frame.render_widget(Paragraph::new("tcpclose top: terminal too small"), area);
     }
     let [title, body, help] =
         Layout::vertical([Constraint::Length(1), Constraint::Min(0), Constraint::Length(1)]).areas(area);
     frame.render_widget(headline(app), title);
+    if app.help {
+        frame.render_widget(Paragraph::new(KEYS), body);
+        return frame.render_widget(Line::raw("q quit  any other key goes back"), help);
+    }
     match app.view {
         View::Ports => draw_ports(app, frame, body),
         View::Sockets(label) => draw_sockets(app, label, frame, body),
@@ -46,7 +64,7 @@ fn bold() -> Style {
     Style::new().add_modifier(Modifier::BOLD)
 }
 
-/// What is bad: red where there are colours, bold everywhere.
+/// For problems: red with colours, bold everywhere.
 fn bad(app: &App) -> Style {
     if app.colour { bold().fg(Color::Red) } else { bold() }
 }
@@ -64,8 +82,8 @@ fn headline(app: &App) -> Line<'_> {
             let rates = document
                 .rate_seconds
                 .map_or_else(|| "no rates yet".to_owned(), |s| format!("rates over {}", table::span(s)));
-            let name = app.phase.name().to_uppercase().replace('_', "-");
-            words.push_str(&format!("  {rates}  times of {name}"));
+            let name = labels::phase(app.phase);
+            words.push_str(&format!("  {rates}  times in {name}"));
             if let Some(old) = document.old() {
                 words.push_str(&format!("  {old}"));
             }
@@ -83,18 +101,20 @@ fn port_name(label: LabelSlot) -> String {
 
 fn footline(app: &App) -> Line<'_> {
     if app.editing {
-        return Line::raw(format!("filter: {}_   Enter keep  Esc drop", printable(&app.filter)));
+        return Line::raw(format!("filter: {}_   Enter keep  Esc clear", printable(&app.filter)));
     }
     let (keys, by) = match app.view {
-        View::Ports => ("q quit  Enter sockets  s sort  r turn  p state  / filter", app.ports_by.name()),
-        View::Sockets(_) => {
-            ("q quit  Enter owners  Esc back  s sort  r turn  / filter", app.sockets_by.name())
+        View::Ports => {
+            ("q quit  ? keys  Enter sockets  s sort  r reverse  p state  / filter", app.ports_by.name())
         }
-        View::Socket(..) => return Line::raw("q quit  Esc back"),
+        View::Sockets(_) => {
+            ("q quit  ? keys  Enter owners  Esc back  s sort  r reverse  / filter", app.sockets_by.name())
+        }
+        View::Socket(..) => return Line::raw("q quit  ? keys  Esc back"),
     };
-    let turned = if app.reversed { "↑" } else { "↓" };
-    let words = format!("{keys}  by {by} {turned}");
-    // What is hidden is more to know than keys are.
+    let arrow = if app.reversed { "↑" } else { "↓" };
+    let words = format!("{keys}  by {by} {arrow}");
+    // The filter comes first, since it hides rows.
     Line::raw(match app.filter.is_empty() {
         true => words,
         false => format!("filter: {}  {words}", printable(&app.filter)),
@@ -136,7 +156,8 @@ fn draw_states(port: &PortUse, frame: &mut Frame<'_>, area: Rect) {
 
 fn draw_sockets(app: &App, label: LabelSlot, frame: &mut Frame<'_>, area: Rect) {
     let rows = app.socket_rows();
-    let remarks = app.left_out.iter().map(|what| format!("not listed: {what} on the host, too many"));
+    let remarks =
+        app.left_out.iter().map(|what| format!("not listed: too many sockets, {what} on this host"));
     let remarks: Vec<String> = remarks.collect();
     let [list, below] =
         Layout::vertical([Constraint::Min(3), Constraint::Length(remarks.len() as u16)]).areas(area);
@@ -149,13 +170,13 @@ fn draw_sockets(app: &App, label: LabelSlot, frame: &mut Frame<'_>, area: Rect) 
         };
         return frame.render_widget(Paragraph::new(why), list);
     }
-    // Cells of tens of thousands of rows that nobody sees would cost more than asking for them.
+    // Only visible rows: the cells of tens of thousands would cost more than the request.
     let height = usize::from(list.height.saturating_sub(1)).max(1);
     let chosen = app.chosen_socket().unwrap_or(0);
     let from = chosen.saturating_sub(height - 1);
     let seen: Vec<Cells> =
         rows.iter().skip(from).take(height).map(|socket| (columns::socket(socket), Style::new())).collect();
-    // Addresses are as long as they are; the owner has the rest.
+    // Addresses are never cut; the owner has the rest.
     let mut widths = columns::SOCKETS;
     for (at, (_, width)) in widths.iter_mut().enumerate() {
         let longest =
@@ -167,18 +188,21 @@ fn draw_sockets(app: &App, label: LabelSlot, frame: &mut Frame<'_>, area: Rect) 
 
 fn draw_socket(socket: Option<&StuckSocket>, frame: &mut Frame<'_>, area: Rect) {
     let Some(socket) = socket else {
-        return frame.render_widget(Paragraph::new("It is gone, or in another state. Esc goes back."), area);
+        return frame.render_widget(
+            Paragraph::new("This socket is closed or in another state. Esc goes back."),
+            area,
+        );
     };
     let lines = columns::facts(socket).into_iter().map(|(what, of)| Line::raw(format!("{what:<11} {of}")));
     let text = Text::from(lines.collect::<Vec<_>>());
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), area);
 }
 
-/// The cells of one row, and how they look.
+/// The cells of one row, and their style.
 type Cells = (Vec<String>, Style);
 
-/// A table with a blank between columns. After the first `left` columns come numbers, which go to the right. Columns for
-/// which there is no room are left out, but where all are text: there the last has what is left.
+/// A table with a blank between columns. The columns after the first `left` are numbers, which go to the right. Columns
+/// that do not fit are left out, unless all are text: then the last one has the rest.
 fn draw_table(
     columns: &[Column],
     rows: &[Cells],

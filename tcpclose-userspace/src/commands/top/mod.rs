@@ -1,10 +1,10 @@
-//! `tcpclose top`: the close phase by port, live, on the whole terminal.
+//! `tcpclose top`: the close phase by port, live, full screen.
 //!
-//! * [`app`]: what is shown, and what a key does to it. Pure.
+//! * [`app`]: the state of the screen, and the effect of keys and answers. Pure.
 //! * [`order`]: sorted and filtered. Pure.
-//! * [`draw`]: the picture of it; [`columns`]: its cells. Pure.
-//! * [`poller`]: asks the agent, on a thread of its own, so that keys never wait.
-//! * [`screen`]: the terminal, given back whatever happens.
+//! * [`draw`]: the screen; [`columns`]: its cells. Pure.
+//! * [`poller`]: asks the agent on its own thread, so that keys never wait.
+//! * [`screen`]: the terminal, always restored.
 
 pub mod app;
 pub mod columns;
@@ -19,32 +19,33 @@ use std::process::ExitCode;
 use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
-use crate::commands::DEFAULT_SOCKET;
+use crate::commands::arguments::socket_path;
 use crate::commands::signals::Interrupt;
 use crate::commands::top::app::{App, AppStep};
 use crate::commands::top::draw::draw;
 use crate::commands::top::poller::{Poller, Update};
 use crate::commands::top::screen::Screen;
 use crate::failure::Failure;
+use crate::report::requests::DEFAULT_SOCKET;
 
-/// How long a key or an answer may wait to be seen.
+/// The longest wait until a key or an answer shows.
 const TURN: Duration = Duration::from_millis(100);
-/// An agent that is restarted is back by then.
+/// Enough for an agent to restart.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Watch each port's close phase, live: sockets per state, rates, durations, what is stuck; down to a socket's owners
+/// Show ports, their sockets and owners, live and full screen
 ///
-/// Asks the running agent once a second. Keys: up and down (or j and k) choose, Enter goes from a port to its sockets and
-/// from a socket to its owners, Esc goes back, s sorts by the next column and r the other way round, / filters, p takes
-/// OLDEST, MEDIAN and P99 of the next state, q quits. NO_COLOR is obeyed.
+/// Asks the agent once per second. Keys: up and down (or k and j) select, Enter opens a port's sockets and a socket's owners,
+/// Esc goes back, s sorts by the next column, r reverses the order, / filters, p shows OLDEST, MEDIAN and P99 of the next
+/// state, ? lists the keys, q quits. Respects NO_COLOR.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose top\n  tcpclose top --socket /run/other/tcpclose.sock")]
 pub struct Top {
-    /// The agent's unix socket
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = crate::commands::socket_path())]
+    /// The agent's Unix socket [TCPCLOSE_SOCKET]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path(), value_hint = ValueHint::FilePath)]
     socket: PathBuf,
 }
 
@@ -54,9 +55,9 @@ impl Top {
             io::stdin().is_terminal() && io::stdout().is_terminal(),
             std::env::var("TERM").ok().as_deref(),
         )?;
-        // Whatever is wrong with the agent is said before the screen changes.
+        // Problems with the agent are reported before the screen changes.
         let (asking, first) = Poller::begin(&self.socket)?;
-        let interrupt = Interrupt::hear()?;
+        let interrupt = Interrupt::catch()?;
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let mut app = App::new(first, colour);
         let mut screen = Screen::take().map_err(lost)?;
@@ -72,19 +73,19 @@ fn lost(why: io::Error) -> Failure {
 
 /// Whether this is a terminal that can be drawn on.
 fn suits(is_terminal: bool, term: Option<&str>) -> Result<(), Failure> {
-    let todo = "run it in a terminal, or see tcpclose ports";
+    let todo = "run it in a terminal, or use tcpclose ports";
     match term {
-        _ if !is_terminal => Err(Failure::new("top", "standard input and output are no terminal", todo)),
+        _ if !is_terminal => Err(Failure::new("top", "standard input and output are not a terminal", todo)),
         None | Some("" | "dumb") => {
             let name =
                 term.filter(|name| !name.is_empty()).map_or("unset".to_owned(), |name| format!("{name:?}"));
-            Err(Failure::new("top", format!("TERM is {name}: no terminal to draw on"), todo))
+            Err(Failure::new("top", format!("TERM is {name}: cannot draw on this terminal"), todo))
         }
         Some(_) => Ok(()),
     }
 }
 
-/// Shows until a key, a signal, or an agent that is gone for good ends it.
+/// Runs until a key, a signal, or the end of the agent.
 fn show(app: &mut App, asking: &Poller, interrupt: &Interrupt, screen: &mut Screen) -> Result<(), Failure> {
     let mut trouble_since: Option<Instant> = None;
     let mut changed = true;
@@ -101,7 +102,7 @@ fn show(app: &mut App, asking: &Poller, interrupt: &Interrupt, screen: &mut Scre
                     }
                     asking.want(app.wanted());
                 }
-                // A new size is seen by the next drawing.
+                // The next drawing sees a new size.
                 _ => {}
             }
         }
@@ -123,7 +124,7 @@ fn show(app: &mut App, asking: &Poller, interrupt: &Interrupt, screen: &mut Scre
                 }
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    return Err(Failure::new("top", "it asks the agent no more", "report this"));
+                    return Err(Failure::new("top", "it no longer asks the agent", "report this"));
                 }
             }
             changed = true;
@@ -136,10 +137,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_nothing_can_be_drawn_one_line_says_so() {
+    fn a_terminal_that_cannot_draw_is_one_failure() {
         assert!(suits(true, Some("xterm-256color")).is_ok());
         for (is_terminal, term, why) in [
-            (false, Some("xterm"), "no terminal"),
+            (false, Some("xterm"), "not a terminal"),
             (true, Some("dumb"), "\"dumb\""),
             (true, None, "unset"),
             (true, Some(""), "unset"),

@@ -1,11 +1,12 @@
-//! What is shown of ports and sockets, and in which order. Pure.
+//! Ports and sockets, filtered and sorted. Pure.
 
 use std::cmp::Ordering;
 
 use crate::commands::top::columns;
+use crate::commands::top::columns::in_phase;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
-use crate::report::ports::{PortUse, StateUse};
+use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
 
 /// What ports are sorted by.
@@ -69,12 +70,7 @@ impl SocketsBy {
     }
 }
 
-/// What `port` has in `phase`.
-pub fn in_phase(port: &PortUse, phase: Phase) -> Option<&StateUse> {
-    port.states.iter().find(|of| of.state == phase)
-}
-
-/// The ports that `filter` lets through, sorted: the most, or the oldest, first. `phase`: whose oldest.
+/// The ports that `filter` lets through, sorted: the most, or the oldest in `phase`, first.
 pub fn ports<'a>(
     all: &'a [PortUse],
     by: PortsBy,
@@ -93,7 +89,7 @@ pub fn ports<'a>(
             PortsBy::Sockets => b.sockets.cmp(&a.sockets),
             PortsBy::Closes => rate(b).total_cmp(&rate(a)),
             PortsBy::Oldest => oldest(b).total_cmp(&oldest(a)),
-            // The rest together comes last.
+            // The other ports come last.
             PortsBy::Port => (a.port.is_none(), a.port).cmp(&(b.port.is_none(), b.port)),
         };
         turned(order, reversed).then(worst).then(a.label().cmp(&b.label()))

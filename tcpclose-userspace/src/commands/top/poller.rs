@@ -1,29 +1,29 @@
-//! Asks the agent, on a thread of its own.
+//! Asks the agent on its own thread.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::agent::server::handlers::ports::PATH;
 use crate::client;
-use crate::client::{Asked, Client};
+use crate::client::Client;
 use crate::commands::top::order::is_of;
 use crate::failure::Failure;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
 use crate::report::ports;
 use crate::report::ports::PortsDocument;
+use crate::report::requests::{PORTS_PATH, SOCKETS_PATH};
 use crate::report::sockets::{SCHEMA, SocketsDocument, StuckSocket};
 
-/// Between two questions after the ports.
+/// Between two requests for the ports.
 const PORTS_EACH: Duration = Duration::from_secs(1);
-/// Between two after sockets: each is a dump and a pass over all processes' files.
+/// Between two requests for sockets: each is a dump and a pass over all processes' files.
 const SOCKETS_EACH: Duration = Duration::from_secs(5);
-/// A state with more sockets than this is not listed: nobody reads them, and the agent would look for owners of all.
+/// A state with more sockets than this is not listed: the agent would look for the owners of all.
 const MOST_SOCKETS: u64 = 20_000;
 
-/// What came of asking.
+/// An answer, or a failure.
 pub enum Update {
     Ports(Box<PortsDocument>),
     Sockets(PortSockets),
@@ -49,31 +49,23 @@ impl Poller {
     pub fn begin(socket: &Path) -> Result<(Self, PortsDocument), Failure> {
         let client = Client::new(socket, client::PATIENCE)?;
         let first = ports(&client, socket)?;
-        let (updates, heard) = channel();
+        let (updates, received) = channel();
         let (wants, wanted) = channel();
         let mut asker = PollerThread { client, socket: socket.to_owned(), last: first.clone(), updates };
-        let started = thread::Builder::new().name("asking".to_owned()).spawn(move || asker.run(&wanted));
+        let started = thread::Builder::new().name("poller".to_owned()).spawn(move || asker.run(&wanted));
         started.map_err(|why| Failure::new("cannot start", why, "report this"))?;
-        Ok((Self { updates: heard, wants }, first))
+        Ok((Self { updates: received, wants }, first))
     }
 
     /// From now on the sockets of `label` are wanted too.
     pub fn want(&self, label: Option<LabelSlot>) {
-        // Who asks no more is noticed where its answers are taken.
+        // The end of the thread shows where its answers are taken.
         let _ = self.wants.send(label);
     }
 }
 
 fn ports(client: &Client, socket: &Path) -> Result<PortsDocument, Failure> {
-    known(client.document(PATH, ports::SCHEMA)?, socket)
-}
-
-fn known<T>(asked: Asked<T>, socket: &Path) -> Result<T, Failure> {
-    match asked {
-        Asked::Document(document) => Ok(document),
-        Asked::NoAgent => Err(client::none_there(socket)),
-        Asked::Denied => Err(client::denied(socket)),
-    }
+    client.document(PORTS_PATH, ports::SCHEMA)?.required(socket)
 }
 
 struct PollerThread {
@@ -135,8 +127,8 @@ impl PollerThread {
                 left_out.push(format!("{all} in {}", phase.name()));
                 continue;
             }
-            let target = format!("/v1/sockets?state={}", phase.name());
-            let document: SocketsDocument = known(self.client.document(&target, SCHEMA)?, &self.socket)?;
+            let target = format!("{SOCKETS_PATH}?state={}", phase.name());
+            let document: SocketsDocument = self.client.document(&target, SCHEMA)?.required(&self.socket)?;
             sockets
                 .extend(document.sockets.into_iter().filter(|socket| is_of(socket, label, &self.last.ports)));
         }

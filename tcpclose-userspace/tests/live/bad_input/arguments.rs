@@ -10,7 +10,7 @@ fn nonsense_of_the_agents_arguments_is_named_and_mended() {
         (&["--stuck-after", "0s"], &["0 would call every CLOSE-WAIT stuck", "1m,10m,1h"]),
         (&["--stuck-after", ""], &["--stuck-after \"\"", "1m,10m,1h"]),
         (&["--listen", "banana"], &["--listen \"banana\"", "127.0.0.1:9923"]),
-        (&["--listen", "localhost:9923"], &["not an address", "127.0.0.1:9923"]),
+        (&["--listen", "example.org:9923"], &["not an address", "127.0.0.1:9923"]),
         (&["--listen", ""], &["not an address"]),
         (&["--ring-size", "3M"], &["--ring-size \"3M\"", "power of two from ", "to 1024M"]),
         (&["--ring-size", "2048M"], &["power of two from ", "to 1024M"]),
@@ -23,7 +23,7 @@ fn nonsense_of_the_agents_arguments_is_named_and_mended() {
         (&["--wait", "soon"], &["--wait \"soon\"", "not a duration", "60s"]),
         (&["--state-hook", "banana"], &["--state-hook \"banana\"", "one of auto, btf, tracepoint"]),
         (&["--time-wait", "banana"], &["--time-wait \"banana\"", "one of auto, hooks, diag"]),
-        (&["--log-level", "loud"], &["--log-level \"loud\"", "off, error, warn, info, debug or trace"]),
+        (&["--log-level", "loud"], &["--log-level \"loud\"", "one of off, error, warn, info, debug, trace"]),
         (&["--lissten", "x"], &["--lissten", "did you mean --listen?", "tcpclose agent --help"]),
         (&["--banana"], &["--banana", "tcpclose agent --help"]),
         (&["banana"], &["banana", "tcpclose agent --help"]),
@@ -54,8 +54,36 @@ fn arguments_that_are_not_utf8_are_refused_without_a_panic() {
 }
 
 #[test]
+fn what_names_nothing_is_refused() {
+    // One more than the kernel's highest (include/linux/threads.h, PID_MAX_LIMIT).
+    let nobody = "4194305";
+    refuses(&mut tcpclose(&["stuck", "--no-agent", "--check", "--pid", nobody]), &["no such process"]);
+    refuses(&mut tcpclose(&["kill", "--no-agent", "--yes"]), &["kill --yes: no target", "--all"]);
+    let own = std::process::id().to_string();
+    assert!(tcpclose(&["stuck", "--no-agent", "--pid", &own]).output().unwrap().status.success());
+}
+
+#[test]
+fn an_unknown_variable_is_one_warning() {
+    let output = tcpclose(&["stuck", "--no-agent"]).env("TCPCLOSE_SOKET", "/x").output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "tcpclose: warning: TCPCLOSE_SOKET (did you mean TCPCLOSE_SOCKET?): no such setting, ignored\n"
+    );
+}
+
+#[test]
+fn the_doctor_says_whether_an_agent_can_run() {
+    let output = tcpclose(&["doctor", "--json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let can_run = report["agent_can_run"].as_bool().unwrap();
+    assert_eq!(output.status.code(), Some(if can_run { 0 } else { 1 }), "{report}");
+}
+
+#[test]
 fn every_help_fits_eighty_columns_and_has_an_example() {
-    for command in [&[][..], &["agent"], &["stuck"]] {
+    for command in [&[][..], &["agent"], &["stuck"], &["doctor"]] {
         for help in ["--help", "-h"] {
             let output = tcpclose(command).arg(help).env("COLUMNS", "80").output().unwrap();
             assert!(output.status.success() && output.stderr.is_empty());

@@ -117,11 +117,13 @@ fn a_dead_agents_socket_is_replaced() {
     let stale = inode();
     assert!(stale.file_type().is_socket());
     // Nobody is there: a snapshot.
-    let output = run_within(SOON, tcpclose(&["stuck", "--json", "--socket"]).arg(&socket));
+    let output = run_within(SOON, tcpclose(&["stuck", "--json"]).env("TCPCLOSE_SOCKET", &socket));
     assert!(
         output.status.success()
             && String::from_utf8_lossy(&output.stdout).contains("\"source\":\"snapshot\"")
     );
+
+    refuses(tcpclose(&["stuck", "--check", "--socket"]).arg(&socket), &["no agent is running there"]);
 
     let mut next = running(&folder, "tcpclose.sock");
     assert_eq!(get_unix(&socket, "/healthz").0, 200);

@@ -58,7 +58,7 @@ fn silence_and_a_full_queue_end_too() {
     let line = refusal_within(Duration::from_secs(15), &mut ask());
     assert!(line.contains("no answer within 10s; restart the agent"), "{line}");
     // And leaves it taken: nobody has accepted the call.
-    refuses(&mut ask(), &["takes no more calls", "--no-agent"]);
+    refuses(&mut ask(), &["accepts no connections", "--no-agent"]);
     refuses(agent_at(&path).args(["--wait", "0s"]), &["another agent is serving there"]);
 }
 

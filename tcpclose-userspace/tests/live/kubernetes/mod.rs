@@ -179,7 +179,7 @@ fn the_agent_takes_its_arguments_and_serves_where_it_is_asked() {
     assert_eq!(Path::new(&argument(container, "state-dir")), folder);
     assert_eq!(Path::new(&argument(container, "socket")).parent(), Some(folder));
     // The command line's own default, so that it needs no --socket.
-    assert_eq!(argument(container, "socket"), tcpclose::commands::DEFAULT_SOCKET);
+    assert_eq!(argument(container, "socket"), tcpclose::report::requests::DEFAULT_SOCKET);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn without_an_agent_it_attaches_by_itself() {
 fn without_an_agent_and_without_privileges_it_says_what_it_lacks() {
     let user = Nobody::new();
     let refusal = |socket: &Path| {
-        let done = user.command().args(["watch", "--socket"]).arg(socket).output().unwrap();
+        let done = user.command().arg("watch").env("TCPCLOSE_SOCKET", socket).output().unwrap();
         let said = String::from_utf8(done.stderr).unwrap();
         assert_eq!((done.status.code(), said.lines().count()), (Some(2), 1), "{said}");
         said

@@ -37,8 +37,7 @@ impl Reader {
     fn begin(path: &Path, arguments: &[&str]) -> Self {
         let mut child = Command::new(BINARY)
             .arg("watch")
-            .arg("--socket")
-            .arg(path)
+            .env("TCPCLOSE_SOCKET", path)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -63,7 +62,7 @@ impl Reader {
 
     fn until_it_watches(&mut self) {
         let until = Instant::now() + PATIENCE;
-        while !self.said().contains("watching: ") {
+        while !self.said().contains("watching ") {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none() && Instant::now() < until, "it does not watch: {}", self.said());
             sleep(Duration::from_millis(5));

@@ -11,6 +11,7 @@ use crate::kill::{KillOrder, KillOutcome, SCHEMA, execute};
 use crate::linux::capabilities;
 use crate::linux::host::Capability;
 use crate::linux::users::UnixGroup;
+use crate::report::requests::KILL_NOT_ALLOWED;
 
 use crate::agent::server::handlers::sockets::QueryError;
 use crate::agent::server::peer_creds::Caller;
@@ -19,16 +20,13 @@ use crate::agent::tracking::Tracking;
 /// Where an [`KillOrder`] is sent.
 pub const PATH: &str = "/v1/kill";
 
-/// What an agent without `--allow-kill` answers.
-pub const NOT_ALLOWED: &str = "this agent was started without --allow-kill\n";
-
 /// An order has some 400 bytes.
 pub const LONGEST_ORDER: usize = 16 << 10;
 
 /// Why `caller` may not have sockets destroyed here, as it is answered; `None` when it may.
 pub fn forbidden(caller: &Caller, engine: &Tracking) -> Option<String> {
     if !engine.allow_kill {
-        return Some(NOT_ALLOWED.to_owned());
+        return Some(KILL_NOT_ALLOWED.to_owned());
     }
     let group = engine.kill_group.as_ref();
     (!caller.may_kill(group)).then(|| not_yours(caller, group))

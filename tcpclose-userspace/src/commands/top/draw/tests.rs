@@ -24,12 +24,12 @@ fn picture(app: &App, width: u16, height: u16) -> Vec<String> {
 #[test]
 fn ports_fill_eighty_columns_and_twenty_four_lines() {
     let expected = "\
-tcpclose top  h  11:00:00Z  rates over 1m  times of CLOSE-WAIT
+tcpclose top  h  11:00:00Z  rates over 1m  times in CLOSE-WAIT
                     CLOSE LAST   FIN   FIN CLOS  TIME CLOSE
-SIDE     PORT STUCK  WAIT  ACK WAIT1 WAIT2  ING  WAIT    /S  OLDEST MEDIAN   P99
-server   8080 10–12    12    0     0     0    0     4    12   2h 3m  420µs   >1d
-client  other     0     0    0     0     0    0  4000    12       -      -     -
-server    443     0     0    0     0     0    0     0    12       -      -     -
+SIDE     PORT STUCK  WAIT  ACK WAIT1 WAIT2  ING  WAIT    /S OLDEST MEDIAN    P99
+server   8080 10–12    12    0     0     0    0     4    12  2h 3m   ≤1ms    >1d
+client  other     0     0    0     0     0    0  4000    12      -      -      -
+server    443     0     0    0     0     0    0     0    12      -      -      -
 
 
 
@@ -40,14 +40,14 @@ server    443     0     0    0     0     0    0     0    12       -      -     -
 
 
 server port 8080: 9 closes, 12/s, 10–12 stuck
-STATE       SOCKETS   OLDEST    LEFT IT   MEDIAN      P99
-TIME-WAIT         4      50s          0        -        -
-CLOSE-WAIT       12    2h 3m        200    420µs      >1d
+STATE       SOCKETS   OLDEST    LEFT IT     MEDIAN        P99
+TIME-WAIT         4      50s          0          -          -
+CLOSE-WAIT       12    2h 3m        200      0–1ms        >1d
 
 
 
 
-q quit  Enter sockets  s sort  r turn  p state  / filter  by stuck ↓";
+q quit  ? keys  Enter sockets  s sort  r reverse  p state  / filter  by stuck ↓";
     let picture = picture(&app(), 80, 24);
     assert_eq!(picture.join("\n"), expected);
 }
@@ -65,7 +65,7 @@ fn sockets_and_one_of_them_with_its_owners() {
     assert!(list[3].starts_with("20s") && list[3].contains("api[7]"), "{list:?}");
     press(&mut app, "j\n");
     let one = picture(&app, 80, 24).join("\n");
-    for words in ["CLOSE-WAIT for 20s", "owner       api[7]:", "q quit  Esc back"] {
+    for words in ["CLOSE-WAIT for 20s", "owner       api[7]:", "q quit  ? keys  Esc back"] {
         assert!(one.contains(words), "{one}");
     }
     app.receive(Update::Sockets(crate::commands::top::poller::PortSockets {
@@ -73,7 +73,7 @@ fn sockets_and_one_of_them_with_its_owners() {
         sockets: Vec::new(),
         left_out: vec!["34000 in time_wait".to_owned()],
     }));
-    assert!(picture(&app, 80, 24)[1].contains("It is gone"));
+    assert!(picture(&app, 80, 24)[1].contains("This socket is closed"));
     press(&mut app, "\u{1b}");
     let empty = picture(&app, 80, 24);
     assert!(
@@ -107,4 +107,17 @@ fn without_colours_there_are_none_and_hostile_names_are_escaped() {
     app.trouble = None;
     assert!(coloured(&app));
     assert!(picture(&app, 80, 24)[0].contains(r"a\u{1b}[2J"));
+}
+
+#[test]
+fn the_keys_are_listed_until_the_next_key() {
+    let mut app = app();
+    press(&mut app, "?");
+    for (width, height) in [(80, 24), (40, 13)] {
+        let keys = picture(&app, width, height);
+        assert!(keys[1].starts_with("up, down") && keys[11].starts_with("q, Ctrl-C        quit"), "{keys:?}");
+    }
+    press(&mut app, "s");
+    assert!(!app.help && app.ports_by.name() == "stuck", "the key only closes the list");
+    assert!(picture(&app, 80, 24)[1].contains("CLOSE"));
 }

@@ -1,0 +1,143 @@
+//! Arguments that several commands have, and their values.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PathBufValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, ValueHint};
+
+use crate::client::fetch::AgentAddress;
+use crate::linux::netns::Scope;
+use crate::names::{Outcome, Phase};
+use crate::report::requests::DEFAULT_SOCKET;
+
+/// A duration such as `10m`.
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
+    humantime::parse_duration(text).map_err(|_| "not a duration; write for example 60s, 10m or 1h30m")
+}
+
+/// A path that a Unix socket can have.
+pub fn socket_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| {
+        // sun_path holds 108 bytes, the last of them 0 (include/uapi/linux/un.h).
+        let fits = path.as_os_str().len() < 108;
+        fits.then_some(path).ok_or("the path of a Unix socket has 107 bytes at most; choose a shorter one")
+    })
+}
+
+/// A port that a connection can have.
+pub fn port(text: &str) -> Result<u16, &'static str> {
+    text.parse().ok().filter(|port| *port != 0).ok_or("not a port; write a number from 1 to 65535")
+}
+
+/// A number of lines, ports or sockets.
+pub fn number(text: &str) -> Result<usize, &'static str> {
+    text.parse().map_err(|_| "not a number; write for example 20")
+}
+
+/// A process id.
+pub fn pid(text: &str) -> Result<u32, &'static str> {
+    text.parse().map_err(|_| "not a process id; write a number as ps shows it")
+}
+
+/// A TCP state of the close phase, in capitals and with hyphens too.
+pub fn state() -> Words<Phase> {
+    Words { all: || Phase::ALL.into_iter().map(|phase| (phase, phase.name())).collect() }
+}
+
+/// The outcome of a close, in capitals and with hyphens too.
+pub fn outcome() -> Words<Outcome> {
+    Words { all: || Outcome::ALL.into_iter().map(|outcome| (outcome, outcome.name())).collect() }
+}
+
+/// Values with names, for completions and help; case and hyphens make no difference.
+#[derive(Clone)]
+pub struct Words<T> {
+    all: fn() -> Vec<(T, &'static str)>,
+}
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Words<T> {
+    type Value = T;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<T, clap::Error> {
+        let text = value.to_string_lossy().to_ascii_lowercase().replace('-', "_");
+        let found = (self.all)().into_iter().find(|(_, name)| *name == text);
+        // clap's own parser for the error, which lists the names.
+        let names = PossibleValuesParser::new((self.all)().into_iter().map(|(_, name)| name));
+        match found {
+            Some((value, _)) => Ok(value),
+            None => Err(names
+                .parse_ref(command, arg, value)
+                .err()
+                .unwrap_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.all)().into_iter().map(|(_, name)| PossibleValue::new(name))))
+    }
+}
+
+/// `--netns`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NetnsChoice {
+    /// Every network namespace that can be entered.
+    All,
+    /// This one.
+    Current,
+}
+
+impl NetnsChoice {
+    pub fn scope(self) -> Scope {
+        match self {
+            Self::All => Scope::All,
+            Self::Current => Scope::Current,
+        }
+    }
+}
+
+/// The id of the argument `--socket`.
+pub const SOCKET: &str = "socket";
+
+/// `--socket` and `--no-agent`. By hand, since derived arguments do not know whether they were given.
+impl clap::Args for AgentAddress {
+    fn augment_args(command: Command) -> Command {
+        command
+            .arg(
+                Arg::new("no_agent")
+                    .long("no-agent")
+                    .action(ArgAction::SetTrue)
+                    .help("Work without the agent, even where one is running"),
+            )
+            .arg(
+                Arg::new(SOCKET)
+                    .long("socket")
+                    .value_name("PATH")
+                    .default_value(DEFAULT_SOCKET)
+                    .value_parser(socket_path())
+                    .value_hint(ValueHint::FilePath)
+                    .help("The agent's Unix socket [TCPCLOSE_SOCKET]"),
+            )
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for AgentAddress {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self {
+            socket: matches.get_one(SOCKET).cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
+            is_explicit: matches.value_source(SOCKET) == Some(ValueSource::CommandLine),
+            no_agent: matches.get_flag("no_agent"),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

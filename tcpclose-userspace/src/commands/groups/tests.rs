@@ -1,0 +1,136 @@
+use crate::commands::groups::*;
+use crate::linux::cgroup::Workload;
+use crate::linux::process::Process;
+use crate::names::{Age, Phase};
+use crate::report::sockets::Cookie;
+
+pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
+    let process =
+        Process { comm: comm.into(), fds_used: Some(fds.0), fds_limit: Some(fds.1), ..Process::default() };
+    Owner { pid, fd: 5, process: process.into() }
+}
+
+pub fn in_place(owner: Owner, place: Workload) -> Owner {
+    Owner { process: Process { place, ..(*owner.process).clone() }.into(), ..owner }
+}
+
+pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
+    StuckSocket {
+        state: Phase::CloseWait,
+        side: Side::Server,
+        port: 8080,
+        local: "10.0.0.5:8080".parse().unwrap(),
+        peer: "10.0.0.9:41234".parse().unwrap(),
+        cookie: Cookie(1),
+        interface: 0,
+        inode: 7,
+        uid: 1000,
+        netns: 1,
+        netns_id: 0,
+        netns_name: None,
+        age: Age::exact(age_seconds * 1_000_000_000).into(),
+        unread_bytes: 0,
+        unsent_bytes: 0,
+        last_sent_seconds: None,
+        diagnosis: Some(Diagnosis::NotClosed),
+        owners: owners.to_vec(),
+        closed_by: None,
+        peer_owners: Vec::new(),
+    }
+}
+
+fn proven(sockets: &[StuckSocket]) -> Vec<Listed<'_>> {
+    sockets.iter().map(|socket| Listed { socket, possibly: false, elsewhere: false }).collect()
+}
+
+#[test]
+fn one_leak_is_one_line_with_its_rate_and_the_room_left() {
+    let api = owner(4242, "api\x1b[31m", (924, 1024));
+    let worker = owner(4250, "api", (24, 1024));
+    let mut sockets: Vec<StuckSocket> =
+        (1..=5).map(|i| socket(i * 60, &[api.clone(), worker.clone()])).collect();
+    sockets.push(socket(70, &[]));
+    let groups = group(&proven(&sockets), By::Owner);
+    let text = text(&groups, By::Owner, &FdRates::of(&sockets, 60.0), 20, Some(100));
+    let lines: Vec<&str> = text.lines().collect();
+    // 100 descriptors are left, one goes every 60 s.
+    assert_eq!(lines.len(), 3, "{text}");
+    for word in [r"api\u{1b}[31m[4242] +1", "not_closed", " 5 ", "5m", "924/1024", "1h 40m"] {
+        assert!(lines[1].contains(word), "{word}: {text}");
+    }
+    assert!(lines[2].starts_with("unknown, uid 1000"), "{text}");
+}
+
+#[test]
+fn groups_beyond_the_limit_are_counted() {
+    let sockets: Vec<StuckSocket> = (1..=30).map(|pid| socket(60, &[owner(pid, "a", (1, 2))])).collect();
+    let groups = group(&proven(&sockets), By::Owner);
+    let text = text(&groups, By::Owner, &FdRates::default(), 20, None);
+    assert_eq!(text.lines().count(), 22);
+    assert!(text.ends_with("… 10 more\n"), "{text}");
+}
+
+#[test]
+fn no_rate_is_made_up() {
+    let last =
+        |sockets: &[StuckSocket]| group(&proven(sockets), By::Owner)[0].full_in(&FdRates::of(sockets, 60.0));
+    let one = owner(1, "a", (10, 1024));
+    assert_eq!(last(&[socket(60, std::slice::from_ref(&one))]), "-");
+    assert_eq!(last(&[socket(60, std::slice::from_ref(&one)), socket(90, std::slice::from_ref(&one))]), "-");
+    assert_eq!(last(&vec![socket(60, std::slice::from_ref(&one)); 9]), "-");
+    assert_eq!(last(&[socket(60, &[owner(1, "a", (1024, 1024))])]), "now");
+    let queued = StuckSocket { diagnosis: Some(Diagnosis::NotAccepted), ..socket(60, &[one]) };
+    assert_eq!(last(&[queued]), "-");
+}
+
+#[test]
+fn by_port_and_by_peer_owners_do_not_matter() {
+    let sockets = [socket(60, &[owner(1, "a", (1, 2))]), socket(70, &[owner(2, "b", (1, 2))])];
+    for by in [By::Port, By::Peer] {
+        assert_eq!(group(&proven(&sockets), by).len(), 1);
+    }
+    assert_eq!(group(&proven(&sockets), By::Owner).len(), 2);
+    let by_peer = text(&group(&proven(&sockets), By::Peer), By::Peer, &FdRates::default(), 20, None);
+    assert!(by_peer.contains("10.0.0.9"));
+}
+
+#[test]
+fn groups_of_one_process_share_its_descriptors() {
+    let api = owner(1, "a", (924, 1024));
+    let read =
+        |age| StuckSocket { diagnosis: Some(Diagnosis::NotRead), ..socket(age, std::slice::from_ref(&api)) };
+    // One every 60 s, of either kind: 100 left.
+    let sockets = [
+        socket(60, std::slice::from_ref(&api)),
+        read(120),
+        socket(180, std::slice::from_ref(&api)),
+        read(240),
+    ];
+    let groups = group(&proven(&sockets), By::Owner);
+    let rates = FdRates::of(&sockets, 60.0);
+    let full: Vec<String> = groups.iter().map(|group| group.full_in(&rates)).collect();
+    assert_eq!(full, ["1h 40m", "1h 40m"]);
+}
+
+#[test]
+fn units_and_containers_are_groups_of_their_own() {
+    let id = format!("containerd://{}", "0123456789abcdef".repeat(4));
+    let placed = |pid, unit: Option<&str>, container: Option<&str>| {
+        let unit = unit.map(str::to_owned);
+        let place = Workload { unit, container_id: container.map(str::to_owned), pod_uid: None };
+        in_place(owner(pid, "a", (1, 2)), place)
+    };
+    let sockets = [
+        socket(60, &[placed(1, Some("api.service"), None), placed(2, Some("api.service"), None)]),
+        socket(60, &[placed(3, Some("api.service"), None)]),
+        socket(60, &[placed(4, None, Some(&id))]),
+        socket(60, &[]),
+    ];
+    let by = |by| {
+        let groups = group(&proven(&sockets), by);
+        let text = text(&groups, by, &FdRates::default(), 20, None);
+        text.lines().skip(1).map(|line| line.split("  ").next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(by(By::Unit), ["api.service", "unknown, uid 1000", "-"]);
+    assert_eq!(by(By::Container), ["-", "unknown, uid 1000", "containerd://0123456789ab"]);
+}

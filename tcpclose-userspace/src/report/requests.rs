@@ -1,0 +1,30 @@
+//! What the command line and the agent agree on: the socket's path, request paths, a header, fixed answers.
+
+use std::time::Duration;
+
+/// The agent's Unix socket, by default.
+pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
+
+/// The agent's state directory, by default.
+pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
+
+pub const SOCKETS_PATH: &str = "/v1/sockets";
+pub const EXHAUSTION_PATH: &str = "/exhaustion";
+pub const KILL_PATH: &str = "/v1/kill";
+pub const WATCH_PATH: &str = "/v1/watch";
+pub const PORTS_PATH: &str = "/ports";
+pub const RECONCILE_PATH: &str = "/v1/reconcile";
+pub const METRICS_PATH: &str = "/metrics";
+pub const READY_PATH: &str = "/readyz";
+
+/// The header with the bound that the agent's diagnosis used, as a humantime duration.
+pub const STUCK_AFTER_HEADER: &str = "tcpclose-stuck-after";
+
+/// The first stuck bound where neither an argument nor an agent sets one.
+pub const DEFAULT_STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// The body of the answer to a kill request where the agent destroys nothing.
+pub const KILL_NOT_ALLOWED: &str = "this agent was started without --allow-kill\n";
+
+/// The prefix of the readiness answer of an agent whose numbers are too old.
+pub const STALE_PREFIX: &str = "stale: ";
