@@ -1,4 +1,4 @@
-//! `cargo xtask accuracy`: how exact the durations are that the agent tells, measured and kept in docs/ACCURACY.md.
+//! `cargo xtask accuracy`: how exact the durations are that the agent tells, measured and kept in docs/src/accuracy.md.
 
 use std::fs;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use crate::setup::{self, Purpose};
 use crate::sh;
 use crate::vm::{self, kit::Kernel, programs};
 
-/// Measure how exact durations are, on this kernel or in guests, and keep it in docs/ACCURACY.md
+/// Measure how exact durations are, on this kernel or in guests, and keep it in docs/src/accuracy.md
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask accuracy\n  cargo xtask accuracy --kernel 6.12")]
 pub struct Arguments {
@@ -27,7 +27,7 @@ const WORDS: [&str; 4] =
 const BEGIN: &str = "<!-- accuracy begins -->";
 const END: &str = "<!-- accuracy ends -->";
 
-const DOCUMENT: &str = "docs/ACCURACY.md";
+const DOCUMENT: &str = "docs/src/accuracy.md";
 /// What the document says before its sections: the method.
 const METHOD: &str = include_str!("accuracy.md");
 

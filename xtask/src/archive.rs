@@ -324,6 +324,17 @@ impl Archive {
     }
 }
 
+/// A program of an unpacked root, as words of a command: started through the root's own loader, it takes neither root nor
+/// this system's libraries.
+pub fn through_loader(root: &Path, program: &str) -> Vec<String> {
+    let (loader, triplet) = match Architecture::of_this_machine() {
+        Some(Architecture::Arm64) => ("lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu"),
+        _ => ("lib64/ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
+    };
+    let path = |below: &str| root.join(below).display().to_string();
+    vec![path(loader), "--library-path".to_owned(), path(&format!("usr/lib/{triplet}")), path(program)]
+}
+
 /// The settings that name the host's own sources and keys.
 fn hosts_sources() -> Result<String> {
     const FILES: [(&str, &str); 4] =

@@ -27,7 +27,7 @@ pub struct Arguments {
     /// How long each runs at a time, in the figures that are rates [default: 1; long: 1800]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// Also put the sections that were measured into docs/BENCHMARKS.md; the others stay as they are
+    /// Also put the sections that were measured into docs/src/benchmarks.md; the others stay as they are
     #[arg(long)]
     write: bool,
 }
@@ -35,7 +35,7 @@ pub struct Arguments {
 /// The object of tcpclose-ebpf that has the floors.
 const FLOOR: &str = "floor";
 
-const DOCUMENT: &str = "docs/BENCHMARKS.md";
+const DOCUMENT: &str = "docs/src/benchmarks.md";
 /// What the document says before its sections.
 const INTRODUCTION: &str = include_str!("bench.md");
 

@@ -16,6 +16,7 @@ mod build;
 mod cross;
 mod debian;
 mod demo;
+mod docs;
 mod fuzz;
 mod live;
 mod package;
@@ -55,6 +56,7 @@ enum Command {
     Demo(demo::Arguments),
     Package(package::Arguments),
     Fuzz(fuzz::Arguments),
+    Docs(docs::Arguments),
     #[command(hide = true)]
     Roots(roots::Arguments),
     #[command(hide = true)]
@@ -88,6 +90,7 @@ fn run() -> Result<()> {
         Command::Demo(arguments) => demo::command(&arguments),
         Command::Package(arguments) => package::command(&arguments),
         Command::Fuzz(arguments) => fuzz::command(&arguments),
+        Command::Docs(arguments) => docs::command(&arguments),
         Command::Roots(arguments) => roots::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     }

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
 use crate::vm::programs;
-use crate::{fuzz, live, package, roots, sh, tools, vm, workflows};
+use crate::{docs as book, fuzz, live, package, roots, sh, tools, vm, workflows};
 
 /// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
 #[derive(clap::Args)]
@@ -47,9 +47,10 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// In the order of what fails fastest.
-const STEPS: [(&str, Step); 11] = [
+const STEPS: [(&str, Step); 12] = [
     ("setup", setup),
     ("fmt", fmt),
+    ("docs", docs),
     ("workflows", workflows),
     ("clippy", clippy),
     ("build", build),
@@ -98,6 +99,11 @@ fn setup(arguments: &Arguments) -> Result<Outcome> {
 
 fn fmt(_: &Arguments) -> Result<Outcome> {
     passed(sh::cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn docs(_: &Arguments) -> Result<Outcome> {
+    book::check()?;
+    Ok(Outcome::Passed)
 }
 
 fn workflows(_: &Arguments) -> Result<Outcome> {

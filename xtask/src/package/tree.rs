@@ -97,8 +97,9 @@ impl Tree {
         for name in ["README.md", "SECURITY.md", "deploy/README.md"] {
             self.copy(&format!("usr/share/doc/tcpclose/{name}"), &source.path(name))?;
         }
-        for file in entries(&source.path("docs"))? {
-            self.copy(&format!("usr/share/doc/tcpclose/docs/{}", file_name(&file)), &file)?;
+        let book = Tree { folder: source.path("docs/src") };
+        for file in book.files()? {
+            self.copy(&format!("usr/share/doc/tcpclose/docs/src/{file}"), &book.folder.join(&file))?;
         }
         Ok(())
     }
