@@ -33,6 +33,12 @@ const OTHERS: &[&str] = &[
     "SECURITY.md",
     "deploy/README.md",
 ];
+/// Where paths that documents name in code may begin.
+const ROOTS: &[&str] = &["", "tcpclose-userspace", "tcpclose-userspace/src"];
+/// Names files of other projects.
+const FOREIGN: &str = "docs/src/comparison.md";
+/// Tells of files that are gone.
+const HISTORY: &str = "CHANGELOG.md";
 /// Names pages of the book in `runbook_url`, as paths from the workspace.
 const RULES: &str = "deploy/prometheus/rules.yml";
 
@@ -61,7 +67,8 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Fails with every broken link, every page that is missing from the summary, and every generated table that is out of date.
+/// Fails with every broken link, every source file that is named and gone, every page that the summary lacks, and
+/// every generated table that is out of date.
 pub fn check() -> Result<()> {
     let workspace = sh::workspace();
     let mut wrong = Vec::new();
@@ -72,6 +79,12 @@ pub fn check() -> Result<()> {
             if let Err(why) = resolve(&workspace, &path, &link.target) {
                 wrong.push(format!("{}:{}: {}: {why:#}", shown(&workspace, &path), link.line, link.target));
             }
+        }
+        if [FOREIGN, HISTORY].iter().all(|name| path != workspace.join(name)) {
+            let gone = source_files(&text).into_iter().filter(|(_, file)| !is_there(&workspace, file));
+            wrong.extend(gone.map(|(line, file)| {
+                format!("{}:{line}: `{file}`: there is no such file", shown(&workspace, &path))
+            }));
         }
     }
     let rules = read(&workspace.join(RULES))?;
@@ -134,6 +147,7 @@ struct Link {
 fn links(text: &str) -> Vec<Link> {
     let mut links = Vec::new();
     for (number, line) in prose(text) {
+        let line = without_code(line);
         let mut rest = line.as_str();
         while let Some((_, after)) = rest.split_once("](") {
             let Some((target, after)) = after.split_once(')') else { break };
@@ -144,8 +158,25 @@ fn links(text: &str) -> Vec<Link> {
     links
 }
 
-/// The lines of a document with their numbers, without code blocks; code within a line is blanked out.
-fn prose(text: &str) -> Vec<(usize, String)> {
+/// The source files and folders that a document names in code, with the numbers of their lines.
+fn source_files(text: &str) -> Vec<(usize, &str)> {
+    let is_path = |code: &&str| {
+        let ends = [".rs", ".sh"].iter().any(|end| code.ends_with(end)) || code.ends_with('/');
+        let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./".contains(letter);
+        ends && code.contains('/') && code.chars().all(plain) && !code.starts_with(['/', '.'])
+    };
+    let codes = prose(text).into_iter().flat_map(|(number, line)| {
+        line.split('`').skip(1).step_by(2).map(move |code| (number, code)).collect::<Vec<_>>()
+    });
+    codes.filter(|(_, code)| is_path(code)).collect()
+}
+
+fn is_there(workspace: &Path, file: &str) -> bool {
+    ROOTS.iter().any(|root| workspace.join(root).join(file).exists())
+}
+
+/// The lines of a document with their numbers, without code blocks.
+fn prose(text: &str) -> Vec<(usize, &str)> {
     let mut lines = Vec::new();
     let (mut fence, mut indented, mut blank) = (None, false, true);
     for (number, line) in text.lines().enumerate() {
@@ -158,7 +189,7 @@ fn prose(text: &str) -> Vec<(usize, String)> {
             (None, None) => {
                 indented = line.starts_with("    ") && (blank || indented);
                 if !indented {
-                    lines.push((number + 1, without_code(line)));
+                    lines.push((number + 1, line));
                 }
             }
         }
@@ -332,6 +363,13 @@ mod tests {
         let found: Vec<(usize, String)> =
             links(text).into_iter().map(|link| (link.line, link.target)).collect();
         assert_eq!(found, [(1, "b.md#c".to_owned()), (1, "e.png".to_owned()), (10, "n".to_owned())]);
+    }
+
+    #[test]
+    fn source_files_are_found_in_code() {
+        let text =
+            "`a/b.rs`, `c.rs`, `d/`, `/proc/net/`, `e/{f,g}.rs` a/h.rs\n\n    `i/j.rs`\n`tests/live/k.sh`\n";
+        assert_eq!(source_files(text), [(1, "a/b.rs"), (1, "d/"), (4, "tests/live/k.sh")]);
     }
 
     #[test]
