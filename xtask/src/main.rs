@@ -1,6 +1,6 @@
-//! `cargo xtask`: everything that is done with this workspace, one file a command.
+//! `cargo xtask`: all tasks of this workspace, one file per command.
 //!
-//! It builds without the eBPF toolchain, since it is what installs it.
+//! It builds without the eBPF toolchain, which it installs.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let command = Arguments::parse().command;
     if let Some(mut again) = tools::with_path()? {
-        return Err(again.exec()).context("cannot start xtask again");
+        return Err(again.exec()).context("cannot restart xtask");
     }
     match command {
         Command::Setup(arguments) => setup::setup(&arguments),
