@@ -39,7 +39,7 @@ const ROOTS: &[&str] = &["", "tcpclose-userspace", "tcpclose-userspace/src"];
 const FOREIGN: &str = "docs/src/comparison.md";
 /// Tells of files that are gone.
 const HISTORY: &str = "CHANGELOG.md";
-/// Names pages of the book in `runbook_url`, as paths from the workspace.
+/// Names pages of the book in `runbook_url`, as paths in the workspace or as packages install them.
 const RULES: &str = "deploy/prometheus/rules.yml";
 
 const COVERAGE: &str = "docs/coverage.toml";
@@ -90,7 +90,7 @@ pub fn check() -> Result<()> {
     let rules = read(&workspace.join(RULES))?;
     for (number, line) in rules.lines().enumerate() {
         if let Some((_, target)) = line.split_once("runbook_url: ")
-            && let Err(why) = resolve(&workspace, &workspace.join("rules.yml"), target.trim())
+            && let Err(why) = resolve(&workspace, &workspace.join("rules.yml"), workspace_path(target.trim()))
         {
             wrong.push(format!("{RULES}:{}: {target}: {why:#}", number + 1));
         }
@@ -107,7 +107,12 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Every page of the book but the summary, in order.
+/// The path in the workspace of a document that packages install.
+fn workspace_path(target: &str) -> &str {
+    target.strip_prefix("/usr/share/doc/tcpclose/").unwrap_or(target)
+}
+
+/// Every page of the book, in order.
 fn pages(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_path_buf()];

@@ -5,11 +5,6 @@ use super::workspace;
 /// Set, generated parts are written instead of compared.
 const WRITE: &str = "TCPCLOSE_WRITE_DOCS";
 
-/// The part of the page between the marks of this name.
-pub fn part(page: &str, name: &str) -> String {
-    split(&read(page), page, name).1.trim().to_owned()
-}
-
 /// Compares the part of the page with `text`, or writes it.
 pub fn is_current(page: &str, name: &str, text: &str) {
     let old = read(page);

@@ -1,15 +1,16 @@
-//! docs/src/metrics.md: every metric as a live agent exposes it.
+//! docs/src/metrics-reference.md: every metric as a live agent exposes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use tcpclose::names::{Outcome, Phase, Role, Side};
 
-use super::{bare, document};
+use super::{bare, workspace};
 use crate::common::Metrics;
 
-const PAGE: &str = "metrics.md";
-const PART: &str = "metrics";
+/// Set, the file is written instead of compared.
+const WRITE: &str = "TCPCLOSE_WRITE_DOCS";
+const FILE: &str = "docs/src/metrics-reference.md";
 
 /// What is there in some places only: of which kernel, or with which traffic. A line of theirs in the file is kept.
 const SOMETIMES: [&str; 3] = [
@@ -18,9 +19,10 @@ const SOMETIMES: [&str; 3] = [
     "tcpclose_ephemeral_ports_used_ratio",
 ];
 
-/// Compares the page with what `metrics` says, or writes it.
+/// Compares the file with what `metrics` says, or writes it.
 pub fn are_documented(metrics: &Metrics) {
-    let before = document::part(PAGE, PART);
+    let path = workspace("docs/src").join("metrics-reference.md");
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
     let mut rows = rows(metrics);
     for name in SOMETIMES {
         let known = before.lines().find(|line| line.starts_with(&format!("| `{name}")));
@@ -28,7 +30,20 @@ pub fn are_documented(metrics: &Metrics) {
             rows.insert(name.to_owned(), line.to_owned());
         }
     }
-    document::is_current(PAGE, PART, &table(&rows));
+    let text = document(&rows);
+    if std::env::var_os(WRITE).is_some() {
+        std::fs::write(&path, &text).unwrap();
+        println!("{FILE} is written");
+        return;
+    }
+    for (line, expected) in before.lines().zip(text.lines()) {
+        assert_eq!(line, expected, "{FILE} is not what the agent says; write it again: {}", how());
+    }
+    assert_eq!(before.lines().count(), text.lines().count(), "{FILE} lacks lines; write it again: {}", how());
+}
+
+fn how() -> String {
+    format!("{WRITE}=1 cargo test -p tcpclose --test live deploy:: -- --include-ignored")
 }
 
 /// A line of the table for each family.
@@ -60,8 +75,14 @@ fn unit(name: &str) -> &'static str {
     ["seconds", "bytes", "ratio"].into_iter().find(|unit| name.ends_with(unit)).unwrap_or("")
 }
 
-fn table(rows: &BTreeMap<String, String>) -> String {
-    let mut text = "| metric | type | unit | description |\n|---|---|---|---|\n".to_owned();
+fn document(rows: &BTreeMap<String, String>) -> String {
+    let mut text = format!(
+        "# Every metric\n\nEvery metric of `tcpclose agent`, as a live one exposes it. Written by a test, which fails where this is not what the agent\n\
+         says; to write it again:\n\n    {}\n\nWhat the words mean, how series are bounded and which buckets there are: \
+         [Metrics](metrics.md). Rules and alerts on them: [Prometheus and Grafana](prometheus.md).\n\n\
+         | metric | type | unit | what it is |\n|---|---|---|---|\n",
+        how()
+    );
     for row in rows.values() {
         text += &(row.clone() + "\n");
     }
@@ -73,5 +94,5 @@ fn table(rows: &BTreeMap<String, String>) -> String {
     values("side", Side::ALL.into_iter().map(Side::name).collect());
     values("role", Role::ALL.into_iter().map(Role::name).collect());
     values("outcome", Outcome::ALL.into_iter().map(Outcome::name).collect());
-    text + "* `port`: a service port, or `other` for all ports without series of their own\n"
+    text + "* `port`: a service port, or `other` for all that have no series of their own\n"
 }
