@@ -9,7 +9,7 @@ use crate::names::{Outcome, Phase, Role, Side};
 use crate::report::owner_counts;
 use crate::tracker::event::{Correction, EventSink, PortKey, TimeWaitEnd, TrackerEvent, UnmeasuredReason};
 
-/// What docs/src/metrics.md promises by default.
+/// What the README promises by default.
 const PROMISED: usize = 3200;
 /// Of those, what is left for the agent itself: the same on every host, and counted by the test `cardinality`.
 const OWN: usize = 140;
