@@ -1,4 +1,4 @@
-//! `cargo xtask accuracy`: how exact the durations are that the agent tells, measured and kept in docs/ACCURACY.md.
+//! `cargo xtask accuracy`: measures how exact the agent's durations are, for docs/src/accuracy.md.
 
 use std::fs;
 use std::process::Stdio;
@@ -10,25 +10,25 @@ use crate::setup::{self, Purpose};
 use crate::sh;
 use crate::vm::{self, kit::Kernel, programs};
 
-/// Measure how exact durations are, on this kernel or in guests, and keep it in docs/ACCURACY.md
+/// Measure how exact durations are, on this kernel or in guests, and write docs/src/accuracy.md
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask accuracy\n  cargo xtask accuracy --kernel 6.12")]
 pub struct Arguments {
-    /// Kernels to boot and measure on, instead of this machine's
+    /// Kernel to boot and measure on (default: this machine's); can be repeated
     #[arg(long = "kernel", value_name = "KERNEL", value_enum)]
     kernels: Vec<Kernel>,
 }
 
-/// What the live tests are to run: the measurement alone.
+/// Arguments of the live tests: the measurement alone.
 const WORDS: [&str; 4] =
     ["--include-ignored", "--nocapture", "--exact", "accuracy::measure_durations_against_the_segments"];
 
-/// What the program prints its section between.
+/// The marks around the section that the program prints.
 const BEGIN: &str = "<!-- accuracy begins -->";
 const END: &str = "<!-- accuracy ends -->";
 
-const DOCUMENT: &str = "docs/ACCURACY.md";
-/// What the document says before its sections: the method.
+const DOCUMENT: &str = "docs/src/accuracy.md";
+/// The document's text before its sections: the method.
 const METHOD: &str = include_str!("accuracy.md");
 
 /// Runs the command.
@@ -53,7 +53,7 @@ fn here() -> Result<String> {
     let mut command = sh::as_root(programs::build(Architecture::host()?)?.live, &[]);
     command.args(WORDS).stderr(Stdio::inherit());
     sh::show(&command);
-    let output = command.output().context("the live tests cannot be started")?;
+    let output = command.output().context("cannot start the live tests")?;
     if !output.status.success() {
         bail!("the measurement failed: {}", String::from_utf8_lossy(&output.stdout));
     }
@@ -76,7 +76,7 @@ fn keep(title: &str, body: &str) -> Result<()> {
     }
     fs::write(&file, document(&old, title, body))
         .with_context(|| format!("cannot write {}", file.display()))?;
-    eprintln!("{DOCUMENT} has it");
+    eprintln!("{DOCUMENT} is written");
     Ok(())
 }
 

@@ -23,9 +23,9 @@ impl Apt {
     pub fn updated() -> Option<Self> {
         sh::find("apt-get")?;
         if !(sh::is_root() || test::can_sudo()) {
-            eprintln!("note: updating apt's lists takes root; those of earlier serve");
+            eprintln!("note: updating apt's lists needs root; using the existing ones");
         } else if let Err(why) = sh::run(apt_get().arg("update")) {
-            eprintln!("note: {why:#}; apt's lists of earlier serve");
+            eprintln!("note: {why:#}; using apt's existing lists");
         }
         Some(Self)
     }
@@ -34,12 +34,11 @@ impl Apt {
     pub fn effect(&self, packages: &[&str]) -> Result<Effect> {
         let mut command = Command::new("apt-get");
         command.args(["--simulate", "--quiet", "--quiet", "--yes", "--no-install-recommends", "install"]);
-        let output =
-            command.args(packages).env("LC_ALL", "C").output().context("apt-get cannot be started")?;
+        let output = command.args(packages).env("LC_ALL", "C").output().context("cannot start apt-get")?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let why = said.lines().find_map(|line| line.strip_prefix("E: ")).unwrap_or("it fails");
-            bail!("apt-get would not install {}: {why}", packages.join(", "));
+            bail!("apt-get cannot install {}: {why}", packages.join(", "));
         }
         Ok(effect(&String::from_utf8_lossy(&output.stdout)))
     }

@@ -1,7 +1,7 @@
 //! Packages of any Debian suite and architecture, unpacked into folders of their own and never installed.
 //!
-//! apt-get runs with lists, sources, a cache and an empty package database of its own below target/, so it neither reads
-//! nor changes the host's. It takes no root.
+//! apt-get runs with its own lists, sources, cache and empty package database below target/, so it neither reads nor changes
+//! the host's. It needs no root.
 
 use std::env;
 use std::fs::{self, File};
@@ -18,9 +18,9 @@ use files::{Listed, captured, extract, make, partial, remove, write_if_changed};
 
 mod files;
 
-/// Names another mirror of Debian than the host's apt sources do.
+/// The variable that names another mirror than the host's apt sources.
 const MIRROR: &str = "DEBIAN_MIRROR";
-/// Lists that are younger are not asked for again.
+/// Age at which lists are fetched again.
 const FRESH: Duration = Duration::from_secs(12 * 3600);
 /// Which packages a complete folder holds.
 const STAMP: &str = ".packages";
@@ -61,7 +61,7 @@ impl Suite {
     }
 }
 
-/// What kind of machine packages are for.
+/// The architecture of packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
     Amd64,
@@ -76,7 +76,7 @@ impl Architecture {
         }
     }
 
-    /// This machine's; `None` where it is neither.
+    /// This machine's; `None` if it is neither.
     pub const fn of_this_machine() -> Option<Self> {
         if cfg!(target_arch = "x86_64") {
             Some(Self::Amd64)
@@ -93,16 +93,16 @@ pub struct Archive {
     folder: PathBuf,
     suite: Suite,
     architecture: Architecture,
-    /// Held while it is used: two at once would take each other's downloads for damaged.
+    /// Held while in use, since two users would see each other's unfinished downloads.
     _lock: File,
 }
 
 impl Archive {
-    /// With lists of today, or those that are there if there is no network.
+    /// With fresh lists, or the existing ones if there is no network.
     pub fn open(suite: Suite, architecture: Architecture) -> Result<Self> {
         for program in ["apt-get", "dpkg-deb", "tar", "sha256sum", "sha512sum"] {
             if sh::find(program).is_none() {
-                bail!("no {program} here, which Debian's packages are fetched with");
+                bail!("{program} is missing, which fetches Debian's packages");
             }
         }
         let folder = folder()?.join(format!("{}-{}", suite.name(), architecture.name()));
@@ -122,7 +122,7 @@ impl Archive {
         Ok(archive)
     }
 
-    /// The names of packages that begin so.
+    /// The names of packages with this prefix.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let mut command = self.command("apt-cache");
         let names = captured(command.args(["pkgnames", prefix]))?;
@@ -183,7 +183,7 @@ impl Archive {
         Ok(())
     }
 
-    /// Has apt-get fetch what it is told. A file that is damaged is fetched again, once.
+    /// Has apt-get fetch the files. A damaged file is fetched again, once.
     fn fetch(&self, words: &[&str]) -> Result<Vec<Listed>> {
         let mut files = self.list(words);
         if files.is_err() {
@@ -208,8 +208,8 @@ impl Archive {
         }
         match self.remove_damaged(&files)?.first() {
             None if complete() => Ok(files),
-            None => bail!("apt-get fetched another version than it named; run the command again"),
-            Some(damaged) => bail!("{damaged} came damaged; run the command again"),
+            None => bail!("apt-get fetched another version than it announced (run the command again)"),
+            Some(damaged) => bail!("{damaged} is damaged (run the command again)"),
         }
     }
 
@@ -227,7 +227,7 @@ impl Archive {
         }
     }
 
-    /// Removes those of the files that are not what the signed lists say, and names them.
+    /// Removes files that do not match the signed lists. Returns their names.
     fn remove_damaged(&self, files: &[Listed]) -> Result<Vec<String>> {
         let mut damaged = Vec::new();
         for file in files {
@@ -248,7 +248,7 @@ impl Archive {
     fn configure(&self) -> Result<()> {
         let (folder, architecture) = (self.folder.display(), self.architecture.name());
         let Some(keyring) = KEYRINGS.iter().find(|file| Path::new(file).is_file()) else {
-            bail!("no keys of Debian's archive here: install debian-archive-keyring");
+            bail!("the keys of Debian's archive are missing (install debian-archive-keyring)");
         };
         let mut sources = String::new();
         for suite in self.suite.sources() {
@@ -294,7 +294,7 @@ impl Archive {
         }
         match self.refresh() {
             Err(why) if updated >= sources && updated.is_some() => {
-                eprintln!("note: {why:#}; the lists of earlier serve");
+                eprintln!("note: {why:#}; using the existing lists");
                 Ok(())
             }
             refreshed => refreshed,
@@ -324,6 +324,17 @@ impl Archive {
     }
 }
 
+/// A program of an unpacked root, as words of a command: started through the root's own loader, it takes neither root nor
+/// this system's libraries.
+pub fn through_loader(root: &Path, program: &str) -> Vec<String> {
+    let (loader, triplet) = match Architecture::of_this_machine() {
+        Some(Architecture::Arm64) => ("lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu"),
+        _ => ("lib64/ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
+    };
+    let path = |below: &str| root.join(below).display().to_string();
+    vec![path(loader), "--library-path".to_owned(), path(&format!("usr/lib/{triplet}")), path(program)]
+}
+
 /// The settings that name the host's own sources and keys.
 fn hosts_sources() -> Result<String> {
     const FILES: [(&str, &str); 4] =
@@ -339,12 +350,12 @@ fn hosts_sources() -> Result<String> {
     Ok(paths.map(|(name, path)| format!("Dir::Etc::{name} \"{}\";\n", path.trim_matches('\''))).collect())
 }
 
-/// All that this module keeps.
+/// This module's folder.
 fn folder() -> Result<PathBuf> {
     Ok(build::target_folder()?.join("debian"))
 }
 
-/// Where Debian is fetched from: what the variable says, or where the host has it from.
+/// Debian's mirror: from the variable, or the host's.
 pub fn mirror() -> Result<String> {
     if let Some(mirror) = env::var(MIRROR).ok().filter(|mirror| !mirror.is_empty()) {
         return Ok(mirror);
@@ -355,10 +366,10 @@ pub fn mirror() -> Result<String> {
         sh::ask(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]));
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let mirror = mirror_in(&targets.unwrap_or_default(), &os).map(str::to_owned);
-    mirror.with_context(|| format!("apt's sources name no mirror of Debian: set {MIRROR} to one"))
+    mirror.with_context(|| format!("apt's sources name no mirror of Debian (set {MIRROR} to one)"))
 }
 
-/// Where Debian's security updates are fetched from: beside the release, as on every mirror that has them.
+/// The mirror of Debian's security updates, beside the release.
 pub fn security_mirror() -> Result<String> {
     Ok(format!("{}-security/", mirror()?.trim_end_matches('/')))
 }

@@ -13,30 +13,30 @@ use crate::setup::{self, Purpose};
 use crate::{build, sh, test};
 use tcpclose_common::toolchain::{self, Machine};
 
-/// Measure what tcpclose costs, and save it in target/bench
+/// Measure what tcpclose costs, and save the results in target/bench
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench --only rate idle\n  cargo xtask bench --write")]
 pub struct Arguments {
-    /// Only these figures: rate, closers, program, idle, stuck, owners, dump, memory, scrape, throughput, growth, long. The last
-    /// takes 30 minutes, and is run only when named
+    /// Only these figures: rate, closers, program, idle, stuck, owners, dump, memory, scrape, throughput, growth, long (takes
+    /// 30 minutes, and runs only if named)
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<OsString>,
-    /// How often contenders take turns [default: 15]
+    /// Turns of each contender [default: 15]
     #[arg(long, value_name = "N")]
     pairs: Option<u32>,
-    /// How long each runs at a time, in the figures that are rates [default: 1; long: 1800]
+    /// Seconds per run, for figures that are rates [default: 1; long: 1800]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// Also put the sections that were measured into docs/BENCHMARKS.md; the others stay as they are
+    /// Also write the measured sections to docs/src/benchmarks.md
     #[arg(long)]
     write: bool,
 }
 
-/// The object of tcpclose-ebpf that has the floors.
+/// The object of tcpclose-ebpf with the floors.
 const FLOOR: &str = "floor";
 
-const DOCUMENT: &str = "docs/BENCHMARKS.md";
-/// What the document says before its sections.
+const DOCUMENT: &str = "docs/src/benchmarks.md";
+/// The document's text before its sections.
 const INTRODUCTION: &str = include_str!("bench.md");
 
 /// The sections of the document, in its order: files of the results' folder.
@@ -60,7 +60,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     for name in &arguments.only {
         let known = name.to_str().is_some_and(|name| SECTIONS.contains(&name));
         if !known {
-            bail!("there is no figure {}; see `cargo xtask bench --help`", name.display());
+            bail!("unknown figure {} (see `cargo xtask bench --help`)", name.display());
         }
     }
     setup::ready(Purpose::Bench)?;
@@ -71,7 +71,9 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     fs::create_dir_all(&results).with_context(|| format!("cannot make {}", results.display()))?;
     let fresh = Results::of(&results);
 
-    let Some(mut command) = test::with_root()? else { bail!("the measurements need root") };
+    let Some(mut command) = test::with_root()? else {
+        bail!("the measurements need root (run as root, or install sudo)")
+    };
     command.args(["bench", "--package", "tcpclose", "--bench", "bench", "--"]);
     command.arg("--out").arg(&results).arg("--floor").arg(&floor);
     if !arguments.only.is_empty() {
@@ -84,14 +86,14 @@ pub fn command(arguments: &Arguments) -> Result<()> {
         command.arg("--seconds").arg(seconds.to_string());
     }
     sh::run(&mut command)?;
-    eprintln!("{} has it", results.display());
+    eprintln!("results: {}", results.display());
     if arguments.write {
         write(&fresh.written_since()?)?;
     }
     Ok(())
 }
 
-/// Builds the object with the floors where the build script has the probe's. It is no part of any other build.
+/// Builds the object with the floors beside the probe's. No other build has it.
 fn build_floor(target: &Path) -> Result<PathBuf> {
     let machine =
         Machine { big_endian: cfg!(target_endian = "big"), arch: std::env::consts::ARCH.to_owned() };
@@ -128,12 +130,12 @@ fn written(folder: &Path, name: &str) -> Option<std::time::SystemTime> {
     fs::metadata(file(folder, name)).and_then(|file| file.modified()).ok()
 }
 
-/// Puts these sections into the document, in place of older ones of the same title.
+/// Writes these sections to the document, in place of older ones with the same title.
 fn write(sections: &[String]) -> Result<()> {
     let path = sh::workspace().join(DOCUMENT);
     let old = fs::read_to_string(&path).unwrap_or_default();
     fs::write(&path, document(&old, sections)).with_context(|| format!("cannot write {}", path.display()))?;
-    eprintln!("{DOCUMENT} has it");
+    eprintln!("{DOCUMENT} is written");
     Ok(())
 }
 

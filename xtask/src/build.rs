@@ -17,7 +17,7 @@ pub fn command() -> Result<()> {
     Ok(())
 }
 
-/// Builds the release binary, after the setup that it needs, and tells where it is.
+/// Sets up and builds the release binary. Returns its path.
 pub fn release() -> Result<PathBuf> {
     setup::ready(Purpose::Build)?;
     sh::run(sh::cargo().args(["build", "--release", "--package", "tcpclose"]))?;
@@ -28,10 +28,9 @@ fn binary() -> Result<PathBuf> {
     Ok(target_folder()?.join("release/tcpclose"))
 }
 
-/// Cargo's target folder, in which xtask itself lies below a profile: true wherever CARGO_TARGET_DIR or cargo's
-/// configuration have put it.
+/// Cargo's target folder: xtask itself is in a profile's folder below it.
 pub fn target_folder() -> Result<PathBuf> {
-    let xtask = env::current_exe().context("cannot tell where xtask itself is")?;
+    let xtask = env::current_exe().context("cannot find the path of xtask itself")?;
     let target = xtask.ancestors().nth(2).context("xtask was not started by cargo")?;
     Ok(target.to_path_buf())
 }

@@ -30,7 +30,9 @@ impl Architecture {
     pub fn host() -> Result<Self> {
         match Self::of_this_machine() {
             Some(architecture) => Ok(architecture),
-            None => bail!("this is a machine of kind {}, neither x86_64 nor aarch64", env::consts::ARCH),
+            None => {
+                bail!("unsupported architecture {} (x86_64 and aarch64 are supported)", env::consts::ARCH)
+            }
         }
     }
 

@@ -54,7 +54,7 @@ impl Origin {
     /// The release that this system is.
     pub fn of_this_system() -> Result<Self> {
         let os = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-        let suite = codename(&os).context("/etc/os-release names no release: this takes a Debian")?;
+        let suite = codename(&os).context("/etc/os-release names no release (this needs Debian)")?;
         Self::of(suite)
     }
 
@@ -88,10 +88,10 @@ impl Origin {
 /// Debootstrap below target/: the script, and the folder of its functions.
 fn unpacked_debootstrap() -> Result<(PathBuf, PathBuf)> {
     if sh::find("wget").is_none() {
-        bail!("no wget here, which debootstrap fetches with");
+        bail!("wget is missing, which debootstrap needs");
     }
     let machine = Architecture::of_this_machine();
-    let machine = machine.context("Debian's packages for this kind of machine are not known here")?;
+    let machine = machine.context("no Debian packages for this architecture")?;
     let root = build::target_folder()?.join("tools/debootstrap");
     Archive::open(Suite::Trixie, machine)?.unpack(&["debootstrap"], &root)?;
     Ok((root.join("usr/sbin/debootstrap"), root.join("usr/share/debootstrap")))

@@ -22,38 +22,38 @@ use crate::{build, sh};
 
 pub mod stage;
 
-/// Watch the agent at work: servers that leak and do not, a client that runs out of ports, on loopback
+/// Show the agent at work: a server that leaks, one that does not, a client that runs out of ports
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo --for 300")]
 pub struct Arguments {
-    /// How many seconds it lasts; Ctrl-C ends it sooner
+    /// Seconds to run; Ctrl-C ends it sooner
     #[arg(long = "for", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// Where the agent listens; port 0 for any that is free
+    /// Address of the agent's metrics; port 0 for a free one
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     listen: String,
-    /// The agent to show, instead of building it
+    /// Agent binary to show (default: build it)
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
 }
 
-/// From when the demo's agent calls a socket stuck. A leak of an hour is not waited for.
+/// The demo's `--stuck-after`, short enough for a demo.
 const STUCK_AFTER: &str = "3s";
-/// The first look comes then, at the latest: by then something is stuck, and ports run short.
+/// Time of the first output: by then something is stuck, and ports run short.
 const FIRST_LOOK: Duration = Duration::from_secs(10);
-/// What the agent may take to be ready, and to end.
+/// Limit for the agent to get ready, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often it is looked whether somebody wants the demo to end.
+/// Interval at which signals are checked.
 const PULSE: Duration = Duration::from_millis(50);
 
-/// What is shown, where the agent's binary has the command.
+/// The commands to show, if the agent's binary has them.
 const LOOKS: [&[&str]; 3] = [&["stuck", "--older-than", STUCK_AFTER], &["ports"], &["exhaustion"]];
 
 /// Runs the command.
 pub fn command(arguments: &Arguments) -> Result<()> {
     for program in ["setpriv", "unshare", "ip"] {
         if sh::find(program).is_none() {
-            bail!("no {program} here; install util-linux and iproute2");
+            bail!("{program} is missing (install util-linux and iproute2)");
         }
     }
     let binary = match &arguments.agent {
@@ -66,29 +66,29 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     // Before there is anything to clean up.
     let ending = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&ending)).context("signals cannot be heard")?;
+        signal_hook::flag::register(signal, Arc::clone(&ending)).context("cannot handle signals")?;
     }
     show(&binary, arguments, ending)
 }
 
 /// In place of this process; returns only if that fails.
 fn again_as_root(arguments: &Arguments, binary: &Path) -> Result<anyhow::Error> {
-    let xtask = std::env::current_exe().context("cannot tell where xtask itself is")?;
+    let xtask = std::env::current_exe().context("cannot find the path of xtask itself")?;
     let mut command = sh::as_root(xtask, &[]);
     command.args(["demo", "--for", &arguments.seconds.to_string(), "--listen", &arguments.listen]);
     command.arg("--agent").arg(binary);
     sh::show(&command);
-    Ok(anyhow!(command.exec()).context(format!("{} cannot be started", command.get_program().display())))
+    Ok(anyhow!(command.exec()).context(format!("cannot start {}", command.get_program().display())))
 }
 
-/// When it is over: at a time, or when a signal has come.
+/// The end of the demo: a time, or a signal.
 struct Until {
     end: Instant,
     ending: Arc<AtomicBool>,
 }
 
 impl Until {
-    /// Waits for `pause`, and no longer than the demo lasts. Whether it goes on.
+    /// Waits for `pause`, but not longer than the demo lasts. True if it goes on.
     fn pause(&self, pause: Duration) -> bool {
         let until = (Instant::now() + pause).min(self.end);
         while Instant::now() < until && !self.told() {
@@ -147,20 +147,20 @@ fn look(binary: &Path, looks: &[&&[&str]], socket: &Path) -> Result<()> {
         // A signal at the terminal is ours to hear: it is no news to a table.
         command.process_group(0);
         say(&format!("\n$ tcpclose {} --socket {}\n", look.join(" "), socket.display()));
-        let output = command.output().context("tcpclose cannot be started")?;
+        let output = command.output().context("cannot start tcpclose")?;
         say(&String::from_utf8_lossy(&output.stdout));
         say(&String::from_utf8_lossy(&output.stderr));
     }
     Ok(())
 }
 
-/// Nobody may be there to read it, which is no reason to leave things behind.
+/// Ignores a closed pipe: the demo must clean up anyway.
 fn say(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// The demo's own folder, for the agent's socket and state; removed when dropped.
+/// The demo's folder, for the agent's socket and state; removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -174,12 +174,12 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(why) = fs::remove_dir_all(&self.0) {
-            eprintln!("{} is left behind: {why}", self.0.display());
+            eprintln!("cannot remove {}: {why}", self.0.display());
         }
     }
 }
 
-/// A process of the demo, told to end and waited for when dropped.
+/// A process of the demo; ended and waited for when dropped.
 struct Part {
     what: &'static str,
     child: Child,
@@ -187,13 +187,13 @@ struct Part {
 
 impl Part {
     fn still_there(&mut self) -> Result<()> {
-        match self.child.try_wait().context("a child cannot be waited for")? {
+        match self.child.try_wait().context("cannot wait for a child process")? {
             None => Ok(()),
             Some(status) => bail!("{} ended by itself ({status})", self.what),
         }
     }
 
-    /// Waits for its end; says how that was where it was none that was asked for.
+    /// Waits for its end; prints how it ended unless that was requested.
     fn end(mut self) -> Result<()> {
         self.still_there()?;
         self.stop()
@@ -203,9 +203,9 @@ impl Part {
         // By the shell's own kill, for the standard library knows SIGKILL only.
         sh::ask(Command::new("kill").args(["-TERM", &self.child.id().to_string()]));
         let until = Instant::now() + PATIENCE;
-        while self.child.try_wait().context("a child cannot be waited for")?.is_none() {
+        while self.child.try_wait().context("cannot wait for a child process")?.is_none() {
             if Instant::now() >= until {
-                self.child.kill().context("a child cannot be killed")?;
+                self.child.kill().context("cannot kill a child process")?;
             }
             sleep(PULSE);
         }
@@ -218,12 +218,12 @@ impl Drop for Part {
         if self.child.try_wait().is_ok_and(|ended| ended.is_none())
             && let Err(why) = self.stop()
         {
-            eprintln!("{} is left behind: {why:#}", self.what);
+            eprintln!("cannot end {}: {why:#}", self.what);
         }
     }
 }
 
-/// The agent, and what it says of itself.
+/// The agent, and its output.
 struct Agent {
     part: Part,
     said: Receiver<String>,
@@ -235,7 +235,7 @@ impl Agent {
         command.args(["agent", "--listen", listen, "--stuck-after", STUCK_AFTER, "--owner-interval", "2s"]);
         command.arg("--socket").arg(socket).arg("--state-dir").arg(folder.join("state"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().context("the agent cannot be started")?;
+        let mut child = command.spawn().context("cannot start the agent")?;
         let stderr = child.stderr.take();
         let (tell, said) = channel();
         std::thread::spawn(move || {
@@ -250,7 +250,7 @@ impl Agent {
         Ok(Self { part: Part { what: "the agent", child }, said })
     }
 
-    /// Where it serves, once it is ready; `None` if the demo is over before.
+    /// Its address once it is ready; `None` if the demo is over before.
     fn address(&mut self, ending: &AtomicBool) -> Result<Option<String>> {
         let patience = Instant::now() + PATIENCE;
         let mut found = None;
@@ -275,7 +275,7 @@ impl Agent {
     }
 }
 
-/// A program that gets this signal when we end, however we do, and none that a terminal sends.
+/// A program that gets this signal when this process ends, and no signals of the terminal.
 fn with_parent(signal: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal, "--"]).arg(program).process_group(0);

@@ -14,34 +14,33 @@ use crate::progress::Ticker;
 use crate::setup::{self, Purpose};
 use crate::{build, sh, test};
 
-/// Give whatever reads others' bytes a minute of a fuzzer's
+/// Fuzz the readers of untrusted input, a minute each
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask fuzz\n  cargo xtask fuzz records --seconds 600\n  cargo xtask fuzz state --input target/fuzz/state/crash-0123456789abcdef"
 )]
 pub struct Arguments {
-    /// Only this one: a folder of fuzz/corpus
+    /// Only this target: a folder of fuzz/corpus
     target: Option<String>,
-    /// For how long, each
+    /// Seconds per target
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
-    /// Play this one input and nothing else
+    /// Run this input only
     #[arg(long, value_name = "FILE", requires = "target")]
     input: Option<PathBuf>,
-    /// Also keep in fuzz/corpus what goes new ways, and no more than that takes
+    /// Also add new coverage to fuzz/corpus, with as few inputs as possible
     #[arg(long)]
     keep: bool,
 }
 
 impl Arguments {
-    /// Everything, for as long as is usual.
+    /// All targets, for the default time.
     pub const fn usual() -> Self {
         Self { target: None, seconds: 60, input: None, keep: false }
     }
 }
 
-/// What makes rustc count the edges that are taken, as cargo-fuzz has it (its sanitizers are left out: there is next to no
-/// unsafe code behind the targets).
+/// Flags for edge coverage, as in cargo-fuzz, without sanitizers: the targets have next to no unsafe code.
 const COVERAGE: &[&str] = &[
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -52,7 +51,7 @@ const COVERAGE: &[&str] = &[
     "-Ccodegen-units=1",
 ];
 
-/// Longer inputs find nothing that shorter ones do not, and take longer. An input of the corpus is shorter still.
+/// Longer inputs take longer and find no more. The corpus has shorter ones.
 const LONGEST: u32 = 4096;
 const LONGEST_KEPT: u32 = 512;
 
@@ -62,7 +61,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     let chosen: Vec<&String> =
         names.iter().filter(|name| arguments.target.as_ref().is_none_or(|target| target == *name)).collect();
     if chosen.is_empty() {
-        bail!("there is no such target; choose one of {}", names.join(", "));
+        bail!("unknown target (choose one of {})", names.join(", "));
     }
     setup::ready(Purpose::Fuzz)?;
     let fuzzer = Fuzzer::build()?;
@@ -86,7 +85,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
             fuzzer.keep(target)?;
         }
     }
-    if failed.is_empty() { Ok(()) } else { bail!("inputs were found that break {}", failed.join(", ")) }
+    if failed.is_empty() { Ok(()) } else { bail!("crashing inputs found for {}", failed.join(", ")) }
 }
 
 /// The corpus, as it is kept.
@@ -105,7 +104,7 @@ fn targets() -> Result<Vec<String>> {
 /// The program.
 struct Fuzzer {
     program: PathBuf,
-    /// Where it works, a folder a target.
+    /// Its working folder, with a folder per target.
     folder: PathBuf,
 }
 
@@ -126,7 +125,7 @@ impl Fuzzer {
         Ok(Self { program: target.join(host).join("fuzz/fuzz"), folder: target.join("fuzz") })
     }
 
-    /// Where `target` is worked at.
+    /// The working folder of `target`.
     fn folder(&self, target: &str) -> Result<PathBuf> {
         let folder = self.folder.join(target);
         fs::create_dir_all(folder.join("corpus"))
@@ -134,7 +133,7 @@ impl Fuzzer {
         Ok(folder)
     }
 
-    /// The program, about to work at `target`.
+    /// The program, set up for `target`.
     fn on(&self, target: &str) -> Result<Command> {
         let mut command = Command::new(&self.program);
         command.env("TCPCLOSE_FUZZ_TARGET", target).current_dir(self.folder(target)?);
@@ -142,7 +141,7 @@ impl Fuzzer {
         Ok(command)
     }
 
-    /// Works at `target` for so long, and says in a line what came of it.
+    /// Fuzzes `target` for so long. Returns a line with the result.
     fn run(&self, target: &str, seconds: u32) -> Result<String> {
         let folder = self.folder(target)?;
         let said = folder.join("said");
@@ -155,7 +154,7 @@ impl Fuzzer {
         let begun = Instant::now();
         let status = {
             let _ticker = Ticker::start(format!("{target}, for {seconds} s"));
-            command.stderr(File::create(&said)?).status().context("the fuzzer cannot be started")?
+            command.stderr(File::create(&said)?).status().context("cannot start the fuzzer")?
         };
         let said = fs::read_to_string(&said)?;
         if status.success() {
@@ -163,7 +162,7 @@ impl Fuzzer {
         }
         let last: Vec<&str> = said.lines().filter(|line| line.contains("panicked at")).collect();
         let Some(input) = artifact(&said) else {
-            bail!("the fuzzer ended ({status}); {} says why", folder.join("said").display());
+            bail!("the fuzzer failed: {status} (see {})", folder.join("said").display());
         };
         let path = folder.join(input);
         eprintln!(
@@ -177,7 +176,7 @@ impl Fuzzer {
         )
     }
 
-    /// Leaves in the corpus as few inputs as go every way that all of it, and what was found since, goes.
+    /// Reduces the corpus to the fewest inputs with the coverage of all of it and of what was found since.
     fn keep(&self, target: &str) -> Result<()> {
         let folder = self.folder(target)?;
         let kept = corpus().join(target);
@@ -193,13 +192,13 @@ impl Fuzzer {
         sh::show(&command);
         let status = command.stderr(File::create(folder.join("merge"))?).status()?;
         if !status.success() {
-            bail!("the corpus cannot be merged ({status}); {} says why", folder.join("merge").display());
+            bail!("cannot merge the corpus: {status} (see {})", folder.join("merge").display());
         }
         replace(&kept, &new)
     }
 }
 
-/// Puts the files of `new` in place of those of `kept`, seeds apart: written by hand, or recorded from the real thing.
+/// Replaces the files of `kept` by those of `new`, except seeds, which are hand-written or recorded.
 fn replace(kept: &Path, new: &Path) -> Result<()> {
     for file in fs::read_dir(kept)? {
         let file = file?;
@@ -215,7 +214,7 @@ fn replace(kept: &Path, new: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What libFuzzer says of a run.
+/// LibFuzzer's summary of a run.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Figures {
     executions: u64,
@@ -256,7 +255,7 @@ fn summary(target: &str, figures: &Figures, seconds: u64) -> String {
     )
 }
 
-/// The file that an input was written to that broke the target.
+/// The file with the crashing input.
 fn artifact(said: &str) -> Option<&str> {
     said.lines().find_map(|line| line.rsplit_once("Test unit written to ./")).map(|(_, name)| name.trim())
 }

@@ -27,22 +27,21 @@ use crate::{build, sh, test, tools};
 /// The program with all live tests.
 pub const PROGRAM: &str = "live";
 
-/// How many modules run at a time. More than processors, since they mostly wait.
+/// Modules at a time: more than processors, since they mostly wait.
 const SIDE_BY_SIDE: usize = 6;
-/// How many tests of one module run at a time, as they did when each module was a program on this project's machines.
+/// Tests of one module at a time.
 const THREADS: &str = "2";
-/// Tells a test process which of the processes side by side it is: each takes its ports from a range of its own.
+/// The number of a test process among those side by side: each takes its ports from a range of its own.
 const SLOT: &str = "TCPCLOSE_TEST_SLOT";
-/// After so long a module hangs.
+/// Time limit of a module.
 const PATIENCE: Duration = Duration::from_secs(900);
 const PATIENCE_LONG: Duration = Duration::from_secs(3600);
 
-/// Modules that begin first, since they take longest: what begins last should be short.
+/// Modules that start first, since they take longest.
 const FIRST: &[&str] = &["owners", "deploy", "watch", "namespaces", "restart"];
-/// Modules that run beside each other alone: they hold an agent to every event, also to how many there were in all, and bursts of
-/// other tests have the kernel leave events out.
+/// Modules that run only beside each other: they check every event, and bursts of other tests make the kernel drop events.
 const EXACT: &[&str] = &["closes", "cases"];
-/// Modules that run when no other does, since they take the whole machine or look at all of it.
+/// Modules that run alone, since they use or check the whole machine.
 const ALONE: &[&str] = &[
     "backpressure",
     "cardinality",
@@ -61,12 +60,12 @@ const ALONE: &[&str] = &[
     "wakeup",
 ];
 
-/// How often a test is run whose agents were left out by the kernel.
+/// Runs of a test whose agents lost events to the kernel.
 const TRIES: u32 = 3;
-/// What an agent says then.
+/// The agent's log line in that case.
 const LEFT_OUT: &str = "records lost";
 
-/// What a test's name says of when it runs.
+/// When a test runs, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     /// With `cargo xtask test`.
@@ -80,7 +79,7 @@ pub enum When {
 }
 
 impl When {
-    /// Of a test's whole name, as libtest has it: `module::name`.
+    /// The kind of a test by its whole name, `module::name`.
     pub fn of(test: &str) -> Self {
         let name = test.rsplit("::").next().unwrap_or(test);
         match name.split('_').next() {
@@ -92,12 +91,12 @@ impl When {
     }
 }
 
-/// What a run has come to.
+/// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub passed: u32,
     pub failed: u32,
-    /// What tests have left out, and why.
+    /// What tests have skipped, and why.
     pub skipped: Vec<String>,
 }
 
@@ -105,11 +104,11 @@ pub struct Tally {
 pub struct Module {
     pub name: String,
     pub tests: Vec<String>,
-    /// How often it has been run.
+    /// The number of its runs.
     tries: u32,
 }
 
-/// A module that runs.
+/// A running module.
 struct Running {
     module: Module,
     process: Child,
@@ -118,7 +117,7 @@ struct Running {
     begun: Instant,
 }
 
-/// Runs all modules of `program`, those that take long as well if `all`. Without root it says what was left out.
+/// Runs all modules of `program`, including long ones if `all`. Without root it names what it skipped.
 ///
 /// # Errors
 /// When a test failed, or something that running them takes.
@@ -166,7 +165,7 @@ impl Run<'_> {
         loop {
             if self.told_to_end.load(Ordering::Relaxed) {
                 running.iter().for_each(|one| end_group(&one.process));
-                bail!("the live tests were told to end");
+                bail!("the live tests were interrupted");
             }
             while let Some(slot) = free.last().copied() {
                 let Some(module) = waiting.pop_front() else { break };
@@ -222,19 +221,19 @@ impl Run<'_> {
         command.args(&module.tests);
         command.current_dir(sh::workspace().join("tcpclose-userspace"));
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
-        let process = command.spawn().context("the live tests cannot be started")?;
+        let process = command.spawn().context("cannot start the live tests")?;
         Ok(Running { module, process, log, slot, begun: Instant::now() })
     }
 }
 
-/// Kills what a module has left running: its group is its own.
+/// Kills a module's process group.
 fn end_group(process: &Child) {
     let group = format!("-{}", process.id());
     // It fails where nothing is left, as it should be.
     let _ = sh::ask(Command::new("kill").args(["-KILL", "--", &group]));
 }
 
-/// Counts a module that has ended, and prints a line of it; all that it wrote, if it failed. Returns what of it is to be run again.
+/// Counts a finished module and prints a line about it, or its whole output if it failed. Returns the tests to run again.
 fn report(ran: Running, status: ExitStatus, hangs: bool, tally: &mut Tally) -> Option<Module> {
     let said = fs::read(&ran.log).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
@@ -263,7 +262,10 @@ fn report(ran: Running, status: ExitStatus, hangs: bool, tally: &mut Tally) -> O
     if failed == 0 {
         None
     } else if said.contains(LEFT_OUT) && !again.is_empty() && tries + 1 < TRIES {
-        eprintln!("AGAIN: the kernel left the probe out, as the agents said: {}", again.join(" "));
+        eprintln!(
+            "AGAIN: the kernel did not run the probe for some events (by the agents' logs): {}",
+            again.join(" ")
+        );
         // The log of this run is kept beside the next one's.
         let _ = fs::rename(&ran.log, ran.log.with_extension(format!("{tries}.log")));
         Some(Module { name, tests: again, tries: tries + 1 })
@@ -273,13 +275,13 @@ fn report(ran: Running, status: ExitStatus, hangs: bool, tally: &mut Tally) -> O
     }
 }
 
-/// Those of `tests` of which libtest says that they failed.
+/// Those of `tests` that failed, by libtest's output.
 fn failures(said: &str, tests: &[String]) -> Vec<String> {
     let failed = |test: &&String| said.lines().any(|line| line == format!("test {test} ... FAILED"));
     tests.iter().filter(failed).cloned().collect()
 }
 
-/// What a line of a test's output says it has left out. All tests of this project say it in this word.
+/// What a line of a test's output says was skipped. All tests of this project use this word.
 pub fn skipped(line: &str) -> Option<String> {
     line.trim_start().strip_prefix("SKIPPED: ").map(|what| what.trim_end().to_owned())
 }
@@ -297,11 +299,11 @@ fn counted(said: &str) -> Option<(u32, u32)> {
 /// The names of all tests of `program`.
 pub fn listed(program: &Path) -> Result<Vec<String>> {
     let list = sh::ask(Command::new(program).args(["--list", "--format", "terse"]));
-    let Some(list) = list else { bail!("{} does not list its tests", program.display()) };
+    let Some(list) = list else { bail!("{} cannot list its tests", program.display()) };
     Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
-/// The tests to run, by module, in the order in which modules begin.
+/// The tests to run, by module, in the order in which modules start.
 pub fn modules(names: &[String], wanted: impl Fn(When) -> bool) -> Vec<Module> {
     let mut modules: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for name in names.iter().filter(|name| wanted(When::of(name))) {

@@ -1,6 +1,6 @@
-//! `cargo xtask`: everything that is done with this workspace, one file a command.
+//! `cargo xtask`: all tasks of this workspace, one file per command.
 //!
-//! It builds without the eBPF toolchain, since it is what installs it.
+//! It builds without the eBPF toolchain, which it installs.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
@@ -17,6 +17,7 @@ mod crates;
 mod cross;
 mod debian;
 mod demo;
+mod docs;
 mod fuzz;
 #[cfg(test)]
 mod imports;
@@ -57,6 +58,7 @@ enum Command {
     Package(package::Arguments),
     Fuzz(fuzz::Arguments),
     Crates(crates::Arguments),
+    Docs(docs::Arguments),
     #[command(hide = true)]
     Roots(roots::Arguments),
     #[command(hide = true)]
@@ -77,7 +79,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let command = Arguments::parse().command;
     if let Some(mut again) = tools::with_path()? {
-        return Err(again.exec()).context("cannot start xtask again");
+        return Err(again.exec()).context("cannot restart xtask");
     }
     match command {
         Command::Setup(arguments) => setup::setup(&arguments),
@@ -91,6 +93,7 @@ fn run() -> Result<()> {
         Command::Package(arguments) => package::command(&arguments),
         Command::Fuzz(arguments) => fuzz::command(&arguments),
         Command::Crates(arguments) => crates::command(&arguments),
+        Command::Docs(arguments) => docs::command(&arguments),
         Command::Roots(arguments) => roots::command(&arguments),
         Command::DemoPlayer(arguments) => demo::stage::play(&arguments),
     }

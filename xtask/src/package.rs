@@ -25,17 +25,17 @@ mod licences;
 mod tree;
 pub mod trial;
 
-/// Make a .deb, an .rpm and a tarball, in target/package
+/// Make a .deb, an .rpm and a tarball in target/package
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask package\n  cargo xtask package --arch all --twice --test")]
 pub struct Arguments {
-    /// What kind of machine they are for [default: this one's]
+    /// Architecture of the packages [default: this machine's]
     #[arg(long = "arch", value_name = "ARCHITECTURE", value_enum)]
     architecture: Option<For>,
-    /// Build all of it a second time, in another folder, and fail unless the files are the same
+    /// Build everything twice, in two folders, and fail unless the files are identical
     #[arg(long)]
     twice: bool,
-    /// Check the .deb with lintian; install, run and remove each in a root made with debootstrap, which takes root
+    /// Check the .deb with lintian; install, run and remove each package in a root of its own (needs root)
     #[arg(long)]
     test: bool,
 }
@@ -61,19 +61,19 @@ impl For {
 
 /// Its version is the workspace's.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Where a package's own changes are counted.
+/// The revision of the packaging.
 pub const REVISION: &str = "1";
 pub const MAINTAINER: &str = "The tcpclose maintainers <maintainers@tcpclose.example>";
 
-/// What is packaged, and where it is done.
+/// The source of the packages, and the working folder.
 pub struct Source {
     /// The workspace.
     pub folder: PathBuf,
-    /// Everything that is made.
+    /// The working folder.
     pub work: PathBuf,
     /// The time of all files, in seconds since 1970: the commit's.
     pub epoch: u64,
-    /// What it is packaged for.
+    /// The architecture of the packages.
     pub architecture: Architecture,
 }
 
@@ -120,7 +120,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Tries packages where they can be installed; of others the binary, in a guest.
+/// Tries packages of this architecture; of another one the binary, in a guest.
 pub fn test(packages: &Packages) -> Result<()> {
     if packages.architecture == Architecture::host()? {
         return trial::run(packages);
@@ -130,7 +130,7 @@ pub fn test(packages: &Packages) -> Result<()> {
     vm::try_binary(packages.architecture, &packages.binary)
 }
 
-/// Makes the packages for an architecture and says what they are.
+/// Makes and prints the packages for an architecture.
 pub fn make(architecture: Architecture, twice: bool) -> Result<Packages> {
     setup::ready(Purpose::Package)?;
     let work = build::target_folder()?.join("package");
@@ -154,7 +154,7 @@ fn once(source: &Source) -> Result<Packages> {
     archives::make(source, &tree::Parts { binary, made, third_parties })
 }
 
-/// Does it all again elsewhere, from a copy of the same files.
+/// Builds everything again elsewhere, from a copy of the same files.
 fn compare(source: &Source, sums: &[String]) -> Result<()> {
     // Paths of another length show what writes them down.
     let again = source.work.join("again/in-a-folder-with-another-name");
@@ -184,7 +184,7 @@ fn compare(source: &Source, sums: &[String]) -> Result<()> {
     remove(&source.work.join("again"))
 }
 
-/// Every file that git knows or would add; what is ignored is no source.
+/// Every file that git tracks or would add.
 fn copy_sources(from: &Path, to: &Path) -> Result<()> {
     let list = sh::ask(Command::new("git").current_dir(from).args([
         "ls-files",
@@ -193,7 +193,7 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
         "--exclude-standard",
         "-z",
     ]));
-    let list = list.context("git does not list the sources; --twice takes a git work tree")?;
+    let list = list.context("git cannot list the sources (--twice needs a git work tree)")?;
     for name in list.split('\0').filter(|name| !name.is_empty()) {
         let (old, new) = (from.join(name), to.join(name));
         // Removed, but not yet for git.
@@ -207,7 +207,7 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The time that all files are given.
+/// The time of all files.
 fn epoch() -> Result<u64> {
     let told = match env::var("SOURCE_DATE_EPOCH") {
         Ok(told) => told,
@@ -220,7 +220,7 @@ fn epoch() -> Result<u64> {
         }
     };
     let told = told.trim();
-    told.parse().ok().with_context(|| format!("SOURCE_DATE_EPOCH: {told:?} is no number of seconds"))
+    told.parse().ok().with_context(|| format!("SOURCE_DATE_EPOCH: {told:?} is not a number of seconds"))
 }
 
 fn sums(packages: &Packages) -> Result<Vec<String>> {
@@ -229,7 +229,7 @@ fn sums(packages: &Packages) -> Result<Vec<String>> {
 
 fn sha256(file: &Path) -> Result<String> {
     let said = sh::ask(Command::new("sha256sum").arg(file)).context("sha256sum failed")?;
-    said.split_whitespace().next().map(str::to_owned).context("sha256sum said nothing")
+    said.split_whitespace().next().map(str::to_owned).context("sha256sum printed nothing")
 }
 
 /// Removes a folder, if it is there.

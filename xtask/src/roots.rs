@@ -20,10 +20,10 @@ const SCRIPT: &str = include_str!("roots.sh");
 const SUITES: &[&str] = &[Suite::Bookworm.name(), Suite::Trixie.name(), Suite::Sid.name()];
 const INCLUDED: &str = "ca-certificates,gcc,libc6-dev";
 
-/// Try setup and build in minimal Debian roots; takes root
+/// Try setup and build in minimal Debian roots (needs root)
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// The releases to try
+    /// Releases to try
     #[arg(value_name = "SUITE", default_values = SUITES)]
     suites: Vec<String>,
 }
@@ -63,7 +63,7 @@ fn try_in(root: &Path, suite: &str, script: &Path) -> Result<()> {
     sh::run(unshare.arg(sh::workspace()).arg(sysroot.trim()).arg(cargo_home()?))
 }
 
-/// What apt has in a release that is kept up to date: sid is that by itself.
+/// The sources of a release with its updates; sid has none.
 fn sources_of(suite: &str) -> Result<String> {
     let mirror = archive::mirror()?;
     let mut sources = format!("deb {mirror} {suite} main\n");
@@ -74,12 +74,12 @@ fn sources_of(suite: &str) -> Result<String> {
     Ok(sources)
 }
 
-/// Where cargo has what it fetched, which the roots share.
+/// Cargo's cache, which the roots share.
 fn cargo_home() -> Result<PathBuf> {
     let home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
     match home.filter(|home| home.is_absolute()) {
         Some(home) => Ok(home),
-        None => bail!("neither CARGO_HOME nor HOME says where cargo keeps what it fetched"),
+        None => bail!("cannot find cargo's cache: neither CARGO_HOME nor HOME is set"),
     }
 }

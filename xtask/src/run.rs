@@ -27,5 +27,5 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     // In place of xtask, which is in place of cargo: Ctrl-C and SIGTERM reach the agent (or sudo, which passes them
     // on) and its exit status is this command's.
     let why = agent.exec();
-    Err(anyhow!(why).context(format!("{} cannot be started", agent.get_program().display())))
+    Err(anyhow!(why).context(format!("cannot start {}", agent.get_program().display())))
 }

@@ -13,32 +13,32 @@ use crate::vm;
 use crate::vm::kit::{Kernel, Part};
 use tcpclose_common::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
 
-/// Find or install what building and testing need
+/// Install what building and testing need
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask setup\n  cargo xtask setup --for build")]
 pub struct Arguments {
-    /// What it should be ready for
+    /// Purpose to set up for
     #[arg(long = "for", value_name = "PURPOSE", value_enum, default_value_t = Purpose::All)]
     purpose: Purpose,
-    /// Where Debian's packages do not exist: run rustup and cargo install, instead of printing how
+    /// Run rustup and cargo install if the system has no packages of the toolchain (default: print the commands)
     #[arg(long)]
     rustup: bool,
 }
 
-/// What the machine is made ready for.
+/// What the machine is set up for.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Purpose {
     /// Building the agent and the probe
     Build,
     /// Running the agent in guests with other kernels
     Vm,
-    /// Running the tests, live ones and guests included
+    /// Running all tests, including live tests and guests
     Test,
     /// Measuring what the agent costs
     Bench,
     /// Making packages
     Package,
-    /// Making packages, and trying them
+    /// Making packages and trying them
     Trial,
     /// Fuzzing
     Fuzz,
@@ -81,7 +81,7 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Makes the machine ready for a purpose, quietly where it is.
+/// Sets the machine up for a purpose; prints nothing if it is set up.
 pub fn ready(purpose: Purpose) -> Result<()> {
     prepare(purpose, &Kernel::QUICK, false).map(drop)
 }
@@ -91,24 +91,26 @@ pub fn ready_with(purpose: Purpose, kernels: &[Kernel]) -> Result<()> {
     prepare(purpose, kernels, false).map(drop)
 }
 
-/// What was done.
+/// Result of a set-up.
 #[derive(Default)]
 struct Done {
     /// Something had to be installed or unpacked.
     anything: bool,
-    /// What could not be had.
+    /// What is still missing.
     lacking: Vec<String>,
 }
 
 impl Done {
     fn lacks(&mut self, what: &str, without: &str, why: &anyhow::Error) {
-        eprintln!("note: no {what}: {why:#}. Without it {without}; install it by hand or run setup again");
+        eprintln!(
+            "note: {what} is missing: {why:#} ({without} without it; install it by hand or run setup again)"
+        );
         self.lacking.push(what.to_owned());
     }
 }
 
-/// Does all that can be done. What the agent is built with must be there in the end; of the rest each thing that cannot
-/// be had is named, with what is skipped without it. Runs rustup only if told to.
+/// Installs as much as it can. The agent's toolchain must be complete in the end; anything else that is missing is named,
+/// with what is skipped without it. Runs rustup only if `rustup` is set.
 fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
     let toolchain = toolchain::find().err();
     let mut groups = groups(purpose);
@@ -139,9 +141,8 @@ fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
     let mut built = Ok(());
     if let Some(missing) = toolchain {
         steps.next("what builds the probe");
-        built = install_toolchain(apt.as_ref(), &missing, rustup).and_then(|()| {
-            toolchain::find().map(drop).context("that did not make the eBPF toolchain complete")
-        });
+        built = install_toolchain(apt.as_ref(), &missing, rustup)
+            .and_then(|()| toolchain::find().map(drop).context("the eBPF toolchain is still incomplete"));
     }
     for group in groups {
         steps.next(group.name());
@@ -162,7 +163,7 @@ fn takes_guests(purpose: Purpose) -> bool {
     matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE
 }
 
-/// The programs that a purpose takes, none twice.
+/// The programs that a purpose needs, each once.
 fn groups(purpose: Purpose) -> Vec<&'static Group> {
     let all = purpose == Purpose::All;
     let mut groups: Vec<&Group> = Vec::new();
@@ -179,7 +180,7 @@ fn groups(purpose: Purpose) -> Vec<&'static Group> {
     groups
 }
 
-/// How far it is, for who waits.
+/// The progress, in a word.
 struct Steps {
     done: usize,
     all: usize,
@@ -216,7 +217,7 @@ fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Resu
     if rustup {
         return steps.iter_mut().try_for_each(sh::run);
     }
-    eprintln!("This system has no packages of it. With rustup it takes:");
+    eprintln!("This system has no packages of the toolchain. Commands to install it with rustup:");
     steps.iter().for_each(sh::show);
     eprintln!(
         "`cargo install bpf-linker` needs LLVM's development files; `cargo binstall bpf-linker` needs none."
@@ -224,7 +225,7 @@ fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Resu
     bail!("nothing was installed; `cargo xtask setup --rustup` runs these commands")
 }
 
-/// True if all the toolchain's packages can be had, with a rustc that is new enough.
+/// True if all packages of the toolchain are available, with a rustc that is new enough.
 fn offers_toolchain(apt: &Apt) -> bool {
     let offered = apt.offered(DEBIAN_TOOLCHAIN);
     // Debian knows nothing of a package it does not list; asked for four, it may answer for three.
@@ -234,8 +235,8 @@ fn offers_toolchain(apt: &Apt) -> bool {
         && DEBIAN_TOOLCHAIN.iter().all(|package| version(package).is_some())
 }
 
-/// Bpf-linker with Debian's LLVM, whose llvm-config is not on PATH. Forced: cargo would otherwise take its own list
-/// of what it once installed for the truth.
+/// Bpf-linker with Debian's LLVM, whose llvm-config is not on PATH. Forced, since cargo otherwise trusts its list of what
+/// it once installed.
 fn debian_linker() -> Command {
     let mut command = sh::cargo();
     command
@@ -245,7 +246,7 @@ fn debian_linker() -> Command {
     command
 }
 
-/// The commands that install what is missing where the system's packages do not.
+/// The commands that install what the system has no packages of.
 fn rustup_way(missing: &Missing) -> Vec<Command> {
     let linker_too_old = missing.compiler.iter().any(|lack| matches!(lack, CompilerLack::LlvmTooNew(_)));
     let mut steps = Vec::new();
@@ -278,7 +279,7 @@ fn check_components() -> Result<()> {
         return Ok(());
     }
     let names = missing.join(" ");
-    bail!("no {names}: `rustup component add {names}`, or this system's packages of that name")
+    bail!("{names} is missing (run `rustup component add {names}`, or install the packages of that name)")
 }
 
 #[cfg(test)]

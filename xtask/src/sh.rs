@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::progress;
 
-/// The workspace's folder. Cargo tells it at run time; the folder may have moved since xtask was compiled.
+/// The workspace's folder, as cargo gives it at run time: it may have moved since xtask was compiled.
 pub fn workspace() -> PathBuf {
     let package = env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
@@ -68,14 +68,14 @@ pub fn is_root() -> bool {
 pub fn run(command: &mut Command) -> Result<()> {
     show(command);
     let program = name(command.get_program());
-    let status = command.status().with_context(|| format!("{program} cannot be started"))?;
+    let status = command.status().with_context(|| format!("cannot start {program}"))?;
     if !status.success() {
         bail!("`{}` failed ({status})", short(command));
     }
     Ok(())
 }
 
-/// The standard output of a command that is only a question, and therefore not shown. None if it fails.
+/// The standard output of a command that only asks, so it is not shown. None if it fails.
 pub fn ask(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
@@ -87,7 +87,7 @@ pub fn show(command: &Command) {
     eprintln!("$ {}", line(command));
 }
 
-/// Finds a program on PATH, or in the folders for root's programs, which are not on everybody's PATH.
+/// Finds a program on PATH, or in the folders for root's programs.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -114,7 +114,7 @@ fn short(command: &Command) -> String {
     [name(command.get_program())].into_iter().chain(words).collect::<Vec<_>>().join(" ")
 }
 
-/// Cargo by its name, though a toolchain's own is run by its path: that is what one would type.
+/// The program as one would type it: cargo by its name.
 fn name(program: &OsStr) -> String {
     let path = Path::new(program);
     match path.file_name() {

@@ -11,24 +11,24 @@ use clap::builder::PossibleValuesParser;
 use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
 use crate::vm::programs;
-use crate::{fuzz, live, package, roots, sh, tools, vm, workflows};
+use crate::{docs as book, fuzz, live, package, roots, sh, tools, vm, workflows};
 
-/// Set up, then fmt, clippy, unit tests, live tests, and those that tell kernels apart in guests
+/// Set up, then run format, docs, clippy, unit tests, live tests, and tests on other kernels in guests
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all\n  cargo xtask test --step fmt --step clippy"
 )]
 pub struct Arguments {
-    /// Also what takes long: a fuzzer, torture, floods, guests of all kernels and of arm64, the packages, the workflows
+    /// Also run what takes long: a fuzzer, torture, floods, guests of all kernels and of arm64, packages, workflows
     #[arg(long)]
     all: bool,
-    /// Run this step alone; can be given more than once
+    /// Run this step only; can be repeated
     #[arg(long = "step", value_name = "STEP", value_parser = PossibleValuesParser::new(STEPS.map(|(name, _)| name)))]
     steps: Vec<String>,
 }
 
 impl Arguments {
-    /// Whether a step is to be run.
+    /// True if a step is to run.
     fn want(&self, name: &str) -> bool {
         match self.steps.as_slice() {
             [] => self.all || !LONG_STEPS.contains(&name),
@@ -37,19 +37,20 @@ impl Arguments {
     }
 }
 
-/// How a step ended that did not fail.
+/// The result of a step that did not fail.
 enum Outcome {
     Passed,
-    /// Why it was not run.
+    /// The reason.
     Skipped(&'static str),
 }
 
 type Step = fn(&Arguments) -> Result<Outcome>;
 
-/// In the order of what fails fastest.
-const STEPS: [(&str, Step); 11] = [
+/// What fails fastest comes first.
+const STEPS: [(&str, Step); 12] = [
     ("setup", setup),
     ("fmt", fmt),
+    ("docs", docs),
     ("workflows", workflows),
     ("clippy", clippy),
     ("build", build),
@@ -60,7 +61,7 @@ const STEPS: [(&str, Step); 11] = [
     ("packages", packages),
     ("roots", roots),
 ];
-/// Those that take `--all`, or to be asked for.
+/// Steps that run only with `--all` or by name.
 const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages", "roots"];
 
 /// Runs the command: stops at the first step that fails.
@@ -90,7 +91,7 @@ fn summary_line(name: &str, took: Duration, word: &str) -> String {
 }
 
 fn setup(arguments: &Arguments) -> Result<Outcome> {
-    // Who cannot run the live tests needs none of their tools, and could not install them either.
+    // A user without root can neither run the live tests nor install their tools.
     let purpose = if sh::is_root() || can_sudo() { Purpose::Test } else { Purpose::Build };
     setup::ready_with(purpose, vm::kernels(arguments.all))?;
     Ok(Outcome::Passed)
@@ -98,6 +99,11 @@ fn setup(arguments: &Arguments) -> Result<Outcome> {
 
 fn fmt(_: &Arguments) -> Result<Outcome> {
     passed(sh::cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn docs(_: &Arguments) -> Result<Outcome> {
+    book::check()?;
+    Ok(Outcome::Passed)
 }
 
 fn workflows(_: &Arguments) -> Result<Outcome> {
@@ -111,8 +117,8 @@ fn clippy(_: &Arguments) -> Result<Outcome> {
     let deny = ["--", "--deny", "warnings"];
     let mut command = static_cargo("clippy")?;
     sh::run(command.args(["--workspace", "--exclude", "tcpclose-ebpf", "--all-targets"]).args(deny))?;
-    // The probe is linted for the host, since the rustc that builds it for BPF need not have a clippy. As a program
-    // without std it cannot unwind, which the host does unless told otherwise.
+    // The probe is linted for the host, since the rustc that builds it for BPF may have no clippy. A program without std
+    // cannot unwind.
     passed(
         sh::cargo()
             .env("CARGO_PROFILE_DEV_PANIC", "abort")
@@ -121,23 +127,23 @@ fn clippy(_: &Arguments) -> Result<Outcome> {
     )
 }
 
-/// Everything that the steps after it run, at once: cargo then has work for all processors until the end.
+/// Everything that later steps run, at once, so that cargo uses all processors.
 fn build(_: &Arguments) -> Result<Outcome> {
     passed(all_tests()?.arg("--no-run"))
 }
 
-/// Cargo about to do `what` as all steps do it: one profile, one target and one set of flags, so that nothing is compiled
-/// twice. Programs are static, as the packaged one is, and as guests need them.
+/// Cargo for `what` with the one profile, target and set of flags of all steps, so that nothing is compiled twice. Programs
+/// are static, like the packaged one, since guests need that.
 pub fn static_cargo(what: &str) -> Result<Command> {
     let mut command = sh::cargo();
-    // Cargo takes the flags of the environment in place of those of its configuration; so does this.
+    // As cargo does, the environment's flags replace those of the configuration.
     let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
     if !flags.to_string_lossy().contains(STATIC) {
         flags.push(if flags.is_empty() { "" } else { " " });
         flags.push(STATIC);
     }
     command.env("RUSTFLAGS", flags).env_remove("CARGO_ENCODED_RUSTFLAGS");
-    // A target named outright makes cargo build scripts and procedural macros apart, which cannot be static.
+    // With an explicit target cargo builds scripts and procedural macros apart; those cannot be static.
     command.arg(what).arg("--target").arg(host()?);
     Ok(command)
 }
@@ -150,7 +156,7 @@ fn all_tests() -> Result<Command> {
     Ok(command)
 }
 
-/// How many histories the property tests try: some seconds' worth, or minutes'.
+/// Number of histories that the property tests try.
 const CASES: &str = "PROPTEST_CASES";
 const MANY_CASES: &str = "10000";
 
@@ -163,13 +169,13 @@ fn unit(arguments: &Arguments) -> Result<Outcome> {
     passed(&mut command)
 }
 
-/// Their corpus is played by the unit tests.
+/// Unit tests play the corpus.
 fn fuzz(_: &Arguments) -> Result<Outcome> {
     fuzz::command(&fuzz::Arguments::usual())?;
     Ok(Outcome::Passed)
 }
 
-/// Real sockets, the kernel's own tracepoint: nearly all of it needs root.
+/// Real sockets and the kernel's own tracepoint, which need root.
 fn live(arguments: &Arguments) -> Result<Outcome> {
     if !(sh::is_root() || can_sudo()) {
         return Ok(skipped("live tests", "need root"));
@@ -181,7 +187,7 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
     if *failed > 0 {
         bail!("{failed} live tests failed");
     }
-    // What a kernel refuses is nobody's fault. What a machine of CI lacks, setup has not installed.
+    // A kernel may refuse something; but setup should have installed everything else on CI.
     let lacking: Vec<&String> = skipped.iter().filter(|what| !what.contains("kernel refuses")).collect();
     if let Some(first) = lacking.first()
         && env::var_os("CI").is_some()
@@ -191,7 +197,7 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// Cargo, which is to run what it builds as root; `None` for a user who cannot.
+/// Cargo that runs what it builds as root; `None` if the user cannot.
 pub fn with_root() -> Result<Option<Command>> {
     let mut command = sh::cargo();
     if !sh::is_root() {
@@ -205,7 +211,7 @@ pub fn with_root() -> Result<Option<Command>> {
     Ok(Some(command))
 }
 
-/// The live tests that tell kernels apart, on other kernels than this machine's. That takes no root.
+/// Live tests on other kernels than this machine's. Needs no root.
 fn guests(arguments: &Arguments) -> Result<Outcome> {
     match vm::test(arguments.all)? {
         Ok(()) => Ok(Outcome::Passed),
@@ -213,8 +219,8 @@ fn guests(arguments: &Arguments) -> Result<Outcome> {
     }
 }
 
-/// The packages: the same from two builds, and each installed, run and removed; those of the other architecture made once,
-/// and their binary run in a guest.
+/// The packages: identical from two builds, each installed, run and removed; those of the other architecture made once, and
+/// their binary run in a guest.
 fn packages(_: &Arguments) -> Result<Outcome> {
     let host = Architecture::host()?;
     let packages = package::make(host, true)?;
@@ -250,7 +256,7 @@ fn skipped(what: &str, why: &'static str) -> Outcome {
     Outcome::Skipped(why)
 }
 
-/// True if sudo asks no password, or there is somebody to ask.
+/// True if sudo needs no password, or a user can enter it.
 pub fn can_sudo() -> bool {
     let quiet = sh::ask(Command::new("sudo").args(["-n", "true"])).is_some();
     quiet
@@ -259,12 +265,12 @@ pub fn can_sudo() -> bool {
             && sh::run(Command::new("sudo").arg("-v")).is_ok())
 }
 
-/// The variable by which cargo is told how to start what it builds for the host.
+/// The variable with cargo's runner for the host.
 fn runner_variable() -> Result<String> {
     Ok(format!("CARGO_TARGET_{}_RUNNER", host()?.to_uppercase().replace(['-', '.'], "_")))
 }
 
-/// The machine that cargo builds for unless told otherwise, as it calls it.
+/// The target that cargo builds for by default.
 pub fn host() -> Result<String> {
     let version = sh::ask(sh::cargo().arg("-vV")).context("cargo -vV failed")?;
     host_in(&version).map(str::to_owned).context("cargo -vV names no host")

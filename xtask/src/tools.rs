@@ -1,8 +1,8 @@
-//! The programs that tests, benchmarks and packages are made with, in groups that are had or not, each on its own.
+//! The programs that tests, benchmarks and packages need, in groups that are installed one by one.
 //!
-//! apt-get installs a group where that removes and upgrades nothing of this system. Elsewhere the group and all that it
-//! depends on is unpacked below target/tools, and a script in target/tools/bin, which is on PATH of all that xtask starts,
-//! runs each program over this system's /usr in a mount namespace of its own.
+//! apt-get installs a group if that removes and upgrades nothing of this system. Otherwise the group is unpacked below
+//! target/tools with everything it depends on. A script in target/tools/bin, which is on PATH of all that xtask starts, runs
+//! each program over this system's /usr in a mount namespace of its own.
 
 use std::env;
 use std::ffi::OsString;
@@ -17,11 +17,11 @@ use crate::apt::{Apt, Effect};
 use crate::archive::{Architecture, Archive, Suite};
 use crate::{build, sh, test};
 
-/// Packages that are asked for together, and what they are for.
+/// Packages that are installed together, and what they are for.
 pub struct Group {
     /// Debian's.
     packages: &'static [&'static str],
-    /// Those of their programs that are called.
+    /// Those of their programs that are used.
     programs: &'static [&'static str],
     /// What is skipped without them.
     needed_for: &'static str,
@@ -35,7 +35,7 @@ const fn group(
     Group { packages, programs, needed_for }
 }
 
-/// What the live tests run besides the agent.
+/// Needed by the live tests.
 pub const TEST: &[Group] = &[
     group(&["iproute2"], &["ip", "ss"], "most live tests"),
     group(&["curl"], &["curl"], "the tests of the agent's pages"),
@@ -51,7 +51,7 @@ pub const TEST: &[Group] = &[
     group(&["chromium"], &["chromium"], "the tests of the agent's page in a browser"),
 ];
 
-/// What benchmarks compare with.
+/// Needed by the benchmarks, for comparison.
 pub const BENCH: &[Group] = &[
     group(&["iproute2"], &["ss"], "the benchmarks against ss"),
     group(&["libbpf-tools"], &["tcpstates", "tcplife"], "the benchmarks against libbpf-tools"),
@@ -62,27 +62,27 @@ pub const BENCH: &[Group] = &[
     ),
 ];
 
-/// What makes packages.
+/// Needed to make packages.
 pub const PACKAGE: &[Group] = &[
     group(&["dpkg"], &["dpkg-deb"], "the .deb"),
     group(&["rpm"], &["rpmbuild"], "the .rpm"),
-    group(&["binutils"], &["readelf"], "the packages: readelf tells what the binary needs"),
+    group(&["binutils"], &["readelf"], "the packages (readelf checks the binary)"),
     group(&["xz-utils"], &["xz"], "the tarball"),
 ];
 
-/// What tries them.
+/// Needed to try packages.
 pub const TRIAL: &[Group] = &[
     group(&["lintian"], &["lintian"], "the check of the .deb"),
     group(&["iproute2"], &["ip"], "the trial of the packages"),
 ];
 
-/// What the fuzzer takes besides the agent's toolchain.
-pub const FUZZ: &[Group] = &[group(&["g++"], &["c++"], "the fuzzer, whose libFuzzer it builds")];
+/// Needed by the fuzzer, besides the agent's toolchain.
+pub const FUZZ: &[Group] = &[group(&["g++"], &["c++"], "the fuzzer (it builds libFuzzer)")];
 
-/// What starts guests.
-pub const VM: &[Group] = &[group(&["util-linux"], &["setpriv"], "the guests, which it ends with xtask")];
+/// Needed to start guests.
+pub const VM: &[Group] = &[group(&["util-linux"], &["setpriv"], "the guests (setpriv ends them with xtask)")];
 
-/// The release that groups are unpacked from: one for all systems, the one that they were tried with.
+/// The release that groups are unpacked from, on every system.
 const SUITE: Suite = Suite::Bookworm;
 
 impl Group {
@@ -99,11 +99,11 @@ impl Group {
         self.packages.join(", ")
     }
 
-    /// Installs it, or unpacks it where installing would harm this system. An error says why neither can be.
+    /// Installs it, or unpacks it if installing would change this system. The error is the reason why neither works.
     pub fn provide(&self, apt: Option<&Apt>) -> Result<()> {
-        let Some(apt) = apt else { bail!("there is no apt-get here") };
+        let Some(apt) = apt else { bail!("this system has no apt-get") };
         if !(sh::is_root() || test::can_sudo()) {
-            bail!("installing takes root");
+            bail!("installing needs root");
         }
         match apt.effect(self.packages) {
             Ok(Effect { removed, upgraded }) if removed.is_empty() && upgraded.is_empty() => {
@@ -124,7 +124,7 @@ impl Group {
 
     fn unpack(&self) -> Result<()> {
         let machine = Architecture::of_this_machine();
-        let machine = machine.context("Debian's packages for this kind of machine are not known here")?;
+        let machine = machine.context("no Debian packages for this architecture")?;
         if !["/bin", "/lib", "/sbin"].iter().all(|folder| Path::new(folder).is_symlink()) {
             bail!(
                 "unpacked programs run over /usr, and this system's /bin, /lib and /sbin are not links to it"
@@ -145,13 +145,14 @@ impl Group {
     }
 }
 
-/// Runs `program` (its path in `root`) over this system. A merged /usr is replaced whole, and /etc gains what it lacks:
-/// /tmp, /run, /var, /proc, the processes and the networks stay this system's. The mounts end with the program, whose
-/// pid is the caller's child.
+/// A script that runs `program` (its path in `root`) over this system: a merged /usr is replaced, /etc gains what it lacks,
+/// everything else stays this system's. The mounts end with the program, which is the caller's child.
 fn script(root: &Path, program: &str) -> Result<String> {
     let root = root.to_str().context("the path of target/ is not UTF-8")?;
     if root.contains([':', ',', '\\']) {
-        bail!("an overlay takes no path with a colon, a comma or a backslash: {root}");
+        bail!(
+            "the path of target/ contains a colon, a comma or a backslash, which an overlay cannot have: {root}"
+        );
     }
     let (root, program) = (sh::quote(root), sh::quote(program));
     Ok(format!(
@@ -184,19 +185,19 @@ fn bin() -> Result<PathBuf> {
     Ok(folder()?.join("bin"))
 }
 
-/// Xtask once more, with the unpacked programs on PATH; `None` where they are already.
+/// Xtask again, with the unpacked programs on PATH; `None` if they are on it.
 pub fn with_path() -> Result<Option<Command>> {
     let (bin, path) = (bin()?, env::var_os("PATH").unwrap_or_default());
     if env::split_paths(&path).any(|folder| folder == bin) {
         return Ok(None);
     }
     let Ok(path) = env::join_paths([bin].into_iter().chain(env::split_paths(&path))) else { return Ok(None) };
-    let mut again = Command::new(env::current_exe().context("cannot tell where xtask itself is")?);
+    let mut again = Command::new(env::current_exe().context("cannot find the path of xtask itself")?);
     again.args(env::args_os().skip(1)).env("PATH", path);
     Ok(Some(again))
 }
 
-/// The PATH of this process, for a program that sudo starts with another one.
+/// The PATH of this process, since sudo sets another one.
 pub fn path() -> OsString {
     env::var_os("PATH").unwrap_or_default()
 }

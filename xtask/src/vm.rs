@@ -30,29 +30,28 @@ mod modules;
 pub mod programs;
 mod systemd;
 
-/// Guests are emulated on machines of this kind only, which have a cross compiler for the other.
+/// Guests are emulated on this architecture only, which has a cross compiler for the other.
 pub const POSSIBLE: bool = cfg!(target_arch = "x86_64");
 
-/// The modules of the live tests that run in guests. What they need must be in the guest: no other programs but busybox's.
+/// The modules of the live tests that run in guests, with busybox's programs only.
 const TESTS: &[&str] = &["closes", "cases"];
-/// Those of arm64, whose kernels have pages of several sizes.
+/// The modules for arm64, whose kernels have pages of several sizes.
 const ARM64_TESTS: &[&str] = &["closes", "cases", "page_size", "start_stop"];
-/// Those that run with `--all` only.
+/// The modules that run with `--all` only.
 const LONG_TESTS: &[&str] = &["start_stop", "reuse", "flood", "wall_clock"];
 
-/// The modules of Debian's kernels that the agent and the tests need: socket dumps, and networks of their own.
+/// The kernel modules that the agent and the tests need: socket dumps and networks.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
 
-/// Of a guest, MiB.
+/// Memory of a guest, MiB.
 const MEMORY: u32 = 1024;
 
 const DEFAULT_PATIENCE: u64 = 900;
 
-/// How many guests run at a time. What runs in them waits for a minute of TIME-WAIT, and holds each instant between two looks
-/// of its own, however slow its machine is.
+/// Guests at a time. Their tests mostly wait for TIME-WAIT, and tolerate a slow machine.
 const SIDE_BY_SIDE: usize = 2;
 
-/// Run tests of the agent on other kernels, in virtual machines
+/// Run the agent's tests on other kernels, in virtual machines
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --arch arm64\n  cargo xtask vm --kernel 6.1 -- sh -c 'tcpclose agent & sleep 5; tcpclose stuck'"
@@ -61,17 +60,17 @@ pub struct Arguments {
     /// Kernels to boot [default: 6.1 and newest]
     #[arg(long = "kernel", value_name = "KERNEL", value_enum)]
     kernels: Vec<Kernel>,
-    /// Boot all kernels for an architecture
+    /// Boot all kernels of this architecture
     #[arg(long = "arch", value_name = "ARCHITECTURE", value_enum, conflicts_with = "kernels")]
     architecture: Option<Architecture>,
-    /// Boot Debian with systemd and the agent's unit instead, and look at it there; takes root to make that Debian
+    /// Boot Debian with systemd and the agent's unit, and test it there (needs root)
     #[arg(long, conflicts_with = "command")]
     systemd: bool,
-    /// Seconds after which a guest is ended
+    /// Time limit of a guest, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_PATIENCE)]
     patience: u64,
-    /// What to run instead of the tests: `tcpclose`, `live` (the live tests), a static program or a script of sh by its
-    /// path, or a command of busybox
+    /// Command to run instead of the tests: `tcpclose`, `live` (the live tests), the path of a static program or shell
+    /// script, or a command of busybox
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -79,7 +78,7 @@ pub struct Arguments {
 /// Runs the command.
 pub fn command(arguments: &Arguments) -> Result<()> {
     if !POSSIBLE {
-        bail!("guests are x86-64 machines, and this is another");
+        bail!("guests need an x86-64 machine");
     }
     let kernels = match (arguments.architecture, arguments.kernels.as_slice()) {
         (Some(architecture), _) => Kernel::all(architecture),
@@ -88,7 +87,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     };
     if arguments.systemd {
         if kernels.iter().any(|kernel| kernel.architecture() != Architecture::Amd64) {
-            bail!("the guest with systemd is an amd64 machine; give an amd64 kernel");
+            bail!("the guest with systemd needs an amd64 kernel");
         }
         setup::ready_with(Purpose::Vm, kernels)?;
         return systemd::boot(kernels, Duration::from_secs(arguments.patience));
@@ -117,7 +116,7 @@ pub const fn kernels(long: bool) -> &'static [Kernel] {
     if long { &Kernel::EVERY } else { &Kernel::QUICK }
 }
 
-/// The step of `cargo xtask test`. The inner error says why it was not run.
+/// The step of `cargo xtask test`. The inner error is the reason why it was skipped.
 pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     let kernels = kernels(long);
     if !POSSIBLE {
@@ -144,7 +143,7 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
             hosts.iter().copied().filter(|kernel| Kernel::WITH_SYSTEMD.contains(kernel)).collect();
         systemd::boot(&with_systemd, patience)?;
     } else if long {
-        eprintln!("\nSKIPPED: the guest with systemd: it takes root to make its Debian\n");
+        eprintln!("\nSKIPPED: the guest with systemd: making its Debian needs root\n");
     }
     if !absent.is_empty() {
         let absent: Vec<&str> = absent.into_iter().map(Kernel::name).collect();
@@ -154,10 +153,10 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     Ok(Ok(()))
 }
 
-/// Runs the live tests with these arguments under `kernel`, and returns all that they wrote.
+/// Runs the live tests with these arguments under `kernel`, and returns their output.
 pub fn output(kernel: Kernel, arguments: &[&str]) -> Result<String> {
     if !POSSIBLE {
-        bail!("guests are x86-64 machines, and this is another");
+        bail!("guests need an x86-64 machine");
     }
     setup::ready_with(Purpose::Vm, &[kernel])?;
     let words = [live::PROGRAM].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
@@ -188,12 +187,12 @@ pub fn try_binary(architecture: Architecture, binary: &Path) -> Result<()> {
     summary.end()
 }
 
-/// Where what a guest's programs write is kept.
+/// The log of a guest's programs.
 fn log(kernel: Kernel, job: &str) -> Result<PathBuf> {
     Ok(kit::folder()?.join(format!("{}-{job}.log", kernel.name())))
 }
 
-/// The tests for guests of an architecture, a job a module. `program` is this machine's.
+/// The tests for guests of an architecture, one job per module. `program` is this machine's.
 fn tests(program: &Path, architecture: Architecture, long: bool) -> Result<Vec<Job>> {
     let wanted = |when| when == When::Always || long && matches!(when, When::Long | When::Guest);
     let names = match architecture {
@@ -209,8 +208,7 @@ fn tests(program: &Path, architecture: Architecture, long: bool) -> Result<Vec<J
     Ok(modules.filter(|module| names.contains(&module.name.as_str())).map(job).collect())
 }
 
-/// Builds what the guests run, and runs each job, or the tests, in a guest of its own, so that none meets the TIME-WAITs of
-/// another. Guests of two jobs run side by side.
+/// Builds what the guests run, and runs each job in a guest of its own, away from the TIME-WAITs of others.
 fn boot_all(
     summary: &mut Summary,
     architecture: Architecture,
@@ -252,7 +250,7 @@ fn boot_all(
     Ok(())
 }
 
-/// How guests went, one after the other.
+/// The results of guests, in order.
 #[derive(Default)]
 struct Summary {
     lines: Vec<String>,
@@ -301,7 +299,7 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
     guest(kernel, &job.name, root, MEMORY, patience)
 }
 
-/// The guest that runs the job `name` in `root`, with so many MiB of memory.
+/// The guest for the job `name` in `root`, with so many MiB of memory.
 fn guest(kernel: Kernel, name: &str, root: Initramfs, memory: u32, patience: Duration) -> Result<Guest> {
     let folder = kit::folder()?;
     let file = |kind: &str| folder.join(format!("{}-{name}.{kind}", kernel.name()));
@@ -336,7 +334,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// This process's environment, as far as a script can say it.
+/// This process's environment, as far as a script can express it.
 fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -356,7 +354,7 @@ fn commands(kernel: Kernel, job: &Job, environment: impl Iterator<Item = (String
     script
 }
 
-/// One line on a guest, and whether all went well: its job ended, and succeeded.
+/// A line about a guest, and whether its job succeeded.
 fn summarize(name: &str, job: &Job, report: &Report) -> (String, bool) {
     let mut words = Vec::new();
     if let Some((release, took)) = &report.up {

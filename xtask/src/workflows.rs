@@ -7,20 +7,20 @@ use anyhow::{Result, bail};
 
 use crate::{build, sh};
 
-/// The version that the workflows were last checked with; a new one may ask for more.
+/// The version that the workflows were last checked with.
 const ZIZMOR: &str = "zizmor==1.32.0";
 
-/// Runs zizmor over the workspace's workflows. The inner error says why it could not be had.
+/// Runs zizmor over the workspace's workflows. The inner error is the reason why it is missing.
 pub fn check() -> Result<Result<(), &'static str>> {
     let Some(zizmor) = zizmor()? else {
-        return Ok(Err("zizmor cannot be installed: it takes python3 with venv, and PyPI"));
+        return Ok(Err("cannot install zizmor (it needs python3 with venv, and PyPI)"));
     };
     let folder = sh::workspace().join(".github/workflows");
     sh::run(&mut command(&zizmor, &folder))?;
     Ok(Ok(()))
 }
 
-/// Everything that it knows, but what it would ask of GitHub.
+/// All checks that need no network.
 fn command(zizmor: &Path, folder: &Path) -> Command {
     let mut command = Command::new(zizmor);
     command.args(["--offline", "--no-progress", "--pedantic"]).arg(folder);

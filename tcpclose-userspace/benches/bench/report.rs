@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// One section of docs/BENCHMARKS.md.
+/// One section of docs/src/benchmarks.md.
 pub struct Figure {
     /// As `--only` has it; names the files.
     pub name: &'static str,

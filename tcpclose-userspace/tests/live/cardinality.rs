@@ -18,7 +18,7 @@ const FIRST: u16 = 10_001;
 const PORTS: u16 = 50_000;
 /// `--max-ports`, as it is by default; a test's agent has more unless told otherwise.
 const NAMES: usize = 32;
-/// What the README promises by default.
+/// What docs/src/metrics.md promises by default.
 const SERIES: usize = 3200;
 /// Of those, what the unit test of the worst case leaves for metrics that no connection and no owner adds to.
 const OWN: usize = 140;

@@ -54,7 +54,7 @@ impl Unit {
 
 #[test]
 fn the_unit_exposes_little_and_each_point_left_is_explained() {
-    let document = fs::read_to_string(workspace().join("docs/PRIVILEGES.md")).unwrap();
+    let document = fs::read_to_string(workspace().join("docs/src/privileges.md")).unwrap();
     // As a table has it.
     let document = document.replace("\\|", "|");
     for (drop_ins, most) in [
@@ -66,7 +66,10 @@ fn the_unit_exposes_little_and_each_point_left_is_explained() {
         let (exposure, left) = Unit::with(drop_ins).exposure();
         assert!(exposure <= most, "{drop_ins:?}: {exposure}");
         for check in left {
-            assert!(document.contains(&format!("`{check}`")), "docs/PRIVILEGES.md does not explain {check}");
+            assert!(
+                document.contains(&format!("`{check}`")),
+                "docs/src/privileges.md does not explain {check}"
+            );
         }
     }
 }

@@ -59,11 +59,11 @@ pub fn extract(package: &Path, folder: &Path) -> Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    let mut unpack = unpack.spawn().context("dpkg-deb cannot be started")?;
+    let mut unpack = unpack.spawn().context("cannot start dpkg-deb")?;
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--keep-directory-symlink", "--directory"]).arg(folder);
     let extracted = unpack.stdout.take().map(|tarball| said(&mut tar, tarball.into()));
-    let status = unpack.wait().context("dpkg-deb cannot be waited for")?;
+    let status = unpack.wait().context("cannot wait for dpkg-deb")?;
     extracted.transpose()?;
     if !status.success() {
         bail!("dpkg-deb cannot read {}", package.display());
@@ -96,12 +96,12 @@ pub fn captured(command: &mut Command) -> Result<String> {
 fn said(command: &mut Command, input: Stdio) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(input).output();
-    let output = output.with_context(|| format!("{program} cannot be started"))?;
+    let output = output.with_context(|| format!("cannot start {program}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    bail!("{program}: {}", complaint(&said).unwrap_or("failed without a word"))
+    bail!("{program}: {}", complaint(&said).unwrap_or("failed without a message"))
 }
 
 /// The line in which apt or dpkg says what is wrong.

@@ -1,4 +1,4 @@
-//! The players of the demo: each a process of its own with a name of its own, all in one network namespace.
+//! The processes of the demo, each with a name of its own, all in one network namespace.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -16,7 +16,7 @@ use clap::ValueEnum;
 use super::with_parent;
 use crate::sh;
 
-/// What can be seen, for people.
+/// A description of the demo, for people.
 pub const WORDS: &str = "On the stage, in a network namespace of its own:
   leaky-api     answers on port 8080 and never closes: CLOSE-WAIT
   tidy-web      answers on port 8443 and closes
@@ -27,22 +27,22 @@ pub const WORDS: &str = "On the stage, in a network namespace of its own:
 const LEAKY: u16 = 8080;
 const TIDY: u16 = 8443;
 
-/// One of the processes of the stage. Not for people
+/// Run a process of the demo (internal)
 #[derive(clap::Args)]
 pub struct Arguments {
     #[arg(value_enum)]
     role: Role,
-    /// The demo's folder: tells whose process this is
+    /// The demo's folder
     #[arg(long)]
     of: String,
-    /// Who started it
+    /// Parent process
     #[arg(long)]
     parent: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Role {
-    /// Makes the namespace fit, and starts the others.
+    /// Prepares the namespace, and starts the others.
     Stage,
     LeakyApi,
     TidyWeb,
@@ -54,19 +54,21 @@ enum Role {
 /// Servers first.
 const PLAYERS: [Role; 5] = [Role::LeakyApi, Role::TidyWeb, Role::Visitors, Role::PortEater, Role::RudePeer];
 
-/// In the namespace, so that it is the stage's alone: few ports, and on loopback too a TIME-WAIT keeps its own
+/// Settings of the demo's namespace: few ports, and on loopback too a TIME-WAIT keeps its own
 /// (tcp_tw_reuse is 2 by default since 4.19, which lets loopback reuse them after a second).
 const SETTINGS: [(&str, &str); 2] =
     [("net/ipv4/ip_local_port_range", "40000 40063"), ("net/ipv4/tcp_tw_reuse", "0")];
 
-/// Starts the stage in a network namespace of its own.
+/// Starts the processes in a network namespace of their own.
 pub fn start(folder: &Path) -> Result<Child> {
     let mut command = with_parent("KILL", "unshare");
-    command.args(["--net", "--"]).arg(std::env::current_exe().context("cannot tell where xtask itself is")?);
+    command
+        .args(["--net", "--"])
+        .arg(std::env::current_exe().context("cannot find the path of xtask itself")?);
     player(&mut command, Role::Stage, &folder.display().to_string());
     // Every player has it open: it ends when the last one has.
     command.stdout(Stdio::piped());
-    command.spawn().context("the stage cannot be started")
+    command.spawn().context("cannot start the demo's processes")
 }
 
 fn player(command: &mut Command, role: Role, of: &str) {
@@ -85,7 +87,7 @@ pub fn play(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     // What `tcpclose stuck` shows as the owner's name: 15 bytes.
-    fs::write("/proc/self/comm", name(arguments.role)).context("cannot take a name")?;
+    fs::write("/proc/self/comm", name(arguments.role)).context("cannot set the process name")?;
     match arguments.role {
         Role::Stage => direct(&arguments.of),
         Role::LeakyApi => leak(),
@@ -98,24 +100,24 @@ pub fn play(arguments: &Arguments) -> Result<()> {
 
 /// Every other role's parent: they are killed when it ends.
 fn direct(of: &str) -> Result<()> {
-    sh::ask(Command::new("ip").args(["link", "set", "lo", "up"])).context("loopback cannot be set up")?;
+    sh::ask(Command::new("ip").args(["link", "set", "lo", "up"])).context("cannot set up loopback")?;
     for (name, value) in SETTINGS {
         fs::write(Path::new("/proc/sys").join(name), value).with_context(|| format!("cannot set {name}"))?;
     }
-    let xtask = std::env::current_exe().context("cannot tell where xtask itself is")?;
+    let xtask = std::env::current_exe().context("cannot find the path of xtask itself")?;
     let players = PLAYERS.map(|role| {
         let mut command = with_parent("KILL", &xtask);
         player(&mut command, role, of);
         command.spawn()
     });
     for player in players {
-        player.context("a player cannot be started")?.wait()?;
+        player.context("cannot start a process of the demo")?.wait()?;
     }
     Ok(())
 }
 
 fn listen(port: u16) -> Result<TcpListener> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("port {port} cannot be had"))
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).with_context(|| format!("cannot listen on port {port}"))
 }
 
 /// Calls a server; one that has just been started may not listen yet, and ports may have run out.

@@ -133,12 +133,16 @@ fn rpm_files(files: &[String]) -> String {
             }
             _ => "",
         };
-        let folder = Path::new(file).parent().and_then(Path::to_str).unwrap_or_default();
-        let is_ours =
-            ["usr/share/doc/tcpclose/", "usr/share/tcpclose/"].iter().any(|ours| folder.starts_with(ours));
-        if is_ours && !folders.contains(&folder) {
-            folders.push(folder);
-            lines.push(format!("%dir /{folder}"));
+        let mut above: Vec<&str> = Path::new(file).ancestors().skip(1).filter_map(Path::to_str).collect();
+        above.reverse();
+        for folder in above {
+            let is_ours = ["usr/share/doc/tcpclose/", "usr/share/tcpclose/"]
+                .iter()
+                .any(|ours| folder.starts_with(ours));
+            if is_ours && !folders.contains(&folder) {
+                folders.push(folder);
+                lines.push(format!("%dir /{folder}"));
+            }
         }
         lines.push(format!("{kind}/{file}"));
     }
@@ -180,7 +184,7 @@ mod tests {
     #[test]
     fn the_spec_lists_each_file_for_what_it_is() {
         let files =
-            ["etc/tcpclose/tcpclose.toml", "usr/bin/tcpclose", "usr/share/doc/tcpclose/docs/METRICS.md"];
+            ["etc/tcpclose/tcpclose.toml", "usr/bin/tcpclose", "usr/share/doc/tcpclose/docs/src/metrics.md"];
         let list = rpm_files(&files.map(str::to_owned));
         assert!(
             list.contains("\n%config(noreplace) /etc/tcpclose/tcpclose.toml\n/usr/bin/tcpclose\n"),
@@ -188,7 +192,8 @@ mod tests {
         );
         assert!(
             list.ends_with(
-                "\n%dir /usr/share/doc/tcpclose/docs\n%doc /usr/share/doc/tcpclose/docs/METRICS.md"
+                "\n%dir /usr/share/doc/tcpclose/docs\n%dir /usr/share/doc/tcpclose/docs/src\n\
+                 %doc /usr/share/doc/tcpclose/docs/src/metrics.md"
             ),
             "{list}"
         );

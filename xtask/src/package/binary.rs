@@ -2,7 +2,7 @@
 //!
 //! Linked statically with glibc. A binary of the glibc that happens to be here would ask for its newest symbols (2.34
 //! moved even `__libc_start_main`), an older one would take a second distribution to link with, and musl a second
-//! standard library, an allocator that gives nothing back (agent/memory.rs), and tests that nobody runs: the guests run
+//! standard library, an allocator that gives nothing back (agent/malloc_trim.rs), and tests that nobody runs: the guests run
 //! this same kind of binary in every `cargo xtask test`. What does not work in a static glibc is what it loads at run
 //! time, names of hosts and users by NSS, and the agent asks for neither.
 
@@ -19,7 +19,7 @@ use tcpclose_common::toolchain;
 
 use crate::{sh, test};
 
-/// What the binary may weigh.
+/// Size limit of the binary.
 const LIMIT: u64 = 10 << 20;
 
 /// Builds it. Cargo's own target folder is not used: other builds there have other flags.
@@ -74,9 +74,9 @@ pub fn generate(source: &Source, binary: &Path) -> Result<PathBuf> {
 
 fn has_static_libc() -> Result<()> {
     // Answers with the name alone where there is none.
-    let answer = sh::ask(Command::new("cc").arg("-print-file-name=libc.a")).context("there is no cc")?;
+    let answer = sh::ask(Command::new("cc").arg("-print-file-name=libc.a")).context("cannot start cc")?;
     if !Path::new(answer.trim()).is_absolute() {
-        bail!("no static C library to link with (libc.a): install libc6-dev, or glibc-static");
+        bail!("no static C library, libc.a (install libc6-dev or glibc-static)");
     }
     Ok(())
 }
@@ -86,18 +86,18 @@ fn check(binary: &Path) -> Result<()> {
     let size = fs::metadata(binary).with_context(|| format!("no {}", binary.display()))?.len();
     let headers =
         Command::new("readelf").args(["--wide", "--program-headers", "--dynamic"]).arg(binary).output();
-    let headers = headers.context("readelf cannot be started; install binutils")?;
+    let headers = headers.context("cannot start readelf (install binutils)")?;
     if !headers.status.success() {
         bail!("readelf cannot read {}", binary.display());
     }
     let headers = String::from_utf8_lossy(&headers.stdout);
     let needed = needs(&headers);
     if !needed.is_empty() {
-        bail!("{} does not run everywhere, it needs {}", binary.display(), needed.join(", "));
+        bail!("{} is not portable: it needs {}", binary.display(), needed.join(", "));
     }
-    println!("{} ({} of {} that it may weigh; static)", binary.display(), mib(size), mib(LIMIT));
+    println!("{} ({} of at most {}; static)", binary.display(), mib(size), mib(LIMIT));
     if size > LIMIT {
-        bail!("the binary weighs {}, more than the {} that are promised", mib(size), mib(LIMIT));
+        bail!("the binary has {}, more than the limit of {}", mib(size), mib(LIMIT));
     }
     Ok(())
 }

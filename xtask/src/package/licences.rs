@@ -1,4 +1,4 @@
-//! Whose work is in the binary, and on what terms: a file for the packages.
+//! The licences of the crates in the binary: a file for the packages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -41,13 +41,13 @@ are free, it can be linked anew with other versions of any of them.
 
 ";
 
-/// The file's text. Fails where a crate has terms that are not known to be harmless.
+/// The file's text. Fails if a crate has terms that are not allowed.
 pub fn collect(source: &Source) -> Result<String> {
     let mut command = sh::cargo();
     command.current_dir(&source.folder).args(["metadata", "--format-version", "1", "--locked"]);
     let said = sh::ask(command.args(["--filter-platform", &source.architecture.target()]))
         .context("cargo metadata failed")?;
-    let metadata: Value = serde_json::from_str(&said).context("cargo metadata wrote no JSON")?;
+    let metadata: Value = serde_json::from_str(&said).context("cargo metadata printed no JSON")?;
     let mut crates = String::new();
     // Texts, the same ones once, with whose they are.
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -57,7 +57,7 @@ pub fn collect(source: &Source) -> Result<String> {
         let terms = text("license");
         if !fits(terms) {
             bail!(
-                "the licence of {name} {version}, {terms:?}, is none of those that packages may carry ({})",
+                "the licence of {name} {version}, {terms:?}, is not allowed in packages (allowed: {})",
                 file!()
             );
         }
@@ -121,7 +121,7 @@ fn licences(folder: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
-/// Whether these terms, an SPDX expression, can be met by what is allowed.
+/// True if the allowed terms satisfy this SPDX expression.
 fn fits(terms: &str) -> bool {
     let terms = terms.trim();
     // How it was written before SPDX.

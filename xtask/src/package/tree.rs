@@ -16,11 +16,11 @@ pub struct Parts {
     pub binary: PathBuf,
     /// Where the binary wrote its manual, its completions and its configuration.
     pub made: PathBuf,
-    /// Whose work is in the binary.
+    /// The licences of the crates in the binary.
     pub third_parties: String,
 }
 
-/// Whose habits a tree follows.
+/// Where a distribution wants files.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Habit {
     /// Completions of packages apart from the system's; `copyright` and changelogs for licences, added by the caller.
@@ -51,7 +51,7 @@ impl Tree {
         Ok(Self { folder })
     }
 
-    /// Puts all that every package has.
+    /// Adds the files of every package.
     pub fn fill(&self, source: &Source, parts: &Parts, habit: Habit) -> Result<()> {
         let made = &parts.made;
         self.put("usr/bin/tcpclose", fs::read(&parts.binary)?)?;
@@ -92,13 +92,14 @@ impl Tree {
         Ok(())
     }
 
-    /// In folders as in the workspace, so that their links to each other hold.
+    /// In the folders of the workspace, so that links between documents hold.
     fn documents(&self, source: &Source) -> Result<()> {
         for name in ["README.md", "SECURITY.md", "deploy/README.md"] {
             self.copy(&format!("usr/share/doc/tcpclose/{name}"), &source.path(name))?;
         }
-        for file in entries(&source.path("docs"))? {
-            self.copy(&format!("usr/share/doc/tcpclose/docs/{}", file_name(&file)), &file)?;
+        let book = Tree { folder: source.path("docs/src") };
+        for file in book.files()? {
+            self.copy(&format!("usr/share/doc/tcpclose/docs/src/{file}"), &book.folder.join(&file))?;
         }
         Ok(())
     }
@@ -120,7 +121,7 @@ impl Tree {
         self.put(to, content)?;
         let path = self.folder.join(to);
         let status = Command::new("gzip").args(["-9", "--no-name", "--force"]).arg(&path).status();
-        if !status.context("gzip cannot be started")?.success() {
+        if !status.context("cannot start gzip")?.success() {
             bail!("gzip failed on {}", path.display());
         }
         Ok(())
@@ -143,7 +144,7 @@ impl Tree {
         Ok(files)
     }
 
-    /// Gives everything the modes and the time that it always has, whoever's umask this is.
+    /// Sets fixed modes and times, whatever the umask.
     pub fn settle(&self, source: &Source) -> Result<()> {
         let time = UNIX_EPOCH + Duration::from_secs(source.epoch);
         // What is deepest first: a change in a folder changes its time.
@@ -207,7 +208,7 @@ pub fn filled(text: &str, values: &[(&str, &str)]) -> Result<String> {
         .step_by(2)
         .find(|word| !word.is_empty() && word.chars().all(|letter| letter.is_ascii_uppercase()));
     match left {
-        Some(name) => bail!("nothing is known for @{name}@"),
+        Some(name) => bail!("no value for @{name}@"),
         None => Ok(filled),
     }
 }

@@ -84,7 +84,7 @@ is_installed() {
     answer=$("${inside[@]}" tcpclose --version)
     [ "$answer" = "tcpclose $version" ] || fail "tcpclose --version says $answer"
     for name in prometheus/rules.yml grafana/tcpclose.json; do has "/usr/share/tcpclose/$name"; done
-    for name in README.md SECURITY.md docs/METRICS.md docs/RUNBOOK.md; do has "/usr/share/doc/tcpclose/$name"; done
+    for name in README.md SECURITY.md docs/src/metrics-reference.md docs/src/runbook.md; do has "/usr/share/doc/tcpclose/$name"; done
     answer=$(cd "$root" && find etc/tcpclose usr/bin/tcpclose usr/share/*/tcpclose usr/share/tcpclose usr/lib/*/*/tcpclose* \
         \( ! -user root -o ! -group root -o -perm /022 \) -print)
     [ -z "$answer" ] || fail "not root's alone: $answer"

@@ -89,7 +89,7 @@ impl Guest {
         let mut command = self.qemu()?;
         sh::show(&command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut machine = Machine(command.spawn().context("setpriv cannot be started")?);
+        let mut machine = Machine(command.spawn().context("cannot start setpriv")?);
         let lines = machine.lines();
 
         let mut report = Report::default();

@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::archive::{Architecture, Archive, Suite};
+use crate::archive::{self, Architecture, Archive, Suite};
 use crate::cross::Builder;
 use crate::{build, sh};
 
@@ -314,15 +314,10 @@ pub fn qemu(architecture: Architecture) -> Result<Vec<String>> {
     if !Archive::is_complete(&root) {
         return Ok(vec![program.to_owned()]);
     }
-    let (loader, triplet) = match Architecture::of_this_machine() {
-        Some(Architecture::Arm64) => ("lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu"),
-        _ => ("lib64/ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
-    };
-    let path = |below: &str| root.join(below).display().to_string();
+    let words = archive::through_loader(&root, &format!("usr/bin/{program}"));
     // The firmware of x86 machines is a package of its own.
-    let words = [path(loader), "--library-path".to_owned(), path(&format!("usr/lib/{triplet}"))];
-    let data = [path(&format!("usr/bin/{program}")), "-L".to_owned(), path("usr/share/qemu")];
-    Ok(words.into_iter().chain(data).chain(["-L".to_owned(), path("usr/share/seabios")]).collect())
+    let data = ["usr/share/qemu", "usr/share/seabios"].map(|below| root.join(below).display().to_string());
+    Ok(words.into_iter().chain(data.into_iter().flat_map(|folder| ["-L".to_owned(), folder])).collect())
 }
 
 /// The static busybox.

@@ -49,7 +49,7 @@ pub fn build(architecture: Architecture) -> Result<Built> {
     command.args(["--no-run", "--package", "tcpclose", "--test", live::PROGRAM]);
     command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     sh::show(&command);
-    let output = command.output().context("cargo cannot be started")?;
+    let output = command.output().context("cannot start cargo")?;
     if !output.status.success() {
         bail!("the live tests do not build");
     }
@@ -82,9 +82,9 @@ fn cargo_test(architecture: Architecture) -> Result<Command> {
 pub fn given(file: &Path) -> Result<Program> {
     let content = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     if content.starts_with(b"\x7fELF") && has_interpreter(&content) {
-        bail!("{} needs shared libraries, and a guest has none", file.display());
+        bail!("{} needs shared libraries, which guests do not have", file.display());
     }
-    let name = file.file_name().with_context(|| format!("{} is no program", file.display()))?;
+    let name = file.file_name().with_context(|| format!("{} is not a program", file.display()))?;
     Ok(Program { name: name.to_string_lossy().into_owned(), file: file.to_path_buf() })
 }
 

@@ -75,7 +75,7 @@ fn play_in(netns: &Netns, closes: &mut [Close]) -> Vec<(Vec<Truth>, Option<play:
 /// An agent on `backend`, otherwise as anybody has it; none where this kernel lacks the backend.
 fn start(backend: Backend) -> Option<Agent> {
     if backend == Backend::BlindDiag {
-        // Its times are those of the classic tracepoint with BTF, but for the full socket's FIN-WAIT-2 (README).
+        // Its times are those of the classic tracepoint with BTF, but for the full socket's FIN-WAIT-2 (docs/coverage.toml).
         return None;
     }
     let arguments =

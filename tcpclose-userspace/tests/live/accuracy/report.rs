@@ -1,4 +1,4 @@
-//! What agents told of the closes, against the truth: a section of docs/ACCURACY.md.
+//! What agents told of the closes, against the truth: a section of docs/src/accuracy.md.
 
 use std::fs;
 use std::time::SystemTime;

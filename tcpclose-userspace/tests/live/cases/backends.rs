@@ -1,6 +1,10 @@
-//! What each backend tells, read from the README's own table: the expectations of every case come from there.
+//! What each backend reports, read from docs/coverage.toml: the expectations of every case come from there.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::LazyLock;
+
+use serde::Deserialize;
 
 /// A state hook and a time-wait backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,7 +18,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// In the order of the table's columns.
+    /// In the order of `backends` in the file.
     pub const ALL: [Self; 5] =
         [Self::BtfDiag, Self::TracepointDiag, Self::BlindDiag, Self::BtfHooks, Self::TracepointHooks];
 
@@ -41,7 +45,7 @@ impl fmt::Display for Backend {
     }
 }
 
-/// A row of the table: something that is true of a case.
+/// A row of the file: something that is true of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truth {
     AcceptedHere,
@@ -83,7 +87,43 @@ pub enum Truth {
 }
 
 impl Truth {
-    /// The first cell of its row.
+    const ALL: [Self; 33] = [
+        Self::AcceptedHere,
+        Self::OpenedHere,
+        Self::Socket,
+        Self::FinWait2ByFin,
+        Self::FinWait2Cut,
+        Self::FinWait2Brief,
+        Self::MinisocketByFin,
+        Self::MinisocketCut,
+        Self::MinisocketSkipped,
+        Self::TimeWait,
+        Self::TimeWaitElsewhere,
+        Self::Graceful,
+        Self::GracefulWaited,
+        Self::GracefulElsewhere,
+        Self::GracefulOverflow,
+        Self::ResetReceived,
+        Self::ResetReceivedClosed,
+        Self::ResetReceivedMinisocket,
+        Self::ResetSent,
+        Self::ResetSentMinisocket,
+        Self::Aborted,
+        Self::Timeout,
+        Self::FinWait2Expired,
+        Self::Destroyed,
+        Self::DestroyedMinisocket,
+        Self::FinWait2Overflow,
+        Self::Expired,
+        Self::Reused,
+        Self::Recycled,
+        Self::Reset,
+        Self::DestroyedTimeWait,
+        Self::Purged,
+        Self::Overflow,
+    ];
+
+    /// Its row in the file.
     const fn row(self) -> &'static str {
         match self {
             Self::AcceptedHere => "side: accepted here",
@@ -124,16 +164,50 @@ impl Truth {
         }
     }
 
-    /// What `backend` tells of it.
+    /// What `backend` reports of it.
     pub fn told(self, backend: Backend) -> &'static str {
-        let cells = README
-            .lines()
-            .map(|line| line.trim_matches('|').split('|').map(str::trim))
-            .find(|cells| cells.clone().next() == Some(self.row()));
-        let mut cells = cells.unwrap_or_else(|| panic!("the README's table has no row `{}`", self.row()));
+        let row = COVERAGE.get(self.row());
+        let row = row.unwrap_or_else(|| panic!("docs/coverage.toml has no row `{}`", self.row()));
         let column = Backend::ALL.iter().position(|&r| r == backend).expect("every backend has a column");
-        cells.nth(column + 1).unwrap_or_else(|| panic!("row `{}` is too short", self.row())).trim_matches('`')
+        &row[column]
     }
 }
 
-static README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"));
+#[derive(Deserialize)]
+struct File {
+    backends: Vec<String>,
+    section: Vec<Section>,
+}
+
+#[derive(Deserialize)]
+struct Section {
+    rows: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    truth: String,
+    reported: Vec<String>,
+}
+
+/// By truth, what each of [`Backend::ALL`] reports.
+static COVERAGE: LazyLock<HashMap<String, Vec<String>>> = LazyLock::new(|| {
+    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/coverage.toml"));
+    let file: File = toml::from_str(text).expect("docs/coverage.toml");
+    assert_eq!(file.backends, Backend::ALL.map(|backend| backend.to_string()));
+    let rows = file.section.into_iter().flat_map(|section| section.rows);
+    rows.map(|row| {
+        assert_eq!(row.reported.len(), Backend::ALL.len(), "{}", row.truth);
+        (row.truth, row.reported)
+    })
+    .collect()
+});
+
+#[test]
+fn every_row_of_the_file_belongs_to_a_truth() {
+    let mut rows: Vec<&String> = COVERAGE.keys().collect();
+    rows.sort();
+    let mut truths: Vec<&str> = Truth::ALL.map(Truth::row).to_vec();
+    truths.sort_unstable();
+    assert_eq!(rows, truths);
+}

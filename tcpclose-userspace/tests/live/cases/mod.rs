@@ -3,8 +3,8 @@
 //! * [`wire`]: segments by hand. [`place`]: network namespaces and TUN devices. [`peer`]: the hand-made end.
 //! * [`scene`]: a kernel's socket, a peer, and when the script did what. [`diag`]: what the kernel itself says.
 //! * [`passive`], [`active`], [`resets`], [`local`], [`timeouts`], [`minisockets`]: the scripts.
-//! * [`table`]: the cases, and what is true of each. [`stay`]: the states. [`backends`]: what each backend tells, read from the
-//!   README. [`verdict`]: what an agent told, against that.
+//! * [`table`]: the cases, and what is true of each. [`stay`]: the states. [`backends`]: what each backend reports, read from
+//!   docs/coverage.toml. [`verdict`]: what an agent told, against that.
 //! * [`stage`]: agents, namespaces, and all cases at once. [`report`]: what is printed.
 //!
 //! What an agent tells wrong fails the test, but where the kernel itself says that it left out the agent's program that
@@ -43,7 +43,7 @@ fn every_case_on_every_backend() {
 }
 
 #[test]
-fn every_row_of_the_table_is_in_the_readme() {
+fn every_truth_of_a_case_is_in_the_coverage_file() {
     for case in table::CASES {
         for life in case.lives {
             let times = life.stays.iter().map(|stay| stay.time);

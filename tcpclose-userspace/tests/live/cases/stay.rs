@@ -9,7 +9,7 @@ use super::backends::Truth;
 pub struct Stay {
     /// The value of the label `state`.
     pub state: &'static str,
-    /// The row of the README's table that says which backend tells its duration how.
+    /// The row of docs/coverage.toml that says how exact each backend's duration is.
     pub time: Truth,
 }
 

@@ -1,7 +1,7 @@
 //! The cases, each one a line: its name, where it is played, the script, and per life of a kernel's socket the side, the
 //! role, the states it goes through, how the connection ended and how its TIME-WAIT did.
 //!
-//! The truth stands here. What each backend tells of it stands in the README's table ([`Truth::told`]).
+//! The truth stands here. What each backend reports of it stands in docs/coverage.toml ([`Truth::told`]).
 
 use super::backends::Truth::{self, *};
 use super::scene::Family::{self, Mapped, V4, V6};

@@ -148,7 +148,7 @@ fn bracket((low, high): (f64, f64), told: &str, dumps: Dumps) -> Option<(f64, f6
         // The entry may be read off a timer, the end is the last sighting.
         "dump" => Some(((low - dumps.apart - slack).max(0.0), high + slack)),
         "unseen" => None,
-        other => panic!("`{other}` in the README's table is no way to tell a time"),
+        other => panic!("docs/coverage.toml: `{other}` is no exactness of a time"),
     }
 }
 

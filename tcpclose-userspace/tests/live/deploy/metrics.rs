@@ -1,4 +1,4 @@
-//! docs/METRICS.md, generated from the table of metrics, and that table against a live agent.
+//! docs/src/metrics-reference.md, generated from the table of metrics, and that table against a live agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::common::Metrics;
 
 /// Set, the file is written instead of compared.
 const WRITE: &str = "TCPCLOSE_WRITE_DOCS";
-const FILE: &str = "docs/METRICS.md";
+const FILE: &str = "docs/src/metrics-reference.md";
 const HOW: &str = "TCPCLOSE_WRITE_DOCS=1 cargo test -p tcpclose --test live deploy::metrics";
 
 /// Metrics without a sample on some kernels, or without some traffic.
@@ -22,7 +22,7 @@ const SOMETIMES: [&str; 3] = [
 
 #[test]
 fn the_document_of_metrics_is_generated() {
-    let path = workspace("docs").join("METRICS.md");
+    let path = workspace("docs/src").join("metrics-reference.md");
     let text = descriptors::document(HOW);
     if std::env::var_os(WRITE).is_some() {
         std::fs::write(&path, &text).unwrap();

@@ -2,6 +2,8 @@
 //! query of both asked of a real Prometheus that scrapes a live agent.
 
 use crate::common;
+mod configuration;
+mod document;
 mod metrics;
 mod scene;
 pub mod schema;
@@ -241,7 +243,7 @@ fn variables_have_values(
 
 /// Prometheus evaluates each rule; a recording rule has data; an alert says what the runbook has more of.
 fn rules_are_right(prometheus: &Prometheus, metrics: &Metrics) {
-    let runbook = std::fs::read_to_string(workspace("docs/RUNBOOK.md")).unwrap();
+    let runbook = std::fs::read_to_string(workspace("docs/src/runbook.md")).unwrap();
     let until = Instant::now() + PATIENCE;
     let groups = loop {
         let mut data = prometheus.data("/api/v1/rules");
@@ -271,12 +273,12 @@ fn rules_are_right(prometheus: &Prometheus, metrics: &Metrics) {
         for annotation in ["summary", "description"] {
             assert!(!text(&rule["annotations"][annotation]).is_empty(), "{name}");
         }
-        let anchor = text(&rule["annotations"]["runbook_url"]).strip_prefix("docs/RUNBOOK.md#").unwrap();
+        let anchor = text(&rule["annotations"]["runbook_url"]).strip_prefix("docs/src/runbook.md#").unwrap();
         // As GitHub makes anchors of headings.
         let mut anchors = runbook.lines().filter_map(|line| line.strip_prefix("## "));
         assert!(
             anchors.any(|heading| heading.to_lowercase().replace(' ', "-") == anchor),
-            "{name}: docs/RUNBOOK.md has no heading for {anchor}"
+            "{name}: docs/src/runbook.md has no heading for {anchor}"
         );
     }
     println!("{recordings} recording rules have data, {alerts} alerts are evaluated");

@@ -211,7 +211,7 @@ fn a_pod_has_what_it_needs_and_no_more() {
             assert_eq!(line.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), given, "{set}");
         }
     }
-    if let Ok(table) = std::fs::read_to_string(root.join("docs/PRIVILEGES.md")) {
+    if let Ok(table) = std::fs::read_to_string(root.join("docs/src/privileges.md")) {
         for one in &given {
             assert!(table.lines().any(|line| line.starts_with(&format!("| `{one}`"))), "{one}");
         }
