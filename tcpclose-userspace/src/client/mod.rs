@@ -25,8 +25,8 @@ use tokio::runtime::Runtime;
 use crate::client::reply::{Answer, Reply};
 use crate::failure::Failure;
 use crate::names::Phase;
-use crate::report::Depth;
 use crate::report::requests::{SOCKETS_PATH, STUCK_AFTER_HEADER};
+use crate::report::sockets::Depth;
 use crate::report::sockets::{SCHEMA, SocketsDocument, Versioned};
 
 /// The time that an agent has for a whole answer.

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::linux::users;
 use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
-use crate::probe::backend::task_file::OwnersHook;
+use crate::probe::OwnersHook;
 use crate::probe::{StateHook, TimeWaitHook};
 use crate::report::requests::DEFAULT_SOCKET;
 

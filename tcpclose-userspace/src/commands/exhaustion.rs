@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 
 use crate::client::fetch::{AgentAddress, Fetched, fetch_document};
+use crate::client::snapshot;
 use crate::commands::arguments::{duration, number};
 use crate::commands::filter::own_netns;
 use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
-use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse, snapshot};
+use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse};
 use crate::report::requests::EXHAUSTION_PATH;
 use crate::ui::footer::footer;
 use crate::ui::table;
@@ -44,7 +45,7 @@ pub struct Exhaustion {
 impl Exhaustion {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let target = format!("{EXHAUSTION_PATH}?limit={}", self.limit);
-        let snapshot = || snapshot(self.period, self.limit, Scope::All);
+        let snapshot = || snapshot::exhaustion(self.period, self.limit, Scope::All);
         let Fetched { mut document, source, remark } =
             fetch_document(&self.address, (&target, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);

@@ -10,14 +10,15 @@ use rustix::process::{Pid, test_kill_process};
 use crate::client;
 use crate::client::SocketsAnswer;
 use crate::client::fetch::{AgentAddress, Fetched, fetch};
+use crate::client::snapshot;
 use crate::commands::arguments::{NetnsChoice, duration, pid, port, state};
 use crate::commands::groups::Listed;
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
 use crate::report::requests::DEFAULT_STUCK_AFTER;
+use crate::report::sockets::Depth;
 use crate::report::sockets::{SocketsDocument, StuckSocket};
-use crate::report::{Depth, snapshot};
 use crate::ui::{labels, table};
 
 // No doc comment: clap would make it the help of the command that this is a part of.
@@ -59,7 +60,7 @@ impl SocketFilter {
         let stuck_after = self.older_than.unwrap_or(DEFAULT_STUCK_AFTER);
         let snapshot = || {
             let bound_ns = u64::try_from(stuck_after.as_nanos()).unwrap_or(u64::MAX);
-            let document = snapshot(self.state.state().bit(), bound_ns, self.netns.scope(), depth)?;
+            let document = snapshot::sockets(self.state.state().bit(), bound_ns, self.netns.scope(), depth)?;
             Ok(SocketsAnswer { document, stuck_after })
         };
         let Fetched { document: answer, source, remark } = fetch(address, ask, snapshot)?;

@@ -9,7 +9,7 @@ use crate::commands::arguments::number;
 use crate::commands::output::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
-use crate::report::ports::{Durations, PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
+use crate::report::ports::{Durations, PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse};
 use crate::report::requests::{DEFAULT_STUCK_AFTER, PORTS_PATH};
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
@@ -41,7 +41,7 @@ pub struct Ports {
 impl Ports {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let bound_ns = DEFAULT_STUCK_AFTER.as_nanos() as u64;
-        let snapshot = || snapshot(bound_ns, Scope::All);
+        let snapshot = || crate::client::snapshot::ports(bound_ns, Scope::All);
         let Fetched { mut document, source, remark } =
             fetch_document(&self.address, (PORTS_PATH, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);

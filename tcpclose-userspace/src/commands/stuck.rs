@@ -12,7 +12,7 @@ use crate::commands::groups;
 use crate::commands::groups::{By, Listed};
 use crate::commands::output::{json, print};
 use crate::failure::Failure;
-use crate::report::Depth;
+use crate::report::sockets::Depth;
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 

@@ -1,7 +1,7 @@
 //! The command to run next: a tool for the process's runtime that shows its threads. Printed, never run.
 
-use crate::linux::process::Runtime;
 use crate::names::Diagnosis;
+use crate::names::Runtime;
 use crate::report::sockets::Owner;
 use crate::ui::labels;
 

@@ -230,7 +230,7 @@ impl Verify {
             return Ok((own, vec![unknown.to_owned()]));
         };
         // The agent's numbers about its own namespace can only be compared with those of that namespace.
-        let entered = netns::travel(|traveller| traveller.enter(&place)).and_then(|entered| entered);
+        let entered = netns::with_visitor(|visitor| visitor.enter(&place)).and_then(|entered| entered);
         match entered {
             Ok(agents) => Ok((agents, Vec::new())),
             Err(why) => Err(Failure::new(

@@ -141,9 +141,9 @@ descriptors! {
 /// docs/METRICS.md; `how` is the command that writes it.
 pub fn document(how: &str) -> String {
     let mut text = format!(
-        "# Metrics\n\nEvery metric of `tcpclose agent`. This file is generated from `src/metrics/descriptors.rs`, and a test compares both with a\n\
+        "# Every metric\n\nEvery metric of `tcpclose agent`. This file is generated from `src/metrics/descriptors.rs`, and a test compares both with a\n\
          live agent; to write it again:\n\n    {how}\n\nWhat the words mean, how series are bounded and which buckets there are: \
-         [README](../README.md#metrics). Rules and alerts on them: [deploy/](../deploy/README.md).\n\n\
+         [Metrics](metrics.md). Rules and alerts on them: [Prometheus and Grafana](prometheus.md).\n\n\
          | metric | type | unit | what it is |\n|---|---|---|---|\n"
     );
     for metric in ALL {

@@ -19,6 +19,7 @@ pub mod requirements;
 pub mod ring;
 mod ring_window;
 pub mod running;
+pub mod support;
 pub mod tracefs;
 
 pub use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook};
