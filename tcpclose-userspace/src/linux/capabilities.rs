@@ -1,9 +1,9 @@
 //! The capabilities of this process, and how the agent gives them up.
 //!
-//! Capabilities are a thread's own, and a thread begins with those of the one that starts it (kernel/capability.c, capset();
-//! kernel/cred.c, copy_creds(), 5.8 to 6.18). So the agent's first thread drops capabilities before it starts another, the
-//! threads of its pool drop theirs when they begin, and those that only the start needs are dropped by the first thread, the only
-//! one to have them.
+//! Capabilities are a thread's own, and a thread begins with those of the one that starts it (kernel/capability.c,
+//! capset(); kernel/cred.c, copy_creds(), 5.8 to 6.18). So the agent's first thread drops capabilities before it starts
+//! another, the threads of its pool drop theirs when they begin, and those that only the start needs are dropped by the
+//! first thread, the only one to have them.
 
 use std::io;
 use std::thread;
@@ -101,7 +101,8 @@ pub fn give_up(capability: Capability) {
 pub fn give_up_all() -> io::Result<()> {
     let none = CapabilitySet::empty();
     set_no_new_privs(true)?;
-    // A seccomp filter can refuse it; what is not permitted is not ambient either (security/commoncap.c, cap_capset(), 5.8 to 6.18).
+    // A seccomp filter can refuse it; what is not permitted is not ambient either (security/commoncap.c, cap_capset(),
+    // 5.8 to 6.18).
     let _ = clear_ambient_capability_set();
     Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
 }

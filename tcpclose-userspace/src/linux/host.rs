@@ -20,8 +20,9 @@ pub fn tick_ns() -> u64 {
     nanoseconds(ClockId::MonotonicCoarse).saturating_add_signed(-AHEAD.monotonic_ns)
 }
 
-/// Two of the longest ticks that a kernel is built with (CONFIG_HZ=100), nanoseconds; the rounding up to milliseconds at
-/// CONFIG_HZ=300 fits in as well. With one, an upper bound was 8 µs too low on a busy virtual machine with two processors (6.18).
+/// Two of the longest ticks that a kernel is built with (CONFIG_HZ=100), nanoseconds; the rounding up to milliseconds
+/// at CONFIG_HZ=300 fits in as well. With one, an upper bound was 8 µs too low on a busy virtual machine with two
+/// processors (6.18).
 pub const TICKS_NS: u64 = 20_000_000;
 
 /// CPU time of the calling thread, nanoseconds.
@@ -96,8 +97,8 @@ pub fn time_wait_overflows() -> Option<u64> {
     proc_net::counter(&fs::read_to_string("/proc/net/netstat").ok()?, "TcpExt:", "TCPTimeWaitOverflow")
 }
 
-/// Minisockets of the calling thread's network namespace (of the host before 6.1) divided by its `tcp_max_tw_buckets`. FIN-WAIT-2
-/// minisockets count, as they do in the kernel's own comparison with the limit (inet_twsk_alloc).
+/// Minisockets of the calling thread's network namespace (of the host before 6.1) divided by its `tcp_max_tw_buckets`.
+/// FIN-WAIT-2 minisockets count, as they do in the kernel's own comparison with the limit (inet_twsk_alloc).
 pub fn time_wait_limit_used() -> Option<f64> {
     let most: f64 = fs::read_to_string("/proc/sys/net/ipv4/tcp_max_tw_buckets").ok()?.trim().parse().ok()?;
     let sockets = fs::read_to_string("/proc/thread-self/net/sockstat").ok()?;

@@ -131,7 +131,8 @@ pub fn survey(places: Vec<NetnsPath>, ask: DumpRequest, most: Option<Duration>) 
     Ok(survey)
 }
 
-/// The same, but passes the sockets to `take` in chunks and keeps none: of a million, at 130 bytes each, one chunk is in memory.
+/// The same, but passes the sockets to `take` in chunks and keeps none: of a million, at 130 bytes each, one chunk is
+/// in memory.
 ///
 /// # Errors
 /// As [`survey`]; the chunks passed until then are valid.

@@ -21,7 +21,8 @@ use crate::linux::proc_fd;
 use crate::linux::proc_fd::{FdHolder, FileFilter, OpenFiles, Urgency};
 use crate::linux::process::Process;
 
-/// The time limit for reading descriptors. Executables come after ([`executables::WITHIN`]); a client waits 10 s for everything.
+/// The time limit for reading descriptors. Executables come after ([`executables::WITHIN`]); a client waits 10 s for
+/// everything.
 pub const WITHIN: Duration = Duration::from_secs(4);
 
 /// The result of one pass.

@@ -1,9 +1,9 @@
 //! A process that holds a socket, from /proc.
 //!
-//! No read here waits for that process or for a file system: the kernel makes the link `exe` from memory (fs/d_path.c), and
-//! `comm`, `limits`, `stat`, `cgroup` and the directory `fd` take no lock that a process can keep.
-//! `cmdline`, `environ` and `maps` take its mmap_lock and fault its pages in (fs/proc/base.c, get_mm_cmdline(); fs/proc/task_mmu.c,
-//! 5.8 to 6.18), so they are not read.
+//! No read here waits for that process or for a file system: the kernel makes the link `exe` from memory (fs/d_path.c),
+//! and `comm`, `limits`, `stat`, `cgroup` and the directory `fd` take no lock that a process can keep. `cmdline`,
+//! `environ` and `maps` take its mmap_lock and fault its pages in (fs/proc/base.c, get_mm_cmdline();
+//! fs/proc/task_mmu.c, 5.8 to 6.18), so they are not read.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

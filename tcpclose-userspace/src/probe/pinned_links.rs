@@ -1,11 +1,11 @@
 //! Links whose programs the kernel detaches on its own, after the process has ended.
 //!
 //! Detaching a trampoline's program waits for RCU: two grace periods a function in 6.1 (`ftrace_shutdown()`,
-//! kernel/trace/ftrace.c), one in 5.8 to 5.11 (`bpf_trampoline_update()`, kernel/bpf/trampoline.c). A process that closes the last
-//! reference to such a link waits, whatever signal has come: with all hooks 9 s in an emulated 6.1. So each link is pinned
-//! in a bpf filesystem that is mounted nowhere. The filesystem and its files go with its last descriptor, after RCU
-//! (`bpf_free_inode()`, kernel/bpf/inode.c), where a worker drops the link's last reference (`bpf_link_put()`,
-//! kernel/bpf/syscall.c, 5.8 to 6.18).
+//! kernel/trace/ftrace.c), one in 5.8 to 5.11 (`bpf_trampoline_update()`, kernel/bpf/trampoline.c). A process that
+//! closes the last reference to such a link waits, whatever signal has come: with all hooks 9 s in an emulated 6.1. So
+//! each link is pinned in a bpf filesystem that is mounted nowhere. The filesystem and its files go with its last
+//! descriptor, after RCU (`bpf_free_inode()`, kernel/bpf/inode.c), where a worker drops the link's last reference
+//! (`bpf_link_put()`, kernel/bpf/syscall.c, 5.8 to 6.18).
 
 use std::os::fd::{AsRawFd, OwnedFd};
 

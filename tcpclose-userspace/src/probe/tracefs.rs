@@ -38,7 +38,7 @@ pub fn visible<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T> {
     #[allow(clippy::unnecessary_cast, reason = "f_type is not an i64 on every architecture")]
     let magic = mounted.f_type as i64;
     if magic == TRACEFS_MAGIC {
-        // Mounted with mode 0700 unless told otherwise.
+        // Mounted with mode 0700 by default.
         fs::read_dir(tracing).with_context(|| format!("{tracing} cannot be read"))?;
     }
     if magic != SYSFS_MAGIC {

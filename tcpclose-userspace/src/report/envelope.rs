@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Which host a document describes, when, and what it lacks. [`document!`] puts these fields into each document: serde's
+/// Which host a document describes, when, and what it lacks. `document!` puts these fields into each document: serde's
 /// `flatten` would buffer every value on reading.
 #[derive(Clone, Debug)]
 pub struct Envelope {
@@ -29,7 +29,7 @@ pub trait Versioned: DeserializeOwned {
     fn schema(&self) -> u32;
 }
 
-/// Defines a document: the fields of an [`Envelope`], in the order in which they are written; the first braces hold the fields
+/// Defines a document: the fields of an `Envelope`, in the order in which they are written; the first braces hold the fields
 /// before `incomplete`, the second those after it.
 macro_rules! document {
     (

@@ -37,8 +37,8 @@ pub fn of_the_dump(dump: &Dump) -> Vec<String> {
     incomplete
 }
 
-/// Namespaces that were skipped, whose `sockets` are missing: `refused` may not be entered, the processes of `denied` may not be
-/// inspected.
+/// Namespaces that were skipped, whose `sockets` are missing: `refused` may not be entered, the processes of `denied`
+/// may not be inspected.
 pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String> {
     let others = |n: usize| match n {
         1 => "1 other network namespace".to_owned(),

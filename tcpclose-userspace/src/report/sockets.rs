@@ -1,6 +1,7 @@
 //! The document of `GET /v1/sockets` and `tcpclose stuck --json`.
 //!
-//! Readers ignore unknown keys, so that keys can be added; [`SCHEMA`] changes only when a key changes its meaning or is removed.
+//! Readers ignore unknown keys, so that keys can be added; [`SCHEMA`] changes only when a key changes its meaning or is
+//! removed.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -66,8 +67,8 @@ pub struct StuckSocket {
     pub uid: u32,
     /// The inode of the socket's network namespace.
     pub netns: u32,
-    /// Distinguishes that namespace from a later one with its inode: the low half of its cookie, on kernels with cookies. 0 where
-    /// it is unknown.
+    /// Distinguishes that namespace from a later one with its inode: the low half of its cookie, on kernels with
+    /// cookies. 0 where it is unknown.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub netns_id: u32,
     /// The namespace's name as `ip netns` shows it, if any.

@@ -63,7 +63,7 @@ fn a_descriptor_that_was_handed_over_belongs_to_the_receiver() {
     // On its way nobody holds it, and that is said.
     for (asker, document) in askers.ask(server.port()) {
         assert!(stage::only(&document).owners.is_empty(), "{asker}");
-        assert!(document.incomplete.iter().any(|remark| remark.contains("on its way")), "{asker}");
+        assert!(document.incomplete.iter().any(|remark| remark.contains("in flight")), "{asker}");
     }
     let mut receiver = Child::holding(&mut helper("receiver"), &theirs);
     receiver.until_it_says("received");

@@ -1,9 +1,10 @@
 //! The cgroup namespace from which cgroup paths are read.
 //!
-//! `/proc/PID/cgroup` is written as the *reader's* cgroup namespace sees it (kernel/cgroup/cgroup.c, proc_cgroup_show(), 5.8 to
-//! 6.18): relative to that namespace's root, and so without the part that the process has in common with it. A container of an unprivileged
-//! pod has its own such namespace wherever cgroups are v2 (containerd: internal/cri/server/container_create.go), and no
-//! field of a pod changes that. From there the uid of the own pod, and Docker's name above its containers, cannot be seen.
+//! `/proc/PID/cgroup` is written as the *reader's* cgroup namespace sees it (kernel/cgroup/cgroup.c,
+//! proc_cgroup_show(), 5.8 to 6.18): relative to that namespace's root, and so without the part that the process has in
+//! common with it. A container of an unprivileged pod has its own such namespace wherever cgroups are v2 (containerd:
+//! internal/cri/server/container_create.go), and no field of a pod changes that. From there the uid of the own pod, and
+//! Docker's name above its containers, cannot be seen.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;

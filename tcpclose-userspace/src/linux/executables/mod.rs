@@ -1,11 +1,12 @@
 //! The runtime of other users' processes, found by reading their executables.
 //!
 //! The owner of an executable decides whether an open of it returns. A lease that is held on it breaks after 45 s
-//! (fs/locks.c, __break_lease(); O_NONBLOCK makes that EWOULDBLOCK, 5.8 to 6.18), and a file on FUSE or NFS answers when its server
-//! does; a local user can have an overlay on a FUSE mount of their own, through which root's accesses count as theirs
-//! (fs/overlayfs/file.c, ovl_open()). Such a wait does not end by a signal (fs/fuse/dev.c, request_wait_answer()). So this process never opens
-//! one: it holds the file by O_PATH, which calls no file system (fs/open.c, do_dentry_open()), and a [`helper`], another process of
-//! this program without any capability, opens and reads it. Executables that it has not read in time are reported as unknown.
+//! (fs/locks.c, __break_lease(); O_NONBLOCK makes that EWOULDBLOCK, 5.8 to 6.18), and a file on FUSE or NFS answers
+//! when its server does; a local user can have an overlay on a FUSE mount of their own, through which root's accesses
+//! count as theirs (fs/overlayfs/file.c, ovl_open()). Such a wait does not end by a signal (fs/fuse/dev.c,
+//! request_wait_answer()). So this process never opens one: it holds the file by O_PATH, which calls no file system
+//! (fs/open.c, do_dentry_open()), and a [`helper`], another process of this program without any capability, opens and
+//! reads it. Executables that it has not read in time are reported as unknown.
 
 mod file_key;
 pub mod helper;

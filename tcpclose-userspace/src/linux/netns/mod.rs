@@ -1,11 +1,11 @@
 //! Finds and enters network namespaces.
 //!
 //! A namespace stays while a process, a mount, a descriptor or a socket holds it; a descriptor of ours would keep a dead
-//! container's interfaces alive. So nothing here is kept open: only the path of a namespace is remembered, and whoever enters
-//! it checks that it is still the same one (inodes are reused).
+//! container's interfaces alive. So nothing here is kept open: only the path of a namespace is remembered, and entering it
+//! checks that it is still the same one (inodes are reused).
 //!
-//! * [`place`]: a namespace, and the paths to it; [`search`]: finds all, also in mount tables (`mounts`).
-//! * [`visitor`]: a thread that enters them; [`population`]: how many sockets each has; `user`: whose it is.
+//! * `place`: a namespace, and the paths to it; `search`: finds all, also in mount tables (`mounts`).
+//! * `visitor`: a thread that enters them; `population`: how many sockets each has; `user`: the user it belongs to.
 
 mod mounts;
 mod place;

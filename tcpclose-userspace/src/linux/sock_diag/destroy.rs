@@ -22,8 +22,8 @@ use crate::names::Flow;
 /// (`sock_diag_destroy()`). EOPNOTSUPP: the kernel is built without CONFIG_INET_DIAG_DESTROY, or the socket is a
 /// minisocket and the kernel older than 6.1. EINVAL for a cookie that is none: the kernel would take any socket.
 ///
-/// Below 6.11, a socket that no program holds any more is left as it is, and no error tells (`tcp_abort()` looks for
-/// SOCK_DEAD): a lookup tells.
+/// Below 6.11, a socket that no program holds any more is left as it is without an error (`tcp_abort()` looks for SOCK_DEAD):
+/// only a lookup shows that.
 pub fn destroy(flow: &Flow, interface: u32, cookie: u64) -> io::Result<()> {
     if matches!(cookie, 0 | u64::MAX) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));

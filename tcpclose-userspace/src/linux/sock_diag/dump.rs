@@ -26,9 +26,9 @@ pub struct Dump {
     pub malformed: u64,
 }
 
-/// Every TCP socket of the caller's network namespace in one of `states` (a mask of [`TcpState::bit`](tcpclose_common::state::TcpState::bit)s), IPv4 and
-/// IPv6. `with_info` asks for [`Socket::times`], which locks each full socket for a moment
-/// (net/ipv4/tcp.c, `tcp_get_info()`).
+/// Every TCP socket of the caller's network namespace in one of `states` (a mask of
+/// [`TcpState::bit`](tcpclose_common::state::TcpState::bit)s), IPv4 and IPv6. `with_info` asks for [`Socket::times`],
+/// which locks each full socket for a moment (net/ipv4/tcp.c, `tcp_get_info()`).
 ///
 /// The mask matches a minisocket's substate: FIN-WAIT-2 brings full sockets and minisockets.
 pub fn dump(states: u32, with_info: bool) -> io::Result<Dump> {

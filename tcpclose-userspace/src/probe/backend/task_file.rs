@@ -26,7 +26,7 @@ pub fn lookup(ebpf: &mut Ebpf, hook: OwnersHook) -> OwnersLookup {
     })
 }
 
-/// Loads the iterator. It runs only when a file of [`open`] is read.
+/// Loads the iterator. It runs only when a file of [`lookup`] is read.
 ///
 /// # Errors
 /// When the kernel lacks or refuses it, or when this process is in a PID namespace of its own: the iterator numbers

@@ -28,8 +28,8 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-/// Loads and attaches the hook on `tcp_send_reset`, which tells a reset that was sent (data after close) from one that was
-/// received. It needs no fentry.
+/// Loads and attaches the hook on `tcp_send_reset`, which distinguishes a reset that was sent (data after close) from one
+/// that was received. It needs no fentry.
 ///
 /// # Errors
 /// When the kernel has no such tracepoint, or refuses the program.

@@ -50,8 +50,8 @@ impl UsageSample {
         Self { at_ns, tuples: tuples.collect(), whole }
     }
 
-    /// The change since this sample of `tuple` in the namespace `netns`, whose ports are `now`, in the order of ports. `None` where
-    /// this sample lacks the tuple.
+    /// The change since this sample of `tuple` in the namespace `netns`, whose ports are `now`, in the order of ports.
+    /// `None` where this sample lacks the tuple.
     pub fn change(&self, netns: u32, tuple: &Tuple, now: &[PortHolder], now_ns: u64) -> Option<Change> {
         let before: &[Mark] = match self.tuples.get(&(netns, *tuple)) {
             Some(before) => before,

@@ -1,5 +1,5 @@
-//! The document of `GET /exhaustion` and `tcpclose exhaustion --json`: the tuples of local address, remote address and remote port
-//! that use most of the ports that connect() may take, and their owners.
+//! The document of `GET /exhaustion` and `tcpclose exhaustion --json`: the tuples of local address, remote address and
+//! remote port that use most of the ports that connect() may take, and their owners.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};

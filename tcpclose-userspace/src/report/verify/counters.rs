@@ -11,8 +11,8 @@ use crate::report::verify::{
 pub const NOT_COMPARED: &str = "not compared: OutRsts also counts RSTs for ports without a listener, \
     TCPAbortOnTimeout also attempts to connect, TCPAbortOnData both closes with linger 0 and data after close";
 
-/// Compares the counts from `from` to `to`. `own`: the agent's network namespace; `reach`: the namespaces in which minisockets are
-/// followed. Records come from all.
+/// Compares the counts from `from` to `to`. `own`: the agent's network namespace; `reach`: the namespaces in which
+/// minisockets are followed. Records come from all.
 pub fn compare(
     from: &AuditSample,
     to: &AuditSample,
@@ -82,8 +82,8 @@ impl Comparison<'_> {
         }
     }
 
-    /// A minisocket is created in TIME-WAIT, which the agent counts as a transition, or in FIN-WAIT-2, where it still is or which
-    /// it has left for TIME-WAIT (the transition) or its end.
+    /// A minisocket is created in TIME-WAIT, which the agent counts as a transition, or in FIN-WAIT-2, where it still
+    /// is or which it has left for TIME-WAIT (the transition) or its end.
     fn minisockets_born(&self, backends: &BackendsInUse, causes: &Causes) -> AuditRow {
         // Minisockets of other namespaces are neither followed there nor counted here.
         let elsewhere = [("state", "time_wait"), ("why", "namespace")];

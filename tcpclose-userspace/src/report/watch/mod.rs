@@ -1,6 +1,6 @@
 //! The watch stream: a line per transition of the close phase, and drawings of finished connections. Pure.
 //!
-//! * [`line`]: the JSON of the agent's stream and of `tcpclose watch --json`.
+//! * [`mod@line`]: the JSON of the agent's stream and of `tcpclose watch --json`.
 //! * [`filter`]: selects lines.
 //! * [`handshake`]: collects the lines of one connection.
 //!
