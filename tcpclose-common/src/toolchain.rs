@@ -299,7 +299,7 @@ pub fn remap(folder: &Path, name: &str) -> OsString {
     flag
 }
 
-/// Standard output of a command that succeeded. Its standard error is nobody's.
+/// Standard output of a command that succeeded; its standard error is discarded.
 fn output(command: &mut Command) -> Option<String> {
     // Rustup adds a backtrace to its plain errors if asked to, which costs as much as all the rest.
     let out =

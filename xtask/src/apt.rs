@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::{sh, test};
 
-/// Debian's package tools, with lists of today: a fresh machine has none, and old ones name packages that are gone.
+/// Debian's package tools, with fresh lists: old ones name packages that are gone.
 pub struct Apt;
 
-/// What installing packages would do to others.
+/// The effect of installing packages on others.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Effect {
     pub removed: Vec<String>,
@@ -19,7 +19,7 @@ pub struct Effect {
 }
 
 impl Apt {
-    /// None where the system has no apt. Without network or root the lists are those of earlier.
+    /// None if the system has no apt. Without network or root the existing lists are used.
     pub fn updated() -> Option<Self> {
         sh::find("apt-get")?;
         if !(sh::is_root() || test::can_sudo()) {
@@ -30,7 +30,7 @@ impl Apt {
         Some(Self)
     }
 
-    /// What it would do to others to install these. An error says why they cannot be installed.
+    /// The effect of installing these on other packages. The error is the reason why they cannot be installed.
     pub fn effect(&self, packages: &[&str]) -> Result<Effect> {
         let mut command = Command::new("apt-get");
         command.args(["--simulate", "--quiet", "--quiet", "--yes", "--no-install-recommends", "install"]);
@@ -43,7 +43,7 @@ impl Apt {
         Ok(effect(&String::from_utf8_lossy(&output.stdout)))
     }
 
-    /// Those of `packages` that can be had, with their versions.
+    /// Those of `packages` that are available, with their versions.
     pub fn offered(&self, packages: &[&str]) -> Vec<(String, String)> {
         let policy = sh::ask(Command::new("apt-cache").arg("policy").args(packages).env("LC_ALL", "C"));
         candidates(&policy.unwrap_or_default())
@@ -64,9 +64,8 @@ impl Apt {
     }
 }
 
-/// Apt-get, asking nothing and starting no services: the tests start their own nginx and Prometheus, on ports of
-/// their own. systemctl ignores `start` where SYSTEMD_OFFLINE is set, invoke-rc.d starts nothing in runlevel 1, and
-/// neither leaves anything behind to undo.
+/// Apt-get that asks nothing and starts no services, since tests start their own: systemctl ignores `start` if SYSTEMD_OFFLINE
+/// is set, and invoke-rc.d starts nothing in runlevel 1.
 fn apt_get() -> Command {
     let environment = [("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1"), ("SYSTEMD_OFFLINE", "1")];
     let mut command = sh::as_root("apt-get", &environment);
@@ -77,7 +76,7 @@ fn apt_get() -> Command {
     command
 }
 
-/// True if dpkg knows it as installed.
+/// True if it is installed, by dpkg.
 pub fn is_installed(package: &str) -> bool {
     sh::ask(Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]))
         .is_some_and(|status| status == "installed")

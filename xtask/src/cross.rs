@@ -65,7 +65,7 @@ impl ValueEnum for Architecture {
     }
 }
 
-/// What builds static programs for an architecture.
+/// The tools that build static programs for an architecture.
 pub struct Builder {
     architecture: Architecture,
     /// Cargo and its rustc, where it is not the one in use.
@@ -85,7 +85,7 @@ struct Tools {
 }
 
 impl Builder {
-    /// Finds what it takes, and fetches what is missing.
+    /// Finds the tools, and fetches missing ones.
     pub fn of(architecture: Architecture) -> Result<Self> {
         let host = Architecture::host()?;
         if architecture == host {
@@ -233,7 +233,7 @@ impl Tools {
             |tool: &str| starter(&root, &libraries, &folder.join("bin"), &format!("{triplet}-{tool}"));
         let tools = Self { gcc: started("gcc")?, ar: started("ar")?, target_folder };
         if !has_static_libc(&tools.gcc) {
-            bail!("{} does not work; remove {} and try again", tools.gcc.display(), folder.display());
+            bail!("{} does not work (remove {} and try again)", tools.gcc.display(), folder.display());
         }
         Ok(tools)
     }

@@ -9,7 +9,7 @@ use crate::archive::{self, Architecture, Archive, Suite};
 use crate::progress::Ticker;
 use crate::{build, sh};
 
-/// What nobody reads in a guest.
+/// Files that a guest does not need.
 const LEFT_OUT: &[&str] = &[
     "./dev/*",
     "./usr/lib/*/gconv",
@@ -101,7 +101,7 @@ fn codename(os_release: &str) -> Option<&str> {
     os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="))
 }
 
-/// Removes a root, which is root's.
+/// Removes a root, as root.
 pub fn remove(root: &Path) -> Result<()> {
     if root.exists() {
         sh::run(sh::as_root("rm", &[]).args(["--recursive", "--force", "--one-file-system"]).arg(root))?;

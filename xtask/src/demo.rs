@@ -1,8 +1,7 @@
-//! `cargo xtask demo`: the agent over a small stage of its own, to look at.
+//! `cargo xtask demo`: the agent over servers and clients of its own.
 //!
-//! The players (demo/stage.rs) are in a network namespace that nobody but they hold: no name, no file, gone with the last
-//! of them, and its ports meet nobody else's. Each process here is told by the kernel to end when the one that started it
-//! does (setpriv), so that not even a killed demo leaves one behind.
+//! Their processes (demo/stage.rs) are in a network namespace without a name or a file, which ends with the last of them. The
+//! kernel ends each process with the one that started it (setpriv), so that even a killed demo leaves nothing behind.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -1,4 +1,4 @@
-//! The .deb, the .rpm and the tarball, each by its own well-known tool, with the same times, owners and order always.
+//! The .deb, the .rpm and the tarball, each by its usual tool, with fixed times, owners and order.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub fn make(source: &Source, parts: &Parts) -> Result<Packages> {
     })
 }
 
-/// What is the same for all of them: their tools take the time from there.
+/// A tool whose output has the source's time.
 fn tool(program: &str, source: &Source) -> Command {
     let mut command = Command::new(program);
     command.env("SOURCE_DATE_EPOCH", source.epoch.to_string()).env("LC_ALL", "C");
@@ -114,7 +114,7 @@ fn rpm(source: &Source, parts: &Parts) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The spec's list: each file for what it is, and the folders that are nobody else's.
+/// The spec's list: each file by its kind, and the package's own folders.
 fn rpm_files(files: &[String]) -> String {
     let mut lines = vec![
         "%defattr(-,root,root,-)".to_owned(),

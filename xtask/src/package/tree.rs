@@ -201,7 +201,7 @@ pub fn kib(tree: &Tree) -> Result<u64> {
 pub fn filled(text: &str, values: &[(&str, &str)]) -> Result<String> {
     let filled =
         values.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value));
-    // A name that nobody fills in.
+    // A name without a value.
     let left = filled
         .split('@')
         .skip(1)

@@ -1,4 +1,4 @@
-//! One run of one guest: QEMU without KVM, what the guest says, and how it ends.
+//! One run of one guest: QEMU without KVM, the guest's output, and its end.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,19 +15,19 @@ use crate::live::skipped;
 use crate::progress::{self, Ticker};
 use crate::sh;
 
-/// What init.sh's words to xtask come after, be it within a line.
+/// The mark before init.sh's messages to xtask, also within a line.
 const MARK: char = '\x1e';
 
-/// What xtask hears from init.sh.
+/// A message of init.sh.
 #[derive(Debug, PartialEq)]
 enum Word {
     /// It is ready, with this kernel.
     Up(String),
     /// A job ended, with this status, after so many seconds by the guest's clock.
     Ran(String, u8, f64),
-    /// It cannot be made ready.
+    /// The set-up failed.
     Broken(String),
-    /// Nothing more will come.
+    /// The end.
     Down,
 }
 
@@ -50,31 +50,31 @@ impl Word {
 
 /// A guest to be run.
 pub struct Guest {
-    /// What its lines are prefixed with.
+    /// The prefix of its lines.
     pub name: String,
     pub architecture: Architecture,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
-    /// What its programs write goes here as well.
+    /// The log of its programs.
     pub log: PathBuf,
-    /// What its kernel says goes here.
+    /// The log of its kernel.
     pub console: PathBuf,
     /// MiB.
     pub memory: u32,
-    /// How long it may take.
+    /// Time limit.
     pub patience: Duration,
 }
 
-/// How a run went.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The kernel's release, and how long it took to be ready.
     pub up: Option<(String, Duration)>,
     /// The jobs that ended: name, status, how long it took.
     pub ran: Vec<(String, u8, Duration)>,
-    /// What its programs say they have left out.
+    /// What its programs have skipped.
     pub skipped: Vec<String>,
-    /// Why it ended otherwise than by having done everything.
+    /// The reason of an early end.
     pub trouble: Option<String>,
     pub took: Duration,
 }
@@ -118,7 +118,7 @@ impl Guest {
             report.skipped.extend(skipped(output));
             if word.is_none() || !output.is_empty() {
                 progress::clear();
-                // Not println!, which panics when nobody reads.
+                // Not println!, which panics if the pipe is closed.
                 let _ = writeln!(io::stdout(), "{:<20} | {output}", self.name);
             }
             match word {
@@ -141,8 +141,7 @@ impl Guest {
         Ok(report)
     }
 
-    /// In emulation, which every machine can do: nested, /dev/kvm may be there and not work. setpriv has the machine
-    /// killed with xtask, however xtask ends.
+    /// In emulation, since a nested /dev/kvm may exist and not work. setpriv ends the machine with xtask.
     fn qemu(&self) -> Result<Command> {
         let console = |file: &Path| format!("file:{}", file.display());
         let mut command = Command::new("setpriv");
@@ -168,7 +167,7 @@ impl Guest {
     }
 }
 
-/// QEMU, killed and waited for when dropped: it has no disk to be left in disorder.
+/// QEMU, killed and waited for when dropped: it has no disk.
 struct Machine(Child);
 
 impl Machine {
@@ -203,7 +202,7 @@ fn pass_on(output: impl Read, lines: &mpsc::Sender<String>) {
     }
 }
 
-/// Says so if a job took another time by the guest's clock than by ours: then no time that it measured is worth anything.
+/// A note if a job took another time by the guest's clock than by the host's: its measured times are then wrong.
 fn clock_trouble(guest: f64, host: Duration) -> Option<String> {
     // The job's end is heard a little later than it is said.
     let host = host.as_secs_f64();
@@ -212,7 +211,7 @@ fn clock_trouble(guest: f64, host: Duration) -> Option<String> {
         .then(|| format!("its clock is wrong: {guest:.1} s passed for it, {host:.1} s in truth"))
 }
 
-/// The first line in which a kernel says that something is wrong with it.
+/// The first line of a kernel's log that reports a defect.
 fn complaint(console: &str) -> Option<String> {
     const SIGNS: &[&str] =
         &["Kernel panic", "BUG: ", "WARNING: ", "Oops: ", "Out of memory", "invoked oom-killer"];

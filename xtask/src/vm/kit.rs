@@ -1,7 +1,7 @@
-//! What the guests are made of: QEMU, Debian's kernels and its static busybox, unpacked below target/, not installed.
+//! The parts of guests: QEMU, Debian's kernels and its static busybox, unpacked below target/, not installed.
 //!
-//! An installed kernel would want a boot loader and an initramfs of its own, an installed busybox-static takes the place
-//! of the busybox that may be there, and another QEMU that of the host's.
+//! An installed kernel would need a boot loader and an initramfs; an installed busybox-static or QEMU would replace the
+//! host's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ pub enum Kernel {
 impl Kernel {
     pub const ALL: [Self; 4] = [Self::V5_10, Self::V6_1, Self::V6_12, Self::Newest];
     pub const ARM64: [Self; 3] = [Self::Arm64V6_12, Self::Arm64V6_12Pages16K, Self::Arm64Newest];
-    /// Those of both architectures.
+    /// All of both architectures.
     pub const EVERY: [Self; 7] = [
         Self::V5_10,
         Self::V6_1,
@@ -48,10 +48,10 @@ impl Kernel {
         Self::Arm64V6_12Pages16K,
         Self::Arm64Newest,
     ];
-    /// Those of `cargo xtask test`.
+    /// The kernels of `cargo xtask test`.
     pub const QUICK: [Self; 2] = [Self::V6_1, Self::Newest];
 
-    /// Those that boot Debian with systemd in `cargo xtask test --all`.
+    /// The kernels for Debian with systemd in `cargo xtask test --all`.
     pub const WITH_SYSTEMD: [Self; 2] = [Self::V6_1, Self::V6_12];
 
     /// Its series.
@@ -79,7 +79,7 @@ impl Kernel {
         if Self::ARM64.contains(&self) { Architecture::Arm64 } else { Architecture::Amd64 }
     }
 
-    /// What its packages' names end in. The cloud kernels are the small ones, for virtual machines.
+    /// The ending of its packages' names. The cloud kernels are small ones for virtual machines.
     fn flavour(self) -> &'static str {
         match self {
             Self::Arm64V6_12Pages16K => "-arm64-16k",
@@ -117,19 +117,19 @@ impl Kernel {
     }
 }
 
-/// Something that is fetched.
+/// A part that is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The emulator of a machine of this kind; one folder has both.
+    /// The emulator for an architecture; one folder has both.
     Qemu(Architecture),
     Busybox(Architecture),
-    /// What builds programs for a machine of this kind, which is not this one's.
+    /// The compiler for another architecture.
     Compiler(Architecture),
     Kernel(Kernel),
 }
 
 impl Part {
-    /// What the guests with `kernels` need and is not there yet.
+    /// The missing parts of guests with `kernels`.
     pub fn missing(kernels: &[Kernel]) -> Result<Vec<Self>> {
         let mut parts = Vec::new();
         // This machine's own busybox unpacks modules.
@@ -164,7 +164,7 @@ impl Part {
         }
     }
 
-    /// True if guests with this kernel cannot be without it.
+    /// True if guests with this kernel need it.
     pub fn is_for(self, kernel: Kernel) -> bool {
         match self {
             Self::Kernel(own) => own == kernel,
@@ -192,7 +192,7 @@ impl Part {
         }
     }
 
-    /// For a note that it cannot be had.
+    /// Its name, for a note.
     pub fn name(self) -> String {
         match self {
             Self::Qemu(architecture) => format!("QEMU for {}", architecture.name()),
@@ -211,7 +211,7 @@ impl Part {
         }
     }
 
-    /// Where it is unpacked.
+    /// Its folder.
     pub fn folder(self) -> Result<PathBuf> {
         Ok(folder()?.join(match self {
             Self::Qemu(_) => "qemu".to_owned(),
@@ -228,8 +228,7 @@ impl Part {
         match self {
             Self::Qemu(_) => {
                 let machine = Architecture::of_this_machine();
-                let machine =
-                    machine.context("Debian's packages for this kind of machine are not known here")?;
+                let machine = machine.context("no Debian packages for this architecture")?;
                 let archive = Archive::open(Suite::Trixie, machine)?;
                 archive.unpack_closure(&["qemu-system-x86", "qemu-system-arm"], &folder)
             }
@@ -249,7 +248,7 @@ impl Part {
     }
 }
 
-/// The packages of the newest kernel whose names begin so.
+/// The packages of the newest kernel with these prefixes.
 fn kernel_packages(archive: &Archive, prefixes: &[&str], flavour: &str) -> Result<Vec<String>> {
     let first = prefixes.first().copied().unwrap_or_default();
     let names = archive.names(first)?;
@@ -351,7 +350,7 @@ fn only_entry(folder: &Path, prefix: &str) -> Result<PathBuf> {
         .map(|entry| entry.path());
     match fitting.next() {
         Some(entry) => Ok(entry),
-        None => bail!("nothing named {prefix}* in {}; remove it and run setup again", folder.display()),
+        None => bail!("no {prefix}* in {} (remove the folder and run setup again)", folder.display()),
     }
 }
 

@@ -96,7 +96,7 @@ fn read(file: &Path, busybox: &Path) -> Result<Vec<u8>> {
         Some("xz") => "xzcat",
         Some("gz") => "zcat",
         Some("ko") => return fs::read(file).with_context(|| format!("cannot read {}", file.display())),
-        _ => bail!("{} is packed in a way that busybox does not unpack", file.display()),
+        _ => bail!("{} has a compression that busybox does not know", file.display()),
     };
     let output =
         Command::new(busybox).arg(unpack).arg(file).stdin(Stdio::null()).stderr(Stdio::null()).output();

@@ -1,4 +1,4 @@
-//! The programs that a guest runs, built without shared libraries: a guest has none.
+//! The programs of a guest, built without shared libraries.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -43,7 +43,7 @@ impl Built {
     }
 }
 
-/// Builds the agent and the live tests for machines of this kind.
+/// Builds the agent and the live tests for an architecture.
 pub fn build(architecture: Architecture) -> Result<Built> {
     let mut command = cargo_test(architecture)?;
     command.args(["--no-run", "--package", "tcpclose", "--test", live::PROGRAM]);
@@ -51,7 +51,7 @@ pub fn build(architecture: Architecture) -> Result<Built> {
     sh::show(&command);
     let output = command.output().context("cannot start cargo")?;
     if !output.status.success() {
-        bail!("the live tests do not build");
+        bail!("cannot build the live tests");
     }
     let built = executables(&String::from_utf8_lossy(&output.stdout));
     let find = |name: &str| {
@@ -61,7 +61,7 @@ pub fn build(architecture: Architecture) -> Result<Built> {
     Ok(Built { agent: find("tcpclose")?, live: find(live::PROGRAM)? })
 }
 
-/// `cargo test` for machines of this kind; for this one's as all steps of the tests run it.
+/// `cargo test` for an architecture; for this machine's as all steps of the tests run it.
 fn cargo_test(architecture: Architecture) -> Result<Command> {
     if Some(architecture) == Architecture::of_this_machine() {
         return test::static_cargo("test");

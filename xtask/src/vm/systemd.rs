@@ -1,5 +1,4 @@
-//! The guest that boots Debian with systemd and the agent's unit, as a server does. What is looked at there is
-//! systemd/check.sh.
+//! The guest that boots Debian with systemd and the agent's unit, as a server does. systemd/check.sh is what it tests.
 
 use std::path::Path;
 use std::time::Duration;
