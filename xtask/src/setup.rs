@@ -46,12 +46,14 @@ pub enum Purpose {
     All,
 }
 
-/// The LLVM of the packages below: the one that Debian's rustc-web is built with, since the linker must read what
-/// that rustc writes.
+/// The LLVM of the packages below, which must be the one that their rustc is built with: the linker reads what rustc writes.
 const DEBIAN_LLVM: u32 = 22;
-/// Debian's current rustc, beside the release's older `rustc`, with the sources of `core`; and the LLVM that
-/// bpf-linker links with.
-const DEBIAN_TOOLCHAIN: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", "llvm-22-dev"];
+/// Debian's current rustc with the sources of `core`, and the LLVM that bpf-linker links with: in stable releases beside their
+/// own older `rustc`, in sid under the plain names.
+const DEBIAN_TOOLCHAINS: [[&str; 4]; 2] = [
+    ["rustc-web", "cargo-web", "rust-web-src", "llvm-22-dev"],
+    ["rustc", "cargo", "rust-src", "llvm-22-dev"],
+];
 /// The linker that was tried with the packages above.
 const LINKER_VERSION: &str = "0.13.0";
 
@@ -199,10 +201,9 @@ impl Steps {
 
 fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Result<()> {
     if let Some(apt) = apt
-        && offers_toolchain(apt)
+        && let Some(packages) = DEBIAN_TOOLCHAINS.iter().find(|packages| offers(apt, packages))
     {
-        let absent: Vec<&str> =
-            DEBIAN_TOOLCHAIN.iter().copied().filter(|name| !apt::is_installed(name)).collect();
+        let absent: Vec<&str> = packages.iter().copied().filter(|name| !apt::is_installed(name)).collect();
         if !absent.is_empty() {
             apt.install(&absent)?;
         }
@@ -225,14 +226,14 @@ fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Resu
     bail!("nothing was installed; `cargo xtask setup --rustup` runs these commands")
 }
 
-/// True if all packages of the toolchain are available, with a rustc that is new enough.
-fn offers_toolchain(apt: &Apt) -> bool {
-    let offered = apt.offered(DEBIAN_TOOLCHAIN);
-    // Debian knows nothing of a package it does not list; asked for four, it may answer for three.
+/// True if all of a toolchain's packages can be had, with a rustc that is new enough; the first of them is rustc.
+fn offers(apt: &Apt, packages: &[&str]) -> bool {
+    let offered = apt.offered(packages);
+    // apt-cache leaves out packages that it does not know.
     let version = |package| offered.iter().find(|(name, _)| name == package).map(|(_, version)| version);
-    let rustc = version("rustc-web").and_then(|version| Release::parse(version));
+    let rustc = packages.first().and_then(version).and_then(|version| Release::parse(version));
     rustc.is_some_and(|release| release >= MIN_RUSTC)
-        && DEBIAN_TOOLCHAIN.iter().all(|package| version(package).is_some())
+        && packages.iter().all(|package| version(package).is_some())
 }
 
 /// Bpf-linker with Debian's LLVM, whose llvm-config is not on PATH. Forced, since cargo otherwise trusts its list of what

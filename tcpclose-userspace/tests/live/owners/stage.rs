@@ -106,17 +106,6 @@ impl Server {
         client
     }
 
-    /// Returns when the kernel has `n` of this server's sockets in CLOSE-WAIT.
-    pub fn until_in_close_wait(&self, n: usize) {
-        let until = Instant::now() + PATIENCE;
-        let is_ours = |socket: &&sock_diag::Socket| socket.flow.local_port == self.port();
-        let there = || sock_diag::dump(TcpState::CloseWait.bit(), false).unwrap().sockets;
-        while there().iter().filter(is_ours).count() < n {
-            assert!(Instant::now() < until, "not all FINs have come");
-            sleep(Duration::from_millis(100));
-        }
-    }
-
     /// Both ends of an open connection.
     pub fn open_pair(&self) -> Pair {
         let client = self.client();
