@@ -201,7 +201,7 @@ impl Steps {
 
 fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Result<()> {
     if let Some(apt) = apt
-        && let Some(packages) = DEBIAN_TOOLCHAINS.iter().find(|packages| offers(apt, packages))
+        && let Some(packages) = DEBIAN_TOOLCHAINS.iter().find(|packages| offers(apt, *packages))
     {
         let absent: Vec<&str> = packages.iter().copied().filter(|name| !apt::is_installed(name)).collect();
         if !absent.is_empty() {
@@ -230,8 +230,8 @@ fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Resu
 fn offers(apt: &Apt, packages: &[&str]) -> bool {
     let offered = apt.offered(packages);
     // apt-cache leaves out packages that it does not know.
-    let version = |package| offered.iter().find(|(name, _)| name == package).map(|(_, version)| version);
-    let rustc = packages.first().and_then(version).and_then(|version| Release::parse(version));
+    let version = |package: &str| offered.iter().find(|(name, _)| name == package).map(|(_, version)| version);
+    let rustc = packages.first().and_then(|package| version(package)).and_then(|version| Release::parse(version));
     rustc.is_some_and(|release| release >= MIN_RUSTC)
         && packages.iter().all(|package| version(package).is_some())
 }
