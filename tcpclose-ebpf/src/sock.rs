@@ -1,4 +1,4 @@
-//! The only place that reads sockets, and where the offsets of all kernel structs are kept.
+//! The only place that reads sockets; it also holds the offsets of all kernel structs.
 //!
 //! Offsets come from [`LAYOUT`]. How a load is made differs by backend: behind tp_btf the verifier knows the type of the
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
@@ -14,45 +14,7 @@ use tcpclose_common::state::{TcpState, is_in};
 
 /// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
 #[unsafe(no_mangle)]
-pub static LAYOUT: Layout = Layout {
-    resolved: 0,
-    skc_family: 0,
-    skc_daddr: 0,
-    skc_rcv_saddr: 0,
-    skc_dport: 0,
-    skc_v6_daddr: 0,
-    skc_v6_rcv_saddr: 0,
-    skc_net: 0,
-    sk_protocol: 0,
-    sk_flags: 0,
-    sk_err: 0,
-    sk_err_soft: 0,
-    sk_max_ack_backlog: 0,
-    sk_shutdown: 0,
-    sk_lock_owned: 0,
-    net_inum: 0,
-    net_id: 0,
-    inet_sport: 0,
-    linger2: 0,
-    snd_una: 0,
-    write_seq: 0,
-    skc_cookie: 0,
-    rcv_nxt: 0,
-    skc_tw_rcv_nxt: 0,
-    skc_num: 0,
-    skc_state: 0,
-    tw_substate: 0,
-    tw_timer: 0,
-    task_group_leader: 0,
-    task_files: 0,
-    task_flags: 0,
-    task_tgid: 0,
-    file_inode: 0,
-    inode_mode: 0,
-    inode_ino: 0,
-    inode_sb: 0,
-    sb_magic: 0,
-};
+pub static LAYOUT: Layout = Layout::UNRESOLVED;
 
 /// An offset, read so that the compiler cannot fold the zero above into the code.
 #[inline(always)]
