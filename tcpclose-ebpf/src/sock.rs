@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel,
 };
-use tcpclose_common::event::{Numbers, Words, flags};
+use tcpclose_common::event::{HeaderDetail, Numbers, Words, flags};
 use tcpclose_common::layout::Layout;
 use tcpclose_common::state::{TcpState, is_in};
 
@@ -38,7 +38,7 @@ const SOCK_DONE: u64 = 1 << 1;
 /// include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
 
-/// How this backend loads from kernel memory.
+/// How a backend loads from kernel memory.
 pub trait Load {
     /// # Safety
     /// `base` points to a kernel struct that has a `T` at `offset`.
@@ -93,19 +93,18 @@ impl Load for Copied {
     }
 }
 
-/// What the kernel knows of a socket at one step. See [`tcpclose_common::event::RecordHeader`] for the fields.
+/// What is read from a socket at one step. See [`tcpclose_common::event::RecordHeader`] for the fields.
 pub struct Facts {
     pub flags: u16,
     pub netns: u32,
-    pub err: u16,
-    pub err_soft: u16,
+    pub errors: HeaderDetail,
     pub numbers: Numbers,
 }
 
 impl Facts {
     /// Nothing is known: a kernel without BTF.
     pub const NONE: Self =
-        Self { flags: 0, netns: 0, err: 0, err_soft: 0, numbers: Numbers { snd: 0, rcv: 0 } };
+        Self { flags: 0, netns: 0, errors: HeaderDetail::NONE, numbers: Numbers { snd: 0, rcv: 0 } };
 }
 
 /// Where `skc_state` is in a sock_common.
@@ -208,11 +207,11 @@ pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
     unsafe { L::load(sk, offset(&LAYOUT.sk_protocol)) }
 }
 
-/// The states at whose entry `write_seq` is what is told; see [`Numbers::snd`].
+/// The states at whose entry [`Numbers::snd`] is `write_seq`.
 const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() | TcpState::CloseWait.bit();
 
-/// Reads what tells role, side and outcome apart, at a step into the state `new`; what tells the outcome only at a step to
-/// CLOSE, for a load is a helper call at one backend. `tcp` is the same socket as a `struct tcp_sock`.
+/// Reads what decides role, side and outcome, at a step into the state `new`; what decides the outcome is read only at a step
+/// to CLOSE, since a load is a helper call at one backend. `tcp` is the same socket as a `struct tcp_sock`.
 ///
 /// # Safety
 /// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.
@@ -242,8 +241,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
                 | when(linger2 < 0, flags::LINGER2_NEGATIVE)
                 | when(snd_una == write_seq, flags::FIN_ACKED),
             netns: netns::<L>(sk),
-            err: err as u16,
-            err_soft: err_soft as u16,
+            errors: HeaderDetail::of_errors(err as u16, err_soft as u16),
             numbers: Numbers {
                 snd: if is_in(new, FIN_TAKES_NEXT) { write_seq } else { snd_una },
                 rcv: rcv_nxt,

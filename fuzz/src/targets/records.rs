@@ -65,7 +65,7 @@ pub fn read(bytes: &[u8]) {
         let head = match &mut record {
             Record::Open(open) => &mut open.head,
             Record::Step(step, _) => &mut step.head,
-            Record::Hook(notice, _) => &mut notice.head,
+            Record::Hook(hook, _) => &mut hook.head,
         };
         head.time_ns %= LATEST_NS;
         latest = latest.max(head.time_ns);
@@ -102,8 +102,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
         bytes.extend([head.old, head.new]);
         bytes.extend(head.flags.to_ne_bytes());
         bytes.extend(head.netns.to_ne_bytes());
-        bytes.extend(head.err.to_ne_bytes());
-        bytes.extend(head.err_soft.to_ne_bytes());
+        bytes.extend(head.detail.err().to_ne_bytes());
+        bytes.extend(head.detail.err_soft().to_ne_bytes());
     };
     let numbers = |bytes: &mut Vec<u8>, numbers: &Numbers| {
         bytes.extend(numbers.snd.to_ne_bytes());
@@ -128,9 +128,9 @@ pub fn encode(record: &Record) -> Vec<u8> {
                 assert_eq!(bytes.len(), size_of::<FlowStepRecord>());
             }
         }
-        Record::Hook(notice, _) => {
-            head(&mut bytes, &notice.head);
-            bytes.extend(notice.sk.to_ne_bytes());
+        Record::Hook(hook, _) => {
+            head(&mut bytes, &hook.head);
+            bytes.extend(hook.subject.socket().to_ne_bytes());
             assert_eq!(bytes.len(), size_of::<HookRecord>());
         }
     }

@@ -196,7 +196,7 @@ fn the_outcome_of_a_reset_settles_a_moment_later() {
         let key = bench.key();
         bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
         let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
-        bench.take(RecordHeader { err: 104, ..head }, &client());
+        bench.take(RecordHeader { detail: HeaderDetail::of_errors(104, 0), ..head }, &client());
         bench.told();
         bench.tracker.settle(T0 + 2 * MS, &mut bench.heard);
         assert_eq!(bench.told(), [], "too early to tell");

@@ -211,11 +211,17 @@ fn no_order_of_events_breaks_it() {
             if next(6) == 0 {
                 let news = HookKind::ALL[next(HookKind::ALL.len() as u64) as usize];
                 let head = RecordHeader {
-                    flags: NOTICE | COOKIE,
-                    err: news as u16,
+                    flags: HOOK | COOKIE,
+                    detail: HeaderDetail::of_hook(news),
                     ..bench.head(key, &flow, now, (pick(next(10)), pick(next(10))), 0)
                 };
-                bench.tracker.record(&Record::Hook(HookRecord { head, sk: sk * next(2) }, news), &mut Check);
+                bench.tracker.record(
+                    &Record::Hook(
+                        HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk * next(2)) },
+                        news,
+                    ),
+                    &mut Check,
+                );
                 bench.tracker.settle(now, &mut Check);
                 continue;
             }
@@ -227,7 +233,7 @@ fn no_order_of_events_breaks_it() {
             let head =
                 bench.head(key, &flow, now, (old, new), (next(1 << 10) as u16) & !(OPEN | COOKIE | FACTS));
             let err = [0, 0, 0, 32, 103, 104, 110, 113][next(8) as usize];
-            bench.take(RecordHeader { err, ..head }, &flow);
+            bench.take(RecordHeader { detail: HeaderDetail::of_errors(err, 0), ..head }, &flow);
             assert!(bench.tracker.len() < 100);
             bench.heard = Heard::new();
         }

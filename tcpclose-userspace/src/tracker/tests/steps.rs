@@ -134,7 +134,7 @@ fn a_reset_or_timeout_ends_a_life_and_leaves_nothing() {
         let mut bench = Bench::btf();
         bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
         let head = bench.head(7, &server(), T0 + S, (CloseWait, Close), ACCEPTED | DONE);
-        bench.take(RecordHeader { err, ..head }, &server());
+        bench.take(RecordHeader { detail: HeaderDetail::of_errors(err, 0), ..head }, &server());
         assert_eq!(
             bench.told()[1..],
             [

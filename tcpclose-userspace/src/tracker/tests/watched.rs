@@ -87,7 +87,7 @@ fn a_reset_is_told_when_its_outcome_is_settled() {
         let reset = |bench: &mut Bench, key| {
             bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
             let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
-            bench.take(RecordHeader { err: 104, ..head }, &client());
+            bench.take(RecordHeader { detail: HeaderDetail::of_errors(104, 0), ..head }, &client());
         };
         reset(&mut bench, 7);
         assert_eq!(bench.watched().len(), 1);

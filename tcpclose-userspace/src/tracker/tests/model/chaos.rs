@@ -196,19 +196,29 @@ impl Stage {
                     return;
                 }
                 let key = if bench.by_cookie { u64::from(key) } else { address(key) };
-                let more = flags & !(OPEN | COOKIE | FACTS | NOTICE);
+                let more = flags & !(OPEN | COOKIE | FACTS | HOOK);
                 let head = bench.head(key, &ends(flow), now, (old, new), more);
                 let err = [0, 0, 0, 32, 103, 104, 110, 113][usize::from(err) % 8];
-                let record = bench.record_of(RecordHeader { err, netns: here(there), ..head }, &ends(flow));
+                let record = bench.record_of(
+                    RecordHeader { detail: HeaderDetail::of_errors(err, 0), netns: here(there), ..head },
+                    &ends(flow),
+                );
                 bench.tracker.record(&record, books);
             }
             Chaos::Notice { key, flow, states, news, sk, there } => {
                 let news = HookKind::ALL[usize::from(news) % HookKind::ALL.len()];
                 let head = bench.head(key.into(), &ends(flow), now, (state(states.0), state(states.1)), 0);
-                let head =
-                    RecordHeader { flags: NOTICE | COOKIE, err: news as u16, netns: here(there), ..head };
+                let head = RecordHeader {
+                    flags: HOOK | COOKIE,
+                    detail: HeaderDetail::of_hook(news),
+                    netns: here(there),
+                    ..head
+                };
                 let sk = if sk { address(key) } else { 0 };
-                bench.tracker.record(&Record::Hook(HookRecord { head, sk }, news), books);
+                bench.tracker.record(
+                    &Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, news),
+                    books,
+                );
             }
             Chaos::Begin => bench.tracker.dump_started(),
             Chaos::Dump { ref seen, states, first, most, there, whole } => {
