@@ -195,19 +195,19 @@ impl Bench {
     }
 
     /// A hook speaks of the socket with the cookie 7.
-    fn notice(&mut self, news: HookKind, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
+    fn hook(&mut self, hook_kind: HookKind, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
         let head = RecordHeader {
             flags: HOOK | COOKIE,
-            detail: HeaderDetail::of_hook(news),
+            detail: HeaderDetail::of_hook(hook_kind),
             ..self.head(7, &client(), at, (old, new), 0)
         };
         self.tracker.record(
-            &Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, news),
+            &Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, hook_kind),
             &mut self.heard,
         );
     }
 
-    fn told(&mut self) -> Vec<TrackerEvent> {
+    fn events(&mut self) -> Vec<TrackerEvent> {
         std::mem::take(&mut self.heard.events)
     }
 
@@ -284,7 +284,7 @@ fn fin_wait_2_orphan(bench: &mut Bench) -> u64 {
     let key = bench.key();
     bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(key, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
-    bench.notice(HookKind::Born, T0 + MS, (FinWait2, FinWait2), key);
+    bench.hook(HookKind::Born, T0 + MS, (FinWait2, FinWait2), key);
     bench.step(key, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
     key
 }

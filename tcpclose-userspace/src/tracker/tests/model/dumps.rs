@@ -32,16 +32,23 @@ impl Host {
         self.send(record);
     }
 
-    pub(super) fn notice(&mut self, at: usize, news: HookKind, new: TcpState, sk: u64) {
+    pub(super) fn hook(&mut self, at: usize, hook_kind: HookKind, new: TcpState, sk: u64) {
         let sock = self.socks[at];
-        self.send_notice(&sock, news, (sock.state, new), sk);
+        self.send_hook(&sock, hook_kind, (sock.state, new), sk);
     }
 
-    pub(super) fn send_notice(&mut self, sock: &Sock, news: HookKind, step: (TcpState, TcpState), sk: u64) {
+    pub(super) fn send_hook(
+        &mut self,
+        sock: &Sock,
+        hook_kind: HookKind,
+        step: (TcpState, TcpState),
+        sk: u64,
+    ) {
         if self.backend.hooks {
             let head = self.bench.head(sock.cookie, &sock.flow, self.now, step, 0);
-            let head = RecordHeader { flags: HOOK | COOKIE, detail: HeaderDetail::of_hook(news), ..head };
-            self.send(Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, news));
+            let head =
+                RecordHeader { flags: HOOK | COOKIE, detail: HeaderDetail::of_hook(hook_kind), ..head };
+            self.send(Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, hook_kind));
         }
     }
 
