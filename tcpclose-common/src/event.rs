@@ -1,20 +1,21 @@
 //! The ring-buffer records.
 //!
-//! A socket's first close-phase step opens a life and carries its addresses ([`OpenRecord`], 80 bytes); the steps that
-//! follow carry only what changed ([`StepRecord`], 40 bytes; at the classic tracepoint [`FlowStepRecord`], 48). All start with the same
+//! A socket's first close-phase step carries its addresses ([`OpenRecord`], 80 bytes); the steps that follow carry only
+//! what changed ([`StepRecord`], 40 bytes; at the classic tracepoint [`FlowStepRecord`], 48). All start with the same
 //! [`RecordHeader`]. The kind of a record is its length and its [`flags::OPEN`] bit, which must agree.
 //!
-//! What no state change tells comes as a [`HookRecord`], 40 bytes: the life of a minisocket, and a RST that was sent.
+//! What is no state change of a socket comes as a [`HookRecord`], 40 bytes: the birth, flip and end of a minisocket, and a
+//! RST that was sent.
 
 /// Bits of [`RecordHeader::flags`].
 pub mod flags {
-    /// The record is an [`OpenRecord`](super::Open).
+    /// The record is an [`OpenRecord`](super::OpenRecord).
     pub const OPEN: u16 = 1 << 0;
-    /// [`RecordHeader::key`](super::Head::key) is the socket cookie; otherwise it is the address of the `struct sock`,
-    /// which is good until →CLOSE and no longer.
+    /// [`RecordHeader::key`](super::RecordHeader::key) is the socket cookie; otherwise it is the address of the `struct
+    /// sock`, which is valid until →CLOSE and no longer.
     pub const COOKIE: u16 = 1 << 1;
-    /// The facts below, `netns`, `err`, `err_soft` and the [`Numbers`](super::Numbers) were read from the socket;
-    /// otherwise they are unknown.
+    /// The flags below, `netns`, the errors and the [`Numbers`](super::Numbers) were read from the socket; otherwise they
+    /// are unknown.
     pub const FACTS: u16 = 1 << 2;
     /// `sk_max_ack_backlog` ≠ 0: the socket was accepted (inherited from its listener).
     pub const ACCEPTED: u16 = 1 << 3;
@@ -30,9 +31,9 @@ pub mod flags {
     pub const LINGER2_NEGATIVE: u16 = 1 << 8;
     /// `snd_una` = `write_seq`: all that this side sent is acknowledged, its FIN too if it sent one.
     pub const FIN_ACKED: u16 = 1 << 9;
-    /// The record is a [`HookRecord`](super::Notice).
-    pub const NOTICE: u16 = 1 << 10;
-    /// [`RecordHeader::closer`](super::Head::closer) is known.
+    /// The record is a [`HookRecord`](super::HookRecord).
+    pub const HOOK: u16 = 1 << 10;
+    /// [`RecordHeader::closer`](super::RecordHeader::closer) is known.
     pub const CLOSER: u16 = 1 << 11;
 }
 
@@ -40,9 +41,9 @@ pub mod flags {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecordHeader {
-    /// Who: the socket cookie, or the socket's address (see [`flags::COOKIE`]).
+    /// The socket cookie, or the socket's address (see [`flags::COOKIE`]).
     pub key: u64,
-    /// When: `bpf_ktime_get_ns`, CLOCK_MONOTONIC, nanoseconds.
+    /// `bpf_ktime_get_ns`: CLOCK_MONOTONIC, nanoseconds.
     pub time_ns: u64,
     /// Local port, host order.
     pub local_port: u16,
@@ -60,32 +61,77 @@ pub struct RecordHeader {
     ///
     /// [`Layout::net_id`]: crate::layout::Layout::net_id
     pub netns: u32,
-    /// `sk_err`, a positive errno; at a step to CLOSE only (see [`Self::closer`]).
-    pub err: u16,
-    /// `sk_err_soft`, a positive errno; at a step to CLOSE only.
-    pub err_soft: u16,
+    pub detail: HeaderDetail,
 }
 
+/// At a step to CLOSE two errors, at a step of a known closer its PID, in a [`HookRecord`] the [`HookKind`]; the flags and
+/// the states say which.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeaderDetail {
+    low: u16,
+    high: u16,
+}
+
+impl HeaderDetail {
+    pub const NONE: Self = Self { low: 0, high: 0 };
+
+    /// `sk_err` and `sk_err_soft`, positive errnos.
+    #[inline(always)]
+    pub const fn of_errors(err: u16, err_soft: u16) -> Self {
+        Self { low: err, high: err_soft }
+    }
+
+    #[inline(always)]
+    pub const fn of_closer(pid: u32) -> Self {
+        Self { low: pid as u16, high: (pid >> 16) as u16 }
+    }
+
+    #[inline(always)]
+    pub const fn of_hook(kind: HookKind) -> Self {
+        Self { low: kind as u16, high: 0 }
+    }
+
+    /// `sk_err`.
+    pub const fn err(self) -> u16 {
+        self.low
+    }
+
+    /// `sk_err_soft`.
+    pub const fn err_soft(self) -> u16 {
+        self.high
+    }
+
+    const fn closer(self) -> u32 {
+        (self.high as u32) << 16 | self.low as u32
+    }
+
+    fn hook(self) -> Option<HookKind> {
+        HookKind::from_raw(self.low)
+    }
+}
+
+const _: () = assert!(size_of::<HeaderDetail>() == 4);
+
 impl RecordHeader {
-    /// The process (`tgid`) that made this side's FIN, by close() or shutdown(): told at a step into FIN-WAIT-1 or LAST-ACK
-    /// that was made in process context. It stands where the errors of the end stand at a step to CLOSE.
+    /// The process (`tgid`) that made this side's FIN, by close() or shutdown(): known at a step into FIN-WAIT-1 or LAST-ACK
+    /// that was made in process context.
     pub const fn closer(&self) -> Option<u32> {
         if self.flags & flags::CLOSER == 0 {
             return None;
         }
-        Some((self.err_soft as u32) << 16 | self.err as u32)
+        Some(self.detail.closer())
     }
 
     /// Writes what [`Self::closer`] reads.
     #[inline(always)]
     pub const fn set_closer(&mut self, pid: u32) {
         self.flags |= flags::CLOSER;
-        self.err = pid as u16;
-        self.err_soft = (pid >> 16) as u16;
+        self.detail = HeaderDetail::of_closer(pid);
     }
 }
 
-/// The sequence numbers that the textbook's drawing has at a step. `tcp_sock` holds them as the tracepoint fires
+/// The sequence numbers at a step, as in the textbook's drawing. `tcp_sock` holds them as the tracepoint fires
 /// (net/ipv4/tcp.c and tcp_input.c, 5.8 to 6.18): this side's FIN takes the end of the write queue (`tcp_close_state()`
 /// comes before `tcp_send_fin()`), and the peer's FIN and ACK are taken in before the state changes (`tcp_fin()`,
 /// `tcp_rcv_state_process()`).
@@ -99,7 +145,7 @@ pub struct Numbers {
     pub rcv: u32,
 }
 
-/// A step of a socket whose life is open.
+/// A later close-phase step of a socket.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StepRecord {
@@ -107,7 +153,7 @@ pub struct StepRecord {
     pub numbers: Numbers,
 }
 
-/// The same at the classic tracepoint, where no cookie says whose it is.
+/// The same at the classic tracepoint, which has no cookie.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowStepRecord {
@@ -130,13 +176,13 @@ pub struct OpenRecord {
     pub local: Words,
     /// Remote address; IPv4 as v4-mapped IPv6.
     pub remote: Words,
-    /// `ns.inum` of the network namespace, the number that people know it by; 0 when unknown.
+    /// `ns.inum` of the network namespace, the number that tools show; 0 when unknown.
     pub inum: u32,
     /// 0.
     pub spare: u32,
 }
 
-/// What a [`HookRecord`] says, in [`RecordHeader::err`].
+/// The event of a [`HookRecord`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum HookKind {
@@ -183,7 +229,7 @@ impl HookKind {
     ];
 
     fn from_raw(raw: u16) -> Option<Self> {
-        Self::ALL.into_iter().find(|news| *news as u16 == raw)
+        Self::ALL.into_iter().find(|kind| *kind as u16 == raw)
     }
 }
 
@@ -192,12 +238,40 @@ impl HookKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HookRecord {
     /// `key` is the cookie, 0 where the socket has none. `old` and `new` are states: of the socket or minisocket before
-    /// and after, 0 where there is none. `err` is the [`HookKind`].
+    /// and after, 0 where there is none. `detail` is the [`HookKind`].
     pub head: RecordHeader,
-    /// The address of the `struct sock` in [`HookKind::Born`], [`HookKind::Unborn`] and [`HookKind::ResetSent`]; in [`HookKind::Flipped`] the
-    /// minisocket's `tw_rcv_nxt`, one past the peer's FIN; else 0.
-    pub sk: u64,
+    pub subject: SocketOrRcvNxt,
 }
+
+/// The address of the `struct sock` in [`HookKind::Born`], [`HookKind::Unborn`] and [`HookKind::ResetSent`]; in
+/// [`HookKind::Flipped`] the minisocket's `tw_rcv_nxt`, one past the peer's FIN; else 0.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketOrRcvNxt(u64);
+
+impl SocketOrRcvNxt {
+    pub const NONE: Self = Self(0);
+
+    #[inline(always)]
+    pub const fn of_socket(sk: u64) -> Self {
+        Self(sk)
+    }
+
+    #[inline(always)]
+    pub const fn of_rcv_nxt(rcv_nxt: u32) -> Self {
+        Self(rcv_nxt as u64)
+    }
+
+    pub const fn socket(self) -> u64 {
+        self.0
+    }
+
+    pub const fn rcv_nxt(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+const _: () = assert!(size_of::<SocketOrRcvNxt>() == 8);
 
 const _: () = assert!(size_of::<HookRecord>() == size_of::<StepRecord>());
 const _: () = assert!(
@@ -222,12 +296,10 @@ impl Record {
             n if n == size_of::<OpenRecord>() => Self::Open(OpenRecord::decode(bytes)?),
             n if n == size_of::<StepRecord>() => {
                 let step = StepRecord::decode(bytes)?;
-                if step.head.flags & flags::NOTICE != 0 {
-                    let sk = u64::from_ne_bytes(take(bytes, 32)?);
-                    return Some(Self::Hook(
-                        HookRecord { head: step.head, sk },
-                        HookKind::from_raw(step.head.err)?,
-                    ));
+                if step.head.flags & flags::HOOK != 0 {
+                    let subject = SocketOrRcvNxt(u64::from_ne_bytes(take(bytes, 32)?));
+                    let kind = step.head.detail.hook()?;
+                    return Some(Self::Hook(HookRecord { head: step.head, subject }, kind));
                 }
                 Self::Step(step, 0)
             }
@@ -240,10 +312,10 @@ impl Record {
         let open = matches!(record, Self::Open(_));
         let (old, new) = (u32::from(head.old), u32::from(head.new));
         let kind = if open { flags::OPEN } else { 0 };
-        let sound = head.flags & (flags::OPEN | flags::NOTICE) == kind
+        let sound = head.flags & (flags::OPEN | flags::HOOK) == kind
             && crate::state::is_close_step(old, new)
             && crate::state::TcpState::from_raw(head.old).is_some()
-            && open == crate::state::opens_life(old);
+            && open == crate::state::is_first_step(old);
         sound.then_some(record)
     }
 
@@ -251,7 +323,7 @@ impl Record {
         match self {
             Self::Open(open) => &open.head,
             Self::Step(step, _) => &step.head,
-            Self::Hook(notice, _) => &notice.head,
+            Self::Hook(hook, _) => &hook.head,
         }
     }
 }
@@ -272,8 +344,10 @@ impl RecordHeader {
             new: *bytes.get(21)?,
             flags: u16::from_ne_bytes(take(bytes, 22)?),
             netns: u32::from_ne_bytes(take(bytes, 24)?),
-            err: u16::from_ne_bytes(take(bytes, 28)?),
-            err_soft: u16::from_ne_bytes(take(bytes, 30)?),
+            detail: HeaderDetail {
+                low: u16::from_ne_bytes(take(bytes, 28)?),
+                high: u16::from_ne_bytes(take(bytes, 30)?),
+            },
         })
     }
 }
@@ -311,7 +385,7 @@ fn words(bytes: &[u8], at: usize) -> Option<Words> {
 }
 
 /// A 64-bit hash of a connection's addresses (as in [`OpenRecord`]) and ports (host order): the join key of the classic
-/// backend, where no cookie is to be had. Both sides of the boundary compute it with this one function.
+/// backend, which has no cookie. The probe and the agent both use this function.
 #[inline(always)]
 pub fn flow_hash(local: &Words, remote: &Words, local_port: u16, remote_port: u16) -> u64 {
     // Multiply and fold with the 64-bit golden ratio: five words in, no table, no loop for the verifier to walk.
@@ -349,8 +423,7 @@ mod tests {
                 new: 8,
                 flags: flags::OPEN | flags::COOKIE,
                 netns: 0xf000_0001,
-                err: 104,
-                err_soft: 110,
+                detail: HeaderDetail::of_errors(104, 110),
             },
             numbers: Numbers { snd: 0xfedc_ba98, rcv: 7 },
             local: [1, 2, 3, 0x8000_0004],
@@ -384,19 +457,22 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_is_told_from_a_step() {
-        for news in HookKind::ALL {
-            let head = RecordHeader { err: news as u16, old: 6, new: 7, flags: flags::NOTICE, ..open().head };
-            let notice = HookRecord { head, sk: 9 };
-            assert_eq!(Record::decode(&bytes(&notice)), Some(Record::Hook(notice, news)));
+    fn a_hook_record_is_told_from_a_step() {
+        let subject = SocketOrRcvNxt::of_socket(9);
+        for kind in HookKind::ALL {
+            let detail = HeaderDetail::of_hook(kind);
+            let head = RecordHeader { detail, old: 6, new: 7, flags: flags::HOOK, ..open().head };
+            let hook = HookRecord { head, subject };
+            assert_eq!(Record::decode(&bytes(&hook)), Some(Record::Hook(hook, kind)));
         }
-        let head = RecordHeader { err: 99, flags: flags::NOTICE, ..open().head };
-        assert_eq!(Record::decode(&bytes(&HookRecord { head, sk: 9 })), None);
-        // Its length is a notice's and no other record's.
+        let detail = HeaderDetail::of_errors(99, 0);
+        let head = RecordHeader { detail, flags: flags::HOOK, ..open().head };
+        assert_eq!(Record::decode(&bytes(&HookRecord { head, subject })), None);
+        // Its length is a hook record's and no other's.
         let step = StepRecord { head: RecordHeader { old: 5, new: 7, ..head }, numbers: Numbers::default() };
         assert_eq!(Record::decode(&bytes(&FlowStepRecord { step, flow: 1 })), None);
         let mut open = open();
-        open.head.flags |= flags::NOTICE;
+        open.head.flags |= flags::HOOK;
         assert_eq!(Record::decode(&bytes(&open)), None);
     }
 

@@ -1,4 +1,4 @@
-//! What the iterator over all tasks' files writes, one after the other.
+//! The output of the iterator over all tasks' files: descriptors, one after the other.
 
 /// A file descriptor on a socket.
 #[repr(C)]

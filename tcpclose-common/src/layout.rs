@@ -1,86 +1,115 @@
-//! Where the fields lie that the probe reads from kernel structs.
+//! The offsets of the fields that the probe reads from kernel structs.
 //!
 //! rustc emits no CO-RE relocations. The agent resolves these offsets from the running kernel's BTF at start and
 //! writes them into the probe's read-only data before it loads; frozen there, they are constants to the verifier.
 
-/// Byte offsets, each from the start of the struct named in its comment.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Layout {
-    /// 1 when the offsets below were resolved; 0 on a kernel without BTF, where the classic tracepoint reads nothing
-    /// from the socket and says so in each record.
-    pub resolved: u32,
-    /// `struct sock`, `u16` (address family).
-    pub skc_family: u32,
-    /// `struct sock`, `__be32`.
-    pub skc_daddr: u32,
-    /// `struct sock`, `__be32`.
-    pub skc_rcv_saddr: u32,
-    /// `struct sock`, `__be16`.
-    pub skc_dport: u32,
-    /// `struct sock`, `struct in6_addr`.
-    pub skc_v6_daddr: u32,
-    /// `struct sock`, `struct in6_addr`.
-    pub skc_v6_rcv_saddr: u32,
-    /// `struct sock`, `struct net *`.
-    pub skc_net: u32,
-    /// `struct sock`, `u16` since 5.6.
-    pub sk_protocol: u32,
-    /// `struct sock`, `unsigned long`.
-    pub sk_flags: u32,
-    /// `struct sock`, `int`.
-    pub sk_err: u32,
-    /// `struct sock`, `int`.
-    pub sk_err_soft: u32,
-    /// `struct sock`, `u32`.
-    pub sk_max_ack_backlog: u32,
-    /// `struct sock`, `u8`.
-    pub sk_shutdown: u32,
-    /// `struct sock`, `int` (`sk_lock.owned`).
-    pub sk_lock_owned: u32,
-    /// `struct net`, `unsigned int` (`ns.inum`).
-    pub net_inum: u32,
-    /// `struct net`, 32 bits that identify it: the low half of `net_cookie` (an `atomic64_t` until 5.11, a `u64` since)
-    /// where a program can ask for that too (SO_NETNS_COOKIE, 5.14), else `ns.inum`, which is used again.
-    pub net_id: u32,
-    /// `struct tcp_sock`, `__be16` (`inet_conn.icsk_inet.inet_sport`).
-    pub inet_sport: u32,
-    /// `struct tcp_sock`, `int`.
-    pub linger2: u32,
-    /// `struct tcp_sock`, `u32`.
-    pub snd_una: u32,
-    /// `struct tcp_sock`, `u32`.
-    pub write_seq: u32,
-    /// `struct sock_common`, `atomic64_t`; a minisocket begins with a sock_common too.
-    pub skc_cookie: u32,
-    /// `struct tcp_sock`, `u32`.
-    pub rcv_nxt: u32,
-    /// `struct sock_common`, `u32`: a minisocket's `tw_rcv_nxt`.
-    pub skc_tw_rcv_nxt: u32,
-    /// `struct sock_common`, `u16`, host order.
-    pub skc_num: u32,
-    /// `struct sock_common`, `unsigned char`.
-    pub skc_state: u32,
-    /// `struct inet_timewait_sock`, `unsigned char`.
-    pub tw_substate: u32,
-    /// `struct inet_timewait_sock`, `struct timer_list`.
-    pub tw_timer: u32,
-    /// `struct task_struct`, `struct task_struct *`.
-    pub task_group_leader: u32,
-    /// `struct task_struct`, `struct files_struct *`.
-    pub task_files: u32,
-    /// `struct task_struct`, `unsigned int`.
-    pub task_flags: u32,
-    /// `struct task_struct`, `pid_t`.
-    pub task_tgid: u32,
-    /// `struct file`, `struct inode *`.
-    pub file_inode: u32,
-    /// `struct inode`, `umode_t` (`u16`).
-    pub inode_mode: u32,
-    /// `struct inode`, `unsigned long`.
-    pub inode_ino: u32,
-    /// `struct inode`, `struct super_block *`.
-    pub inode_sb: u32,
-    /// `struct super_block`, `unsigned long`.
-    pub sb_magic: u32,
+/// Makes [`Layout`] of a table: per offset its doc, the name of the kernel struct that it is counted from, and the path of
+/// the field (dots between members).
+macro_rules! layout {
+    ($($(#[$meta:meta])* $offset:ident: $struct:literal, $path:literal;)+) => {
+        /// Byte offsets, each from the start of the struct in its comment.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Layout {
+            /// 1 when the offsets below were resolved; 0 on a kernel without BTF, where the classic tracepoint reads nothing
+            /// from the socket and says so in each record.
+            pub resolved: u32,
+            $(
+                $(#[$meta])*
+                #[doc = concat!("From `struct ", $struct, "`: `", $path, "`.")]
+                pub $offset: u32,
+            )+
+        }
+
+        impl Layout {
+            pub const UNRESOLVED: Self = Self { resolved: 0, $($offset: 0,)+ };
+
+            /// Resolves each offset by the name of the struct and the path of the field.
+            ///
+            /// # Errors
+            /// The first error of `offset_of`.
+            pub fn resolve<E>(mut offset_of: impl FnMut(&str, &str) -> Result<u32, E>) -> Result<Self, E> {
+                Ok(Self { resolved: 1, $($offset: offset_of($struct, $path)?,)+ })
+            }
+        }
+    };
 }
+
+layout! {
+    /// `u16` (address family).
+    skc_family: "sock", "__sk_common.skc_family";
+    /// `__be32`.
+    skc_daddr: "sock", "__sk_common.skc_daddr";
+    /// `__be32`.
+    skc_rcv_saddr: "sock", "__sk_common.skc_rcv_saddr";
+    /// `__be16`.
+    skc_dport: "sock", "__sk_common.skc_dport";
+    /// `struct in6_addr`.
+    skc_v6_daddr: "sock", "__sk_common.skc_v6_daddr";
+    /// `struct in6_addr`.
+    skc_v6_rcv_saddr: "sock", "__sk_common.skc_v6_rcv_saddr";
+    /// `struct net *`.
+    skc_net: "sock", "__sk_common.skc_net.net";
+    /// `u16` since 5.6.
+    sk_protocol: "sock", "sk_protocol";
+    /// `unsigned long`.
+    sk_flags: "sock", "__sk_common.skc_flags";
+    /// `int`.
+    sk_err: "sock", "sk_err";
+    /// `int`.
+    sk_err_soft: "sock", "sk_err_soft";
+    /// `u32`.
+    sk_max_ack_backlog: "sock", "sk_max_ack_backlog";
+    /// `u8`.
+    sk_shutdown: "sock", "sk_shutdown";
+    /// `int`.
+    sk_lock_owned: "sock", "sk_lock.owned";
+    /// `unsigned int`.
+    net_inum: "net", "ns.inum";
+    /// 32 bits that identify it: the low half of `net_cookie` (an `atomic64_t` until 5.11, a `u64` since) where a program
+    /// can ask for that too (SO_NETNS_COOKIE, 5.14; the agent then replaces the offset), else `ns.inum`, which is used
+    /// again.
+    net_id: "net", "ns.inum";
+    /// `__be16`.
+    inet_sport: "tcp_sock", "inet_conn.icsk_inet.inet_sport";
+    /// `int`.
+    linger2: "tcp_sock", "linger2";
+    /// `u32`.
+    snd_una: "tcp_sock", "snd_una";
+    /// `u32`.
+    write_seq: "tcp_sock", "write_seq";
+    /// `atomic64_t`; a minisocket begins with a sock_common too.
+    skc_cookie: "sock_common", "skc_cookie";
+    /// `u32`.
+    rcv_nxt: "tcp_sock", "rcv_nxt";
+    /// `u32`: a minisocket's `tw_rcv_nxt`.
+    skc_tw_rcv_nxt: "sock_common", "skc_tw_rcv_nxt";
+    /// `u16`, host order.
+    skc_num: "sock_common", "skc_num";
+    /// `unsigned char`.
+    skc_state: "sock_common", "skc_state";
+    /// `unsigned char`.
+    tw_substate: "inet_timewait_sock", "tw_substate";
+    /// `struct timer_list`.
+    tw_timer: "inet_timewait_sock", "tw_timer";
+    /// `struct task_struct *`.
+    task_group_leader: "task_struct", "group_leader";
+    /// `struct files_struct *`.
+    task_files: "task_struct", "files";
+    /// `unsigned int`.
+    task_flags: "task_struct", "flags";
+    /// `pid_t`.
+    task_tgid: "task_struct", "tgid";
+    /// `struct inode *`.
+    file_inode: "file", "f_inode";
+    /// `umode_t` (`u16`).
+    inode_mode: "inode", "i_mode";
+    /// `unsigned long`.
+    inode_ino: "inode", "i_ino";
+    /// `struct super_block *`.
+    inode_sb: "inode", "i_sb";
+    /// `unsigned long`.
+    sb_magic: "super_block", "s_magic";
+}
+
+const _: () = assert!(size_of::<Layout>() == 37 * size_of::<u32>());

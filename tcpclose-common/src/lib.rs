@@ -1,9 +1,9 @@
-//! What crosses the boundary between the eBPF probe and the agent, and nothing else.
+//! The interface between the eBPF probe and the agent.
 //!
 //! * [`state`]: the kernel's TCP states, and which transitions belong to the close phase.
 //! * [`event`]: the ring-buffer records.
 //! * [`layout`]: field offsets of kernel structs, resolved by the agent, read-only to the probe.
-//! * [`held`]: what the iterator over files writes.
+//! * [`held`]: the output of the iterator over files.
 //! * [`control`]: the words that the agent and the probe share while both run.
 //! * `toolchain`, a feature for build scripts: the compiler and linker that build the probe.
 

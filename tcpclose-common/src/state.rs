@@ -107,9 +107,9 @@ pub const fn is_close_step(old: u32, new: u32) -> bool {
     old != new && (is_in(new, CLOSE_PHASE) || (new == TcpState::Close as u32 && is_in(old, CONNECTED)))
 }
 
-/// Whether `old → new` is the first close-phase step of its socket, and so opens a life.
+/// Whether a close-phase step from `old` is the first of its socket.
 #[inline(always)]
-pub const fn opens_life(old: u32) -> bool {
+pub const fn is_first_step(old: u32) -> bool {
     !is_in(old, CLOSE_PHASE)
 }
 

@@ -1,5 +1,5 @@
-//! What can cost no less: programs on `inet_sock_set_state` that do as little as a monitor could. `cargo xtask bench`
-//! builds them and measures the probe against them; the agent has none of this in it.
+//! The least that a monitor could cost: programs on `inet_sock_set_state` that do as little as possible. `cargo xtask bench`
+//! builds them and measures the probe against them; they are not in the agent.
 
 #![no_std]
 #![no_main]

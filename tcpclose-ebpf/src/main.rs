@@ -1,9 +1,9 @@
 //! The probe: the programs of tcpclose, each an attach point of a body of its own.
 //!
 //! * [`set_state`]: `inet_sock_set_state`, by tp_btf or by the classic tracepoint.
-//! * [`time_wait`]: the minisocket's birth, flip and end, by fentry and fexit.
+//! * [`time_wait`]: a minisocket's birth, flip and end, by fentry and fexit.
 //! * [`reset`]: `tcp_send_reset`, which settles what data after close was.
-//! * [`task_file`]: who holds which socket, by an iterator over all tasks' files.
+//! * [`task_file`]: the processes that hold sockets, by an iterator over all tasks' files.
 //! * [`sock`]: the only place that reads sockets.
 //! * [`ring`]: reserve, submit, wake, count what was lost.
 

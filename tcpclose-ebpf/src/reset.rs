@@ -4,7 +4,7 @@
 //! RST that goes out some microseconds after →CLOSE tells them apart.
 
 use aya_ebpf::programs::BtfTracePointContext;
-use tcpclose_common::event::HookKind;
+use tcpclose_common::event::{HookKind, SocketOrRcvNxt};
 use tcpclose_common::state::TcpState;
 
 use crate::sock::{self, IPPROTO_TCP, Load, Typed};
@@ -18,7 +18,7 @@ pub fn sent(ctx: &BtfTracePointContext) {
     if sk.is_null() {
         return;
     }
-    // Only a full socket that has just been closed is of interest: an open one that resets tells it by its step.
+    // Only a full socket that has just been closed is of interest: the step of an open one that resets shows it.
     // SAFETY: a sock, a minisocket or a request: all begin with a sock_common.
     if unsafe { Typed::load::<u8>(sk, sock::state_offset()) } != TcpState::Close.raw()
         // SAFETY: in state CLOSE, it is a full socket.
@@ -32,5 +32,5 @@ pub fn sent(ctx: &BtfTracePointContext) {
     let mut head = unsafe { time_wait::head::<Typed>(sk) };
     head.old = TcpState::Close.raw();
     head.new = TcpState::Close.raw();
-    time_wait::send(head, HookKind::ResetSent, sk as u64);
+    time_wait::send(head, HookKind::ResetSent, SocketOrRcvNxt::of_socket(sk as u64));
 }

@@ -1,14 +1,14 @@
 //! `inet_sock_set_state`: one body behind two attach points.
 //!
 //! Both filter first (TCP, a real transition, the close phase), because most of what fires here is the opening of
-//! connections; then one record is made, with addresses when it opens a life, without when it goes on with one.
+//! connections; then one record is made, with addresses at the first step of a socket, without at later ones.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
 use tcpclose_common::event::{FlowStepRecord, OpenRecord, RecordHeader, StepRecord, Words, flags, flow_hash};
-use tcpclose_common::state::{TcpState, is_close_step, is_in, opens_life};
+use tcpclose_common::state::{TcpState, is_close_step, is_first_step, is_in};
 
 use crate::ring;
 use crate::sock::classic::{self, field};
@@ -38,7 +38,7 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
         unsafe { (sock::facts::<Typed>(sk, tcp, new), sock::ports::<Typed>(sk, tcp), cookie(sk)) };
     let numbers = facts.numbers;
     let head = head::<Typed>(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
-    let sent = if opens_life(old) {
+    let sent = if is_first_step(old) {
         // SAFETY: as above.
         let ((local, remote), inum) =
             unsafe { (sock::addresses::<Typed>(sk), sock::netns_inum::<Typed>(sk)) };
@@ -66,7 +66,7 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
     };
     let numbers = facts.numbers;
     let head = head::<Copied>(sk, (local_port, remote_port), old, new, facts, 0);
-    let sent = if opens_life(old) {
+    let sent = if is_first_step(old) {
         // SAFETY: as for the facts.
         let inum = if sock::resolved() { unsafe { sock::netns_inum::<Copied>(sk as *const u8) } } else { 0 };
         open(head, OpenRecord { numbers, local, remote, inum, ..OpenRecord::default() })
@@ -118,8 +118,7 @@ fn head<L: Load>(
         new: new as u8,
         flags: facts.flags | backend,
         netns: facts.netns,
-        err: facts.err,
-        err_soft: facts.err_soft,
+        detail: facts.errors,
     };
     // These two are entered by close() and shutdown() alone. With the lock owned it is this task that holds it; in softirq
     // it would be whoever was interrupted.
@@ -138,7 +137,7 @@ fn open(mut head: RecordHeader, open: OpenRecord) -> bool {
     ring::send(OpenRecord { head, ..open })
 }
 
-/// What `--log-level` shows of the probe. At level off, the default, the verifier removes these branches: the level
+/// The probe's part of `--log-level`. At level off, the default, the verifier removes these branches: the level
 /// is a constant to it.
 #[inline(always)]
 fn log(ctx: &impl EbpfContext, sent: bool, old: u32, new: u32, local_port: u16, remote_port: u16) {

@@ -1,4 +1,4 @@
-//! The only place that reads sockets, and where the offsets of all kernel structs are kept.
+//! The only place that reads sockets; it also holds the offsets of all kernel structs.
 //!
 //! Offsets come from [`LAYOUT`]. How a load is made differs by backend: behind tp_btf the verifier knows the type of the
 //! pointer and allows plain loads; behind the classic tracepoint every load is a `bpf_probe_read_kernel`.
@@ -8,51 +8,13 @@ use core::mem::MaybeUninit;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel,
 };
-use tcpclose_common::event::{Numbers, Words, flags};
+use tcpclose_common::event::{HeaderDetail, Numbers, Words, flags};
 use tcpclose_common::layout::Layout;
 use tcpclose_common::state::{TcpState, is_in};
 
 /// Written by the agent before the load; frozen read-only after it, and so constants to the verifier.
 #[unsafe(no_mangle)]
-pub static LAYOUT: Layout = Layout {
-    resolved: 0,
-    skc_family: 0,
-    skc_daddr: 0,
-    skc_rcv_saddr: 0,
-    skc_dport: 0,
-    skc_v6_daddr: 0,
-    skc_v6_rcv_saddr: 0,
-    skc_net: 0,
-    sk_protocol: 0,
-    sk_flags: 0,
-    sk_err: 0,
-    sk_err_soft: 0,
-    sk_max_ack_backlog: 0,
-    sk_shutdown: 0,
-    sk_lock_owned: 0,
-    net_inum: 0,
-    net_id: 0,
-    inet_sport: 0,
-    linger2: 0,
-    snd_una: 0,
-    write_seq: 0,
-    skc_cookie: 0,
-    rcv_nxt: 0,
-    skc_tw_rcv_nxt: 0,
-    skc_num: 0,
-    skc_state: 0,
-    tw_substate: 0,
-    tw_timer: 0,
-    task_group_leader: 0,
-    task_files: 0,
-    task_flags: 0,
-    task_tgid: 0,
-    file_inode: 0,
-    inode_mode: 0,
-    inode_ino: 0,
-    inode_sb: 0,
-    sb_magic: 0,
-};
+pub static LAYOUT: Layout = Layout::UNRESOLVED;
 
 /// An offset, read so that the compiler cannot fold the zero above into the code.
 #[inline(always)]
@@ -76,7 +38,7 @@ const SOCK_DONE: u64 = 1 << 1;
 /// include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
 
-/// How this backend loads from kernel memory.
+/// How a backend loads from kernel memory.
 pub trait Load {
     /// # Safety
     /// `base` points to a kernel struct that has a `T` at `offset`.
@@ -131,19 +93,18 @@ impl Load for Copied {
     }
 }
 
-/// What the kernel knows of a socket at one step. See [`tcpclose_common::event::RecordHeader`] for the fields.
+/// What is read from a socket at one step. See [`tcpclose_common::event::RecordHeader`] for the fields.
 pub struct Facts {
     pub flags: u16,
     pub netns: u32,
-    pub err: u16,
-    pub err_soft: u16,
+    pub errors: HeaderDetail,
     pub numbers: Numbers,
 }
 
 impl Facts {
     /// Nothing is known: a kernel without BTF.
     pub const NONE: Self =
-        Self { flags: 0, netns: 0, err: 0, err_soft: 0, numbers: Numbers { snd: 0, rcv: 0 } };
+        Self { flags: 0, netns: 0, errors: HeaderDetail::NONE, numbers: Numbers { snd: 0, rcv: 0 } };
 }
 
 /// Where `skc_state` is in a sock_common.
@@ -246,11 +207,11 @@ pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
     unsafe { L::load(sk, offset(&LAYOUT.sk_protocol)) }
 }
 
-/// The states at whose entry `write_seq` is what is told; see [`Numbers::snd`].
+/// The states at whose entry [`Numbers::snd`] is `write_seq`.
 const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() | TcpState::CloseWait.bit();
 
-/// Reads what tells role, side and outcome apart, at a step into the state `new`; what tells the outcome only at a step to
-/// CLOSE, for a load is a helper call at one backend. `tcp` is the same socket as a `struct tcp_sock`.
+/// Reads what decides role, side and outcome, at a step into the state `new`; what decides the outcome is read only at a step
+/// to CLOSE, since a load is a helper call at one backend. `tcp` is the same socket as a `struct tcp_sock`.
 ///
 /// # Safety
 /// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.
@@ -280,8 +241,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
                 | when(linger2 < 0, flags::LINGER2_NEGATIVE)
                 | when(snd_una == write_seq, flags::FIN_ACKED),
             netns: netns::<L>(sk),
-            err: err as u16,
-            err_soft: err_soft as u16,
+            errors: HeaderDetail::of_errors(err as u16, err_soft as u16),
             numbers: Numbers {
                 snd: if is_in(new, FIN_TAKES_NEXT) { write_seq } else { snd_una },
                 rcv: rcv_nxt,

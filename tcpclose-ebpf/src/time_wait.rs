@@ -1,22 +1,23 @@
-//! The minisocket's life at the functions where it happens: birth, flip from FIN-WAIT-2 to TIME-WAIT, end and its cause.
+//! Hooks on the functions that make, change and end a minisocket: birth, flip from FIN-WAIT-2 to TIME-WAIT, end and its
+//! cause.
 //!
-//! Every early end goes through `inet_twsk_deschedule_put(tw)`; who called it is told by what was marked just before.
+//! Every early end goes through `inet_twsk_deschedule_put(tw)`; a mark made just before shows its caller.
 //! What runs with softirqs disabled from the mark to the end marks its CPU ([`Scratch`]): a segment
 //! (`tcp_timewait_state_process` and its callers `tcp_v4_rcv`, `tcp_v6_rcv`) and connect() (`__inet_hash_connect`, from
 //! `tcp_twsk_unique` on). What can sleep or move to another CPU in between marks its task: SOCK_DESTROY (`tcp_abort`
 //! disables softirqs around the end only) and a vanishing namespace (`inet_twsk_purge`). Function names and their
 //! callers are those of net/ipv4 in Linux 6.1 to 6.18.
 //!
-//! An end can be told more than once. A segment or a task that found the minisocket before its timer fired calls
+//! An end can be reported more than once. A segment or a task that found the minisocket before its timer fired calls
 //! `inet_twsk_deschedule_put` all the same: that waits for the handler, ends nothing (`timer_shutdown_sync`, in 6.1
-//! `del_timer_sync`, returns 0) and only puts its reference; two such callers are the same. The first one told is the
+//! `del_timer_sync`, returns 0) and only puts its reference; two such callers are the same. The first report has the
 //! cause, and the agent's tracker knows the others by the cookie.
 
 use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
 use aya_ebpf::programs::{FEntryContext, FExitContext};
-use tcpclose_common::event::{HookKind, HookRecord, RecordHeader, flags};
+use tcpclose_common::event::{HeaderDetail, HookKind, HookRecord, RecordHeader, SocketOrRcvNxt, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::ring;
@@ -53,7 +54,7 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static ABORTING: HashMap<u64, u64> = HashMap::with_max_entries(64, 0);
 
-/// Tasks in `inet_twsk_purge`: by pid and tgid, the address of the minisocket whose end was told last.
+/// Tasks in `inet_twsk_purge`: by pid and tgid, the address of the minisocket whose end was reported last.
 #[map]
 static PURGING: HashMap<u64, u64> = HashMap::with_max_entries(64, 0);
 
@@ -86,8 +87,8 @@ pub fn born(ctx: &FExitContext) {
     let (old, mut head) = unsafe { (Typed::load::<u8>(sk, sock::state_offset()), head::<Typed>(sk)) };
     head.old = old;
     head.new = state as u8;
-    let news = if tw == 0 { HookKind::Unborn } else { HookKind::Born };
-    send(head, news, sk as u64);
+    let kind = if tw == 0 { HookKind::Unborn } else { HookKind::Born };
+    send(head, kind, SocketOrRcvNxt::of_socket(sk as u64));
 }
 
 /// `tcp_timewait_state_process(struct inet_timewait_sock *tw, …)`, entered.
@@ -114,7 +115,7 @@ pub fn segment_done(ctx: &FExitContext) {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's element; nothing else of this file runs on this CPU between the function's entry and here.
     let Scratch { tw: entered, doing } = unsafe { scratch.read() };
-    // It was ended inside, and told of then.
+    // It was ended inside, and reported then.
     if entered != tw as u64 {
         return;
     }
@@ -131,7 +132,7 @@ pub fn segment_done(ctx: &FExitContext) {
     }
 }
 
-/// Tells of the flip to TIME-WAIT, if that is what the segment did. `tw` is referenced.
+/// Reports the flip to TIME-WAIT, if that is what the segment did. `tw` is referenced.
 #[inline(always)]
 fn flipped(tw: *const u8) {
     // SAFETY: a referenced minisocket.
@@ -145,7 +146,7 @@ fn flipped(tw: *const u8) {
     head.new = substate;
     // SAFETY: as above.
     let rcv_nxt: u32 = unsafe { Typed::load(tw, sock::tw_rcv_nxt_offset()) };
-    send(head, HookKind::Flipped, rcv_nxt.into());
+    send(head, HookKind::Flipped, SocketOrRcvNxt::of_rcv_nxt(rcv_nxt));
 }
 
 /// `tcp_twsk_unique(struct sock *sk, struct sock *sktw, void *twp)`, left.
@@ -166,7 +167,7 @@ pub fn abort(ctx: &FEntryContext) {
     let sk: *const u8 = ctx.arg(0);
     // SAFETY: a sock or a minisocket: both begin with a sock_common.
     if unsafe { Typed::load::<u8>(sk, sock::state_offset()) } == TcpState::TimeWait.raw() {
-        // A full map only means that this end is told as early.
+        // A full map only means that this end is reported as early.
         let _ = ABORTING.insert(task(), sk as u64, 0);
     }
 }
@@ -180,7 +181,7 @@ pub fn abort_done() {
 /// `inet_twsk_purge(…)`, entered and left.
 #[inline(always)]
 pub fn purge(enter: bool) {
-    // A full map only means that these ends are told as early.
+    // A full map only means that these ends are reported as early.
     let _ = if enter { PURGING.insert(task(), 0, 0) } else { PURGING.remove(task()) };
 }
 
@@ -200,7 +201,7 @@ pub fn early(ctx: &FEntryContext) {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return };
     // SAFETY: this CPU's element.
     let Scratch { tw: ours, doing } = unsafe { scratch.read() };
-    let news = if ours == tw as u64 {
+    let kind = if ours == tw as u64 {
         match doing {
             Doing::SegmentInFinWait2 | Doing::SegmentInTimeWait => HookKind::Reset,
             Doing::Recycling => HookKind::Recycled,
@@ -211,10 +212,10 @@ pub fn early(ctx: &FEntryContext) {
         of_task(tw as u64)
     };
     remember(0, Doing::SegmentInTimeWait);
-    end::<Typed>(tw, news);
+    end::<Typed>(tw, kind);
 }
 
-/// What this task ends `tw` for.
+/// Why this task ends `tw`.
 #[inline(always)]
 fn of_task(tw: u64) -> HookKind {
     let task = task();
@@ -226,7 +227,7 @@ fn of_task(tw: u64) -> HookKind {
     if unsafe { PURGING.get(task) }.is_none() {
         return HookKind::Early;
     }
-    // The destructor, which follows, need not tell it again.
+    // The destructor, which follows, need not report it again.
     let _ = PURGING.insert(task, tw, 0);
     HookKind::Purged
 }
@@ -238,20 +239,20 @@ fn of_task(tw: u64) -> HookKind {
 pub fn gone(ctx: &FEntryContext) {
     let tw: *const u8 = ctx.arg(0);
     // SAFETY: the value is not kept.
-    if unsafe { PURGING.get(task()) }.is_some_and(|told| *told != tw as u64) {
+    if unsafe { PURGING.get(task()) }.is_some_and(|reported| *reported != tw as u64) {
         // A struct sock to the verifier, which has no substate: the loads are copies.
         end::<Copied>(tw, HookKind::Purged);
     }
 }
 
-/// Tells of a minisocket's end.
+/// Reports a minisocket's end.
 #[inline(always)]
-fn end<L: Load>(tw: *const u8, news: HookKind) {
+fn end<L: Load>(tw: *const u8, kind: HookKind) {
     // SAFETY: a live minisocket: its end has only begun.
     let (substate, mut head) = unsafe { (L::load::<u8>(tw, sock::substate_offset()), head::<L>(tw)) };
     head.old = substate;
     head.new = TcpState::Close.raw();
-    send(head, news, 0);
+    send(head, kind, SocketOrRcvNxt::NONE);
 }
 
 /// The task that runs, or that a softirq has interrupted.
@@ -270,12 +271,12 @@ fn remember(tw: u64, doing: Doing) {
 }
 
 #[inline(always)]
-pub fn send(mut head: RecordHeader, news: HookKind, sk: u64) {
-    head.err = news as u16;
-    ring::send(HookRecord { head, sk });
+pub fn send(mut head: RecordHeader, kind: HookKind, subject: SocketOrRcvNxt) {
+    head.detail = HeaderDetail::of_hook(kind);
+    ring::send(HookRecord { head, subject });
 }
 
-/// Who a socket or minisocket is, and when this is.
+/// The header of a record of a socket or minisocket, now.
 ///
 /// # Safety
 /// `common` is a live sock or inet_timewait_sock.
@@ -291,10 +292,9 @@ pub unsafe fn head<L: Load>(common: *const u8) -> RecordHeader {
             remote_port,
             old: 0,
             new: 0,
-            flags: flags::NOTICE | flags::COOKIE,
+            flags: flags::HOOK | flags::COOKIE,
             netns: sock::netns::<L>(common),
-            err: 0,
-            err_soft: 0,
+            detail: HeaderDetail::NONE,
         }
     }
 }

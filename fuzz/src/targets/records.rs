@@ -20,7 +20,7 @@ const LATEST_NS: u64 = 1 << 62;
 struct Books {
     ledger: Metrics,
     closes: u64,
-    dwelt: u64,
+    durations: u64,
 }
 
 impl EventSink for Books {
@@ -29,7 +29,7 @@ impl EventSink for Books {
             TrackerEvent::Closed { .. } => self.closes += 1,
             TrackerEvent::StateDuration { ns, .. } => {
                 assert!(ns < LATEST_NS, "{event:?}");
-                self.dwelt += 1;
+                self.durations += 1;
             }
             _ => {}
         }
@@ -55,7 +55,7 @@ pub fn read(bytes: &[u8]) {
     let mut tracker = Tracker::new(host, by_cookie);
     tracker.set_hooks(HookCoverage { births: hooks, ends: hooks, resets: hooks, since_ns: 0 });
     let ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
-    let mut books = Books { ledger, closes: 0, dwelt: 0 };
+    let mut books = Books { ledger, closes: 0, durations: 0 };
     let (mut records, mut latest) = (0, 0);
     while !rest.0.is_empty() {
         let length = usize::from(rest.byte());
@@ -65,7 +65,7 @@ pub fn read(bytes: &[u8]) {
         let head = match &mut record {
             Record::Open(open) => &mut open.head,
             Record::Step(step, _) => &mut step.head,
-            Record::Hook(notice, _) => &mut notice.head,
+            Record::Hook(hook, _) => &mut hook.head,
         };
         head.time_ns %= LATEST_NS;
         latest = latest.max(head.time_ns);
@@ -88,7 +88,7 @@ pub fn read(bytes: &[u8]) {
     }
     // A name that was lost takes its counts along.
     assert!(books.ledger.closes().map(|(.., n)| n).sum::<u64>() <= books.closes);
-    assert!(books.ledger.durations().map(|(.., each)| each.count()).sum::<u64>() <= books.dwelt);
+    assert!(books.ledger.durations().map(|(.., each)| each.count()).sum::<u64>() <= books.durations);
 }
 
 /// What the probe writes for `record`.
@@ -102,8 +102,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
         bytes.extend([head.old, head.new]);
         bytes.extend(head.flags.to_ne_bytes());
         bytes.extend(head.netns.to_ne_bytes());
-        bytes.extend(head.err.to_ne_bytes());
-        bytes.extend(head.err_soft.to_ne_bytes());
+        bytes.extend(head.detail.err().to_ne_bytes());
+        bytes.extend(head.detail.err_soft().to_ne_bytes());
     };
     let numbers = |bytes: &mut Vec<u8>, numbers: &Numbers| {
         bytes.extend(numbers.snd.to_ne_bytes());
@@ -128,9 +128,9 @@ pub fn encode(record: &Record) -> Vec<u8> {
                 assert_eq!(bytes.len(), size_of::<FlowStepRecord>());
             }
         }
-        Record::Hook(notice, _) => {
-            head(&mut bytes, &notice.head);
-            bytes.extend(notice.sk.to_ne_bytes());
+        Record::Hook(hook, _) => {
+            head(&mut bytes, &hook.head);
+            bytes.extend(hook.subject.socket().to_ne_bytes());
             assert_eq!(bytes.len(), size_of::<HookRecord>());
         }
     }

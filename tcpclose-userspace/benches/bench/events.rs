@@ -8,8 +8,8 @@ use tcpclose::metrics::port_labels::PortLabels;
 use tcpclose::names::words_of;
 use tcpclose::tracker::{HostParameters, Tracker};
 use tcpclose_common::event::{
-    FlowStepRecord, HookKind, HookRecord, Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags,
-    flow_hash,
+    FlowStepRecord, HeaderDetail, HookKind, HookRecord, Numbers, OpenRecord, Record, RecordHeader,
+    SocketOrRcvNxt, StepRecord, flags, flow_hash,
 };
 use tcpclose_common::state::TcpState::{self, *};
 
@@ -89,8 +89,7 @@ impl End {
             new: new.raw(),
             flags: flags::COOKIE | flags::FACTS | self.more | more,
             netns: NETNS,
-            err: 0,
-            err_soft: 0,
+            detail: HeaderDetail::NONE,
         }
     }
 
@@ -140,10 +139,10 @@ pub fn some_connections(numbers: Range<u64>, waiting: u64) -> Stream {
             if let Some(nth) = nth.checked_sub(waiting) {
                 let end = client(nth);
                 let head = RecordHeader {
-                    err: HookKind::Expired as u16,
-                    ..end.head(at, (TimeWait, Close), flags::NOTICE)
+                    detail: HeaderDetail::of_hook(HookKind::Expired),
+                    ..end.head(at, (TimeWait, Close), flags::HOOK)
                 };
-                stream.push(HookRecord { head, sk: 0 });
+                stream.push(HookRecord { head, subject: SocketOrRcvNxt::of_socket(0) });
             }
         });
     }

@@ -30,48 +30,8 @@ pub fn resolve() -> Result<Layout> {
 }
 
 fn from_btf(btf: &Btf) -> Result<Layout> {
-    let sock = |path| offset(btf, "sock", path);
-    let common = |path| offset(btf, "sock_common", path);
-    let tcp = |path| offset(btf, "tcp_sock", path);
-    Ok(Layout {
-        resolved: 1,
-        skc_family: sock("__sk_common.skc_family")?,
-        skc_daddr: sock("__sk_common.skc_daddr")?,
-        skc_rcv_saddr: sock("__sk_common.skc_rcv_saddr")?,
-        skc_dport: sock("__sk_common.skc_dport")?,
-        skc_v6_daddr: sock("__sk_common.skc_v6_daddr")?,
-        skc_v6_rcv_saddr: sock("__sk_common.skc_v6_rcv_saddr")?,
-        skc_net: sock("__sk_common.skc_net.net")?,
-        sk_protocol: sock("sk_protocol")?,
-        sk_flags: sock("__sk_common.skc_flags")?,
-        sk_err: sock("sk_err")?,
-        sk_err_soft: sock("sk_err_soft")?,
-        sk_max_ack_backlog: sock("sk_max_ack_backlog")?,
-        sk_shutdown: sock("sk_shutdown")?,
-        sk_lock_owned: sock("sk_lock.owned")?,
-        net_inum: offset(btf, "net", "ns.inum")?,
-        net_id: net_id(btf)?,
-        inet_sport: tcp("inet_conn.icsk_inet.inet_sport")?,
-        linger2: tcp("linger2")?,
-        snd_una: tcp("snd_una")?,
-        write_seq: tcp("write_seq")?,
-        skc_cookie: common("skc_cookie")?,
-        rcv_nxt: tcp("rcv_nxt")?,
-        skc_tw_rcv_nxt: common("skc_tw_rcv_nxt")?,
-        skc_num: common("skc_num")?,
-        skc_state: common("skc_state")?,
-        tw_substate: offset(btf, "inet_timewait_sock", "tw_substate")?,
-        tw_timer: offset(btf, "inet_timewait_sock", "tw_timer")?,
-        task_group_leader: offset(btf, "task_struct", "group_leader")?,
-        task_files: offset(btf, "task_struct", "files")?,
-        task_flags: offset(btf, "task_struct", "flags")?,
-        task_tgid: offset(btf, "task_struct", "tgid")?,
-        file_inode: offset(btf, "file", "f_inode")?,
-        inode_mode: offset(btf, "inode", "i_mode")?,
-        inode_ino: offset(btf, "inode", "i_ino")?,
-        inode_sb: offset(btf, "inode", "i_sb")?,
-        sb_magic: offset(btf, "super_block", "s_magic")?,
-    })
+    let layout = Layout::resolve(|name, path| offset(btf, name, path))?;
+    Ok(Layout { net_id: net_id(btf)?, ..layout })
 }
 
 /// The offset of the 32 bits that identify a namespace: records and dumps must name the same number.

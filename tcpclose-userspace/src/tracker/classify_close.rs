@@ -34,7 +34,7 @@ pub fn read(old: TcpState, head: &RecordHeader) -> CloseKind {
             _ => CloseKind::Over(Outcome::Unknown),
         };
     }
-    match head.err {
+    match head.detail.err() {
         0 => without_error(old, is),
         // tcp_abort sets it before tcp_done.
         ECONNABORTED => CloseKind::Over(Outcome::Destroyed),
@@ -46,7 +46,7 @@ pub fn read(old: TcpState, head: &RecordHeader) -> CloseKind {
             TcpState::FinWait1 | TcpState::FinWait2 if is(flags::RCV_SHUTDOWN) => CloseKind::Reset,
             _ => CloseKind::Over(Outcome::ResetReceived),
         },
-        err if err == head.err_soft && !is(flags::OWNED) && !is(flags::FIN_ACKED) => {
+        err if err == head.detail.err_soft() && !is(flags::OWNED) && !is(flags::FIN_ACKED) => {
             CloseKind::Over(Outcome::Timeout)
         }
         // An ICMP error that IP_RECVERR left in sk_err says nothing about the end.
@@ -76,10 +76,18 @@ fn without_error(old: TcpState, is: impl Fn(u16) -> bool) -> CloseKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tcpclose_common::event::HeaderDetail;
     use tcpclose_common::event::flags::*;
 
     fn close_of(old: TcpState, flags: u16, err: u16) -> CloseKind {
-        read(old, &RecordHeader { flags: flags | FACTS, err, ..RecordHeader::default() })
+        read(
+            old,
+            &RecordHeader {
+                flags: flags | FACTS,
+                detail: HeaderDetail::of_errors(err, 0),
+                ..RecordHeader::default()
+            },
+        )
     }
 
     #[test]
@@ -119,8 +127,7 @@ mod tests {
         const EHOSTUNREACH: u16 = 113;
         let head = RecordHeader {
             flags: FACTS | DEAD,
-            err: EHOSTUNREACH,
-            err_soft: EHOSTUNREACH,
+            detail: HeaderDetail::of_errors(EHOSTUNREACH, EHOSTUNREACH),
             ..RecordHeader::default()
         };
         assert_eq!(read(TcpState::LastAck, &head), CloseKind::Over(Outcome::Timeout));
@@ -130,7 +137,7 @@ mod tests {
 
     #[test]
     fn without_btf_nothing_is_made_up() {
-        let head = RecordHeader { err: ECONNRESET, ..RecordHeader::default() };
+        let head = RecordHeader { detail: HeaderDetail::of_errors(ECONNRESET, 0), ..RecordHeader::default() };
         assert_eq!(read(TcpState::LastAck, &head), CloseKind::Over(Outcome::Unknown));
         assert_eq!(read(TcpState::FinWait2, &head), CloseKind::Unclear);
     }

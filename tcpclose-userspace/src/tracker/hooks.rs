@@ -55,7 +55,7 @@ impl Tracker {
 
     /// The key of the full socket in a hook record at this backend.
     fn key_of_socket(&self, record: &HookRecord) -> u64 {
-        if self.by_cookie { record.head.key } else { record.sk }
+        if self.by_cookie { record.head.key } else { record.subject.socket() }
     }
 
     fn reset_sent(&mut self, record: &HookRecord, out: &mut impl EventSink) {
@@ -82,7 +82,7 @@ impl Tracker {
                 self.insert_unknown(&head, 0, phase, SocketKind::Socket)
             }
         };
-        let sk = if self.by_cookie { 0 } else { record.sk };
+        let sk = if self.by_cookie { 0 } else { record.subject.socket() };
         self.change(at, |socket| {
             (socket.minisocket, socket.cookie) = (minisocket, head.key);
             socket.set_sk(sk);
@@ -136,7 +136,7 @@ impl Tracker {
         (self.sockets[at].event_ns, self.sockets[at].missed) = (head.time_ns, false);
         if self.sockets[at].phase != Phase::TimeWait {
             self.leave(at, Phase::FinWait2, head.time_ns, out);
-            let evidence = Evidence { rcv: Some(record.sk as u32), ..Evidence::BY_HOOK };
+            let evidence = Evidence { rcv: Some(record.subject.rcv_nxt()), ..Evidence::BY_HOOK };
             self.enter_time_wait(at, Phase::FinWait2, EnteredAt::exact(head.time_ns), evidence, out);
         }
     }

@@ -13,13 +13,13 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
         for mut bench in Bench::backends() {
             let old = DumpedSocket { age, ..seen(CloseWait, SocketKind::Socket, server(), 7, T0, 0) };
             bench.dump(T0, true, &[listener(), old]);
-            assert_eq!(bench.told(), [], "nothing happened yet");
+            assert_eq!(bench.events(), [], "nothing happened yet");
             let socket = bench.tracker.sockets().next().unwrap();
             assert_eq!((socket.pair(), socket.role), (SERVER, Role::Passive));
             assert_eq!(socket.since.age(T0), age);
             bench.step(7, &server(), T0 + 10 * S, (CloseWait, LastAck), ACCEPTED);
             assert_eq!(
-                bench.told()[0],
+                bench.events()[0],
                 match sample {
                     Some(ns) => TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns },
                     None => TrackerEvent::Unmeasured {
@@ -42,7 +42,7 @@ fn a_time_wait_that_was_there_first_has_its_true_age_and_never_counts_as_a_close
     bench.dump(T0 + 21 * S, false, &[]);
     let pair = PortKey { side: Side::Unknown, port: 80 };
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::StateDuration { phase: Phase::TimeWait, pair, ns: 60 * S },
             transition(TimeWait, Close),
@@ -57,13 +57,13 @@ fn a_minisocket_that_no_dump_saw_is_unseen() {
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD);
     bench.step(7, &client(), T0 + MS, (FinWait2, Close), DEAD);
-    bench.told();
+    bench.events();
     let suspects = bench.dump(T0 + S, false, &[]);
-    assert_eq!(bench.told(), [], "an absence is a suspicion");
+    assert_eq!(bench.events(), [], "an absence is a suspicion");
     assert_eq!(suspects.len(), 1);
     bench.tracker.gone(&suspects[0], T0 + S + MS, &mut bench.heard);
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::Unmeasured { phase: Phase::FinWait2, why: UnmeasuredReason::BetweenDumps },
             transition(FinWait2, Close),
@@ -78,7 +78,7 @@ fn a_minisocket_gone_before_its_timer_ended_early() {
     bench.dump(T0, true, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0, 50 * S)]);
     let suspects = bench.dump(T0 + S, false, &[]);
     bench.tracker.gone(&suspects[0], T0 + S, &mut bench.heard);
-    assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early }));
+    assert!(bench.events().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early }));
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn a_socket_that_ended_while_the_dump_ran_does_not_come_back() {
         bench.tracker.dump_started();
         bench.step(7, &server(), T0 + S, (CloseWait, LastAck), ACCEPTED);
         bench.step(7, &server(), T0 + S, (LastAck, Close), ACCEPTED | DONE | DEAD | FIN_ACKED);
-        bench.told();
+        bench.events();
         let seen = [seen(CloseWait, SocketKind::Socket, server(), 7, T0 + S - MS, 0)];
         let view = View {
             covers: &here(),
@@ -99,7 +99,7 @@ fn a_socket_that_ended_while_the_dump_ran_does_not_come_back() {
             first: false,
         };
         bench.tracker.dump(&view, 100, &mut bench.heard);
-        assert_eq!(bench.told(), []);
+        assert_eq!(bench.events(), []);
         assert!(bench.tracker.is_empty());
     }
 }
@@ -113,12 +113,15 @@ fn more_absences_than_are_looked_up_are_over_when_a_second_dump_confirms_them() 
         bench.step(n.into(), &flow, T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
         bench.step(n.into(), &flow, T0 + MS, (FinWait2, Close), DEAD | DONE);
     }
-    bench.told();
+    bench.events();
     assert_eq!(bench.dump(T0 + S, false, &[]).len(), 100, "to be looked up");
-    assert_eq!((bench.tracker.len(), bench.told().len()), (250, 0), "one dump proves nothing");
+    assert_eq!((bench.tracker.len(), bench.events().len()), (250, 0), "one dump proves nothing");
     assert_eq!(bench.dump(T0 + 2 * S, false, &[]).len(), 100);
     assert_eq!(bench.tracker.len(), 100);
-    assert!(!bench.told().iter().any(|event| matches!(event, TrackerEvent::Closed { .. })), "counted before");
+    assert!(
+        !bench.events().iter().any(|event| matches!(event, TrackerEvent::Closed { .. })),
+        "counted before"
+    );
 }
 
 #[test]
@@ -128,9 +131,9 @@ fn a_later_connections_minisocket_on_the_same_flow_is_a_life_of_its_own() {
         let minisocket =
             |state, cookie, at| seen(state, SocketKind::Minisocket, client(), cookie, at, 50 * S);
         bench.dump(T0, true, &[minisocket(TimeWait, 7, T0)]);
-        bench.told();
+        bench.events();
         bench.dump(T0 + S, false, &[minisocket(state, cookie, T0 + S)]);
-        assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early }));
+        assert!(bench.events().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Early }));
         let phases: Vec<Phase> = bench.tracker.sockets().map(|socket| socket.phase).collect();
         assert_eq!(phases, [Phase::of(state).unwrap()]);
     }
@@ -144,12 +147,12 @@ fn what_a_dump_saw_here_it_may_miss_here() {
     bench.step(7, &server(), T0, (Established, CloseWait), 0);
     let at = T0 + S;
     bench.dump(at, false, &[listener(), seen(CloseWait, SocketKind::Socket, server(), 0x55, at, 0)]);
-    bench.told();
+    bench.events();
     // Its end was lost.
     let suspects = bench.dump(T0 + 9 * S, false, &[listener()]);
     assert_eq!(suspects.len(), 1);
     bench.tracker.gone(&suspects[0], T0 + 9 * S, &mut bench.heard);
-    assert!(bench.told().contains(&TrackerEvent::Corrected { what: Correction::Vanished }));
+    assert!(bench.events().contains(&TrackerEvent::Corrected { what: Correction::Vanished }));
     assert!(bench.tracker.is_empty());
     // And one that sockets on is still found by its records.
     bench.step(8, &server(), T0 + 10 * S, (Established, CloseWait), 0);
@@ -177,10 +180,10 @@ fn a_dump_older_than_a_life_of_its_flow_lends_it_no_cookie() {
     let view =
         View { covers: &here(), seen: &first, states: TimeWait.bit(), started_ns: T0 + S, first: false };
     bench.tracker.dump(&view, 100, &mut bench.heard);
-    bench.told();
+    bench.events();
     let at = T0 + 3 * S;
     bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 0x66, at, 58 * S)]);
-    assert_eq!(bench.told(), [], "the second, and counted already");
+    assert_eq!(bench.events(), [], "the second, and counted already");
     assert_eq!(bench.tracker.len(), 1);
 }
 
@@ -188,11 +191,11 @@ fn a_dump_older_than_a_life_of_its_flow_lends_it_no_cookie() {
 fn a_life_with_a_later_record_is_left_to_the_next_dump() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
-    bench.told();
+    bench.events();
     let suspects = bench.dump(T0 + 50 * MS, false, &[]);
     assert!(suspects.is_empty());
     bench.dump(T0 + 50 * MS, false, &[seen(LastAck, SocketKind::Socket, server(), 7, T0 + 51 * MS, 0)]);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.events(), []);
 }
 
 #[test]
@@ -210,12 +213,12 @@ fn a_minisocket_whose_flow_a_dump_shows_with_another_socket_ends_without_a_looku
         DumpedSocket { interface: 3, ..seen(TimeWait, SocketKind::Minisocket, client(), 1000, at, 59 * S) };
     assert_eq!(bench.dump(at, false, &[elsewhere]).len(), 100);
     assert_eq!(bench.tracker.len(), 301);
-    bench.told();
+    bench.events();
     let last = seen(TimeWait, SocketKind::Minisocket, client(), 300, at, 58 * S);
     assert_eq!(bench.dump(at, false, &[last, elsewhere]), []);
     assert_eq!(bench.tracker.len(), 2);
     let unknown = TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Unknown };
-    assert_eq!(bench.told().iter().filter(|event| **event == unknown).count(), 299);
+    assert_eq!(bench.events().iter().filter(|event| **event == unknown).count(), 299);
 }
 
 #[test]
@@ -273,7 +276,7 @@ fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
         for i in (0..50_000).filter(|i| i % 1000 != 7) {
             bench.step(1 + i, &nth(i), T0 + S, (CloseWait, Close), ACCEPTED);
         }
-        bench.told();
+        bench.events();
         assert_eq!(bench.tracker.len(), 50);
         let at = T0 + 10 * S;
         let rest: Vec<u64> = (0..50_000).filter(|i| i % 1000 == 7).collect();
@@ -285,7 +288,7 @@ fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
             bench.step(1 + i, &nth(i), T0 + 20 * S, (CloseWait, Close), ACCEPTED);
             let pair = PortKey { side: Side::Server, port: nth(i).local_port };
             assert_eq!(
-                bench.told()[0],
+                bench.events()[0],
                 TrackerEvent::StateDuration { phase: Phase::CloseWait, pair, ns: 20 * S }
             );
         }

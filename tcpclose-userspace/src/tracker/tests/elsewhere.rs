@@ -45,13 +45,13 @@ fn the_same_flow_in_two_namespaces_is_two_lives() {
         let mut bench = everywhere(by_cookie);
         time_wait(&mut bench, HERE, 7);
         time_wait(&mut bench, THERE, 8);
-        bench.told();
+        bench.events();
         assert_eq!(bench.tracker.len(), 2);
         let at = T0 + S;
         let here = seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 59 * S);
         let there = DumpedSocket { netns: THERE, cookie: 8, ..here };
         assert_eq!(view(&mut bench, &[HERE, THERE], at, &[here, there]), 0);
-        assert_eq!(bench.told(), []);
+        assert_eq!(bench.events(), []);
         let inums: Vec<u32> =
             bench.tracker.sockets().map(|socket| bench.tracker.inum_of(socket.netns)).collect();
         assert_eq!(inums, [HERE ^ 1, THERE ^ 1]);
@@ -63,7 +63,7 @@ fn the_same_flow_in_two_namespaces_is_two_lives() {
         let left: Vec<u32> = bench.tracker.sockets().map(|socket| socket.netns).collect();
         assert_eq!(left, [HERE]);
         // Seen once, long before: its end is when its timer was due.
-        assert!(bench.told().contains(&TrackerEvent::StateDuration {
+        assert!(bench.events().contains(&TrackerEvent::StateDuration {
             phase: Phase::TimeWait,
             pair: CLIENT,
             ns: 60 * S
@@ -93,13 +93,13 @@ fn a_namespace_that_is_gone_ends_its_minisockets_as_purged() {
         let there =
             DumpedSocket { netns: THERE, ..seen(TimeWait, SocketKind::Minisocket, client(), 8, at, 59 * S) };
         view(&mut bench, &[THERE], at, &[there]);
-        bench.told();
+        bench.events();
         let former: &[u32] = if found_before { &[THERE] } else { &[] };
         round(&mut bench, &[THERE], former, (sure, false), T0 + 2 * S);
         round(&mut bench, &[], former, (sure, false), T0 + S);
-        assert_eq!(bench.told(), [], "found, and heard of since");
+        assert_eq!(bench.events(), [], "found, and heard of since");
         round(&mut bench, &[], former, (sure, false), T0 + 3 * S);
-        let told = bench.told();
+        let told = bench.events();
         if found_before && sure {
             assert_eq!(
                 told,
@@ -126,7 +126,7 @@ fn a_full_socket_in_a_namespace_that_nobody_finds_stays_until_its_end_must_have_
         let mut bench = everywhere(true);
         bench.netns = THERE;
         bench.step(8, &server(), T0, (Established, CloseWait), ACCEPTED);
-        bench.told();
+        bench.events();
         bench
     };
     let mut bench = open();
@@ -134,9 +134,9 @@ fn a_full_socket_in_a_namespace_that_nobody_finds_stays_until_its_end_must_have_
         round(&mut bench, &[], &[], (true, false), T0 + n * S);
         round(&mut bench, &[], &[THERE], (false, true), T0 + n * S);
     }
-    assert_eq!((bench.told(), bench.tracker.len()), (vec![], 1));
+    assert_eq!((bench.events(), bench.tracker.len()), (vec![], 1));
     round(&mut bench, &[], &[], (true, true), T0 + 9 * S);
-    assert_eq!(bench.told()[0], TrackerEvent::Corrected { what: Correction::Vanished });
+    assert_eq!(bench.events()[0], TrackerEvent::Corrected { what: Correction::Vanished });
     assert!(bench.tracker.is_empty());
 
     for lost in [false, true] {
@@ -156,12 +156,12 @@ fn what_hooks_follow_they_follow_to_the_end_of_its_namespace() {
     let mut bench = hooked(true);
     bench.netns = THERE;
     fin_wait_2_orphan(&mut bench);
-    bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
-    bench.told();
+    bench.hook(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+    bench.events();
     round(&mut bench, &[], &[THERE], (true, false), T0 + 2 * S);
-    assert_eq!(bench.told(), [], "the notice may be on its way");
-    bench.notice(HookKind::Purged, T0 + 3 * S, (TimeWait, Close), 0);
-    assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Purged }));
+    assert_eq!(bench.events(), [], "the notice may be on its way");
+    bench.hook(HookKind::Purged, T0 + 3 * S, (TimeWait, Close), 0);
+    assert!(bench.events().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Purged }));
     assert!(bench.tracker.is_empty());
 }
 
@@ -173,7 +173,7 @@ fn other_namespaces_minisockets_are_unseen_but_their_steps_count() {
     bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD);
     bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DEAD | DONE);
     assert_eq!(
-        bench.told()[3..],
+        bench.events()[3..],
         [
             TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
             transition(FinWait2, TimeWait),

@@ -5,7 +5,7 @@ use crate::tracker::tests::*;
 /// What the hooks tell of a minisocket, at both backends: birth, flip, end and its cause, to the nanosecond.
 #[test]
 fn hooks_tell_a_minisockets_life() {
-    for (news, how) in [
+    for (hook_kind, how) in [
         (HookKind::Expired, TimeWaitEnd::Expired),
         (HookKind::Reused, TimeWaitEnd::Reused),
         (HookKind::Recycled, TimeWaitEnd::Recycled),
@@ -17,10 +17,10 @@ fn hooks_tell_a_minisockets_life() {
         for by_cookie in [true, false] {
             let mut bench = hooked(by_cookie);
             let key = fin_wait_2_orphan(&mut bench);
-            bench.notice(HookKind::Flipped, T0 + 5 * S, (FinWait2, TimeWait), 0);
-            bench.notice(news, T0 + 65 * S, (TimeWait, Close), 0);
+            bench.hook(HookKind::Flipped, T0 + 5 * S, (FinWait2, TimeWait), 0);
+            bench.hook(hook_kind, T0 + 65 * S, (TimeWait, Close), 0);
             assert_eq!(
-                bench.told(),
+                bench.events(),
                 [
                     transition(Established, FinWait1),
                     TrackerEvent::StateDuration { phase: Phase::FinWait1, pair: CLIENT, ns: MS },
@@ -32,7 +32,7 @@ fn hooks_tell_a_minisockets_life() {
                     transition(TimeWait, Close),
                     TrackerEvent::TimeWaitEnded { how },
                 ],
-                "{news:?} {key}"
+                "{hook_kind:?} {key}"
             );
             assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
         }
@@ -48,12 +48,12 @@ fn hooks_tell_the_end_of_a_time_wait_whose_socket_connected_again() {
         let mut bench = hooked(true);
         if !older {
             fin_wait_2_orphan(&mut bench);
-            bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+            bench.hook(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
         }
         bench.step(7, &again, T0 + 2 * S, (Established, CloseWait), 0);
-        bench.told();
-        bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
-        assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired }));
+        bench.events();
+        bench.hook(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        assert!(bench.events().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired }));
         assert_eq!(
             bench.tracker.find(HERE, 7, &again).map(|socket| socket.phase),
             Some(Phase::CloseWait),
@@ -71,14 +71,14 @@ fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
         let key = bench.key();
         let there = seen(FinWait2, SocketKind::Socket, client(), 7, T0, 0);
         bench.dump(T0, true, &[there]);
-        bench.notice(HookKind::Born, T0 + S, (FinWait2, TimeWait), key);
+        bench.hook(HookKind::Born, T0 + S, (FinWait2, TimeWait), key);
         bench.step(key, &client(), T0 + S, (FinWait2, Close), DONE | FIN_ACKED);
         assert_eq!(bench.tracker.len(), 1);
         let then = seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 2 * S, 59 * S);
         assert_eq!(bench.dump(T0 + 2 * S, false, &[then]), []);
-        bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+        bench.hook(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
         assert!(bench.tracker.is_empty());
-        let told = bench.told();
+        let told = bench.events();
         assert!(!told.iter().any(|event| matches!(event, TrackerEvent::Corrected { .. })), "{told:?}");
         let stay = TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S };
         assert!(told.contains(&stay), "{told:?}");
@@ -92,11 +92,11 @@ fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
         let mut bench = hooked(by_cookie);
         bench.tracker.set_hooks(HookCoverage { since_ns: T0, ..EVERYTHING });
         let key = bench.key();
-        bench.notice(HookKind::Born, T0 - 1, (FinWait2, FinWait2), key);
-        bench.notice(HookKind::Flipped, T0 - 1, (FinWait2, TimeWait), 0);
-        bench.notice(HookKind::Expired, T0 - 1, (TimeWait, Close), 0);
+        bench.hook(HookKind::Born, T0 - 1, (FinWait2, FinWait2), key);
+        bench.hook(HookKind::Flipped, T0 - 1, (FinWait2, TimeWait), 0);
+        bench.hook(HookKind::Expired, T0 - 1, (TimeWait, Close), 0);
         assert!(bench.tracker.is_empty());
-        assert_eq!(bench.told(), []);
+        assert_eq!(bench.events(), []);
     }
 }
 
@@ -115,30 +115,30 @@ fn what_is_told_of_a_minisocket_after_its_end_is_nothing() {
         for by_cookie in [true, false] {
             let mut bench = hooked(by_cookie);
             fin_wait_2_orphan(&mut bench);
-            bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
-            bench.notice(first, T0 + 61 * S, (TimeWait, Close), 0);
+            bench.hook(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 0);
+            bench.hook(first, T0 + 61 * S, (TimeWait, Close), 0);
             let ends = |events: &[TrackerEvent]| {
                 events.iter().filter(|event| matches!(event, TrackerEvent::TimeWaitEnded { .. })).count()
             };
-            assert_eq!(ends(&bench.told()), 1);
-            for news in again {
-                bench.notice(news, T0 + 61 * S + 1_000, (TimeWait, Close), 0);
-                bench.notice(news, T0 + 61 * S + 1_000, (FinWait2, Close), 0);
+            assert_eq!(ends(&bench.events()), 1);
+            for hook_kind in again {
+                bench.hook(hook_kind, T0 + 61 * S + 1_000, (TimeWait, Close), 0);
+                bench.hook(hook_kind, T0 + 61 * S + 1_000, (FinWait2, Close), 0);
             }
-            bench.notice(HookKind::Flipped, T0 + 61 * S + 1_000, (FinWait2, TimeWait), 0);
-            assert_eq!(bench.told(), [], "{first:?} first, by cookie: {by_cookie}");
+            bench.hook(HookKind::Flipped, T0 + 61 * S + 1_000, (FinWait2, TimeWait), 0);
+            assert_eq!(bench.events(), [], "{first:?} first, by cookie: {by_cookie}");
             assert!(bench.tracker.is_empty());
             // The cookie's socket may go on: its next minisocket is one like the first.
             fin_wait_2_orphan(&mut bench);
-            bench.notice(HookKind::Reset, T0 + 70 * S, (TimeWait, Close), 0);
-            assert_eq!(ends(&bench.told()), 1);
+            bench.hook(HookKind::Reset, T0 + 70 * S, (TimeWait, Close), 0);
+            assert_eq!(ends(&bench.events()), 1);
         }
     }
 }
 
 #[test]
 fn hooks_tell_how_fin_wait_2_ended() {
-    for (news, outcome) in [
+    for (hook_kind, outcome) in [
         (HookKind::Expired, Outcome::Timeout),
         (HookKind::Reset, Outcome::ResetReceived),
         (HookKind::DataAfterClose, Outcome::ResetSent),
@@ -147,10 +147,10 @@ fn hooks_tell_how_fin_wait_2_ended() {
     ] {
         let mut bench = hooked(true);
         fin_wait_2_orphan(&mut bench);
-        bench.told();
-        bench.notice(news, T0 + 2 * S, (FinWait2, Close), 0);
+        bench.events();
+        bench.hook(hook_kind, T0 + 2 * S, (FinWait2, Close), 0);
         assert_eq!(
-            bench.told(),
+            bench.events(),
             [
                 TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: 2 * S - MS },
                 transition(FinWait2, Close),
@@ -165,10 +165,10 @@ fn a_time_wait_that_was_not_born_is_an_overflow_and_a_graceful_close() {
     let mut bench = hooked(true);
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
-    bench.notice(HookKind::Unborn, T0 + 2 * MS, (FinWait2, TimeWait), 0);
+    bench.hook(HookKind::Unborn, T0 + 2 * MS, (FinWait2, TimeWait), 0);
     bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DEAD | DONE);
     assert_eq!(
-        bench.told()[3..],
+        bench.events()[3..],
         [
             TrackerEvent::TimeWaitOverflow,
             TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: MS },
@@ -184,8 +184,8 @@ fn a_fin_wait_2_minisocket_that_was_not_born_is_an_overflow_too() {
     let mut bench = hooked(true);
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
-    bench.notice(HookKind::Unborn, T0 + 2 * MS, (FinWait2, FinWait2), 0);
-    assert_eq!(bench.told().last(), Some(&TrackerEvent::TimeWaitOverflow));
+    bench.hook(HookKind::Unborn, T0 + 2 * MS, (FinWait2, FinWait2), 0);
+    assert_eq!(bench.events().last(), Some(&TrackerEvent::TimeWaitOverflow));
 }
 
 /// Data after close calls tcp_reset() as a RST does; the RST that goes out a moment later tells.
@@ -196,16 +196,16 @@ fn the_outcome_of_a_reset_settles_a_moment_later() {
         let key = bench.key();
         bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
         let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
-        bench.take(RecordHeader { err: 104, ..head }, &client());
-        bench.told();
+        bench.take(RecordHeader { detail: HeaderDetail::of_errors(104, 0), ..head }, &client());
+        bench.events();
         bench.tracker.settle(T0 + 2 * MS, &mut bench.heard);
-        assert_eq!(bench.told(), [], "too early to tell");
+        assert_eq!(bench.events(), [], "too early to tell");
         if sent {
-            bench.notice(HookKind::ResetSent, T0 + MS + 26_000, (Close, Close), key);
+            bench.hook(HookKind::ResetSent, T0 + MS + 26_000, (Close, Close), key);
         }
         bench.tracker.settle(T0 + S, &mut bench.heard);
         let outcome = if sent { Outcome::ResetSent } else { Outcome::ResetReceived };
-        assert_eq!(bench.told(), [closed(CLIENT, Role::Active, outcome)]);
+        assert_eq!(bench.events(), [closed(CLIENT, Role::Active, outcome)]);
     }
 }
 
@@ -231,25 +231,25 @@ fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {
             .enumerate()
             {
                 if n == 2 && took(3) {
-                    bench.notice(HookKind::Born, T0 + 2 * MS, (FinWait2, FinWait2), key);
+                    bench.hook(HookKind::Born, T0 + 2 * MS, (FinWait2, FinWait2), key);
                 }
                 if took(n as u32) {
                     bench.step(key, &client(), T0 + n as u64 * MS, step, flags);
                 }
             }
             if took(4) {
-                bench.notice(HookKind::Flipped, T0 + 5 * MS, (FinWait2, TimeWait), 0);
+                bench.hook(HookKind::Flipped, T0 + 5 * MS, (FinWait2, TimeWait), 0);
             }
             bench.tracker.records_lost(T0);
             let at = T0 + S;
             let minisocket = seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 59 * S);
             let suspects = bench.dump(at, false, &[minisocket]);
             suspects.iter().for_each(|suspect| bench.tracker.gone(suspect, at, &mut bench.heard));
-            let events = bench.told();
+            let events = bench.events();
             let closes = events.iter().filter(|event| matches!(event, TrackerEvent::Closed { .. })).count();
             assert_eq!(closes, 1, "by cookie {by_cookie}, lost {lost:#b}: {events:?}");
             assert_eq!(bench.tracker.len(), 1, "by cookie {by_cookie}, lost {lost:#b}");
-            bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+            bench.hook(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
             assert!(bench.tracker.is_empty(), "by cookie {by_cookie}, lost {lost:#b}");
         }
     }

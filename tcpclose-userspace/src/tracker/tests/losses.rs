@@ -8,7 +8,7 @@ fn a_reconcile_mends_what_lost_records_left() {
     // Known to be in CLOSE-WAIT; the kernel has it in LAST-ACK. And one that nobody knew.
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
     bench.step(9, &server(), T0, (Established, CloseWait), ACCEPTED);
-    bench.told();
+    bench.events();
     let at = T0 + 10 * S;
     let unknown = flow("10.0.0.2:80", "10.0.0.1:40001");
     let suspects = bench.dump(
@@ -21,7 +21,7 @@ fn a_reconcile_mends_what_lost_records_left() {
         ],
     );
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::Corrected { what: Correction::State },
             TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost },
@@ -32,7 +32,7 @@ fn a_reconcile_mends_what_lost_records_left() {
     assert_eq!(suspects.len(), 1);
     bench.tracker.gone(&suspects[0], at, &mut bench.heard);
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::Corrected { what: Correction::Vanished },
             TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost },
@@ -70,7 +70,7 @@ fn a_close_of_which_a_record_was_lost_counts_once() {
         let minisocket = seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 2 * S, 58 * S);
         let other = seen(CloseWait, SocketKind::Socket, next, 8, T0 + 2 * S, 0);
         bench.dump(T0 + 2 * S, false, &[minisocket, other]);
-        let events = bench.told();
+        let events = bench.events();
         let closes = events.iter().filter(|event| matches!(event, TrackerEvent::Closed { .. })).count();
         assert_eq!(closes, 1, "without record {lost}: {events:?}");
         assert_eq!(bench.tracker.len(), 2, "without record {lost}");
@@ -86,7 +86,7 @@ fn a_close_of_which_the_first_record_was_lost_counts_before_any_dump_sees_it() {
         bench.step(1, &server(), T0, (FinWait1, FinWait2), ACCEPTED | DEAD | FIN_ACKED);
         bench.step(1, &server(), T0 + MS, (FinWait2, Close), ACCEPTED | DEAD | DONE | FIN_ACKED);
         assert_eq!(
-            bench.told(),
+            bench.events(),
             [
                 TrackerEvent::Unmeasured { phase: Phase::FinWait1, why: UnmeasuredReason::Lost },
                 transition(FinWait1, FinWait2),
@@ -97,7 +97,7 @@ fn a_close_of_which_the_first_record_was_lost_counts_before_any_dump_sees_it() {
         );
         let minisocket = seen(TimeWait, SocketKind::Minisocket, server(), 1, T0 + S, 59 * S);
         bench.dump(T0 + S, false, &[minisocket]);
-        assert_eq!((bench.told(), bench.tracker.len()), (vec![], 1));
+        assert_eq!((bench.events(), bench.tracker.len()), (vec![], 1));
         assert_eq!(bench.tracker.sockets().next().unwrap().flow, server());
         // The next connection of the flow.
         bench.step(2, &server(), T0 + 2 * S, (Established, FinWait1), ACCEPTED | OWNED);
@@ -120,7 +120,7 @@ fn a_connection_that_closes_before_the_last_step_of_the_one_before_it_takes_noth
             bench.step(key, &server(), at, (FinWait2, Close), ACCEPTED | DEAD | DONE | FIN_ACKED);
         }
         bench.dump(T0 + S, false, &[seen(TimeWait, SocketKind::Minisocket, server(), 2, T0 + S, 59 * S)]);
-        let events = bench.told();
+        let events = bench.events();
         let closes = events.iter().filter(|event| matches!(event, TrackerEvent::Closed { .. })).count();
         // Without BTF the first one's →CLOSE may as well have been a RST's, and nothing of it is left to see.
         assert_eq!(closes, 2, "{events:?}");
@@ -132,11 +132,11 @@ fn a_socket_address_that_is_used_again_never_joins_two_lives() {
     let mut bench = Bench::new(false, true);
     let other = flow("10.0.0.2:80", "10.0.0.3:50000");
     bench.step(0xffff_8880, &server(), T0, (Established, CloseWait), ACCEPTED);
-    bench.told();
+    bench.events();
     // The end of the first was lost; the slab gave its address to another socket.
     bench.step(0xffff_8880, &other, T0 + S, (Established, CloseWait), ACCEPTED);
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost },
             closed(SERVER, Role::Passive, Outcome::Unknown),
@@ -145,7 +145,7 @@ fn a_socket_address_that_is_used_again_never_joins_two_lives() {
     );
     bench.step(0xffff_8880, &other, T0 + 3 * S, (CloseWait, LastAck), ACCEPTED);
     assert_eq!(
-        bench.told()[0],
+        bench.events()[0],
         TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns: 2 * S }
     );
     assert_eq!(bench.tracker.len(), 1);
@@ -209,13 +209,19 @@ fn no_order_of_events_breaks_it() {
             // The address of a socket is no number that a cookie can be.
             let sk = if bench.by_cookie { 0 } else { 0xffff_8880_0000_0000 | key };
             if next(6) == 0 {
-                let news = HookKind::ALL[next(HookKind::ALL.len() as u64) as usize];
+                let hook_kind = HookKind::ALL[next(HookKind::ALL.len() as u64) as usize];
                 let head = RecordHeader {
-                    flags: NOTICE | COOKIE,
-                    err: news as u16,
+                    flags: HOOK | COOKIE,
+                    detail: HeaderDetail::of_hook(hook_kind),
                     ..bench.head(key, &flow, now, (pick(next(10)), pick(next(10))), 0)
                 };
-                bench.tracker.record(&Record::Hook(HookRecord { head, sk: sk * next(2) }, news), &mut Check);
+                bench.tracker.record(
+                    &Record::Hook(
+                        HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk * next(2)) },
+                        hook_kind,
+                    ),
+                    &mut Check,
+                );
                 bench.tracker.settle(now, &mut Check);
                 continue;
             }
@@ -227,7 +233,7 @@ fn no_order_of_events_breaks_it() {
             let head =
                 bench.head(key, &flow, now, (old, new), (next(1 << 10) as u16) & !(OPEN | COOKIE | FACTS));
             let err = [0, 0, 0, 32, 103, 104, 110, 113][next(8) as usize];
-            bench.take(RecordHeader { err, ..head }, &flow);
+            bench.take(RecordHeader { detail: HeaderDetail::of_errors(err, 0), ..head }, &flow);
             assert!(bench.tracker.len() < 100);
             bench.heard = Heard::new();
         }

@@ -11,7 +11,8 @@ mod watched;
 use std::net::SocketAddr;
 
 use tcpclose_common::event::{
-    HookKind, HookRecord, Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags::*,
+    HeaderDetail, HookKind, HookRecord, Numbers, OpenRecord, Record, RecordHeader, SocketOrRcvNxt,
+    StepRecord, flags::*,
 };
 use tcpclose_common::state::TcpState::{self, *};
 
@@ -150,14 +151,13 @@ impl Bench {
             new: new.raw(),
             flags: self.backend | more,
             netns: self.netns,
-            err: 0,
-            err_soft: 0,
+            detail: HeaderDetail::NONE,
         }
     }
 
     fn record_of(&self, head: RecordHeader, flow: &Flow) -> Record {
         let hash = if self.by_cookie { 0 } else { flow.hash64() };
-        if tcpclose_common::state::opens_life(head.old.into()) {
+        if tcpclose_common::state::is_first_step(head.old.into()) {
             Record::Open(OpenRecord {
                 head: RecordHeader { flags: head.flags | OPEN, ..head },
                 numbers: self.numbers,
@@ -195,16 +195,19 @@ impl Bench {
     }
 
     /// A hook speaks of the socket with the cookie 7.
-    fn notice(&mut self, news: HookKind, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
+    fn hook(&mut self, hook_kind: HookKind, at: u64, (old, new): (TcpState, TcpState), sk: u64) {
         let head = RecordHeader {
-            flags: NOTICE | COOKIE,
-            err: news as u16,
+            flags: HOOK | COOKIE,
+            detail: HeaderDetail::of_hook(hook_kind),
             ..self.head(7, &client(), at, (old, new), 0)
         };
-        self.tracker.record(&Record::Hook(HookRecord { head, sk }, news), &mut self.heard);
+        self.tracker.record(
+            &Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, hook_kind),
+            &mut self.heard,
+        );
     }
 
-    fn told(&mut self) -> Vec<TrackerEvent> {
+    fn events(&mut self) -> Vec<TrackerEvent> {
         std::mem::take(&mut self.heard.events)
     }
 
@@ -281,7 +284,7 @@ fn fin_wait_2_orphan(bench: &mut Bench) -> u64 {
     let key = bench.key();
     bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(key, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
-    bench.notice(HookKind::Born, T0 + MS, (FinWait2, FinWait2), key);
+    bench.hook(HookKind::Born, T0 + MS, (FinWait2, FinWait2), key);
     bench.step(key, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
     key
 }

@@ -11,7 +11,7 @@ fn a_passive_close_is_close_wait_then_last_ack() {
         bench.step(7, &server(), T0 + 501 * MS, (LastAck, Close), ACCEPTED | DONE | DEAD | FIN_ACKED);
         let outcome = if bench.has_facts() { Outcome::Graceful } else { Outcome::Unknown };
         assert_eq!(
-            bench.told(),
+            bench.events(),
             [
                 transition(Established, CloseWait),
                 TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns: 500 * MS },
@@ -36,7 +36,7 @@ fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
         bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
         bench.step(7, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
         assert_eq!(
-            bench.told(),
+            bench.events(),
             [
                 transition(Established, FinWait1),
                 TrackerEvent::StateDuration { phase: Phase::FinWait1, pair: client_side, ns: MS },
@@ -45,13 +45,13 @@ fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
         );
         let at = T0 + S;
         bench.dump(at, false, &[seen(FinWait2, SocketKind::Minisocket, client(), cookie, at, 59 * S)]);
-        assert_eq!(bench.told(), [], "still FIN-WAIT-2, and no transition");
+        assert_eq!(bench.events(), [], "still FIN-WAIT-2, and no transition");
         // The FIN came 4.2 s after the ACK.
         let (at, entry) = (T0 + 5 * S, T0 + MS + 4200 * MS);
         let left = entry + TIME_WAIT - at;
         bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), cookie, at, left)]);
         assert_eq!(
-            bench.told(),
+            bench.events(),
             [
                 TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: client_side, ns: 4200 * MS },
                 transition(FinWait2, TimeWait),
@@ -64,7 +64,7 @@ fn fin_wait_2_goes_on_in_the_minisocket_until_the_timer_tells_the_flip() {
         bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), cookie, at, S / 2)]);
         bench.dump(T0 + 66 * S, false, &[]);
         assert_eq!(
-            bench.told(),
+            bench.events(),
             [
                 TrackerEvent::StateDuration {
                     phase: Phase::TimeWait,
@@ -86,7 +86,7 @@ fn time_wait_is_entered_at_the_event_when_the_fin_came_with_the_ack() {
     bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
     bench.step(7, &client(), T0 + MS + 2000, (FinWait2, Close), DEAD | DONE | FIN_ACKED);
     assert_eq!(
-        bench.told()[2..],
+        bench.events()[2..],
         [
             transition(FinWait1, FinWait2),
             TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: 2000 },
@@ -110,7 +110,7 @@ fn a_simultaneous_close_ends_in_time_wait_once() {
         let at = T0 + S;
         bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), cookie, at, 59 * S)]);
         assert_eq!(
-            bench.told(),
+            bench.events(),
             [
                 transition(Established, FinWait1),
                 TrackerEvent::StateDuration { phase: Phase::FinWait1, pair, ns: MS },
@@ -134,9 +134,9 @@ fn a_reset_or_timeout_ends_a_life_and_leaves_nothing() {
         let mut bench = Bench::btf();
         bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
         let head = bench.head(7, &server(), T0 + S, (CloseWait, Close), ACCEPTED | DONE);
-        bench.take(RecordHeader { err, ..head }, &server());
+        bench.take(RecordHeader { detail: HeaderDetail::of_errors(err, 0), ..head }, &server());
         assert_eq!(
-            bench.told()[1..],
+            bench.events()[1..],
             [
                 TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns: S },
                 transition(CloseWait, Close),
@@ -151,7 +151,10 @@ fn a_reset_or_timeout_ends_a_life_and_leaves_nothing() {
 fn a_connection_that_ends_without_a_fin_has_no_role() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (Established, Close), ACCEPTED);
-    assert_eq!(bench.told(), [transition(Established, Close), closed(SERVER, Role::None, Outcome::Aborted)]);
+    assert_eq!(
+        bench.events(),
+        [transition(Established, Close), closed(SERVER, Role::None, Outcome::Aborted)]
+    );
     assert!(bench.tracker.is_empty());
 }
 
@@ -160,7 +163,7 @@ fn clocks_of_two_cpus_may_invert_and_no_duration_is_negative() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
     bench.step(7, &server(), T0 - 300, (CloseWait, LastAck), ACCEPTED);
-    assert!(bench.told().contains(&TrackerEvent::StateDuration {
+    assert!(bench.events().contains(&TrackerEvent::StateDuration {
         phase: Phase::CloseWait,
         pair: SERVER,
         ns: 0
@@ -172,7 +175,7 @@ fn a_stranger_of_which_only_the_end_is_seen_counts_and_makes_no_duration() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (LastAck, Close), ACCEPTED | DONE | DEAD | FIN_ACKED);
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::Unmeasured { phase: Phase::LastAck, why: UnmeasuredReason::BeforeAgent },
             transition(LastAck, Close),
@@ -182,7 +185,7 @@ fn a_stranger_of_which_only_the_end_is_seen_counts_and_makes_no_duration() {
     bench.tracker.records_lost(T0);
     bench.step(8, &server(), T0, (CloseWait, LastAck), ACCEPTED);
     assert_eq!(
-        bench.told()[0],
+        bench.events()[0],
         TrackerEvent::Unmeasured { phase: Phase::CloseWait, why: UnmeasuredReason::Lost }
     );
 }
@@ -193,10 +196,10 @@ fn a_reset_that_looks_like_a_hand_over_ends_a_long_phase_at_its_record() {
     bench.step(7, &client(), T0, (Established, FinWait1), 0);
     bench.step(7, &client(), T0, (FinWait1, FinWait2), 0);
     bench.step(7, &client(), T0 + 3 * S, (FinWait2, Close), 0);
-    bench.told();
+    bench.events();
     let suspects = bench.dump(T0 + 4 * S, false, &[]);
     bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.heard);
-    let told = bench.told();
+    let told = bench.events();
     assert!(
         matches!(told[0], TrackerEvent::StateDuration { phase: Phase::FinWait2, ns, .. } if ns == 3 * S),
         "{told:?}"
@@ -213,10 +216,10 @@ fn fin_wait_2_that_runs_out_is_a_timeout() {
         let at = T0 + second * S;
         bench.dump(at, false, &[seen(FinWait2, SocketKind::Minisocket, client(), 7, at, (60 - second) * S)]);
     }
-    bench.told();
+    bench.events();
     bench.dump(T0 + 62 * S, false, &[]);
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::StateDuration { phase: Phase::FinWait2, pair: CLIENT, ns: 60 * S },
             transition(FinWait2, Close),
@@ -234,10 +237,10 @@ fn a_new_connection_on_the_same_flow_ends_the_minisocket() {
     bench.step(1, &client(), T0, (FinWait2, Close), DEAD | DONE);
     let at = T0 + S;
     bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 5, at, 59 * S)]);
-    bench.told();
+    bench.events();
     bench.step(2, &client(), T0 + 2 * S, (Established, CloseWait), 0);
     assert_eq!(
-        bench.told(),
+        bench.events(),
         [
             TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: S },
             transition(TimeWait, Close),
@@ -258,12 +261,12 @@ fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
     bench.step(7, &client(), T0 + 2 * MS, (FinWait2, Close), DONE);
     let again = Flow { local_port: client().local_port + 1, ..client() };
     bench.step(7, &again, T0 + S, (Established, CloseWait), 0);
-    bench.told();
+    bench.events();
     let at = T0 + 3 * S;
     let waits = seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 57 * S);
     let open = seen(CloseWait, SocketKind::Socket, again, 7, at, 0);
     assert_eq!(bench.dump(at, false, &[waits, open]), []);
-    assert_eq!(bench.told(), []);
+    assert_eq!(bench.events(), []);
     assert_eq!(bench.tracker.find(HERE, 7, &client()).unwrap().phase, Phase::TimeWait);
     assert_eq!(bench.tracker.find(HERE, 7, &again).unwrap().phase, Phase::CloseWait);
 
@@ -272,7 +275,7 @@ fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
     assert_eq!(bench.tracker.len(), 1);
     assert_eq!(bench.dump(T0 + 63 * S, false, &[]), []);
     assert!(bench.tracker.is_empty() && bench.tracker.by_key.is_empty());
-    assert!(bench.told().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired }));
+    assert!(bench.events().contains(&TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired }));
 }
 
 #[test]

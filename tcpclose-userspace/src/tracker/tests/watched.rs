@@ -87,12 +87,12 @@ fn a_reset_is_told_when_its_outcome_is_settled() {
         let reset = |bench: &mut Bench, key| {
             bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
             let head = bench.head(key, &client(), T0 + MS, (FinWait1, Close), DEAD | RCV_SHUTDOWN);
-            bench.take(RecordHeader { err: 104, ..head }, &client());
+            bench.take(RecordHeader { detail: HeaderDetail::of_errors(104, 0), ..head }, &client());
         };
         reset(&mut bench, 7);
         assert_eq!(bench.watched().len(), 1);
         if resets {
-            bench.notice(HookKind::ResetSent, T0 + MS, (Close, Close), 0);
+            bench.hook(HookKind::ResetSent, T0 + MS, (Close, Close), 0);
         } else {
             bench.tracker.settle(T0 + S, &mut bench.heard);
         }
@@ -106,8 +106,8 @@ fn a_reset_is_told_when_its_outcome_is_settled() {
 fn hooks_tell_the_flip_with_the_peers_number_and_the_end() {
     let mut bench = hooked(true);
     fin_wait_2_orphan(&mut bench);
-    bench.notice(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 5001);
-    bench.notice(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
+    bench.hook(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 5001);
+    bench.hook(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
     let told = bench.watched();
     let (flip, end) = (&told[2], &told[3]);
     assert_eq!((flip.source, flip.snd, flip.rcv), (TransitionSource::Hooks, None, Some(5001)));
@@ -171,5 +171,5 @@ fn nothing_is_put_together_for_nobody() {
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
     bench.step(7, &server(), T0 + MS, (CloseWait, Close), ACCEPTED | OWNED);
     assert!(bench.watched().is_empty());
-    assert_eq!(bench.told().len(), 4);
+    assert_eq!(bench.events().len(), 4);
 }

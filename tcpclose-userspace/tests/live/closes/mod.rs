@@ -1,14 +1,13 @@
 //! Every way in which a connection ends, on real sockets: exactly the phases it went through are counted, on the right
-//! port and side, each as long as the test's own clock says, and nothing is counted besides.
+//! port and side, each with the duration by the test's own clock, and nothing else.
 //!
-//! * [`table`]: the closes, and what is true of each. [`stage`]: how they are played.
-//! * [`watcher`]: agents at every backend of the state hook, which watch the same traffic. [`verdict`]: what they told.
-//! * [`all`]: all closes at the same time, each on a port of its own, so that one minute of TIME-WAIT serves them all.
+//! * [`table`]: the closes, and the expected result of each. [`stage`]: how they are made.
+//! * [`watcher`]: agents at every backend of the state hook, which watch the same traffic. [`verdict`]: their results.
+//! * [`all`]: all closes at the same time, each on a port of its own, so that one minute of TIME-WAIT is enough for all.
 //! * [`older`]: sockets that were there before the agents.
 //!
-//! What an agent tells wrong of a close fails the test, but where the kernel itself says that it left out the agent's
-//! program that often (`common/left_out.rs`): then that close is played again, until every agent tells it right
-//! (`common/rounds.rs`). Linux 6.1, emulated, with five agents on two CPUs, does that to the classic tracepoint in some
+//! A wrong report of an agent fails the test, unless the kernel's own count shows that it left out the agent's program that
+//! often (`common/left_out.rs`): then that close is repeated until every agent reports it right (`common/rounds.rs`). Linux 6.1, emulated, with five agents on two CPUs, does that to the classic tracepoint in some
 //! runs.
 
 use crate::common;
@@ -42,8 +41,8 @@ fn what_was_there_before_the_agent_has_its_true_age() {
     rounds::until_told(Family::ALL.to_vec(), older::round);
 }
 
-/// To be held while agents start. One after the other they are up as soon as side by side, and the first ones sooner: what
-/// is there before them lasts a minute.
+/// A lock for the start of agents. One after the other they are up as soon as side by side, and the first ones sooner: the
+/// sockets before them last a minute.
 fn starting() -> MutexGuard<'static, ()> {
     static STARTING: Mutex<()> = Mutex::new(());
     STARTING.lock().unwrap_or_else(PoisonError::into_inner)
@@ -58,7 +57,7 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Notes how far apart dumps are, until `done`.
+/// Notes the time between dumps, until `done`.
 fn note_gaps(watchers: &[Watcher], done: &AtomicBool) {
     const PAUSE: Duration = Duration::from_millis(250);
     while !done.load(Ordering::Relaxed) {

@@ -124,7 +124,7 @@ fn stand(family: Family) -> Standing {
     }
 }
 
-/// What is wrong with the ages that `watcher` tells of TIME-WAITs, and with its gauges.
+/// The errors in the ages of TIME-WAITs that `watcher` reports, and in its gauges.
 fn ages_of_time_waits(watcher: &Watcher, waiting: &[Older]) -> Vec<(Family, String)> {
     let mut wrong = Vec::new();
     let asking = now();

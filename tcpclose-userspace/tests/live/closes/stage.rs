@@ -1,4 +1,4 @@
-//! Where a close is played: the clock, the two ends of a connection, and what the kernel says of each.
+//! The set-up of a close: the clock, the two ends of a connection, and the kernel's view of each.
 //!
 //! Nothing here guesses when a step happened. It lies between the test's own clock before the call that causes it and
 //! after the look that finds it done; on a slow machine that bracket is wider.
@@ -113,7 +113,7 @@ pub struct Timeline {
 /// Two sockets that stay in their phases for a while, shown to whoever wants to look at the agents meanwhile.
 pub type Look<'a> = &'a (dyn Fn(u16, &[(Side, Phase, Bracket)]) + Sync);
 
-/// A port of its own for one close, and who listens there.
+/// The port of one close, and its listener.
 pub struct Stage<'a> {
     pub family: Family,
     pub port: u16,
@@ -153,7 +153,7 @@ pub fn flow_of(stream: &TcpStream) -> Flow {
     Flow::new(stream.local_addr().unwrap(), stream.peer_addr().unwrap())
 }
 
-/// What the kernel says of a flow's socket or minisocket now; `None` when there is none.
+/// The kernel's view of a flow's socket or minisocket now; `None` when there is none.
 pub fn state_of(flow: &Flow) -> Option<TcpState> {
     sock_diag::lookup(flow, 0, None).unwrap().map(|socket| socket.state)
 }
@@ -192,7 +192,7 @@ fn reset_on_close(stream: &TcpStream) {
     SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// How an end says that it has nothing more to send.
+/// How an end stops sending.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum By {
     /// close(): what follows is an orphan's.

@@ -20,7 +20,7 @@ pub struct End {
     pub phases: &'static [Phase],
     pub role: Role,
     pub outcome: Outcome,
-    /// The same where hooks tell what ended a minisocket; dumps cannot.
+    /// The same where hooks report what ended a minisocket; dumps cannot.
     pub by_hooks: Outcome,
     /// It had no fd any more when it left FIN-WAIT-2: a minisocket did, unseen by the state hook.
     pub orphan: bool,
@@ -48,7 +48,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Each end with what it went through.
+    /// Each end with its phases.
     pub fn ends(&self) -> impl Iterator<Item = (&'static End, &Timeline)> {
         self.ends.iter().zip(&self.timelines)
     }

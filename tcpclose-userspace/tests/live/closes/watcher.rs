@@ -1,4 +1,4 @@
-//! Agents at every backend of the state hook and on every backend, and what each can tell.
+//! Agents at every backend of the state hook, and what each can report.
 
 use std::process::Command;
 use std::sync::Mutex;
@@ -30,7 +30,7 @@ impl StateBackend {
 /// An agent, and the longest that was between two of its dumps.
 pub struct Watcher {
     pub backend: StateBackend,
-    /// Whether hooks tell it of minisockets, or dumps.
+    /// Whether hooks report minisockets to it, or dumps.
     pub hooks: bool,
     pub agent: Agent,
     gap: Mutex<f64>,
@@ -84,7 +84,7 @@ impl Watcher {
         Ok(Self { backend, hooks, agent, gap: Mutex::new(0.0), took: Mutex::new(0.0) })
     }
 
-    /// What it is called in what the test says.
+    /// Its name in the test's messages.
     pub fn name(&self) -> String {
         format!("{:?}{}", self.backend, if self.hooks { " with hooks" } else { "" })
     }
@@ -137,7 +137,7 @@ impl Watcher {
         if self.backend == StateBackend::Blind && side == Side::Client { Side::Unknown } else { side }
     }
 
-    /// The outcome that it can tell. Without BTF, only a TIME-WAIT proves one.
+    /// The outcome that it can report. Without BTF, only a TIME-WAIT proves one.
     pub fn outcome(&self, end: &End) -> Outcome {
         match self.backend {
             StateBackend::Blind if !end.waits() => Outcome::Unknown,
@@ -170,7 +170,7 @@ impl Watcher {
     }
 }
 
-/// How long a phase may have lasted by what an agent tells.
+/// The possible length of a phase by an agent's report.
 #[derive(Debug)]
 pub struct Sample {
     pub least: f64,

@@ -6,7 +6,7 @@ mod random;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use tcpclose_common::event::{Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags::*};
+use tcpclose_common::event::{HeaderDetail, Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
 use crate::names::{Age, Flow, Phase, Role, Side, words_of};
@@ -63,8 +63,7 @@ fn step(tracker: &mut Tracker, sock: Sock, at: u64, (old, new): (TcpState, TcpSt
         new: new.raw(),
         flags: FACTS | ACCEPTED | if by_cookie { COOKIE } else { 0 },
         netns: HERE,
-        err: 0,
-        err_soft: 0,
+        detail: HeaderDetail::NONE,
     };
     let hash = if by_cookie { 0 } else { sock.flow.hash64() };
     let record = if old == Established {
@@ -386,8 +385,7 @@ fn what_keeping_costs() {
             new: Close.raw(),
             flags: FACTS | COOKIE | flags,
             netns: HERE,
-            err: 0,
-            err_soft: 0,
+            detail: HeaderDetail::NONE,
         };
         a.record(&Record::Step(StepRecord { head, numbers: Numbers::default() }, 0), &mut Vec::new());
     };

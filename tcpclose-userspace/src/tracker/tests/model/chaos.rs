@@ -32,7 +32,7 @@ enum Chaos {
         key: u8,
         flow: u8,
         states: (u8, u8),
-        news: u8,
+        hook_kind: u8,
         sk: bool,
         there: bool,
     },
@@ -75,7 +75,7 @@ fn chaos() -> impl Strategy<Value = Vec<Chaos>> {
             |(key, flow, states, flags, err, there)| Chaos::Step { key, flow, states, flags, err, there }
         ),
         4 => (key(), flow(), states(), 0u8..12, any::<bool>(), any::<bool>()).prop_map(
-            |(key, flow, states, news, sk, there)| Chaos::Notice { key, flow, states, news, sk, there }
+            |(key, flow, states, hook_kind, sk, there)| Chaos::Notice { key, flow, states, hook_kind, sk, there }
         ),
         1 => Just(Chaos::Begin),
         3 => (
@@ -196,19 +196,29 @@ impl Stage {
                     return;
                 }
                 let key = if bench.by_cookie { u64::from(key) } else { address(key) };
-                let more = flags & !(OPEN | COOKIE | FACTS | NOTICE);
+                let more = flags & !(OPEN | COOKIE | FACTS | HOOK);
                 let head = bench.head(key, &ends(flow), now, (old, new), more);
                 let err = [0, 0, 0, 32, 103, 104, 110, 113][usize::from(err) % 8];
-                let record = bench.record_of(RecordHeader { err, netns: here(there), ..head }, &ends(flow));
+                let record = bench.record_of(
+                    RecordHeader { detail: HeaderDetail::of_errors(err, 0), netns: here(there), ..head },
+                    &ends(flow),
+                );
                 bench.tracker.record(&record, books);
             }
-            Chaos::Notice { key, flow, states, news, sk, there } => {
-                let news = HookKind::ALL[usize::from(news) % HookKind::ALL.len()];
+            Chaos::Notice { key, flow, states, hook_kind, sk, there } => {
+                let hook_kind = HookKind::ALL[usize::from(hook_kind) % HookKind::ALL.len()];
                 let head = bench.head(key.into(), &ends(flow), now, (state(states.0), state(states.1)), 0);
-                let head =
-                    RecordHeader { flags: NOTICE | COOKIE, err: news as u16, netns: here(there), ..head };
+                let head = RecordHeader {
+                    flags: HOOK | COOKIE,
+                    detail: HeaderDetail::of_hook(hook_kind),
+                    netns: here(there),
+                    ..head
+                };
                 let sk = if sk { address(key) } else { 0 };
-                bench.tracker.record(&Record::Hook(HookRecord { head, sk }, news), books);
+                bench.tracker.record(
+                    &Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, hook_kind),
+                    books,
+                );
             }
             Chaos::Begin => bench.tracker.dump_started(),
             Chaos::Dump { ref seen, states, first, most, there, whole } => {
@@ -361,7 +371,7 @@ fn endure(backend: Backend, saved: &[(u8, u8, u8, bool)], chaos: &[Chaos]) {
 /// A notice without a socket, and the socket of the minisocket that it speaks of.
 #[test]
 fn what_once_was_not_saved() {
-    let notice = Chaos::Notice { key: 1, flow: 0, states: (1, 0), news: 2, sk: false, there: false };
+    let notice = Chaos::Notice { key: 1, flow: 0, states: (1, 0), hook_kind: 2, sk: false, there: false };
     let step = Chaos::Step { key: 0, flow: 3, states: (6, 1), flags: 0, err: 0, there: false };
     let seen = vec![(0, 3, 1, false, 0)];
     let dump = Chaos::Dump { seen, states: 0, first: false, most: 0, there: false, whole: true };

@@ -26,20 +26,29 @@ impl Host {
         let flags = flags | dead | if sock.accepted { ACCEPTED } else { 0 };
         let head = self.bench.head(key, &sock.flow, self.now, (sock.state, new), flags);
         let err = if self.backend.events { err } else { 0 };
-        let record = self.bench.record_of(RecordHeader { err, ..head }, &sock.flow);
+        let record = self
+            .bench
+            .record_of(RecordHeader { detail: HeaderDetail::of_errors(err, 0), ..head }, &sock.flow);
         self.send(record);
     }
 
-    pub(super) fn notice(&mut self, at: usize, news: HookKind, new: TcpState, sk: u64) {
+    pub(super) fn hook(&mut self, at: usize, hook_kind: HookKind, new: TcpState, sk: u64) {
         let sock = self.socks[at];
-        self.send_notice(&sock, news, (sock.state, new), sk);
+        self.send_hook(&sock, hook_kind, (sock.state, new), sk);
     }
 
-    pub(super) fn send_notice(&mut self, sock: &Sock, news: HookKind, step: (TcpState, TcpState), sk: u64) {
+    pub(super) fn send_hook(
+        &mut self,
+        sock: &Sock,
+        hook_kind: HookKind,
+        step: (TcpState, TcpState),
+        sk: u64,
+    ) {
         if self.backend.hooks {
             let head = self.bench.head(sock.cookie, &sock.flow, self.now, step, 0);
-            let head = RecordHeader { flags: NOTICE | COOKIE, err: news as u16, ..head };
-            self.send(Record::Hook(HookRecord { head, sk }, news));
+            let head =
+                RecordHeader { flags: HOOK | COOKIE, detail: HeaderDetail::of_hook(hook_kind), ..head };
+            self.send(Record::Hook(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk) }, hook_kind));
         }
     }
 

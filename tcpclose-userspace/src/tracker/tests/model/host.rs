@@ -204,7 +204,7 @@ impl Host {
             (SocketKind::Socket, FinWait1) => self.step(at, Closing, 0),
             (SocketKind::Socket, FinWait2) => self.hand_over(at, TimeWait, DONE | FIN_ACKED),
             (SocketKind::Minisocket, FinWait2) => {
-                self.notice(at, HookKind::Flipped, TimeWait, 0);
+                self.hook(at, HookKind::Flipped, TimeWait, 0);
                 self.enter(at, TimeWait);
                 self.set_timer(at, TIME_WAIT);
                 self.over(at, Outcome::Graceful, true);
@@ -247,7 +247,7 @@ impl Host {
                 self.end(at, RCV_SHUTDOWN, ECONNRESET, outcome);
                 if data {
                     self.now += MS / 50;
-                    self.send_notice(&sock, HookKind::ResetSent, (Close, Close), sock.sk);
+                    self.send_hook(&sock, HookKind::ResetSent, (Close, Close), sock.sk);
                 }
             }
             _ if data => {}
@@ -331,7 +331,7 @@ impl Host {
     fn hand_over(&mut self, at: usize, state: TcpState, flags: u16) {
         let born = if self.full { HookKind::Unborn } else { HookKind::Born };
         let sock = self.socks[at];
-        self.notice(at, born, state, sock.sk);
+        self.hook(at, born, state, sock.sk);
         self.send_step(&sock, Close, flags, 0);
         if self.full {
             self.leave(at);
@@ -357,10 +357,10 @@ impl Host {
         self.truth.terms.extend(Phase::of(sock.state).map(|phase| (phase, sock.due - sock.entered)));
     }
 
-    fn end_minisocket(&mut self, at: usize, news: HookKind) {
-        self.notice(at, news, Close, 0);
+    fn end_minisocket(&mut self, at: usize, hook_kind: HookKind) {
+        self.hook(at, hook_kind, Close, 0);
         self.leave(at);
-        let (how, outcome) = match news {
+        let (how, outcome) = match hook_kind {
             HookKind::Expired => (TimeWaitEnd::Expired, Outcome::Timeout),
             HookKind::Reused => (TimeWaitEnd::Reused, Outcome::Unknown),
             HookKind::Recycled => (TimeWaitEnd::Recycled, Outcome::Unknown),
