@@ -24,11 +24,9 @@ use tokio::runtime::Runtime;
 use crate::failure::Failure;
 use crate::names::Phase;
 use crate::report::Depth;
+use crate::report::api::STUCK_AFTER;
 use crate::report::encoding::{ACCEPT_EITHER, Form};
 use crate::report::sockets::{SCHEMA, SocketsDocument, Versioned};
-
-/// The header that names the bound which the agent's diagnosis took, as a humantime duration.
-pub const STUCK_AFTER: &str = "tcpclose-stuck-after";
 
 /// How long an agent may take to answer, in whole.
 pub const PATIENCE: Duration = Duration::from_secs(10);

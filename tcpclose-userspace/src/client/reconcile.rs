@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 
-use crate::agent::server::handlers::reconcile::{PATH, ReconcileProgress, SCHEMA};
 use crate::client::{Answer, Client, Said};
 use crate::failure::Failure;
+use crate::report::api::RECONCILE as PATH;
+use crate::report::reconcile::{ReconcileProgress, SCHEMA};
 use crate::ui::progress;
 
 /// More than the longest pause and a round through a thousand network namespaces.

@@ -8,15 +8,12 @@ use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, StatusCode};
 
-use crate::agent::LOOK_UP;
 use crate::client;
 use crate::client::{Client, Sent};
 use crate::failure::Failure;
+use crate::report::api::{WATCH as PATH, WATCH_IDLE};
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::line::Item;
-
-/// Where the agent streams.
-const PATH: &str = crate::agent::server::handlers::watch::PATH;
 
 /// No line is as long: what sends more without an end is no agent.
 const LONGEST_LINE: usize = 1 << 20;
@@ -75,7 +72,7 @@ pub fn follow(
 
 /// What comes next; `None` when nothing has come for a while.
 async fn next(body: &mut Incoming) -> Result<Option<Bytes>, String> {
-    let frame = match tokio::time::timeout(LOOK_UP, body.frame()).await {
+    let frame = match tokio::time::timeout(WATCH_IDLE, body.frame()).await {
         Err(_) => return Ok(None),
         Ok(Some(Ok(frame))) => frame,
         // It is to go on until the reader has enough.

@@ -8,8 +8,7 @@ use clap::{Args, ValueEnum};
 use log::LevelFilter;
 
 use crate::agent;
-use crate::agent::config::Config;
-use crate::agent::server::listener::SocketAccess;
+use crate::agent::config::{Config, SocketAccess};
 use crate::commands::NetnsChoice;
 use crate::failure::Failure;
 use crate::linux::users;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::agent::server::handlers::exhaustion::PATH;
 use crate::client::fetch;
 use crate::client::fetch::Fetched;
 use crate::commands::filter::{AgentAddress, own_netns};
@@ -13,6 +12,7 @@ use crate::commands::stuck::number;
 use crate::commands::{duration, json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
+use crate::report::api::EXHAUSTION as PATH;
 use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse, snapshot};
 use crate::ui::table;
 

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
-use crate::agent::server::handlers::kill::{NOT_ALLOWED, PATH};
 use crate::client;
 use crate::client::{Client, Said};
 use crate::commands::filter::{AgentAddress, Findings, SocketFilter};
@@ -21,6 +20,7 @@ use crate::linux::host;
 use crate::linux::host::{Capability, has_cap};
 use crate::names::{Diagnosis, Phase};
 use crate::report::Depth;
+use crate::report::api::{KILL as PATH, KILL_NOT_ALLOWED as NOT_ALLOWED};
 use crate::report::kill::pace::KillPace;
 use crate::report::kill::plan::{DIAGNOSES, Leave, Left, plan};
 use crate::report::kill::summary::{Fate, KillReport, Tally};

@@ -50,11 +50,7 @@ use crate::linux::executables;
 use crate::linux::executables::helper;
 use crate::linux::netns::Scope;
 
-/// Where the agent listens for the command line, unless told otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
-
-/// Where the agent keeps ages for the next one, unless told otherwise.
-pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
+pub use crate::report::api::DEFAULT_SOCKET;
 
 /// A live monitor of how TCP connections end on a Linux host.
 #[derive(Debug, Parser)]
@@ -209,7 +205,7 @@ mod tests {
         );
         assert_eq!(
             complaint(&["agent", "--state-hook", "banana"]),
-            r#"tcpclose: --state-hook "banana": no such choice; write one of auto, btf, tracepoint"#
+            r#"tcpclose: --state-hook "banana": not a possible value; choose one of auto, btf, tracepoint"#
         );
         assert_eq!(
             complaint(&["stuck", "--sokets"]),

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::agent::server::handlers::ports::PATH;
 use crate::client::fetch;
 use crate::client::fetch::Fetched;
 use crate::commands::filter::{AgentAddress, STUCK_AFTER};
@@ -12,6 +11,7 @@ use crate::commands::stuck::number;
 use crate::commands::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
+use crate::report::api::PORTS as PATH;
 use crate::report::ports::{PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse, snapshot};
 use crate::ui::table;
 

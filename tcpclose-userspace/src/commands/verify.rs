@@ -9,7 +9,6 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use serde::Serialize;
 
-use crate::agent::server::STALE;
 use crate::client;
 use crate::client::reconcile::reconcile;
 use crate::client::sampling::Sampler;
@@ -19,6 +18,7 @@ use crate::failure::{Failure, printable};
 use crate::linux::netns::Netns;
 use crate::linux::proc_net::SockStat;
 use crate::linux::{host, netns};
+use crate::report::api::STALE;
 use crate::report::verify::samples::Samples;
 use crate::report::verify::verdict::{Causes, Verdict};
 use crate::report::verify::{

@@ -6,12 +6,14 @@
 //! * [`assemble`]: sockets, their listeners and their owners put together; pure.
 //! * [`snapshot`]: the answer from one dump, without an agent.
 
+pub mod api;
 pub mod encoding;
 pub mod exhaustion;
 pub mod kill;
 pub mod owner_counts;
 mod owners;
 pub mod ports;
+pub mod reconcile;
 pub mod sockets;
 pub mod verify;
 pub mod watch;

@@ -5,13 +5,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::agent::server::handlers::ports::PATH;
 use crate::client;
 use crate::client::{Asked, Client};
 use crate::commands::top::order::is_of;
 use crate::failure::Failure;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
+use crate::report::api::PORTS as PATH;
 use crate::report::ports;
 use crate::report::ports::PortsDocument;
 use crate::report::sockets::{SCHEMA, SocketsDocument, StuckSocket};

@@ -1,0 +1,146 @@
+//! The table of routes. An unknown path is answered by 404 and a wrong method by 405 before any handler runs.
+
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::{Method, StatusCode};
+
+use crate::agent::server::handlers::page::Page;
+use crate::agent::server::response::{Answer, plain};
+use crate::report::api;
+
+/// What answers a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Metrics,
+    Health,
+    Readiness,
+    Ports,
+    Sockets,
+    Exhaustion,
+    Reconcile,
+    Kill,
+    Watch,
+    /// A file of the page.
+    Page(Page),
+}
+
+/// Where a route is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// TCP: no single socket can be told from what is served there.
+    Aggregates,
+    /// The unix socket, which serves everything.
+    Everything,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    path: &'static str,
+    methods: &'static [Method],
+    listener: Listener,
+    pub endpoint: Endpoint,
+}
+
+const READ: &[Method] = &[Method::GET, Method::HEAD];
+const READ_OR_POST: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
+const POST: &[Method] = &[Method::POST];
+const GET: &[Method] = &[Method::GET];
+
+const fn route(
+    path: &'static str,
+    methods: &'static [Method],
+    listener: Listener,
+    endpoint: Endpoint,
+) -> Route {
+    Route { path, methods, listener, endpoint }
+}
+
+const ROUTES: [Route; 9] = [
+    route(api::METRICS, READ, Listener::Aggregates, Endpoint::Metrics),
+    route(api::HEALTH, READ, Listener::Aggregates, Endpoint::Health),
+    route(api::READINESS, READ, Listener::Aggregates, Endpoint::Readiness),
+    route(api::PORTS, READ, Listener::Aggregates, Endpoint::Ports),
+    route(api::SOCKETS, READ, Listener::Everything, Endpoint::Sockets),
+    route(api::EXHAUSTION, READ, Listener::Everything, Endpoint::Exhaustion),
+    route(api::RECONCILE, READ_OR_POST, Listener::Everything, Endpoint::Reconcile),
+    route(api::KILL, POST, Listener::Everything, Endpoint::Kill),
+    route(api::WATCH, GET, Listener::Everything, Endpoint::Watch),
+];
+
+/// The endpoint of a request that came to `listener`, or the refusal of it.
+pub fn find(listener: Listener, method: &Method, path: &str) -> Result<Endpoint, Answer> {
+    let page =
+        Page::at(path).map(|page| route(page.path(), READ, Listener::Aggregates, Endpoint::Page(page)));
+    let mut routes = ROUTES.into_iter().chain(page);
+    let served = |route: &Route| listener == Listener::Everything || route.listener == Listener::Aggregates;
+    let Some(route) = routes.find(|route| route.path == path && served(route)) else {
+        return Err(plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n"));
+    };
+    if route.methods.contains(method) { Ok(route.endpoint) } else { Err(not_allowed(route.methods)) }
+}
+
+fn not_allowed(methods: &[Method]) -> Answer {
+    let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    let words = match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, first)) => format!("{} and {last}", first.join(", ")),
+        None => String::new(),
+    };
+    let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, format!("{words} only\n"));
+    if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+        answer.headers_mut().insert(ALLOW, names);
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(listener: Listener, method: &Method, path: &str) -> u16 {
+        find(listener, method, path).map_or_else(|refusal| refusal.status().as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn every_route_answers_its_methods_at_its_listener_and_refuses_all_else() {
+        let methods = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
+        for Route { path, methods: allowed, listener, endpoint } in ROUTES {
+            for method in &methods {
+                let expected = if allowed.contains(method) { 200 } else { 405 };
+                assert_eq!(status(Listener::Everything, method, path), expected, "{method} {path}");
+                let expected = if listener == Listener::Aggregates { expected } else { 404 };
+                assert_eq!(status(Listener::Aggregates, method, path), expected, "{method} {path} on TCP");
+            }
+            assert_eq!(find(Listener::Everything, &allowed[0], path).unwrap(), endpoint);
+        }
+        for listener in [Listener::Aggregates, Listener::Everything] {
+            assert_eq!(status(listener, &Method::GET, "/"), 200);
+            assert_eq!(status(listener, &Method::POST, "/page.js"), 405);
+            for path in ["", "/x", "/metrics/", "/v1/", "//"] {
+                assert_eq!(status(listener, &Method::GET, path), 404, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_path_has_two_routes() {
+        for (at, route) in ROUTES.iter().enumerate() {
+            assert!(Page::at(route.path).is_none(), "{}", route.path);
+            assert!(ROUTES.iter().skip(at + 1).all(|other| other.path != route.path), "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_the_right_ones() {
+        for (methods, text, allow) in [
+            (READ, "GET and HEAD only\n", "GET, HEAD"),
+            (READ_OR_POST, "GET, HEAD and POST only\n", "GET, HEAD, POST"),
+            (POST, "POST only\n", "POST"),
+            (GET, "GET only\n", "GET"),
+        ] {
+            let answer = not_allowed(methods);
+            assert_eq!(answer.headers()[ALLOW], allow);
+            let body = format!("{:?}", answer.body());
+            assert!(body.contains(text.trim_end()), "{body}");
+        }
+    }
+}
