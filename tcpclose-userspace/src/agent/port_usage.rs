@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::report::exhaustion::change::UsageSample;
 use crate::report::exhaustion::document;
 
 use crate::agent::cpu_budget::CpuBudget;
-use crate::agent::parts::Parts;
+use crate::agent::intervals::Intervals;
 use crate::agent::tracking::Tracking;
 
 /// The shortest pause between two looks.
@@ -62,11 +63,10 @@ impl PortUsage {
 }
 
 /// Looks for as long as the agent runs.
-pub async fn run(parts: Parts) {
-    let Parts { tracking, port_usage, intervals, .. } = parts;
+pub async fn run(tracking: Rc<RefCell<Tracking>>, usage: Rc<RefCell<PortUsage>>, intervals: Rc<Intervals>) {
     let mut budget = CpuBudget::default();
     loop {
-        let pause = match look(&tracking, &port_usage).await {
+        let pause = match look(&tracking, &usage).await {
             Ok(cost) => (budget.after(cost) * PART).min(intervals.max.get()).max(INTERVAL),
             Err(why) => {
                 log::warn!("cannot look up the ports in use: {why:#}");

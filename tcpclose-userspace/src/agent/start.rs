@@ -9,22 +9,28 @@ use log::LevelFilter;
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 
 use crate::agent::config::Config;
+use crate::agent::instance_lock;
 use crate::agent::instance_lock::{LockWait, StateDir};
+use crate::agent::malloc_trim;
 use crate::agent::parts::Parts;
+use crate::agent::port_usage;
+use crate::agent::reconcile;
 use crate::agent::reload::{ReadSettings, Reload};
+use crate::agent::ring_loop;
 use crate::agent::server::access::ScrapeAccess;
 use crate::agent::server::connections::Connections;
 use crate::agent::server::handlers::{kill, ports};
 use crate::agent::server::listener::{QuerySocket, listen, listen_for_queries, url};
 use crate::agent::server::{limits, serve};
+use crate::agent::signals;
 use crate::agent::signals::Signals;
+use crate::agent::state_file;
 use crate::agent::state_file::StateSaver;
 use crate::agent::summary::{Endpoints, summary};
 use crate::agent::systemd::activation;
 use crate::agent::systemd::activation::Passed;
 use crate::agent::systemd::notify::Notify;
 use crate::agent::tracking::Tracking;
-use crate::agent::{instance_lock, malloc_trim, port_usage, reconcile, ring_loop, signals, state_file};
 use crate::failure::Failure;
 use crate::linux::capabilities::KeptCapabilities;
 use crate::linux::cgroup::namespace;
@@ -183,7 +189,7 @@ async fn start(
     tracking.borrow_mut().tracker.forget_former();
     // The kernel's types, which the start has read, are no longer in use.
     malloc_trim::give_back();
-    spawn_local(ports::run(parts.clone()));
+    spawn_local(ports::run(Rc::clone(tracking), Rc::clone(&parts.rates)));
     // Up to here nothing was to be saved; from here on the loop ends the agent in order.
     signals.started();
     if let Some(dir) = &held.state_dir {
@@ -195,7 +201,11 @@ async fn start(
     let summary = summary(&tracking.borrow(), config, &endpoints, folder);
     // A closed standard error is no failure.
     let _ = io::stderr().write_all(summary.as_bytes());
-    spawn_local(port_usage::run(parts.clone()));
+    spawn_local(port_usage::run(
+        Rc::clone(tracking),
+        Rc::clone(&parts.port_usage),
+        Rc::clone(&parts.intervals),
+    ));
     let mut reload = Reload::new(parts.clone(), access, config);
     tokio::select! {
         () = reconcile::run(parts) => {}

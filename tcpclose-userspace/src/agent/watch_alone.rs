@@ -7,10 +7,11 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::agent::config::Config;
+use crate::agent::reconcile;
+use crate::agent::ring_loop;
 use crate::agent::server::handlers::watch::WatchStream;
 use crate::agent::start::{LAST_WAIT, attach, cannot_start, first_dump};
 use crate::agent::tracking::Tracking;
-use crate::agent::{reconcile, ring_loop};
 use crate::failure::Failure;
 use crate::probe;
 use crate::report::api::WATCH_IDLE;

@@ -83,7 +83,7 @@ mod tests {
         };
         assert_eq!(words(&[]), "");
         assert_eq!(
-            said(&[(4_026_532_001, 2), (4_026_532_008, 1)]),
+            words(&[(4_026_532_001, 2), (4_026_532_008, 1)]),
             "3 sockets are in other network namespaces (net:[4026532001], net:[4026532008]), to which no process, file in \
              /run/netns, mount or descriptor leads: their owners, queues and diagnosis are unknown, and older sockets there \
              are missing"

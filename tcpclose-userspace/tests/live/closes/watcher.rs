@@ -79,8 +79,8 @@ impl Watcher {
         let metrics = agent.metrics();
         let degraded = metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]);
         assert_eq!(degraded == 1.0, backend == StateBackend::Blind, "{}", agent.said());
-        let backend = [("hook", "time_wait"), ("backend", time_wait)];
-        assert_eq!(metrics.sum("tcpclose_hook_info", &backend), 1.0, "{}", agent.said());
+        let labels = [("hook", "time_wait"), ("backend", time_wait)];
+        assert_eq!(metrics.sum("tcpclose_hook_info", &labels), 1.0, "{}", agent.said());
         Ok(Self { backend, hooks, agent, gap: Mutex::new(0.0), took: Mutex::new(0.0) })
     }
 

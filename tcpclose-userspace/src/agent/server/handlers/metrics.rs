@@ -1,12 +1,14 @@
 //! `/metrics`: counters and gauges in Prometheus' text format.
 
+mod family;
+
 use std::time::Duration;
 
 use hyper::StatusCode;
 use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Histogram, MetricFamily, MetricType};
 
 use crate::linux::executables;
 use crate::linux::host;
@@ -19,6 +21,7 @@ use crate::report::owner_counts::OwnerLabels;
 
 use crate::agent::gauge_ages::GaugeAges;
 use crate::agent::parts::Parts;
+use crate::agent::server::handlers::metrics::family::{Family, labelled, series_of};
 use crate::agent::server::response::{Answer, plain, with_type};
 use crate::agent::tracking::Tracking;
 
@@ -330,76 +333,6 @@ fn program_runs(runs: ProgramStats) -> [Family; 2] {
 
 fn port(label: LabelSlot) -> String {
     label.port.map_or_else(|| "other".to_owned(), |port| port.to_string())
-}
-
-/// Series of a family in Prometheus.
-fn series_of(family: &MetricFamily) -> usize {
-    let each = |metric: &Metric| match family.get_field_type() {
-        // The buckets, +Inf, sum and count.
-        MetricType::HISTOGRAM => metric.get_histogram().get_bucket().len() + 3,
-        _ => 1,
-    };
-    family.get_metric().iter().map(each).sum()
-}
-
-/// A metric family under construction.
-struct Family {
-    name: &'static str,
-    help: &'static str,
-    kind: MetricType,
-    metrics: Vec<Metric>,
-}
-
-impl Family {
-    fn new(name: &'static str, help: &'static str, kind: MetricType) -> Self {
-        Self { name, help, kind, metrics: Vec::new() }
-    }
-
-    fn gauge(name: &'static str, help: &'static str) -> Self {
-        Self::new(name, help, MetricType::GAUGE)
-    }
-
-    fn counter(name: &'static str, help: &'static str) -> Self {
-        Self::new(name, help, MetricType::COUNTER)
-    }
-
-    fn add(&mut self, labels: &[(&str, &str)], value: f64) {
-        let mut metric = labelled(labels);
-        if self.kind == MetricType::COUNTER {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        self.metrics.push(metric);
-    }
-
-    fn with(mut self, labels: &[(&str, &str)], value: f64) -> Self {
-        self.add(labels, value);
-        self
-    }
-
-    fn done(self) -> MetricFamily {
-        let mut family = MetricFamily::default();
-        family.set_name(self.name.to_owned());
-        family.set_help(self.help.to_owned());
-        family.set_field_type(self.kind);
-        family.set_metric(self.metrics);
-        family
-    }
-}
-
-fn labelled(labels: &[(&str, &str)]) -> Metric {
-    let pairs = labels.iter().map(|&(name, value)| {
-        let mut pair = LabelPair::default();
-        pair.set_name(name.to_owned());
-        pair.set_value(value.to_owned());
-        pair
-    });
-    Metric::from_label(pairs.collect())
 }
 
 #[cfg(test)]

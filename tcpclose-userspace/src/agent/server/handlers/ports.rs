@@ -1,6 +1,8 @@
 //! `GET /ports`: the close phase by service port, from the same counters and gauges as `/metrics`.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use tokio::time::sleep;
 
@@ -15,17 +17,16 @@ use crate::names::Phase;
 use crate::report::ports::{PortUse, PortsDocument, SCHEMA, StateUse, TransitionUse};
 use crate::report::sockets::{DocumentSource, seconds};
 
-use crate::agent::parts::Parts;
 use crate::agent::server::response::{Answer, json, not_ready};
 use crate::agent::tracking::Tracking;
 
 /// Samples the counters for rates, for as long as the agent runs.
-pub async fn run(parts: Parts) {
+pub async fn run(tracking: Rc<RefCell<Tracking>>, rates: Rc<RefCell<RateHistory>>) {
     loop {
         {
-            let mut tracking = parts.tracking.borrow_mut();
+            let mut tracking = tracking.borrow_mut();
             tracking.drain_all();
-            parts.rates.borrow_mut().look(&tracking.output.metrics, host::monotonic_ns());
+            rates.borrow_mut().look(&tracking.output.metrics, host::monotonic_ns());
         }
         sleep(rates::INTERVAL).await;
     }
