@@ -37,10 +37,27 @@ const SAMPLES: usize = 2;
 pub struct PortUsage {
     /// The oldest first.
     samples: VecDeque<Arc<UsageSample>>,
-    /// Used ratio of the fullest tuple at the last look; `None` before the first.
-    pub fullest: Option<f64>,
+    /// As of the last look; `None` before the first.
+    pub fullest: Option<Fullest>,
     /// CPU time of looks that no pause has been made for yet.
     spent: Duration,
+}
+
+/// The highest ratios of ports in use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fullest {
+    pub used: f64,
+    /// Without TIME-WAITs whose ports connect() may choose again.
+    pub blocked: f64,
+}
+
+impl Fullest {
+    pub fn of(looked: &EphemeralUse) -> Self {
+        let highest = |ratio: fn(&PortTable) -> f64| {
+            looked.tables.iter().map(|(_, table)| ratio(table)).fold(0.0, f64::max)
+        };
+        Self { used: highest(PortTable::fullest), blocked: highest(PortTable::fullest_blocked) }
+    }
 }
 
 impl PortUsage {
@@ -54,11 +71,6 @@ impl PortUsage {
     /// Takes the CPU time that dumps are to pause for as well.
     pub fn take_spent(&mut self) -> Duration {
         std::mem::take(&mut self.spent)
-    }
-
-    pub fn looked(&mut self, looked: &EphemeralUse) {
-        self.fullest =
-            Some(looked.tables.iter().map(|(_, table)| PortTable::fullest(table)).fold(0.0, f64::max));
     }
 }
 
@@ -85,12 +97,13 @@ async fn look(tracking: &RefCell<Tracking>, usage: &RefCell<PortUsage>) -> Resul
         let looked = ephemeral_ports::look(&places, BUDGET)?;
         let before = host::thread_cpu_ns();
         let sample = document::remember(&looked);
+        let fullest = Fullest::of(&looked);
         let cost_ns = looked.cpu_ns + host::thread_cpu_ns().saturating_sub(before);
-        anyhow::Ok((looked, Arc::new(sample), Duration::from_nanos(cost_ns)))
+        anyhow::Ok((fullest, Arc::new(sample), Duration::from_nanos(cost_ns)))
     });
-    let (looked, sample, cost) = looking.await.context("the thread died")??;
+    let (fullest, sample, cost) = looking.await.context("the thread died")??;
     let usage = &mut usage.borrow_mut();
-    usage.looked(&looked);
+    usage.fullest = Some(fullest);
     usage.spent += cost;
     if usage.samples.len() >= SAMPLES {
         usage.samples.pop_front();

@@ -209,7 +209,8 @@ fn an_idle_host_rests_and_then_takes_its_turn() {
     }
     let mut scheduler = Scheduler::new(0);
     scheduler.records_lost();
-    assert_eq!(scheduler.next(0, &idle), turn, "a loss is not left for later");
+    assert_eq!(scheduler.next(0, &idle), Action::Wait(SECOND_NS), "no rest after a loss");
+    assert_eq!(scheduler.next(SECOND_NS, &idle), turn);
 }
 
 #[test]

@@ -217,6 +217,13 @@ impl PortTable {
     pub fn fullest(&self) -> f64 {
         self.tuples.values().map(Vec::len).max().map_or(0.0, |most| self.used_ratio(most))
     }
+
+    /// The same without TIME-WAITs whose ports connect() may choose again.
+    pub fn fullest_blocked(&self) -> f64 {
+        let blocked =
+            |taken: &Vec<PortHolder>| taken.iter().filter(|taken| taken.kind != Kind::Reusable).count();
+        self.tuples.values().map(blocked).max().map_or(0.0, |most| self.used_ratio(most))
+    }
 }
 
 #[cfg(test)]
@@ -277,6 +284,17 @@ pub mod tests {
         assert!(!LATER.allows(&Socket { expires_ns: Some(59_500_000_000), ..on_loopback }), "too young");
         assert!(!LATER.allows(&Socket { state: TcpState::FinWait2, ..on_loopback }));
         assert!(!LATER.allows(&Socket { minisocket: false, ..on_loopback }));
+    }
+
+    #[test]
+    fn ports_that_connect_may_choose_again_are_not_blocked() {
+        let mut table = PortTable::new(choice(1000..=1007, ""));
+        table.take(&time_wait("127.0.0.1:1001", "127.0.0.1:443", 3));
+        table.take(&time_wait("127.0.0.1:1002", "127.0.0.1:443", 3));
+        table.take(&socket(TcpState::Established, "127.0.0.1:1003", "127.0.0.1:443"));
+        table.take(&time_wait("10.0.0.1:1001", "10.0.0.2:443", 3));
+        table.take(&time_wait("10.0.0.1:1002", "10.0.0.2:443", 3));
+        assert_eq!((table.fullest(), table.fullest_blocked()), (3.0 / 8.0, 2.0 / 8.0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::report::exhaustion::document;
 use crate::report::exhaustion::document::{Closer, ExhaustionInputs, Pick};
 use crate::report::sockets::DocumentSource;
 
-use crate::agent::port_usage::PortUsage;
+use crate::agent::port_usage::{Fullest, PortUsage};
 use crate::agent::server::response::QueryError;
 use crate::agent::tracking::Tracking;
 
@@ -37,20 +37,18 @@ pub async fn document(
     };
     let looking = spawn_blocking(move || {
         let found = scope.find(&descriptors)?;
-        anyhow::Ok((
-            ephemeral_ports::look(&found.places, document::BUDGET)?,
-            found.denied,
-            found.unread.words(),
-        ))
+        let looked = ephemeral_ports::look(&found.places, document::BUDGET)?;
+        let fullest = Fullest::of(&looked);
+        anyhow::Ok((looked, fullest, found.denied, found.unread.words()))
     });
-    let (looked, denied, unread) =
+    let (looked, fullest, denied, unread) =
         looking.await.context("the dump's thread died")?.context("cannot dump the kernel's sockets")?;
     let at = host::wall_clock();
     let (closers, before, look) = {
         let mut tracking = tracking.borrow_mut();
         let mut usage = usage.borrow_mut();
         tracking.drain_all();
-        usage.looked(&looked);
+        usage.fullest = Some(fullest);
         let (picks, _) = document::fullest(&looked, limit);
         (closers(&picks, &tracking), usage.before(looked.at_ns), tracking.probe.look())
     };

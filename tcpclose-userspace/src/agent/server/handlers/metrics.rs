@@ -21,6 +21,7 @@ use crate::report::owner_counts::OwnerLabels;
 
 use crate::agent::gauge_ages::GaugeAges;
 use crate::agent::parts::Parts;
+use crate::agent::port_usage::Fullest;
 use crate::agent::server::handlers::metrics::family::{Family, labelled, series_of};
 use crate::agent::server::response::{Answer, plain, with_type};
 use crate::agent::tracking::Tracking;
@@ -131,17 +132,23 @@ fn limit(families: &mut Vec<MetricFamily>, fullest: Option<f64>) {
     families.push(used.done());
 }
 
-/// Used ratio of ephemeral ports; none before the first look.
-fn ephemeral(families: &mut Vec<MetricFamily>, fullest: Option<f64>) {
+/// Used ratios of ephemeral ports; none before the first look.
+fn ephemeral(families: &mut Vec<MetricFamily>, fullest: Option<Fullest>) {
     let mut used = Family::gauge(
         "tcpclose_ephemeral_ports_used_ratio",
         "Ephemeral ports in use divided by those that connect() may choose, for the fullest tuple of local address, remote \
          address and remote port; TIME-WAITs included.",
     );
-    if let Some(ratio) = fullest {
-        used.add(&[], ratio);
+    let mut blocked = Family::gauge(
+        "tcpclose_ephemeral_ports_blocked_ratio",
+        "Like tcpclose_ephemeral_ports_used_ratio, without TIME-WAITs whose ports connect() may choose again \
+         (net.ipv4.tcp_tw_reuse).",
+    );
+    if let Some(fullest) = fullest {
+        used.add(&[], fullest.used);
+        blocked.add(&[], fullest.blocked);
     }
-    families.push(used.done());
+    families.extend([used, blocked].map(Family::done));
 }
 
 /// Stuck sockets by owner.
