@@ -8,6 +8,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
@@ -87,6 +88,7 @@ struct Shared {
     leftovers: Leftovers,
     /// The signal that ends the agent.
     ended_by: OnceLock<&'static str>,
+    reported: AtomicBool,
 }
 
 impl Signals {
@@ -109,9 +111,18 @@ impl Signals {
         self.shared.hangup.notified().await;
     }
 
-    /// The signal that ended the agent, if one did.
-    pub fn ended_by(&self) -> Option<&'static str> {
-        self.shared.ended_by.get().copied()
+    /// Logs the signal that ended the agent, if one did.
+    pub fn report_stop(&self) {
+        if let Some(name) = self.shared.ended_by.get() {
+            self.report(format_args!("{name}"));
+        }
+    }
+
+    /// Once: both this thread and the agent's may be about to end the process.
+    fn report(&self, how: std::fmt::Arguments<'_>) {
+        if !self.shared.reported.swap(true, Ordering::Relaxed) {
+            log::info!("stopped: {how}");
+        }
     }
 
     fn take(&self, signal: libc::c_int) {
@@ -122,7 +133,7 @@ impl Signals {
         };
         let held = self.shared.leftovers.hold();
         if !held.started {
-            log::info!("stopped: {name} during the start");
+            self.report(format_args!("{name} during the start"));
             exit(held);
         }
         drop(held);
@@ -131,7 +142,7 @@ impl Signals {
         self.shared.end.notify_one();
         thread::sleep(LAST_RESORT);
         let held = self.shared.leftovers.hold();
-        log::info!("stopped: {name}, by force: tasks were still running after {LAST_RESORT:?}");
+        self.report(format_args!("{name}, by force: tasks were still running after {LAST_RESORT:?}"));
         exit(held);
     }
 }

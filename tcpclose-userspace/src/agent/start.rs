@@ -78,9 +78,7 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
         .block_on(&runtime, until_stopped(config, read, inbound, &signals, &notify, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
-    if let Some(signal) = signals.ended_by() {
-        log::info!("stopped: {signal}");
-    }
+    signals.report_stop();
     done
 }
 

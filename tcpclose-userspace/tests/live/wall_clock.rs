@@ -37,7 +37,7 @@ fn guest_a_wall_clock_that_is_set_changes_no_duration() {
         .spawn()
         .unwrap();
     let mut started = Started(vec![watch]);
-    let mut lines = BufReader::new(started.0[0].stdout.take().unwrap()).lines();
+    let lines = BufReader::new(started.0[0].stdout.take().unwrap()).lines();
     let mut witness = Witness::of(&agent, port.port);
     let mut stayed = Vec::new();
     for by in [DAY, -2 * DAY, DAY] {

@@ -56,7 +56,7 @@ async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Part
     let listener = if caller.is_some() { Listener::Everything } else { Listener::Aggregates };
     let endpoint = match find(listener, request.method(), request.uri().path()) {
         Ok(endpoint) => endpoint,
-        Err(refusal) => return refusal.map(Either::Left),
+        Err(refusal) => return refusal.answer().map(Either::Left),
     };
     let query = request.uri().query().unwrap_or_default();
     let answer: Answer = match endpoint {

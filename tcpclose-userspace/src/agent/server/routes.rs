@@ -66,30 +66,42 @@ const ROUTES: [Route; 9] = [
     route(api::WATCH, GET, Listener::Everything, Endpoint::Watch),
 ];
 
-/// The endpoint of a request that came to `listener`, or the refusal of it.
-pub fn find(listener: Listener, method: &Method, path: &str) -> Result<Endpoint, Answer> {
+/// Why a request has no endpoint.
+#[derive(Clone, Copy, Debug)]
+pub enum Refusal {
+    UnknownPath,
+    /// The path has only these.
+    WrongMethod(&'static [Method]),
+}
+
+/// The endpoint of a request that came to `listener`.
+pub fn find(listener: Listener, method: &Method, path: &str) -> Result<Endpoint, Refusal> {
     let page =
         Page::at(path).map(|page| route(page.path(), READ, Listener::Aggregates, Endpoint::Page(page)));
     let mut routes = ROUTES.into_iter().chain(page);
     let served = |route: &Route| listener == Listener::Everything || route.listener == Listener::Aggregates;
-    let Some(route) = routes.find(|route| route.path == path && served(route)) else {
-        return Err(plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n"));
-    };
-    if route.methods.contains(method) { Ok(route.endpoint) } else { Err(not_allowed(route.methods)) }
+    let route = routes.find(|route| route.path == path && served(route)).ok_or(Refusal::UnknownPath)?;
+    if route.methods.contains(method) { Ok(route.endpoint) } else { Err(Refusal::WrongMethod(route.methods)) }
 }
 
-fn not_allowed(methods: &[Method]) -> Answer {
-    let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
-    let words = match names.split_last() {
-        Some((last, [])) => (*last).to_owned(),
-        Some((last, first)) => format!("{} and {last}", first.join(", ")),
-        None => String::new(),
-    };
-    let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, format!("{words} only\n"));
-    if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
-        answer.headers_mut().insert(ALLOW, names);
+impl Refusal {
+    pub fn answer(self) -> Answer {
+        let methods = match self {
+            Self::UnknownPath => return plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n"),
+            Self::WrongMethod(methods) => methods,
+        };
+        let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
+        let words = match names.split_last() {
+            Some((last, [])) => (*last).to_owned(),
+            Some((last, first)) => format!("{} and {last}", first.join(", ")),
+            None => String::new(),
+        };
+        let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, format!("{words} only\n"));
+        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+            answer.headers_mut().insert(ALLOW, names);
+        }
+        answer
     }
-    answer
 }
 
 #[cfg(test)]
@@ -97,7 +109,7 @@ mod tests {
     use super::*;
 
     fn status(listener: Listener, method: &Method, path: &str) -> u16 {
-        find(listener, method, path).map_or_else(|refusal| refusal.status().as_u16(), |_| 200)
+        find(listener, method, path).map_or_else(|refusal| refusal.answer().status().as_u16(), |_| 200)
     }
 
     #[test]
@@ -137,7 +149,7 @@ mod tests {
             (POST, "POST only\n", "POST"),
             (GET, "GET only\n", "GET"),
         ] {
-            let answer = not_allowed(methods);
+            let answer = Refusal::WrongMethod(methods).answer();
             assert_eq!(answer.headers()[ALLOW], allow);
             let body = format!("{:?}", answer.body());
             assert!(body.contains(text.trim_end()), "{body}");
