@@ -1,16 +1,16 @@
-//! What every failure of the command line looks like: one line, exit status 2.
+//! The error message of every command: one line, with exit status 2.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// `tcpclose: what: why; todo` on one line.
+/// Displayed as `tcpclose: what: why; todo`, on one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What was tried.
+    /// What failed.
     pub what: String,
-    /// Why it failed.
+    /// Why.
     pub why: String,
-    /// What to do about it; may be empty.
+    /// What the user can do; may be empty.
     pub todo: String,
 }
 
@@ -22,7 +22,7 @@ impl Failure {
         Self { what: what.into(), why: why.to_string(), todo: todo.into() }
     }
 
-    /// The one line for what clap found wrong with the arguments.
+    /// For an error that clap found in the arguments.
     pub fn of_arguments(error: &clap::Error) -> Self {
         use clap::error::{ContextKind, ContextValue, ErrorKind};
         let text = |kind| match error.get(kind) {
@@ -34,17 +34,21 @@ impl Failure {
         if let (Some(argument), Some(value)) =
             (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue))
         {
-            // clap names it `--older-than <DURATION>`.
+            // clap calls it `--older-than <DURATION>`.
             let argument = argument.split(' ').next().unwrap_or(argument);
             let what = format!("{argument} {value:?}");
             if let Some(source) = std::error::Error::source(error) {
                 return Self::new(what, source, "");
             }
-            // An option without its value comes as an empty one.
+            // A missing value comes as an empty one.
             if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue)
                 && !value.is_empty()
             {
-                return Self::new(what, "no such choice", format!("write one of {}", values.join(", ")));
+                return Self::new(
+                    what,
+                    "not a possible value",
+                    format!("choose one of {}", values.join(", ")),
+                );
             }
         }
         match error.kind() {
@@ -52,7 +56,7 @@ impl Failure {
                 return Self::new("arguments", "no command", help);
             }
             ErrorKind::InvalidUtf8 => {
-                let todo = "only paths may have such bytes, write the rest in UTF-8";
+                let todo = "only paths may contain such bytes";
                 return Self::new("arguments", "one of them is not UTF-8", todo);
             }
             _ => {}
@@ -69,14 +73,14 @@ impl Failure {
     }
 }
 
-/// `see tcpclose stuck --help`: the help of the command that `error` is about.
+/// `see tcpclose stuck --help`, for the command of `error`.
 fn help_of(error: &clap::Error) -> String {
     use clap::error::{ContextKind, ContextValue};
     let usage = match error.get(ContextKind::Usage) {
         Some(ContextValue::StyledStr(usage)) => usage.to_string(),
         _ => String::new(),
     };
-    // `Usage: tcpclose stuck [OPTIONS]`: the words up to the first that stands for something.
+    // `Usage: tcpclose stuck [OPTIONS]`: the words before the first placeholder.
     let command = usage.split_whitespace().skip(1).take_while(|word| !word.starts_with(['[', '<', '-']));
     let command: Vec<&str> = command.collect();
     let command = if command.is_empty() { "tcpclose".to_owned() } else { command.join(" ") };
@@ -92,8 +96,8 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// `text` with control characters escaped: a program's name, or what a stranger answered, must not reach the
-/// terminal as commands or as lines of its own.
+/// `text` with control characters escaped: the name of a program, or an answer from a socket, must not reach the terminal as
+/// commands or as lines of its own.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_hostile) {
         return Cow::Borrowed(text);
@@ -105,9 +109,9 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Whether a terminal may take it for a command, or put what follows elsewhere. All of these are below 2¹⁶.
+/// Whether a terminal may interpret it as a command, or display the following text elsewhere. All of these are below 2¹⁶.
 pub fn is_hostile(c: char) -> bool {
-    // The bidirectional marks reorder what stands around them.
+    // The bidirectional marks reorder the text around them.
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
@@ -126,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_could_harm_a_terminal_is_escaped() {
+    fn only_characters_that_could_harm_a_terminal_are_escaped() {
         assert!(matches!(printable("naïve-ñ 日本"), Cow::Borrowed(_)));
         assert_eq!(printable("a\tb\u{7f}\u{9b}\u{202e}"), r"a\tb\u{7f}\u{9b}\u{202e}");
     }

@@ -230,8 +230,10 @@ fn install_toolchain(apt: Option<&Apt>, missing: &Missing, rustup: bool) -> Resu
 fn offers(apt: &Apt, packages: &[&str]) -> bool {
     let offered = apt.offered(packages);
     // apt-cache leaves out packages that it does not know.
-    let version = |package: &str| offered.iter().find(|(name, _)| name == package).map(|(_, version)| version);
-    let rustc = packages.first().and_then(|package| version(package)).and_then(|version| Release::parse(version));
+    let version =
+        |package: &str| offered.iter().find(|(name, _)| name == package).map(|(_, version)| version);
+    let rustc =
+        packages.first().and_then(|package| version(package)).and_then(|version| Release::parse(version));
     rustc.is_some_and(|release| release >= MIN_RUSTC)
         && packages.iter().all(|package| version(package).is_some())
 }

@@ -1,9 +1,10 @@
 //! What a request asks: `METHOD PATH?QUERY` and, behind a line's end, its kind.
 
 use hyper::Uri;
-use tcpclose::agent::server::handlers::{exhaustion, kill, page, sockets, watch};
+use tcpclose::agent::server::handlers::{exhaustion, page, sockets};
 use tcpclose::failure::printable;
 use tcpclose::kill::KillOrder;
+use tcpclose::report::requests;
 use tcpclose::report::watch::filter::WatchFilter;
 
 /// Reads it as the agent does, behind its HTTP library.
@@ -14,7 +15,7 @@ pub fn read(bytes: &[u8]) {
     let Ok(uri) = Uri::try_from(target) else { return };
     let query = uri.query().unwrap_or_default();
     let refusal = match uri.path() {
-        sockets::PATH => match sockets::parse(query) {
+        requests::SOCKETS_PATH => match sockets::parse(query) {
             Ok(asked) => {
                 // The answer names the bound in a header.
                 if let Some(bound) = asked.older_than {
@@ -25,18 +26,18 @@ pub fn read(bytes: &[u8]) {
             }
             Err(why) => why,
         },
-        exhaustion::PATH => match exhaustion::parse(query) {
+        requests::EXHAUSTION_PATH => match exhaustion::parse(query) {
             Ok(limit) => return assert!(limit <= 1000, "{query}"),
             Err(why) => why,
         },
-        watch::PATH => match WatchFilter::parse(query) {
+        requests::WATCH_PATH => match WatchFilter::parse(query) {
             Ok(filter) => {
                 assert_eq!(WatchFilter::parse(&filter.query()).as_ref(), Ok(&filter), "{query}");
                 return;
             }
             Err(why) => why,
         },
-        kill::PATH => match serde_json::from_slice::<KillOrder>(kind) {
+        requests::KILL_PATH => match serde_json::from_slice::<KillOrder>(kind) {
             Ok(order) => {
                 let Ok(text) = serde_json::to_vec(&order) else { panic!("{order:?} cannot be written") };
                 match serde_json::from_slice::<KillOrder>(&text) {

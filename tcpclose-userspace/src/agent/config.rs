@@ -1,4 +1,4 @@
-//! What the agent is told to do, checked.
+//! The agent's settings, checked.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,56 +11,72 @@ use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
 use crate::probe::{OwnersHook, StateHook, TimeWaitHook};
 
-use crate::agent::server::listener::SocketAccess;
+/// The state directory, unless another one is given.
+pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
 
-/// Made from the command line, variables and a file; nothing reads those after that, but for a reload.
+/// Made from the command line, variables and a file, which only a reload reads again.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where metrics are served.
+    /// Addresses of `/metrics`.
     pub listen: Vec<SocketAddr>,
-    /// By what file, in the format of Prometheus' exporter toolkit; `None`: to everybody.
+    /// Access to them, in the format of Prometheus' exporter toolkit; `None`: open to everybody.
     pub web_config: Option<PathBuf>,
-    /// Where the command line asks.
+    /// The unix socket for the command line.
     pub socket: PathBuf,
-    /// Whose that is.
     pub access: SocketAccess,
-    /// Where ages are kept for the next agent; `None` for the default directory, where it is to be had.
+    /// Where ages are kept for the next agent; `None` for the default directory, if that can be used.
     pub state_dir: Option<PathBuf>,
-    /// How long to wait for another agent to leave the socket and the directory.
+    /// How long to wait for another agent to release the socket and the directory.
     pub wait: Duration,
-    /// From when a CLOSE-WAIT is stuck.
+    /// The ages from which a CLOSE-WAIT is stuck.
     pub stuck_after: StuckAfter,
-    /// Pairs of side and port with a series of their own.
+    /// Pairs of side and port with series of their own.
     pub max_ports: usize,
-    /// Ports that always have one.
+    /// Ports that always have them.
     pub name_ports: Vec<u16>,
-    /// The one backend of the state hook to try; `None` for the best that loads.
+    /// The only backend of the state hook to try; `None` for the best that loads.
     pub state_hook: Option<StateHook>,
     /// The same for TIME-WAIT.
     pub time_wait: Option<TimeWaitHook>,
     /// The same for owners.
     pub owners: Option<OwnersHook>,
-    /// The network namespaces that dumps look at.
+    /// The network namespaces that dumps cover.
     pub netns: Scope,
     /// Between dumps of all close-phase sockets.
     pub reconcile_interval: Duration,
-    /// Between dumps of one namespace at the most, whatever they cost.
+    /// The longest pause between dumps of one namespace, whatever they cost.
     pub reconcile_max: Duration,
-    /// Between dumps of minisockets, at the least.
+    /// The shortest pause between dumps of minisockets.
     pub dump_interval: Duration,
-    /// Between looks for the owners of stuck sockets, for metrics; `None` for never.
+    /// Between counts of the owners of stuck sockets, for metrics; `None` for never.
     pub owner_interval: Option<Duration>,
     /// Bytes, a power of two.
     pub ring_size: u32,
-    /// Whether `tcpclose kill` may destroy through this agent.
+    /// Whether `tcpclose kill` may destroy sockets through this agent.
     pub allow_kill: bool,
-    /// Whose members may have it destroy, besides root.
+    /// The group whose members may do so, besides root.
     pub kill_group: Option<UnixGroup>,
     pub log_level: LevelFilter,
 }
 
+/// Access to the query socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Mode of the file. To connect is to write.
+    pub mode: u32,
+    /// Owner and group of the file; the agent's own if not given.
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+}
+
+impl Default for SocketAccess {
+    fn default() -> Self {
+        Self { mode: 0o600, owner: None, group: None }
+    }
+}
+
 impl Config {
-    /// For who watches without an agent: the best backends, the defaults of `tcpclose agent`, and nothing served or kept.
+    /// For watching without an agent: the best backends, the defaults of `tcpclose agent`, and nothing served or kept.
     pub fn alone() -> Self {
         Self {
             listen: Vec::new(),

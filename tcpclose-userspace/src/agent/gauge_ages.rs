@@ -1,34 +1,32 @@
-//! How old the numbers are: as of which instant what the gauges tell was true.
+//! The age of the gauges.
 //!
-//! Records tell most of it at once. What only dumps tell is as old as the last dump of its namespace: minisockets where no
-//! hooks tell of them, and whether a socket in CLOSE-WAIT is stuck. After a loss of records every number is as old as the
-//! loss until a dump has mended it, and where the reconcile is overdue, as old as the last one.
+//! Records keep most of them current. What only dumps tell is as old as the last dump of its namespace: minisockets that
+//! no hook reports, and whether a socket in CLOSE-WAIT is stuck. After a loss of records every number is as old as the
+//! loss until a dump has corrected it; when the reconcile is overdue, every number is as old as the last one.
 
 use crate::names::Phase;
-use crate::tracker::socket::SocketKind;
 
 use crate::agent::tracking::Tracking;
 
 /// A reconcile may take this much longer than its interval and the longest pause.
 const GRACE_NS: u64 = 30_000_000_000;
 
-/// The age of the oldest part of what the gauges tell, nanoseconds.
+/// The age of the oldest gauge, nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GaugeAges {
-    /// Of the host's network namespace.
+    /// In the host's network namespace.
     pub host_ns: u64,
-    /// Of all others.
+    /// In all others.
     pub others_ns: u64,
 }
 
 impl GaugeAges {
-    /// Of all.
     pub fn oldest_ns(self) -> u64 {
         self.host_ns.max(self.others_ns)
     }
 }
 
-/// As of when what dumps tell is known, beside the lives.
+/// What besides sockets makes gauges old.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ObservedAt {
     pub round_ns: u64,
@@ -37,49 +35,50 @@ pub struct ObservedAt {
 }
 
 impl ObservedAt {
-    /// The age at `now_ns` of numbers whose oldest part was right at `lives_ns`; `None` where records tell all.
-    fn age(self, lives_ns: Option<u64>, now_ns: u64) -> u64 {
+    /// The age at `now_ns` of gauges whose oldest socket was known at `sockets_ns`; `None` if records tell all.
+    fn age(self, sockets_ns: Option<u64>, now_ns: u64) -> u64 {
         let ago = |at: u64| now_ns.saturating_sub(at);
         let late = ago(self.round_ns) > self.overdue_ns.saturating_add(GRACE_NS);
         let round_ns = late.then_some(self.round_ns);
-        [lives_ns, self.lost_ns, round_ns].into_iter().flatten().map(ago).max().unwrap_or(0)
+        [sockets_ns, self.lost_ns, round_ns].into_iter().flatten().map(ago).max().unwrap_or(0)
     }
 }
 
 impl Tracking {
-    /// How old the gauges of `now_ns` are.
+    /// The age of the gauges at `now_ns`.
     pub fn ages(&self, now_ns: u64) -> GaugeAges {
         let first = self.stuck_after.first_ns();
         let host = self.namespaces.host();
         let (mut of_host, mut of_others) = (None, None);
         let (mut last, mut dumped_ns) = (0, 0);
-        for life in self.tracker.sockets() {
-            let known_ns = if life.kind == SocketKind::Minisocket && !self.probe.coverage.ends {
-                if last != life.netns {
-                    (last, dumped_ns) = (life.netns, self.namespaces.dumped_ns(life.netns));
+        for socket in self.tracker.sockets() {
+            let known_ns = if self.needs_dumps(socket) {
+                if last != socket.netns {
+                    (last, dumped_ns) = (socket.netns, self.namespaces.dumped_ns(socket.netns));
                 }
-                life.seen_ns.max(life.event_ns).max(dumped_ns)
-            } else if life.phase == Phase::CloseWait && self.needs_look(life, now_ns, first) {
-                self.needed_since(life, first)
+                socket.seen_ns.max(socket.event_ns).max(dumped_ns)
+            } else if socket.phase == Phase::CloseWait && self.is_check_due(socket, now_ns, first) {
+                self.check_due_since(socket, first)
             } else {
                 continue;
             };
-            if !self.namespaces.reaches(life.netns) && life.netns != 0 {
+            if !self.namespaces.reaches(socket.netns) && socket.netns != 0 {
                 continue;
             }
             let oldest =
-                if life.netns == 0 || Some(life.netns) == host { &mut of_host } else { &mut of_others };
+                if socket.netns == 0 || Some(socket.netns) == host { &mut of_host } else { &mut of_others };
             *oldest = Some(oldest.map_or(known_ns, |oldest: u64| oldest.min(known_ns)));
         }
         let dumps = &self.dumps;
-        let looks = |lost_ns| ObservedAt { round_ns: dumps.round_ns, overdue_ns: dumps.overdue_ns, lost_ns };
+        let observed =
+            |lost_ns| ObservedAt { round_ns: dumps.round_ns, overdue_ns: dumps.overdue_ns, lost_ns };
         GaugeAges {
-            host_ns: looks(dumps.lost_host_ns).age(of_host, now_ns),
-            others_ns: looks(dumps.lost_others_ns).age(of_others, now_ns),
+            host_ns: observed(dumps.lost_host_ns).age(of_host, now_ns),
+            others_ns: observed(dumps.lost_others_ns).age(of_others, now_ns),
         }
     }
 
-    /// Why the numbers of `now_ns` are too old to be believed; `None` where they are not.
+    /// Why the gauges are too old to be relied on at `now_ns`; `None` if they are not.
     pub fn staleness(&self, now_ns: u64) -> Option<String> {
         let ages = self.ages(now_ns);
         let bound_ns = self.dumps.max_ns.saturating_mul(2);
@@ -101,14 +100,14 @@ mod tests {
 
     #[test]
     fn numbers_are_as_old_as_their_oldest_part() {
-        let looks = ObservedAt { round_ns: 100 * S, overdue_ns: 90 * S, lost_ns: None };
-        assert_eq!(looks.age(None, 130 * S), 0, "records tell all");
-        assert_eq!(looks.age(Some(126 * S), 130 * S), 4 * S);
-        let lost = ObservedAt { lost_ns: Some(120 * S), ..looks };
+        let observed = ObservedAt { round_ns: 100 * S, overdue_ns: 90 * S, lost_ns: None };
+        assert_eq!(observed.age(None, 130 * S), 0, "records tell all");
+        assert_eq!(observed.age(Some(126 * S), 130 * S), 4 * S);
+        let lost = ObservedAt { lost_ns: Some(120 * S), ..observed };
         assert_eq!(lost.age(Some(126 * S), 130 * S), 10 * S);
-        assert_eq!(looks.age(None, 220 * S), 0, "the reconcile is not overdue yet");
-        assert_eq!(looks.age(None, 221 * S), 121 * S);
-        assert_eq!(looks.age(Some(999 * S), 130 * S), 0, "clocks of two CPUs may invert");
+        assert_eq!(observed.age(None, 220 * S), 0, "the reconcile is not overdue yet");
+        assert_eq!(observed.age(None, 221 * S), 121 * S);
+        assert_eq!(observed.age(Some(999 * S), 130 * S), 0, "clocks of two CPUs may invert");
     }
 
     #[test]

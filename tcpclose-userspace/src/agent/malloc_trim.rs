@@ -1,7 +1,7 @@
-//! What glibc's malloc would keep of what was freed.
+//! Returns freed memory to the kernel, which glibc's malloc would keep.
 
-/// From here on large blocks are mapped on their own, and unmapped when freed: by default glibc raises the size from which
-/// it does so up to 32 MB as large blocks come and go. What a flood of connections took would stay.
+/// Maps large blocks on their own, so that they are unmapped when freed. By default glibc raises the size from which it
+/// does so up to 32 MB as large blocks come and go, and the memory of a flood of connections would stay.
 pub fn map_large_blocks() {
     /// glibc's own default, which is constant once it is set.
     #[cfg(target_env = "gnu")]
@@ -13,9 +13,9 @@ pub fn map_large_blocks() {
     }
 }
 
-/// Gives free pages back to the kernel, those between blocks in use too.
+/// Returns free pages to the kernel, those between blocks in use too.
 pub fn give_back() {
-    // SAFETY: under malloc's own lock; what is allocated stays where it is.
+    // SAFETY: under malloc's own lock; allocated blocks stay where they are.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);

@@ -1,5 +1,5 @@
-//! The search for network namespaces, beside the dumps: it has a budget and a deadline of its own, and however long it
-//! takes no dump waits for it.
+//! The search for network namespaces. It runs beside the dumps, with a budget and a deadline of its own: no dump waits
+//! for it.
 
 use std::future::pending;
 use std::io;
@@ -11,14 +11,13 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::linux::host;
 use crate::linux::netns::{Descriptors, FoundNetns};
 
+use crate::agent::cpu_budget::timed;
 use crate::agent::namespaces::Namespaces;
-use crate::agent::reconcile::timed;
-use crate::agent::tracking::Tracking;
 
-/// The pause between two searches is this many times the CPU time of one: a third of a percent of a core. No pause is longer
-/// than `--reconcile-max`.
+/// The pause between two searches is this many times the CPU time of one: a third of a percent of a core. No pause is
+/// longer than `--reconcile-max`.
 const SHARE: u64 = 300;
-/// A round goes to the namespaces that are known when a search takes longer.
+/// When a search takes longer, a round goes over the known namespaces.
 const PATIENCE_NS: u64 = 3_000_000_000;
 
 type Searched = (io::Result<FoundNetns>, Duration);
@@ -26,9 +25,9 @@ type Searched = (io::Result<FoundNetns>, Duration);
 #[derive(Debug, Default)]
 pub struct NetnsSearch {
     running: Option<Running>,
-    /// What the last one has found, and when it began.
+    /// Result of the last search, and its beginning.
     fresh: Option<(FoundNetns, u64)>,
-    /// CLOCK_MONOTONIC before which no other begins.
+    /// CLOCK_MONOTONIC before which no search begins.
     due_ns: u64,
 }
 
@@ -41,18 +40,18 @@ struct Running {
 }
 
 impl NetnsSearch {
-    /// Returns when the search that is running ends; never without one.
+    /// Returns when the running search ends; never without one.
     pub async fn ends(&mut self) {
         match &mut self.running {
             Some(running) if !running.task.is_finished() => {
-                // What it has come to, also that it died, is asked for by `collect`.
+                // `collect` takes the result, and notices a panic.
                 let _ = (&mut running.task).await;
             }
             _ => pending().await,
         }
     }
 
-    /// Whether there is no search to wait for: none is running, it is over, or it takes too long.
+    /// Whether no search is worth waiting for: none is running, it is over, or it takes too long.
     pub fn is_settled(&self) -> bool {
         let settled = |running: &Running| {
             running.task.is_finished()
@@ -61,14 +60,14 @@ impl NetnsSearch {
         self.running.as_ref().is_none_or(settled)
     }
 
-    /// What a search that began at `since_ns` or later has found, and when it began. Begins one where there is none and the
-    /// last one is long enough ago, or `now`.
-    pub fn found(&mut self, engine: &mut Tracking, since_ns: u64, now: bool) -> Option<(FoundNetns, u64)> {
+    /// Result and beginning of a search that began at `since_ns` or later. If there is none, begins a search: when the last
+    /// one is long enough ago, or `now`.
+    pub fn found(&mut self, namespaces: &Namespaces, since_ns: u64, now: bool) -> Option<(FoundNetns, u64)> {
         if let Some(fresh) = self.fresh.take_if(|(_, started_ns)| *started_ns >= since_ns) {
             return Some(fresh);
         }
         if self.running.is_none() && (now || host::monotonic_ns() >= self.due_ns) {
-            self.begin(&engine.namespaces);
+            self.begin(namespaces);
         }
         None
     }
@@ -86,26 +85,27 @@ impl NetnsSearch {
         self.running = Some(Running { task, result, started_ns, all_descriptors });
     }
 
-    /// Takes in what the search has come to, if it is over.
-    pub fn collect(&mut self, engine: &mut Tracking, max_ns: u64) {
+    /// Takes the result of the search if it is over.
+    pub fn collect(&mut self, namespaces: &mut Namespaces, max_ns: u64) {
         let Some(running) = self.running.take_if(|running| running.task.is_finished()) else { return };
         let now_ns = host::monotonic_ns();
         let Running { result, started_ns, all_descriptors, .. } = running;
         let searched = result.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (found, took) = searched.unwrap_or_else(|| (Err(io::Error::other("it died")), Duration::ZERO));
+        let (found, took) =
+            searched.unwrap_or_else(|| (Err(io::Error::other("its thread died")), Duration::ZERO));
         let mut cpu_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         match found {
             Ok(found) => {
                 if all_descriptors {
-                    // That has a pace of its own.
+                    // Descriptors have a budget of their own.
                     cpu_ns = cpu_ns.saturating_sub(found.descriptors_ns);
-                    engine.namespaces.looked_at_descriptors(found.descriptors_ns, now_ns);
+                    namespaces.descriptors_searched(found.descriptors_ns, now_ns);
                 }
                 self.fresh = Some((found, started_ns));
             }
-            Err(why) => log::warn!("no search for network namespaces, /proc cannot be read: {why}"),
+            Err(why) => log::warn!("the search for network namespaces failed: /proc cannot be read: {why}"),
         }
         self.due_ns = now_ns.saturating_add(cpu_ns.saturating_mul(SHARE).min(max_ns));
-        log::debug!("a search for network namespaces took {took:?} of CPU");
+        log::debug!("searched for network namespaces in {took:?} of CPU time");
     }
 }

@@ -1,13 +1,11 @@
-//! Whose the stuck sockets are, counted at an interval for `/metrics`.
+//! Counts stuck sockets by owner at an interval, for `/metrics`.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use crate::agent::cpu_budget::SHARE;
-use crate::agent::reload::Intervals;
+use crate::agent::parts::Parts;
 use crate::agent::server::handlers::sockets;
 use crate::agent::server::handlers::sockets::Described;
 use crate::agent::tracking::Tracking;
@@ -18,31 +16,33 @@ use crate::report::owner_counts::tally;
 use crate::report::sockets::Depth;
 use crate::report::sockets::seconds;
 
-/// Counts for as long as the agent runs. Where nothing is stuck nothing is looked at.
-pub async fn run(engine: Rc<RefCell<Tracking>>, interval: Duration, intervals: Rc<Intervals>) {
+/// Counts for as long as the agent runs; costs nothing while no socket is stuck.
+pub async fn run(parts: Parts, interval: Duration) {
+    let Parts { tracking, intervals, stuck_owners, .. } = parts;
     let mut pause = interval;
     loop {
         sleep(pause).await;
         pause = interval;
-        let bound_ns = engine.borrow().stuck_after.first_ns();
-        if !any_stuck(&engine.borrow()) {
-            engine.borrow_mut().stuck_owners.clear();
+        let bound_ns = tracking.borrow().stuck_after.first_ns();
+        if !any_stuck(&tracking.borrow()) {
+            stuck_owners.borrow_mut().clear();
             continue;
         }
         let bound = Duration::from_nanos(bound_ns);
-        match sockets::describe(&engine, Phase::CloseWait, bound, Depth::Owners).await {
+        match sockets::describe(&tracking, Phase::CloseWait, bound, Depth::Owners).await {
             Ok(Described { document, cpu_ns }) => {
-                engine.borrow_mut().stuck_owners = tally(&document.sockets, seconds(bound_ns));
+                *stuck_owners.borrow_mut() = tally(&document.sockets, seconds(bound_ns));
                 let paced = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);
-                pause = interval.max(paced.min(intervals.most()));
+                pause = interval.max(paced.min(intervals.max.get()));
             }
-            Err(why) => log::warn!("no look for the owners of stuck sockets: {why:#}"),
+            Err(why) => log::warn!("cannot count the owners of stuck sockets: {why:#}"),
         }
     }
 }
 
-fn any_stuck(engine: &Tracking) -> bool {
+fn any_stuck(tracking: &Tracking) -> bool {
     let now_ns = host::monotonic_ns();
-    let judge = |life| engine.stuck_after.judge(life, now_ns, |netns| engine.namespaces.reaches(netns));
-    engine.tracker.sockets().any(|life| matches!(judge(life), Stuckness::Stuck(_)))
+    let reached = |netns| tracking.namespaces.reaches(netns);
+    let judge = |socket| tracking.stuck_after.judge(socket, now_ns, reached);
+    tracking.tracker.sockets().any(|socket| matches!(judge(socket), Stuckness::Stuck(_)))
 }

@@ -1,19 +1,17 @@
-//! SIGHUP: the settings are read again. What can change while the agent runs does, and what cannot is said.
+//! SIGHUP: reads the settings again, applies those that may change while the agent runs, and names the others.
 
-use std::cell::{Cell, RefCell};
 use std::io::{self, Write as _};
 use std::rc::Rc;
-use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_local};
 
-use crate::agent::config::Config;
+use crate::agent::config::{Config, SocketAccess};
 use crate::agent::owners;
+use crate::agent::parts::Parts;
 use crate::agent::server::access;
 use crate::agent::server::access::ScrapeAccess;
 use crate::agent::signals::Signals;
 use crate::agent::systemd::notify::Notify;
-use crate::agent::tracking::Tracking;
 use crate::failure::{Failure, printable};
 use crate::linux::capabilities;
 use crate::linux::host::Capability;
@@ -21,166 +19,196 @@ use crate::linux::host::Capability;
 /// Reads the settings as they are now.
 pub type ReadSettings<'a> = &'a dyn Fn() -> Result<Config, Failure>;
 
-/// Between dumps; they are looked at before each one.
-pub struct Intervals {
-    pub dump: Cell<Duration>,
-    pub reconcile: Cell<Duration>,
-    pub max: Cell<Duration>,
-}
-
-impl Intervals {
-    pub const fn of(config: &Config) -> Self {
-        Self {
-            dump: Cell::new(config.dump_interval),
-            reconcile: Cell::new(config.reconcile_interval),
-            max: Cell::new(config.reconcile_max),
-        }
-    }
-
-    /// No look that gauges rest on is further from the next than this.
-    pub fn most(&self) -> Duration {
-        self.max.get()
-    }
-}
-
-/// What the agent runs by, and where to change it.
 pub struct Reload {
-    engine: Rc<RefCell<Tracking>>,
+    parts: Parts,
     access: Rc<ScrapeAccess>,
-    intervals: Rc<Intervals>,
+    /// The settings in use.
     now: Config,
+    /// The task that counts owners.
     owners: Option<JoinHandle<()>>,
 }
 
+/// The names of settings that differ between two configurations.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Differences {
+    /// Applied by a reload.
+    reloadable: Vec<&'static str>,
+    /// Applied by a restart only.
+    fixed: Vec<&'static str>,
+}
+
 impl Reload {
-    /// Begins to count owners, if that is what `config` says.
-    pub fn new(
-        engine: Rc<RefCell<Tracking>>,
-        access: Rc<ScrapeAccess>,
-        intervals: Rc<Intervals>,
-        config: &Config,
-    ) -> Self {
-        let mut reload = Self { engine, access, intervals, now: config.clone(), owners: None };
+    /// Starts to count owners if `config` asks for it.
+    pub fn new(parts: Parts, access: Rc<ScrapeAccess>, config: &Config) -> Self {
+        let mut reload = Self { parts, access, now: config.clone(), owners: None };
         reload.count_owners();
         reload
     }
 
     /// Reloads at each SIGHUP, for as long as the agent runs.
-    pub async fn run(&mut self, signals: &Signals, again: ReadSettings<'_>, notify: &Notify) {
+    pub async fn run(&mut self, signals: &Signals, read: ReadSettings<'_>, notify: &Notify) {
         loop {
             signals.hangup().await;
             notify.reloading();
-            let said = match again() {
+            let message = match read() {
                 Ok(next) => {
                     let web = self.access.reread().await;
-                    self.take(&next, web)
+                    self.apply(next, web)
                 }
                 Err(failure) => format!("{failure}; nothing is reloaded"),
             };
-            // Whatever the log level: somebody has asked. And nobody may be there to read it.
-            let _ = writeln!(io::stderr(), "{}", printable(&said));
-            notify.ready(said.trim_start_matches("tcpclose: "));
+            // Whatever the log level: a user has asked. A closed standard error is no failure.
+            let _ = writeln!(io::stderr(), "{}", printable(&message));
+            notify.ready(message.trim_start_matches("tcpclose: "));
         }
     }
 
-    /// Takes what it can of `next`, and says what that is; and what `web` came to, which is taken already.
-    fn take(&mut self, next: &Config, web: access::WebReload) -> String {
-        let now = &self.now;
-        let fixed = [
-            ("listen", now.listen != next.listen),
-            ("web-config", now.web_config != next.web_config),
-            ("socket", now.socket != next.socket),
-            ("socket-mode", now.access.mode != next.access.mode),
-            ("socket-owner", now.access.owner != next.access.owner),
-            ("socket-group", now.access.group != next.access.group),
-            ("state-dir", now.state_dir != next.state_dir),
-            ("max-ports", now.max_ports != next.max_ports),
-            ("name-port", now.name_ports != next.name_ports),
-            ("state-hook", now.state_hook != next.state_hook),
-            ("time-wait", now.time_wait != next.time_wait),
-            ("owners", now.owners != next.owners),
-            ("netns", now.netns != next.netns),
-            ("ring-size", now.ring_size != next.ring_size),
-            // An agent that was to destroy nothing has given the capability up.
-            ("allow-kill", next.allow_kill && !now.allow_kill),
-        ];
-        let allow_kill = now.allow_kill && next.allow_kill;
-        let changed = [
-            ("stuck-after", now.stuck_after != next.stuck_after),
-            ("reconcile-interval", now.reconcile_interval != next.reconcile_interval),
-            ("reconcile-max", now.reconcile_max != next.reconcile_max),
-            ("dump-interval", now.dump_interval != next.dump_interval),
-            ("owner-interval", now.owner_interval != next.owner_interval),
-            ("allow-kill", now.allow_kill != allow_kill),
-            ("kill-group", now.kill_group != next.kill_group),
-            ("log-level", now.log_level != next.log_level),
-            ("what web-config says", web == access::WebReload::New),
-        ];
-        let owners_change = self.now.owner_interval != next.owner_interval;
-        self.now.stuck_after = next.stuck_after.clone();
-        self.now.reconcile_interval = next.reconcile_interval;
-        self.now.reconcile_max = next.reconcile_max;
-        self.now.dump_interval = next.dump_interval;
-        self.now.owner_interval = next.owner_interval;
-        if self.now.allow_kill && !allow_kill {
-            // Held by this thread alone, and by those that carry an order out.
+    /// Applies the reloadable settings of `next`. Returns the message for the user; `web` is applied already.
+    fn apply(&mut self, next: Config, web: access::WebReload) -> String {
+        let (merged, Differences { mut reloadable, fixed }) = merge(&self.now, next);
+        self.now = merged;
+        if web == access::WebReload::New {
+            reloadable.push("what web-config says");
+        }
+        let changed = |name| reloadable.contains(&name);
+        if changed("allow-kill") {
+            // Held by this thread alone, and by those that carry out an order.
             capabilities::give_up(Capability::NetAdmin);
         }
-        self.now.allow_kill = allow_kill;
-        self.now.kill_group.clone_from(&next.kill_group);
-        self.now.log_level = next.log_level;
-        {
-            let mut engine = self.engine.borrow_mut();
-            engine.stuck_after = self.now.stuck_after.clone();
-            engine.allow_kill = self.now.allow_kill;
-            engine.kill_group.clone_from(&self.now.kill_group);
-        }
-        self.intervals.dump.set(self.now.dump_interval);
-        self.intervals.reconcile.set(self.now.reconcile_interval);
-        self.intervals.max.set(self.now.reconcile_max);
+        let Parts { tracking, intervals, kill, .. } = &self.parts;
+        tracking.borrow_mut().stuck_after = self.now.stuck_after.clone();
+        kill.allowed.set(self.now.allow_kill);
+        kill.group.replace(self.now.kill_group.clone());
+        intervals.dump.set(self.now.dump_interval);
+        intervals.reconcile.set(self.now.reconcile_interval);
+        intervals.max.set(self.now.reconcile_max);
         log::set_max_level(self.now.log_level);
-        if owners_change {
+        if changed("owner-interval") {
             self.count_owners();
         }
 
-        let mut said =
-            format!("tcpclose: reloaded: {}", names(&changed).unwrap_or("nothing has changed".to_owned()));
-        if let Some(fixed) = names(&fixed) {
-            said += &format!("; restart it for {fixed}");
+        let mut message = format!(
+            "tcpclose: reloaded: {}",
+            listed(&reloadable).unwrap_or("nothing has changed".to_owned())
+        );
+        if let Some(fixed) = listed(&fixed) {
+            message += &format!("; restart it for {fixed}");
         }
         if let Some(Failure { what, why, .. }) = self.access.wrong() {
-            said += &format!("; what web-config said before stays in use: {what}: {why}");
+            message += &format!("; the former web configuration stays in use: {what}: {why}");
         }
-        said
+        message
     }
 
-    /// Counts owners at the interval of now, or no longer.
+    /// Restarts the task that counts owners, or ends it.
     fn count_owners(&mut self) {
         if let Some(running) = self.owners.take() {
             running.abort();
-            self.engine.borrow_mut().stuck_owners.clear();
+            self.parts.stuck_owners.borrow_mut().clear();
         }
-        let engine = || Rc::clone(&self.engine);
-        self.owners = self
-            .now
-            .owner_interval
-            .map(|interval| spawn_local(owners::run(engine(), interval, Rc::clone(&self.intervals))));
+        let count = |interval| spawn_local(owners::run(self.parts.clone(), interval));
+        self.owners = self.now.owner_interval.map(count);
     }
 }
 
-/// Those that are true; `None` where none is.
-fn names(of: &[(&str, bool)]) -> Option<String> {
-    let names: Vec<&str> = of.iter().filter(|(_, is)| *is).map(|(name, _)| *name).collect();
+impl Differences {
+    fn fixed<T: PartialEq + Clone>(&mut self, name: &'static str, now: &T, next: &T) -> T {
+        if now != next {
+            self.fixed.push(name);
+        }
+        now.clone()
+    }
+
+    fn reloadable<T: PartialEq>(&mut self, name: &'static str, now: &T, next: T) -> T {
+        if *now != next {
+            self.reloadable.push(name);
+        }
+        next
+    }
+}
+
+/// The settings after a reload, and what differs in `next`. Every setting is classified here: a new field of [`Config`] does
+/// not compile until it is.
+fn merge(now: &Config, next: Config) -> (Config, Differences) {
+    let mut settings = Differences::default();
+    let merged = Config {
+        listen: settings.fixed("listen", &now.listen, &next.listen),
+        web_config: settings.fixed("web-config", &now.web_config, &next.web_config),
+        socket: settings.fixed("socket", &now.socket, &next.socket),
+        access: SocketAccess {
+            mode: settings.fixed("socket-mode", &now.access.mode, &next.access.mode),
+            owner: settings.fixed("socket-owner", &now.access.owner, &next.access.owner),
+            group: settings.fixed("socket-group", &now.access.group, &next.access.group),
+        },
+        state_dir: settings.fixed("state-dir", &now.state_dir, &next.state_dir),
+        // Of use during the start only.
+        wait: now.wait,
+        max_ports: settings.fixed("max-ports", &now.max_ports, &next.max_ports),
+        name_ports: settings.fixed("name-port", &now.name_ports, &next.name_ports),
+        state_hook: settings.fixed("state-hook", &now.state_hook, &next.state_hook),
+        time_wait: settings.fixed("time-wait", &now.time_wait, &next.time_wait),
+        owners: settings.fixed("owners", &now.owners, &next.owners),
+        netns: settings.fixed("netns", &now.netns, &next.netns),
+        ring_size: settings.fixed("ring-size", &now.ring_size, &next.ring_size),
+        stuck_after: settings.reloadable("stuck-after", &now.stuck_after, next.stuck_after),
+        reconcile_interval: settings.reloadable(
+            "reconcile-interval",
+            &now.reconcile_interval,
+            next.reconcile_interval,
+        ),
+        reconcile_max: settings.reloadable("reconcile-max", &now.reconcile_max, next.reconcile_max),
+        dump_interval: settings.reloadable("dump-interval", &now.dump_interval, next.dump_interval),
+        owner_interval: settings.reloadable("owner-interval", &now.owner_interval, next.owner_interval),
+        allow_kill: match (now.allow_kill, next.allow_kill) {
+            // An agent without it has given the capability up.
+            (false, allow) => settings.fixed("allow-kill", &false, &allow),
+            (true, allow) => settings.reloadable("allow-kill", &true, allow),
+        },
+        kill_group: settings.reloadable("kill-group", &now.kill_group, next.kill_group),
+        log_level: settings.reloadable("log-level", &now.log_level, next.log_level),
+    };
+    (merged, settings)
+}
+
+/// `a, b`; `None` for none.
+fn listed(names: &[&str]) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
-    fn only_what_differs_is_named() {
-        assert_eq!(names(&[("a", false)]), None);
-        assert_eq!(names(&[("a", true), ("b", false), ("c", true)]).as_deref(), Some("a, c"));
+    fn only_settings_that_differ_are_named() {
+        let now = Config::alone();
+        assert_eq!(merge(&now, now.clone()).1, Differences::default());
+        let next = Config {
+            ring_size: 1 << 20,
+            access: SocketAccess { group: Some(7), ..now.access },
+            dump_interval: Duration::from_secs(9),
+            wait: Duration::from_secs(9),
+            ..now.clone()
+        };
+        let (merged, differences) = merge(&now, next.clone());
+        assert_eq!((merged.dump_interval, merged.ring_size), (next.dump_interval, now.ring_size));
+        assert_eq!(differences.reloadable, ["dump-interval"]);
+        assert_eq!(differences.fixed, ["socket-group", "ring-size"]);
+        assert_eq!(listed(&differences.fixed).as_deref(), Some("socket-group, ring-size"));
+        assert_eq!(listed(&[]), None);
+    }
+
+    #[test]
+    fn destroying_can_be_forbidden_and_not_allowed_by_a_reload() {
+        let may = Config { allow_kill: true, ..Config::alone() };
+        let may_not = Config::alone();
+        let reloaded = |now: &Config, next: &Config| {
+            let (merged, differences) = merge(now, next.clone());
+            (merged.allow_kill, differences.reloadable, differences.fixed)
+        };
+        assert_eq!(reloaded(&may, &may_not), (false, vec!["allow-kill"], vec![]));
+        assert_eq!(reloaded(&may_not, &may), (false, vec![], vec!["allow-kill"]));
+        assert_eq!(reloaded(&may, &may), (true, vec![], vec![]));
     }
 }

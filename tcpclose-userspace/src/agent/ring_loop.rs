@@ -1,8 +1,8 @@
-//! Takes records from the ring on a timer.
+//! Takes records from the ring buffer on a timer.
 //!
-//! A wakeup for each burst costs a host most of its connection rate, so nobody is woken: the ring is drained each
-//! 20 ms to 1 s, so that a drain takes some two hundred records. Between drains the probe wakes us only if the ring fills
-//! past its mark. Whoever asks (a scrape, a query, a dump) drains first, so no answer is old.
+//! A wakeup for each burst would cost a host most of its connection rate. So the ring is drained each 20 ms to 1 s, such
+//! that a drain takes some two hundred records, and the probe wakes this thread only when the ring fills past its mark. A
+//! scrape, a query and a dump drain first, so no answer is old.
 
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -23,25 +23,25 @@ use crate::agent::tracking::Tracking;
 
 const BUSY: Duration = Duration::from_millis(20);
 const IDLE: Duration = Duration::from_secs(1);
-/// While somebody watches, who is to see what happens as it does.
+/// The longest pause while somebody watches.
 const WATCHED: Duration = Duration::from_millis(100);
 
-/// Records that a drain should take: it costs a wakeup, some microseconds, and a record some tens of nanoseconds.
+/// Records that a drain should take. A drain costs a wakeup, some microseconds; a record costs some tens of nanoseconds.
 const BATCH: u64 = 200;
 
-/// The records that a drain of a ring of so many bytes should take: [`BATCH`], unless those would fill an eighth of it.
+/// The records that a drain of a ring of `ring_size` bytes should take: [`BATCH`], or what fills an eighth of it.
 fn batch(ring_size: u32) -> u64 {
     (u64::from(ring_size) / 8 / size_of::<OpenRecord>() as u64).clamp(1, BATCH)
 }
 
-/// The pause before the next drain, after one that took the `records` of so long: shorter at once where more come, longer
-/// by steps where fewer do.
-fn pause_after(records: u64, of: Duration, batch: u64) -> Duration {
-    let pause = if records * 2 > batch { of.mul_f64(batch as f64 / records as f64) } else { of * 2 };
+/// The pause before the next drain, if `records` came in the time `within`: shorter at once when more come, longer by
+/// steps when fewer do.
+fn pause_after(records: u64, within: Duration, batch: u64) -> Duration {
+    let pause = if records * 2 > batch { within.mul_f64(batch as f64 / records as f64) } else { within * 2 };
     pause.clamp(BUSY, IDLE)
 }
 
-/// The ring's descriptor, which the engine owns for as long as the tasks of this thread run.
+/// The ring's descriptor, which `Tracking` owns for as long as the tasks of this thread run.
 struct RingFd(RawFd);
 
 impl AsRawFd for RingFd {
@@ -50,37 +50,37 @@ impl AsRawFd for RingFd {
     }
 }
 
-/// Drains for as long as the agent runs, and says each time that it does.
-pub async fn run(engine: Rc<RefCell<Tracking>>, notify: Rc<Notify>) {
-    let fd = RingFd(engine.borrow().probe.ring.as_raw_fd());
-    // SAFETY: the descriptor belongs to the ring in `engine`, of which this task holds a reference until it ends, and
+/// Drains for as long as the agent runs, and reports to systemd's watchdog each time.
+pub async fn run(tracking: Rc<RefCell<Tracking>>, notify: Rc<Notify>) {
+    let fd = RingFd(tracking.borrow().probe.ring.as_raw_fd());
+    // SAFETY: the descriptor belongs to the ring in `tracking`, of which this task holds a reference until it ends, and
     // the AsyncFd ends before that.
-    let called = match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
-        Ok(called) => called,
-        Err(why) => return log::error!("the ring cannot be polled: {why}"),
+    let wakeup = match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
+        Ok(wakeup) => wakeup,
+        Err(why) => return log::error!("cannot poll the ring buffer, so no record will be read: {why}"),
     };
-    let batch = batch(engine.borrow().probe.ring.size());
-    // As of the last pause; others have drained in the meantime.
+    let batch = batch(tracking.borrow().probe.ring.size());
+    // As of the last pause; handlers have drained in the meantime.
     let (mut received, mut since) = (0, Instant::now());
     loop {
-        let more = engine.borrow_mut().drain();
+        let more = tracking.borrow_mut().drain();
         notify.alive();
         if more {
             yield_now().await;
             continue;
         }
-        let now = engine.borrow().received;
+        let now = tracking.borrow().ring.received;
         let mut pause = pause_after(now - received, since.elapsed(), batch);
         (received, since) = (now, Instant::now());
-        if engine.borrow().hub.is_watched() {
+        if tracking.borrow().output.watchers.is_watched() {
             pause = pause.min(WATCHED);
         }
-        if let Err(why) = engine.borrow_mut().probe.ring.sleep() {
-            log::warn!("the probe cannot call: {why:#}");
+        if let Err(why) = tracking.borrow_mut().probe.ring.sleep() {
+            log::warn!("cannot arm the ring-buffer wakeup: {why:#}");
         }
         tokio::select! {
             () = sleep(pause.min(notify.pause())) => {}
-            ready = called.readable() => {
+            ready = wakeup.readable() => {
                 if let Ok(mut ready) = ready {
                     ready.clear_ready();
                 }
@@ -89,16 +89,16 @@ pub async fn run(engine: Rc<RefCell<Tracking>>, notify: Rc<Notify>) {
     }
 }
 
-/// Writes what the probe logs to our own log.
-pub fn forward_the_probes_log(probe: &mut Probe) {
+/// Writes the probe's log messages to our own log.
+pub fn forward_probe_log(probe: &mut Probe) {
     let logger = match EbpfLogger::init(probe.ebpf_mut()) {
         Ok(logger) => logger,
-        Err(why) => return log::warn!("the probe's log cannot be read: {why}"),
+        Err(why) => return log::warn!("cannot read the probe's log: {why}"),
     };
     // SAFETY: the logger owns its descriptor and goes with the AsyncFd.
     let mut logger = match unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) } {
         Ok(logger) => logger,
-        Err(why) => return log::warn!("the probe's log cannot be polled: {why}"),
+        Err(why) => return log::warn!("cannot poll the probe's log: {why}"),
     };
     spawn_local(async move {
         while let Ok(mut ready) = logger.readable_mut().await {

@@ -1,25 +1,25 @@
 //! SIGTERM, SIGINT and SIGHUP, from the agent's first instruction on.
 //!
-//! The start can wait in the kernel: the verifier, RCU, a lock of another agent's. So signals are blocked on every thread and
-//! taken by one that does nothing else. Until the start is over it ends the process itself, whatever other threads do:
-//! it takes away the files in [`Leftovers`] and exits. Everything of eBPF goes with its descriptors, and a load that is
-//! under way gives up (`do_check()` looks at `signal_pending()`, kernel/bpf/verifier.c, 5.8 to 6.18). Afterwards it
-//! tells the agent's loop, which ends in order.
+//! The start can wait in the kernel: for the verifier, RCU, another agent's lock. So signals are blocked on every thread
+//! and taken by one that does nothing else. Until the start is over that thread ends the process itself, whatever other
+//! threads do: it removes the files in [`Leftovers`] and exits. Everything of eBPF goes with its descriptors, and a load
+//! that is under way gives up (`do_check()` looks at `signal_pending()`, kernel/bpf/verifier.c, 5.8 to 6.18). After the
+//! start it notifies the agent's loop, which ends in order.
 
-use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::Notify;
 
-use crate::agent::server::listener::SocketFile;
+use crate::agent::leftovers::{Held, Leftovers};
 
-/// An agent that is told to end and has not ended after this long is ended: more than it gives its last save and its last
-/// dump together.
+/// An agent that has not ended so long after a signal is ended by force. Longer than its last save and its last dump may take
+/// together.
 const LAST_RESORT: Duration = Duration::from_secs(4);
 
 const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -29,7 +29,7 @@ pub struct Blocked {
     set: libc::sigset_t,
 }
 
-/// Blocks the signals. One that comes now waits for [`Blocked::hear`].
+/// Blocks the signals. One that comes now waits for [`Blocked::listen`].
 pub fn block() -> io::Result<Blocked> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset() initialises the set, sigaddset() changes it, and pthread_sigmask() reads it; it is given no place
@@ -49,19 +49,19 @@ pub fn block() -> io::Result<Blocked> {
 }
 
 impl Blocked {
-    /// Starts the thread that takes them; it begins with `first`.
+    /// Starts the thread that takes them; it runs `first` first.
     ///
     /// # Errors
-    /// When there can be no such thread.
-    pub fn hear(self, first: impl FnOnce() + Send + 'static) -> io::Result<Signals> {
-        /// It calls little, and logs a line.
+    /// When the thread cannot be started.
+    pub fn listen(self, first: impl FnOnce() + Send + 'static) -> io::Result<Signals> {
+        /// For a few calls, and a log line.
         const STACK: usize = 128 << 10;
         let signals = Signals::default();
-        let heard = signals.clone();
+        let taking = signals.clone();
         thread::Builder::new().name("signals".to_owned()).stack_size(STACK).spawn(move || {
             first();
             loop {
-                heard.take(wait(&self.set));
+                taking.take(wait(&self.set));
             }
         })?;
         Ok(signals)
@@ -76,7 +76,6 @@ fn wait(set: &libc::sigset_t) -> libc::c_int {
     signal
 }
 
-/// What the signals do.
 #[derive(Clone, Default)]
 pub struct Signals {
     shared: Arc<Shared>,
@@ -87,6 +86,9 @@ struct Shared {
     end: Notify,
     hangup: Notify,
     leftovers: Leftovers,
+    /// The signal that ends the agent.
+    ended_by: OnceLock<&'static str>,
+    reported: AtomicBool,
 }
 
 impl Signals {
@@ -94,7 +96,7 @@ impl Signals {
         &self.shared.leftovers
     }
 
-    /// The start is over: from now on the loop ends the agent, by [`Self::end`].
+    /// The start is over: from now on the loop ends the agent, when [`Self::end`] returns.
     pub fn started(&self) {
         self.shared.leftovers.hold().started = true;
     }
@@ -104,9 +106,23 @@ impl Signals {
         self.shared.end.notified().await;
     }
 
-    /// Returns when the settings are to be read again. Several that come at once are one.
+    /// Returns when the settings are to be read again. Several SIGHUPs at once count as one.
     pub async fn hangup(&self) {
         self.shared.hangup.notified().await;
+    }
+
+    /// Logs the signal that ended the agent, if one did.
+    pub fn report_stop(&self) {
+        if let Some(name) = self.shared.ended_by.get() {
+            self.report(format_args!("{name}"));
+        }
+    }
+
+    /// Once: both this thread and the agent's may be about to end the process.
+    fn report(&self, how: std::fmt::Arguments<'_>) {
+        if !self.shared.reported.swap(true, Ordering::Relaxed) {
+            log::info!("stopped: {how}");
+        }
     }
 
     fn take(&self, signal: libc::c_int) {
@@ -117,19 +133,22 @@ impl Signals {
         };
         let held = self.shared.leftovers.hold();
         if !held.started {
-            log::info!("ended by {name} during the start");
+            self.report(format_args!("{name} during the start"));
             exit(held);
         }
         drop(held);
-        log::info!("ending: {name}");
+        // The first signal counts; later ones are not taken.
+        let _ = self.shared.ended_by.set(name);
         self.shared.end.notify_one();
         thread::sleep(LAST_RESORT);
-        exit(self.shared.leftovers.hold());
+        let held = self.shared.leftovers.hold();
+        self.report(format_args!("{name}, by force: tasks were still running after {LAST_RESORT:?}"));
+        exit(held);
     }
 }
 
-/// Takes away what the process holds, and ends it. An exit that waits for a thread in the kernel keeps neither the path of
-/// the socket nor the state directory from the next agent.
+/// Removes what the process holds, and ends it. The exit may wait for a thread in the kernel; the path of the socket and the
+/// state directory are free for the next agent before that.
 fn exit(mut held: MutexGuard<'_, Held>) -> ! {
     if let Some(file) = held.socket.take() {
         file.remove();
@@ -141,26 +160,4 @@ fn exit(mut held: MutexGuard<'_, Held>) -> ! {
     // SAFETY: it ends every thread where it is and runs nothing of this process. The guard is not released, so that the
     // starting thread makes nothing new meanwhile.
     unsafe { libc::_exit(0) }
-}
-
-/// What an agent that ends during its start would leave behind.
-#[derive(Clone, Default)]
-pub struct Leftovers {
-    held: Arc<Mutex<Held>>,
-}
-
-#[derive(Default)]
-pub struct Held {
-    /// The query socket's file.
-    pub socket: Option<SocketFile>,
-    /// The lock of the state directory.
-    pub lock: Option<File>,
-    started: bool,
-}
-
-impl Leftovers {
-    /// Held while something is made and written down here, so that no signal comes between the two.
-    pub fn hold(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }

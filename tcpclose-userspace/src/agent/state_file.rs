@@ -1,7 +1,7 @@
 //! The file in the state directory, by which ages outlive the agent.
 //!
-//! What has changed is appended twice a second, so that nothing older than a second is missing there, whatever ends the
-//! agent. fsync is not called: the file is of use in this boot only, and what is in the page cache outlives a process.
+//! Changes are appended twice a second, so that nothing older than a second is missing there, however the agent ends.
+//! There is no fsync(): the file is of use in this boot only, and the page cache outlives a process.
 
 use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
@@ -24,16 +24,16 @@ use crate::agent::instance_lock;
 use crate::agent::instance_lock::StateDir;
 use crate::agent::tracking::Tracking;
 
-/// Between saves: "at least each second", with as much time again for a save on a busy machine.
+/// Between saves: one a second is promised, and a save on a busy machine may take as long as the pause.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Between attempts when saving fails, at the most.
+/// The longest pause between attempts while saving fails.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Several times what a host full of sockets makes.
+/// Several times the size on a host full of sockets.
 const LARGEST: u64 = 1 << 30;
 
-/// What an agent before this one has kept in `dir`. A file that is of no use is said, and done without.
+/// The state that a former agent has kept in `dir`; `None`, with a log line, if the file cannot be used.
 pub fn former(dir: &StateDir, boot_id: &str) -> Option<SavedState> {
     let path = path_in(&dir.path);
     let read = read(&path).map(|bytes| state_format::read(&bytes, boot_id, host::monotonic_ns()));
@@ -41,13 +41,10 @@ pub fn former(dir: &StateDir, boot_id: &str) -> Option<SavedState> {
         Ok(Ok(former)) => return Some(former),
         Err(why) if why.kind() == ErrorKind::NotFound => return None,
         Ok(Err(why @ UnusableState::TooNew(_))) => (why.to_string(), "start that version again to keep them"),
-        Ok(Err(why)) => (why.to_string(), "nothing is to be done, a new one takes its place"),
-        Err(why) => (why.to_string(), "mend or remove it"),
+        Ok(Err(why)) => (why.to_string(), "no action is needed, a new file replaces it"),
+        Err(why) => (why.to_string(), "repair or remove it"),
     };
-    log::warn!(
-        "{} is not used: {why}; sockets older than this agent have intervals for ages, {todo}",
-        path.display()
-    );
+    log::warn!("{} is not used: {why}; the ages of older sockets are intervals ({todo})", path.display());
     None
 }
 
@@ -56,19 +53,19 @@ fn path_in(folder: &Path) -> PathBuf {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // Neither a link nor a pipe is followed or waited for.
+    // No link is followed, and no pipe waited for.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let meta = file.metadata()?;
     let unfit = |why: &str| Err(io::Error::other(why));
     if !meta.is_file() {
-        return unfit("it is no file");
+        return unfit("it is not a regular file");
     }
     if !instance_lock::is_ours(&meta) || meta.mode() & 0o022 != 0 {
-        return unfit("others may write it");
+        return unfit("other users may write to it");
     }
     if meta.len() > LARGEST {
-        return unfit("it is larger than any that an agent makes");
+        return unfit("it is larger than any agent makes");
     }
     let mut bytes = Vec::with_capacity(meta.len() as usize);
     file.take(LARGEST).read_to_end(&mut bytes)?;
@@ -79,7 +76,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 struct StateFile {
     folder: PathBuf,
     file: Option<File>,
-    /// Its length, without what a write that failed may have left.
+    /// Its length, without the torn end of a failed write.
     length: u64,
 }
 
@@ -100,10 +97,10 @@ impl StateFile {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(file) = &self.file else { return Err(ErrorKind::NotFound.into()) };
         if file.metadata()?.nlink() == 0 {
-            return Err(io::Error::new(ErrorKind::NotFound, "somebody has removed it"));
+            return Err(io::Error::new(ErrorKind::NotFound, "it was removed"));
         }
         if let Err(why) = file.write_all_at(bytes, self.length) {
-            // A torn end is no harm, but for what would be written behind it: the next batch is whole.
+            // A torn end is harmless as long as nothing follows it: the next batch is whole.
             let _ = file.set_len(self.length);
             return Err(why);
         }
@@ -114,7 +111,7 @@ impl StateFile {
     fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
         let new = self.folder.join("state.new");
         let written = || {
-            // One that a dead agent left is of no use, nor is a link that somebody put there.
+            // It may be a dead agent's, or a link.
             match fs::remove_file(&new) {
                 Err(why) if why.kind() != ErrorKind::NotFound => return Err(why),
                 _ => {}
@@ -132,62 +129,62 @@ impl StateFile {
     }
 }
 
-/// Keeps the file, until it is told to write it for the last time.
+/// The task that writes the file.
 pub struct StateSaver {
     stop: Rc<Notify>,
     task: JoinHandle<()>,
 }
 
 impl StateSaver {
-    /// Begins to keep what `engine` tracks in `folder`. The former file has been taken up by then: it is replaced.
-    pub fn begin(engine: Rc<RefCell<Tracking>>, folder: &Path, boot_id: &str) -> Self {
-        engine.borrow_mut().tracker.note_changes();
-        let keeper = Keeper {
-            engine,
-            journal: StateLog::new(boot_id),
+    /// Starts to save the state of `tracking` in `folder`. Replaces the former file, which must have been read by now.
+    pub fn begin(tracking: Rc<RefCell<Tracking>>, folder: &Path, boot_id: &str) -> Self {
+        tracking.borrow_mut().tracker.note_changes();
+        let saver = Saver {
+            tracking,
+            log: StateLog::new(boot_id),
             file: StateFile::new(folder),
             pause: PAUSE,
             spent: SaveCost::default(),
         };
         let stop = Rc::new(Notify::new());
-        Self { task: spawn_local(keeper.run(Rc::clone(&stop))), stop }
+        Self { task: spawn_local(saver.run(Rc::clone(&stop))), stop }
     }
 
-    /// Saves for the last time; does not wait longer than `patience` for a disk.
-    pub async fn end(self, patience: Duration) {
+    /// Saves for the last time; waits `most` for the disk.
+    pub async fn end(self, most: Duration) {
         self.stop.notify_one();
-        if timeout(patience, self.task).await.is_err() {
-            log::warn!("the last changes are not in the state file: its disk is too slow");
+        if timeout(most, self.task).await.is_err() {
+            log::warn!("the state file lacks the last changes: its disk is too slow");
         }
     }
 }
 
-/// What saving has cost since that was last said.
+/// The cost of saving since it was last logged.
 #[derive(Default)]
 struct SaveCost {
     saves: u32,
     bytes: usize,
     cpu_ns: u64,
-    said: Option<Instant>,
+    logged: Option<Instant>,
 }
 
-struct Keeper {
-    engine: Rc<RefCell<Tracking>>,
-    journal: StateLog,
+struct Saver {
+    tracking: Rc<RefCell<Tracking>>,
+    log: StateLog,
     file: StateFile,
     /// Until the next save: longer while saving fails.
     pause: Duration,
     spent: SaveCost,
 }
 
-impl Keeper {
+impl Saver {
     async fn run(mut self, stop: Rc<Notify>) {
         loop {
             let nothing = self.save().await;
-            let stirred = Rc::clone(&self.engine.borrow().stirred);
+            let activity = Rc::clone(&self.tracking.borrow().activity);
             let due = async {
                 if nothing {
-                    stirred.notified().await;
+                    activity.notified().await;
                 }
                 sleep(self.pause).await;
             };
@@ -200,12 +197,12 @@ impl Keeper {
         self.save().await;
     }
 
-    /// Returns whether there is nothing on file, and nothing to put there.
+    /// Returns whether the file is empty and there is nothing to save.
     async fn save(&mut self) -> bool {
-        let until_ns = self.engine.borrow_mut().drain_for_save();
-        // What draining costs is spent in any case.
+        let until_ns = self.tracking.borrow_mut().drain_for_save();
+        // Draining is no cost of saving.
         let before = host::thread_cpu_ns();
-        let batch = self.journal.batch(&mut self.engine.borrow_mut().tracker, until_ns);
+        let batch = self.log.batch(&mut self.tracking.borrow_mut().tracker, until_ns);
         let made_ns = host::thread_cpu_ns().saturating_sub(before);
         let bytes = match &batch {
             Batch::Nothing => 0,
@@ -236,17 +233,17 @@ impl Keeper {
         match done {
             Ok(()) => {
                 if self.pause > PAUSE {
-                    log::warn!("{} is kept again", path_in(&folder).display());
+                    log::warn!("{} is saved again", path_in(&folder).display());
                 }
                 self.pause = PAUSE;
             }
             Err(why) => {
-                self.journal.not_written();
+                self.log.not_written();
                 if self.pause == PAUSE {
                     let path = path_in(&folder);
                     log::warn!(
-                        "{} cannot be written: {why}; make room or mend it, until then ages of newer sockets would not \
-                         outlive this agent",
+                        "{} cannot be written: {why}; until it can, the next agent will not know the ages of new sockets \
+                         (free disk space, or repair the file system)",
                         path.display()
                     );
                 }
@@ -256,23 +253,23 @@ impl Keeper {
         false
     }
 
-    /// Says now and then what saving costs.
+    /// Logs the cost of saving each ten seconds.
     fn spend(&mut self, bytes: usize, cpu_ns: u64) {
         const EACH: Duration = Duration::from_secs(10);
         let spent = &mut self.spent;
-        let said = *spent.said.get_or_insert_with(Instant::now);
+        let since = *spent.logged.get_or_insert_with(Instant::now);
         (spent.saves, spent.bytes, spent.cpu_ns) =
             (spent.saves + 1, spent.bytes + bytes, spent.cpu_ns + cpu_ns);
-        let elapsed = said.elapsed();
+        let elapsed = since.elapsed();
         if elapsed >= EACH {
             let cpu = Duration::from_nanos(spent.cpu_ns);
             log::debug!(
-                "{} saves in {elapsed:.1?} wrote {} bytes and took {cpu:.1?} of CPU, {:.3} % of a core",
+                "{} saves in {elapsed:.1?} wrote {} bytes in {cpu:.1?} of CPU time, {:.3} % of a core",
                 spent.saves,
                 spent.bytes,
                 100.0 * cpu.as_secs_f64() / elapsed.as_secs_f64()
             );
-            *spent = SaveCost { said: Some(Instant::now()), ..SaveCost::default() };
+            *spent = SaveCost { logged: Some(Instant::now()), ..SaveCost::default() };
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod http;
 pub mod reconcile;
 pub mod reply;
 pub mod sampling;
+pub mod snapshot;
 pub mod stream;
 
 use std::path::{Path, PathBuf};

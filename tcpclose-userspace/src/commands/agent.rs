@@ -10,7 +10,7 @@ use log::LevelFilter;
 
 use crate::agent;
 use crate::agent::config::Config;
-use crate::agent::server::listener::SocketAccess;
+use crate::agent::config::SocketAccess;
 use crate::commands::arguments::{NetnsChoice, duration, port, socket_path};
 use crate::failure::Failure;
 use crate::linux::users;

@@ -78,6 +78,8 @@ descriptors! {
         "Wall time of the last dump.";
     DUMPS_OVER_BUDGET = Gauge "tcpclose_dumps_over_budget" []
         "1 while dumps exceed 1 % of a core to keep every value younger than --reconcile-max.";
+    EPHEMERAL_PORTS_BLOCKED = Gauge "tcpclose_ephemeral_ports_blocked_ratio" []
+        "Like tcpclose_ephemeral_ports_used_ratio, without TIME-WAITs whose ports connect() may choose again (net.ipv4.tcp_tw_reuse).";
     EPHEMERAL_PORTS_USED = Gauge "tcpclose_ephemeral_ports_used_ratio" []
         "Local ports in use divided by the ports that connect() may take, for the fullest tuple of local address, remote address and remote port; TIME-WAITs included.";
     EVENTS_LOST = Counter "tcpclose_events_lost_total" ["stage"]

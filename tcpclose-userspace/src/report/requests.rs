@@ -16,6 +16,8 @@ pub const PORTS_PATH: &str = "/ports";
 pub const RECONCILE_PATH: &str = "/v1/reconcile";
 pub const METRICS_PATH: &str = "/metrics";
 pub const READY_PATH: &str = "/readyz";
+/// Whether the agent's thread answers at all.
+pub const HEALTH_PATH: &str = "/healthz";
 
 /// The header with the bound that the agent's diagnosis used, as a humantime duration.
 pub const STUCK_AFTER_HEADER: &str = "tcpclose-stuck-after";
@@ -28,3 +30,6 @@ pub const KILL_NOT_ALLOWED: &str = "this agent was started without --allow-kill\
 
 /// The prefix of the readiness answer of an agent whose numbers are too old.
 pub const STALE_PREFIX: &str = "stale: ";
+
+/// How long a reader of the watch stream waits for lines before it checks whether its own output is still open.
+pub const WATCH_IDLE: Duration = Duration::from_millis(500);

@@ -59,7 +59,8 @@ fn who_may_destroy_is_decided_by_the_agent() {
         .unwrap();
     assert!(text(&looked).contains("Would destroy 1 socket"));
     let said = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP]), &roots, port));
-    let words = "only root (there is no --kill-group) may have this agent destroy sockets, and this is pid ";
+    let words =
+        "only root (there is no --kill-group) may destroy sockets through this agent, and this is pid ";
     assert!(said.contains(words) && said.contains(&format!(" uid {USER} gid {USER}; ")), "{said}");
     let said = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP + 1]), &groups, port));
     assert!(said.contains(&format!("only root and members of the group {GROUP} may")), "{said}");

@@ -46,7 +46,7 @@ fn check_config_prints_what_holds_and_refuses_what_is_wrong() {
         (check(&folder.path().join("none"), &[], &[]), "No such file or directory"),
         (
             check(Path::new("/dev/null"), &[("TCPCLOSE_NETNS", "some")], &[]),
-            "TCPCLOSE_NETNS \"some\": no such choice",
+            "TCPCLOSE_NETNS \"some\": not a possible value",
         ),
     ] {
         let said = String::from_utf8(output.stderr).unwrap();

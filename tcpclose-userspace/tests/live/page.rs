@@ -79,7 +79,7 @@ fn the_page_tells_what_metrics_tell_to_everybody_and_says_when_it_cannot() {
     drop(agent);
     browser.until("document.documentElement.dataset.agent === 'gone'");
     let status = browser.evaluate("document.querySelector('[role=status]').textContent");
-    assert!(status.as_str().unwrap().starts_with("The agent does not answer. What stands here is as of "));
+    assert!(status.as_str().unwrap().starts_with("The agent does not answer. These numbers are as of "));
     readable_in(&mut browser, 1240, "light");
     let _next = Agent::start(&arguments);
     browser.until("document.documentElement.dataset.agent === 'live'");
@@ -154,7 +154,7 @@ fn by_keyboard(browser: &mut Browser) {
     }
     println!("{reached:?}");
     let order =
-        ["Skip to the ports", "start", "filter", "Port", "Side", "CLOSE-WAIT", "Closes", "Every step"];
+        ["Skip to the ports", "start", "filter", "Port", "Side", "CLOSE-WAIT", "Closes", "All transitions"];
     let order = order.map(|name| reached.iter().position(|reached| reached == name).ok_or(name));
     assert!(order.iter().all(Result::is_ok) && order.is_sorted(), "{order:?}");
 }

@@ -156,7 +156,7 @@ fn a_state_of_no_use_is_one_line_and_the_agent_starts_without_it() {
         println!("{lines:?}");
         match complaint {
             Some(why) => assert!(
-                matches!(lines[..], [line] if line.contains(why) && line.contains(path.to_str().unwrap()) && line.contains("nothing is to be done")),
+                matches!(lines[..], [line] if line.contains(why) && line.contains(path.to_str().unwrap()) && line.contains("no action is needed")),
                 "{said}"
             ),
             None => assert_eq!(lines.len(), 0, "{said}"),
@@ -257,7 +257,7 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     drop(filling);
     fs::remove_file(&filler).unwrap();
     let kept = port.close_wait();
-    until("kept again", &|| said().contains("is kept again"));
+    until("saved again", &|| said().contains("is saved again"));
     drop(many);
     until_kept(&there, &[&kept]);
     rustix::process::kill_process(rustix::process::Pid::from_child(agent), Signal::TERM).unwrap();

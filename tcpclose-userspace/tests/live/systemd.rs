@@ -195,13 +195,9 @@ fn what_systemd_passes_must_be_listeners() {
         (
             vec![path("a.sock"), path("b.sock")],
             None,
-            "passed by systemd: a second unix socket; let the units have one",
+            "passed by systemd: a second unix socket; configure one",
         ),
-        (
-            vec![path("c.sock")],
-            Some("--datagram"),
-            "passed by systemd: it is no listener that the agent could serve at; ",
-        ),
+        (vec![path("c.sock")], Some("--datagram"), "passed by systemd: not a TCP or unix stream listener; "),
     ] {
         let mut command = Command::new("systemd-socket-activate");
         command.args(more);

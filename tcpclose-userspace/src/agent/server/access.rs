@@ -1,7 +1,7 @@
-//! Who is let in at the metrics port, as the web configuration says, and what of it has changed meanwhile.
+//! Access to the metrics port by the web configuration, which is read again when its files change.
 //!
-//! The files are looked at when somebody connects or asks, so that a new certificate is used from the next handshake on, and an
-//! agent that nobody asks does nothing. What is wrong in a new file is said once, and the old one stays in use.
+//! The files are checked when a client connects or sends a request: a new certificate is used from the next handshake on,
+//! and an idle agent does nothing. An error in a new file is logged once, and the former configuration stays in use.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -16,46 +16,46 @@ use tokio::time::timeout;
 
 use bytes::Bytes;
 
-use crate::agent::server::plain;
+use crate::agent::server::response::plain;
 use crate::agent::server::web::loaded::{ConfigFiles, LoadedConfig, load};
 use crate::agent::server::web::passwords::{Credentials, Passwords};
 use crate::agent::server::web::rate_limit::Bucket;
 use crate::agent::server::web::source::ClientNetwork;
 use crate::failure::Failure;
 
-/// Between two looks, however many connect.
-const LOOK: Duration = Duration::from_millis(100);
+/// Between two checks, however many clients connect.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A look takes microseconds.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The longest wait for a check, which takes microseconds.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub struct ScrapeAccess {
     path: Option<PathBuf>,
     now: RefCell<Rc<LoadedConfig>>,
     files: RefCell<ConfigFiles>,
-    looked: Cell<Option<Instant>>,
-    /// What was wrong when it was read last.
+    checked: Cell<Option<Instant>>,
+    /// The error of the last read.
     wrong: RefCell<Option<Failure>>,
-    /// Whether anything was.
+    /// Whether there was one.
     is_wrong: Rc<Cell<bool>>,
     bucket: RefCell<Option<Bucket>>,
     passwords: Passwords,
 }
 
-/// What reading it again came to.
+/// The result of a reload.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WebReload {
-    /// There is none, or nothing has changed.
+    /// There is no web configuration, or it has not changed.
     Same,
     New,
     Wrong(Failure),
 }
 
 impl ScrapeAccess {
-    /// Reads the web configuration at `path`; without one everybody is let in.
+    /// Reads the web configuration at `path`. Without one, everybody may scrape.
     ///
     /// # Errors
-    /// When it cannot be read, or something in it is wrong.
+    /// When it cannot be read, or has an error.
     pub fn open(path: Option<&Path>) -> Result<Self, Failure> {
         let passwords = Passwords::new().ok_or_else(|| {
             Failure::new("cannot start", "the kernel gives no random numbers", "report this")
@@ -68,17 +68,17 @@ impl ScrapeAccess {
             path: path.map(Path::to_owned),
             now: RefCell::default(),
             files: RefCell::new(files),
-            looked: Cell::new(None),
+            checked: Cell::new(None),
             wrong: RefCell::default(),
             is_wrong: Rc::default(),
             bucket: RefCell::default(),
             passwords,
         };
-        access.take(loaded?);
+        access.apply(loaded?);
         Ok(access)
     }
 
-    /// What holds now. A connection keeps what its handshake was made by; who may ask is looked up for each request.
+    /// The configuration in use. A connection keeps the TLS settings of its handshake; users are checked for each request.
     pub fn now(&self) -> Rc<LoadedConfig> {
         Rc::clone(&self.now.borrow())
     }
@@ -87,7 +87,7 @@ impl ScrapeAccess {
         self.now.borrow().tls.is_some()
     }
 
-    /// The command that gets through.
+    /// The command that can scrape.
     pub fn curl(&self) -> String {
         let now = self.now.borrow();
         let tls = if now.tls.is_some() { " --cacert CA.pem" } else { "" };
@@ -95,7 +95,7 @@ impl ScrapeAccess {
         format!("curl -s{tls}{user}")
     }
 
-    fn take(&self, loaded: LoadedConfig) {
+    fn apply(&self, loaded: LoadedConfig) {
         let mut bucket = self.bucket.borrow_mut();
         if bucket.as_ref().map(Bucket::rate) != loaded.rate {
             *bucket = loaded.rate.map(|rate| Bucket::full(rate, Instant::now()));
@@ -103,23 +103,23 @@ impl ScrapeAccess {
         *self.now.borrow_mut() = Rc::new(loaded);
     }
 
-    /// Takes the files anew if they have changed. Returns at once where somebody else is looking, or has just done so.
-    pub async fn look(&self) {
+    /// Reads the files again if they have changed. Returns at once if another task is checking, or has just done so.
+    pub async fn refresh(&self) {
         let now = Instant::now();
-        if self.path.is_none() || self.looked.get().is_some_and(|then| now - then < LOOK) {
+        if self.path.is_none() || self.checked.get().is_some_and(|then| now - then < CHECK_INTERVAL) {
             return;
         }
-        self.looked.set(Some(now));
+        self.checked.set(Some(now));
         let files = self.files.borrow().clone();
-        // Nobody is kept waiting by a file system that hangs, or by walks that others have asked for.
-        let looking = timeout(PATIENCE, spawn_blocking(move || files.have_changed())).await;
-        let changed = looking.is_ok_and(|looked| looked.unwrap_or(false));
+        // No client waits for a file system that hangs, or for walks over /proc.
+        let checking = timeout(CHECK_TIMEOUT, spawn_blocking(move || files.have_changed())).await;
+        let changed = checking.is_ok_and(|checked| checked.unwrap_or(false));
         if changed && let WebReload::Wrong(failure) = self.reread().await {
-            log::error!("{failure}; what it said before stays in use");
+            log::error!("{failure} (the former web configuration stays in use)");
         }
     }
 
-    /// Reads them anew, changed or not. What is wrong is told once, until it is another thing that is.
+    /// Reads the files again, changed or not. The same error is returned once.
     pub async fn reread(&self) -> WebReload {
         let Some(path) = self.path.clone() else { return WebReload::Same };
         let Ok((loaded, files)) = spawn_blocking(move || load(&path)).await else { return WebReload::Same };
@@ -128,7 +128,7 @@ impl ScrapeAccess {
         self.is_wrong.set(loaded.is_err());
         match loaded {
             Ok(loaded) => {
-                self.take(loaded);
+                self.apply(loaded);
                 let was_wrong = self.wrong.borrow_mut().take().is_some();
                 if same && !was_wrong { WebReload::Same } else { WebReload::New }
             }
@@ -144,14 +144,14 @@ impl ScrapeAccess {
         Rc::clone(&self.is_wrong)
     }
 
-    /// What is wrong with the files as they are; what they said before is in use then.
+    /// The error in the files, while their former content is in use.
     pub fn wrong(&self) -> Option<Failure> {
         self.wrong.borrow().clone()
     }
 
-    /// Refuses a request, whatever it is for: by the rate limit first and then for want of a password, as the toolkit does.
+    /// The refusal of a request, whatever its path: by the rate limit first, then by the password, as in the toolkit.
     pub async fn refuses(&self, headers: &HeaderMap, source: ClientNetwork) -> Option<Response<Full<Bytes>>> {
-        self.look().await;
+        self.refresh().await;
         if let Some(bucket) = self.bucket.borrow_mut().as_mut()
             && !bucket.take(Instant::now())
         {
@@ -169,14 +169,14 @@ impl ScrapeAccess {
         {
             return None;
         }
-        let mut answer = plain(StatusCode::UNAUTHORIZED, "a name and its password are needed\n");
+        let mut answer = plain(StatusCode::UNAUTHORIZED, "user name and password required\n");
         answer
             .headers_mut()
             .insert(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Basic realm="tcpclose", charset="UTF-8""#));
         Some(answer)
     }
 
-    /// Adds the configuration's headers to an answer, but for those that it has already: the page's own policy is narrower.
+    /// Adds the configuration's headers to an answer, unless it has them: the page's own policy is stricter.
     pub fn add_headers(&self, headers: &mut HeaderMap) {
         for (name, value) in &self.now.borrow().headers {
             headers.entry(name).or_insert_with(|| value.clone());

@@ -1,5 +1,6 @@
-//! Who is being served, the oldest first. Whoever comes is let in: if newcomers waited for a place, clients who ask
-//! nothing or stop reading would keep Prometheus out until their time is up.
+//! The open connections, the oldest first, and the limit on their number. A new connection is always accepted, and another
+//! one closed for it: if new ones waited, clients that send nothing or stop reading would keep Prometheus out until their
+//! time is up.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,67 +11,66 @@ use tokio::task::JoinHandle;
 use crate::agent::server::timeouts::ConnectionTimeouts;
 use crate::agent::server::web::source::ClientNetwork;
 
-/// A connection.
 pub struct Connection {
     pub task: JoinHandle<()>,
-    pub stage: Rc<ConnectionTimeouts>,
+    pub timeouts: Rc<ConnectionTimeouts>,
     pub source: ClientNetwork,
 }
 
 pub struct Connections {
-    /// One more sends another away.
+    /// The limit.
     most: usize,
-    served: VecDeque<Connection>,
+    open: VecDeque<Connection>,
 }
 
 impl Connections {
     pub const fn new(most: usize) -> Self {
-        Self { most, served: VecDeque::new() }
+        Self { most, open: VecDeque::new() }
     }
 
-    /// The connection that must go before another one is let in: of the source that has most of them, the oldest one that
-    /// waits; else the oldest one that waits; else the oldest. So a flood from some addresses drives out itself, and who has
-    /// asked gets an answer.
-    fn too_many(&mut self) -> Option<Connection> {
-        if self.served.len() >= self.most {
-            self.served.retain(|connection| !connection.task.is_finished());
+    /// The connection to close before another one is accepted: the oldest idle one of the source that has most; else the
+    /// oldest idle one; else the oldest. So a flood from one address closes its own connections, and a client that waits for
+    /// an answer gets it.
+    fn evict(&mut self) -> Option<Connection> {
+        if self.open.len() >= self.most {
+            self.open.retain(|connection| !connection.task.is_finished());
         }
-        if self.served.len() < self.most {
+        if self.open.len() < self.most {
             return None;
         }
-        log::info!("{} connections: one is closed for a new one", self.most);
-        let among: Vec<(ClientNetwork, bool, bool)> = self
-            .served
+        log::info!("connection limit ({}) reached: closing the oldest idle connection", self.most);
+        let candidates: Vec<(ClientNetwork, bool, bool)> = self
+            .open
             .iter()
-            .map(|served| (served.source, served.stage.waits(), served.stage.watches()))
+            .map(|open| (open.source, open.timeouts.is_idle(), open.timeouts.is_watching()))
             .collect();
-        self.served.remove(who_goes(&among))
+        self.open.remove(victim(&candidates))
     }
 }
 
-/// Of connections by age: where each is from, whether it waits, whether it watches.
-fn who_goes(among: &[(ClientNetwork, bool, bool)]) -> usize {
-    let has = |source: ClientNetwork| among.iter().filter(|(from, ..)| *from == source).count();
-    // The last of equals is taken, so that in reverse the oldest is.
-    let crowd = among.iter().rev().map(|(source, ..)| *source).max_by_key(|source| has(*source));
-    let first = |is: &dyn Fn(&(ClientNetwork, bool, bool)) -> bool| among.iter().position(is);
-    first(&|(source, waits, watches)| Some(*source) == crowd && *waits && !watches)
-        .or_else(|| first(&|(_, waits, watches)| *waits && !watches))
-        .or_else(|| first(&|(source, _, watches)| Some(*source) == crowd && !watches))
-        .or_else(|| first(&|(_, _, watches)| !watches))
+/// The index of the connection to close, of (source, idle, watching), the oldest first.
+fn victim(candidates: &[(ClientNetwork, bool, bool)]) -> usize {
+    let count = |source: ClientNetwork| candidates.iter().filter(|(from, ..)| *from == source).count();
+    // max_by_key() takes the last of equals, so in reverse the oldest.
+    let crowd = candidates.iter().rev().map(|(source, ..)| *source).max_by_key(|source| count(*source));
+    let first = |is: &dyn Fn(&(ClientNetwork, bool, bool)) -> bool| candidates.iter().position(is);
+    first(&|(source, idle, watching)| Some(*source) == crowd && *idle && !watching)
+        .or_else(|| first(&|(_, idle, watching)| *idle && !watching))
+        .or_else(|| first(&|(source, _, watching)| Some(*source) == crowd && !watching))
+        .or_else(|| first(&|(_, _, watching)| !watching))
         .unwrap_or(0)
 }
 
-/// Lets a connection into `room`, whose service `begin` begins. When the room is full one is closed first, descriptor
-/// and all: there may be none to spare.
-pub async fn admit(room: &RefCell<Connections>, begin: impl FnOnce() -> Connection) {
-    let goes = room.borrow_mut().too_many();
-    if let Some(goes) = goes {
-        goes.task.abort();
-        // It ends as told, which is no news.
-        let _ = goes.task.await;
+/// Adds the connection that `begin` starts to serve. At the limit another one is closed first, with its descriptor, of which
+/// there may be none to spare.
+pub async fn admit(connections: &RefCell<Connections>, begin: impl FnOnce() -> Connection) {
+    let victim = connections.borrow_mut().evict();
+    if let Some(victim) = victim {
+        victim.task.abort();
+        // It was aborted, which is no failure.
+        let _ = victim.task.await;
     }
-    room.borrow_mut().served.push_back(begin());
+    connections.borrow_mut().open.push_back(begin());
 }
 
 #[cfg(test)]
@@ -83,20 +83,20 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_drives_out_itself_and_whoever_has_asked_stays() {
+    fn a_crowd_closes_its_own_connections_and_pending_answers_are_kept() {
         let (a, b) = (source("10.0.0.1"), source("10.0.0.2"));
-        let (waits, asked) = ((true, false), (false, false));
-        let goes = |among: &[(ClientNetwork, (bool, bool))]| {
-            let among: Vec<_> =
-                among.iter().map(|(source, (waits, watches))| (*source, *waits, *watches)).collect();
-            who_goes(&among)
+        let (idle, busy) = ((true, false), (false, false));
+        let victim = |candidates: &[(ClientNetwork, (bool, bool))]| {
+            let candidates: Vec<_> =
+                candidates.iter().map(|(source, (idle, watching))| (*source, *idle, *watching)).collect();
+            super::victim(&candidates)
         };
-        assert_eq!(goes(&[(a, waits), (b, waits), (b, waits)]), 1);
-        assert_eq!(goes(&[(a, waits), (b, asked), (b, waits)]), 2);
-        assert_eq!(goes(&[(a, waits), (b, asked), (b, asked)]), 0);
-        assert_eq!(goes(&[(a, asked), (b, asked), (b, asked)]), 1);
-        assert_eq!(goes(&[(a, asked), (b, asked)]), 0);
-        assert_eq!(goes(&[(a, (false, true)), (a, asked)]), 1);
-        assert_eq!(goes(&[(a, (false, true))]), 0);
+        assert_eq!(victim(&[(a, idle), (b, idle), (b, idle)]), 1);
+        assert_eq!(victim(&[(a, idle), (b, busy), (b, idle)]), 2);
+        assert_eq!(victim(&[(a, idle), (b, busy), (b, busy)]), 0);
+        assert_eq!(victim(&[(a, busy), (b, busy), (b, busy)]), 1);
+        assert_eq!(victim(&[(a, busy), (b, busy)]), 0);
+        assert_eq!(victim(&[(a, (false, true)), (a, busy)]), 1);
+        assert_eq!(victim(&[(a, (false, true))]), 0);
     }
 }

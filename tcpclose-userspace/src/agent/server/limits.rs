@@ -1,4 +1,4 @@
-//! How many connections the agent may serve at a time, by the descriptors that this process may have.
+//! The limit of connections, by the file descriptors that this process may have.
 
 use std::fs;
 
@@ -6,23 +6,22 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::failure::Failure;
 
-/// Connections that are served at a time, on the addresses together and on the socket; one more sends another
-/// away.
+/// The highest limit: of all TCP addresses together, and of the unix socket.
 const MOST_CONNECTIONS: usize = 64;
 
-/// Served at a time, or the agent does not start.
+/// The lowest limit with which the agent starts.
 const FEWEST_CONNECTIONS: usize = 4;
 
-/// What the agent itself holds: the runtime, the probe with its maps, the socket, dumps and walks over /proc.
+/// Descriptors of the agent itself: the runtime, the probe with its maps, the socket, dumps and walks over /proc.
 const OWN: usize = 32;
 
-/// How many connections to serve on each face (the `addresses` together, the socket), so that strangers who connect
-/// and say nothing cannot take the descriptors that dumps and queries need.
+/// The limit of connections on the TCP `addresses` together, and on the unix socket: strangers who connect and send nothing
+/// cannot take the descriptors that dumps and queries need.
 ///
 /// # Errors
-/// When this process may not have enough of them to start. The runtime would panic where it found none left.
+/// When this process may not have enough descriptors. The runtime would panic if it found none left.
 pub fn connections(addresses: usize) -> Result<usize, Failure> {
-    // Where /proc does not tell, at least the three standard ones and the listing's own.
+    // Without /proc, the three standard ones and the listing's own.
     let used = fs::read_dir("/proc/self/fd").map_or(4, |fds| fds.count());
     let own = used + OWN + addresses;
     let limit = raise(own + 2 * MOST_CONNECTIONS);
@@ -30,16 +29,16 @@ pub fn connections(addresses: usize) -> Result<usize, Failure> {
     if limit < needed {
         return Err(Failure::new(
             "cannot start",
-            format!("this process may have {limit} files open, and the agent needs {needed}"),
+            format!("this process may open {limit} files, and the agent needs {needed}"),
             "raise the limit (ulimit -n 1024, or LimitNOFILE=1024 in its unit)",
         ));
     }
     Ok(((limit - own) / 2).min(MOST_CONNECTIONS))
 }
 
-/// Raises the limit of open files to `wanted` if it is lower, as far as it may be, and returns what it is.
+/// Raises the soft limit of open files to `wanted`, as far as the hard limit allows. Returns the limit in use.
 fn raise(wanted: usize) -> usize {
-    // No limit reads as none.
+    // `None` stands for no limit.
     let number = |limit: Option<u64>| limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
     let now = getrlimit(Resource::Nofile);
     let (current, most) = (number(now.current), number(now.maximum));

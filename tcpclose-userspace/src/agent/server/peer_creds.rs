@@ -1,5 +1,5 @@
-//! Who asks on the unix socket, and may have sockets destroyed: told by the kernel, of the process that connected, at the time
-//! when it did (net/unix/af_unix.c, copy_peercred(), 5.8 to 6.18).
+//! Credentials of a client on the unix socket, by which it may destroy sockets. The kernel records those of the process that
+//! connected, at that time (net/unix/af_unix.c, copy_peercred(), 5.8 to 6.18).
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -10,12 +10,12 @@ use crate::linux::users::UnixGroup;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
-    /// As the agent's PID namespace numbers it; `None` where it has none there.
+    /// In the agent's PID namespace; `None` if the process is not in it.
     pid: Option<i32>,
-    /// As the agent's user namespace numbers them; `None` where the kernel does not tell.
+    /// In the agent's user namespace; `None` if the kernel does not tell.
     uid: Option<u32>,
     gid: Option<u32>,
-    /// The supplementary ones.
+    /// Supplementary groups.
     groups: Vec<u32>,
 }
 
@@ -30,14 +30,14 @@ impl Caller {
         }
     }
 
-    /// Whether it is root of the agent's user namespace, or in `group`.
+    /// Whether it is root in the agent's user namespace, or in `group`.
     pub fn may_kill(&self, group: Option<&UnixGroup>) -> bool {
         let member = |group: &UnixGroup| self.gid == Some(group.gid) || self.groups.contains(&group.gid);
         self.uid == Some(0) || group.is_some_and(member)
     }
 }
 
-/// The supplementary groups of the other end (SO_PEERGROUPS, 4.13).
+/// The supplementary groups of the client (SO_PEERGROUPS, 4.13).
 fn groups(stream: &UnixStream) -> Option<Vec<u32>> {
     let mut groups: Vec<u32> = vec![0; 32];
     loop {
@@ -57,7 +57,7 @@ fn groups(stream: &UnixStream) -> Option<Vec<u32>> {
             groups.truncate(needed);
             return Some(groups);
         }
-        // ERANGE says how many bytes there are (net/core/sock.c, sk_getsockopt()).
+        // With ERANGE the kernel has set the needed length (net/core/sock.c, sk_getsockopt()).
         let too_few = std::io::Error::last_os_error().raw_os_error() == Some(libc::ERANGE);
         if !too_few || needed <= groups.len() {
             return None;
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_and_the_groups_members_may() {
+    fn root_and_members_of_the_group_may_destroy() {
         let ops = UnixGroup { name: "ops".into(), gid: 1001 };
         let user = Caller { pid: Some(7), uid: Some(1000), gid: Some(1000), groups: vec![4, 1001] };
         assert!(user.may_kill(Some(&ops)) && !user.may_kill(None));
@@ -104,17 +104,17 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn the_kernel_tells_who_the_other_end_is() {
+    async fn the_kernel_tells_the_credentials_of_the_client() {
         let (one, _other) = UnixStream::pair().unwrap();
         let caller = Caller::of(&one);
         assert_eq!(caller.pid, Some(std::process::id() as i32));
         assert_eq!(caller.uid, Some(rustix::process::geteuid().as_raw()));
         let own: Vec<u32> =
             rustix::process::getgroups().unwrap().into_iter().map(|gid| gid.as_raw()).collect();
-        let mut told = caller.groups;
-        told.sort_unstable();
+        let mut groups = caller.groups;
+        groups.sort_unstable();
         let mut expected = own;
         expected.sort_unstable();
-        assert_eq!(told, expected);
+        assert_eq!(groups, expected);
     }
 }

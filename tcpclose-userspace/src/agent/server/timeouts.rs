@@ -1,4 +1,4 @@
-//! How far a connection's client is, and how long it may take for that.
+//! The state of a connection, and how long its client may take in each.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -13,90 +13,91 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
-/// From the connection, or a request's first byte, to the end of the request's head; a TLS handshake comes on top.
+/// From the connection, or a request's first byte, to the end of the request's head; after a TLS handshake.
 pub const HEAD: Duration = Duration::from_secs(10);
-/// A TLS handshake, looks at certificates included.
+/// A TLS handshake, with a check of the certificate files.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Between two requests: longer than most scrape intervals.
 pub const IDLE: Duration = Duration::from_secs(130);
-/// For taking an answer.
+/// For reading an answer.
 pub const ANSWER: Duration = Duration::from_secs(120);
-/// For making one: longer than any search takes.
+/// For making an answer: longer than any search takes.
 const WORK: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TimeoutState {
     Handshake,
-    /// It is to send a request, or is sending one.
+    /// The client is to send a request, or is sending one.
     Head,
-    /// It has got its answer, and may ask again.
+    /// The client has its answer, and may send another request.
     Idle,
-    /// Its answer is being made.
-    Asked,
-    /// It takes its answer.
-    Answered,
+    /// The agent makes the answer.
+    Work,
+    /// The client reads the answer.
+    Answer,
 }
 
-/// Shared by a connection's parts.
+/// Shared by the parts of a connection.
 #[derive(Debug)]
 pub struct ConnectionTimeouts {
-    step: Cell<TimeoutState>,
+    state: Cell<TimeoutState>,
     since: Cell<Instant>,
-    watches: Cell<bool>,
+    watching: Cell<bool>,
 }
 
 impl ConnectionTimeouts {
     pub fn begin() -> Rc<Self> {
         Rc::new(Self {
-            step: Cell::new(TimeoutState::Handshake),
+            state: Cell::new(TimeoutState::Handshake),
             since: Cell::new(Instant::now()),
-            watches: Cell::new(false),
+            watching: Cell::new(false),
         })
     }
 
-    fn go(&self, step: TimeoutState) {
-        self.step.set(step);
+    fn enter(&self, state: TimeoutState) {
+        self.state.set(state);
         self.since.set(Instant::now());
     }
 
-    /// Bytes are read as HTTP from now on.
-    pub fn speaks(&self) {
-        self.go(TimeoutState::Head);
+    /// The TLS handshake, if any, is over.
+    pub fn http_begins(&self) {
+        self.enter(TimeoutState::Head);
     }
 
-    pub fn is_asked(&self) {
-        self.go(TimeoutState::Asked);
+    pub fn request_begins(&self) {
+        self.enter(TimeoutState::Work);
     }
 
-    /// It watches: it stays for as long as it likes, and [`Hub`](crate::agent::watchers::Watchers) sees to how many do.
-    pub fn watch(&self) {
-        self.watches.set(true);
+    /// The client watches, without a limit in time; [`Watchers`](crate::agent::watchers::Watchers) limits the number of such
+    /// clients.
+    pub fn watch_begins(&self) {
+        self.watching.set(true);
     }
 
-    pub fn watches(&self) -> bool {
-        self.watches.get()
+    pub fn is_watching(&self) -> bool {
+        self.watching.get()
     }
 
-    /// Nothing is being done for it.
-    pub fn waits(&self) -> bool {
-        matches!(self.step.get(), TimeoutState::Handshake | TimeoutState::Head | TimeoutState::Idle)
+    /// The agent waits for the client.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state.get(), TimeoutState::Handshake | TimeoutState::Head | TimeoutState::Idle)
     }
 
-    /// When its time is up.
+    /// When the client's time is up.
     fn deadline(&self) -> Option<Instant> {
-        let time = match self.step.get() {
-            _ if self.watches() => return None,
+        let time = match self.state.get() {
+            _ if self.is_watching() => return None,
             TimeoutState::Handshake => HANDSHAKE,
             TimeoutState::Head => HEAD,
             TimeoutState::Idle => IDLE,
-            TimeoutState::Asked => WORK,
-            TimeoutState::Answered => ANSWER,
+            TimeoutState::Work => WORK,
+            TimeoutState::Answer => ANSWER,
         };
         Some(self.since.get() + time)
     }
 
-    /// Waits until its time is up. Polled after the connection itself, by the same task: whatever changes the step is
-    /// then seen at once.
+    /// Returns when the client's time is up. Polled after the connection itself, by the same task, so that it notices each
+    /// change of the state.
     pub async fn time_is_up(&self) {
         let mut timer = pin!(sleep_until(Instant::now() + HANDSHAKE));
         poll_fn(|cx| {
@@ -110,15 +111,15 @@ impl ConnectionTimeouts {
     }
 }
 
-/// A connection's bytes, by which the stage sees what its client does.
+/// A stream whose bytes change the state of its connection.
 pub struct TimedStream<S> {
     stream: S,
-    stage: Rc<ConnectionTimeouts>,
+    timeouts: Rc<ConnectionTimeouts>,
 }
 
 impl<S> TimedStream<S> {
-    pub fn new(stream: S, stage: &Rc<ConnectionTimeouts>) -> Self {
-        Self { stream, stage: Rc::clone(stage) }
+    pub fn new(stream: S, timeouts: &Rc<ConnectionTimeouts>) -> Self {
+        Self { stream, timeouts: Rc::clone(timeouts) }
     }
 }
 
@@ -130,8 +131,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.stage.step.get() == TimeoutState::Idle && buf.filled().len() > before {
-            self.stage.go(TimeoutState::Head);
+        if self.timeouts.state.get() == TimeoutState::Idle && buf.filled().len() > before {
+            self.timeouts.enter(TimeoutState::Head);
         }
         read
     }
@@ -154,11 +155,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Hyper flushes when it has written all that it has.
+    /// hyper flushes when it has written the whole answer.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        if self.stage.step.get() == TimeoutState::Answered && matches!(flushed, Poll::Ready(Ok(()))) {
-            self.stage.go(TimeoutState::Idle);
+        if self.timeouts.state.get() == TimeoutState::Answer && matches!(flushed, Poll::Ready(Ok(()))) {
+            self.timeouts.enter(TimeoutState::Idle);
         }
         flushed
     }
@@ -168,22 +169,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     }
 }
 
-/// An answer, which ends when hyper has taken all of it.
+/// The body of an answer; hyper drops it when it has taken all of it.
 pub struct TimedBody<B> {
     body: B,
-    stage: Rc<ConnectionTimeouts>,
+    timeouts: Rc<ConnectionTimeouts>,
 }
 
 impl<B> TimedBody<B> {
-    pub fn new(body: B, stage: &Rc<ConnectionTimeouts>) -> Self {
-        Self { body, stage: Rc::clone(stage) }
+    pub fn new(body: B, timeouts: &Rc<ConnectionTimeouts>) -> Self {
+        Self { body, timeouts: Rc::clone(timeouts) }
     }
 }
 
 impl<B> Drop for TimedBody<B> {
     fn drop(&mut self) {
-        self.stage.watches.set(false);
-        self.stage.go(TimeoutState::Answered);
+        self.timeouts.watching.set(false);
+        self.timeouts.enter(TimeoutState::Answer);
     }
 }
 

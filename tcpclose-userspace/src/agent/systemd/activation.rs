@@ -1,5 +1,5 @@
-//! Sockets that systemd has opened for the agent (sd_listen_fds(3)): told apart by what they are, so that their units need no
-//! names. TCP listeners are for metrics, a unix listener is for the command line.
+//! Sockets that systemd has opened for the agent (sd_listen_fds(3)). They are recognised by their type, so units need no
+//! names: TCP listeners serve metrics, a unix listener serves the command line.
 
 use std::net::TcpListener;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -10,21 +10,21 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::failure::Failure;
 
-/// The first descriptor behind the standard ones, which is where systemd begins.
+/// systemd passes descriptors from this one on (SD_LISTEN_FDS_START).
 const FIRST: RawFd = 3;
 const MOST: u32 = 64;
 
-/// In place of `--listen`, and of `--socket`, where there are any.
+/// Replaces `--listen`, and `--socket`, if there are any.
 #[derive(Debug, Default)]
 pub struct Passed {
     pub metrics: Vec<TcpListener>,
     pub queries: Option<UnixListener>,
 }
 
-/// Takes them. To be called once, for they are the caller's from then on.
+/// Takes ownership of the passed sockets. To be called once.
 ///
 /// # Errors
-/// Where one of them is neither kind of listener.
+/// When one of them is neither kind of listener.
 pub fn take() -> Result<Passed, Failure> {
     let text = |name| std::env::var(name).ok();
     let count = count(text("LISTEN_PID").as_deref(), text("LISTEN_FDS").as_deref(), std::process::id())?;
@@ -35,7 +35,7 @@ pub fn take() -> Result<Passed, Failure> {
     Ok(passed)
 }
 
-/// How many there are for this process.
+/// The number of sockets for this process.
 fn count(pid: Option<&str>, fds: Option<&str>, own: u32) -> Result<u32, Failure> {
     let (Some(pid), Some(fds)) = (pid, fds) else { return Ok(0) };
     if pid.parse() != Ok(own) {
@@ -45,7 +45,7 @@ fn count(pid: Option<&str>, fds: Option<&str>, own: u32) -> Result<u32, Failure>
         Ok(count) if count <= MOST => Ok(count),
         _ => {
             let why = format!("LISTEN_FDS is {fds:?}");
-            Err(Failure::new("sockets of systemd", why, format!("let its units have {MOST} at most")))
+            Err(Failure::new("sockets passed by systemd", why, format!("pass at most {MOST}")))
         }
     }
 }
@@ -55,8 +55,7 @@ impl Passed {
         let refused = |why: &dyn std::fmt::Display, todo: &str| {
             Failure::new(format!("descriptor {fd}, passed by systemd"), why, todo)
         };
-        const UNIT: &str =
-            "write ListenStream= with an address and port or a path, and no Accept=, in its unit";
+        const UNIT: &str = "its unit needs ListenStream= with an address and port, or a path, and no Accept=";
         // SAFETY: fcntl() takes any number for a descriptor.
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             return Err(refused(&std::io::Error::last_os_error(), UNIT));
@@ -75,18 +74,16 @@ impl Passed {
                 Ok(())
             }
             Ok(AddressFamily::UNIX) if listens && stream => {
-                Err(refused(&"a second unix socket", "let the units have one of them"))
+                Err(refused(&"a second unix socket", "configure one in its units"))
             }
-            Ok(_) => Err(refused(&"it is no listener that the agent could serve at", UNIT)),
-            Err(_) => Err(refused(&"it is no socket", UNIT)),
+            Ok(_) => Err(refused(&"not a TCP or unix stream listener", UNIT)),
+            Err(_) => Err(refused(&"not a socket", UNIT)),
         }
     }
 
-    /// Nothing waits for who is not there.
-    ///
     /// # Errors
-    /// Where the kernel refuses, which it has no reason to.
-    pub fn never_block(&self) -> std::io::Result<()> {
+    /// When the kernel refuses, for which it has no reason.
+    pub fn set_nonblocking(&self) -> std::io::Result<()> {
         self.metrics.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
         self.queries.as_ref().map_or(Ok(()), |listener| listener.set_nonblocking(true))
     }
@@ -98,8 +95,8 @@ mod tests {
 
     #[test]
     fn sockets_are_for_the_process_that_is_named() {
-        let told = |pid, fds| count(pid, fds, 7).map_err(|failure| failure.to_string());
-        assert_eq!(told(Some("7"), Some("2")), Ok(2));
+        let counted = |pid, fds| count(pid, fds, 7).map_err(|failure| failure.to_string());
+        assert_eq!(counted(Some("7"), Some("2")), Ok(2));
         for (pid, fds) in [
             (None, None),
             (None, Some("2")),
@@ -107,10 +104,10 @@ mod tests {
             (Some("8"), Some("2")),
             (Some("x"), Some("2")),
         ] {
-            assert_eq!(told(pid, fds), Ok(0), "{pid:?} {fds:?}");
+            assert_eq!(counted(pid, fds), Ok(0), "{pid:?} {fds:?}");
         }
         for fds in ["-1", "65", "many", ""] {
-            assert!(told(Some("7"), Some(fds)).unwrap_err().contains("LISTEN_FDS is"), "{fds}");
+            assert!(counted(Some("7"), Some(fds)).unwrap_err().contains("LISTEN_FDS is"), "{fds}");
         }
     }
 }

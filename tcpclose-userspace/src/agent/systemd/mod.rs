@@ -1,4 +1,4 @@
-//! TODO: module docs.
+//! systemd: socket activation and notifications.
 
 pub mod activation;
 pub mod notify;

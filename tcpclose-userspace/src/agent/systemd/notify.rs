@@ -1,7 +1,7 @@
-//! What systemd is told (sd_notify(3)): that the agent is ready, reloads, stops, and is alive.
+//! Notifications for systemd (sd_notify(3)): ready, reloading, stopping, alive.
 //!
-//! A datagram of a line or two to the socket that NOTIFY_SOCKET names; without that nobody is told. Alive is what the drain
-//! says itself, each time round: so an agent whose thread hangs is restarted by `WatchdogSec=`.
+//! Each is a datagram to the socket in NOTIFY_SOCKET; without that variable none is sent. The ring loop sends "alive", so
+//! `WatchdogSec=` restarts an agent whose thread hangs.
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use crate::failure::printable;
 use crate::linux::host;
 
-/// Who is told, if anybody.
 #[derive(Default)]
 pub struct Notify {
     to: Option<(UnixDatagram, SocketAddr)>,
-    /// How often it must hear that the agent is alive, at the least.
+    /// systemd restarts the agent if it hears nothing for so long.
     watchdog: Option<Duration>,
-    told: Cell<Option<Instant>>,
+    /// The last "alive".
+    alive: Cell<Option<Instant>>,
 }
 
 impl Notify {
@@ -34,32 +34,35 @@ impl Notify {
                     text("WATCHDOG_PID").as_deref(),
                     std::process::id(),
                 );
-                Self { to: Some(to), watchdog, told: Cell::default() }
+                Self { to: Some(to), watchdog, alive: Cell::default() }
             }
             Err(why) => {
-                log::warn!("systemd will not be told that the agent is ready: {}: {why}", to.display());
+                log::warn!(
+                    "cannot notify systemd: NOTIFY_SOCKET={}: {why} (a unit with Type=notify will time out)",
+                    to.display()
+                );
                 Self::default()
             }
         }
     }
 
-    fn tell(&self, what: &str) {
+    fn send(&self, message: &str) {
         let Some((socket, to)) = &self.to else { return };
-        if let Err(why) = socket.send_to_addr(what.as_bytes(), to) {
-            log::debug!("systemd was not told {what:?}: {why}");
+        if let Err(why) = socket.send_to_addr(message.as_bytes(), to) {
+            log::debug!("cannot send {message:?} to systemd: {why}");
         }
     }
 
     pub fn ready(&self, status: &str) {
-        self.tell(&format!("READY=1\nSTATUS={}", printable(status)));
+        self.send(&format!("READY=1\nSTATUS={}", printable(status)));
     }
 
     pub fn reloading(&self) {
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", host::monotonic_ns() / 1000));
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", host::monotonic_ns() / 1000));
     }
 
     pub fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=stopping");
+        self.send("STOPPING=1\nSTATUS=stopping");
     }
 
     /// The longest pause before [`Self::alive`] is to be called again.
@@ -67,31 +70,30 @@ impl Notify {
         self.watchdog.map_or(Duration::MAX, |watchdog| watchdog / 4)
     }
 
-    /// To be called each time round; told at half the time that the watchdog has patience for, as it asks.
+    /// To be called at least each [`Self::pause`]; sends at most twice within the watchdog's time.
     pub fn alive(&self) {
         let Some(watchdog) = self.watchdog else { return };
         let now = Instant::now();
-        // A pause more would be too late.
-        if self.told.get().is_none_or(|told| now - told >= watchdog / 4) {
-            self.tell("WATCHDOG=1");
-            self.told.set(Some(now));
+        // Another pause would be too late.
+        if self.alive.get().is_none_or(|last| now - last >= watchdog / 4) {
+            self.send("WATCHDOG=1");
+            self.alive.set(Some(now));
         }
     }
 }
 
-/// A path, or an abstract name behind an @.
+/// `to`: a path, or an abstract name behind an @.
 fn open(to: &OsString) -> io::Result<(UnixDatagram, SocketAddr)> {
     let address = match to.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(to)?,
     };
     let socket = UnixDatagram::unbound()?;
-    // Who does not read is not waited for.
     socket.set_nonblocking(true)?;
     Ok((socket, address))
 }
 
-/// WATCHDOG_USEC, where it is meant for this process.
+/// WATCHDOG_USEC, if it is meant for this process.
 fn watchdog(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration> {
     if pid.is_some_and(|pid| pid.parse() != Ok(own)) {
         return None;
@@ -120,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn an_abstract_name_is_told_as_well_as_a_path() {
+    fn an_abstract_name_is_notified_as_well_as_a_path() {
         let name = format!("tcpclose-{}", std::process::id());
-        let heard = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let receiver = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let to = open(&OsString::from(format!("@{name}"))).unwrap();
         let notify = Notify { to: Some(to), ..Notify::default() };
         notify.ready("a\nb");
         let mut text = [0; 64];
-        let n = heard.recv(&mut text).unwrap();
+        let n = receiver.recv(&mut text).unwrap();
         assert_eq!(&text[..n], b"READY=1\nSTATUS=a\\nb");
         assert!(open(&OsString::from("x".repeat(200))).is_err());
     }

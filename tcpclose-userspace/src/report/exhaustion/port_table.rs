@@ -138,6 +138,13 @@ impl PortTable {
     pub fn fullest(&self) -> f64 {
         self.tuples.values().map(Vec::len).max().map_or(0.0, |most| self.used_ratio(most))
     }
+
+    /// The same without TIME-WAITs whose ports connect() may choose again.
+    pub fn fullest_blocked(&self) -> f64 {
+        let blocked =
+            |taken: &Vec<PortHolder>| taken.iter().filter(|taken| taken.kind != Kind::Reusable).count();
+        self.tuples.values().map(blocked).max().map_or(0.0, |most| self.used_ratio(most))
+    }
 }
 
 #[cfg(test)]

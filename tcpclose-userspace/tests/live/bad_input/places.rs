@@ -33,7 +33,7 @@ fn a_path_that_is_not_for_a_socket_is_refused_and_left_alone() {
     let file = folder.path().join("file");
     fs::write(&file, "precious").unwrap();
     refuses(&mut agent_at(&file), &["a file that is no socket", "--socket"]);
-    refuses(&mut agent_at(&file.join("x")), &["is no directory", "--socket"]);
+    refuses(&mut agent_at(&file.join("x")), &["is not a directory", "--socket"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     let link = folder.path().join("link");
     std::os::unix::fs::symlink(&file, &link).unwrap();

@@ -273,7 +273,8 @@ fn rules_are_right(prometheus: &Prometheus, metrics: &Metrics) {
         for annotation in ["summary", "description"] {
             assert!(!text(&rule["annotations"][annotation]).is_empty(), "{name}");
         }
-        let anchor = text(&rule["annotations"]["runbook_url"]).strip_prefix("docs/src/runbook.md#").unwrap();
+        let runbook_url = text(&rule["annotations"]["runbook_url"]);
+        let anchor = runbook_url.strip_prefix("/usr/share/doc/tcpclose/docs/src/runbook.md#").unwrap();
         // As GitHub makes anchors of headings.
         let mut anchors = runbook.lines().filter_map(|line| line.strip_prefix("## "));
         assert!(

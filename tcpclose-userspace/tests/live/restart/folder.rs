@@ -13,9 +13,9 @@ fn a_directory_that_will_not_do_is_refused() {
     fs::create_dir(path("theirs")).unwrap();
     std::os::unix::fs::chown(path("theirs"), Some(65534), None).unwrap();
     for (name, why) in [
-        ("file", "it is no directory; choose another directory with --state-dir"),
+        ("file", "it is not a directory; choose another directory with --state-dir"),
         ("missing/x", "missing does not exist; make it"),
-        ("open", "others may write there; chmod go-w it"),
+        ("open", "other users may write there; chmod go-w it"),
         ("theirs", "it belongs to user 65534; chown it"),
     ] {
         let output = Command::new(BINARY)

@@ -169,7 +169,7 @@ fn filters_let_through_what_they_name_and_nothing_else() {
     // With this one eight watch, and no more may.
     let _last = Reader::json(&agent, &["--port", &free_port().to_string()]);
     let refused = reader::refused(&agent.socket(), &[]);
-    assert!(refused.contains("8 watch already") && refused.lines().count() == 1, "{refused}");
+    assert!(refused.contains("8 clients are watching") && refused.lines().count() == 1, "{refused}");
 
     let stage = Stage::at(port);
     let closes =

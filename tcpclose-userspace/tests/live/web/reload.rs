@@ -53,7 +53,7 @@ fn a_new_certificate_is_used_and_a_wrong_one_is_not() {
     until(|| (shown(&agent, &pki) == "second").then_some(()));
 
     pki.write("server.pem", "no certificate\n");
-    let complaint = format!("{}: no certificate is in it", pki.path("server.pem"));
+    let complaint = format!("{}: there is no certificate in it", pki.path("server.pem"));
     let complaints = || agent.said().lines().filter(|line| line.contains(&complaint)).count();
     until(|| {
         assert_eq!(shown(&agent, &pki), "second");
@@ -65,7 +65,7 @@ fn a_new_certificate_is_used_and_a_wrong_one_is_not() {
     let wrong = agent.metrics().sum("tcpclose_web_config_wrong", &[]);
     assert_eq!(wrong, 1.0);
     let said = takes_effect(&agent);
-    assert!(said.contains("nothing has changed; what web-config said before stays in use: "), "{said}");
+    assert!(said.contains("nothing has changed; the former web configuration stays in use: "), "{said}");
 
     // Half of a pair is no pair, for as long as the other half is missing.
     pki.issue("third", "ca", "IP:127.0.0.1");

@@ -178,27 +178,30 @@ fn a_wrong_web_configuration_is_one_line_before_anything_is_attached() {
     assert!(String::from_utf8_lossy(&output.stdout).contains(&format!("web-config = {good:?}  # argument")));
     let (server, strange) = (pki.path("server.pem"), pki.path("strange.key"));
     let pairs: [(&str, &str); 7] = [
-        ("tls_server_confg: {}", "line 1: tls_server_confg: no such key; did you mean tls_server_config?"),
+        ("tls_server_confg: {}", "line 1: tls_server_confg: unknown key; did you mean tls_server_config?"),
         (
             "tls_server_config: {cert_file: none.pem, key_file: server.key}",
             "none.pem: No such file or directory",
         ),
         (
             "tls_server_config: {cert_file: server.key, key_file: server.key}",
-            "server.key: no certificate is in it; ",
+            "server.key: there is no certificate in it; ",
         ),
-        ("tls_server_config: {cert_file: server.pem, key_file: ca.pem}", "ca.pem: no private key is in it; "),
+        (
+            "tls_server_config: {cert_file: server.pem, key_file: ca.pem}",
+            "ca.pem: there is no private key in it; ",
+        ),
         (
             "tls_server_config: {cert_file: server.pem, key_file: strange.key}",
             &format!("{server} and {strange}: "),
         ),
         (
             "tls_server_config: {cert_file: server.pem, key_file: server.key, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.key}",
-            "ca.key: no certificate is in it; ",
+            "ca.key: there is no certificate in it; ",
         ),
         (
             "basic_auth_users: {a: b}",
-            "line 1: basic_auth_users.a: no bcrypt hash; make one: htpasswd -nBC 10 NAME",
+            "line 1: basic_auth_users.a: not a bcrypt hash; make one: htpasswd -nBC 10 NAME",
         ),
     ];
     for (text, expected) in pairs {

@@ -1,9 +1,10 @@
-//! `POST /v1/kill`: destroys one socket for the command line, where the agent was started with `--allow-kill`. The
-//! command line chooses and paces; who may is decided here, and every one is logged with who asked.
-
-use std::cell::RefCell;
+//! `POST /v1/kill`: destroys one socket for the command line, if the agent was started with `--allow-kill`. The command
+//! line chooses sockets and pace; the agent checks the permission, and logs every order with its caller.
 
 use anyhow::Context;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
@@ -11,37 +12,53 @@ use crate::kill::{KillOrder, KillOutcome, SCHEMA, execute};
 use crate::linux::capabilities;
 use crate::linux::host::Capability;
 use crate::linux::users::UnixGroup;
-use crate::report::requests::KILL_NOT_ALLOWED;
+use crate::report::requests;
 
-use crate::agent::server::handlers::sockets::QueryError;
+use crate::agent::kill_permission::KillPermission;
 use crate::agent::server::peer_creds::Caller;
-use crate::agent::tracking::Tracking;
-
-/// Where an [`KillOrder`] is sent.
-pub const PATH: &str = "/v1/kill";
+use crate::agent::server::response::{Answer, QueryError, plain, written_json};
 
 /// An order has some 400 bytes.
-pub const LONGEST_ORDER: usize = 16 << 10;
+const LONGEST_ORDER: usize = 16 << 10;
 
-/// Why `caller` may not have sockets destroyed here, as it is answered; `None` when it may.
-pub fn forbidden(caller: &Caller, engine: &Tracking) -> Option<String> {
-    if !engine.allow_kill {
-        return Some(KILL_NOT_ALLOWED.to_owned());
+/// `caller`: of the unix socket, on which alone orders are taken.
+pub async fn answer(
+    request: Request<Incoming>,
+    caller: Option<&Caller>,
+    permission: &KillPermission,
+) -> Answer {
+    let unknown = Caller::default();
+    let caller = caller.unwrap_or(&unknown);
+    if let Some(why) = refusal(caller, permission) {
+        log::warn!("POST {} refused: {}", requests::KILL_PATH, why.trim_end());
+        return plain(StatusCode::FORBIDDEN, why);
     }
-    let group = engine.kill_group.as_ref();
-    (!caller.may_kill(group)).then(|| not_yours(caller, group))
+    let body = match Limited::new(request.into_body(), LONGEST_ORDER).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(why) => return plain(StatusCode::BAD_REQUEST, format!("cannot read the order: {why}\n")),
+    };
+    written_json(kill(&body, caller, permission).await)
 }
 
-fn not_yours(caller: &Caller, group: Option<&UnixGroup>) -> String {
-    let who = match group {
+/// Why `caller` may not destroy sockets here; `None` if it may.
+fn refusal(caller: &Caller, permission: &KillPermission) -> Option<String> {
+    if !permission.allowed.get() {
+        return Some(requests::KILL_NOT_ALLOWED.to_owned());
+    }
+    let group = permission.group.borrow();
+    (!caller.may_kill(group.as_ref())).then(|| wrong_user(caller, group.as_ref()))
+}
+
+fn wrong_user(caller: &Caller, group: Option<&UnixGroup>) -> String {
+    let allowed = match group {
         Some(group) => format!("only root and members of the group {}", group.name),
         None => "only root (there is no --kill-group)".to_owned(),
     };
-    format!("{who} may have this agent destroy sockets, and this is {caller}\n")
+    format!("{allowed} may destroy sockets through this agent, and this is {caller}\n")
 }
 
 /// # Errors
-/// When the agent is to destroy sockets and may not.
+/// When the agent is to destroy sockets and lacks the capability.
 pub fn require(allow_kill: bool) -> Result<(), Failure> {
     if !allow_kill || capabilities::holds(Capability::NetAdmin) {
         return Ok(());
@@ -49,14 +66,14 @@ pub fn require(allow_kill: bool) -> Result<(), Failure> {
     Err(Failure::new(
         "--allow-kill",
         format!("this process lacks {}", Capability::NetAdmin.name()),
-        "grant it, or leave the flag out",
+        "grant it, or remove the flag",
     ))
 }
 
 /// Carries out the order in `body`. Returns its [`KillOutcome`] as JSON.
-pub async fn kill(body: &[u8], caller: &Caller, engine: &RefCell<Tracking>) -> Result<Vec<u8>, QueryError> {
+async fn kill(body: &[u8], caller: &Caller, permission: &KillPermission) -> Result<Vec<u8>, QueryError> {
     let order: KillOrder = serde_json::from_slice(body)
-        .map_err(|why| QueryError::Request(format!("no order of tcpclose: {why}")))?;
+        .map_err(|why| QueryError::Request(format!("not an order of tcpclose: {why}")))?;
     if order.schema != SCHEMA {
         return Err(QueryError::Request(format!(
             "schema {}: this agent reads schema {SCHEMA}",
@@ -71,21 +88,21 @@ pub async fn kill(body: &[u8], caller: &Caller, engine: &RefCell<Tracking>) -> R
         order.netns,
         order.cookie.0
     );
-    // Another order that comes meanwhile searches for itself.
-    let mut places = std::mem::take(&mut engine.borrow_mut().kill_places);
-    let (tell, done) = oneshot::channel();
+    // An order that comes meanwhile searches for itself.
+    let mut places = permission.places.take();
+    let (sender, done) = oneshot::channel();
     let work = move || {
         let outcome = execute(&order, &mut places);
-        // Who asked may have hung up.
-        let _ = tell.send((outcome, places));
+        // The client may have hung up.
+        let _ = sender.send((outcome, places));
     };
-    capabilities::with_everything_held(work).context("no thread for the order")?;
-    let (outcome, places) = done.await.context("the order died")?;
-    engine.borrow_mut().kill_places = places;
+    capabilities::with_everything_held(work).context("cannot start a thread")?;
+    let (outcome, places) = done.await.context("the order's thread died")?;
+    permission.places.replace(places);
     match &outcome {
         KillOutcome::Destroyed => log::warn!("destroyed {described}"),
         KillOutcome::Spared { why } => log::info!("spared {described}: {why}"),
-        KillOutcome::Refused { why, .. } => log::warn!("not destroyed: {described}: {why}"),
+        KillOutcome::Refused { why, .. } => log::warn!("cannot destroy {described}: {why}"),
     }
-    Ok(serde_json::to_vec(&outcome).context("the answer cannot be written")?)
+    Ok(serde_json::to_vec(&outcome).context("cannot write the answer")?)
 }

@@ -1,17 +1,20 @@
 //! `/metrics`: counters and gauges in Prometheus' text format.
 
+mod family;
+
 use std::time::Duration;
 
+use hyper::StatusCode;
 use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Histogram, MetricFamily};
 
 use crate::linux::executables;
 use crate::linux::host;
 use crate::metrics::Metrics;
 use crate::metrics::descriptors;
-use crate::metrics::descriptors::{Descriptor, MetricKind};
+use crate::metrics::descriptors::Descriptor;
 use crate::metrics::gauges::Gauges;
 use crate::metrics::port_labels::LabelSlot;
 use crate::names::Phase;
@@ -20,25 +23,43 @@ use crate::probe::prog_stats::ProgramStats;
 use crate::report::owner_counts::OwnerLabels;
 
 use crate::agent::gauge_ages::GaugeAges;
+use crate::agent::parts::Parts;
+use crate::agent::server::handlers::metrics::family::{Family, series_of, single};
+use crate::agent::server::response::{Answer, plain, with_type};
 use crate::agent::tracking::Tracking;
 
-/// All metrics as text. Every record that the probe has made until now is counted.
+/// prometheus::TEXT_FORMAT with its charset.
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+pub fn answer(parts: &Parts) -> Answer {
+    match render(parts) {
+        Ok(text) => with_type(StatusCode::OK, TEXT_FORMAT, text),
+        Err(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+    }
+}
+
+/// Every metric, with all that the probe has seen until now.
 ///
 /// # Errors
-/// When a metric is malformed, which would be a defect of the agent.
-pub fn render(engine: &mut Tracking) -> prometheus::Result<String> {
-    engine.drain_all();
+/// When a metric is malformed, which would be a defect of ours.
+fn render(parts: &Parts) -> prometheus::Result<String> {
+    let mut tracking = parts.tracking.borrow_mut();
+    tracking.drain_all();
     let mut families = Vec::new();
-    if engine.ready {
-        let census = engine.census(host::monotonic_ns());
-        gauges(&mut families, &census, &stuck_labels(engine.stuck_after.bounds_ns()));
-        families.push(ages(engine.ages(host::monotonic_ns())));
+    if tracking.ready {
+        let now = tracking.gauges(host::monotonic_ns());
+        gauges(&mut families, &now, &stuck_labels(tracking.stuck_after.bounds_ns()));
+        families.push(ages(tracking.ages(host::monotonic_ns())));
     }
-    families.push(ratio(&descriptors::TIME_WAIT_LIMIT_USED, engine.namespaces.time_wait_limit_used()));
-    families.push(ratio(&descriptors::EPHEMERAL_PORTS_USED, engine.exhaustion.fullest));
-    owners(&mut families, &engine.stuck_owners);
-    ledger(&mut families, &engine.ledger, engine.overflows());
-    agent(&mut families, engine);
+    families.push(ratio(&descriptors::TIME_WAIT_LIMIT_USED, tracking.namespaces.time_wait_limit_used()));
+    let fullest = parts.port_usage.borrow().fullest;
+    families.push(ratio(&descriptors::EPHEMERAL_PORTS_USED, fullest.map(|fullest| fullest.used)));
+    families.push(ratio(&descriptors::EPHEMERAL_PORTS_BLOCKED, fullest.map(|fullest| fullest.blocked)));
+    owners(&mut families, &parts.stuck_owners.borrow());
+    counters(&mut families, &tracking.output.metrics, tracking.overflows());
+    agent(&mut families, &tracking);
+    let web_config_wrong = f64::from(u8::from(parts.web_config_wrong.get()));
+    families.push(single(&descriptors::WEB_CONFIG_WRONG, web_config_wrong).done());
     families.extend(ProcessCollector::for_self().collect());
     families.retain(|family: &MetricFamily| !family.get_metric().is_empty());
     let series = families.iter().map(series_of).sum::<usize>() + 1;
@@ -105,7 +126,7 @@ fn owners(families: &mut Vec<MetricFamily>, counts: &[(OwnerLabels, u64)]) {
     families.push(owners.done());
 }
 
-fn ledger(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overflows: u64) {
+fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overflows: u64) {
     let mut durations = Family::new(&descriptors::STATE_DURATION);
     for (label, phase, histogram) in metrics.durations() {
         let mut proto = Histogram::default();
@@ -148,43 +169,42 @@ fn ledger(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overflo
     families.extend(all.map(Family::done));
 }
 
-fn agent(families: &mut Vec<MetricFamily>, engine: &Tracking) {
-    let runs = engine.probe.runs();
+fn agent(families: &mut Vec<MetricFamily>, tracking: &Tracking) {
+    let runs = tracking.probe.runs();
     let lost = Family::new(&descriptors::EVENTS_LOST)
-        .with(&["ring"], engine.counters().lost as f64)
+        .with(&["ring"], tracking.counters().lost as f64)
         .with(&["recursion"], runs.missed as f64)
-        .with(&["decode"], engine.malformed as f64);
+        .with(&["decode"], tracking.ring.malformed as f64);
     families.extend(program_runs(runs).map(Family::done));
-    let dumps = engine.dumps;
+    let dumps = tracking.dumps;
     let mut success = Family::new(&descriptors::RECONCILE_LAST_SUCCESS);
     if dumps.reconciled_at > 0.0 {
         success.add(&[], dumps.reconciled_at);
     }
     let info = Family::new(&descriptors::HOOK_INFO)
-        .with(&["state", engine.probe.hook.name()], 1.0)
-        .with(&["time_wait", engine.probe.time_wait.name()], 1.0)
-        .with(&["owners", engine.probe.owners.name()], 1.0);
+        .with(&["state", tracking.probe.hook.name()], 1.0)
+        .with(&["time_wait", tracking.probe.time_wait.name()], 1.0)
+        .with(&["owners", tracking.probe.owners.name()], 1.0);
     let flag = |raised: bool| f64::from(u8::from(raised));
-    let degrades = |hook| flag(engine.probe.declined.degrades(hook));
+    let degrades = |hook| flag(tracking.probe.declined.degrades(hook));
     let degraded = Family::new(&descriptors::HOOK_DEGRADED)
         .with(&["state"], degrades(Hook::State))
         .with(&["time_wait"], degrades(Hook::TimeWait))
         .with(&["owners"], degrades(Hook::Owners));
-    let namespaces = Family::new(&descriptors::NETNS_INFO).with(&[engine.namespaces.dumped()], 1.0);
+    let namespaces = Family::new(&descriptors::NETNS_INFO).with(&[tracking.namespaces.coverage()], 1.0);
     let build = Family::new(&descriptors::BUILD_INFO).with(&[env!("CARGO_PKG_VERSION")], 1.0);
     let all = [
-        single(&descriptors::EVENTS_RECEIVED, engine.received as f64),
+        single(&descriptors::EVENTS_RECEIVED, tracking.ring.received as f64),
         lost,
-        single(&descriptors::RING_USED, engine.probe.ring.most_used() as f64),
+        single(&descriptors::RING_USED, tracking.probe.ring.most_used() as f64),
         single(&descriptors::RECONCILE_INTERVAL, dumps.interval_ns as f64 / 1e9),
         single(&descriptors::DUMPS_OVER_BUDGET, flag(dumps.over_budget)),
         single(&descriptors::DUMP_SECONDS, dumps.last_ns as f64 / 1e9),
         success,
-        single(&descriptors::STUCK_AFTER, engine.stuck_after.first_ns() as f64 / 1e9),
+        single(&descriptors::STUCK_AFTER, tracking.stuck_after.first_ns() as f64 / 1e9),
         info,
         namespaces,
         degraded,
-        single(&descriptors::WEB_CONFIG_WRONG, flag(engine.web_config_wrong.get())),
         single(&descriptors::HELPERS_KILLED, executables::killed() as f64),
         build,
     ];
@@ -204,77 +224,6 @@ fn program_runs(runs: ProgramStats) -> [Family; 2] {
 
 fn port(label: LabelSlot) -> String {
     label.port.map_or_else(|| "other".to_owned(), |port| port.to_string())
-}
-
-/// The number of series of a family in Prometheus.
-fn series_of(family: &MetricFamily) -> usize {
-    let each = |metric: &Metric| match family.get_field_type() {
-        // The buckets, +Inf, sum and count.
-        MetricType::HISTOGRAM => metric.get_histogram().get_bucket().len() + 3,
-        _ => 1,
-    };
-    family.get_metric().iter().map(each).sum()
-}
-
-/// A metric family that is being filled.
-struct Family {
-    descriptor: &'static Descriptor,
-    metrics: Vec<Metric>,
-}
-
-impl Family {
-    fn new(descriptor: &'static Descriptor) -> Self {
-        Self { descriptor, metrics: Vec::new() }
-    }
-
-    /// Adds a sample; `labels` are the values of the descriptor's labels.
-    fn add(&mut self, labels: &[&str], value: f64) {
-        let mut metric = self.labelled(labels);
-        if self.descriptor.kind == MetricKind::Counter {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        self.metrics.push(metric);
-    }
-
-    fn with(mut self, labels: &[&str], value: f64) -> Self {
-        self.add(labels, value);
-        self
-    }
-
-    fn labelled(&self, values: &[&str]) -> Metric {
-        debug_assert_eq!(values.len(), self.descriptor.labels.len(), "{}", self.descriptor.name);
-        let pairs = self.descriptor.labels.iter().zip(values).map(|(&name, &value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name(name.to_owned());
-            pair.set_value(value.to_owned());
-            pair
-        });
-        Metric::from_label(pairs.collect())
-    }
-
-    fn done(self) -> MetricFamily {
-        let mut family = MetricFamily::default();
-        family.set_name(self.descriptor.name.to_owned());
-        family.set_help(self.descriptor.help.to_owned());
-        family.set_field_type(match self.descriptor.kind {
-            MetricKind::Counter => MetricType::COUNTER,
-            MetricKind::Gauge => MetricType::GAUGE,
-            MetricKind::Histogram => MetricType::HISTOGRAM,
-        });
-        family.set_metric(self.metrics);
-        family
-    }
-}
-
-/// A family of one sample without labels.
-fn single(descriptor: &'static Descriptor, value: f64) -> Family {
-    Family::new(descriptor).with(&[], value)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The page at `/`: a few files written by hand and part of the binary, which draw what `/metrics` tells. They hold no
-//! number themselves and fetch nothing but that, so the page shows what a scrape does, on either face.
+//! The page at `/`: a few files in the binary, which draw what `/metrics` tells. They fetch nothing else, so the page shows
+//! what a scrape does, on either listener.
 
 use std::sync::LazyLock;
 
@@ -12,6 +12,7 @@ use hyper::header::{
 use hyper::{Response, StatusCode};
 
 /// A file of the page.
+#[derive(Debug, PartialEq, Eq)]
 struct File {
     path: &'static str,
     kind: &'static str,
@@ -30,17 +31,18 @@ const FILES: [File; 7] = [
     File { path: "/icon.svg", kind: "image/svg+xml", text: include_str!("page/icon.svg") },
 ];
 
-/// The page runs its own files and asks its own agent; nothing inline, nothing from elsewhere, in no frame. No text
-/// becomes markup (trusted types): a label of `/metrics` may hold what a program calls itself.
+/// Only the page's own scripts run, and they fetch from their own agent only; nothing inline, no other origin, no frame. No
+/// text becomes markup (trusted types), since a label of `/metrics` may hold the name of any program.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
 );
 
-/// To be asked for anew each time, which is answered by 304 as long as the agent is the same.
+/// Browsers revalidate each time; the answer is 304 as long as the agent is the same.
 const CACHED: HeaderValue = HeaderValue::from_static("no-cache");
 
-/// What stands behind a path, if it is the page's.
+/// A file of the page, by its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page(&'static File);
 
 impl Page {
@@ -48,10 +50,14 @@ impl Page {
         FILES.iter().find(|file| file.path == path).map(Self)
     }
 
-    /// The file, or that the caller has it already.
-    pub fn answer(&self, asked: &HeaderMap) -> Response<Full<Bytes>> {
+    pub fn path(self) -> &'static str {
+        self.0.path
+    }
+
+    /// The file, or 304 if the client has it.
+    pub fn answer(self, request: &HeaderMap) -> Response<Full<Bytes>> {
         let tag = HeaderValue::from_str(&TAG).ok();
-        let known = tag.is_some() && asked.get_all(IF_NONE_MATCH).iter().any(names_ours);
+        let known = tag.is_some() && request.get_all(IF_NONE_MATCH).iter().any(has_our_tag);
         let mut answer = Response::default();
         if known {
             *answer.status_mut() = StatusCode::NOT_MODIFIED;
@@ -78,8 +84,8 @@ static TAG: LazyLock<String> = LazyLock::new(|| {
     format!("\"{:08x}\"", crc32fast::hash(all.as_bytes()))
 });
 
-/// Whether an If-None-Match names our files.
-fn names_ours(tags: &HeaderValue) -> bool {
+/// Whether an If-None-Match has our tag.
+fn has_our_tag(tags: &HeaderValue) -> bool {
     let tags = tags.to_str().unwrap_or_default();
     tags.split(',').map(str::trim).any(|tag| tag == "*" || tag.trim_start_matches("W/") == *TAG)
 }
@@ -89,15 +95,15 @@ mod tests {
     use super::*;
 
     fn ask(path: &str, tag: Option<&str>) -> Response<Full<Bytes>> {
-        let mut asked = HeaderMap::new();
+        let mut request = HeaderMap::new();
         if let Some(tag) = tag {
-            asked.insert(IF_NONE_MATCH, HeaderValue::from_str(tag).unwrap());
+            request.insert(IF_NONE_MATCH, HeaderValue::from_str(tag).unwrap());
         }
-        Page::at(path).unwrap().answer(&asked)
+        Page::at(path).unwrap().answer(&request)
     }
 
     #[test]
-    fn who_has_the_files_is_told_so() {
+    fn a_client_that_has_the_files_is_told_so() {
         let first = ask("/", None);
         assert_eq!(first.status(), StatusCode::OK);
         let tag = first.headers()[ETAG].to_str().unwrap();
@@ -111,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn every_file_that_one_names_is_there_and_none_is_from_elsewhere() {
+    fn every_file_that_is_referred_to_exists_and_none_is_from_elsewhere() {
         for File { path, text, .. } in &FILES {
             for (at, _) in text.match_indices("://") {
                 // A namespace's name, which nobody fetches.

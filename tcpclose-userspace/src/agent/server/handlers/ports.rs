@@ -1,4 +1,4 @@
-//! `GET /ports`: the close phase by service port, from the same ledger and census as `/metrics`.
+//! `GET /ports`: the close phase by service port, from the same counters and gauges as `/metrics`.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,6 @@ use std::rc::Rc;
 
 use tokio::time::sleep;
 
-use crate::collect;
 use crate::linux::host;
 use crate::metrics::Metrics;
 use crate::metrics::gauges::{Gauges, Standing};
@@ -15,47 +14,42 @@ use crate::metrics::port_labels::LabelSlot;
 use crate::metrics::rates;
 use crate::metrics::rates::RateHistory;
 use crate::names::Phase;
-use crate::report::ports::{PortUse, PortsDocument, StateUse, TransitionUse};
+use crate::report::ports::{PortUse, PortsDocument, SCHEMA, StateUse, TransitionUse};
 use crate::report::sockets::{DocumentSource, seconds};
 
+use crate::agent::server::response::{Answer, json, not_ready};
 use crate::agent::tracking::Tracking;
 
-/// Where the command line and the page ask. On every face: it tells of no single socket.
-pub const PATH: &str = "/ports";
-
-/// Remembers what the counters were, for as long as the agent runs.
-pub async fn run(engine: Rc<RefCell<Tracking>>) {
+/// Samples the counters for rates, for as long as the agent runs.
+pub async fn run(tracking: Rc<RefCell<Tracking>>, rates: Rc<RefCell<RateHistory>>) {
     loop {
         {
-            let mut engine = engine.borrow_mut();
-            engine.drain_all();
-            let Tracking { rates, ledger, .. } = &mut *engine;
-            rates.sample(ledger, host::monotonic_ns());
+            let mut tracking = tracking.borrow_mut();
+            tracking.drain_all();
+            rates.borrow_mut().sample(&tracking.output.metrics, host::monotonic_ns());
         }
         sleep(rates::INTERVAL).await;
     }
 }
 
-/// Everything, as of now. `None` before the first dump.
-pub fn document(engine: &mut Tracking) -> Option<PortsDocument> {
-    if !engine.ready {
-        return None;
+pub fn answer(tracking: &mut Tracking, rates: &RateHistory) -> Answer {
+    if !tracking.ready {
+        return not_ready();
     }
-    engine.drain_all();
+    tracking.drain_all();
     let now_ns = host::monotonic_ns();
-    let census = engine.census(now_ns);
-    let incomplete = engine.namespaces.incomplete(&BTreeMap::new());
+    let gauges = tracking.gauges(now_ns);
     let head = Head {
-        incomplete,
+        incomplete: tracking.namespaces.incomplete(&BTreeMap::new()),
         at: host::wall_clock(),
         now_ns,
-        age_ns: engine.ages(now_ns).oldest_ns(),
-        stuck_after_ns: engine.stuck_after.first_ns(),
+        age_ns: tracking.ages(now_ns).oldest_ns(),
+        stuck_after_ns: tracking.stuck_after.first_ns(),
     };
-    Some(assemble(head, &engine.ledger, &census, &engine.rates))
+    json(&assemble(head, &tracking.output.metrics, &gauges, rates))
 }
 
-/// What is neither counted nor measured.
+/// The fields of the document besides counters and gauges.
 struct Head {
     incomplete: Vec<String>,
     at: String,
@@ -64,15 +58,15 @@ struct Head {
     stuck_after_ns: u64,
 }
 
-fn assemble(head: Head, ledger: &Metrics, census: &Gauges, rates: &RateHistory) -> PortsDocument {
+fn assemble(head: Head, metrics: &Metrics, gauges: &Gauges, rates: &RateHistory) -> PortsDocument {
     let window = rates.window(head.now_ns);
-    let closes = rates::closes_of(ledger);
+    let closes = rates::closes_of(metrics);
     let durations: BTreeMap<(LabelSlot, Phase), &Histogram> =
-        ledger.durations().map(|(label, phase, histogram)| ((label, phase), histogram)).collect();
-    let standing = |label, phase| census.standing.get(&(label, phase)).copied().unwrap_or_default();
+        metrics.durations().map(|(label, phase, histogram)| ((label, phase), histogram)).collect();
+    let standing = |label, phase| gauges.standing.get(&(label, phase)).copied().unwrap_or_default();
     let mut labels: BTreeSet<LabelSlot> =
-        durations.keys().chain(census.standing.keys()).map(|(label, _)| *label).collect();
-    labels.extend(closes.keys().chain(census.stuck.keys()));
+        durations.keys().chain(gauges.standing.keys()).map(|(label, _)| *label).collect();
+    labels.extend(closes.keys().chain(gauges.stuck.keys()));
     let ports = labels.iter().map(|&label| {
         let states = Phase::ALL.into_iter().filter_map(|phase| {
             let durations = durations.get(&(label, phase)).copied();
@@ -85,8 +79,8 @@ fn assemble(head: Head, ledger: &Metrics, census: &Gauges, rates: &RateHistory) 
             side: label.side,
             port: label.port,
             sockets: states.iter().map(|of_state| of_state.sockets).sum(),
-            stuck: census.stuck.get(&label).map_or(0, |classes| classes.iter().sum()),
-            possibly_stuck: census.unproven.get(&label).copied().unwrap_or(0),
+            stuck: gauges.stuck.get(&label).map_or(0, |classes| classes.iter().sum()),
+            possibly_stuck: gauges.unproven.get(&label).copied().unwrap_or(0),
             closes: Some(closes),
             closes_per_second: window.map(|window| window.closes(label, closes)),
             states,
@@ -104,20 +98,24 @@ fn assemble(head: Head, ledger: &Metrics, census: &Gauges, rates: &RateHistory) 
         }
         StateUse::new(phase, all, Some(&together))
     });
-    let transitions = ledger.transitions().map(|(from, to, count)| TransitionUse {
+    let transitions = metrics.transitions().map(|(from, to, count)| TransitionUse {
         from: from.name().to_owned(),
         to: to.name().to_owned(),
         count,
         per_second: window.map(|window| window.transitions(from, to, count)),
     });
-    let envelope = collect::envelope(DocumentSource::Agent, head.at, head.incomplete);
     PortsDocument {
+        schema: SCHEMA,
+        host: host::hostname(),
+        boot_id: host::boot_id(),
+        at: head.at,
+        source: DocumentSource::Agent,
         age_seconds: Some(seconds(head.age_ns)),
+        incomplete: head.incomplete,
         stuck_after_seconds: seconds(head.stuck_after_ns),
         rate_seconds: window.map(|window| window.seconds),
         states: states.collect(),
         transitions: transitions.collect(),
         ports: ports.collect(),
-        ..PortsDocument::within(envelope)
     }
 }

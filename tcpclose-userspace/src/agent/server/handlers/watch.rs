@@ -1,4 +1,4 @@
-//! `GET /v1/watch?port=…`: what a watcher is told, as lines of JSON, for as long as it listens.
+//! `GET /v1/watch?port=…`: transitions as they happen, one JSON document a line, for as long as the client reads.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,7 +10,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame};
+use hyper::{Response, StatusCode};
 
 use crate::linux::{host, process};
 use crate::report::sockets::{Cookie, seconds};
@@ -19,74 +21,76 @@ use crate::report::watch::line::{CloserLine, Item, Line, More};
 use crate::tracker::socket;
 use crate::tracker::transition::Transition;
 
+use crate::agent::server::response::{plain, with_type};
 use crate::agent::tracking::Tracking;
 use crate::agent::watchers::{MOST_WATCHERS, Subscription, WatchItem};
 
-/// Where the command line watches.
-pub const PATH: &str = "/v1/watch";
+const JSON_LINES: &str = "application/x-ndjson";
 
 /// Lines that are written at a time.
 const AT_ONCE: usize = 256;
 
-/// How long a process's name is believed without another look, and how many are kept.
+/// How long a process's name is used before it is read again, and how many are kept.
 const NAMES_LAST: Duration = Duration::from_secs(1);
 const MOST_NAMES: usize = 1024;
 
-/// Why nobody more may watch.
-pub enum WatchRefused {
-    /// The filter makes no sense: what is wrong with it.
-    Filter(String),
-    TooMany,
-}
+/// There are [`MOST_WATCHERS`].
+#[derive(Debug)]
+pub struct TooManyWatchers;
 
-impl WatchRefused {
-    pub fn too_many() -> String {
-        format!("{MOST_WATCHERS} watch already, and no more may: end one of them")
+/// The stream, or why there is none.
+pub fn answer(query: &str, tracking: &Rc<RefCell<Tracking>>) -> Response<Either<Full<Bytes>, WatchStream>> {
+    let filter = match WatchFilter::parse(query) {
+        Ok(filter) => filter,
+        Err(why) => return plain(StatusCode::BAD_REQUEST, format!("{why}\n")).map(Either::Left),
+    };
+    match WatchStream::begin(filter, tracking) {
+        Ok(stream) => with_type(StatusCode::OK, JSON_LINES, "").map(|_| Either::Right(stream)),
+        Err(TooManyWatchers) => {
+            let why = format!("{MOST_WATCHERS} clients are watching, the limit: end one of them\n");
+            plain(StatusCode::SERVICE_UNAVAILABLE, why).map(Either::Left)
+        }
     }
 }
 
 /// The lines for one watcher.
 pub struct WatchStream {
-    watch: Subscription,
-    engine: Rc<RefCell<Tracking>>,
+    subscription: Subscription,
+    tracking: Rc<RefCell<Tracking>>,
     names: ProcessNames,
 }
 
 impl WatchStream {
-    /// Watches from now on: what has been drained by now is not told.
-    pub fn begin(query: &str, engine: &Rc<RefCell<Tracking>>) -> Result<Self, WatchRefused> {
-        Self::of(WatchFilter::parse(query).map_err(WatchRefused::Filter)?, engine)
-    }
-
-    pub fn of(filter: WatchFilter, engine: &Rc<RefCell<Tracking>>) -> Result<Self, WatchRefused> {
-        let watch = {
-            let mut engine = engine.borrow_mut();
-            engine.drain_all();
-            engine.hub.watch(filter).ok_or(WatchRefused::TooMany)?
+    /// Watches from now on, without what is in the ring already.
+    pub fn begin(filter: WatchFilter, tracking: &Rc<RefCell<Tracking>>) -> Result<Self, TooManyWatchers> {
+        let subscription = {
+            let mut tracking = tracking.borrow_mut();
+            tracking.drain_all();
+            tracking.output.watchers.watch(filter).ok_or(TooManyWatchers)?
         };
-        Ok(Self { watch, engine: Rc::clone(engine), names: ProcessNames::default() })
+        Ok(Self { subscription, tracking: Rc::clone(tracking), names: ProcessNames::default() })
     }
 
-    /// What has come; never nothing.
+    /// What has come; never none.
     pub async fn next(&mut self) -> Vec<Item> {
         poll_fn(|context| self.poll_next(context)).await
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Vec<Item>> {
-        let told = ready!(self.watch.poll_take(context, AT_ONCE));
-        let engine = self.engine.borrow();
+        let items = ready!(self.subscription.poll_take(context, AT_ONCE));
+        let tracking = self.tracking.borrow();
         let now = Clocks::now();
-        let more = self.watch.filter().more;
-        let mut item = |told| match told {
+        let more = self.subscription.filter().more;
+        let mut item = |item| match item {
             WatchItem::Step(step, wall_ns) => {
                 let time = UNIX_EPOCH + Duration::from_nanos(wall_ns);
                 let time = humantime::format_rfc3339_nanos(time).to_string();
                 let owner = step.closer.map(|closer| self.names.of(closer, &now));
-                Item::Line(Box::new(line(&step, time, owner, more, &engine)))
+                Item::Line(Box::new(line(&step, time, owner, more, &tracking)))
             }
             WatchItem::Lost(lost) => Item::Lost(lost),
         };
-        Poll::Ready(told.into_iter().map(&mut item).collect())
+        Poll::Ready(items.into_iter().map(&mut item).collect())
     }
 }
 
@@ -102,7 +106,7 @@ impl Body for WatchStream {
         let items = ready!(self.poll_next(context));
         let mut text = Vec::with_capacity(items.len() * 512);
         for item in items {
-            // Nothing in a line can fail to be written.
+            // Serialization of a line cannot fail.
             if serde_json::to_writer(&mut text, &item).is_ok() {
                 text.push(b'\n');
             }
@@ -111,7 +115,7 @@ impl Body for WatchStream {
     }
 }
 
-/// What both clocks say at one moment.
+/// Both clocks at one moment.
 struct Clocks {
     monotonic_ns: u64,
     uptime_ns: u64,
@@ -127,13 +131,13 @@ impl Clocks {
     }
 }
 
-fn line(step: &Transition, time: String, owner: Option<CloserLine>, more: bool, engine: &Tracking) -> Line {
-    let netns = engine.namespaces.get(step.netns);
+fn line(step: &Transition, time: String, owner: Option<CloserLine>, more: bool, tracking: &Tracking) -> Line {
+    let netns = tracking.namespaces.get(step.netns);
     let more = more.then(|| More {
         netns_name: netns.and_then(|netns| netns.name.clone()),
         snd: step.snd,
         rcv: step.rcv,
-        time_wait_ms: engine.tracker.time_wait_ns().map(|ns| ns / 1_000_000),
+        time_wait_ms: tracking.tracker.time_wait_ns().map(|ns| ns / 1_000_000),
     });
     Line {
         time,
@@ -156,17 +160,16 @@ fn line(step: &Transition, time: String, owner: Option<CloserLine>, more: bool, 
     }
 }
 
-/// Names of processes, so that a busy one is not looked up for each of its closes, and one that has ended since keeps its
-/// own.
+/// Names of processes: a busy process is not looked up for each of its closes, and one that has ended keeps its name.
 #[derive(Default)]
 struct ProcessNames(HashMap<u32, Name>);
 
-/// What a look at a process has found.
+/// The name of a process.
 struct Name {
-    /// When that was, by two clocks.
+    /// When it was read, by two clocks.
     looked: Instant,
     looked_ns: u64,
-    /// When the process began, nanoseconds since boot.
+    /// Start of the process, nanoseconds since boot.
     began_ns: u64,
     comm: String,
 }
@@ -176,8 +179,8 @@ impl ProcessNames {
         let pid = closer.pid.get();
         let (closed_ns, closed_since_boot_ns) =
             (closer.at_ns, now.uptime_ns.saturating_sub(now.ago_ns(closer.at_ns)));
-        let believed = |name: &Name| closed_ns <= name.looked_ns || name.looked.elapsed() < NAMES_LAST;
-        if !self.0.get(&pid).is_some_and(believed) {
+        let is_current = |name: &Name| closed_ns <= name.looked_ns || name.looked.elapsed() < NAMES_LAST;
+        if !self.0.get(&pid).is_some_and(is_current) {
             if self.0.len() >= MOST_NAMES {
                 self.0.clear();
             }
@@ -189,7 +192,7 @@ impl ProcessNames {
                 None => drop(self.0.remove(&pid)),
             }
         }
-        // Who began later only has its number.
+        // A process that began later has only the same pid.
         let name = self.0.get(&pid).filter(|name| name.began_ns <= closed_since_boot_ns);
         CloserLine { pid, comm: name.map(|name| name.comm.clone()) }
     }

@@ -1,4 +1,4 @@
-//! Whose certificates are taken.
+//! Verification of client certificates.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,12 +11,12 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 use webpki::EndEntityCert;
 
-/// Go's five policies: verified or not, mandatory or not; and with one of some names, or any.
+/// The five policies of Go: verified or not, mandatory or not; restricted to certain names or not.
 pub struct Clients {
-    /// By the CA; `None`: whatever certificate comes is taken, if the client has its key.
+    /// Verifies by the CA; `None`: any certificate is accepted if the client has its key.
     pub verifier: Option<Arc<dyn ClientCertVerifier>>,
     pub mandatory: bool,
-    /// A certificate must have one of these as a subject alternative name, where there are any.
+    /// If not empty, a certificate must have one of these as a subject alternative name.
     pub sans: Vec<String>,
     pub algorithms: WebPkiSupportedAlgorithms,
 }
@@ -74,7 +74,7 @@ impl ClientCertVerifier for Clients {
     }
 }
 
-/// Whether one of `sans` is, letter by letter, a DNS name, an address or a URI of the certificate.
+/// Whether one of `sans` is literally a DNS name, an address or a URI of the certificate.
 fn has_any(certificate: &CertificateDer<'_>, sans: &[String]) -> bool {
     let Ok(certificate) = EndEntityCert::try_from(certificate) else { return false };
     let allowed = |name: &str| sans.iter().any(|san| san == name);

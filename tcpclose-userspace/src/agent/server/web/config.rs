@@ -1,5 +1,5 @@
-//! What the file asks for. Every key of the format is known here; what is not supported is refused, and nothing is
-//! skipped: a line that an operator wrote to keep strangers out and that does nothing is worse than none.
+//! Parses and checks the file. Every key of the format is known; unsupported values are refused and nothing is ignored, since
+//! a line that an operator wrote to keep strangers out must not be without effect.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,10 +16,10 @@ use crate::agent::server::web::yaml;
 use crate::agent::server::web::yaml::{Node, Value, short};
 use crate::failure::Failure;
 
-/// The file, checked. What it names is not read yet.
+/// The file, checked. The files that it names are not read yet.
 #[derive(Debug, Default)]
 pub struct WebConfig {
-    /// `None`: served without TLS.
+    /// `None`: no TLS.
     pub tls: Option<Tls>,
     /// Sent with each answer.
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -27,7 +27,7 @@ pub struct WebConfig {
     pub rate: Option<Rate>,
 }
 
-/// Names and bcrypt hashes of passwords; nobody: no password is asked for.
+/// User names and bcrypt hashes of passwords. Without users no password is needed.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Users(pub BTreeMap<String, String>);
 
@@ -43,15 +43,15 @@ pub struct Tls {
     pub key: Pem,
     pub client_ca: Option<Pem>,
     pub client_auth: ClientAuth,
-    /// A client's certificate must have one of them, where there are any.
+    /// If not empty, a client's certificate must have one of them.
     pub allowed_sans: Vec<String>,
-    /// Of TLS 1.2, the preferred first; those of 1.3 are always on, as in Go. `None`: all that there are.
+    /// Those of TLS 1.2, in order of preference; those of 1.3 are always on, as in Go. `None`: all.
     pub suites: Option<Vec<CipherSuite>>,
-    /// The preferred first; none: all that there are.
+    /// In order of preference; empty: all.
     pub curves: Vec<NamedGroup>,
     pub min_version: Version,
     pub max_version: Version,
-    /// Of the suites that both have, the one that the server likes best.
+    /// The server's order of preference counts, not the client's.
     pub prefer_server: bool,
 }
 
@@ -59,7 +59,7 @@ pub struct Tls {
 #[derive(PartialEq, Eq)]
 pub enum Pem {
     File(PathBuf),
-    /// In the file itself.
+    /// In the web configuration itself.
     Inline(String),
 }
 
@@ -78,11 +78,11 @@ pub enum Version {
     Tls13,
 }
 
-/// Go's names for what is asked of clients.
+/// Go's policies for client certificates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientAuth {
     None,
-    /// Asked for, and whatever comes is taken.
+    /// Requested; any certificate is accepted.
     Request,
     RequireAny,
     VerifyIfGiven,
@@ -103,7 +103,7 @@ const CLIENT_AUTH: [(&str, ClientAuth); 6] = [
     ("NoClientCert", ClientAuth::None),
     ("RequestClientCert", ClientAuth::Request),
     ("RequireAnyClientCert", ClientAuth::RequireAny),
-    // What the toolkit once called it, and still takes.
+    // A former name, which the toolkit still accepts.
     ("RequireClientCert", ClientAuth::RequireAny),
     ("VerifyClientCertIfGiven", ClientAuth::VerifyIfGiven),
     ("RequireAndVerifyClientCert", ClientAuth::RequireAndVerify),
@@ -133,7 +133,7 @@ const CURVES: [(&str, NamedGroup); 3] = [
 
 const VERSIONS: [(&str, Version); 2] = [("TLS12", Version::Tls12), ("TLS13", Version::Tls13)];
 
-/// The headers that the toolkit can set, and what it takes for them where that is fixed.
+/// The headers that the toolkit can set, with the accepted values if these are fixed.
 const HEADERS: [(&str, &[&str]); 5] = [
     ("Content-Security-Policy", &[]),
     ("Strict-Transport-Security", &[]),
@@ -144,20 +144,24 @@ const HEADERS: [(&str, &[&str]); 5] = [
 
 const SECTIONS: [&str; 4] = ["tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"];
 
-/// A check takes about a second of CPU at this cost (65 ms at 10, and twice as much for each further one), and whoever reaches the
-/// port can ask for one after the other.
+/// A check takes about a second of CPU at this cost (65 ms at 10, doubling with each further one), and every client that reaches
+/// the port can request one after another.
 const HIGHEST_COST: u32 = 14;
 
 const LONGEST_INTERVAL: Duration = Duration::from_secs(86_400);
 
-/// What `bytes`, the content of `file`, ask for. Paths in it are relative to the folder of `file`.
+/// Parses `bytes`, the content of `file`. Paths in it are relative to the folder of `file`.
 ///
 /// # Errors
-/// The first thing that is wrong, with its line.
+/// The first error, with its line.
 pub fn parse(bytes: &[u8], file: &Path) -> Result<WebConfig, Failure> {
     let name = file.display().to_string();
     if bytes.len() > yaml::LARGEST {
-        return Err(Failure::new(name, "it is larger than 1 MiB", "name certificates by cert_file"));
+        return Err(Failure::new(
+            name,
+            "it is larger than 1 MiB",
+            "put certificates into files of their own (cert_file)",
+        ));
     }
     let Ok(text) = std::str::from_utf8(bytes) else {
         return Err(Failure::new(name, "it is not UTF-8", "write it in UTF-8"));
@@ -196,12 +200,14 @@ fn tls(field: &Field<'_, '_>, file: &Path) -> Result<Option<Tls>, Failure> {
         return Ok(None);
     }
     let pem = |inline: &str, path: &str| match (fields.at(inline).text()?, fields.at(path).text()?) {
-        (Some(_), Some(_)) => Err(fields.at(inline).wrong(format_args!("{path} is there too"), "keep one")),
+        (Some(_), Some(_)) => {
+            Err(fields.at(inline).wrong(format_args!("{path} is set too"), "keep one of them"))
+        }
         (Some(text), None) => Ok(Some(Pem::Inline(text.to_owned()))),
         (None, Some(path)) => Ok(Some(Pem::File(file.parent().unwrap_or(Path::new("")).join(path)))),
         (None, None) => Ok(None),
     };
-    let missing = |what: &str| field.wrong(format_args!("no {what}"), format!("name a {what}_file"));
+    let missing = |what: &str| field.wrong(format_args!("{what} is missing"), format!("set {what}_file"));
     let cert = pem("cert", "cert_file")?.ok_or_else(|| missing("cert"))?;
     let key = pem("key", "key_file")?.ok_or_else(|| missing("key"))?;
     let client_ca = pem("client_ca", "client_ca_file")?;
@@ -209,29 +215,31 @@ fn tls(field: &Field<'_, '_>, file: &Path) -> Result<Option<Tls>, Failure> {
     let auth = fields.at("client_auth_type");
     let client_auth = auth.choice(&CLIENT_AUTH)?.unwrap_or(ClientAuth::None);
     if client_auth.verifies() && client_ca.is_none() {
-        return Err(auth.wrong("nothing to verify certificates by", "name a client_ca_file"));
+        return Err(auth.wrong("there is no CA to verify certificates by", "set client_ca_file"));
     }
     if !client_auth.verifies() && client_ca.is_some() {
-        let todo = "write client_auth_type: RequireAndVerifyClientCert, or leave the CA out";
-        return Err(auth.wrong("no certificate is verified by the CA that is named", todo));
+        let todo = "write client_auth_type: RequireAndVerifyClientCert, or remove the CA";
+        return Err(auth.wrong("client_ca is set, and no certificate is verified by it", todo));
     }
     let sans = fields.at("client_allowed_sans");
     let allowed_sans = allowed_sans(&sans)?;
     if !client_auth.requires() && sans.node.is_some_and(|node| node.value != Value::Nothing) {
         let todo = "write client_auth_type: RequireAndVerifyClientCert";
-        return Err(sans.wrong("a client need not show a certificate", todo));
+        return Err(sans.wrong("clients need no certificate", todo));
     }
 
     let min = fields.at("min_version");
     let min_version = version(&min)?.unwrap_or(Version::Tls12);
     let max_version = version(&fields.at("max_version"))?.unwrap_or(Version::Tls13);
     if min_version > max_version {
-        return Err(min.wrong("it is above max_version", "write versions that leave one"));
+        return Err(min.wrong("it is above max_version", "lower it, or raise max_version"));
     }
     let suites = suites(&fields.at("cipher_suites"))?;
     if max_version == Version::Tls12 && suites.as_ref().is_some_and(Vec::is_empty) {
-        let todo = "name one of TLS 1.2, for example TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256";
-        return Err(fields.at("cipher_suites").wrong("all of them are of TLS 1.3", todo));
+        let todo = "add one of TLS 1.2, for example TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256";
+        return Err(fields
+            .at("cipher_suites")
+            .wrong("all suites are of TLS 1.3, and max_version is TLS12", todo));
     }
     let curves = fields.at("curve_preferences").texts()?;
     let curves: Result<Vec<NamedGroup>, Failure> =
@@ -252,7 +260,7 @@ fn tls(field: &Field<'_, '_>, file: &Path) -> Result<Option<Tls>, Failure> {
 
 fn version(field: &Field<'_, '_>) -> Result<Option<Version>, Failure> {
     if matches!(field.text()?, Some("TLS10" | "TLS11")) {
-        return Err(field.wrong("no TLS below 1.2 is spoken here", "write TLS12 or TLS13"));
+        return Err(field.wrong("TLS below 1.2 is not supported", "write TLS12 or TLS13"));
     }
     field.choice(&VERSIONS)
 }
@@ -261,11 +269,11 @@ fn version(field: &Field<'_, '_>) -> Result<Option<Version>, Failure> {
 fn allowed_sans(field: &Field<'_, '_>) -> Result<Vec<String>, Failure> {
     let sans = field.texts()?;
     if sans.is_empty() && matches!(field.node, Some(Node { value: Value::List(_), .. })) {
-        return Err(field.wrong("an empty list lets nobody in", "name one at least, or leave it out"));
+        return Err(field.wrong("an empty list refuses every client", "add a name, or remove the key"));
     }
-    // A URI may have an @ as well.
+    // A URI may contain an @ too.
     if let Some((place, text)) = sans.iter().find(|(_, text)| text.contains('@') && !text.contains(':')) {
-        let todo = "name the certificates' DNS names, addresses or URIs";
+        let todo = "write DNS names, addresses or URIs of certificates";
         return Err(place.wrong(format_args!("{}: e-mail addresses are not supported", short(text)), todo));
     }
     Ok(sans.into_iter().map(|(_, text)| text.to_owned()).collect())
@@ -279,7 +287,7 @@ fn suites(field: &Field<'_, '_>) -> Result<Option<Vec<CipherSuite>>, Failure> {
     }
     let suites: Result<Vec<(&str, CipherSuite)>, Failure> =
         named.iter().map(|(place, text)| Ok((*text, choice(place, text, &SUITES)?))).collect();
-    // Go names those of TLS 1.3 without a key exchange.
+    // In Go's names, those of TLS 1.3 have no key exchange.
     Ok(Some(
         suites?.into_iter().filter(|(name, _)| name.contains("_WITH_")).map(|(_, suite)| suite).collect(),
     ))
@@ -289,7 +297,7 @@ fn headers(field: &Field<'_, '_>) -> Result<Vec<(HeaderName, HeaderValue)>, Fail
     let fields = field.table(&["http2", "headers"])?;
     let http2 = fields.at("http2");
     if http2.flag(false)? {
-        return Err(http2.wrong("HTTP/2 is not supported", "leave it out: Prometheus takes HTTP/1.1 as well"));
+        return Err(http2.wrong("HTTP/2 is not supported", "remove it: Prometheus speaks HTTP/1.1 as well"));
     }
     let known = HEADERS.map(|(name, _)| name);
     let field = fields.at("headers");
@@ -299,15 +307,15 @@ fn headers(field: &Field<'_, '_>) -> Result<Vec<(HeaderName, HeaderValue)>, Fail
         let field = Field { place: field.place.below(key), node: Some(value) };
         let Some((name, values)) = HEADERS.iter().find(|(name, _)| *name == key.name) else {
             let todo = format!("did you mean {}?", nearest(&key.name, known.into_iter()));
-            return Err(field.wrong("no header that can be set", todo));
+            return Err(field.wrong("this header cannot be set", todo));
         };
         let Some(text) = field.text()? else { continue };
         if !values.is_empty() && !values.contains(&text) {
             let todo = format!("write {}", values.join(" or "));
-            return Err(field.wrong(format_args!("{:?} means nothing there", short(text)), todo));
+            return Err(field.wrong(format_args!("{:?} is not a value of this header", short(text)), todo));
         }
         let (Ok(name), Ok(value)) = (HeaderName::try_from(*name), HeaderValue::try_from(text)) else {
-            return Err(field.wrong("no value that a header can have", "write it on one line of ASCII"));
+            return Err(field.wrong("not a valid header value", "write one line of ASCII"));
         };
         headers.push((name, value));
     }
@@ -320,12 +328,12 @@ fn users(field: &Field<'_, '_>) -> Result<Users, Failure> {
     for (key, value) in field.place.entries(node)? {
         let field = Field { place: field.place.below(key), node: Some(value) };
         if key.name.contains(':') || key.name.is_empty() {
-            return Err(field.wrong("no name that HTTP can carry", "write a name without a colon"));
+            return Err(field.wrong("not a valid user name", "write a name without a colon"));
         }
         const MAKE: &str = "make one: htpasswd -nBC 10 NAME";
-        let hash = field.text()?.ok_or_else(|| field.wrong("no hash of a password", MAKE))?;
+        let hash = field.text()?.ok_or_else(|| field.wrong("there is no password hash", MAKE))?;
         let Ok(parts) = hash.parse::<HashParts>() else {
-            return Err(field.wrong("no bcrypt hash", MAKE));
+            return Err(field.wrong("not a bcrypt hash", MAKE));
         };
         let cost = parts.get_cost();
         if cost > HIGHEST_COST {
@@ -361,8 +369,8 @@ fn rate(field: &Field<'_, '_>) -> Result<Option<Rate>, Failure> {
     match (every.is_zero(), tokens) {
         (true, 0) => Ok(None),
         (true, _) if interval.node.is_some() => Ok(None),
-        (true, _) => Err(burst.wrong("no interval is there", WRITE)),
-        (false, 0) => Err(burst.wrong("none would be let in", "write for example burst: 20")),
+        (true, _) => Err(burst.wrong("burst needs an interval", WRITE)),
+        (false, 0) => Err(burst.wrong("every request would be refused", "write for example burst: 20")),
         (false, burst) => Ok(Some(Rate { interval: every, burst })),
     }
 }

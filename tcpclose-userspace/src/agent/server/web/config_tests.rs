@@ -3,7 +3,7 @@ use crate::agent::server::web::rate_limit::Rate;
 use std::path::Path;
 use std::time::Duration;
 
-/// Of `fakepassword`, from the toolkit's documentation's neighbourhood: only its form matters here.
+/// The hash of `fakepassword`; only its form matters here.
 const HASH: &str = "$2y$10$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7zG";
 
 fn good(text: &str) -> WebConfig {
@@ -11,9 +11,9 @@ fn good(text: &str) -> WebConfig {
 }
 
 fn bad(text: &str) -> String {
-    let said = parse(text.as_bytes(), Path::new("web.yml")).unwrap_err().to_string();
-    assert!(!said.contains('\n') && said.contains("; "), "{said}");
-    said.strip_prefix("tcpclose: web.yml").unwrap().to_owned()
+    let message = parse(text.as_bytes(), Path::new("web.yml")).unwrap_err().to_string();
+    assert!(!message.contains('\n') && message.contains("; "), "{message}");
+    message.strip_prefix("tcpclose: web.yml").unwrap().to_owned()
 }
 
 /// The TLS settings of a file with a certificate and a key, and `more`.
@@ -69,7 +69,7 @@ rate_limit:
 }
 
 #[test]
-fn little_is_enough() {
+fn every_section_is_optional() {
     for nothing in ["", "# nothing\n", "tls_server_config: {}\n", "basic_auth_users:\nhttp_server_config:\n"]
     {
         let config = good(nothing);
@@ -83,18 +83,18 @@ fn little_is_enough() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_its_line() {
+fn errors_name_their_line() {
     assert_eq!(
         bad("tls_server_confg: {}\n"),
-        ", line 1: tls_server_confg: no such key; did you mean tls_server_config?"
+        ", line 1: tls_server_confg: unknown key; did you mean tls_server_config?"
     );
     assert_eq!(
         bad(&tls("  cert_fil: x\n")),
-        ", line 4: tls_server_config.cert_fil: no such key; did you mean cert_file?"
+        ", line 4: tls_server_config.cert_fil: unknown key; did you mean cert_file?"
     );
     assert_eq!(
         bad(&tls("  min_version: TLS11\n")),
-        ", line 4: tls_server_config.min_version: no TLS below 1.2 is spoken here; write TLS12 or TLS13"
+        ", line 4: tls_server_config.min_version: TLS below 1.2 is not supported; write TLS12 or TLS13"
     );
     assert_eq!(
         bad(&tls("  client_auth_type: RequireVerifyClientCert\n")),
@@ -103,18 +103,21 @@ fn what_is_wrong_is_said_with_its_line() {
     );
     assert_eq!(
         bad("tls_server_config:\n  cert_file: c\n"),
-        ", line 1: tls_server_config: no key; name a key_file"
+        ", line 1: tls_server_config: key is missing; set key_file"
     );
-    assert!(bad("tls_server_config:\n  min_version: TLS13\n").contains(": no cert;"));
-    assert!(bad(&tls("  cert: x\n")).contains("cert_file is there too"));
-    assert!(bad(&tls("  client_auth_type: RequireAndVerifyClientCert\n")).contains("nothing to verify"));
-    assert!(bad(&tls("  client_ca_file: ca\n")).contains("no certificate is verified by the CA"));
-    assert!(bad(&tls("  client_allowed_sans: [a]\n")).contains("need not show a certificate"));
+    assert!(bad("tls_server_config:\n  min_version: TLS13\n").contains(": cert is missing;"));
+    assert!(bad(&tls("  cert: x\n")).contains("cert_file is set too"));
+    assert!(
+        bad(&tls("  client_auth_type: RequireAndVerifyClientCert\n"))
+            .contains("no CA to verify certificates by")
+    );
+    assert!(bad(&tls("  client_ca_file: ca\n")).contains("no certificate is verified by it"));
+    assert!(bad(&tls("  client_allowed_sans: [a]\n")).contains("clients need no certificate"));
     let sans = |sans: &str| {
         tls(&format!("  client_auth_type: RequireAnyClientCert\n  client_allowed_sans: {sans}\n"))
     };
     assert!(bad(&sans("[a@example.org]")).contains("e-mail"));
-    assert!(bad(&sans("[]")).contains("lets nobody in"));
+    assert!(bad(&sans("[]")).contains("refuses every client"));
     assert!(bad(&tls("  min_version: TLS13\n  max_version: TLS12\n")).contains("above max_version"));
     assert!(
         bad(&tls("  cipher_suites: [TLS_RSA_WITH_AES_128_CBC_SHA]\n"))
@@ -122,7 +125,7 @@ fn what_is_wrong_is_said_with_its_line() {
     );
     assert!(
         bad(&tls("  max_version: TLS12\n  cipher_suites: [TLS_AES_128_GCM_SHA256]\n"))
-            .contains("all of them are of TLS 1.3")
+            .contains("all suites are of TLS 1.3")
     );
     assert!(
         bad(&tls("  curve_preferences:\n  - CurveP521\n"))
@@ -137,16 +140,17 @@ fn what_is_wrong_is_said_with_its_line() {
         bad("http_server_config:\n  headers:\n    X-Frame-Options: maybe\n").contains("deny or sameorigin")
     );
     assert!(bad("http_server_config:\n  headers:\n    X-XSS-Protection: \"a\\nb\"\n").contains("one line"));
-    assert!(bad("basic_auth_users:\n  alice: secret\n").contains(".alice: no bcrypt hash; make one"));
-    assert!(bad("basic_auth_users:\n  alice:\n").contains("no hash of a password"));
-    assert!(bad("basic_auth_users: [alice]\n").contains("no table"));
+    assert!(bad("basic_auth_users:\n  alice: secret\n").contains(".alice: not a bcrypt hash; make one"));
+    assert!(bad("basic_auth_users:\n  alice:\n").contains("there is no password hash"));
+    assert!(bad("basic_auth_users: [alice]\n").contains("not a table"));
     assert!(bad(&format!("basic_auth_users:\n  'a:b': {HASH}\n")).contains("without a colon"));
     let of_cost = |cost: &str| bad(&format!("basic_auth_users:\n  a: {}\n", HASH.replace("$10$", cost)));
-    let too_dear = of_cost("$15$");
+    let too_expensive = of_cost("$15$");
     assert!(
-        too_dear.contains("line 2: basic_auth_users.a: a check of bcrypt cost 15 takes 2 s of CPU or more")
+        too_expensive
+            .contains("line 2: basic_auth_users.a: a check of bcrypt cost 15 takes 2 s of CPU or more")
     );
-    assert!(too_dear.contains("the limit is 14; make one: htpasswd"), "{too_dear}");
+    assert!(too_expensive.contains("the limit is 14; make one: htpasswd"), "{too_expensive}");
     assert!(of_cost("$31$").contains("cost 31 takes 131072 s"));
     assert!(of_cost("$03$").contains("a cost of 3 is below 4"));
     assert!(
@@ -157,18 +161,18 @@ fn what_is_wrong_is_said_with_its_line() {
         .is_ok()
     );
     assert!(bad("rate_limit:\n  interval: 5\n").contains("not a duration"));
-    assert!(bad("rate_limit:\n  interval: 1s\n").contains("none would be let in"));
-    assert!(bad("rate_limit:\n  burst: 1\n").contains("no interval"));
+    assert!(bad("rate_limit:\n  interval: 1s\n").contains("every request would be refused"));
+    assert!(bad("rate_limit:\n  burst: 1\n").contains("burst needs an interval"));
     assert!(bad("rate_limit:\n  interval: 9days\n  burst: 1\n").contains("longer than a day"));
     assert!(bad("rate_limit:\n  interval: 1s\n  burst: -1\n").contains("not a number"));
     assert!(bad("a: [").starts_with(", line "));
-    assert!(bad("- a\n").contains("no table"));
+    assert!(bad("- a\n").contains("not a table"));
     let large = parse(&vec![b'#'; 2 << 20], Path::new("web.yml")).unwrap_err();
     assert!(large.to_string().contains("larger than 1 MiB"));
     assert!(parse(b"a: \xff", Path::new("web.yml")).unwrap_err().to_string().contains("UTF-8"));
 }
 
-/// A hash's line is never quoted: the log would have it.
+/// A hash's line is never quoted: it would reach the log.
 #[test]
 fn secrets_are_not_repeated() {
     assert!(!bad("basic_auth_users:\n  alice: hunter2\n").contains("hunter2"));
@@ -178,7 +182,7 @@ fn secrets_are_not_repeated() {
     assert!(!format!("{config:?}").contains("hunter2"));
 }
 
-/// Any bytes make a configuration or one line: a good file with bytes changed, taken out and doubled.
+/// Any bytes are a configuration or a one-line error: a good file with bytes changed, removed and inserted.
 #[test]
 fn no_bytes_end_the_agent() {
     let whole = format!(
@@ -216,9 +220,9 @@ fn no_bytes_end_the_agent() {
     }
 }
 
-/// The largest files of some shapes, none of which takes more than its size makes it.
+/// The largest files of several shapes take time in proportion to their size.
 #[test]
-fn large_files_of_any_shape_come_to_an_end() {
+fn large_files_of_any_shape_are_parsed_in_time() {
     let numbered: String = (0..60_000).map(|n| format!("k{n}: v\n")).collect();
     let users: String = (0..8_000).map(|n| format!("  u{n}: {HASH}\n")).collect();
     let large = |unit: &str| unit.repeat(1_000_000 / unit.len());

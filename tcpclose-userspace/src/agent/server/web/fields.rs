@@ -1,11 +1,11 @@
-//! A tree's values by the keys that the format has, and what is said of one that is wrong.
+//! Values of a YAML tree by the keys of the format, and error messages with their location.
 
 use std::fmt;
 
 use crate::agent::server::web::yaml::{Node, Value, YamlKey, short};
 use crate::failure::Failure;
 
-/// Where a value stands, for what is said of it.
+/// The location of a value, for error messages.
 #[derive(Clone)]
 pub struct FieldLocation<'a> {
     pub file: &'a str,
@@ -26,7 +26,7 @@ impl FieldLocation<'_> {
         Self { file: self.file, line: key.line, path: format!("{}{dot}{}", self.path, short(&key.name)) }
     }
 
-    /// The entries of a table that has no keys but `known`.
+    /// The entries of a table, all of whose keys must be `known`.
     pub fn table<'n>(
         &self,
         node: &'n Node,
@@ -35,7 +35,7 @@ impl FieldLocation<'_> {
         let entries = self.entries(node)?;
         if let Some((key, _)) = entries.iter().find(|(key, _)| !known.contains(&key.name.as_str())) {
             let todo = format!("did you mean {}?", nearest(&key.name, known.iter().copied()));
-            return Err(self.below(key).wrong("no such key", todo));
+            return Err(self.below(key).wrong("unknown key", todo));
         }
         Ok(Fields { place: self.clone(), entries })
     }
@@ -44,12 +44,12 @@ impl FieldLocation<'_> {
         match &node.value {
             Value::Table(entries) => Ok(entries),
             Value::Nothing => Ok(&[]),
-            _ => Err(self.wrong("no table", "write keys with values below it")),
+            _ => Err(self.wrong("not a table", "write keys with values below it")),
         }
     }
 }
 
-/// The one of `known` that `name` is most likely to have been meant for.
+/// The one of `known` that is most similar to `name`.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
     let name = short(name);
     known.min_by_key(|known| strsim::damerau_levenshtein(known, name)).unwrap_or_default()
@@ -74,7 +74,7 @@ impl<'a, 'n> Fields<'a, 'n> {
     }
 }
 
-/// A value that may not be there.
+/// A value that may be absent.
 pub struct Field<'a, 'n> {
     pub place: FieldLocation<'a>,
     pub node: Option<&'n Node>,
@@ -92,12 +92,12 @@ impl<'a, 'n> Field<'a, 'n> {
         }
     }
 
-    /// A text that is not empty.
+    /// The text; `None` if absent or empty.
     pub fn text(&self) -> Result<Option<&'n str>, Failure> {
         match self.node.map(|node| &node.value) {
             None | Some(Value::Nothing) => Ok(None),
             Some(Value::Text(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-            Some(_) => Err(self.wrong("no text", "write one value")),
+            Some(_) => Err(self.wrong("not a text", "write one value")),
         }
     }
 
@@ -105,20 +105,20 @@ impl<'a, 'n> Field<'a, 'n> {
         let items = match self.node.map(|node| &node.value) {
             None | Some(Value::Nothing) => return Ok(Vec::new()),
             Some(Value::List(items)) => items,
-            Some(_) => return Err(self.wrong("no list", "write one value a line, each behind a hyphen")),
+            Some(_) => return Err(self.wrong("not a list", "write one value a line, each after a hyphen")),
         };
         let text = |item: &'n Node| {
             let place = FieldLocation { line: item.line, ..self.place.clone() };
             match &item.value {
                 Value::Text(text) => Ok((place, text.as_str())),
-                _ => Err(place.wrong("no text", "write one value a line, each behind a hyphen")),
+                _ => Err(place.wrong("not a text", "write one value a line, each after a hyphen")),
             }
         };
         items.iter().map(text).collect()
     }
 
     pub fn flag(&self, default: bool) -> Result<bool, Failure> {
-        // As Go's YAML has them.
+        // The words of Go's YAML.
         match self.text()?.map(str::to_ascii_lowercase).as_deref() {
             None => Ok(default),
             Some("true" | "yes" | "on" | "y") => Ok(true),
@@ -127,7 +127,7 @@ impl<'a, 'n> Field<'a, 'n> {
         }
     }
 
-    /// What `known` has for the text.
+    /// The value of the text in `known`.
     pub fn choice<T: Copy>(&self, known: &[(&str, T)]) -> Result<Option<T>, Failure> {
         self.text()?.map(|text| choice(&self.place, text, known)).transpose()
     }

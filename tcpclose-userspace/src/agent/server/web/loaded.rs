@@ -1,4 +1,4 @@
-//! A web configuration with everything read that it names, and how to see that a file has changed since.
+//! A web configuration with the contents of the files that it names, and the check whether these have changed.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -16,7 +16,7 @@ use crate::agent::server::web::rate_limit::Rate;
 use crate::agent::server::web::{tls, yaml};
 use crate::failure::Failure;
 
-/// What connections are served by.
+/// The configuration that connections are served by.
 #[derive(Debug, Default)]
 pub struct LoadedConfig {
     pub tls: Option<Arc<ServerConfig>>,
@@ -25,18 +25,18 @@ pub struct LoadedConfig {
     pub rate: Option<Rate>,
 }
 
-/// Files as they were when they were read, found wrong or not.
+/// The files of a configuration, valid or not, as they were when read.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigFiles {
     stamps: Vec<(PathBuf, Option<Stamp>)>,
-    /// One changed so shortly before it was read that a further change might not show.
+    /// A file changed so shortly before it was read that a further change might leave its times the same.
     unsettled: bool,
 }
 
-/// What tells that a file is another, or has another content: device, inode, size, times of content and inode.
+/// Identifies a file and its content: device, inode, size, times of content and inode.
 type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
-/// A clock tick of the kernel's, by which it stamps files, is 10 ms at most; a network file system's may be a second.
+/// The kernel's clock tick, the resolution of file times, is 10 ms at most; that of a network file system may be a second.
 const TICK: Duration = Duration::from_secs(2);
 
 impl ConfigFiles {
@@ -50,7 +50,7 @@ impl ConfigFiles {
         self.stamps == other.stamps
     }
 
-    /// Reads `path`; remembers what it was before that.
+    /// Reads `path`, and remembers its times before that.
     fn read(&mut self, path: &Path, todo: &str) -> Result<Vec<u8>, Failure> {
         let stamp = stamp_of(path);
         if let Some((.., (seconds, nanoseconds))) = stamp {
@@ -70,7 +70,7 @@ fn stamp_of(path: &Path) -> Option<Stamp> {
     Some((meta.dev(), meta.ino(), meta.size(), written, changed))
 }
 
-/// A file's content, without waiting for somebody to write to what is none.
+/// A file's content. Does not wait for a writer if it is a pipe.
 fn content(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let mut bytes = Vec::new();
@@ -81,8 +81,8 @@ fn content(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads the web configuration at `path` and what it names. The files are told of one that is wrong as well, so that it
-/// is read again when somebody has mended it, and not before.
+/// Reads the web configuration at `path` and the files that it names. The files are returned with an error too, so that a wrong
+/// configuration is read again when one of them has changed, and not earlier.
 pub fn load(path: &Path) -> (Result<LoadedConfig, Failure>, ConfigFiles) {
     let mut files = ConfigFiles::default();
     let loaded = read(path, &mut files);
@@ -90,10 +90,12 @@ pub fn load(path: &Path) -> (Result<LoadedConfig, Failure>, ConfigFiles) {
 }
 
 fn read(path: &Path, files: &mut ConfigFiles) -> Result<LoadedConfig, Failure> {
-    let bytes = files.read(path, "let the agent read it, or name another by --web-config")?;
+    let bytes =
+        files.read(path, "make it readable for the agent, or choose another file with --web-config")?;
     let config = config::parse(&bytes, path)?;
-    let mut read =
-        |path: &Path| files.read(path, "let the agent read it, or name another in the web configuration");
+    let mut read = |path: &Path| {
+        files.read(path, "make it readable for the agent, or name another file in the web configuration")
+    };
     let tls = config.tls.as_ref().map(|tls| tls::server(tls, &mut read)).transpose()?;
     Ok(LoadedConfig { tls, headers: config.headers, users: config.users, rate: config.rate })
 }
@@ -112,8 +114,8 @@ mod tests {
         fs::write(&path, "tls_server_config:\n  cert_file: c\n  key_file: k\n").unwrap();
         assert!(files.have_changed());
         let (wrong, files) = load(&path);
-        let said = wrong.unwrap_err().to_string();
-        assert!(said.contains("/c: No such file") || said.contains("/k: No such file"), "{said}");
+        let message = wrong.unwrap_err().to_string();
+        assert!(message.contains("/c: No such file") || message.contains("/k: No such file"), "{message}");
         assert!(files.have_changed(), "just written, it may change within the same tick");
 
         let old = File::options().write(true).open(&path).unwrap();
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_does_not_hang() {
+    fn reading_what_is_not_a_file_does_not_hang() {
         let folder = tempfile::tempdir().unwrap();
         assert!(load(folder.path()).0.is_err());
         let loaded = load(Path::new("/dev/null")).0.unwrap();

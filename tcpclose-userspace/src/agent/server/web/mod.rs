@@ -1,10 +1,10 @@
-//! `--web-config`: who may scrape, and over what, in the format of Prometheus' exporter toolkit.
+//! `--web-config`: access to the metrics port, in the format of Prometheus' exporter toolkit.
 //!
-//! * [`config`]: the file, from bytes to what it asks for, or one line of what is wrong. Pure, as are [`yaml`] and [`fields`],
-//!   which it stands on, and [`rate_limit`], the rate limit.
-//! * [`loaded`]: the same with the files read that it names, and whether they have changed since.
-//! * [`tls`]: what rustls makes of it; [`client_certificates`]: whose certificates are taken.
-//! * [`passwords`]: basic authentication; [`password_queue`]: whose password is checked next; [`source`]: whose requests count together.
+//! * [`config`]: parses and checks the file. Pure, as are [`yaml`] and [`fields`], which it uses, and [`rate_limit`].
+//! * [`loaded`]: the configuration with the contents of the files that it names; notices when they change.
+//! * [`tls`]: the configuration of rustls; [`client_certificates`]: the certificates of clients.
+//! * [`passwords`]: basic authentication; [`password_queue`]: the order of password checks; [`source`]: the network of a
+//!   client, by which requests are counted.
 
 pub mod client_certificates;
 pub mod config;

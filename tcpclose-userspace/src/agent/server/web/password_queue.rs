@@ -1,9 +1,9 @@
 //! The queue for password checks, of which one runs at a time: fair by address.
 //!
 //! The next check is for the address whose last check was longest ago, so a crowd from one address delays another address
-//! by one check. Within an address the oldest of the [`NEWEST`] newest requests is next: clients of new requests still wait for
-//! their answer, and guessers, who send the next guess when the last was refused, can put no more than one in line for each
-//! check, so a scrape from their address has its turn after a few. Requests with the same name and password share one check.
+//! by one check. Within an address the oldest of the [`NEWEST`] newest requests is next: clients of new requests still wait
+//! for their answer. A guesser sends the next guess when the last was refused, so it adds at most one request for each
+//! check, and a scrape from its address has its turn after a few. Requests with the same name and password share one check.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,21 +13,20 @@ use tokio::sync::oneshot;
 
 use crate::agent::server::web::source::ClientNetwork;
 
-/// Within an address, one of so many requests is next. With the very newest alone, one guess that comes between a scrape and the
-/// end of a check would be before it, and the next guess again.
+/// Within an address, the oldest of so many newest requests is next. If it were the very newest, each guess that comes before
+/// the end of a check would overtake a scrape.
 const NEWEST: usize = 4;
 
-/// How many addresses are remembered by their last check.
+/// Addresses whose last check is remembered.
 const REMEMBERED: usize = 1024;
 
-/// Whose turn it is.
 #[derive(Clone, Default)]
 pub struct PasswordQueue(Arc<Mutex<QueueState>>);
 
 #[derive(Default)]
 struct QueueState {
     is_busy: bool,
-    /// The oldest first. As long as there are connections at the most.
+    /// The oldest first; at most one for each connection.
     waiting: Vec<Waiting>,
     /// Addresses by their last check, the latest last.
     served: VecDeque<ClientNetwork>,
@@ -40,10 +39,10 @@ struct Waiting {
     answer: oneshot::Sender<QueueOutcome>,
 }
 
-/// What waiting came to.
+/// The result of waiting.
 pub enum QueueOutcome {
     Turn(Turn),
-    /// Another request with the same name and password was checked meanwhile: whether they are right.
+    /// Another request with the same name and password was checked: whether they are right.
     Verdict(bool),
 }
 
@@ -51,7 +50,7 @@ pub enum QueueOutcome {
 pub struct Turn(PasswordQueue);
 
 impl PasswordQueue {
-    /// Waits for a turn. `None` when the agent is ending.
+    /// Waits for a turn; `None` when the agent ends.
     pub async fn turn(&self, source: ClientNetwork, tag: Tag) -> Option<QueueOutcome> {
         let answer = {
             let mut state = self.state();
@@ -60,7 +59,7 @@ impl PasswordQueue {
                 return Some(QueueOutcome::Turn(Turn(self.clone())));
             }
             let (sender, answer) = oneshot::channel();
-            // Clients that hung up wait for nothing.
+            // Without clients that hung up.
             state.waiting.retain(|waiting| !waiting.answer.is_closed());
             state.waiting.push(Waiting { source, tag, answer: sender });
             answer
@@ -72,7 +71,7 @@ impl PasswordQueue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many requests wait.
+    /// The number of waiting requests.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.state().waiting.len()
@@ -98,22 +97,22 @@ impl QueueState {
     }
 }
 
-/// Which of `waiting`, the oldest first, is next, where `served` have had a check, the latest last.
+/// The index of the next request in `waiting`, the oldest first. `served`: the addresses of checks, the latest last.
 fn next(waiting: &[ClientNetwork], served: &VecDeque<ClientNetwork>) -> Option<usize> {
     let last_check = |source: &ClientNetwork| served.iter().position(|served| served == source);
-    // Of equals the first: of addresses that never had a check, the one that waits longest.
+    // Of addresses that never had a check, min_by_key() takes the one that waits longest.
     let source = waiting.iter().min_by_key(|source| last_check(source).map_or(0, |at| at + 1))?;
     let newest = (0..waiting.len()).rev().filter(|at| waiting.get(*at) == Some(source));
     newest.take(NEWEST).last()
 }
 
 impl Turn {
-    /// Says what the check of `tag` has found to all who wait for the same.
+    /// Hands the result of the check of `tag` to all requests that wait for the same.
     pub fn found(&self, tag: &Tag, is_right: bool) {
         let mut same = Vec::new();
         let mut state = self.0.state();
         for waiting in std::mem::take(&mut state.waiting) {
-            // In line at most once each, and compared by the agent's own key: nothing is learned from how long it takes.
+            // Digests under a secret key: the duration of the comparison tells nothing.
             if waiting.tag.as_ref() == tag.as_ref() {
                 same.push(waiting.answer);
             } else {
@@ -122,7 +121,7 @@ impl Turn {
         }
         drop(state);
         for answer in same {
-            // Whoever hung up needs none.
+            // The client may have hung up.
             let _ = answer.send(QueueOutcome::Verdict(is_right));
         }
     }
@@ -136,7 +135,7 @@ impl Drop for Turn {
             state.next()
         };
         if let Some(next) = next {
-            // A client that hangs up in this moment drops the turn, and the next one begins.
+            // If the client has just hung up, this drops the turn, and the next one begins.
             let _ = next.answer.send(QueueOutcome::Turn(Self(self.0.clone())));
         }
     }
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_crowd_delays_another_address_by_one_check_and_itself_no_more_than_it_has_to() {
+    async fn a_crowd_delays_another_address_by_one_check_and_itself_by_a_few() {
         let queue = PasswordQueue::default();
         let Some(QueueOutcome::Turn(first)) = queue.turn(address(1), tag("0")).await else {
             panic!("no turn")

@@ -1,11 +1,11 @@
 //! Basic authentication: bcrypt, off the agent's thread.
 //!
-//! A check takes tens of milliseconds of CPU by design. They are made one at a time, on a thread of their own, in an order that
-//! is fair by address ([`queue`](crate::agent::server::web::password_queue)). What a user was let in by is remembered: one that was right before waits for
-//! no check, and nothing that a stranger sends can push it out.
+//! A check takes tens of milliseconds of CPU by design. Checks run one at a time, on a thread of their own, in an order that
+//! is fair by address ([`queue`](crate::agent::server::web::password_queue)). The right password of each user is remembered:
+//! it waits for no check again, and no request of a stranger can displace it.
 //!
-//! Every refusal costs what a check against the dearest of all hashes does, whatever the user's own costs, and whether there
-//! is such a user or not: how long it takes tells no names.
+//! Every refusal costs as much as a check against the most expensive of all hashes, whatever the cost of the user's own, and
+//! whether there is such a user or not. So its duration tells nothing about user names.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::agent::server::web::config::Users;
 use crate::agent::server::web::password_queue::{PasswordQueue, QueueOutcome};
 use crate::agent::server::web::source::ClientNetwork;
 
-/// A name and a password as they came. Neither need be text.
+/// A name and a password as received; they need not be UTF-8.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     name: Vec<u8>,
@@ -29,7 +29,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Those of an `Authorization` header, if it has any.
+    /// The credentials of an `Authorization` header.
     pub fn of(header: &[u8]) -> Option<Self> {
         let (scheme, encoded) = header.split_at_checked(6)?;
         if !scheme.eq_ignore_ascii_case(b"basic ") {
@@ -42,28 +42,28 @@ impl Credentials {
     }
 }
 
-/// Checks passwords, and remembers the right ones by a digest under a key that ends with the agent.
+/// Checks passwords, and remembers the right ones by a digest whose key is random and kept in memory only.
 pub struct Passwords {
     key: hmac::Key,
-    /// By name: of the name, the password, and the hash that it was right for.
+    /// By user: the digest of name, password, and the hash that the password was right for.
     right: RefCell<HashMap<String, hmac::Tag>>,
     queue: PasswordQueue,
 }
 
 impl Passwords {
-    /// `None` where the kernel has no random numbers.
+    /// `None` if the kernel has no random numbers.
     pub fn new() -> Option<Self> {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &ring::rand::SystemRandom::new()).ok()?;
         Some(Self { key, right: RefCell::default(), queue: PasswordQueue::default() })
     }
 
-    /// Whether `given`, which came from `source`, is one of `users` and has that one's password.
+    /// Whether `given`, which came from `source`, names one of `users` and has its password.
     pub async fn are_right(&self, given: Credentials, users: &Users, source: ClientNetwork) -> bool {
         let user = std::str::from_utf8(&given.name).ok().and_then(|name| users.0.get_key_value(name));
         let known = user.is_some();
         let (name, hash) = match user {
             Some((name, hash)) => (name.clone(), hash.clone()),
-            None => (String::new(), self.nobodys_hash(&given.name, users)),
+            None => (String::new(), self.decoy_hash(&given.name, users)),
         };
         let length = (given.name.len() as u64).to_le_bytes();
         let message = [&length[..], &given.name, hash.as_bytes(), &given.password].concat();
@@ -76,17 +76,17 @@ impl Passwords {
             Some(QueueOutcome::Verdict(is_right)) => return is_right && known,
             None => return false,
         };
-        let dearest = dearest(users);
+        let highest = highest_cost(users);
         let password = given.password;
         let check = spawn_blocking(move || {
             let is_right = bcrypt::verify(&password, &hash).unwrap_or(false) && known;
             if !is_right {
-                for cost in makes_up(cost_of(&hash), dearest) {
+                for cost in makes_up(cost_of(&hash), highest) {
                     let _ = bcrypt::verify(&password, &hash_of_cost(cost));
                 }
             }
             turn.found(&tag, is_right);
-            // Not before: whoever hangs up meanwhile does not let the next check begin beside this one.
+            // Not earlier: a client that hangs up must not let the next check begin beside this one.
             drop(turn);
             is_right
         });
@@ -99,15 +99,15 @@ impl Passwords {
         right
     }
 
-    /// In constant time for a user of that name.
+    /// In constant time for a given name.
     fn was_right(&self, name: &str, message: &[u8]) -> bool {
         let right = self.right.borrow();
         right.get(name).is_some_and(|tag| hmac::verify(&self.key, message, tag.as_ref()).is_ok())
     }
 
-    /// A hash for a name that nobody has, which no password is known for. Its cost is that of some user, and always the same
-    /// for a name: the steps of the check are those of a name that somebody has.
-    fn nobodys_hash(&self, name: &[u8], users: &Users) -> String {
+    /// A hash for an unknown name. Its cost is that of some user, and always the same for a name, so that the check goes
+    /// through the same steps as for a known one.
+    fn decoy_hash(&self, name: &[u8], users: &Users) -> String {
         let digest = hmac::sign(&self.key, name);
         let number = digest.as_ref().iter().take(8).fold(0, |number, byte| number << 8 | usize::from(*byte));
         let user = number.checked_rem(users.0.len()).and_then(|nth| users.0.values().nth(nth));
@@ -115,21 +115,21 @@ impl Passwords {
     }
 }
 
-/// What a refusal costs.
-fn dearest(users: &Users) -> u32 {
+/// The cost of a refusal.
+fn highest_cost(users: &Users) -> u32 {
     users.0.values().map(|hash| cost_of(hash)).max().unwrap_or(10)
 }
 
-/// The costs of the checks that, after one of `cost`, add up to one of `dearest`: each is twice the one before it.
-fn makes_up(cost: u32, dearest: u32) -> Range<u32> {
-    cost..dearest
+/// The costs of the checks that, after one of `cost`, add up to one of `highest`: each takes twice the time of the one before.
+fn makes_up(cost: u32, highest: u32) -> Range<u32> {
+    cost..highest
 }
 
 fn cost_of(hash: &str) -> u32 {
     hash.parse::<HashParts>().map_or(10, |parts| parts.get_cost())
 }
 
-/// A hash that no password is known for.
+/// A hash for which no password is known.
 fn hash_of_cost(cost: u32) -> String {
     format!("$2b${cost:02}${}", ".".repeat(53))
 }
@@ -186,32 +186,32 @@ mod tests {
                 assert_eq!(passwords.are_right(header(given).unwrap(), &users, HERE).await, right, "{given}");
             }
         }
-        // Whose password is another now, or who is gone, is not let in by what is remembered.
+        // A remembered password is of no use once the user's hash has changed, or the user is gone.
         let other = Users(BTreeMap::from([("alice".to_owned(), users.0["bob"].clone())]));
         assert!(!passwords.are_right(header("alice:right").unwrap(), &other, HERE).await);
         assert!(!passwords.are_right(header("bob:").unwrap(), &other, HERE).await);
     }
 
     #[test]
-    fn every_refusal_costs_as_much_as_the_dearest_check() {
+    fn every_refusal_costs_as_much_as_the_most_expensive_check() {
         let (cheap, dear) = (users(4), users(7));
         let mixed = Users(BTreeMap::from([
             ("alice".to_owned(), cheap.0["alice"].clone()),
             ("bob".to_owned(), dear.0["bob"].clone()),
         ]));
         let passwords = Passwords::new().unwrap();
-        let mut costs_of_nobody = [0; 8];
+        let mut costs_of_decoys = [0; 8];
         for nth in 0..64 {
-            let hash = passwords.nobodys_hash(format!("nobody{nth}").as_bytes(), &mixed);
-            assert_eq!(hash, passwords.nobodys_hash(format!("nobody{nth}").as_bytes(), &mixed));
+            let hash = passwords.decoy_hash(format!("nobody{nth}").as_bytes(), &mixed);
+            assert_eq!(hash, passwords.decoy_hash(format!("nobody{nth}").as_bytes(), &mixed));
             assert!(!bcrypt::verify("", &hash).unwrap());
-            costs_of_nobody[cost_of(&hash) as usize] += 1;
+            costs_of_decoys[cost_of(&hash) as usize] += 1;
         }
-        assert!(costs_of_nobody[4] > 0 && costs_of_nobody[7] > 0, "{costs_of_nobody:?}");
-        assert_eq!(costs_of_nobody[4] + costs_of_nobody[7], 64);
+        assert!(costs_of_decoys[4] > 0 && costs_of_decoys[7] > 0, "{costs_of_decoys:?}");
+        assert_eq!(costs_of_decoys[4] + costs_of_decoys[7], 64);
         let rounds = |cost: u32| 1_u64 << cost;
         for hash in mixed.0.values() {
-            let after = makes_up(cost_of(hash), dearest(&mixed));
+            let after = makes_up(cost_of(hash), highest_cost(&mixed));
             assert_eq!(rounds(cost_of(hash)) + after.map(rounds).sum::<u64>(), rounds(7));
         }
         for cost in 4..8 {

@@ -1,13 +1,12 @@
-//! The rate limit: a bucket of tokens, of which each request takes one.
+//! The rate limit: a token bucket, of which each request takes a token.
 
 use std::time::{Duration, Instant};
 
-/// As the file has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// A token comes each.
+    /// Between two tokens.
     pub interval: Duration,
-    /// The bucket holds so many, and begins full.
+    /// Capacity of the bucket, which begins full.
     pub burst: u32,
 }
 
@@ -15,7 +14,7 @@ pub struct Rate {
 pub struct Bucket {
     rate: Rate,
     tokens: u32,
-    /// When the last token came.
+    /// When the last token was added.
     since: Instant,
 }
 
@@ -33,7 +32,7 @@ impl Bucket {
         let interval = self.rate.interval.as_nanos().max(1);
         let come = now.saturating_duration_since(self.since).as_nanos() / interval;
         if come >= u128::from(self.rate.burst - self.tokens.min(self.rate.burst)) {
-            // Full again: what would have come on top is lost.
+            // Full again: further tokens are lost.
             self.tokens = self.rate.burst;
             self.since = now;
         } else {

@@ -1,11 +1,11 @@
-//! Where a connection comes from, as limits per client count it.
+//! The network of a client, by which limits count connections and requests.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// One address, or the 64 bits of which an IPv6 host chooses its own.
+/// An IPv4 address, or the 64-bit prefix in which an IPv6 host chooses its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientNetwork {
-    /// This host, by a unix socket.
+    /// This host, by the unix socket.
     Here,
     V4(Ipv4Addr),
     V6(u64),

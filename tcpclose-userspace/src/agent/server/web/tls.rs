@@ -1,4 +1,4 @@
-//! A web configuration's TLS, as rustls takes it.
+//! The TLS settings of a web configuration, for rustls.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::agent::server::web::client_certificates::Clients;
 use crate::agent::server::web::config::{ClientAuth, Pem, Tls, Version};
 use crate::failure::Failure;
 
-/// The content of a file that the configuration names.
+/// Reads a file that the configuration names.
 pub type Read<'a> = &'a mut dyn FnMut(&Path) -> Result<Vec<u8>, Failure>;
 
-const NEW_PAIR: &str = "name a certificate and the key that it was made for, both in PEM";
+const NEW_PAIR: &str = "name a certificate and its private key, both in PEM";
 
 /// # Errors
-/// Where a certificate or a key is missing, is none, or the two do not belong together.
+/// When a certificate or a key is missing or invalid, or the two do not belong together.
 pub fn server(tls: &Tls, read: Read<'_>) -> Result<Arc<ServerConfig>, Failure> {
     let mut provider = ring::default_provider();
     if let Some(suites) = &tls.suites {
@@ -35,7 +35,7 @@ pub fn server(tls: &Tls, read: Read<'_>) -> Result<Arc<ServerConfig>, Failure> {
     let versions: Vec<_> = [(Version::Tls13, &TLS13), (Version::Tls12, &TLS12)]
         .into_iter()
         .filter(|(version, _)| (tls.min_version..=tls.max_version).contains(version))
-        // All of its suites are of TLS 1.3.
+        // Without suites of TLS 1.2, only 1.3 is spoken.
         .filter(|(version, _)| {
             *version == Version::Tls13 || tls.suites.as_ref().is_none_or(|s| !s.is_empty())
         })
@@ -43,7 +43,7 @@ pub fn server(tls: &Tls, read: Read<'_>) -> Result<Arc<ServerConfig>, Failure> {
         .collect();
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&versions)
-        .map_err(|why| Failure::new("TLS", why, "name other versions or cipher_suites"))?;
+        .map_err(|why| Failure::new("TLS", why, "choose other versions or cipher_suites"))?;
 
     let builder = match clients(tls, &provider, read)? {
         Some(clients) => builder.with_client_cert_verifier(Arc::new(clients)),
@@ -56,14 +56,14 @@ pub fn server(tls: &Tls, read: Read<'_>) -> Result<Arc<ServerConfig>, Failure> {
     })?;
     config.ignore_client_order = tls.prefer_server;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // A scraper keeps its connection. What strangers can have us keep is bounded best at nothing, and no session outlives
-    // the certificate that it was begun under.
+    // No session resumption: a scraper keeps its connection, strangers cannot make the agent keep sessions, and no session
+    // outlives its certificate.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
-/// Those of TLS 1.3, and of TLS 1.2 the named ones, in the order of their names.
+/// Keeps the suites of TLS 1.3, and the `named` ones of TLS 1.2, in that order.
 fn choose_suites(all: &mut Vec<SupportedCipherSuite>, named: &[CipherSuite]) {
     let tls12 = named.iter().filter_map(|name| all.iter().copied().find(|suite| suite.suite() == *name));
     let tls12: Vec<SupportedCipherSuite> = tls12.collect();
@@ -71,7 +71,7 @@ fn choose_suites(all: &mut Vec<SupportedCipherSuite>, named: &[CipherSuite]) {
     all.extend(tls12);
 }
 
-/// `None` where no client is asked for a certificate.
+/// `None` if no client certificate is requested.
 fn clients(tls: &Tls, provider: &Arc<CryptoProvider>, read: Read<'_>) -> Result<Option<Clients>, Failure> {
     if tls.client_auth == ClientAuth::None {
         return Ok(None);
@@ -80,7 +80,7 @@ fn clients(tls: &Tls, provider: &Arc<CryptoProvider>, read: Read<'_>) -> Result<
     if let Some(ca) = tls.client_ca.as_ref().filter(|_| tls.client_auth.verifies()) {
         let mut roots = RootCertStore::empty();
         let wrong = |why: &dyn std::fmt::Display| {
-            Failure::new(named(ca), why, "name a file with a CA's certificates in PEM")
+            Failure::new(named(ca), why, "name a PEM file with the certificates of a CA")
         };
         for certificate in certificates(ca, read)? {
             roots.add(certificate).map_err(|why| wrong(&why))?;
@@ -114,10 +114,10 @@ fn content(pem: &Pem, read: Read<'_>) -> Result<Vec<u8>, Failure> {
 fn certificates(pem: &Pem, read: Read<'_>) -> Result<Vec<CertificateDer<'static>>, Failure> {
     let content = content(pem, read)?;
     let wrong =
-        |why: &dyn std::fmt::Display| Failure::new(named(pem), why, "name a file with certificates in PEM");
+        |why: &dyn std::fmt::Display| Failure::new(named(pem), why, "name a PEM file with certificates");
     let all: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&content).collect();
     match all {
-        Ok(all) if all.is_empty() => Err(wrong(&"no certificate is in it")),
+        Ok(all) if all.is_empty() => Err(wrong(&"there is no certificate in it")),
         Ok(all) => Ok(all),
         Err(why) => Err(wrong(&why)),
     }
@@ -131,7 +131,7 @@ fn key(pem: &Pem, read: Read<'_>) -> Result<PrivateKeyDer<'static>, Failure> {
             pem::Error::NoItemsFound if encrypted => {
                 Failure::new(named(pem), "the key is encrypted", "decrypt it: openssl pkey -in KEY -out NEW")
             }
-            pem::Error::NoItemsFound => Failure::new(named(pem), "no private key is in it", NEW_PAIR),
+            pem::Error::NoItemsFound => Failure::new(named(pem), "there is no private key in it", NEW_PAIR),
             why => Failure::new(named(pem), why, NEW_PAIR),
         }
     })

@@ -1,19 +1,19 @@
 //! A YAML file as a tree of texts, lists and tables, each with its line.
 //!
-//! Made from the parser's events and without recursion, so that no file, however deep, ends the agent. What the
-//! format has no use for (anchors, tags, a second document) is refused: an anchor can stand for a gigabyte.
+//! Built from the parser's events without recursion, so that no depth of nesting ends the agent. Anchors, tags and a second
+//! document, which the format does not need, are refused: an anchor can expand to a gigabyte.
 
 use std::collections::HashSet;
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 
-/// What a file may be in size: a bundle of every public CA is a quarter of that.
+/// The largest file. A bundle of every public CA has a quarter of that.
 pub const LARGEST: usize = 1 << 20;
 
-/// Tables in lists in tables. The format has three.
+/// The deepest nesting of lists and tables. The format has three levels.
 const DEEPEST: usize = 8;
 
-/// A value and the line that it begins on, from 1.
+/// A value and its first line, counted from 1.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Node {
     pub line: usize,
@@ -26,7 +26,7 @@ pub enum Value {
     Nothing,
     Text(String),
     List(Vec<Node>),
-    /// In the file's order; no key twice.
+    /// In the order of the file, each key once.
     Table(Vec<(YamlKey, Node)>),
 }
 
@@ -36,7 +36,7 @@ pub struct YamlKey {
     pub line: usize,
 }
 
-/// Why there is no tree.
+/// Why a file is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub struct YamlError {
     pub line: usize,
@@ -50,21 +50,21 @@ impl YamlError {
     }
 }
 
-/// As much of `text` as a line that is said of it has room for.
+/// The beginning of `text`, short enough for an error message.
 pub fn short(text: &str) -> &str {
     text.char_indices().nth(80).and_then(|(end, _)| text.get(..end)).unwrap_or(text)
 }
 
-/// A list or a table that is not at its end yet.
+/// A list or a table that has not ended yet.
 enum Open {
     List(usize, Vec<Node>),
     Table { line: usize, entries: Vec<(YamlKey, Node)>, names: HashSet<String>, key: Option<YamlKey> },
 }
 
-/// The one document of `text`; [`Value::Nothing`] for none.
+/// The only document of `text`; [`Value::Nothing`] if there is none.
 ///
 /// # Errors
-/// Where it is no YAML, or YAML that the format has no use for.
+/// When `text` is not YAML, or uses a part of YAML that the format does not need.
 pub fn tree(text: &str) -> Result<Node, YamlError> {
     let mut open: Vec<Open> = Vec::new();
     let mut root = None;
@@ -84,13 +84,17 @@ pub fn tree(text: &str) -> Result<Node, YamlError> {
             _ => (0, &None),
         };
         if anchor != 0 || matches!(event, Event::Alias(_)) {
-            return Err(YamlError::new(line, "anchors are not supported", "write it out"));
+            return Err(YamlError::new(line, "anchors are not supported", "repeat the value"));
         }
         if tag.is_some() {
-            return Err(YamlError::new(line, "tags are not supported", "leave it out"));
+            return Err(YamlError::new(line, "tags are not supported", "remove it"));
         }
         if matches!(event, Event::SequenceStart(..) | Event::MappingStart(..)) && open.len() >= DEEPEST {
-            return Err(YamlError::new(line, "lists and tables lie too deep", "the format has three levels"));
+            return Err(YamlError::new(
+                line,
+                "lists and tables are nested too deeply",
+                "the format has three levels",
+            ));
         }
         let node = match event {
             Event::DocumentStart(_) if root.is_some() => {
@@ -126,13 +130,15 @@ pub fn tree(text: &str) -> Result<Node, YamlError> {
                     if !names.insert(name.clone()) {
                         return Err(YamlError::new(
                             node.line,
-                            format!("{} is there twice", short(&name)),
+                            format!("{} is set twice", short(&name)),
                             "keep one",
                         ));
                     }
                     *key = Some(YamlKey { name, line: node.line });
                 }
-                (None, _) => return Err(YamlError::new(node.line, "a key that is no text", "write a name")),
+                (None, _) => {
+                    return Err(YamlError::new(node.line, "a key that is not a text", "write a name"));
+                }
             },
         }
     }
@@ -165,15 +171,15 @@ mod tests {
     }
 
     #[test]
-    fn what_the_format_has_no_use_for_is_refused() {
+    fn parts_of_yaml_that_the_format_does_not_need_are_refused() {
         assert_eq!(wrong("a: &x 1\nb: *x"), "1: anchors are not supported");
         assert_eq!(wrong("a: !!str 1"), "1: tags are not supported");
         assert_eq!(wrong("a: 1\n---\nb: 2"), "2: a second document");
-        assert_eq!(wrong("a: 1\na: 2"), "2: a is there twice");
-        assert_eq!(wrong("[a]: 1"), "1: a key that is no text");
+        assert_eq!(wrong("a: 1\na: 2"), "2: a is set twice");
+        assert_eq!(wrong("[a]: 1"), "1: a key that is not a text");
         assert!(wrong("a: [").starts_with("1: ") || wrong("a: [").starts_with("2: "));
-        assert_eq!(wrong(&"[".repeat(100)), "1: lists and tables lie too deep");
+        assert_eq!(wrong(&"[".repeat(100)), "1: lists and tables are nested too deeply");
         assert!(tree(&"[".repeat(100_000)).is_err());
-        assert_eq!(wrong(&"- ".repeat(1000)), "1: lists and tables lie too deep");
+        assert_eq!(wrong(&"- ".repeat(1000)), "1: lists and tables are nested too deeply");
     }
 }

@@ -1,4 +1,4 @@
-//! What is exported, and how much of it there can be.
+//! The exported series, and their greatest number.
 
 use tcpclose_common::state::TcpState;
 
@@ -9,9 +9,9 @@ use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd,
 use crate::report::owner_counts;
 use crate::tracker::event::{EventSink, TrackerEvent};
 
-/// What the README promises by default.
+/// The promise of the README, with default settings.
 const PROMISED: usize = 3200;
-/// Of those, what is left for the agent itself: the same on every host, and counted by the test `cardinality`.
+/// Of those, the agent's own: the same on every host, and counted by the test `cardinality`.
 const OWN: usize = 140;
 
 #[test]
@@ -32,45 +32,45 @@ fn age_labels_are_written_as_the_flag_writes_them() {
     );
 }
 
-/// Everything that a hostile network, a hostile host and bad luck can make at the same time, with the defaults.
+/// All that a hostile network, a hostile host and bad luck can make at the same time, with the defaults.
 #[test]
 fn the_worst_case_stays_within_the_promise() {
-    let mut ledger = Metrics::new(PortLabels::new(32, &[], 32768..=60999));
+    let mut metrics = Metrics::new(PortLabels::new(32, &[], 32768..=60999));
     for (side, port) in Side::ALL.into_iter().flat_map(|side| (1..=60).map(move |port| (side, port))) {
         let pair = PortKey { side, port };
         for phase in Phase::ALL {
-            ledger.event(1, TrackerEvent::StateDuration { phase, pair, ns: 5 });
+            metrics.event(1, TrackerEvent::StateDuration { phase, pair, ns: 5 });
         }
         for (role, outcome) in Role::ALL.iter().flat_map(|role| Outcome::ALL.map(|outcome| (*role, outcome)))
         {
-            ledger.event(1, TrackerEvent::Closed { pair, role, outcome });
+            metrics.event(1, TrackerEvent::Closed { pair, role, outcome });
         }
     }
     let phases = Phase::ALL.map(Phase::state);
     for from in phases.into_iter().chain([TcpState::Established, TcpState::SynRecv]) {
         for to in phases.into_iter().chain([TcpState::Close]).filter(|to| *to != from) {
-            ledger.event(1, TrackerEvent::Transition { from, to });
+            metrics.event(1, TrackerEvent::Transition { from, to });
         }
     }
-    TimeWaitEnd::ALL.into_iter().for_each(|how| ledger.event(1, TrackerEvent::TimeWaitEnded { how }));
-    Correction::ALL.into_iter().for_each(|what| ledger.event(1, TrackerEvent::Corrected { what }));
+    TimeWaitEnd::ALL.into_iter().for_each(|how| metrics.event(1, TrackerEvent::TimeWaitEnded { how }));
+    Correction::ALL.into_iter().for_each(|what| metrics.event(1, TrackerEvent::Corrected { what }));
     for (phase, why) in Phase::ALL.iter().flat_map(|phase| UnmeasuredReason::ALL.map(|why| (*phase, why))) {
-        ledger.event(1, TrackerEvent::Unmeasured { phase, why });
+        metrics.event(1, TrackerEvent::Unmeasured { phase, why });
     }
 
-    let mut census = Gauges::default();
-    for (label, phase, _) in ledger.durations() {
-        census.standing.insert((label, phase), Standing { sockets: 1, oldest_ns: 1 });
-        census.stuck.insert(label, vec![1; 3]);
-        census.unproven.insert(label, 1);
+    let mut now = Gauges::default();
+    for (label, phase, _) in metrics.durations() {
+        now.standing.insert((label, phase), Standing { sockets: 1, oldest_ns: 1 });
+        now.stuck.insert(label, vec![1; 3]);
+        now.unproven.insert(label, 1);
     }
-    assert_eq!(census.stuck.len(), 32 + Side::ALL.len(), "each pair that can have a name has one");
+    assert_eq!(now.stuck.len(), 32 + Side::ALL.len(), "each pair that can have a name has one");
     let holder = |nth: usize| OwnerLabels { comm: nth.to_string(), ..OwnerLabels::default() };
     let holders: Vec<(OwnerLabels, u64)> = (0..=owner_counts::MOST).map(|nth| (holder(nth), 1)).collect();
 
     let mut families = Vec::new();
-    crate::agent::server::handlers::metrics::ledger(&mut families, &ledger, 1);
-    gauges(&mut families, &census, &["1m", "10m", "1h"].map(str::to_owned));
+    counters(&mut families, &metrics, 1);
+    gauges(&mut families, &now, &["1m", "10m", "1h"].map(str::to_owned));
     owners(&mut families, &holders);
     for family in &families {
         println!("{:<40} {:>5}", family.name(), series_of(family));

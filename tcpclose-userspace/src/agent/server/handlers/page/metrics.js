@@ -1,10 +1,9 @@
-// Prometheus' text format as the agent writes it, and what can be worked out from two scrapes of it. Nothing here
-// touches the page.
+// Parses Prometheus' text format as the agent writes it, and computes rates from two scrapes. Does not use the page.
 
 const DURATIONS = "tcpclose_state_duration_seconds_bucket";
 const UNESCAPED = { n: "\n", "\\": "\\", '"': '"' };
 
-/** One scrape: every sample of `text`. `at`: milliseconds of a clock that only goes forward. */
+/** One scrape: every sample of `text`. `at`: milliseconds of a monotonic clock. */
 export class Scrape {
   constructor(text, at) {
     this.at = at;
@@ -49,7 +48,7 @@ export class Scrape {
   }
 }
 
-/** What happened from one scrape (or, with none, from the agent's begin) to another, `seconds` later. */
+/** The difference of two scrapes, `seconds` apart; without a first one, since the agent began. */
 export class Span {
   constructor(before, now, seconds) {
     this.before = before;
@@ -65,7 +64,7 @@ export class Span {
       this.earlier.set(name, new Map(samples.map((sample) => [sample.series, sample.value])));
     }
     const earlier = this.earlier.get(name);
-    // A series that is new has risen from 0.
+    // A new series has risen from 0.
     return this.now.select(name, labels).map((sample) => {
       return { ...sample, value: Math.max(0, sample.value - (earlier.get(sample.series) ?? 0)) };
     });
@@ -77,13 +76,13 @@ export class Span {
     return this.rises(name, labels).reduce((sum, sample) => sum + sample.value, 0) / this.seconds;
   }
 
-  /** The median of the durations that have `labels`, seconds; undefined where there is none. */
+  /** The median of the durations with `labels`, seconds; undefined if there is none. */
   median(labels) {
     return median(this.rises(DURATIONS, labels));
   }
 }
 
-/** The median of a histogram's `samples`: those of several series are added up. */
+/** The median of a histogram's `samples`; several series are added up. */
 function median(samples) {
   const buckets = new Map();
   for (const { labels: { le }, value } of samples) {
@@ -102,7 +101,7 @@ export function quantile(q, buckets) {
   const at = buckets.findIndex(([, count]) => count >= rank);
   const [bound, count] = buckets[at];
   const [lower, below] = at > 0 ? buckets[at - 1] : [0, 0];
-  // Beyond the last bound nothing is known but that.
+  // Beyond the last bound there is no upper one.
   if (bound === Infinity) return { value: lower, lower, upper: bound };
   return { value: lower + ((bound - lower) * (rank - below)) / (count - below), lower, upper: bound };
 }

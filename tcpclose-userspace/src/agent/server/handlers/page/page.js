@@ -1,33 +1,33 @@
-// Asks the agent for /metrics again and again, and shows what it says: nothing here comes from anywhere else.
+// Fetches /metrics every two seconds and shows it. There is no other source of data.
 
 import { Scrape, Span } from "./metrics.js";
 import { PortTable } from "./ports.js";
 import { age, between, count, rate, roughly, short, state } from "./words.js";
 
 const EVERY = 2000;
-/** An agent that has not answered by then is not there. */
-const PATIENCE = 5000;
-/** How far back "the last minute" goes. */
+/** An agent that takes longer to answer counts as gone, milliseconds. */
+const TIMEOUT = 5000;
+/** "The last minute", milliseconds. */
 const MINUTE = 60_000;
-/** Younger numbers are as good as of now, seconds. */
+/** The age from which numbers are marked as old, seconds. */
 const OLD = 5;
-/** A scrape that comes a little late is within it all the same. */
+/** A scrape that is so much late still counts as within the minute. */
 const SLACK = 500;
 
-/** What each ladder of tcpclose_hook_info is for. */
+/** The hooks of tcpclose_hook_info. */
 const HOOKS = { state: "States seen by", time_wait: "TIME-WAIT seen by", owners: "Owners found by" };
 
 const at = (id) => document.getElementById(id);
 const table = new PortTable(at("port-table"), at("filter"), at("ports-empty"));
 
-/** The scrapes of this agent, the oldest first: a minute's. */
+/** The scrapes of the last minute, the oldest first. */
 let scrapes = [];
-/** The agent's clock, seconds, when it last answered; by its whole seconds. */
+/** The agent's clock at its last answer, whole seconds. */
 let clock = 0;
-/** The wall clock at that moment, as this machine writes it. */
+/** The browser's wall clock at that moment. */
 let asOf = "";
 
-/** Sets a text only where it changes, so that a screen reader and a selection are left alone. */
+/** Sets a text only if it changes, which would disturb a screen reader or a selection. */
 function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -39,7 +39,7 @@ function element(name, text, className) {
   return node;
 }
 
-/** What the agent is doing: `live`, `starting` or `gone`, and the words for it. */
+/** The state of the agent, `live`, `starting` or `gone`, and its text. */
 function status(agent, words) {
   document.documentElement.dataset.agent = agent;
   say(at("status"), words);
@@ -48,22 +48,22 @@ function status(agent, words) {
 async function ask() {
   let text;
   try {
-    const answer = await fetch("metrics", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    const answer = await fetch("metrics", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
     text = await answer.text();
     if (!answer.ok) {
-      status("gone", `The agent cannot tell its numbers: ${text.trim()}`);
+      status("gone", `The agent answers with an error: ${text.trim()}`);
       return;
     }
     clock = Date.parse(answer.headers.get("date")) / 1000;
   } catch {
-    const last = asOf === "" ? "" : ` What stands here is as of ${asOf}.`;
+    const last = asOf === "" ? "" : ` These numbers are as of ${asOf}.`;
     status("gone", `The agent does not answer.${last}`);
     say(at("updated"), "");
     document.title = "no agent · tcpclose";
     return;
   }
   const now = new Scrape(text, performance.now());
-  // A counter of another agent has nothing to do with this one's.
+  // The counters of a restarted agent begin at 0.
   scrapes = scrapes.filter(({ at, began }) => began === now.began && now.at - at <= MINUTE + SLACK);
   scrapes.push(now);
   asOf = new Date().toLocaleTimeString();
@@ -86,7 +86,7 @@ function show() {
     const old = Math.max(...now.select("tcpclose_gauges_age_seconds").map(({ value }) => value), 0);
     status("live", old < OLD ? "Live" : `Live, numbers ${Math.round(old)} s old`);
   } else {
-    status("starting", "The agent is starting: its first look at the kernel’s sockets is not in yet.");
+    status("starting", "The agent is starting: its first dump of the kernel’s sockets is not complete.");
   }
   say(at("updated"), `updated ${asOf}`);
   machine(over);
@@ -107,7 +107,7 @@ function machine(over) {
     const name = box.dataset.state;
     const [, number, note] = box.querySelectorAll("text");
     if (name === "established") {
-      // Sockets that have not begun to close are nothing that the agent follows.
+      // The agent does not track sockets before they begin to close.
       fill(number, now.sum("tcpclose_transitions_total", { from: name }));
       early(note, over, name, "began to close");
       continue;
@@ -135,13 +135,13 @@ function machine(over) {
   }
 }
 
-/** A count may grow, and its box does not. */
+/** Fits a number into its box. */
 function fill(node, n) {
   say(node, short(n));
   node.classList.toggle("long", n >= 1e5);
 }
 
-/** Steps from a state to CLOSED that have no arrow: a RST, an abort, a timeout. */
+/** Transitions from a state to CLOSED that have no arrow: a RST, an abort, a timeout. */
 function early(note, over, from, otherwise) {
   const ends = over.rate("tcpclose_transitions_total", { from, to: "closed" });
   say(note, ends > 0 ? `${rate(ends)} cut off` : otherwise);

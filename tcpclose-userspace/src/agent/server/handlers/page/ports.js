@@ -1,4 +1,4 @@
-// The table of ports: sorted by any column, filtered, one row a pair of side and port that stays the same element.
+// The table of ports: sortable by any column, with a filter. A pair of side and port keeps its row element.
 
 import { ports } from "./metrics.js";
 import { about, age, count, rate, state } from "./words.js";
@@ -10,7 +10,7 @@ const sockets = (name) => ({
   text: (row) => count(row.sockets[name] ?? 0),
 });
 
-/** A port as a number, `other` after all of them. */
+/** A port as a number; `other` sorts last. */
 const number = ({ port }) => (port === "other" ? 65_536 : Number(port));
 
 const COLUMNS = [
@@ -100,13 +100,13 @@ export class PortTable {
   remark(all, fitting) {
     let words = "";
     if (all === 0) words = "No connection has closed since the agent began.";
-    else if (fitting === 0) words = "None of the ports is like that.";
-    else if (fitting > MOST) words = `${count(fitting - MOST)} more: narrow them down above.`;
+    else if (fitting === 0) words = "No port matches the filter.";
+    else if (fitting > MOST) words = `${count(fitting - MOST)} more ports: use the filter above.`;
     this.empty.hidden = words === "";
     if (this.empty.textContent !== words) this.empty.textContent = words;
   }
 
-  /** The row's element, with its numbers of now. */
+  /** The element of a row, updated. */
   line(row) {
     let line = this.rows.get(row.key);
     if (!line) {
@@ -129,7 +129,7 @@ export class PortTable {
 function cell(column) {
   const head = column.id === "port";
   const cell = document.createElement(head ? "th" : "td");
-  // On a phone the rows are no table to the style, and must stay one to a screen reader.
+  // On a phone the style displays rows as cards; for a screen reader they must stay a table.
   cell.setAttribute("role", head ? "rowheader" : "cell");
   if (head) cell.scope = "row";
   cell.className = column.words ? column.id : "number";

@@ -1,13 +1,13 @@
-// Numbers as people read them. What is not known is a dash.
+// Numbers for people. An unknown number is a dash.
 
 const DASH = "–";
 
-/** 1234567 → 1 234 567, with spaces that neither break nor stretch. */
+/** 1234567 → 1 234 567, with narrow no-break spaces. */
 export function count(n) {
   return n === undefined ? DASH : String(Math.round(n)).replace(/\B(?=(\d{3})+$)/g, "\u202f");
 }
 
-/** The same for the room of a box: 12.3M from ten millions on. */
+/** The same, short enough for a box: 12.3M from ten millions on. */
 export function short(n) {
   return n >= 1e7 ? `${(n / 1e6).toPrecision(n >= 1e9 ? 4 : 3)}M` : count(n);
 }
@@ -17,7 +17,7 @@ function digits(n) {
   return n.toFixed(n < 0.995 ? 2 : n < 9.95 ? 1 : 0);
 }
 
-/** A second: 0.04/s, 3.2/s, 12/s, 1.2k/s. */
+/** Per second: 0.04/s, 3.2/s, 12/s, 1.2k/s. */
 export function rate(n) {
   if (n === undefined) return DASH;
   if (n === 0) return "0/s";
@@ -34,24 +34,24 @@ function time(seconds, write) {
   return seconds < 172_800 ? `${write(seconds / 3600)} h` : `${write(seconds / 86_400)} d`;
 }
 
-/** A time to two digits or so: 41 ms. */
+/** A time to about two digits: 41 ms. */
 export function roughly(seconds) {
   return seconds === undefined ? DASH : time(seconds, digits);
 }
 
-/** The same, saying that it was estimated: ≈41 ms. */
+/** An estimated time: ≈41 ms. */
 export function about(seconds) {
   return seconds === undefined ? DASH : `≈${roughly(seconds)}`;
 }
 
-/** A quantile, and the bounds that it is proven to lie between: ≈45 s (30 s to 59 s). */
+/** A quantile with the bounds of its bucket: ≈45 s (30 s to 59 s). */
 export function between(quantile) {
   if (quantile === undefined) return DASH;
   const [lower, upper] = [quantile.lower, quantile.upper].map((bound) => time(bound, String));
   return quantile.upper === Infinity ? `over ${lower}` : `${about(quantile.value)} (${lower} to ${upper})`;
 }
 
-/** A proven age, rounded down as `tcpclose stuck` rounds it: 9.9s, 45s, 2m 5s, 3h 10m, 4d 2h. */
+/** A proven age, rounded down as in `tcpclose stuck`: 9.9s, 45s, 2m 5s, 3h 10m, 4d 2h. */
 export function age(seconds) {
   if (seconds === undefined) return DASH;
   const whole = Math.floor(seconds);
@@ -63,7 +63,7 @@ export function age(seconds) {
   return two(Math.floor(whole / 86_400), "d", Math.floor(whole / 3600) % 24, "h");
 }
 
-/** close_wait → CLOSE-WAIT, as the RFCs write it. */
+/** close_wait → CLOSE-WAIT, as in the RFCs. */
 export function state(name) {
   return name.toUpperCase().replaceAll("_", "-");
 }

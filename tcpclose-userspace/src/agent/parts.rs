@@ -1,0 +1,43 @@
+//! The parts of a running agent. Each owns its data; a task gets those that it needs.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::agent::config::Config;
+use crate::agent::intervals::Intervals;
+use crate::agent::kill_permission::KillPermission;
+use crate::agent::port_usage::PortUsage;
+use crate::agent::reconcile_requests::ReconcileRequests;
+use crate::agent::tracking::Tracking;
+use crate::metrics::rates::RateHistory;
+use crate::report::owner_counts::OwnerLabels;
+
+#[derive(Clone)]
+pub struct Parts {
+    pub tracking: Rc<RefCell<Tracking>>,
+    pub intervals: Rc<Intervals>,
+    pub reconcile_requests: Rc<ReconcileRequests>,
+    pub kill: Rc<KillPermission>,
+    /// Counters of the last minute.
+    pub rates: Rc<RefCell<RateHistory>>,
+    pub port_usage: Rc<RefCell<PortUsage>>,
+    /// Stuck sockets by owner, as of the last look.
+    pub stuck_owners: Rc<RefCell<Vec<(OwnerLabels, u64)>>>,
+    /// A `--web-config` file is wrong, and its former content is in use.
+    pub web_config_wrong: Rc<Cell<bool>>,
+}
+
+impl Parts {
+    pub fn new(tracking: Tracking, config: &Config, web_config_wrong: Rc<Cell<bool>>) -> Self {
+        Self {
+            tracking: Rc::new(RefCell::new(tracking)),
+            intervals: Rc::new(Intervals::of(config)),
+            reconcile_requests: Rc::default(),
+            kill: Rc::new(KillPermission::of(config)),
+            rates: Rc::default(),
+            port_usage: Rc::default(),
+            stuck_owners: Rc::default(),
+            web_config_wrong,
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Hands a request to its handler.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode};
+use log::Level;
+
+use crate::agent::parts::Parts;
+use crate::agent::server::access::ScrapeAccess;
+use crate::agent::server::handlers::watch::WatchStream;
+use crate::agent::server::handlers::{
+    exhaustion, kill, metrics, ports, readiness, reconcile, sockets, watch,
+};
+use crate::agent::server::peer_creds::Caller;
+use crate::agent::server::response::{Answer, plain, written_json};
+use crate::agent::server::routes::{Endpoint, Listener, find};
+use crate::agent::server::web::source::ClientNetwork;
+use crate::report::encoding::Form;
+use crate::report::requests;
+
+/// The client of a connection.
+#[derive(Clone)]
+pub enum Peer {
+    /// By TCP.
+    Scraper(Rc<ScrapeAccess>, ClientNetwork),
+    /// By the unix socket.
+    Local(Rc<Caller>),
+}
+
+type Body = Either<Full<Bytes>, WatchStream>;
+
+pub async fn respond(request: Request<Incoming>, peer: Peer, parts: &Parts) -> Response<Body> {
+    match peer {
+        Peer::Scraper(access, source) => {
+            let mut response = match access.refuses(request.headers(), source).await {
+                Some(refusal) => refusal.map(Either::Left),
+                None => route(request, None, parts).await,
+            };
+            access.add_headers(response.headers_mut());
+            response
+        }
+        Peer::Local(caller) => {
+            let path = request.uri().path();
+            let level = if path == requests::KILL_PATH { Level::Info } else { Level::Debug };
+            log::log!(level, "{} {path} asked by {caller}", request.method());
+            route(request, Some(&caller), parts).await
+        }
+    }
+}
+
+/// `caller`: of the unix socket.
+async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Parts) -> Response<Body> {
+    let listener = if caller.is_some() { Listener::Everything } else { Listener::Aggregates };
+    let endpoint = match find(listener, request.method(), request.uri().path()) {
+        Ok(endpoint) => endpoint,
+        Err(refusal) => return refusal.answer().map(Either::Left),
+    };
+    let query = request.uri().query().unwrap_or_default();
+    let answer: Answer = match endpoint {
+        Endpoint::Metrics => metrics::answer(parts),
+        Endpoint::Health => plain(StatusCode::OK, "ok\n"),
+        Endpoint::Readiness => readiness::answer(&parts.tracking.borrow()),
+        Endpoint::Ports => ports::answer(&mut parts.tracking.borrow_mut(), &parts.rates.borrow()),
+        Endpoint::Sockets => sockets::answer(query, Form::accepted(request.headers()), &parts.tracking).await,
+        Endpoint::Exhaustion => {
+            written_json(exhaustion::document(query, &parts.tracking, &parts.port_usage).await)
+        }
+        Endpoint::Reconcile => {
+            let tracking = parts.tracking.borrow();
+            reconcile::answer(request.method(), &tracking, &parts.reconcile_requests)
+        }
+        Endpoint::Kill => kill::answer(request, caller, &parts.kill).await,
+        Endpoint::Watch => return watch::answer(query, &parts.tracking),
+        Endpoint::Page(page) => page.answer(request.headers()),
+    };
+    answer.map(Either::Left)
+}

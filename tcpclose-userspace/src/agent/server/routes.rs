@@ -1,0 +1,158 @@
+//! The table of routes. An unknown path is answered by 404 and a wrong method by 405 before any handler runs.
+
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::{Method, StatusCode};
+
+use crate::agent::server::handlers::page::Page;
+use crate::agent::server::response::{Answer, plain};
+use crate::report::requests;
+
+/// What answers a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Metrics,
+    Health,
+    Readiness,
+    Ports,
+    Sockets,
+    Exhaustion,
+    Reconcile,
+    Kill,
+    Watch,
+    /// A file of the page.
+    Page(Page),
+}
+
+/// Where a route is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// TCP: no single socket can be told from what is served there.
+    Aggregates,
+    /// The unix socket, which serves everything.
+    Everything,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    path: &'static str,
+    methods: &'static [Method],
+    listener: Listener,
+    pub endpoint: Endpoint,
+}
+
+const READ: &[Method] = &[Method::GET, Method::HEAD];
+const READ_OR_POST: &[Method] = &[Method::GET, Method::HEAD, Method::POST];
+const POST: &[Method] = &[Method::POST];
+const GET: &[Method] = &[Method::GET];
+
+const fn route(
+    path: &'static str,
+    methods: &'static [Method],
+    listener: Listener,
+    endpoint: Endpoint,
+) -> Route {
+    Route { path, methods, listener, endpoint }
+}
+
+const ROUTES: [Route; 9] = [
+    route(requests::METRICS_PATH, READ, Listener::Aggregates, Endpoint::Metrics),
+    route(requests::HEALTH_PATH, READ, Listener::Aggregates, Endpoint::Health),
+    route(requests::READY_PATH, READ, Listener::Aggregates, Endpoint::Readiness),
+    route(requests::PORTS_PATH, READ, Listener::Aggregates, Endpoint::Ports),
+    route(requests::SOCKETS_PATH, READ, Listener::Everything, Endpoint::Sockets),
+    route(requests::EXHAUSTION_PATH, READ, Listener::Everything, Endpoint::Exhaustion),
+    route(requests::RECONCILE_PATH, READ_OR_POST, Listener::Everything, Endpoint::Reconcile),
+    route(requests::KILL_PATH, POST, Listener::Everything, Endpoint::Kill),
+    route(requests::WATCH_PATH, GET, Listener::Everything, Endpoint::Watch),
+];
+
+/// Why a request has no endpoint.
+#[derive(Clone, Copy, Debug)]
+pub enum Refusal {
+    UnknownPath,
+    /// The path has only these.
+    WrongMethod(&'static [Method]),
+}
+
+/// The endpoint of a request that came to `listener`.
+pub fn find(listener: Listener, method: &Method, path: &str) -> Result<Endpoint, Refusal> {
+    let page =
+        Page::at(path).map(|page| route(page.path(), READ, Listener::Aggregates, Endpoint::Page(page)));
+    let mut routes = ROUTES.into_iter().chain(page);
+    let served = |route: &Route| listener == Listener::Everything || route.listener == Listener::Aggregates;
+    let route = routes.find(|route| route.path == path && served(route)).ok_or(Refusal::UnknownPath)?;
+    if route.methods.contains(method) { Ok(route.endpoint) } else { Err(Refusal::WrongMethod(route.methods)) }
+}
+
+impl Refusal {
+    pub fn answer(self) -> Answer {
+        let methods = match self {
+            Self::UnknownPath => return plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n"),
+            Self::WrongMethod(methods) => methods,
+        };
+        let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
+        let words = match names.split_last() {
+            Some((last, [])) => (*last).to_owned(),
+            Some((last, first)) => format!("{} and {last}", first.join(", ")),
+            None => String::new(),
+        };
+        let mut answer = plain(StatusCode::METHOD_NOT_ALLOWED, format!("{words} only\n"));
+        if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
+            answer.headers_mut().insert(ALLOW, names);
+        }
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(listener: Listener, method: &Method, path: &str) -> u16 {
+        find(listener, method, path).map_or_else(|refusal| refusal.answer().status().as_u16(), |_| 200)
+    }
+
+    #[test]
+    fn every_route_answers_its_methods_at_its_listener_and_refuses_all_else() {
+        let methods = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS];
+        for Route { path, methods: allowed, listener, endpoint } in ROUTES {
+            for method in &methods {
+                let expected = if allowed.contains(method) { 200 } else { 405 };
+                assert_eq!(status(Listener::Everything, method, path), expected, "{method} {path}");
+                let expected = if listener == Listener::Aggregates { expected } else { 404 };
+                assert_eq!(status(Listener::Aggregates, method, path), expected, "{method} {path} on TCP");
+            }
+            assert_eq!(find(Listener::Everything, &allowed[0], path).unwrap(), endpoint);
+        }
+        for listener in [Listener::Aggregates, Listener::Everything] {
+            assert_eq!(status(listener, &Method::GET, "/"), 200);
+            assert_eq!(status(listener, &Method::POST, "/page.js"), 405);
+            for path in ["", "/x", "/metrics/", "/v1/", "//"] {
+                assert_eq!(status(listener, &Method::GET, path), 404, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_path_has_two_routes() {
+        for (at, route) in ROUTES.iter().enumerate() {
+            assert!(Page::at(route.path).is_none(), "{}", route.path);
+            assert!(ROUTES.iter().skip(at + 1).all(|other| other.path != route.path), "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_the_right_ones() {
+        for (methods, text, allow) in [
+            (READ, "GET and HEAD only\n", "GET, HEAD"),
+            (READ_OR_POST, "GET, HEAD and POST only\n", "GET, HEAD, POST"),
+            (POST, "POST only\n", "POST"),
+            (GET, "GET only\n", "GET"),
+        ] {
+            let answer = Refusal::WrongMethod(methods).answer();
+            assert_eq!(answer.headers()[ALLOW], allow);
+            let body = format!("{:?}", answer.body());
+            assert!(body.contains(text.trim_end()), "{body}");
+        }
+    }
+}
