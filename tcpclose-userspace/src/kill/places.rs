@@ -1,5 +1,5 @@
-//! The paths to the network namespaces of orders: searched for when an order needs an unknown one, and remembered. No handle
-//! is kept.
+//! The paths to the network namespaces of orders: searched for when an order needs an unknown one, and
+//! remembered. No handle is kept.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -31,7 +31,8 @@ enum SkipReason {
 }
 
 impl Places {
-    /// Runs `work` inside the namespace with the inode `inum`. `id`: unless 0, distinguishes it from a later one with this inode.
+    /// Runs `work` inside the namespace with the inode `inum`. `id`: unless 0, distinguishes it from a later
+    /// one with this inode.
     ///
     /// # Errors
     /// The result of the order when the namespace cannot be entered.
