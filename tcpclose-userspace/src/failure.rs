@@ -96,8 +96,8 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// `text` with control characters escaped: the name of a program, or an answer from a socket, must not reach the terminal as
-/// commands or as lines of its own.
+/// `text` with control characters escaped: the name of a program, or an answer from a socket, must not reach
+/// the terminal as commands or as lines of its own.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_hostile) {
         return Cow::Borrowed(text);
@@ -109,7 +109,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Whether a terminal may interpret it as a command, or display the following text elsewhere. All of these are below 2¹⁶.
+/// Whether a terminal may interpret it as a command, or display the following text elsewhere. All of these
+/// are below 2¹⁶.
 pub fn is_hostile(c: char) -> bool {
     // The bidirectional marks reorder the text around them.
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -76,7 +76,8 @@ impl Default for SocketAccess {
 }
 
 impl Config {
-    /// For watching without an agent: the best backends, the defaults of `tcpclose agent`, and nothing served or kept.
+    /// For watching without an agent: the best backends, the defaults of `tcpclose agent`, and nothing served
+    /// or kept.
     pub fn alone() -> Self {
         Self {
             listen: Vec::new(),

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use crate::linux::host;
 
-/// The pause after a look is this many times its CPU time: two thirds of a percent. The rest of the 1 % is for what cannot
-/// be charged to one look: the ring's timer, the state file, a search through all descriptors, the start and end of a
-/// thread, and looks that cost more than the median.
+/// The pause after a look is this many times its CPU time: two thirds of a percent. The rest of the 1 % is
+/// for what cannot be charged to one look: the ring's timer, the state file, a search through all
+/// descriptors, the start and end of a thread, and looks that cost more than the median.
 pub const SHARE: u32 = 150;
 
 /// The costs of the last looks of one kind.
 ///
-/// The last cost counts, or the median of the last three where that is less: on a busy machine a single look can be
-/// charged many times its cost (another program emptied the caches, an interrupt storm ran on its time), and a hundred
-/// times that is a pause in which nothing is seen.
+/// The last cost counts, or the median of the last three where that is less: on a busy machine a single look
+/// can be charged many times its cost (another program emptied the caches, an interrupt storm ran on its
+/// time), and a hundred times that is a pause in which nothing is seen.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuBudget {
     last: [Option<u64>; 3],

@@ -65,7 +65,8 @@ pub async fn dump(
     let mut merging = Duration::ZERO;
     while let Some(chunk) = chunks.recv().await {
         let mut tracking = tracking.borrow_mut();
-        // The records of a burst are no cost of the dump: charged to it they would delay the next one for minutes.
+        // The records of a burst are no cost of the dump: charged to it they would delay the next one for
+        // minutes.
         tracking.drain_all();
         merging += timed(|| tracking.merge_chunk(&chunk, request)).1;
     }
@@ -109,8 +110,8 @@ pub async fn dump(
     Ok(Dumped { charges: shared_out(charges, met, cpu_ns), again, rest })
 }
 
-/// Charges `cpu_ns`, the cost of a whole dump: what exceeds the sum of `charges` by the number of sockets, of which there
-/// are `met` in all.
+/// Charges `cpu_ns`, the cost of a whole dump: what exceeds the sum of `charges` by the number of sockets, of
+/// which there are `met` in all.
 fn shared_out(mut charges: Vec<Charge>, met: u64, cpu_ns: u64) -> Vec<Charge> {
     let rest = cpu_ns.saturating_sub(charges.iter().map(|charge| charge.cpu_ns).sum());
     let namespaces = charges.len() as u64;
@@ -124,8 +125,8 @@ fn shared_out(mut charges: Vec<Charge>, met: u64, cpu_ns: u64) -> Vec<Charge> {
     charges
 }
 
-/// The `suspects` that the kernel does not find, and the CPU time of asking, nanoseconds. Those that cannot be looked up
-/// are left alone.
+/// The `suspects` that the kernel does not find, and the CPU time of asking, nanoseconds. Those that cannot
+/// be looked up are left alone.
 fn absent(places: &[(u32, NetnsPath)], mut suspects: Vec<Suspect>) -> Result<(Vec<Suspect>, u64)> {
     let key = |suspect: &Suspect| {
         let Suspect { netns, flow, interface, cookie, .. } = *suspect;

@@ -1,5 +1,5 @@
-//! State of the dumps, as `/metrics`, `/readyz` and the ages of gauges tell it. Times are CLOCK_MONOTONIC, nanoseconds,
-//! unless stated otherwise.
+//! State of the dumps, as `/metrics`, `/readyz` and the ages of gauges tell it. Times are CLOCK_MONOTONIC,
+//! nanoseconds, unless stated otherwise.
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DumpStats {
@@ -11,7 +11,8 @@ pub struct DumpStats {
     pub reconciled_at: f64,
     /// Beginning of that reconcile.
     pub round_ns: u64,
-    /// Last instant before a loss of records that the gauges of the host's namespace, or of the others, still suffer from.
+    /// Last instant before a loss of records that the gauges of the host's namespace, or of the others, still
+    /// suffer from.
     pub lost_host_ns: Option<u64>,
     pub lost_others_ns: Option<u64>,
     /// When it was last known that no record is lost.
@@ -29,7 +30,8 @@ impl DumpStats {
         Self { interval_ns, ..Self::default() }
     }
 
-    /// Records were lost since the last check: until dumps have corrected the gauges these are as old as that check.
+    /// Records were lost since the last check: until dumps have corrected the gauges these are as old as that
+    /// check.
     pub fn records_lost(&mut self) {
         self.lost_host_ns.get_or_insert(self.complete_ns);
         self.lost_others_ns.get_or_insert(self.complete_ns);

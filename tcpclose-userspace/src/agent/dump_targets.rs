@@ -22,8 +22,9 @@ pub struct DumpTargets {
 }
 
 impl Tracking {
-    /// The dumps that are worth making now, besides the reconcile: of minisockets whose ends no hook reports, and of
-    /// CLOSE-WAITs that are about to be called stuck, since only a dump tells whether their programs still write.
+    /// The dumps that are worth making now, besides the reconcile: of minisockets whose ends no hook reports,
+    /// and of CLOSE-WAITs that are about to be called stuck, since only a dump tells whether their programs
+    /// still write.
     pub fn dump_targets(&self, now_ns: u64) -> DumpTargets {
         let first = self.stuck_after.first_ns();
         // Without BTF no record tells its namespace, and all are dumped at once.
@@ -69,8 +70,8 @@ impl Tracking {
         socket.kind == SocketKind::Minisocket && !self.probe.coverage.ends
     }
 
-    /// Whether a CLOSE-WAIT that may be stuck has not been dumped since it, or its program's last known write, passed the
-    /// bound `first`, or not for half of that.
+    /// Whether a CLOSE-WAIT that may be stuck has not been dumped since it, or its program's last known
+    /// write, passed the bound `first`, or not for half of that.
     pub fn is_check_due(&self, socket: &TrackedSocket, now_ns: u64, first: u64) -> bool {
         let age = socket.since.age(now_ns);
         let due_ns = check_due_ns(socket, first);
@@ -103,7 +104,8 @@ impl Tracking {
         self.namespaces.places(Some(&ids)).into_iter().map(|(_, place)| place).collect()
     }
 
-    /// The namespaces of sockets in `phase`, and our own; `None` before the first dump, and if one of them is not found yet.
+    /// The namespaces of sockets in `phase`, and our own; `None` before the first dump, and if one of them is
+    /// not found yet.
     pub fn places_of(&self, phase: Phase) -> Option<Vec<NetnsPath>> {
         let mut ids = ids_of(self.tracker.sockets().filter(|socket| socket.phase == phase));
         ids.insert(self.namespaces.own().id);
@@ -112,7 +114,8 @@ impl Tracking {
         (self.ready && all_found).then(|| places.into_iter().map(|(_, place)| place).collect())
     }
 
-    /// Whether so many sockets are in `phase` that a pass over all files is sure to be needed for their owners.
+    /// Whether so many sockets are in `phase` that a pass over all files is sure to be needed for their
+    /// owners.
     pub fn has_many(&self, phase: Phase) -> bool {
         const MANY: usize = 256;
         self.tracker.sockets().filter(|socket| socket.phase == phase).take(MANY).count() == MANY

@@ -1,8 +1,9 @@
 //! The age of the gauges.
 //!
-//! Records keep most of them current. What only dumps tell is as old as the last dump of its namespace: minisockets that
-//! no hook reports, and whether a socket in CLOSE-WAIT is stuck. After a loss of records every number is as old as the
-//! loss until a dump has corrected it; when the reconcile is overdue, every number is as old as the last one.
+//! Records keep most of them current. What only dumps tell is as old as the last dump of its namespace:
+//! minisockets that no hook reports, and whether a socket in CLOSE-WAIT is stuck. After a loss of records
+//! every number is as old as the loss until a dump has corrected it; when the reconcile is overdue, every
+//! number is as old as the last one.
 
 use crate::names::Phase;
 
@@ -35,7 +36,8 @@ pub struct ObservedAt {
 }
 
 impl ObservedAt {
-    /// The age at `now_ns` of gauges whose oldest socket was known at `sockets_ns`; `None` if records tell all.
+    /// The age at `now_ns` of gauges whose oldest socket was known at `sockets_ns`; `None` if records tell
+    /// all.
     fn age(self, sockets_ns: Option<u64>, now_ns: u64) -> u64 {
         let ago = |at: u64| now_ns.saturating_sub(at);
         let late = ago(self.round_ns) > self.overdue_ns.saturating_add(GRACE_NS);

@@ -1,4 +1,5 @@
-//! Locks for what one agent at a time may have: a state directory and, during its start, the folder of its socket.
+//! Locks for what one agent at a time may have: a state directory and, during its start, the folder of its
+//! socket.
 //!
 //! By flock(), which ends with the process, however that ends.
 
@@ -68,8 +69,8 @@ impl Unfit {
 
 const ANOTHER: &str = "choose another directory with --state-dir";
 
-/// Locks the directory `given`, or the default one; waits for an agent that holds it. Without a usable default directory the
-/// agent keeps no state.
+/// Locks the directory `given`, or the default one; waits for an agent that holds it. Without a usable
+/// default directory the agent keeps no state.
 ///
 /// # Errors
 /// When `given` cannot be used, or another agent does not end.
@@ -110,7 +111,8 @@ pub async fn state_dir(
     }
 }
 
-/// Makes the directory if need be, and checks that only root and this user can write there: its contents are trusted.
+/// Makes the directory if need be, and checks that only root and this user can write there: its contents are
+/// trusted.
 fn prepare(path: &Path, and_parents: bool) -> Result<(), Unfit> {
     const MAKE_IT: &str = "make it, or choose another directory with --state-dir";
     match DirBuilder::new().recursive(and_parents).mode(0o700).create(path) {
@@ -162,7 +164,8 @@ fn lock(folder: &Path) -> io::Result<Option<File>> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)?;
     let same = |lock: &File| Ok::<_, io::Error>(lock.metadata()?.ino() == fs::symlink_metadata(&path)?.ino());
-    // If somebody removed the file and another agent made a new one, our lock is on the former and worth nothing.
+    // If somebody removed the file and another agent made a new one, our lock is on the former and worth
+    // nothing.
     if !try_lock(&lock)? || !same(&lock)? {
         return Ok(None);
     }
@@ -186,9 +189,9 @@ fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Keeps other agents out of `folder` until this is dropped, so that no other agent acts between a check of what is there and
-/// the action that follows. Waits two seconds at most: a process that holds the folder longer is no agent, and must not
-/// keep one from starting.
+/// Keeps other agents out of `folder` until this is dropped, so that no other agent acts between a check of
+/// what is there and the action that follows. Waits two seconds at most: a process that holds the folder
+/// longer is no agent, and must not keep one from starting.
 pub async fn hold(folder: &Path) -> Option<File> {
     const LONGEST: Duration = Duration::from_secs(2);
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };

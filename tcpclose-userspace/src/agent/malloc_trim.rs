@@ -1,7 +1,8 @@
 //! Returns freed memory to the kernel, which glibc's malloc would keep.
 
-/// Maps large blocks on their own, so that they are unmapped when freed. By default glibc raises the size from which it
-/// does so up to 32 MB as large blocks come and go, and the memory of a flood of connections would stay.
+/// Maps large blocks on their own, so that they are unmapped when freed. By default glibc raises the size
+/// from which it does so up to 32 MB as large blocks come and go, and the memory of a flood of connections
+/// would stay.
 pub fn map_large_blocks() {
     /// glibc's own default, which is constant once it is set.
     #[cfg(target_env = "gnu")]

@@ -1,20 +1,24 @@
-//! The agent: the long-running process. All of it runs on one thread, so nothing is locked; what blocks (a dump, a walk over
-//! /proc) runs elsewhere and hands its result back.
+//! The agent: the long-running process. All of it runs on one thread, so nothing is locked; what blocks (a
+//! dump, a walk over /proc) runs elsewhere and hands its result back.
 //!
-//! * [`start`]: starts everything, serves, and ends in order; [`summary`]: prints what was started. [`watch_alone`]: watches
-//!   without an agent.
-//! * [`config`]: the settings; [`reload`]: those that may change while it runs; [`intervals`]: those that loops read.
-//! * [`parts`]: what a running agent consists of; each part owns its data, and a task gets the parts that it needs.
+//! * [`start`]: starts everything, serves, and ends in order; [`summary`]: prints what was started.
+//!   [`watch_alone`]: watches without an agent.
+//! * [`config`]: the settings; [`reload`]: those that may change while it runs; [`intervals`]: those that
+//!   loops read.
+//! * [`parts`]: what a running agent consists of; each part owns its data, and a task gets the parts that it
+//!   needs.
 //! * [`tracking`]: probe, tracker and metrics; [`tracker_output`], [`watchers`]: where its events go.
 //! * [`ring_loop`]: takes records from the ring buffer, on a timer that backs off when none come.
-//! * [`reconcile`]: the loop of dumps; [`scheduler`]: which one is due, pure; [`dump_targets`]: where; [`dump`]: one dump;
-//!   [`dump_stats`], [`gauge_ages`]: how old its results are; [`reconcile_requests`]: a user asks for one.
+//! * [`reconcile`]: the loop of dumps; [`scheduler`]: which one is due, pure; [`dump_targets`]: where;
+//!   [`dump`]: one dump; [`dump_stats`], [`gauge_ages`]: how old its results are; [`reconcile_requests`]: a
+//!   user asks for one.
 //! * [`namespaces`], [`netns_search`]: the network namespaces that are dumped, and the search for them.
-//! * [`owners`]: owners of stuck sockets, at an interval; [`port_usage`]: ephemeral ports in use. [`cpu_budget`]: the pauses.
+//! * [`owners`]: owners of stuck sockets, at an interval; [`port_usage`]: ephemeral ports in use.
+//!   [`cpu_budget`]: the pauses.
 //! * [`server`]: the HTTP server; [`kill_permission`]: who may destroy sockets through it.
 //! * [`state_file`]: the file by which ages outlive the agent; [`instance_lock`]: one agent at a time.
-//! * [`systemd`]: socket activation and notifications; [`signals`]: what ends the agent, at any moment; [`leftovers`]: what
-//!   must be removed then.
+//! * [`systemd`]: socket activation and notifications; [`signals`]: what ends the agent, at any moment;
+//!   [`leftovers`]: what must be removed then.
 //! * `malloc_trim`: returns free memory to the kernel.
 
 pub mod config;

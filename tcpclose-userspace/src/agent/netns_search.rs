@@ -1,5 +1,5 @@
-//! The search for network namespaces. It runs beside the dumps, with a budget and a deadline of its own: no dump waits
-//! for it.
+//! The search for network namespaces. It runs beside the dumps, with a budget and a deadline of its own: no
+//! dump waits for it.
 
 use std::future::pending;
 use std::io;
@@ -14,8 +14,8 @@ use crate::linux::netns::{Descriptors, FoundNetns};
 use crate::agent::cpu_budget::timed;
 use crate::agent::namespaces::Namespaces;
 
-/// The pause between two searches is this many times the CPU time of one: a third of a percent of a core. No pause is
-/// longer than `--reconcile-max`.
+/// The pause between two searches is this many times the CPU time of one: a third of a percent of a core. No
+/// pause is longer than `--reconcile-max`.
 const SHARE: u64 = 300;
 /// When a search takes longer, a round goes over the known namespaces.
 const PATIENCE_NS: u64 = 3_000_000_000;
@@ -60,8 +60,8 @@ impl NetnsSearch {
         self.running.as_ref().is_none_or(settled)
     }
 
-    /// Result and beginning of a search that began at `since_ns` or later. If there is none, begins a search: when the last
-    /// one is long enough ago, or `now`.
+    /// Result and beginning of a search that began at `since_ns` or later. If there is none, begins a search:
+    /// when the last one is long enough ago, or `now`.
     pub fn found(&mut self, namespaces: &Namespaces, since_ns: u64, now: bool) -> Option<(FoundNetns, u64)> {
         if let Some(fresh) = self.fresh.take_if(|(_, started_ns)| *started_ns >= since_ns) {
             return Some(fresh);

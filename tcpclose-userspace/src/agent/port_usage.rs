@@ -60,7 +60,8 @@ impl Fullest {
 }
 
 impl PortUsage {
-    /// The sample to compare with a look at `now_ns`: the last that is old enough for good rates, else another one.
+    /// The sample to compare with a look at `now_ns`: the last that is old enough for good rates, else
+    /// another one.
     pub fn before(&self, now_ns: u64) -> Option<Arc<UsageSample>> {
         let age = |sample: &&Arc<UsageSample>| Duration::from_nanos(now_ns.saturating_sub(sample.at_ns));
         let good = self.samples.iter().rev().find(|sample| age(sample) >= LONG_ENOUGH);

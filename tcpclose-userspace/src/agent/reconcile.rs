@@ -1,8 +1,9 @@
-//! The loop of dumps: of minisockets, of CLOSE-WAITs, and the reconcile, which compares every socket in every network
-//! namespace with the tracker.
+//! The loop of dumps: of minisockets, of CLOSE-WAITs, and the reconcile, which compares every socket in every
+//! network namespace with the tracker.
 //!
-//! [`Scheduler`] decides what is due. The host's namespace is dumped at its own interval, all others in slices; slices of
-//! the reconcile alternate with dumps that are more urgent. The search for namespaces runs beside them ([`NetnsSearch`]).
+//! [`Scheduler`] decides what is due. The host's namespace is dumped at its own interval, all others in
+//! slices; slices of the reconcile alternate with dumps that are more urgent. The search for namespaces runs
+//! beside them ([`NetnsSearch`]).
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -24,8 +25,8 @@ use crate::agent::parts::Parts;
 use crate::agent::scheduler::{Action, Charge, Inputs, Limits, OthersTurn, SLICE, Scheduler, Turn};
 use crate::agent::tracking::{EVERYTHING, Tracking};
 
-/// Makes the first dumps, whatever they cost: one of every namespace, and then one of those with tracked sockets. A dump is
-/// no snapshot; the second one drops what ended during the first.
+/// Makes the first dumps, whatever they cost: one of every namespace, and then one of those with tracked
+/// sockets. A dump is no snapshot; the second one drops what ended during the first.
 pub async fn first(tracking: &RefCell<Tracking>) -> Result<()> {
     let started_ns = host::monotonic_ns();
     let (scope, descriptors) = {
@@ -51,8 +52,8 @@ pub async fn first(tracking: &RefCell<Tracking>) -> Result<()> {
     Ok(())
 }
 
-/// Makes a slice of the round, of `most` CPU time. `lost`: records were lost before the round began; `begins`: this is its
-/// first slice.
+/// Makes a slice of the round, of `most` CPU time. `lost`: records were lost before the round began;
+/// `begins`: this is its first slice.
 async fn round_slice(
     tracking: &RefCell<Tracking>,
     most: Option<Duration>,
@@ -89,7 +90,8 @@ struct Reconcile {
     parts: Parts,
     scheduler: Scheduler,
     search: NetnsSearch,
-    /// Dumps to repeat, of the host's namespace and of others, since they left absences that were not looked up.
+    /// Dumps to repeat, of the host's namespace and of others, since they left absences that were not looked
+    /// up.
     again_host: Option<(DumpRequest, Vec<NetnsPath>)>,
     again_others: Option<(DumpRequest, Vec<NetnsPath>)>,
     /// CPU time of a dump of several namespaces.
@@ -98,7 +100,8 @@ struct Reconcile {
 
 impl Reconcile {
     fn new(parts: Parts) -> Self {
-        // Without BTF no record tells its namespace: only a dump of all of them at once proves that a socket is gone.
+        // Without BTF no record tells its namespace: only a dump of all of them at once proves that a socket
+        // is gone.
         let slice = parts.tracking.borrow().probe.reads_fields.then_some(SLICE);
         Self {
             parts,
@@ -228,7 +231,8 @@ impl Reconcile {
         self.done(dumped, choosing, turn);
     }
 
-    /// Begins a round of the reconcile if one is due and namespaces to go over are known. Returns whether it has begun.
+    /// Begins a round of the reconcile if one is due and namespaces to go over are known. Returns whether it
+    /// has begun.
     fn begin_round(&mut self, inputs: &Inputs) -> bool {
         let mut tracking = self.parts.tracking.borrow_mut();
         self.search.collect(&mut tracking.namespaces, inputs.limits.max_ns);

@@ -1,4 +1,5 @@
-//! SIGHUP: reads the settings again, applies those that may change while the agent runs, and names the others.
+//! SIGHUP: reads the settings again, applies those that may change while the agent runs, and names the
+//! others.
 
 use std::io::{self, Write as _};
 use std::rc::Rc;
@@ -127,8 +128,8 @@ impl Differences {
     }
 }
 
-/// The settings after a reload, and what differs in `next`. Every setting is classified here: a new field of [`Config`] does
-/// not compile until it is.
+/// The settings after a reload, and what differs in `next`. Every setting is classified here: a new field of
+/// [`Config`] does not compile until it is.
 fn merge(now: &Config, next: Config) -> (Config, Differences) {
     let mut settings = Differences::default();
     let merged = Config {

@@ -1,8 +1,8 @@
 //! Takes records from the ring buffer on a timer.
 //!
-//! A wakeup for each burst would cost a host most of its connection rate. So the ring is drained each 20 ms to 1 s, such
-//! that a drain takes some two hundred records, and the probe wakes this thread only when the ring fills past its mark. A
-//! scrape, a query and a dump drain first, so no answer is old.
+//! A wakeup for each burst would cost a host most of its connection rate. So the ring is drained each 20 ms
+//! to 1 s, such that a drain takes some two hundred records, and the probe wakes this thread only when the
+//! ring fills past its mark. A scrape, a query and a dump drain first, so no answer is old.
 
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -26,16 +26,18 @@ const IDLE: Duration = Duration::from_secs(1);
 /// The longest pause while somebody watches.
 const WATCHED: Duration = Duration::from_millis(100);
 
-/// Records that a drain should take. A drain costs a wakeup, some microseconds; a record costs some tens of nanoseconds.
+/// Records that a drain should take. A drain costs a wakeup, some microseconds; a record costs some tens of
+/// nanoseconds.
 const BATCH: u64 = 200;
 
-/// The records that a drain of a ring of `ring_size` bytes should take: [`BATCH`], or what fills an eighth of it.
+/// The records that a drain of a ring of `ring_size` bytes should take: [`BATCH`], or what fills an eighth of
+/// it.
 fn batch(ring_size: u32) -> u64 {
     (u64::from(ring_size) / 8 / size_of::<OpenRecord>() as u64).clamp(1, BATCH)
 }
 
-/// The pause before the next drain, if `records` came in the time `within`: shorter at once when more come, longer by
-/// steps when fewer do.
+/// The pause before the next drain, if `records` came in the time `within`: shorter at once when more come,
+/// longer by steps when fewer do.
 fn pause_after(records: u64, within: Duration, batch: u64) -> Duration {
     let pause = if records * 2 > batch { within.mul_f64(batch as f64 / records as f64) } else { within * 2 };
     pause.clamp(BUSY, IDLE)
@@ -53,8 +55,8 @@ impl AsRawFd for RingFd {
 /// Drains for as long as the agent runs, and reports to systemd's watchdog each time.
 pub async fn run(tracking: Rc<RefCell<Tracking>>, notify: Rc<Notify>) {
     let fd = RingFd(tracking.borrow().probe.ring.as_raw_fd());
-    // SAFETY: the descriptor belongs to the ring in `tracking`, of which this task holds a reference until it ends, and
-    // the AsyncFd ends before that.
+    // SAFETY: the descriptor belongs to the ring in `tracking`, of which this task holds a reference until it
+    // ends, and the AsyncFd ends before that.
     let wakeup = match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
         Ok(wakeup) => wakeup,
         Err(why) => return log::error!("cannot poll the ring buffer, so no record will be read: {why}"),

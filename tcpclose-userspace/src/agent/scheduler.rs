@@ -1,19 +1,25 @@
 //! Which dump is due when. Pure: the clock is an argument.
 //!
-//! The host's own network namespace and all others have a budget each, so the host's is dumped at its own interval,
-//! however many others there are and whatever is in them. All dumps together aim at two thirds of 1 % of a core; the rest
-//! of the 1 % is for the ring's timer, the state file and the search for namespaces. No pause is longer than
-//! `--reconcile-max`: beyond that, fresh numbers win over the budget.
+//! The host's own network namespace and all others have a budget each, so the host's is dumped at its own
+//! interval, however many others there are and whatever is in them. All dumps together aim at two thirds of 1
+//! % of a core; the rest of the 1 % is for the ring's timer, the state file and the search for namespaces. No
+//! pause is longer than `--reconcile-max`: beyond that, fresh numbers win over the budget.
+
+mod lane;
 
 use std::time::Duration;
 
-use crate::agent::cpu_budget::{CpuBudget, SHARE};
+use crate::agent::cpu_budget::SHARE;
+use crate::agent::scheduler::lane::Lane;
+
+pub use crate::agent::scheduler::lane::Charge;
 
 /// The CPU time after which the rest of a dump's namespaces wait for the next one.
 pub const SLICE: Duration = Duration::from_millis(50);
 
 const SECOND_NS: u64 = 1_000_000_000;
-/// The kernel has one table of connections, so sockets of others delay the host's own dump; no longer than this ...
+/// The kernel has one table of connections, so sockets of others delay the host's own dump; no longer than
+/// this ...
 const OTHERS_DELAY_NS: u64 = 3 * SECOND_NS;
 /// ... unless its dumps would then take more than a thirtieth of a core.
 const LEAST_SHARE: u64 = 30;
@@ -29,8 +35,6 @@ const TICK_NS: u64 = SECOND_NS;
 const REST_NS: u64 = 10 * SECOND_NS;
 /// Between two warnings that dumps exceed the budget.
 const WARN_AGAIN_NS: u64 = 600 * SECOND_NS;
-/// Namespaces of one dump whose cost is remembered one by one: the most expensive.
-const MOST_EXPENSIVE: usize = 4;
 
 /// Bounds that the user has set.
 #[derive(Clone, Copy, Debug)]
@@ -39,57 +43,6 @@ pub struct Limits {
     pub interval_ns: u64,
     /// `--reconcile-max`.
     pub max_ns: u64,
-}
-
-/// What the dump of one namespace has cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charge {
-    /// The namespace's id.
-    pub id: u32,
-    pub cpu_ns: u64,
-    /// Sockets that the dump met there.
-    pub met: u64,
-}
-
-/// Dumps of one kind.
-#[derive(Clone, Debug, Default)]
-struct Lane {
-    budget: CpuBudget,
-    /// End of the last one.
-    over_ns: u64,
-    /// Its cost, for which a pause is made: the most expensive namespaces, and all the others.
-    expensive: Vec<Charge>,
-    rest_ns: u64,
-    /// The usual cost of these dumps: no more than that counts.
-    usual_ns: u64,
-}
-
-impl Lane {
-    fn charge(&mut self, over_ns: u64, charges: &[Charge]) {
-        let all_ns = charges.iter().map(|charge| charge.cpu_ns).sum();
-        self.over_ns = over_ns;
-        self.usual_ns = self.budget.usual_ns(all_ns);
-        self.expensive = charges.to_vec();
-        self.expensive.sort_unstable_by_key(|charge| std::cmp::Reverse(charge.cpu_ns));
-        self.expensive.truncate(MOST_EXPENSIVE);
-        self.rest_ns = all_ns.saturating_sub(self.expensive.iter().map(|charge| charge.cpu_ns).sum());
-    }
-
-    fn cost_ns(&self) -> u64 {
-        let all: u64 = self.expensive.iter().map(|charge| charge.cpu_ns).sum();
-        (all + self.rest_ns).min(self.usual_ns)
-    }
-
-    /// Lowers the cost of a namespace that has `now` sockets left.
-    fn shrank(&mut self, id: u32, now: u64) {
-        for charge in self.expensive.iter_mut().filter(|charge| charge.id == id && now < charge.met) {
-            let left = u128::from(charge.cpu_ns) * u128::from(now) / u128::from(charge.met);
-            (charge.cpu_ns, charge.met) = (left as u64, now);
-        }
-        if now == 0 {
-            self.expensive.retain(|charge| charge.id != id);
-        }
-    }
 }
 
 /// Work that is left in other namespaces than the host's.
@@ -145,7 +98,8 @@ pub struct Inputs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Wait so many nanoseconds, or until sockets are tracked or a request arrives. An idle host is not woken for nothing.
+    /// Wait so many nanoseconds, or until sockets are tracked or a request arrives. An idle host is not woken
+    /// for nothing.
     Rest(u64),
     /// Wait so many nanoseconds, or until the search for namespaces ends or a request arrives.
     Wait(u64),
@@ -195,8 +149,8 @@ impl Scheduler {
         }
     }
 
-    /// Whether a round of the reconcile is to begin at `now_ns`. `new_namespace`: sockets are in one that no search has
-    /// found yet.
+    /// Whether a round of the reconcile is to begin at `now_ns`. `new_namespace`: sockets are in one that no
+    /// search has found yet.
     pub fn is_round_due(&self, now_ns: u64, inputs: &Inputs, new_namespace: impl FnOnce() -> bool) -> bool {
         !inputs.in_round
             && (inputs.requested || self.lost || self.is_overdue(now_ns, inputs) || new_namespace())
@@ -211,7 +165,8 @@ impl Scheduler {
         now_ns.saturating_sub(self.reconciled_ns) >= inputs.reconcile_ns
     }
 
-    /// A round begins. `searched`: over the result of a search; without one it cannot prove that a lost socket is gone.
+    /// A round begins. `searched`: over the result of a search; without one it cannot prove that a lost
+    /// socket is gone.
     pub fn round_begins(&mut self, now_ns: u64, searched: bool) {
         self.reconciled_ns = now_ns;
         self.lost_before = searched && std::mem::take(&mut self.lost);
@@ -233,7 +188,8 @@ impl Scheduler {
         self.lost = true;
     }
 
-    /// Decides the turn of the others. Slices of a round and dumps of `targets` alternate, unless a user waits.
+    /// Decides the turn of the others. Slices of a round and dumps of `targets` alternate, unless a user
+    /// waits.
     pub fn others_turn(&mut self, inputs: &Inputs, targets: bool) -> OthersTurn {
         self.was_round = inputs.in_round && (inputs.requested || !(self.was_round && targets));
         match (self.was_round, targets) {
@@ -243,7 +199,8 @@ impl Scheduler {
         }
     }
 
-    /// A dump ended at `now_ns`. `host`: the id of the host's namespace. Returns whether the dump was of that one alone.
+    /// A dump ended at `now_ns`. `host`: the id of the host's namespace. Returns whether the dump was of that
+    /// one alone.
     pub fn dump_done(
         &mut self,
         now_ns: u64,
@@ -359,8 +316,8 @@ impl Scheduler {
         self.owed_ns = 0;
     }
 
-    /// The namespaces that make a pause long, with the sockets that a dump met there: the caller checks whether these are
-    /// still there.
+    /// The namespaces that make a pause long, with the sockets that a dump met there: the caller checks
+    /// whether these are still there.
     pub fn expensive(&self, limits: Limits) -> Vec<Charge> {
         let mut expensive = Vec::new();
         if self.host_pause_ns(limits) > LONG_NS {
@@ -379,8 +336,8 @@ impl Scheduler {
     }
 }
 
-/// Orders work of several users so that each gets the same share. `items`: (user, cost, work), in the order of each user's
-/// own work.
+/// Orders work of several users so that each gets the same share. `items`: (user, cost, work), in the order
+/// of each user's own work.
 pub fn in_turn<T>(items: Vec<(u32, u64, T)>) -> Vec<T> {
     let mut spent = std::collections::HashMap::new();
     let mut keyed: Vec<(u64, T)> = items

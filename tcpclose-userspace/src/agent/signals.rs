@@ -1,10 +1,11 @@
 //! SIGTERM, SIGINT and SIGHUP, from the agent's first instruction on.
 //!
-//! The start can wait in the kernel: for the verifier, RCU, another agent's lock. So signals are blocked on every thread
-//! and taken by one that does nothing else. Until the start is over that thread ends the process itself, whatever other
-//! threads do: it removes the files in [`Leftovers`] and exits. Everything of eBPF goes with its descriptors, and a load
-//! that is under way gives up (`do_check()` looks at `signal_pending()`, kernel/bpf/verifier.c, 5.8 to 6.18). After the
-//! start it notifies the agent's loop, which ends in order.
+//! The start can wait in the kernel: for the verifier, RCU, another agent's lock. So signals are blocked on
+//! every thread and taken by one that does nothing else. Until the start is over that thread ends the process
+//! itself, whatever other threads do: it removes the files in [`Leftovers`] and exits. Everything of eBPF
+//! goes with its descriptors, and a load that is under way gives up (`do_check()` looks at
+//! `signal_pending()`, kernel/bpf/verifier.c, 5.8 to 6.18). After the start it notifies the agent's loop,
+//! which ends in order.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -18,8 +19,8 @@ use tokio::sync::Notify;
 
 use crate::agent::leftovers::{Held, Leftovers};
 
-/// An agent that has not ended so long after a signal is ended by force. Longer than its last save and its last dump may take
-/// together.
+/// An agent that has not ended so long after a signal is ended by force. Longer than its last save and its
+/// last dump may take together.
 const LAST_RESORT: Duration = Duration::from_secs(4);
 
 const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -32,8 +33,8 @@ pub struct Blocked {
 /// Blocks the signals. One that comes now waits for [`Blocked::listen`].
 pub fn block() -> io::Result<Blocked> {
     let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset() initialises the set, sigaddset() changes it, and pthread_sigmask() reads it; it is given no place
-    // for the former mask.
+    // SAFETY: sigemptyset() initialises the set, sigaddset() changes it, and pthread_sigmask() reads it; it
+    // is given no place for the former mask.
     let (set, refused) = unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for signal in SIGNALS {
@@ -147,8 +148,8 @@ impl Signals {
     }
 }
 
-/// Removes what the process holds, and ends it. The exit may wait for a thread in the kernel; the path of the socket and the
-/// state directory are free for the next agent before that.
+/// Removes what the process holds, and ends it. The exit may wait for a thread in the kernel; the path of the
+/// socket and the state directory are free for the next agent before that.
 fn exit(mut held: MutexGuard<'_, Held>) -> ! {
     if let Some(file) = held.socket.take() {
         file.remove();
@@ -157,7 +158,7 @@ fn exit(mut held: MutexGuard<'_, Held>) -> ! {
         // It goes with the process anyway.
         let _ = flock(lock, FlockOperation::Unlock);
     }
-    // SAFETY: it ends every thread where it is and runs nothing of this process. The guard is not released, so that the
-    // starting thread makes nothing new meanwhile.
+    // SAFETY: it ends every thread where it is and runs nothing of this process. The guard is not released,
+    // so that the starting thread makes nothing new meanwhile.
     unsafe { libc::_exit(0) }
 }

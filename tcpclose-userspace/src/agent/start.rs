@@ -41,8 +41,8 @@ use crate::probe;
 /// How long the end of the agent waits for a running dump, and for its last save.
 pub const LAST_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT; one of these during the start ends the process at once. At SIGHUP it takes its settings from
-/// `read` again.
+/// Runs until SIGTERM or SIGINT; one of these during the start ends the process at once. At SIGHUP it takes
+/// its settings from `read` again.
 ///
 /// # Errors
 /// When something that the agent needs is missing: a capability, a state hook, an address, the socket.
@@ -81,8 +81,8 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
     done
 }
 
-/// Released at the end, in this order: an agent that waits for the socket and the state directory then finds the addresses
-/// free.
+/// Released at the end, in this order: an agent that waits for the socket and the state directory then finds
+/// the addresses free.
 #[derive(Default)]
 struct AtExit {
     queries: Option<QuerySocket>,

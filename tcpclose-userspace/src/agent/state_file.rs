@@ -1,7 +1,8 @@
 //! The file in the state directory, by which ages outlive the agent.
 //!
-//! Changes are appended twice a second, so that nothing older than a second is missing there, however the agent ends.
-//! There is no fsync(): the file is of use in this boot only, and the page cache outlives a process.
+//! Changes are appended twice a second, so that nothing older than a second is missing there, however the
+//! agent ends. There is no fsync(): the file is of use in this boot only, and the page cache outlives a
+//! process.
 
 use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
@@ -136,7 +137,8 @@ pub struct StateSaver {
 }
 
 impl StateSaver {
-    /// Starts to save the state of `tracking` in `folder`. Replaces the former file, which must have been read by now.
+    /// Starts to save the state of `tracking` in `folder`. Replaces the former file, which must have been
+    /// read by now.
     pub fn begin(tracking: Rc<RefCell<Tracking>>, folder: &Path, boot_id: &str) -> Self {
         tracking.borrow_mut().tracker.note_changes();
         let saver = Saver {

@@ -124,8 +124,8 @@ impl Tracking {
         (0..ROUNDS).any(|_| !self.drain())
     }
 
-    /// Takes all records that are in the ring now. Returns the instant until which every step is known; 0 when records
-    /// were lost.
+    /// Takes all records that are in the ring now. Returns the instant until which every step is known; 0
+    /// when records were lost.
     pub fn drain_for_save(&mut self) -> u64 {
         let now_ns = host::monotonic_ns();
         let complete = self.drain_all() && self.records_lost() == self.ring.lost;
@@ -136,8 +136,8 @@ impl Tracking {
         self.counters().lost + self.probe.recursion_misses() + self.ring.malformed
     }
 
-    /// TIME-WAITs that the kernel skipped since the agent began: in every network namespace if hooks report them, else by
-    /// the kernel's own counter, in this one.
+    /// TIME-WAITs that the kernel skipped since the agent began: in every network namespace if hooks report
+    /// them, else by the kernel's own counter, in this one.
     pub fn overflows(&self) -> u64 {
         if self.probe.coverage.births {
             return self.output.metrics.overflows();
@@ -174,8 +174,8 @@ impl Tracking {
         self.namespaces.begin(found, searched, &with_sockets, started_ns);
     }
 
-    /// Takes the namespaces that a slice of the round did not get to. Returns whether the round is complete and followed
-    /// a search; then sockets end whose namespace is gone.
+    /// Takes the namespaces that a slice of the round did not get to. Returns whether the round is complete
+    /// and followed a search; then sockets end whose namespace is gone.
     pub fn slice_done(&mut self, rest: Vec<NetnsPath>, lost: bool) -> bool {
         let with_sockets = ids_of(self.tracker.sockets());
         let Some(finished) = self.namespaces.slice_done(rest, &with_sockets) else { return false };
@@ -199,7 +199,8 @@ impl Tracking {
         true
     }
 
-    /// Merges a part of a running dump. All records that were in the ring at that time must have been taken before.
+    /// Merges a part of a running dump. All records that were in the ring at that time must have been taken
+    /// before.
     pub fn merge_chunk(&mut self, chunk: &NetnsChunk, request: DumpRequest) {
         let uptime_ns = host::uptime_ns();
         let seen: Vec<DumpedSocket> =
@@ -213,8 +214,8 @@ impl Tracking {
         DumpScope { states: request.states, started_ns, first: !self.ready }
     }
 
-    /// Finishes dumps whose chunks are all merged. `all`: they covered every namespace. Returns tracked sockets that the
-    /// dumps should have met and did not.
+    /// Finishes dumps whose chunks are all merged. `all`: they covered every namespace. Returns tracked
+    /// sockets that the dumps should have met and did not.
     pub fn finish_dumps(&mut self, dumps: &NetnsDumps, request: DumpRequest, all: bool) -> Vec<Suspect> {
         self.drain_all();
         self.namespaces.dumped(dumps);

@@ -18,8 +18,8 @@ use crate::report::requests::WATCH_IDLE;
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::line::Item;
 
-/// Attaches a probe of its own, calls `ready`, and hands what comes to `each` until that has enough; `None` when nothing has
-/// come for a while. Serves nothing, and leaves nothing behind.
+/// Attaches a probe of its own, calls `ready`, and hands what comes to `each` until that has enough; `None`
+/// when nothing has come for a while. Serves nothing, and leaves nothing behind.
 ///
 /// # Errors
 /// When something that it needs is missing, as for [`run`](crate::agent::run), and what `each` fails with.

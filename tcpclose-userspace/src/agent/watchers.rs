@@ -1,7 +1,8 @@
 //! Watchers of transitions, and their queues.
 //!
-//! A transition that nobody watches costs a check of an empty list. Each watcher has a bounded queue of its own: slow
-//! readers lose transitions, the stream reports how many, and nobody else waits. The reader's task writes the lines.
+//! A transition that nobody watches costs a check of an empty list. Each watcher has a bounded queue of its
+//! own: slow readers lose transitions, the stream reports how many, and nobody else waits. The reader's task
+//! writes the lines.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -26,8 +27,8 @@ const OFFSET_LASTS_NS: u64 = 1_000_000_000;
 #[derive(Default)]
 pub struct Watchers {
     watchers: Vec<Weak<Watcher>>,
-    /// CLOCK_MONOTONIC, and the offset of the wall clock from it then: one for all, so that every watcher has the same time
-    /// for a transition.
+    /// CLOCK_MONOTONIC, and the offset of the wall clock from it then: one for all, so that every watcher has
+    /// the same time for a transition.
     wall_offset: Option<(u64, i64)>,
 }
 

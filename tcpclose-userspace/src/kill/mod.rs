@@ -1,6 +1,7 @@
 //! Destroys stuck sockets, one at a time.
 //!
-//! * [`crate::report::kill::plan`]: which of the listed sockets to destroy, and why the others are left alone; pure.
+//! * [`crate::report::kill::plan`]: which of the listed sockets to destroy, and why the others are left
+//!   alone; pure.
 //! * [`crate::report::kill::pace`]: when the next one may go; pure.
 //! * [`crate::report::kill::summary`]: the results, for `--json` and for people.
 //! * [`order`]: an order and its result, as command line and agent exchange them.
@@ -26,8 +27,8 @@ pub fn execute(order: &KillOrder, places: &mut Places) -> KillOutcome {
 
 /// Carries out `order` in the network namespace of the calling thread.
 ///
-/// The state and the diagnosis are read immediately before. A race of microseconds remains: the kernel compares the cookie
-/// and no state, so a socket that its program closes in between is destroyed in LAST-ACK.
+/// The state and the diagnosis are read immediately before. A race of microseconds remains: the kernel
+/// compares the cookie and no state, so a socket that its program closes in between is destroyed in LAST-ACK.
 fn carry_out(order: &KillOrder) -> KillOutcome {
     let flow = Flow::new(order.local, order.peer);
     let lookup = || sock_diag::lookup(&flow, order.interface, Some(order.cookie.0));
@@ -79,7 +80,8 @@ mod tests {
         let later = KillOrder { netns_id: own.id.wrapping_add(1), ..here.clone() };
         let KillOutcome::Spared { why } = execute(&later, &mut places) else { panic!() };
         assert!(why.contains("network namespace has gone"), "{why}");
-        // Inodes of namespaces begin at 0xf0000000 (fs/proc/generic.c, PROC_DYNAMIC_FIRST), the first ones' just below.
+        // Inodes of namespaces begin at 0xf0000000 (fs/proc/generic.c, PROC_DYNAMIC_FIRST), the first ones'
+        // just below.
         let nowhere = KillOrder { netns: 1, ..here };
         let KillOutcome::Refused { errno: None, why } = execute(&nowhere, &mut places) else { panic!() };
         assert!(why.contains("leads to its network namespace net:[1]"), "{why}");

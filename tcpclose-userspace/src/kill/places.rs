@@ -1,80 +1,81 @@
-//! Where the network namespaces are that orders lead to: searched for when the first order needs it, not once a socket.
-//! Places are remembered, never a handle.
+//! The paths to the network namespaces of orders: searched for when an order needs an unknown one, and
+//! remembered. No handle is kept.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
+use crate::kill::order::KillOutcome;
 use crate::linux::netns;
 use crate::linux::netns::{Descriptors, Netns, NetnsPath};
-use crate::report::kill::outcome::KillOutcome;
 
-/// A namespace that was searched for in vain is not searched for again before.
+/// A search without success is not repeated for so long.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub struct Places {
-    /// What the last search has found, by inode.
+    /// The result of the last search, by inode.
     found: HashMap<u32, NetnsPath>,
-    /// Namespaces whose processes it was not allowed to look at.
+    /// Processes whose namespaces it was not allowed to read.
     denied: u32,
-    in_vain: HashMap<u32, Instant>,
+    not_found: HashMap<u32, Instant>,
 }
 
 /// Why nothing was done in a namespace.
 enum SkipReason {
-    /// Nothing leads there.
-    NoWay,
+    /// No path leads there.
+    NotFound,
     /// Another namespace has its inode.
     Gone,
     Failed(io::Error),
 }
 
 impl Places {
-    /// Does `what` inside the namespace that has the inode `inum`; `id` tells it from a later one, if it is not 0.
+    /// Runs `work` inside the namespace with the inode `inum`. `id`: unless 0, distinguishes it from a later
+    /// one with this inode.
     ///
     /// # Errors
-    /// What becomes of the order when the namespace is not entered.
+    /// The result of the order when the namespace cannot be entered.
     pub fn inside<T: Send>(
         &mut self,
         inum: u32,
         id: u32,
-        what: impl FnOnce() -> T + Send,
+        work: impl FnOnce() -> T + Send,
     ) -> Result<T, KillOutcome> {
-        let mut what = Some(what);
+        let mut work = Some(work);
         let known = match netns::own() {
             Ok(own) if own.inum == inum => netns::own_place().ok(),
             _ => self.found.get(&inum).cloned(),
         };
-        let mut failed = SkipReason::NoWay;
+        let mut failed = SkipReason::NotFound;
         if let Some(place) = &known {
-            match go(place, id, &mut what) {
+            match enter(place, id, &mut work) {
                 Ok(done) => return Ok(done),
                 Err(why) => failed = why,
             }
         }
-        // A thread that led there may have ended, and another be there.
+        // The thread that led there may have ended, and another have its id.
         if !matches!(&failed, SkipReason::Failed(why) if why.kind() != ErrorKind::NotFound)
             && self.search(inum)
         {
             match self.found.get(&inum) {
-                Some(place) => match go(place, id, &mut what) {
+                Some(place) => match enter(place, id, &mut work) {
                     Ok(done) => return Ok(done),
                     Err(why) => failed = why,
                 },
-                None => failed = SkipReason::NoWay,
+                None => failed = SkipReason::NotFound,
             }
-            if matches!(&failed, SkipReason::NoWay | SkipReason::Gone) {
-                self.in_vain.insert(inum, Instant::now());
+            if matches!(&failed, SkipReason::NotFound | SkipReason::Gone) {
+                self.not_found.insert(inum, Instant::now());
             }
         }
         Err(self.outcome(inum, failed))
     }
 
-    /// Searches, unless that was in vain a moment ago. Whether it has.
+    /// Searches, unless that was without success a moment ago. Returns whether it has searched.
     fn search(&mut self, inum: u32) -> bool {
-        self.in_vain.retain(|_, at| at.elapsed() < SEARCH_AGAIN);
-        if self.in_vain.contains_key(&inum) {
+        self.not_found.retain(|_, at| at.elapsed() < SEARCH_AGAIN);
+        if self.not_found.contains_key(&inum) {
             return false;
         }
         let Ok(mut found) = netns::find(&Descriptors::NONE) else { return false };
@@ -93,33 +94,35 @@ impl Places {
                 let why = "its network namespace has gone".to_owned();
                 return KillOutcome::Spared { why };
             }
-            SkipReason::NoWay if self.denied > 0 => format!(
+            SkipReason::NotFound if self.denied > 0 => format!(
                 "its network namespace net:[{inum}] was not found: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter \
                  those that processes are in"
             ),
-            SkipReason::NoWay => format!("nothing leads into its network namespace net:[{inum}] any more"),
+            SkipReason::NotFound => {
+                format!("no process, file or descriptor leads to its network namespace net:[{inum}] any more")
+            }
             SkipReason::Failed(why) if why.kind() == ErrorKind::PermissionDenied => {
                 format!("CAP_SYS_ADMIN is needed to enter its network namespace net:[{inum}] ({why})")
             }
-            SkipReason::Failed(why) => format!("its network namespace net:[{inum}] was not entered: {why}"),
+            SkipReason::Failed(why) => format!("cannot enter its network namespace net:[{inum}]: {why}"),
         };
-        // No errno: that would be the kernel's word on the socket.
+        // No errno, which would stand for the socket's refusal by the kernel.
         KillOutcome::Refused { errno: None, why }
     }
 }
 
-/// Goes to `place` and does `what`, which is taken, if that is the namespace that is meant.
-fn go<T: Send>(
+/// Enters `place`, and runs `work` if that is the namespace `id`.
+fn enter<T: Send>(
     place: &NetnsPath,
     id: u32,
-    what: &mut Option<impl FnOnce() -> T + Send>,
+    work: &mut Option<impl FnOnce() -> T + Send>,
 ) -> Result<T, SkipReason> {
     let done = netns::with_visitor(|visitor| {
         let Netns { id: entered, .. } = visitor.enter(place).map_err(SkipReason::Failed)?;
         if id != 0 && entered != id {
             return Err(SkipReason::Gone);
         }
-        what.take().map(|what| what()).ok_or(SkipReason::NoWay)
+        work.take().map(|work| work()).ok_or(SkipReason::NotFound)
     });
     match done {
         Ok(done) => done,

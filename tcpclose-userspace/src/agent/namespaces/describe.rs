@@ -28,8 +28,8 @@ impl Namespaces {
         })
     }
 
-    /// What the last round did not see. `elsewhere`: inodes of namespaces that are known by records only, with the number of
-    /// requested sockets in each.
+    /// What the last round did not see. `elsewhere`: inodes of namespaces that are known by records only,
+    /// with the number of requested sockets in each.
     pub fn incomplete(&self, elsewhere: &BTreeMap<u32, usize>) -> Vec<String> {
         let mut incomplete = self.refusals();
         incomplete.extend(self.unsearched());

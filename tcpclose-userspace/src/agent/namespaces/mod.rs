@@ -1,7 +1,7 @@
 //! The network namespaces that dumps look at: those that the last search found, and the paths to them.
 //!
-//! A reconcile goes over all of them in a round, which takes several dumps on a host with many. In between, those are
-//! dumped whose sockets need it. Only paths are remembered, never a handle.
+//! A reconcile goes over all of them in a round, which takes several dumps on a host with many. In between,
+//! those are dumped whose sockets need it. Only paths are remembered, never a handle.
 
 mod describe;
 
@@ -17,8 +17,8 @@ use crate::tracker::socket::TrackedSocket;
 
 use crate::agent::scheduler::{Backlog, Charge, SLICE, in_turn};
 
-/// The pause between two searches through all descriptors is this many times the CPU time of one. They are not charged to
-/// the dumps, of which they would be the most expensive by far.
+/// The pause between two searches through all descriptors is this many times the CPU time of one. They are
+/// not charged to the dumps, of which they would be the most expensive by far.
 const DESCRIPTORS_SHARE: u64 = 1000;
 
 /// A namespace that has been dumped.
@@ -62,7 +62,8 @@ pub struct Finished {
 pub struct Namespaces {
     scope: Scope,
     own: Netns,
-    /// Inode of the host's namespace: that of the first process in /proc. In a pod the agent's own is an empty one.
+    /// Inode of the host's namespace: that of the first process in /proc. In a pod the agent's own is an
+    /// empty one.
     host_inum: u32,
     host: Option<u32>,
     /// By id.
@@ -132,8 +133,8 @@ impl Namespaces {
         self.scope == Scope::All && host::has_cap(Capability::SysAdmin)
     }
 
-    /// What dumps cover: `all` namespaces, `found` (others exist and cannot be found), `some` (others may not be entered) or
-    /// the agent's `own`.
+    /// What dumps cover: `all` namespaces, `found` (others exist and cannot be found), `some` (others may not
+    /// be entered) or the agent's `own`.
     pub fn coverage(&self) -> &'static str {
         match self.everywhere() {
             false => "own",
@@ -160,8 +161,8 @@ impl Namespaces {
         if id == self.own.id { Some(&self.own) } else { self.known.get(&id).map(|known| &known.netns) }
     }
 
-    /// Paths to the known namespaces of `ids`, or to all known ones for `None`: the host's first, then each user's in turn,
-    /// and within a user the one whose last dump is longest ago.
+    /// Paths to the known namespaces of `ids`, or to all known ones for `None`: the host's first, then each
+    /// user's in turn, and within a user the one whose last dump is longest ago.
     pub fn places(&self, ids: Option<&HashSet<u32>>) -> Vec<(u32, NetnsPath)> {
         let mut known: Vec<&KnownNetns> =
             self.known.values().filter(|known| ids.is_none_or(|ids| ids.contains(&known.netns.id))).collect();
@@ -173,7 +174,8 @@ impl Namespaces {
         host.into_iter().chain(others).map(|known| (known.netns.id, known.place.clone())).collect()
     }
 
-    /// Highest used ratio of a TIME-WAIT table: in the agent's own namespace now, in others as of their last dump.
+    /// Highest used ratio of a TIME-WAIT table: in the agent's own namespace now, in others as of their last
+    /// dump.
     pub fn time_wait_limit_used(&self) -> Option<f64> {
         let others = self.known.values().filter(|known| known.netns.id != self.own.id);
         let others = others.filter_map(|known| known.limit_used);
@@ -210,8 +212,8 @@ impl Namespaces {
         FoundNetns { places, denied: self.denied, ..FoundNetns::default() }
     }
 
-    /// Begins a round over the namespaces of `found`. After the host's and our own come each user's in turn: first those that
-    /// were never dumped, then those with tracked sockets.
+    /// Begins a round over the namespaces of `found`. After the host's and our own come each user's in turn:
+    /// first those that were never dumped, then those with tracked sockets.
     pub fn begin(&mut self, found: FoundNetns, searched: bool, with_sockets: &HashSet<u32>, started_ns: u64) {
         if searched {
             self.unread = found.unread.words();
@@ -243,8 +245,8 @@ impl Namespaces {
         }
     }
 
-    /// Work that is left at `now_ns` besides the host's: the rest of the round, and those of `needing` whose last dump is more
-    /// than half of `max_ns` ago.
+    /// Work that is left at `now_ns` besides the host's: the rest of the round, and those of `needing` whose
+    /// last dump is more than half of `max_ns` ago.
     pub fn backlog(&self, needing: &HashSet<u32>, now_ns: u64, max_ns: u64) -> Option<Backlog> {
         let others = || self.known.values().filter(|known| Some(known.netns.id) != self.host);
         let mean = others().map(|known| known.cpu_ns).sum::<u64>() / (others().count() as u64).max(1);
@@ -302,7 +304,8 @@ impl Namespaces {
         for (place, why) in &dumps.failed {
             if let Some(round) = &mut self.round {
                 round.refused += u32::from(why.kind() == ErrorKind::PermissionDenied);
-                // The threads that led there may have ended and others live there: the next search will show that.
+                // The threads that led there may have ended and others live there: the next search will show
+                // that.
                 let there = self.known.values().filter(|known| known.netns.inum == place.inum);
                 round.found.extend(there.map(|known| known.netns.id));
             }
@@ -311,7 +314,8 @@ impl Namespaces {
         }
     }
 
-    /// Takes the namespaces that a slice of the round did not get to. Returns the result of the round when there are none.
+    /// Takes the namespaces that a slice of the round did not get to. Returns the result of the round when
+    /// there are none.
     pub fn slice_done(&mut self, rest: Vec<NetnsPath>, with_sockets: &HashSet<u32>) -> Option<Finished> {
         let round = self.round.as_mut()?;
         round.queue = rest;

@@ -132,8 +132,8 @@ const INPUTS: Inputs = Inputs {
     search_settled: true,
 };
 
-/// A host with sockets whose dump costs `host_ms`, and others whose dump costs `others_ms`, for so many seconds: how often
-/// each was dumped, how many rounds began, and the CPU time in total.
+/// A host with sockets whose dump costs `host_ms`, and others whose dump costs `others_ms`, for so many
+/// seconds: how often each was dumped, how many rounds began, and the CPU time in total.
 struct Simulation {
     host: u32,
     others: u32,

@@ -1,7 +1,8 @@
 //! Access to the metrics port by the web configuration, which is read again when its files change.
 //!
-//! The files are checked when a client connects or sends a request: a new certificate is used from the next handshake on,
-//! and an idle agent does nothing. An error in a new file is logged once, and the former configuration stays in use.
+//! The files are checked when a client connects or sends a request: a new certificate is used from the next
+//! handshake on, and an idle agent does nothing. An error in a new file is logged once, and the former
+//! configuration stays in use.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -78,7 +79,8 @@ impl ScrapeAccess {
         Ok(access)
     }
 
-    /// The configuration in use. A connection keeps the TLS settings of its handshake; users are checked for each request.
+    /// The configuration in use. A connection keeps the TLS settings of its handshake; users are checked for
+    /// each request.
     pub fn now(&self) -> Rc<LoadedConfig> {
         Rc::clone(&self.now.borrow())
     }
@@ -103,7 +105,8 @@ impl ScrapeAccess {
         *self.now.borrow_mut() = Rc::new(loaded);
     }
 
-    /// Reads the files again if they have changed. Returns at once if another task is checking, or has just done so.
+    /// Reads the files again if they have changed. Returns at once if another task is checking, or has just
+    /// done so.
     pub async fn refresh(&self) {
         let now = Instant::now();
         if self.path.is_none() || self.checked.get().is_some_and(|then| now - then < CHECK_INTERVAL) {
@@ -149,7 +152,8 @@ impl ScrapeAccess {
         self.wrong.borrow().clone()
     }
 
-    /// The refusal of a request, whatever its path: by the rate limit first, then by the password, as in the toolkit.
+    /// The refusal of a request, whatever its path: by the rate limit first, then by the password, as in the
+    /// toolkit.
     pub async fn refuses(&self, headers: &HeaderMap, source: ClientNetwork) -> Option<Response<Full<Bytes>>> {
         self.refresh().await;
         if let Some(bucket) = self.bucket.borrow_mut().as_mut()

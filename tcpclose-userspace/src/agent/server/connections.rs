@@ -1,6 +1,6 @@
-//! The open connections, the oldest first, and the limit on their number. A new connection is always accepted, and another
-//! one closed for it: if new ones waited, clients that send nothing or stop reading would keep Prometheus out until their
-//! time is up.
+//! The open connections, the oldest first, and the limit on their number. A new connection is always
+//! accepted, and another one closed for it: if new ones waited, clients that send nothing or stop reading
+//! would keep Prometheus out until their time is up.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -28,9 +28,9 @@ impl Connections {
         Self { most, open: VecDeque::new() }
     }
 
-    /// The connection to close before another one is accepted: the oldest idle one of the source that has most; else the
-    /// oldest idle one; else the oldest. So a flood from one address closes its own connections, and a client that waits for
-    /// an answer gets it.
+    /// The connection to close before another one is accepted: the oldest idle one of the source that has
+    /// most; else the oldest idle one; else the oldest. So a flood from one address closes its own
+    /// connections, and a client that waits for an answer gets it.
     fn evict(&mut self) -> Option<Connection> {
         if self.open.len() >= self.most {
             self.open.retain(|connection| !connection.task.is_finished());
@@ -61,8 +61,8 @@ fn victim(candidates: &[(ClientNetwork, bool, bool)]) -> usize {
         .unwrap_or(0)
 }
 
-/// Adds the connection that `begin` starts to serve. At the limit another one is closed first, with its descriptor, of which
-/// there may be none to spare.
+/// Adds the connection that `begin` starts to serve. At the limit another one is closed first, with its
+/// descriptor, of which there may be none to spare.
 pub async fn admit(connections: &RefCell<Connections>, begin: impl FnOnce() -> Connection) {
     let victim = connections.borrow_mut().evict();
     if let Some(victim) = victim {

@@ -12,11 +12,12 @@ const MOST_CONNECTIONS: usize = 64;
 /// The lowest limit with which the agent starts.
 const FEWEST_CONNECTIONS: usize = 4;
 
-/// Descriptors of the agent itself: the runtime, the probe with its maps, the socket, dumps and walks over /proc.
+/// Descriptors of the agent itself: the runtime, the probe with its maps, the socket, dumps and walks over
+/// /proc.
 const OWN: usize = 32;
 
-/// The limit of connections on the TCP `addresses` together, and on the unix socket: strangers who connect and send nothing
-/// cannot take the descriptors that dumps and queries need.
+/// The limit of connections on the TCP `addresses` together, and on the unix socket: strangers who connect
+/// and send nothing cannot take the descriptors that dumps and queries need.
 ///
 /// # Errors
 /// When this process may not have enough descriptors. The runtime would panic if it found none left.
@@ -36,7 +37,8 @@ pub fn connections(addresses: usize) -> Result<usize, Failure> {
     Ok(((limit - own) / 2).min(MOST_CONNECTIONS))
 }
 
-/// Raises the soft limit of open files to `wanted`, as far as the hard limit allows. Returns the limit in use.
+/// Raises the soft limit of open files to `wanted`, as far as the hard limit allows. Returns the limit in
+/// use.
 fn raise(wanted: usize) -> usize {
     // `None` stands for no limit.
     let number = |limit: Option<u64>| limit.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));

@@ -43,8 +43,8 @@ pub fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError>
         .collect()
 }
 
-/// Whether a listener at `address` takes IPv4 as well, whatever net.ipv6.bindv6only is: `[::]` does, unless one of
-/// `addresses` is an IPv4 address with this port.
+/// Whether a listener at `address` takes IPv4 as well, whatever net.ipv6.bindv6only is: `[::]` does, unless
+/// one of `addresses` is an IPv4 address with this port.
 fn takes_both(address: &SocketAddr, addresses: &[SocketAddr]) -> bool {
     let taken = |other: &SocketAddr| other.is_ipv4() && other.port() == address.port() && other.port() != 0;
     address.is_ipv6() && address.ip().is_unspecified() && !addresses.iter().any(taken)
@@ -131,13 +131,14 @@ impl Drop for QuerySocket {
 
 const ANOTHER: &str = "choose another path with --socket";
 
-/// The mode with which the file is made: if it will get another owner or group, nobody else may connect before that.
+/// The mode with which the file is made: if it will get another owner or group, nobody else may connect
+/// before that.
 fn first_mode(access: SocketAccess) -> u32 {
     if access.owner.is_none() && access.group.is_none() { access.mode } else { 0o600 }
 }
 
-/// Sets mode, owner and group of the file at `path`, if it is the one of `made`. At no moment may a process connect that may
-/// not at the end.
+/// Sets mode, owner and group of the file at `path`, if it is the one of `made`. At no moment may a process
+/// connect that may not at the end.
 fn set_access(access: SocketAccess, path: &Path, made: Option<(u64, u64)>) -> Result<(), Failure> {
     let SocketAccess { mode, owner, group } = access;
     if owner.is_none() && group.is_none() {
@@ -173,8 +174,8 @@ fn set_access(access: SocketAccess, path: &Path, made: Option<(u64, u64)>) -> Re
     Ok(())
 }
 
-/// Listens for queries at `path`. Replaces a socket that a dead agent left there; waits for a live one to end. Records in
-/// `leftovers` what must be removed if the agent ends during its start.
+/// Listens for queries at `path`. Replaces a socket that a dead agent left there; waits for a live one to
+/// end. Records in `leftovers` what must be removed if the agent ends during its start.
 pub async fn listen_for_queries(
     path: &Path,
     access: SocketAccess,
@@ -202,8 +203,8 @@ pub async fn listen_for_queries(
             }
         }
     }
-    // Locked from the check of the path to the bind: two agents that find a dead agent's socket would both remove it, and
-    // one of them the other's.
+    // Locked from the check of the path to the bind: two agents that find a dead agent's socket would both
+    // remove it, and one of them the other's.
     let lock_folder = || instance_lock::hold(path.parent().unwrap_or(Path::new("")));
     let mut folder_lock = lock_folder().await;
     loop {
@@ -272,7 +273,8 @@ async fn occupant(path: &Path) -> io::Result<Occupant> {
         Ok(meta) if !meta.file_type().is_socket() => return Ok(Occupant::NoSocket),
         Ok(_) => {}
     }
-    // Does not block: with a full backlog, a blocking connect would wait for as long as that agent is stopped.
+    // Does not block: with a full backlog, a blocking connect would wait for as long as that agent is
+    // stopped.
     match UnixStream::connect(path).await {
         Ok(_) => Ok(Occupant::Live),
         Err(why) if why.kind() == ErrorKind::ConnectionRefused => Ok(Occupant::Dead),

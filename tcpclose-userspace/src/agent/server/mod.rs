@@ -1,8 +1,8 @@
 //! The agent's HTTP server: aggregates on TCP, everything on the unix socket.
 //!
 //! * [`listener`]: its sockets; [`serve`]: accepts connections and speaks TLS and HTTP on them.
-//! * [`limits`], [`connections`], [`timeouts`]: how many clients it serves, which one goes for a new one, and how slow one
-//!   may be.
+//! * [`limits`], [`connections`], [`timeouts`]: how many clients it serves, which one goes for a new one, and
+//!   how slow one may be.
 //! * [`access`], [`web`]: who may scrape; [`peer_creds`]: who asks on the unix socket.
 //! * [`routes`]: the table of paths; [`respond`]: hands a request to its handler; [`handlers`]: the answers.
 

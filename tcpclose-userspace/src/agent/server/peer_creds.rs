@@ -1,5 +1,5 @@
-//! Credentials of a client on the unix socket, by which it may destroy sockets. The kernel records those of the process that
-//! connected, at that time (net/unix/af_unix.c, copy_peercred(), 5.8 to 6.18).
+//! Credentials of a client on the unix socket, by which it may destroy sockets. The kernel records those of
+//! the process that connected, at that time (net/unix/af_unix.c, copy_peercred(), 5.8 to 6.18).
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -42,7 +42,8 @@ fn groups(stream: &UnixStream) -> Option<Vec<u32>> {
     let mut groups: Vec<u32> = vec![0; 32];
     loop {
         let mut length = libc::socklen_t::try_from(size_of_val(groups.as_slice())).ok()?;
-        // SAFETY: the option's value is an array of gid_t, which is u32, of at most `length` bytes, and `groups` has so many.
+        // SAFETY: the option's value is an array of gid_t, which is u32, of at most `length` bytes, and
+        // `groups` has so many.
         let done = unsafe {
             libc::getsockopt(
                 stream.as_raw_fd(),

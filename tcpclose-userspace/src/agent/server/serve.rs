@@ -81,8 +81,8 @@ pub async fn serve_queries(listener: UnixListener, connections: Connections, par
     }
 }
 
-/// An accept fails because the client hung up, or because there are no descriptors; the pause keeps the latter from
-/// becoming a busy loop.
+/// An accept fails because the client hung up, or because there are no descriptors; the pause keeps the
+/// latter from becoming a busy loop.
 async fn not_accepted(why: &std::io::Error) {
     log::warn!("cannot accept a connection: {why}");
     sleep(Duration::from_millis(100)).await;
@@ -106,7 +106,8 @@ async fn serve_tcp(
     let mut first = [0];
     if matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase() {
         log::info!("refused a client: HTTP on a port that speaks TLS");
-        // It may be gone. Its request is read, since closing would reset the connection, and the answer be lost with it.
+        // It may be gone. Its request is read, since closing would reset the connection, and the answer be
+        // lost with it.
         let _ = stream.write_all(NO_TLS).await;
         let _ = stream.shutdown().await;
         let mut scrap = [0; 1024];

@@ -68,8 +68,8 @@ impl ConnectionTimeouts {
         self.enter(TimeoutState::Work);
     }
 
-    /// The client watches, without a limit in time; [`Watchers`](crate::agent::watchers::Watchers) limits the number of such
-    /// clients.
+    /// The client watches, without a limit in time; [`Watchers`](crate::agent::watchers::Watchers) limits the
+    /// number of such clients.
     pub fn watch_begins(&self) {
         self.watching.set(true);
     }
@@ -96,8 +96,8 @@ impl ConnectionTimeouts {
         Some(self.since.get() + time)
     }
 
-    /// Returns when the client's time is up. Polled after the connection itself, by the same task, so that it notices each
-    /// change of the state.
+    /// Returns when the client's time is up. Polled after the connection itself, by the same task, so that it
+    /// notices each change of the state.
     pub async fn time_is_up(&self) {
         let mut timer = pin!(sleep_until(Instant::now() + HANDSHAKE));
         poll_fn(|cx| {

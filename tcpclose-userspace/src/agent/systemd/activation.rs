@@ -1,5 +1,5 @@
-//! Sockets that systemd has opened for the agent (sd_listen_fds(3)). They are recognised by their type, so units need no
-//! names: TCP listeners serve metrics, a unix listener serves the command line.
+//! Sockets that systemd has opened for the agent (sd_listen_fds(3)). They are recognised by their type, so
+//! units need no names: TCP listeners serve metrics, a unix listener serves the command line.
 
 use std::net::TcpListener;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -60,7 +60,8 @@ impl Passed {
         if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
             return Err(refused(&std::io::Error::last_os_error(), UNIT));
         }
-        // SAFETY: it is open, and by LISTEN_PID and LISTEN_FDS meant for this process alone, which takes it once.
+        // SAFETY: it is open, and by LISTEN_PID and LISTEN_FDS meant for this process alone, which takes it
+        // once.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let listens = socket_acceptconn(&fd).unwrap_or(false);
         let stream = socket_type(&fd) == Ok(SocketType::STREAM);

@@ -1,7 +1,7 @@
 //! Notifications for systemd (sd_notify(3)): ready, reloading, stopping, alive.
 //!
-//! Each is a datagram to the socket in NOTIFY_SOCKET; without that variable none is sent. The ring loop sends "alive", so
-//! `WatchdogSec=` restarts an agent whose thread hangs.
+//! Each is a datagram to the socket in NOTIFY_SOCKET; without that variable none is sent. The ring loop sends
+//! "alive", so `WatchdogSec=` restarts an agent whose thread hangs.
 
 use std::cell::Cell;
 use std::ffi::OsString;

@@ -1,5 +1,6 @@
-//! `POST /v1/kill`: destroys one socket for the command line, if the agent was started with `--allow-kill`. The command
-//! line chooses sockets and pace; the agent checks the permission, and logs every order with its caller.
+//! `POST /v1/kill`: destroys one socket for the command line, if the agent was started with `--allow-kill`.
+//! The command line chooses sockets and pace; the agent checks the permission, and logs every order with its
+//! caller.
 
 use anyhow::Context;
 use http_body_util::{BodyExt, Limited};

@@ -1,5 +1,5 @@
-//! The page at `/`: a few files in the binary, which draw what `/metrics` tells. They fetch nothing else, so the page shows
-//! what a scrape does, on either listener.
+//! The page at `/`: a few files in the binary, which draw what `/metrics` tells. They fetch nothing else, so
+//! the page shows what a scrape does, on either listener.
 
 use std::sync::LazyLock;
 
@@ -31,8 +31,9 @@ const FILES: [File; 7] = [
     File { path: "/icon.svg", kind: "image/svg+xml", text: include_str!("page/icon.svg") },
 ];
 
-/// Only the page's own scripts run, and they fetch from their own agent only; nothing inline, no other origin, no frame. No
-/// text becomes markup (trusted types), since a label of `/metrics` may hold the name of any program.
+/// Only the page's own scripts run, and they fetch from their own agent only; nothing inline, no other
+/// origin, no frame. No text becomes markup (trusted types), since a label of `/metrics` may hold the name of
+/// any program.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",

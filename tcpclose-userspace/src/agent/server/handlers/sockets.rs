@@ -1,5 +1,5 @@
-//! `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]`: every socket in a state, with its age from
-//! the tracker, and all else from a fresh dump and /proc.
+//! `GET /v1/sockets?state=close_wait[&owners=once][&peers=no][&older_than=60s]`: every socket in a state,
+//! with its age from the tracker, and all else from a fresh dump and /proc.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
@@ -87,7 +87,8 @@ pub struct Described {
     pub cpu_ns: u64,
 }
 
-/// Describes every socket in `phase`, by fresh dumps and a pass over all files. `bound`: the age from which one is stuck.
+/// Describes every socket in `phase`, by fresh dumps and a pass over all files. `bound`: the age from which
+/// one is stuck.
 pub async fn describe(
     tracking: &RefCell<Tracking>,
     phase: Phase,
@@ -268,7 +269,8 @@ impl TrackedFacts {
     }
 }
 
-/// Combines two proofs of one age: an exact one of the tracker's holds, an interval is narrowed by a fresh dump's.
+/// Combines two proofs of one age: an exact one of the tracker's holds, an interval is narrowed by a fresh
+/// dump's.
 fn tighter(tracked: Age, dumped: Age) -> Age {
     if tracked.is_exact() {
         return tracked;

@@ -1,4 +1,5 @@
-//! `GET /v1/watch?port=…`: transitions as they happen, one JSON document a line, for as long as the client reads.
+//! `GET /v1/watch?port=…`: transitions as they happen, one JSON document a line, for as long as the client
+//! reads.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -160,7 +161,8 @@ fn line(step: &Transition, time: String, owner: Option<CloserLine>, more: bool, 
     }
 }
 
-/// Names of processes: a busy process is not looked up for each of its closes, and one that has ended keeps its name.
+/// Names of processes: a busy process is not looked up for each of its closes, and one that has ended keeps
+/// its name.
 #[derive(Default)]
 struct ProcessNames(HashMap<u32, Name>);
 

@@ -1,5 +1,5 @@
-//! Parses and checks the file. Every key of the format is known; unsupported values are refused and nothing is ignored, since
-//! a line that an operator wrote to keep strangers out must not be without effect.
+//! Parses and checks the file. Every key of the format is known; unsupported values are refused and nothing
+//! is ignored, since a line that an operator wrote to keep strangers out must not be without effect.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -144,8 +144,8 @@ const HEADERS: [(&str, &[&str]); 5] = [
 
 const SECTIONS: [&str; 4] = ["tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"];
 
-/// A check takes about a second of CPU at this cost (65 ms at 10, doubling with each further one), and every client that reaches
-/// the port can request one after another.
+/// A check takes about a second of CPU at this cost (65 ms at 10, doubling with each further one), and every
+/// client that reaches the port can request one after another.
 const HIGHEST_COST: u32 = 14;
 
 const LONGEST_INTERVAL: Duration = Duration::from_secs(86_400);

@@ -1,4 +1,5 @@
-//! A web configuration with the contents of the files that it names, and the check whether these have changed.
+//! A web configuration with the contents of the files that it names, and the check whether these have
+//! changed.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -36,7 +37,8 @@ pub struct ConfigFiles {
 /// Identifies a file and its content: device, inode, size, times of content and inode.
 type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
 
-/// The kernel's clock tick, the resolution of file times, is 10 ms at most; that of a network file system may be a second.
+/// The kernel's clock tick, the resolution of file times, is 10 ms at most; that of a network file system may
+/// be a second.
 const TICK: Duration = Duration::from_secs(2);
 
 impl ConfigFiles {
@@ -81,8 +83,8 @@ fn content(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads the web configuration at `path` and the files that it names. The files are returned with an error too, so that a wrong
-/// configuration is read again when one of them has changed, and not earlier.
+/// Reads the web configuration at `path` and the files that it names. The files are returned with an error
+/// too, so that a wrong configuration is read again when one of them has changed, and not earlier.
 pub fn load(path: &Path) -> (Result<LoadedConfig, Failure>, ConfigFiles) {
     let mut files = ConfigFiles::default();
     let loaded = read(path, &mut files);

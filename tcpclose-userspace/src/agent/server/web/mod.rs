@@ -1,10 +1,11 @@
 //! `--web-config`: access to the metrics port, in the format of Prometheus' exporter toolkit.
 //!
-//! * [`config`]: parses and checks the file. Pure, as are [`yaml`] and [`fields`], which it uses, and [`rate_limit`].
+//! * [`config`]: parses and checks the file. Pure, as are [`yaml`] and [`fields`], which it uses, and
+//!   [`rate_limit`].
 //! * [`loaded`]: the configuration with the contents of the files that it names; notices when they change.
 //! * [`tls`]: the configuration of rustls; [`client_certificates`]: the certificates of clients.
-//! * [`passwords`]: basic authentication; [`password_queue`]: the order of password checks; [`source`]: the network of a
-//!   client, by which requests are counted.
+//! * [`passwords`]: basic authentication; [`password_queue`]: the order of password checks; [`source`]: the
+//!   network of a client, by which requests are counted.
 
 pub mod client_certificates;
 pub mod config;

@@ -1,9 +1,10 @@
 //! The queue for password checks, of which one runs at a time: fair by address.
 //!
-//! The next check is for the address whose last check was longest ago, so a crowd from one address delays another address
-//! by one check. Within an address the oldest of the [`NEWEST`] newest requests is next: clients of new requests still wait
-//! for their answer. A guesser sends the next guess when the last was refused, so it adds at most one request for each
-//! check, and a scrape from its address has its turn after a few. Requests with the same name and password share one check.
+//! The next check is for the address whose last check was longest ago, so a crowd from one address delays
+//! another address by one check. Within an address the oldest of the [`NEWEST`] newest requests is next:
+//! clients of new requests still wait for their answer. A guesser sends the next guess when the last was
+//! refused, so it adds at most one request for each check, and a scrape from its address has its turn after a
+//! few. Requests with the same name and password share one check.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,8 @@ use tokio::sync::oneshot;
 
 use crate::agent::server::web::source::ClientNetwork;
 
-/// Within an address, the oldest of so many newest requests is next. If it were the very newest, each guess that comes before
-/// the end of a check would overtake a scrape.
+/// Within an address, the oldest of so many newest requests is next. If it were the very newest, each guess
+/// that comes before the end of a check would overtake a scrape.
 const NEWEST: usize = 4;
 
 /// Addresses whose last check is remembered.
@@ -97,7 +98,8 @@ impl QueueState {
     }
 }
 
-/// The index of the next request in `waiting`, the oldest first. `served`: the addresses of checks, the latest last.
+/// The index of the next request in `waiting`, the oldest first. `served`: the addresses of checks, the
+/// latest last.
 fn next(waiting: &[ClientNetwork], served: &VecDeque<ClientNetwork>) -> Option<usize> {
     let last_check = |source: &ClientNetwork| served.iter().position(|served| served == source);
     // Of addresses that never had a check, min_by_key() takes the one that waits longest.

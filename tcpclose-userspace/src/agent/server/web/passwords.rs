@@ -1,11 +1,12 @@
 //! Basic authentication: bcrypt, off the agent's thread.
 //!
-//! A check takes tens of milliseconds of CPU by design. Checks run one at a time, on a thread of their own, in an order that
-//! is fair by address ([`queue`](crate::agent::server::web::password_queue)). The right password of each user is remembered:
-//! it waits for no check again, and no request of a stranger can displace it.
+//! A check takes tens of milliseconds of CPU by design. Checks run one at a time, on a thread of their own,
+//! in an order that is fair by address ([`queue`](crate::agent::server::web::password_queue)). The right
+//! password of each user is remembered: it waits for no check again, and no request of a stranger can
+//! displace it.
 //!
-//! Every refusal costs as much as a check against the most expensive of all hashes, whatever the cost of the user's own, and
-//! whether there is such a user or not. So its duration tells nothing about user names.
+//! Every refusal costs as much as a check against the most expensive of all hashes, whatever the cost of the
+//! user's own, and whether there is such a user or not. So its duration tells nothing about user names.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -105,8 +106,8 @@ impl Passwords {
         right.get(name).is_some_and(|tag| hmac::verify(&self.key, message, tag.as_ref()).is_ok())
     }
 
-    /// A hash for an unknown name. Its cost is that of some user, and always the same for a name, so that the check goes
-    /// through the same steps as for a known one.
+    /// A hash for an unknown name. Its cost is that of some user, and always the same for a name, so that the
+    /// check goes through the same steps as for a known one.
     fn decoy_hash(&self, name: &[u8], users: &Users) -> String {
         let digest = hmac::sign(&self.key, name);
         let number = digest.as_ref().iter().take(8).fold(0, |number, byte| number << 8 | usize::from(*byte));
@@ -120,7 +121,8 @@ fn highest_cost(users: &Users) -> u32 {
     users.0.values().map(|hash| cost_of(hash)).max().unwrap_or(10)
 }
 
-/// The costs of the checks that, after one of `cost`, add up to one of `highest`: each takes twice the time of the one before.
+/// The costs of the checks that, after one of `cost`, add up to one of `highest`: each takes twice the time
+/// of the one before.
 fn makes_up(cost: u32, highest: u32) -> Range<u32> {
     cost..highest
 }

@@ -56,8 +56,8 @@ pub fn server(tls: &Tls, read: Read<'_>) -> Result<Arc<ServerConfig>, Failure> {
     })?;
     config.ignore_client_order = tls.prefer_server;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // No session resumption: a scraper keeps its connection, strangers cannot make the agent keep sessions, and no session
-    // outlives its certificate.
+    // No session resumption: a scraper keeps its connection, strangers cannot make the agent keep sessions,
+    // and no session outlives its certificate.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))

@@ -1,7 +1,8 @@
 //! A YAML file as a tree of texts, lists and tables, each with its line.
 //!
-//! Built from the parser's events without recursion, so that no depth of nesting ends the agent. Anchors, tags and a second
-//! document, which the format does not need, are refused: an anchor can expand to a gigabyte.
+//! Built from the parser's events without recursion, so that no depth of nesting ends the agent. Anchors,
+//! tags and a second document, which the format does not need, are refused: an anchor can expand to a
+//! gigabyte.
 
 use std::collections::HashSet;
 
