@@ -156,7 +156,7 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tracker::transition::tests::fin_wait_2_to_time_wait;
+    use crate::tracker::transition::fin_wait_2_to_time_wait;
 
     fn take(watch: &Subscription, most: usize) -> Vec<WatchItem> {
         match watch.poll_take(&mut Context::from_waker(Waker::noop()), most) {

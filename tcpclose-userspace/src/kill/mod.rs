@@ -65,6 +65,7 @@ mod tests {
     use super::*;
     use crate::linux::netns;
     use crate::names::Diagnosis;
+    use crate::report::fixtures::socket;
 
     fn order(diagnoses: &[Diagnosis]) -> KillOrder {
         KillOrder::new(&socket(600, &[]), diagnoses, 60.0, 5.0)

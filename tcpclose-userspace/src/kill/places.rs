@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use crate::kill::order::KillOutcome;
 use crate::linux::netns;
 use crate::linux::netns::{Descriptors, Netns, NetnsPath};
+use crate::report::kill::outcome::KillOutcome;
 
 /// A search without success is not repeated for so long.
 const SEARCH_AGAIN: Duration = Duration::from_secs(1);
