@@ -1,4 +1,4 @@
-//! The one description of every metric: name, type, help and labels. The exposition uses it, and docs/METRICS.md is
+//! The one description of every metric: name, type, help and labels. The exposition uses it, and docs/src/metrics-reference.md is
 //! generated from it.
 
 use std::fmt::Write as _;
@@ -140,7 +140,7 @@ descriptors! {
         "1 while the --web-config file, or a file that it names, is invalid; the last valid configuration stays in use.";
 }
 
-/// docs/METRICS.md; `how` is the command that writes it.
+/// docs/src/metrics-reference.md; `how` is the command that writes it.
 pub fn document(how: &str) -> String {
     let mut text = format!(
         "# Every metric\n\nEvery metric of `tcpclose agent`. This file is generated from `src/metrics/descriptors.rs`, and a test compares both with a\n\
