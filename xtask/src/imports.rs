@@ -18,16 +18,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("tracker", &["names"]),
     ("metrics", &["names", "tracker"]),
     ("report", &["names", "failure", "linux", "tracker", "metrics"]),
+    ("collect", &["names", "failure", "linux", "report"]),
     ("kill", &["names", "failure", "linux", "report"]),
-    ("agent", &["names", "failure", "linux", "probe", "tracker", "metrics", "report", "kill"]),
+    ("agent", &["names", "failure", "linux", "probe", "tracker", "metrics", "report", "collect", "kill"]),
     ("ui", &["names", "failure", "report"]),
-    ("client", &["names", "failure", "linux", "report", "ui"]),
+    ("client", &["names", "failure", "linux", "report", "collect", "ui"]),
     (
         "commands",
-        &[
-            "names", "failure", "linux", "probe", "tracker", "metrics", "report", "kill", "agent", "client",
-            "ui",
-        ],
+        &["names", "failure", "linux", "probe", "metrics", "report", "kill", "agent", "client", "ui"],
     ),
 ];
 
