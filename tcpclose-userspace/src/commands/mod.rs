@@ -139,7 +139,7 @@ mod tests {
         );
         assert_eq!(
             complaint(&["agent", "--state-hook", "banana"]),
-            r#"tcpclose: --state-hook "banana": no such choice; write one of auto, btf, tracepoint"#
+            r#"tcpclose: --state-hook "banana": not a possible value; choose one of auto, btf, tracepoint"#
         );
         assert_eq!(
             complaint(&["stuck", "--sokets"]),
