@@ -78,6 +78,8 @@ struct Audit {
     netns: u32,
     /// Every sampled one.
     namespaces: Vec<Namespace>,
+    /// The key is that of the first version of the document.
+    #[serde(rename = "rungs")]
     backends: BackendsInUse,
     /// Events that the agent reports as lost meanwhile.
     lost: i64,

@@ -252,7 +252,7 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     until("full", &|| said().contains("cannot be written"));
     sleep(Duration::from_secs(2));
     assert_eq!(said().lines().filter(|line| line.contains("WARN")).count(), 1, "{}", said());
-    assert!(said().contains("No space left on device") && said().contains("make room"), "{}", said());
+    assert!(said().contains("No space left on device") && said().contains("free disk space"), "{}", said());
     assert_eq!(try_get_unix(&socket, "/healthz").unwrap().0, 200);
     drop(filling);
     fs::remove_file(&filler).unwrap();

@@ -162,7 +162,7 @@ fn at_rest_and_under_load_nothing_differs() {
         assert!(document["seconds"].as_f64().unwrap() >= 6.0);
         let kernel = |what| row(&document, what)["kernel"]["min"].as_i64().unwrap();
         assert!(kernel("EstabResets") > 20 && kernel("TW + TWKilled") > 20 && kernel("TCPAbortOnClose") > 5);
-        if document["backends"]["time_wait"] == "diag" {
+        if document["rungs"]["time_wait"] == "diag" {
             assert_eq!(row(&document, "TWRecycled")["verdict"], "not_told");
         }
     }

@@ -175,7 +175,7 @@ fn few_descriptors_are_said_or_shared_out() {
     for files in [5, 10, 16, 20, 24, 32] {
         let mut command = limited(files);
         command.args(["agent", "--listen", "127.0.0.1:0", "--socket"]).arg(folder.path().join("x.sock"));
-        refuses(&mut command, &[&format!("may have {files} files open"), "raise the limit", "LimitNOFILE"]);
+        refuses(&mut command, &[&format!("may open {files} files"), "raise the limit", "LimitNOFILE"]);
     }
 
     for agent in [Agent::start_by(limited(64), &["--dump-interval", "50ms"]), Agent::start(&[])] {

@@ -32,12 +32,12 @@ fn a_path_that_is_not_for_a_socket_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "precious").unwrap();
-    refuses(&mut agent_at(&file), &["a file that is no socket", "--socket"]);
+    refuses(&mut agent_at(&file), &["a file that is not a socket", "--socket"]);
     refuses(&mut agent_at(&file.join("x")), &["is not a directory", "--socket"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
     let link = folder.path().join("link");
     std::os::unix::fs::symlink(&file, &link).unwrap();
-    refuses(&mut agent_at(&link), &["a file that is no socket"]);
+    refuses(&mut agent_at(&link), &["a file that is not a socket"]);
     assert_eq!(fs::read_link(&link).unwrap(), file);
     refuses(&mut agent_at(folder.path()), &["it is a directory", "--socket"]);
 
