@@ -63,8 +63,9 @@ fn refused_before_a_scrape(from: Ipv4Addr) -> u32 {
                     if over.load(SeqCst) {
                         break;
                     }
-                    assert_eq!(status, Some(401));
-                    refused.fetch_add(1, SeqCst);
+                    // A slow machine closes those that have waited for too long.
+                    assert!(matches!(status, None | Some(401)), "{status:?}");
+                    refused.fetch_add(u32::from(status.is_some()), SeqCst);
                     guess += 1;
                 }
             });

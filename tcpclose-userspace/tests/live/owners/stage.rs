@@ -14,6 +14,8 @@ use tcpclose_userspace::kernel::sock_diag;
 use tcpclose_userspace::query::document::{Document, Owner, StuckSocket};
 use tcpclose_userspace::terms::Flow;
 
+use tcpclose_common::state::TcpState;
+
 use super::common::{Agent, BINARY, free_port};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -94,11 +96,22 @@ impl Server {
         let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
         let there = || sock_diag::lookup(&flow, 0, None).unwrap();
         let until = Instant::now() + PATIENCE;
-        while there().is_none_or(|socket| socket.state != tcpclose_common::state::TcpState::CloseWait) {
+        while there().is_none_or(|socket| socket.state != TcpState::CloseWait) {
             assert!(Instant::now() < until);
             sleep(Duration::from_millis(1));
         }
         client
+    }
+
+    /// Returns when the kernel has `n` of this server's sockets in CLOSE-WAIT.
+    pub fn until_in_close_wait(&self, n: usize) {
+        let until = Instant::now() + PATIENCE;
+        let is_ours = |socket: &&sock_diag::Socket| socket.flow.local_port == self.port();
+        let there = || sock_diag::dump(TcpState::CloseWait.bit(), false).unwrap().sockets;
+        while there().iter().filter(is_ours).count() < n {
+            assert!(Instant::now() < until, "not all FINs have come");
+            sleep(Duration::from_millis(100));
+        }
     }
 
     /// Both ends of an open connection.
