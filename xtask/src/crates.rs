@@ -25,6 +25,13 @@ pub struct Arguments {
     no_trial: bool,
 }
 
+impl Arguments {
+    /// Make them, and install the agent from them.
+    pub fn with_trial() -> Self {
+        Self { no_trial: false }
+    }
+}
+
 /// Runs the command.
 pub fn command(arguments: &Arguments) -> Result<()> {
     setup::ready(Purpose::Build)?;

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use crate::archive::Architecture;
 use crate::setup::{self, Purpose};
 use crate::vm::programs;
-use crate::{docs as book, fuzz, live, package, roots, sh, tools, vm, workflows};
+use crate::{crates as cargo_crates, docs as book, fuzz, live, package, roots, sh, tools, vm, workflows};
 
 /// Set up, then run format, docs, clippy, unit tests, live tests, and tests on other kernels in guests
 #[derive(clap::Args)]
@@ -47,7 +47,7 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// What fails fastest comes first.
-const STEPS: [(&str, Step); 12] = [
+const STEPS: [(&str, Step); 13] = [
     ("setup", setup),
     ("fmt", fmt),
     ("docs", docs),
@@ -59,10 +59,11 @@ const STEPS: [(&str, Step); 12] = [
     ("live", live),
     ("guests", guests),
     ("packages", packages),
+    ("crates", crates),
     ("roots", roots),
 ];
 /// Steps that run only with `--all` or by name.
-const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages", "roots"];
+const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages", "crates", "roots"];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
@@ -231,6 +232,12 @@ fn packages(_: &Arguments) -> Result<Outcome> {
         return Ok(skipped("trying the packages", "needs root"));
     }
     package::test(&packages)?;
+    Ok(Outcome::Passed)
+}
+
+/// The crates that `cargo install` takes, and the agent installed from them.
+fn crates(_: &Arguments) -> Result<Outcome> {
+    cargo_crates::command(&cargo_crates::Arguments::with_trial())?;
     Ok(Outcome::Passed)
 }
 
