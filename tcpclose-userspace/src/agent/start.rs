@@ -73,8 +73,8 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
         .map_err(cannot_start)?;
     let mut held = AtExit::default();
     let inbound = Inbound { passed, access: Rc::new(access), connections, kept };
-    let done = LocalSet::new()
-        .block_on(&runtime, until_stopped(config, read, inbound, &signals, &notify, &mut held));
+    let process = Process { config, read, signals: &signals, notify: &notify };
+    let done = LocalSet::new().block_on(&runtime, process.until_stopped(inbound, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
     signals.report_stop();
@@ -104,111 +104,109 @@ pub fn cannot_start(why: io::Error) -> Failure {
     Failure::new("cannot start", why, "report this")
 }
 
-async fn until_stopped(
-    config: &Config,
-    read: ReadSettings<'_>,
-    inbound: Inbound,
-    signals: &Signals,
-    notify: &Rc<Notify>,
-    held: &mut AtExit,
-) -> Result<(), Failure> {
-    let done = tokio::select! {
-        biased;
-        () = signals.end() => Ok(()),
-        done = start(config, read, inbound, signals, notify, held) => done,
-    };
-    notify.stopping();
-    if let Some(saver) = held.saver.take() {
-        saver.end(LAST_WAIT).await;
-    }
-    done
-    // Returning ends every task of this thread.
+/// What tells the agent what to do, and whom it tells.
+struct Process<'a> {
+    config: &'a Config,
+    read: ReadSettings<'a>,
+    signals: &'a Signals,
+    notify: &'a Rc<Notify>,
 }
 
-/// Starts everything and serves; returns only with a failure.
-async fn start(
-    config: &Config,
-    read: ReadSettings<'_>,
-    inbound: Inbound,
-    signals: &Signals,
-    notify: &Rc<Notify>,
-    held: &mut AtExit,
-) -> Result<(), Failure> {
-    let Inbound { passed, access, connections, kept } = inbound;
-    passed.set_nonblocking().map_err(cannot_start)?;
-    // An address in use may be that of the agent whose socket is waited for.
-    let early = if passed.metrics.is_empty() {
-        match listen(&config.listen) {
-            Err(refused) if !refused.in_use() => return Err(refused.into()),
-            early => early.ok(),
+impl Process<'_> {
+    async fn until_stopped(&self, inbound: Inbound, held: &mut AtExit) -> Result<(), Failure> {
+        let done = tokio::select! {
+            biased;
+            () = self.signals.end() => Ok(()),
+            done = self.start(inbound, held) => done,
+        };
+        self.notify.stopping();
+        if let Some(saver) = held.saver.take() {
+            saver.end(LAST_WAIT).await;
         }
-    } else {
-        Some(passed.metrics)
-    };
-    let mut lock_wait = LockWait::new(config.wait);
-    held.state_dir =
-        instance_lock::state_dir(config.state_dir.as_deref(), &mut lock_wait, signals.leftovers()).await?;
-    let socket = held.queries.insert(match passed.queries {
-        Some(listener) => QuerySocket::passed(listener),
-        None => {
-            listen_for_queries(&config.socket, config.access, &mut lock_wait, signals.leftovers()).await?
+        done
+        // Returning ends every task of this thread.
+    }
+
+    /// Starts everything and serves; returns only with a failure.
+    async fn start(&self, inbound: Inbound, held: &mut AtExit) -> Result<(), Failure> {
+        let Self { config, read, signals, notify } = *self;
+        let Inbound { passed, access, connections, kept } = inbound;
+        passed.set_nonblocking().map_err(cannot_start)?;
+        // An address in use may be that of the agent whose socket is waited for.
+        let early = if passed.metrics.is_empty() {
+            match listen(&config.listen) {
+                Err(refused) if !refused.in_use() => return Err(refused.into()),
+                early => early.ok(),
+            }
+        } else {
+            Some(passed.metrics)
+        };
+        let mut lock_wait = LockWait::new(config.wait);
+        held.state_dir =
+            instance_lock::state_dir(config.state_dir.as_deref(), &mut lock_wait, signals.leftovers())
+                .await?;
+        let socket = held.queries.insert(match passed.queries {
+            Some(listener) => QuerySocket::passed(listener),
+            None => {
+                listen_for_queries(&config.socket, config.access, &mut lock_wait, signals.leftovers()).await?
+            }
+        });
+        let listeners = match early {
+            Some(listeners) => listeners,
+            None => listen(&config.listen)?,
+        };
+
+        let boot_id = host::boot_id();
+        let former = held.state_dir.as_ref().and_then(|dir| state_file::former(dir, &boot_id));
+        let parts = attach(config, access.is_wrong()).await?;
+        let tracking = &parts.tracking;
+        kept.settle(|| tracking.borrow_mut().probe.ring.is_readable());
+        if let Some(former) = former {
+            tracking.borrow_mut().tracker.set_former(former);
         }
-    });
-    let listeners = match early {
-        Some(listeners) => listeners,
-        None => listen(&config.listen)?,
-    };
 
-    let boot_id = host::boot_id();
-    let former = held.state_dir.as_ref().and_then(|dir| state_file::former(dir, &boot_id));
-    let parts = attach(config, access.is_wrong()).await?;
-    let tracking = &parts.tracking;
-    kept.settle(|| tracking.borrow_mut().probe.ring.is_readable());
-    if let Some(former) = former {
-        tracking.borrow_mut().tracker.set_former(former);
-    }
+        let endpoints = Endpoints {
+            addresses: listeners.iter().filter_map(|listener| url(listener, access.speaks_tls())).collect(),
+            curl: access.curl(),
+            queries: socket.to_string(),
+        };
+        let tcp_connections = Rc::new(RefCell::new(Connections::new(connections)));
+        for listener in listeners {
+            let (connections, access) = (Rc::clone(&tcp_connections), Rc::clone(&access));
+            spawn_local(serve::serve_scrapes(listener, connections, access, parts.clone()));
+        }
+        let unix = socket.listener.try_clone().map_err(cannot_start)?;
+        spawn_local(serve::serve_queries(unix, Connections::new(connections), parts.clone()));
+        spawn_local(ring_loop::run(Rc::clone(tracking), Rc::clone(notify)));
 
-    let endpoints = Endpoints {
-        addresses: listeners.iter().filter_map(|listener| url(listener, access.speaks_tls())).collect(),
-        curl: access.curl(),
-        queries: socket.to_string(),
-    };
-    let tcp_connections = Rc::new(RefCell::new(Connections::new(connections)));
-    for listener in listeners {
-        let (connections, access) = (Rc::clone(&tcp_connections), Rc::clone(&access));
-        spawn_local(serve::serve_scrapes(listener, connections, access, parts.clone()));
+        first_dump(tracking).await?;
+        tracking.borrow_mut().tracker.forget_former();
+        // The kernel's types, which the start has read, are no longer in use.
+        malloc_trim::give_back();
+        spawn_local(ports::run(Rc::clone(tracking), Rc::clone(&parts.rates)));
+        // Up to here nothing was to be saved; from here on the loop ends the agent in order.
+        signals.started();
+        if let Some(dir) = &held.state_dir {
+            held.saver = Some(StateSaver::begin(Rc::clone(tracking), &dir.path, &boot_id));
+        }
+        let addresses: Vec<&str> = endpoints.addresses.iter().map(|(url, _)| url.as_str()).collect();
+        notify.ready(&format!("watching; metrics at {}", addresses.join(" ")));
+        let folder = held.state_dir.as_ref().map(|dir| dir.path.as_path());
+        let summary = summary(&tracking.borrow(), config, &endpoints, folder);
+        // A closed standard error is no failure.
+        let _ = io::stderr().write_all(summary.as_bytes());
+        spawn_local(port_usage::run(
+            Rc::clone(tracking),
+            Rc::clone(&parts.port_usage),
+            Rc::clone(&parts.intervals),
+        ));
+        let mut reload = Reload::new(parts.clone(), access, config);
+        tokio::select! {
+            () = reconcile::run(parts) => {}
+            () = reload.run(signals, read, notify) => {}
+        }
+        Ok(())
     }
-    let unix = socket.listener.try_clone().map_err(cannot_start)?;
-    spawn_local(serve::serve_queries(unix, Connections::new(connections), parts.clone()));
-    spawn_local(ring_loop::run(Rc::clone(tracking), Rc::clone(notify)));
-
-    first_dump(tracking).await?;
-    tracking.borrow_mut().tracker.forget_former();
-    // The kernel's types, which the start has read, are no longer in use.
-    malloc_trim::give_back();
-    spawn_local(ports::run(Rc::clone(tracking), Rc::clone(&parts.rates)));
-    // Up to here nothing was to be saved; from here on the loop ends the agent in order.
-    signals.started();
-    if let Some(dir) = &held.state_dir {
-        held.saver = Some(StateSaver::begin(Rc::clone(tracking), &dir.path, &boot_id));
-    }
-    let addresses: Vec<&str> = endpoints.addresses.iter().map(|(url, _)| url.as_str()).collect();
-    notify.ready(&format!("watching; metrics at {}", addresses.join(" ")));
-    let folder = held.state_dir.as_ref().map(|dir| dir.path.as_path());
-    let summary = summary(&tracking.borrow(), config, &endpoints, folder);
-    // A closed standard error is no failure.
-    let _ = io::stderr().write_all(summary.as_bytes());
-    spawn_local(port_usage::run(
-        Rc::clone(tracking),
-        Rc::clone(&parts.port_usage),
-        Rc::clone(&parts.intervals),
-    ));
-    let mut reload = Reload::new(parts.clone(), access, config);
-    tokio::select! {
-        () = reconcile::run(parts) => {}
-        () = reload.run(signals, read, notify) => {}
-    }
-    Ok(())
 }
 
 /// Attaches the probe, and makes what it fills.

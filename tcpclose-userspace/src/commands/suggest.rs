@@ -32,8 +32,8 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::groups::tests::owner;
     use crate::linux::process::Process;
+    use crate::report::fixtures::owner;
 
     #[test]
     fn the_executable_tells_the_tool_and_the_diagnosis_what_to_look_for() {

@@ -1,43 +1,6 @@
 use crate::commands::groups::*;
 use crate::linux::cgroup::Workload;
-use crate::linux::process::Process;
-use crate::names::{Age, Phase};
-use crate::report::sockets::Cookie;
-
-pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
-    let process =
-        Process { comm: comm.into(), fds_used: Some(fds.0), fds_limit: Some(fds.1), ..Process::default() };
-    Owner { pid, fd: 5, process: process.into() }
-}
-
-pub fn in_place(owner: Owner, place: Workload) -> Owner {
-    Owner { process: Process { place, ..(*owner.process).clone() }.into(), ..owner }
-}
-
-pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
-    StuckSocket {
-        state: Phase::CloseWait,
-        side: Side::Server,
-        port: 8080,
-        local: "10.0.0.5:8080".parse().unwrap(),
-        peer: "10.0.0.9:41234".parse().unwrap(),
-        cookie: Cookie(1),
-        interface: 0,
-        inode: 7,
-        uid: 1000,
-        netns: 1,
-        netns_id: 0,
-        netns_name: None,
-        age: Age::exact(age_seconds * 1_000_000_000).into(),
-        unread_bytes: 0,
-        unsent_bytes: 0,
-        last_sent_seconds: None,
-        diagnosis: Some(Diagnosis::NotClosed),
-        owners: owners.to_vec(),
-        closed_by: None,
-        peer_owners: Vec::new(),
-    }
-}
+use crate::report::fixtures::{in_place, owner, socket};
 
 fn proven(sockets: &[StuckSocket]) -> Vec<Listed<'_>> {
     sockets.iter().map(|socket| Listed { socket, possibly: false, elsewhere: false }).collect()

@@ -1,5 +1,5 @@
-use crate::commands::groups::tests::{owner, socket};
 use crate::commands::kill::*;
+use crate::report::fixtures::{owner, socket};
 
 fn arguments(words: &[&str]) -> Kill {
     use clap::Parser;

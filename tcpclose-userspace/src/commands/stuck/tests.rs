@@ -1,6 +1,6 @@
-use crate::commands::groups::tests::{owner, socket};
 use crate::commands::stuck::*;
 use crate::names::Diagnosis;
+use crate::report::fixtures::{owner, socket};
 use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument, StuckSocket};
 use std::time::Duration;
 

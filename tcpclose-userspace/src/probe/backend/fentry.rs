@@ -158,29 +158,24 @@ fn load(ebpf: &mut Ebpf, at: &Attachment, btf: &Btf) -> Result<()> {
     }
 }
 
-/// Attaches a loaded at. Its link is kept in `links`, or in the program where that cannot be.
+/// Attaches a loaded program. Its link is kept in `links`, or in the program where that cannot be.
 fn attach_one(ebpf: &mut Ebpf, at: &Attachment, links: &mut Option<PinnedLinks>) -> Result<OwnedFd> {
+    /// For both kinds of programs, which have no type in common.
+    macro_rules! attach {
+        ($program:expr) => {{
+            let link = $program.attach()?;
+            if let Some(kept) = links
+                && let Err(why) = kept.keep($program.take_link(link)?.into())
+            {
+                log::debug!("the link on {} is not pinned: {why:#}", at.function);
+                $program.attach()?;
+            }
+            Ok($program.fd()?.as_fd().try_clone_to_owned()?)
+        }};
+    }
     match ebpf.program_mut(at.program).context("no such program")? {
-        Program::FEntry(program) => {
-            let link = program.attach()?;
-            if let Some(kept) = links
-                && let Err(why) = kept.keep(program.take_link(link)?.into())
-            {
-                log::debug!("the link on {} is not pinned: {why:#}", at.function);
-                program.attach()?;
-            }
-            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-        }
-        Program::FExit(program) => {
-            let link = program.attach()?;
-            if let Some(kept) = links
-                && let Err(why) = kept.keep(program.take_link(link)?.into())
-            {
-                log::debug!("the link on {} is not pinned: {why:#}", at.function);
-                program.attach()?;
-            }
-            Ok(program.fd()?.as_fd().try_clone_to_owned()?)
-        }
+        Program::FEntry(program) => attach!(program),
+        Program::FExit(program) => attach!(program),
         _ => anyhow::bail!("no such hook"),
     }
 }

@@ -101,7 +101,7 @@ fn a_kernel_without_the_tracepoint_is_named_before_anything_is_loaded() {
 
 #[test]
 #[ignore = "needs root"]
-fn with_one_door_masked_the_other_is_taken() {
+fn with_one_attach_point_masked_the_other_is_used() {
     let agent = Agent::start_by(after_mounts(NO_BTF), &[]);
     let metrics = agent.metrics();
     assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", "tracepoint")]), 1.0);

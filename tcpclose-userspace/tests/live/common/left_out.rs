@@ -149,7 +149,7 @@ fn since_6_7(release: &str) -> bool {
 }
 
 #[test]
-fn what_the_kernel_does_not_count_is_what_the_other_door_was_called_for() {
+fn what_the_kernel_does_not_count_is_what_the_other_backend_was_called_for() {
     let counts =
         |classic, count, missed| Counts { classic, state: ProgramStats { count, ns: 0, missed }, missed };
     assert_eq!(counts(true, 98, 0).left_out(Some(100)), 2);

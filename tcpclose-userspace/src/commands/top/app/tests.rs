@@ -1,9 +1,9 @@
-use crate::commands::groups::tests::{owner, socket};
 use crate::commands::ports::tests::document;
 use crate::commands::top::app::*;
 use crate::commands::top::poller::PortSockets;
 use crate::failure::Failure;
 use crate::names::Side;
+use crate::report::fixtures::{owner, socket};
 
 pub fn app() -> App {
     App::new(document(), false)
