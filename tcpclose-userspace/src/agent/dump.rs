@@ -16,13 +16,34 @@ use crate::tracker::vanished::Suspect;
 use crate::agent::cpu_budget::timed;
 use crate::agent::malloc_trim;
 use crate::agent::scheduler::Charge;
-use crate::agent::tracking::{MOST_SUSPECTS, Tracking};
+use crate::agent::tracking::Tracking;
 
 /// A dump that met more sockets is worth a malloc_trim().
 const MANY: usize = 10_000;
 
+/// Absent sockets that a dump looks up one by one. The others are left to the next one.
+const MOST_LOOKUPS: usize = 1000;
+/// As many if somebody waits for the numbers: more than close between two dumps where every minisocket is skipped.
+const MOST_LOOKUPS_REQUESTED: usize = 100_000;
+
 /// Chunks of a dump that wait to be merged; with more of them the dump waits.
 const CHUNKS: usize = 2;
+
+/// How much work a dump may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// CPU time after which the rest of the namespaces is left to another dump; about.
+    pub cpu: Option<Duration>,
+    /// Absent sockets that are looked up one by one.
+    pub lookups: usize,
+}
+
+impl Bounds {
+    /// `cpu`: as there. `requested`: a user waits for the result.
+    pub const fn new(cpu: Option<Duration>, requested: bool) -> Self {
+        Self { cpu, lookups: if requested { MOST_LOOKUPS_REQUESTED } else { MOST_LOOKUPS } }
+    }
+}
 
 /// The result of a dump.
 pub struct Dumped {
@@ -46,18 +67,18 @@ impl Dumped {
     }
 }
 
-/// Dumps `places`, for about `most` of CPU time. `all`: there are no other namespaces that dumps can look at.
+/// Dumps `places`, within `bounds`. `all`: there are no other namespaces that dumps can look at.
 pub async fn dump(
     tracking: &RefCell<Tracking>,
     request: DumpRequest,
     places: Vec<NetnsPath>,
-    most: Option<Duration>,
+    bounds: Bounds,
     all: bool,
 ) -> Result<Dumped> {
     tracking.borrow_mut().tracker.dump_started();
     let (sender, mut chunks) = mpsc::channel(CHUNKS);
     let dumping = spawn_blocking(move || {
-        netns_dump::stream(places, request, most, |chunk| {
+        netns_dump::stream(places, request, bounds.cpu, |chunk| {
             // The receiver is gone only when the agent ends.
             let _ = sender.blocking_send(chunk);
         })
@@ -80,7 +101,7 @@ pub async fn dump(
     let mut cpu_ns = dumps.cpu_ns + merging.as_nanos() as u64;
     tracking.borrow_mut().drain_all();
     let all = all && dumps.rest.is_empty();
-    let (suspects, took) = timed(|| tracking.borrow_mut().finish_dumps(&dumps, request, all));
+    let (suspects, took) = timed(|| tracking.borrow_mut().finish_dumps(&dumps, request, all, bounds.lookups));
     cpu_ns += took.as_nanos() as u64;
     let taken_ns = dumps.finished_ns - dumps.started_ns;
     let rest = std::mem::take(&mut dumps.rest);
@@ -95,7 +116,7 @@ pub async fn dump(
     let (places, freeing): (Vec<(u32, NetnsPath)>, Duration) = timed(keep_places);
     cpu_ns += freeing.as_nanos() as u64;
 
-    let more = suspects.len() >= MOST_SUSPECTS;
+    let more = suspects.len() >= bounds.lookups;
     let again = more.then(|| (request, places.iter().map(|(_, place)| place.clone()).collect()));
     if !suspects.is_empty() {
         let (gone, lookup_ns) =

@@ -19,7 +19,7 @@ use crate::linux::netns::{Descriptors, FoundNetns, NetnsPath};
 use crate::linux::netns_dump::DumpRequest;
 
 use crate::agent::cpu_budget::timed;
-use crate::agent::dump::{Dumped, dump};
+use crate::agent::dump::{Bounds, Dumped, dump};
 use crate::agent::netns_search::NetnsSearch;
 use crate::agent::parts::Parts;
 use crate::agent::scheduler::{Action, Charge, Inputs, Limits, OthersTurn, SLICE, Scheduler, Turn};
@@ -43,25 +43,25 @@ pub async fn first(tracking: &RefCell<Tracking>) -> Result<()> {
         }
         tracking.begin_round(found, true, started_ns);
     }
-    round_slice(tracking, None, false, true).await?;
+    round_slice(tracking, Bounds::new(None, false), false, true).await?;
     let places = tracking.borrow().places_with_sockets();
     if !places.is_empty() {
-        dump(tracking, EVERYTHING, places, None, false).await?;
+        dump(tracking, EVERYTHING, places, Bounds::new(None, false), false).await?;
     }
     tracking.borrow_mut().ready = true;
     Ok(())
 }
 
-/// Makes a slice of the round, of `most` CPU time. `lost`: records were lost before the round began;
+/// Makes a slice of the round, within `bounds`. `lost`: records were lost before the round began;
 /// `begins`: this is its first slice.
 async fn round_slice(
     tracking: &RefCell<Tracking>,
-    most: Option<Duration>,
+    bounds: Bounds,
     lost: bool,
     begins: bool,
 ) -> Result<Dumped> {
     let places = tracking.borrow_mut().namespaces.unvisited();
-    let mut dumped = dump(tracking, EVERYTHING, places, most, begins).await.inspect_err(|_| {
+    let mut dumped = dump(tracking, EVERYTHING, places, bounds, begins).await.inspect_err(|_| {
         tracking.borrow_mut().namespaces.give_up();
     })?;
     let mut tracking = tracking.borrow_mut();
@@ -212,7 +212,8 @@ impl Reconcile {
 
     async fn round_slice(&mut self, choosing: Duration, begins: bool) {
         let lost = self.scheduler.lost_before_round();
-        let dumped = round_slice(&self.parts.tracking, self.slice, lost, begins).await;
+        let bounds = Bounds::new(self.slice, self.inputs().requested);
+        let dumped = round_slice(&self.parts.tracking, bounds, lost, begins).await;
         if dumped.is_err() {
             self.scheduler.round_failed();
         }
@@ -227,7 +228,8 @@ impl Reconcile {
         turn: Turn,
     ) {
         let all = self.parts.tracking.borrow().namespaces.places(None).len() == places.len();
-        let dumped = dump(&self.parts.tracking, request, places, most, all).await;
+        let bounds = Bounds::new(most, false);
+        let dumped = dump(&self.parts.tracking, request, places, bounds, all).await;
         self.done(dumped, choosing, turn);
     }
 

@@ -31,9 +31,6 @@ use crate::agent::namespaces::{Namespaces, ids_of};
 use crate::agent::tracker_output::TrackerOutput;
 use crate::agent::watchers::Watchers;
 
-/// Suspects of one dump that are looked up one by one; the rest wait for the next dump.
-pub const MOST_SUSPECTS: usize = 1000;
-
 /// Every close-phase socket, and the listeners.
 pub const EVERYTHING: DumpRequest =
     DumpRequest { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
@@ -214,9 +211,15 @@ impl Tracking {
         DumpScope { states: request.states, started_ns, first: !self.ready }
     }
 
-    /// Finishes dumps whose chunks are all merged. `all`: they covered every namespace. Returns tracked
-    /// sockets that the dumps should have met and did not.
-    pub fn finish_dumps(&mut self, dumps: &NetnsDumps, request: DumpRequest, all: bool) -> Vec<Suspect> {
+    /// Finishes dumps whose chunks are all merged. `all`: they covered every namespace. Returns at most
+    /// `lookups` tracked sockets that the dumps should have met and did not.
+    pub fn finish_dumps(
+        &mut self,
+        dumps: &NetnsDumps,
+        request: DumpRequest,
+        all: bool,
+        lookups: usize,
+    ) -> Vec<Suspect> {
         self.drain_all();
         self.namespaces.dumped(dumps);
         let mut covers = DumpCoverage { all, ..DumpCoverage::default() };
@@ -230,7 +233,7 @@ impl Tracking {
             }
         }
         let scope = self.scope(request, dumps.started_ns);
-        let suspects = self.tracker.dump_finished(&scope, &covers, MOST_SUSPECTS, &mut self.output);
+        let suspects = self.tracker.dump_finished(&scope, &covers, lookups, &mut self.output);
         let host = self.namespaces.host().filter(|host| covers.netns.contains_key(host));
         if request == EVERYTHING && (host.is_some() || all) {
             self.dumps.lost_host_ns = None;

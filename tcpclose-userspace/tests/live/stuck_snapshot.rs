@@ -4,7 +4,7 @@
 //! Each test asks about the port of its own listener, so they may run side by side. Ages are asserted only inside
 //! the brackets that the test's own clock takes.
 
-use crate::common::nobody;
+use crate::common::{free_port, nobody};
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -60,7 +60,8 @@ struct Server {
 
 impl Server {
     fn new(address: &str, host: &'static str) -> Self {
-        Self { listener: TcpListener::bind((address, 0)).unwrap(), host }
+        // A snapshot is of every namespace: the port is none that another test's client may have.
+        Self { listener: TcpListener::bind((address, free_port())).unwrap(), host }
     }
 
     fn local() -> Self {

@@ -133,28 +133,9 @@ fn one_close(listener: &TcpListener, kind: u64) {
     let _ = client.read(&mut [0]);
 }
 
-/// Waits until the kernel's table of minisockets is at most half full. In a full one (tcp_max_tw_buckets) a close has no TIME-WAIT,
-/// and without hooks an agent counts one until its next dump.
-fn wait_for_room() {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap();
-    let limit: u64 = read("/proc/sys/net/ipv4/tcp_max_tw_buckets").trim().parse().unwrap();
-    let used = || {
-        let text = read("/proc/net/sockstat");
-        let mut words = text.split_whitespace().skip_while(|word| *word != "tw").skip(1);
-        words.next().unwrap().parse::<u64>().unwrap()
-    };
-    // Other tests leave TIME-WAITs, which last a minute.
-    let begun = Instant::now();
-    while used() > limit / 2 {
-        assert!(begun.elapsed() < Duration::from_secs(90), "{} TIME-WAITs of at most {limit}", used());
-        sleep(Duration::from_millis(250));
-    }
-}
-
 #[test]
 #[ignore = "needs root"]
 fn at_rest_and_under_load_nothing_differs() {
-    wait_for_room();
     let agents = Agent::on_each_hook(&[]);
     for (hook, agent) in &agents {
         let output = verify(&agent.socket(), &["--for", "1s"]).output().unwrap();

@@ -193,9 +193,13 @@ fn with_the_rights_of_its_pod_the_agent_finds_what_is_stuck_in_another_container
         let socket = node.run.join("tcpclose.sock");
         Command::new(BINARY).args(question).arg("--socket").arg(socket).output().unwrap()
     };
-    let accepted = |output: &Output| only(output, inum).inode != 0;
-    while !accepted(&from_the_node(&node)) {
-        assert!(Instant::now() < until, "the connection is not accepted");
+    // Until the connection is accepted and the agent's search has found the namespace, which is a few seconds old.
+    let known = |output: &Output| {
+        let socket = only(output, inum);
+        socket.inode != 0 && !socket.owners.is_empty()
+    };
+    while !known(&from_the_node(&node)) {
+        assert!(Instant::now() < until, "{:?}", only(&from_the_node(&node), inum));
         sleep(Duration::from_millis(50));
     }
     // As `kubectl exec` does it.

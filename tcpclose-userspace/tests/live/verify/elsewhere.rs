@@ -23,7 +23,8 @@ fn a_full_table_of_time_waits_is_an_explanation() {
     let _alone = alone();
     let full = Named::new("full");
     full.inside(|| std::fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "20").unwrap());
-    let agent = Agent::start(&["--time-wait", "diag"]);
+    // More are skipped between two dumps than one looks up; a request looks up all.
+    let agent = Agent::start(&["--time-wait", "diag", "--dump-interval", "30s"]);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let load = scope.spawn(|| client_closes(&full, &stop));
