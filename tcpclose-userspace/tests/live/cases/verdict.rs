@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::backends::Backend;
+use super::backends::{Backend, Truth};
 use super::common::Metrics;
 use super::scene::Stayed;
-use super::stay::STATES;
+use super::stay::{STATES, Stay};
 use super::table::Case;
 
 /// A duration read off a minisocket's timer may be wrong by this: jiffies, milliseconds of idiag_expires, and the
@@ -68,8 +68,13 @@ pub fn differences(
 /// Whether `played` had a phase that dumps alone tell of, shorter than two of their intervals were: one that may be unseen,
 /// and what it was for with it. On a host with much else to do an emulated machine's dumps are that far apart.
 pub fn too_brief(played: &Played, backend: Backend, dumps: Dumps) -> bool {
+    // Without BTF the end of a full socket in FIN-WAIT-2 looks like its hand-over to a minisocket: which of the two it was is
+    // known where the phase was longer than the time until the next dump.
+    let by_dump = |stay: Stay| {
+        stay.time.told(backend) == "dump" || backend == Backend::BlindDiag && stay.time == Truth::FinWait2Cut
+    };
     let lives = played.lives.iter().flatten().flatten();
-    let mut dumped = lives.filter(|stayed| stayed.stay.time.told(backend) == "dump");
+    let mut dumped = lives.filter(|stayed| by_dump(stayed.stay));
     dumped.any(|stayed| truth(stayed).1 < 2.0 * (dumps.apart + dumps.took))
 }
 
