@@ -7,8 +7,8 @@
 //!     TCPCLOSE_KUBERNETES_SCHEMAS=kubernetes_validate/kubernetes-json-schema/v1.30.0-local-strict TCPCLOSE_WRITE_DOCS=1 \
 //!         cargo test -p tcpclose --test live kubernetes::
 //!
-//! Without TCPCLOSE_WRITE_DOCS the manifests are held against that folder's version. `podmonitor.schema.json` is ours, and
-//! narrower than the operator's CRD, which TCPCLOSE_PODMONITOR_CRD may name (example/prometheus-operator-crd/ of
+//! Without TCPCLOSE_WRITE_DOCS the manifests are held against that folder's version. `operator.schema.json` is ours, and narrower
+//! than the operator's CRDs, whose folder TCPCLOSE_OPERATOR_CRDS may name (example/prometheus-operator-crd/ of
 //! github.com/prometheus-operator/prometheus-operator; last agreed with at v0.93.0).
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use super::{schema, workspace, yaml};
 
 const FOLDER: &str = "TCPCLOSE_KUBERNETES_SCHEMAS";
-const CRD: &str = "TCPCLOSE_PODMONITOR_CRD";
+const CRDS: &str = "TCPCLOSE_OPERATOR_CRDS";
 const WRITE: &str = "TCPCLOSE_WRITE_DOCS";
 
 const HERE: &str = "tcpclose-userspace/tests/live/kubernetes";
@@ -35,6 +35,8 @@ const KEYWORDS: [&str; 9] =
 fn definition(manifest: &Value) -> &'static str {
     match (manifest["apiVersion"].as_str(), manifest["kind"].as_str()) {
         (Some("v1"), Some("Namespace")) => "io.k8s.api.core.v1.Namespace",
+        (Some("v1"), Some("Service")) => "io.k8s.api.core.v1.Service",
+        (Some("networking.k8s.io/v1"), Some("NetworkPolicy")) => "io.k8s.api.networking.v1.NetworkPolicy",
         (Some("v1"), Some("ServiceAccount")) => "io.k8s.api.core.v1.ServiceAccount",
         (Some("scheduling.k8s.io/v1"), Some("PriorityClass")) => "io.k8s.api.scheduling.v1.PriorityClass",
         (Some("apps/v1"), Some("DaemonSet")) => "io.k8s.api.apps.v1.DaemonSet",
@@ -46,8 +48,8 @@ fn definition(manifest: &Value) -> &'static str {
 pub fn versions() -> String {
     let named = |variable| std::env::var_os(variable).map(|path| path.display().to_string());
     let kubernetes = named(FOLDER).unwrap_or_else(|| "kubernetes.schema.json".to_owned());
-    let operator = named(CRD).map_or(String::new(), |path| format!(" and {path}"));
-    format!("{kubernetes}, podmonitor.schema.json{operator}")
+    let operator = named(CRDS).map_or(String::new(), |path| format!(" and {path}"));
+    format!("{kubernetes}, operator.schema.json{operator}")
 }
 
 /// What is wrong with an object of Kubernetes' own.
@@ -57,12 +59,14 @@ pub fn errors(manifest: &Value) -> Vec<String> {
     schema::errors(manifest, &document["definitions"][definition(manifest)], document)
 }
 
-/// The same of the operator's PodMonitor.
-pub fn errors_of_podmonitor(manifest: &Value) -> Vec<String> {
-    let ours = super::json(&workspace(HERE).join("podmonitor.schema.json"));
-    let mut found = schema::errors(manifest, &ours, &ours);
-    if let Some(path) = std::env::var_os(CRD).map(PathBuf::from) {
-        let crd = yaml::read(&path);
+/// The same of one of the operator's.
+pub fn errors_of_operator(manifest: &Value) -> Vec<String> {
+    let ours = super::json(&workspace(HERE).join("operator.schema.json"));
+    let kind = super::text(&manifest["kind"]);
+    let mut found = schema::errors(manifest, &ours["definitions"][kind], &ours);
+    if let Some(folder) = std::env::var_os(CRDS).map(PathBuf::from) {
+        let name = format!("monitoring.coreos.com_{}s.yaml", kind.to_ascii_lowercase());
+        let crd = yaml::read(&folder.join(name));
         let version = super::list(&crd["spec"]["versions"]).iter().find(|one| one["name"] == "v1").unwrap();
         let theirs = strict(&version["schema"]["openAPIV3Schema"]);
         found.extend(schema::errors(manifest, &theirs, &theirs));
@@ -77,7 +81,7 @@ fn kept() -> Value {
     let all = all(&folder);
     if std::env::var_os(WRITE).is_some() {
         let mut names = BTreeSet::new();
-        for manifest in super::manifests().values().filter(|manifest| !super::is_podmonitor(manifest)) {
+        for manifest in super::manifests().values().filter(|manifest| !super::is_operators(manifest)) {
             reach(
                 manifest,
                 &json!({"$ref": format!("#/definitions/{}", definition(manifest))}),
