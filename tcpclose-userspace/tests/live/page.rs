@@ -12,6 +12,7 @@ use browser::Browser;
 use common::{Agent, free_port};
 use rustix::process::Signal;
 use serde_json::json;
+use socket2::SockRef;
 
 /// What leaks, and what has closed well.
 const LEAKED: usize = 3;
@@ -50,8 +51,9 @@ fn the_page_tells_what_metrics_tell_to_everybody_and_says_when_it_cannot() {
     let listen = format!("127.0.0.1:{}", free_port());
     let port = free_port();
     let named = port.to_string();
-    let arguments =
-        ["--listen", &listen, "--stuck-after", "1s,1h", "--reconcile-interval", "1s", "--name-port", &named];
+    let idle = free_port().to_string();
+    let bounds = ["--listen", &listen, "--stuck-after", "1s,1h", "--reconcile-interval", "1s"];
+    let arguments = [&bounds[..], &["--name-port", &named, "--name-port", &idle]].concat();
     let mut agent = Agent::start(&arguments);
     let _scene = Scene::play(port);
     let labels = [("side", "server"), ("port", &*named)];
@@ -59,6 +61,7 @@ fn the_page_tells_what_metrics_tell_to_everybody_and_says_when_it_cannot() {
         metrics.sum("tcpclose_stuck_sockets", &labels) == LEAKED as f64
     });
 
+    one_close(&agent, &idle);
     let address = format!("http://{listen}/");
     browser.look(1240, "light");
     browser.open(&address);
@@ -66,6 +69,7 @@ fn the_page_tells_what_metrics_tell_to_everybody_and_says_when_it_cannot() {
     println!("-- numbers");
     figures::equal_metrics(&mut browser);
     the_scene_is_shown(&mut browser, &agent, &named);
+    rows_of_zeros_are_left_out(&mut browser, &named, &idle);
     println!("-- readable");
     readable(&mut browser);
     println!("-- keyboard");
@@ -84,6 +88,19 @@ fn the_page_tells_what_metrics_tell_to_everybody_and_says_when_it_cannot() {
     let _next = Agent::start(&arguments);
     browser.until("document.documentElement.dataset.agent === 'live'");
     starting(&mut browser, &address);
+}
+
+/// A close at `port` of which nothing is left but the agent's count.
+fn one_close(agent: &Agent, port: &str) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.parse().unwrap())).unwrap();
+    let client = common::half_closed_client(port.parse().unwrap(), b"");
+    let server = listener.accept().unwrap().0;
+    let waiting = [("port", port), ("state", "close_wait")];
+    let counted = |metrics: &common::Metrics| metrics.sum("tcpclose_sockets", &waiting);
+    agent.metrics_when(Duration::from_secs(60), "it waits", |metrics| counted(metrics) == 1.0);
+    SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+    drop((server, client));
+    agent.metrics_when(Duration::from_secs(60), "it has ended", |metrics| counted(metrics) == 0.0);
 }
 
 /// The row of the scene's server, and what the agent says of it when asked by another.
@@ -105,6 +122,29 @@ fn the_scene_is_shown(browser: &mut Browser, agent: &Agent, port: &str) {
     // The same page, where the sockets are answered for as well.
     let (status, body) = agent.get("/");
     assert!(status == 200 && body.starts_with("<!doctype html>"));
+}
+
+/// A pair without a socket that has closed nothing in the chosen time has no row but by the filter.
+fn rows_of_zeros_are_left_out(browser: &mut Browser, port: &str, idle: &str) {
+    let row = |pair: &str| format!("document.querySelector('#port-table tr[data-pair=\"{pair}\"]') !== null");
+    let filter = |text: &str| {
+        format!(
+            "(() => {{ const filter = document.getElementById('filter'); filter.value = '{text}'; \
+             filter.dispatchEvent(new Event('input')); }})()"
+        )
+    };
+    let (used, idle_row) = (row(&format!("server {port}")), row(&format!("server {idle}")));
+    // It has closed something since the agent began.
+    browser.until(&format!("{used} && {idle_row}"));
+    browser.evaluate("document.querySelector('input[value=minute]').click()");
+    browser.until(&format!("{used} && !({idle_row})"));
+    browser.evaluate(&filter(idle));
+    browser.until(&format!("!({used}) && {idle_row}"));
+    browser.evaluate(&filter(""));
+    browser.until(&format!("{used} && !({idle_row})"));
+    browser.evaluate("document.querySelector('input[value=start]').click()");
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    browser.until(&format!("document.getElementById('host').textContent === {}", json!(host)));
 }
 
 fn readable(browser: &mut Browser) {

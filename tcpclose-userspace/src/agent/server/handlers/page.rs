@@ -1,5 +1,5 @@
-//! The page at `/`: a few files in the binary, which draw what `/metrics` tells. They fetch nothing else, so
-//! the page shows what a scrape does, on either listener.
+//! The page at `/`: a few files in the binary. They draw what `/metrics` tells, and name the host by `/ports`; they fetch
+//! nothing else, so the page shows what a scrape does, on either listener.
 
 use std::sync::LazyLock;
 

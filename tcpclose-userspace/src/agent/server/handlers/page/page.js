@@ -1,4 +1,4 @@
-// Fetches /metrics every two seconds and shows it. There is no other source of data.
+// Fetches /metrics every two seconds and shows it. /ports, once for each agent, has the name of the host.
 
 import { Scrape, Span } from "./metrics.js";
 import { PortTable } from "./ports.js";
@@ -20,6 +20,8 @@ const HOOKS = { state: "States seen by", time_wait: "TIME-WAIT seen by", owners:
 const at = (id) => document.getElementById(id);
 const table = new PortTable(at("port-table"), at("filter"), at("ports-empty"));
 
+/** The start of the agent whose host is shown. */
+let named;
 /** The scrapes of the last minute, the oldest first. */
 let scrapes = [];
 /** The agent's clock at its last answer, whole seconds. */
@@ -68,6 +70,21 @@ async function ask() {
   scrapes.push(now);
   asOf = new Date().toLocaleTimeString();
   show();
+  if (now.has("tcpclose_reconcile_last_success_timestamp_seconds")) nameHost(now.began);
+}
+
+/** Shows the name of the agent's host, once for each agent. */
+async function nameHost(began) {
+  if (named === began) return;
+  named = began;
+  try {
+    const answer = await fetch("ports", { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
+    const { host } = await answer.json();
+    if (host) say(at("host"), host);
+  } catch {
+    // The address in its place stays, until the next scrape asks again.
+    named = undefined;
+  }
 }
 
 /** What rates and medians are over, as chosen. */
@@ -95,7 +112,8 @@ function show() {
   table.show(over);
   steps(over);
   const stuck = now.sum("tcpclose_stuck_sockets");
-  document.title = stuck > 0 ? `${count(stuck)} stuck · tcpclose` : "tcpclose";
+  const host = at("host").textContent;
+  document.title = stuck > 0 ? `${count(stuck)} stuck · ${host}` : `${host} · tcpclose`;
   const version = now.select("tcpclose_build_info")[0]?.labels.version;
   say(at("version"), `tcpclose ${version ?? ""}`);
 }

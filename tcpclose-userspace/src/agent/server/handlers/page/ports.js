@@ -28,6 +28,10 @@ const COLUMNS = [
   { id: "closes", title: "Closes", value: (row) => row.rate ?? 0, text: (row) => rate(row.rate) },
 ];
 
+/** Whether any number of a row is not zero. */
+const isUsed = (row) =>
+  row.stuck > 0 || row.possibly > 0 || row.risen > 0 || Object.values(row.sockets).some((sockets) => sockets > 0);
+
 /** More than this are not shown: an agent may be told to name thousands. */
 const MOST = 200;
 
@@ -82,7 +86,9 @@ export class PortTable {
     this.over = over;
     const wanted = this.filter.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const all = ports(over);
-    const fitting = all.filter(({ key }) => wanted.every((word) => key.includes(word)));
+    const matching = all.filter(({ key }) => wanted.every((word) => key.includes(word)));
+    // What is asked for by name is shown with its zeros.
+    const fitting = wanted.length > 0 ? matching : matching.filter(isUsed);
     const shown = fitting.sort((a, b) => this.order(a, b)).slice(0, MOST);
     const gone = new Set(this.rows.keys());
     shown.forEach((row, at) => {
@@ -94,14 +100,16 @@ export class PortTable {
       this.rows.get(key).remove();
       this.rows.delete(key);
     }
-    this.remark(all.length, fitting.length);
+    this.remark(all.length, matching.length, fitting.length);
   }
 
-  remark(all, fitting) {
+  remark(all, matching, fitting) {
     let words = "";
+    const unused = matching - fitting;
     if (all === 0) words = "No connection has closed since the agent began.";
-    else if (fitting === 0) words = "No port matches the filter.";
+    else if (matching === 0) words = "No port matches the filter.";
     else if (fitting > MOST) words = `${count(fitting - MOST)} more ports: use the filter above.`;
+    else if (unused > 0) words = `Not shown: ${count(unused)} with no socket and no close in this time. The filter finds them.`;
     this.empty.hidden = words === "";
     if (this.empty.textContent !== words) this.empty.textContent = words;
   }
