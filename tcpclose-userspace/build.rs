@@ -70,7 +70,9 @@ fn build() -> Result<(), Failure> {
         None => {}
     }
     if !package.join("../tcpclose-ebpf/Cargo.toml").is_file() {
-        return embed(&package.join(PACKAGED), &embedded);
+        let object = package.join(PACKAGED);
+        check_byte_order(&object)?;
+        return embed(&object, &embedded);
     }
     match toolchain::find() {
         Ok(toolchain) => embed(&compile(&toolchain, &package)?, &embedded)?,
@@ -85,6 +87,7 @@ fn build() -> Result<(), Failure> {
                 "cargo::warning=no eBPF probe is embedded: {missing}. `cargo xtask setup` installs what builds it."
             );
             embed_nothing(&embedded)?;
+            watch_for_toolchain();
         }
     }
     // Last, so that a failure shows none of it; a script that failed is run again in any case.
@@ -94,9 +97,42 @@ fn build() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Has cargo run this script again when a toolchain was installed: folders that then have a new entry. (A path that does not
+/// exist would make cargo run it each time.)
+fn watch_for_toolchain() {
+    println!("cargo::rerun-if-env-changed=PATH");
+    let home = |variable: &str, folder: &str| {
+        env::var_os(variable).map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(folder)))
+    };
+    let cargo = home("CARGO_HOME", ".cargo").map(|home| home.join("bin"));
+    let rustup = home("RUSTUP_HOME", ".rustup").map(|home| home.join("update-hashes"));
+    for folder in [Some(PathBuf::from("/usr/bin")), cargo, rustup].into_iter().flatten() {
+        if folder.is_dir() {
+            println!("cargo::rerun-if-changed={}", folder.display());
+        }
+    }
+}
+
+/// # Errors
+/// When the object that the crate carries is of the other byte order: crates are made on little-endian machines.
+fn check_byte_order(object: &Path) -> Result<(), Failure> {
+    /// ELF's EI_DATA: 1 is little-endian, 2 is big-endian.
+    const EI_DATA: usize = 5;
+    let bytes = fs::read(object)
+        .map_err(|why| Failure::Message(format!("cannot read {}: {why}", object.display())))?;
+    let wanted = if variable("CARGO_CFG_TARGET_ENDIAN")? == "big" { 2 } else { 1 };
+    match bytes.get(EI_DATA) {
+        Some(order) if *order == wanted => Ok(()),
+        _ => Err(Failure::Message(format!(
+            "the eBPF probe in this crate is for the other byte order: set {OBJECT} to an object for this one, built from \
+             the repository"
+        ))),
+    }
+}
+
 fn embed(object: &Path, embedded: &Path) -> Result<(), Failure> {
-    let copied = fs::copy(object, embedded);
-    copied.map(drop).map_err(|why| {
+    // Not the mode, which may forbid to write it again.
+    fs::read(object).and_then(|object| fs::write(embedded, object)).map_err(|why| {
         Failure::Message(format!("cannot copy {} to {}: {why}", object.display(), embedded.display()))
     })
 }

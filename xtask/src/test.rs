@@ -47,7 +47,7 @@ enum Outcome {
 type Step = fn(&Arguments) -> Result<Outcome>;
 
 /// What fails fastest comes first.
-const STEPS: [(&str, Step); 13] = [
+const STEPS: [(&str, Step); 14] = [
     ("setup", setup),
     ("fmt", fmt),
     ("docs", docs),
@@ -59,11 +59,12 @@ const STEPS: [(&str, Step); 13] = [
     ("live", live),
     ("guests", guests),
     ("packages", packages),
+    ("features", features),
     ("crates", crates),
     ("roots", roots),
 ];
 /// Steps that run only with `--all` or by name.
-const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages", "crates", "roots"];
+const LONG_STEPS: &[&str] = &["workflows", "fuzz", "packages", "features", "crates", "roots"];
 
 /// Runs the command: stops at the first step that fails.
 pub fn test(arguments: &Arguments) -> Result<()> {
@@ -233,6 +234,17 @@ fn packages(_: &Arguments) -> Result<Outcome> {
     }
     package::test(&packages)?;
     Ok(Outcome::Passed)
+}
+
+/// The agent without its optional features, which compile apart.
+fn features(_: &Arguments) -> Result<Outcome> {
+    let package = ["--package", "tcpclose", "--no-default-features"];
+    for feature in ["", "tls", "tui"] {
+        let mut command = static_cargo("clippy")?;
+        command.args(package).args(["--features", feature, "--lib", "--bins", "--", "--deny", "warnings"]);
+        sh::run(&mut command)?;
+    }
+    passed(static_cargo("test")?.args(package).args(["--lib", "--", "agent::server::web"]))
 }
 
 /// The crates that `cargo install` takes, and the agent installed from them.

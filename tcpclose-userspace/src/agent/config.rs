@@ -11,9 +11,6 @@ use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
 use crate::probe::{OwnersHook, StateHook, TimeWaitHook};
 
-/// The state directory, unless another one is given.
-pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
-
 /// Made from the command line, variables and a file, which only a reload reads again.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -39,9 +39,9 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// `cpu`: as there. `requested`: a user waits for the result.
-    pub const fn new(cpu: Option<Duration>, requested: bool) -> Self {
-        Self { cpu, lookups: if requested { MOST_LOOKUPS_REQUESTED } else { MOST_LOOKUPS } }
+    /// `cpu`: as there. `all`: no absent socket is left to the next dump, since a user waits for the result.
+    pub const fn new(cpu: Option<Duration>, all: bool) -> Self {
+        Self { cpu, lookups: if all { MOST_LOOKUPS_REQUESTED } else { MOST_LOOKUPS } }
     }
 }
 
@@ -116,7 +116,8 @@ pub async fn dump(
     let (places, freeing): (Vec<(u32, NetnsPath)>, Duration) = timed(keep_places);
     cpu_ns += freeing.as_nanos() as u64;
 
-    let more = suspects.len() >= bounds.lookups;
+    let looked_up = suspects.len();
+    let more = looked_up >= bounds.lookups;
     let again = more.then(|| (request, places.iter().map(|(_, place)| place.clone()).collect()));
     if !suspects.is_empty() {
         let (gone, lookup_ns) =
@@ -124,7 +125,7 @@ pub async fn dump(
         tracking.borrow_mut().end_vanished(&gone);
         cpu_ns += lookup_ns;
     }
-    if met > MANY as u64 {
+    if met > MANY as u64 || looked_up > MANY {
         spawn_blocking(malloc_trim::give_back);
     }
     tracking.borrow_mut().dumps.last_ns = taken_ns;
@@ -148,7 +149,18 @@ fn shared_out(mut charges: Vec<Charge>, met: u64, cpu_ns: u64) -> Vec<Charge> {
 
 /// The `suspects` that the kernel does not find, and the CPU time of asking, nanoseconds. Those that cannot
 /// be looked up are left alone.
-fn absent(places: &[(u32, NetnsPath)], mut suspects: Vec<Suspect>) -> Result<(Vec<Suspect>, u64)> {
+fn absent(places: &[(u32, NetnsPath)], suspects: Vec<Suspect>) -> Result<(Vec<Suspect>, u64)> {
+    let (mut gone, mut cpu_ns) = (Vec::new(), 0);
+    // In parts, since questions and answers take several times as much memory.
+    for part in suspects.chunks(MOST_LOOKUPS) {
+        let (absent, spent_ns) = absent_of(places, part)?;
+        gone.extend(absent);
+        cpu_ns += spent_ns;
+    }
+    Ok((gone, cpu_ns))
+}
+
+fn absent_of(places: &[(u32, NetnsPath)], suspects: &[Suspect]) -> Result<(Vec<Suspect>, u64)> {
     let key = |suspect: &Suspect| {
         let Suspect { netns, flow, interface, cookie, .. } = *suspect;
         LookupKey { netns, flow, interface, cookie }
@@ -156,6 +168,7 @@ fn absent(places: &[(u32, NetnsPath)], mut suspects: Vec<Suspect>) -> Result<(Ve
     let keys: Vec<LookupKey> = suspects.iter().map(key).collect();
     let (answers, cpu_ns) = netns_dump::look_up(places, &keys)?;
     let mut answers = answers.into_iter();
+    let mut suspects = suspects.to_vec();
     suspects.retain(|_| match answers.next() {
         Some(LookupResult::Gone) => true,
         // Another connection with these addresses, or of this socket: the one that was closing is over.

@@ -212,7 +212,9 @@ impl Reconcile {
 
     async fn round_slice(&mut self, choosing: Duration, begins: bool) {
         let lost = self.scheduler.lost_before_round();
-        let bounds = Bounds::new(self.slice, self.inputs().requested);
+        // Without BTF a minisocket's namespace is unknown, and each one is a lookup.
+        let all = self.inputs().requested && self.parts.tracking.borrow().probe.reads_fields;
+        let bounds = Bounds::new(self.slice, all);
         let dumped = round_slice(&self.parts.tracking, bounds, lost, begins).await;
         if dumped.is_err() {
             self.scheduler.round_failed();

@@ -142,7 +142,9 @@ impl Signals {
         let _ = self.shared.ended_by.set(name);
         self.shared.end.notify_one();
         thread::sleep(LAST_RESORT);
-        let held = self.shared.leftovers.hold();
+        let mut held = self.shared.leftovers.hold();
+        // First, since a log that nobody reads may block.
+        remove(&mut held);
         self.report(format_args!("{name}, by force: tasks were still running after {LAST_RESORT:?}"));
         exit(held);
     }
@@ -151,6 +153,13 @@ impl Signals {
 /// Removes what the process holds, and ends it. The exit may wait for a thread in the kernel; the path of the
 /// socket and the state directory are free for the next agent before that.
 fn exit(mut held: MutexGuard<'_, Held>) -> ! {
+    remove(&mut held);
+    // SAFETY: it ends every thread where it is and runs nothing of this process. The guard is not released,
+    // so that the starting thread makes nothing new meanwhile.
+    unsafe { libc::_exit(0) }
+}
+
+fn remove(held: &mut Held) {
     if let Some(file) = held.socket.take() {
         file.remove();
     }
@@ -158,7 +167,4 @@ fn exit(mut held: MutexGuard<'_, Held>) -> ! {
         // It goes with the process anyway.
         let _ = flock(lock, FlockOperation::Unlock);
     }
-    // SAFETY: it ends every thread where it is and runs nothing of this process. The guard is not released,
-    // so that the starting thread makes nothing new meanwhile.
-    unsafe { libc::_exit(0) }
 }

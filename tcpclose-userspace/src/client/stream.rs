@@ -12,18 +12,15 @@ use crate::client::http::{in_words, send};
 use crate::client::reply::{Reply, first_line, unknown_path};
 use crate::client::{Client, PATIENCE};
 use crate::failure::Failure;
-use crate::report::requests::WATCH_PATH;
+use crate::report::requests::{WATCH_IDLE, WATCH_PATH};
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::line::Item;
-
-/// The longest wait for the next line before the reader is asked whether it goes on.
-const IDLE: Duration = Duration::from_millis(500);
 
 /// No agent sends a longer line.
 const LONGEST_LINE: usize = 1 << 20;
 
 /// Asks the agent at `path` for the lines that `filter` lets through, and hands each with its text to `each` until that
-/// breaks; `None` after [`IDLE`] without a line. `ready` runs once the agent has agreed.
+/// breaks; `None` after [`WATCH_IDLE`] without a line. `ready` runs once the agent has agreed.
 pub fn follow(
     path: &Path,
     filter: &WatchFilter,
@@ -66,9 +63,9 @@ pub fn follow(
     })
 }
 
-/// The next bytes of the stream; `None` after [`IDLE`] without any.
+/// The next bytes of the stream; `None` after [`WATCH_IDLE`] without any.
 async fn next(body: &mut Incoming) -> Result<Option<Bytes>, String> {
-    let frame = match tokio::time::timeout(IDLE, body.frame()).await {
+    let frame = match tokio::time::timeout(WATCH_IDLE, body.frame()).await {
         Err(_) => return Ok(None),
         Ok(Some(Ok(frame))) => frame,
         // The reader ends it, not the agent.

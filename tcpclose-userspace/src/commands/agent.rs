@@ -129,7 +129,7 @@ pub struct Agent {
     ring_size: u32,
 
     /// Log level. From debug on, the eBPF programs log too.
-    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level())]
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = log_level(), ignore_case = true)]
     log_level: LevelFilter,
 
     /// TOML file with settings. An argument overrides the variable in [brackets], which overrides the file [default:
@@ -292,13 +292,15 @@ fn ring_size_in_pages(text: &str, page: u32) -> Result<u32, String> {
     })
 }
 
-/// A file's mode as chmod takes it.
+/// A file's mode as chmod takes it. Without a 0 at the front only where its owner may read and write: 432 is 0660 that a tool
+/// has written in decimal, and would let every user in.
 fn mode(text: &str) -> Result<u32, &'static str> {
     const WHY: &str = "not a mode; write it in octal, from 0000 to 0777, for example 0660";
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let is_octal = (1..=4).contains(&digits.len()) && digits.bytes().all(|b| matches!(b, b'0'..=b'7'));
     let mode = is_octal.then(|| u32::from_str_radix(digits, 8).ok()).flatten();
-    mode.filter(|mode| *mode <= 0o777).ok_or(WHY)
+    let is_meant = |mode: &u32| *mode <= 0o777 && (text.starts_with('0') || mode & 0o600 == 0o600);
+    mode.filter(is_meant).ok_or(WHY)
 }
 
 fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
@@ -345,7 +347,26 @@ mod tests {
         ] {
             assert_eq!(mode(text), Ok(expected), "{text}");
         }
-        for bad in ["", "888", "0888", "1777", "01777", "00660", "0o", "-600", "+660", "0 60", "rw-rw----"] {
+        // 0640, 0660, 0644, 0770 and 0777 in decimal.
+        for bad in [
+            "416",
+            "432",
+            "420",
+            "504",
+            "511",
+            "384",
+            "",
+            "888",
+            "0888",
+            "1777",
+            "01777",
+            "00660",
+            "0o",
+            "-600",
+            "+660",
+            "0 60",
+            "rw-rw----",
+        ] {
             assert!(mode(bad).is_err_and(|why| why.contains("0660")), "{bad}");
         }
     }

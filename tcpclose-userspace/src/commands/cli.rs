@@ -9,6 +9,7 @@ use crate::commands::generate;
 use crate::commands::kill;
 use crate::commands::ports;
 use crate::commands::stuck;
+#[cfg(feature = "tui")]
 use crate::commands::top;
 use crate::commands::verify;
 use crate::commands::watch;
@@ -24,6 +25,7 @@ pub enum Cli {
     Kill(kill::Kill),
     Ports(ports::Ports),
     Exhaustion(exhaustion::Exhaustion),
+    #[cfg(feature = "tui")]
     Top(top::Top),
     Verify(verify::Verify),
     Watch(watch::Watch),

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::host::{self, Capability, has_cap};
-use crate::probe::support;
+use crate::probe::{support, tracefs};
 use crate::ui::table;
 
 /// The version of the document.
@@ -253,12 +253,13 @@ fn chosen(text: &str) -> Option<String> {
     rest.split_once(']').map(|(word, _)| word.to_owned())
 }
 
-/// Whether the classic tracepoint is there, and why not.
+/// Whether the classic tracepoint is there, and why not. As the agent does, it mounts tracefs for itself where it is not mounted.
 fn tracepoint() -> Result<(), String> {
-    let read = |root: &str| fs::read(format!("{root}/events/sock/inet_sock_set_state/id")).map(drop);
-    read("/sys/kernel/tracing")
-        .or_else(|_| read("/sys/kernel/debug/tracing"))
-        .map_err(|why| format!("tracefs: {why}"))
+    match tracefs::visible(tracefs::has_tracepoint) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("this kernel has none".to_owned()),
+        Err(why) => Err(format!("{why:#}")),
+    }
 }
 
 /// Enters this process's own network namespace, on a thread of its own.

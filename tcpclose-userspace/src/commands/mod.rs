@@ -25,6 +25,7 @@ pub mod ports;
 pub mod signals;
 pub mod stuck;
 pub mod suggest;
+#[cfg(feature = "tui")]
 pub mod top;
 pub mod verify;
 pub mod watch;
@@ -59,6 +60,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Kill(kill)) => kill.run(),
         Ok(Cli::Ports(ports)) => ports.run(),
         Ok(Cli::Exhaustion(exhaustion)) => exhaustion.run(),
+        #[cfg(feature = "tui")]
         Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),
         Ok(Cli::Watch(watch)) => watch.run(),

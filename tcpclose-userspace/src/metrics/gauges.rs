@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::names::{Phase, PortKey, Side};
 use crate::tracker::socket::TrackedSocket;
 
-use crate::metrics::port_labels::{LabelSlot, PortLabels};
+use crate::metrics::port_labels::{PortLabel, PortLabels};
 
 /// When a CLOSE-WAIT is stuck.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,10 +94,10 @@ pub struct Standing {
 /// The gauges at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
-    pub standing: BTreeMap<(LabelSlot, Phase), Standing>,
+    pub standing: BTreeMap<(PortLabel, Phase), Standing>,
     /// One count per bound, for every named pair and for `other` once it was not zero.
-    pub stuck: BTreeMap<LabelSlot, Vec<u64>>,
-    pub unproven: BTreeMap<LabelSlot, u64>,
+    pub stuck: BTreeMap<PortLabel, Vec<u64>>,
+    pub unproven: BTreeMap<PortLabel, u64>,
 }
 
 impl Gauges {
@@ -113,7 +113,7 @@ impl Gauges {
         let mut gauges = Self::default();
         let classes = stuck_after.bounds_ns.len();
         // One look-up of the name per pair, not per socket.
-        let mut labels: BTreeMap<PortKey, LabelSlot> = BTreeMap::new();
+        let mut labels: BTreeMap<PortKey, PortLabel> = BTreeMap::new();
         for socket in sockets {
             let pair = socket.pair();
             let label = *labels.entry(pair).or_insert_with(|| port_labels.label(pair, now_ns));
@@ -132,9 +132,9 @@ impl Gauges {
                 Stuckness::Not => {}
             }
         }
-        let named = port_labels.named().map(|pair| LabelSlot { side: pair.side, port: Some(pair.port) });
-        let other = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
-        let other: Vec<LabelSlot> = other.filter(|label| labels.values().any(|l| l == label)).collect();
+        let named = port_labels.named().map(|pair| PortLabel { side: pair.side, port: Some(pair.port) });
+        let other = Side::ALL.into_iter().map(|side| PortLabel { side, port: None });
+        let other: Vec<PortLabel> = other.filter(|label| labels.values().any(|l| l == label)).collect();
         for label in named.chain(other) {
             gauges.stuck.entry(label).or_insert_with(|| vec![0; classes]);
             gauges.unproven.entry(label).or_default();
@@ -246,8 +246,8 @@ mod tests {
         let sockets =
             [socket(Phase::CloseWait, EnteredAt::exact(S)), socket(Phase::LastAck, EnteredAt::exact(2 * S))];
         let gauges = Gauges::count(sockets.iter(), &mut labels, &bounds, &dumped, 100 * S);
-        let server = LabelSlot { side: Side::Server, port: Some(80) };
-        let client = LabelSlot { side: Side::Client, port: Some(443) };
+        let server = PortLabel { side: Side::Server, port: Some(80) };
+        let client = PortLabel { side: Side::Client, port: Some(443) };
         let one = |age| Standing { sockets: 1, oldest_ns: age };
         assert_eq!(
             gauges.standing,

@@ -18,7 +18,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::histogram::Histogram;
-use crate::metrics::port_labels::{LabelSlot, PortLabels, Retired};
+use crate::metrics::port_labels::{PortLabel, PortLabels, Retired};
 use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason};
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::TrackedSocket;
@@ -36,7 +36,7 @@ const STATES: usize = TcpState::BoundInactive as usize + 1;
 pub struct Metrics {
     labels: PortLabels,
     /// Combinations that `tcpclose_sockets` has shown.
-    shown: BTreeSet<(LabelSlot, Phase)>,
+    shown: BTreeSet<(PortLabel, Phase)>,
     /// By slot.
     rows: Vec<LabelRow>,
     transitions: [[u64; STATES]; STATES],
@@ -91,7 +91,7 @@ impl Metrics {
     }
 
     /// Durations by state, of sockets that left it.
-    pub fn durations(&self) -> impl Iterator<Item = (LabelSlot, Phase, &Histogram)> {
+    pub fn durations(&self) -> impl Iterator<Item = (PortLabel, Phase, &Histogram)> {
         let each = self.rows().flat_map(|(label, row)| {
             Phase::ALL.into_iter().zip(&row.durations).map(move |(phase, each)| (label, phase, each))
         });
@@ -106,7 +106,7 @@ impl Metrics {
         each.filter(|&(.., n)| n != 0)
     }
 
-    pub fn closes(&self) -> impl Iterator<Item = (LabelSlot, Role, Outcome, u64)> {
+    pub fn closes(&self) -> impl Iterator<Item = (PortLabel, Role, Outcome, u64)> {
         let each = self.rows().flat_map(|(label, row)| {
             Role::ALL.into_iter().zip(&row.closes).flat_map(move |(role, row)| {
                 Outcome::ALL.into_iter().zip(row).map(move |(outcome, &n)| (label, role, outcome, n))
@@ -164,7 +164,7 @@ impl Metrics {
     }
 
     /// Every row, in the order of labels.
-    fn rows(&self) -> impl Iterator<Item = (LabelSlot, &LabelRow)> {
+    fn rows(&self) -> impl Iterator<Item = (PortLabel, &LabelRow)> {
         let labels = self.labels.labels().into_iter();
         labels.filter_map(|(label, slot)| Some((label, self.rows.get(slot)?)))
     }
@@ -328,12 +328,12 @@ mod tests {
             metrics.event(1, close(old));
         }
         metrics.event(2 * HOUR, close(new));
-        let named = LabelSlot { side: Side::Server, port: Some(443) };
+        let named = PortLabel { side: Side::Server, port: Some(443) };
         assert_eq!(metrics.durations().count(), 0);
         assert_eq!(metrics.closes().collect::<Vec<_>>(), [(named, Role::Active, Outcome::Graceful, 1)]);
         assert_eq!(metrics.close_kinds, 1);
         metrics.event(2 * HOUR, close(old));
-        let other = LabelSlot { side: Side::Server, port: None };
+        let other = PortLabel { side: Side::Server, port: None };
         assert_eq!(metrics.closes().next(), Some((other, Role::Active, Outcome::Graceful, 1)));
     }
 

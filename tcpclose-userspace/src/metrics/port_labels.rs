@@ -26,7 +26,7 @@ const MOST_COUNTED: usize = 16_384;
 
 /// The `side` and `port` labels of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LabelSlot {
+pub struct PortLabel {
     pub side: Side,
     /// `None` is written `other`.
     pub port: Option<u16>,
@@ -63,7 +63,7 @@ struct NamedPort {
 /// A label whose name is lost, and with it its series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retired {
-    pub label: LabelSlot,
+    pub label: PortLabel,
     /// Its former slot: another pair has it now.
     pub slot: usize,
 }
@@ -95,8 +95,8 @@ impl PortLabels {
     }
 
     /// Every label with its slot, in the order of labels.
-    pub fn labels(&self) -> Vec<(LabelSlot, usize)> {
-        let others = Side::ALL.into_iter().map(|side| LabelSlot { side, port: None });
+    pub fn labels(&self) -> Vec<(PortLabel, usize)> {
+        let others = Side::ALL.into_iter().map(|side| PortLabel { side, port: None });
         let mut labels: Vec<_> = others.chain(self.named().map(label_of)).zip(0..).collect();
         labels.sort_unstable();
         labels
@@ -113,9 +113,9 @@ impl PortLabels {
     }
 
     /// The label of `pair`, seen at `now_ns`. Gives it a name if it can have one.
-    pub fn label(&mut self, pair: PortKey, now_ns: u64) -> LabelSlot {
+    pub fn label(&mut self, pair: PortKey, now_ns: u64) -> PortLabel {
         let named = self.slot(pair, now_ns) >= OTHERS;
-        LabelSlot { side: pair.side, port: named.then_some(pair.port) }
+        PortLabel { side: pair.side, port: named.then_some(pair.port) }
     }
 
     /// The slot of `pair`, seen at `now_ns`. Gives it a name if it can have one.
@@ -205,8 +205,8 @@ const fn place_of(pair: PortKey) -> usize {
     pair.side as usize * PORTS + pair.port as usize
 }
 
-const fn label_of(pair: PortKey) -> LabelSlot {
-    LabelSlot { side: pair.side, port: Some(pair.port) }
+const fn label_of(pair: PortKey) -> PortLabel {
+    PortLabel { side: pair.side, port: Some(pair.port) }
 }
 
 #[cfg(test)]
@@ -238,7 +238,7 @@ mod tests {
         let slots = [pair(443), client, pair(9000), pair(80), pair(8080)].map(|pair| labels.slot(pair, 1));
         assert_eq!(slots, [3, 4, 5, 6, 0]);
         let (server, client) = (Side::Server, Side::Client);
-        let label = |side, port| LabelSlot { side, port };
+        let label = |side, port| PortLabel { side, port };
         assert_eq!(
             labels.labels(),
             [
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(labels.label(pair(8080), HOUR - 1).port, None);
         assert!(labels.take_retired().is_empty());
         assert_eq!(labels.label(pair(8080), HOUR).port, Some(8080));
-        let label = LabelSlot { side: Side::Server, port: Some(80) };
+        let label = PortLabel { side: Side::Server, port: Some(80) };
         assert_eq!(labels.take_retired(), [Retired { label, slot: 3 }]);
         assert_eq!(labels.label(pair(80), HOUR + 1).port, None);
         assert_eq!(labels.label(pair(443), HOUR + 1).port, Some(443));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tcpclose_common::state::TcpState;
 
 use crate::metrics::Metrics;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 
 /// The time between two samples.
 pub const INTERVAL: Duration = Duration::from_secs(5);
@@ -19,7 +19,7 @@ const SHORTEST_NS: u64 = 1_000_000_000;
 #[derive(Clone, Debug, Default)]
 struct CounterSample {
     at_ns: u64,
-    closes: BTreeMap<LabelSlot, u64>,
+    closes: BTreeMap<PortLabel, u64>,
     transitions: BTreeMap<(TcpState, TcpState), u64>,
 }
 
@@ -56,7 +56,7 @@ impl RateHistory {
 
 impl Window<'_> {
     /// Closes of `label` per second, given `now` of them.
-    pub fn closes(&self, label: LabelSlot, now: u64) -> f64 {
+    pub fn closes(&self, label: PortLabel, now: u64) -> f64 {
         self.growth(self.sample.closes.get(&label), now)
     }
 
@@ -72,7 +72,7 @@ impl Window<'_> {
 }
 
 /// Closes by label, of every role and outcome.
-pub fn closes_of(metrics: &Metrics) -> BTreeMap<LabelSlot, u64> {
+pub fn closes_of(metrics: &Metrics) -> BTreeMap<PortLabel, u64> {
     let mut closes = BTreeMap::new();
     for (label, _, _, n) in metrics.closes() {
         *closes.entry(label).or_default() += n;
@@ -93,7 +93,7 @@ mod tests {
     fn a_rate_is_the_growth_over_the_last_minute() {
         let mut metrics = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
         let pair = PortKey { side: Side::Server, port: 80 };
-        let label = LabelSlot { side: Side::Server, port: Some(80) };
+        let label = PortLabel { side: Side::Server, port: Some(80) };
         let mut rates = RateHistory::default();
         assert!(rates.window(5 * S).is_none());
         for step in 0..100 {
@@ -115,6 +115,6 @@ mod tests {
         assert_eq!((now, window.closes(label, now)), (200, 24.0 / 60.0));
         assert_eq!(window.transitions(TcpState::LastAck, TcpState::Close, 100), 12.0 / 60.0);
         assert_eq!(window.closes(label, 6), 0.1, "it began anew");
-        assert_eq!(window.closes(LabelSlot { side: Side::Client, port: None }, 6), 0.1, "it is new");
+        assert_eq!(window.closes(PortLabel { side: Side::Client, port: None }, 6), 0.1, "it is new");
     }
 }

@@ -13,7 +13,7 @@ use crate::linux::sock_diag::Socket;
 use crate::metrics::gauges::Standing;
 use crate::metrics::histogram;
 use crate::metrics::histogram::Histogram;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 use crate::names::words::named;
 use crate::names::{Age, Diagnosis, Phase, Side};
 use crate::report::assemble::dumped_facts;
@@ -75,8 +75,8 @@ pub struct PortUse {
 }
 
 impl PortUse {
-    pub const fn label(&self) -> LabelSlot {
-        LabelSlot { side: self.side, port: self.port }
+    pub const fn label(&self) -> PortLabel {
+        PortLabel { side: self.side, port: self.port }
     }
 }
 
@@ -203,13 +203,13 @@ pub fn of_dumps<'a>(
     now_ns: u64,
     uptime_ns: u64,
 ) -> PortsDocument {
-    let (mut all, mut pairs) = (PairCounts::default(), BTreeMap::<LabelSlot, PairCounts>::new());
+    let (mut all, mut pairs) = (PairCounts::default(), BTreeMap::<PortLabel, PairCounts>::new());
     for NetnsDumped { sockets, listeners } in dumped {
         for socket in sockets {
             let Some(phase) = Phase::of(socket.state) else { continue };
             let facts = dumped_facts(socket, listeners, ephemeral, now_ns, uptime_ns);
             let diagnosis = diagnose(socket, facts.age, bound_ns);
-            let label = LabelSlot { side: facts.side, port: Some(facts.port) };
+            let label = PortLabel { side: facts.side, port: Some(facts.port) };
             for seen in [&mut all, pairs.entry(label).or_default()] {
                 seen.take(phase, facts.age, diagnosis, bound_ns);
             }
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn reads_and_writes_the_document_as_promised() {
         let document: PortsDocument = serde_json::from_str(SAMPLE).unwrap();
-        assert_eq!(document.ports[1].label(), LabelSlot { side: Side::Client, port: None });
+        assert_eq!(document.ports[1].label(), PortLabel { side: Side::Client, port: None });
         assert_eq!(serde_json::to_string(&document).unwrap(), SAMPLE);
         assert!(serde_json::from_str::<PortsDocument>(&SAMPLE.replace("\"other\"", "\"none\"")).is_err());
         let newer = SAMPLE.replace(r#""stuck":0"#, r#""stuck":0,"zone":"a""#);

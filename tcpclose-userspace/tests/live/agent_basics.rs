@@ -55,6 +55,16 @@ fn every_page_is_where_it_belongs() {
             String::from_utf8(output.stdout).unwrap()
         };
         assert_eq!(status("/metrics"), "200");
+        // Compressed for those who ask for it, as Prometheus does; curl shows what it has unpacked.
+        let scrape = |options: &[&str]| {
+            let url = format!("http://{address}/metrics");
+            let output = Command::new("curl").args(["-s", "-i"]).args(options).arg(&url).output().unwrap();
+            let answer = String::from_utf8(output.stdout).unwrap();
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+            assert!(body.contains("\ntcpclose_build_info{"), "{answer}");
+            head.to_ascii_lowercase().contains("content-encoding: gzip")
+        };
+        assert_eq!((scrape(&[]), scrape(&["--compressed"])), (false, true));
         assert_eq!(status("/v1/sockets"), "404");
         assert_eq!(agent.get("/v1/sockets").0, 200);
         let mode = std::fs::metadata(agent.socket()).unwrap().permissions().mode();

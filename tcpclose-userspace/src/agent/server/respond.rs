@@ -60,7 +60,7 @@ async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Part
     };
     let query = request.uri().query().unwrap_or_default();
     let answer: Answer = match endpoint {
-        Endpoint::Metrics => metrics::answer(parts),
+        Endpoint::Metrics => metrics::answer(parts, request.headers()),
         Endpoint::Health => plain(StatusCode::OK, "ok\n"),
         Endpoint::Readiness => readiness::answer(&parts.tracking.borrow()),
         Endpoint::Ports => ports::answer(&mut parts.tracking.borrow_mut(), &parts.rates.borrow()),

@@ -14,7 +14,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 use tokio::time::sleep;
-use tokio_rustls::TlsAcceptor;
 
 use crate::agent::parts::Parts;
 use crate::agent::server::access::ScrapeAccess;
@@ -114,7 +113,7 @@ async fn serve_tcp(
         while matches!(stream.read(&mut scrap).await, Ok(n) if n > 0) {}
         return;
     }
-    match TlsAcceptor::from(tls).accept(stream).await {
+    match tls.accept(stream).await {
         Ok(stream) => serve(stream, peer, parts, timeouts).await,
         // A wrong certificate, an old version, a scanner.
         Err(why) => log::info!("a TLS handshake failed: {why}"),

@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::{Arg, Command};
 use toml::{Table, Value};
 
-use crate::commands::config::settings::{AGENT, CONFIG, is_flag, is_list, nearest, settings_of};
+use crate::commands::config::settings::{AGENT, CONFIG, SOCKET_MODE, is_flag, is_list, nearest, settings_of};
 use crate::failure::Failure;
 
 /// A setting from a variable or a file.
@@ -148,7 +148,7 @@ fn scalar(value: &Value, arg: &Arg) -> Result<String, Wrong> {
             Err(("neither true nor false", "write true or false"))
         }
         // TOML's 0o660 and 432 are the same number: neither can be read as the mode that was meant.
-        Value::Integer(_) if arg.get_id() == "socket_mode" => {
+        Value::Integer(_) if arg.get_id() == SOCKET_MODE => {
             Err(("a number", r#"write the mode as a text, for example "0660""#))
         }
         Value::String(text) => Ok(text.clone()),

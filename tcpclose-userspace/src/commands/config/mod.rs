@@ -16,7 +16,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use clap::error::Error;
-use clap::{Arg, Command, CommandFactory, FromArgMatches};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use crate::commands::arguments::SOCKET;
 use crate::commands::cli::Cli;
@@ -66,11 +67,17 @@ pub fn unknown_variables() -> Option<String> {
 fn parse_with(arguments: &[OsString], variables: &Variables, default_file: &Path) -> Result<Cli, Stop> {
     let command = Cli::command();
     if arguments.get(1).is_none_or(|command| command != AGENT) {
-        let command = match socket_of_agent(&command, variables, default_file)? {
-            Some(entry) => with_socket(command, &entry),
-            None => command,
+        let socket = socket_of_agent(&command, variables, default_file);
+        let command = match &socket {
+            Ok(Some(entry)) => with_socket(command, entry),
+            Ok(None) | Err(_) => command,
         };
-        return Ok(Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)?);
+        let matches = command.try_get_matches_from(arguments)?;
+        // A wrong setting concerns only those who need it.
+        match socket {
+            Err(wrong) if needs_socket(&matches) => return Err(wrong.into()),
+            Ok(_) | Err(_) => return Ok(Cli::from_arg_matches(&matches)?),
+        }
     }
     let command = command.mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists));
     let variables = entries(&command, variables)?;
@@ -113,6 +120,15 @@ fn socket_of_agent(
     let from = path.display().to_string();
     let what = format!("{from}: {long}");
     Entry::new(command, arg, vec![socket], from, &what).map(Some)
+}
+
+/// Whether the command asks the agent at the socket of the settings.
+fn needs_socket(matches: &ArgMatches) -> bool {
+    let Some((_, command)) = matches.subcommand() else { return false };
+    let is_default = matches!(command.try_contains_id(SOCKET), Ok(true))
+        && command.value_source(SOCKET) == Some(ValueSource::DefaultValue);
+    let no_agent = matches!(command.try_get_one::<bool>("no_agent"), Ok(Some(true)));
+    is_default && !no_agent
 }
 
 /// `command` with `socket` as the default of every command that asks an agent.

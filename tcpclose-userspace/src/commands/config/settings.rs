@@ -11,6 +11,8 @@ pub const ARGUMENT_ONLY: [&str; 1] = ["check_config"];
 pub const CONFIG: &str = "config";
 /// The argument that names the web configuration, which is checked too.
 pub const WEB_CONFIG: &str = "web_config";
+/// The argument whose value is octal.
+pub const SOCKET_MODE: &str = "socket_mode";
 
 /// The one command that has settings.
 pub const AGENT: &str = "agent";

@@ -6,7 +6,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
 use crate::commands::config::file::Entry;
-use crate::commands::config::settings::{CONFIG, agent_of, is_flag, is_list, settings_of};
+use crate::commands::config::settings::{CONFIG, SOCKET_MODE, agent_of, is_flag, is_list, settings_of};
 
 /// One line per setting: its key, its value and its source.
 pub fn settings(command: &Command, matches: &ArgMatches, entries: &[&Entry]) -> String {
@@ -42,11 +42,12 @@ fn value(agent: &ArgMatches, arg: &Arg) -> Option<String> {
 
 /// These values of `arg` in TOML.
 pub fn written<'a>(arg: &Arg, values: impl IntoIterator<Item = &'a OsStr>) -> String {
+    let is_mode = arg.get_id() == SOCKET_MODE;
     let values = values.into_iter().map(|value| {
         let text = value.to_string_lossy();
-        // A number as TOML writes it: not `080`, nor one beyond its range.
+        // A number as TOML writes it: not `080`, nor one beyond its range, nor a mode, which is octal.
         match text.parse::<i64>() {
-            Ok(number) if number.to_string() == *text => text.into_owned(),
+            Ok(number) if number.to_string() == *text && !is_mode => text.into_owned(),
             _ => quoted(&text),
         }
     });

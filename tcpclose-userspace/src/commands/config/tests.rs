@@ -249,3 +249,32 @@ fn what_is_shown_can_be_read_again() {
         assert!(!shown.chars().any(|c| c != '\n' && crate::failure::is_hostile(c)), "{shown:?}");
     }
 }
+
+#[test]
+fn what_check_config_prints_is_a_file() {
+    for mode in ["660", "0", "0o600", "0640"] {
+        let text = settings(&["--socket-mode", mode], &[], None);
+        let again = settings(&[], &[], Some(&text));
+        let value = |text: &str| line(text, "socket-mode").split("  #").next().unwrap().to_owned();
+        assert_eq!(value(&again), value(&text));
+    }
+}
+
+#[test]
+fn a_level_is_known_in_capitals() {
+    assert_eq!(
+        line(&settings(&[], &[("TCPCLOSE_LOG_LEVEL", "WARN")], None), "log-level"),
+        "log-level = \"WARN\"  # TCPCLOSE_LOG_LEVEL"
+    );
+    let Ok(Cli::Agent(_)) = parsed(&["agent", "--log-level", "Info"], &[], None) else { panic!("refused") };
+}
+
+#[test]
+fn a_wrong_socket_of_the_settings_concerns_only_who_needs_it() {
+    let wrong = [("TCPCLOSE_SOCKET", "")];
+    for fine in [&["stuck", "--socket", "/s"][..], &["stuck", "--no-agent"], &["doctor"]] {
+        assert!(parsed(fine, &wrong, None).is_ok(), "{fine:?}");
+    }
+    assert!(matches!(parsed(&["--help"], &wrong, None), Err(Stop::Help(_))));
+    assert!(complaint(&["stuck"], &wrong, None).contains("TCPCLOSE_SOCKET"));
+}

@@ -5,7 +5,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use crate::commands::top::order;
 use crate::commands::top::order::{PortsBy, SocketsBy};
 use crate::commands::top::poller::Update;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, PortsDocument};
 use crate::report::sockets::{Cookie, StuckSocket};
@@ -15,9 +15,9 @@ use crate::report::sockets::{Cookie, StuckSocket};
 pub enum View {
     Ports,
     /// The sockets of a port.
-    Sockets(LabelSlot),
+    Sockets(PortLabel),
     /// One of them.
-    Socket(LabelSlot, Cookie),
+    Socket(PortLabel, Cookie),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct App {
     pub left_out: Vec<String>,
     pub view: View,
     /// The selected row, by its key, since rows move.
-    port: Option<LabelSlot>,
+    port: Option<PortLabel>,
     socket: Option<Cookie>,
     pub ports_by: PortsBy,
     pub sockets_by: SocketsBy,
@@ -76,7 +76,7 @@ impl App {
     }
 
     /// The port whose sockets the agent is asked for.
-    pub fn wanted(&self) -> Option<LabelSlot> {
+    pub fn wanted(&self) -> Option<PortLabel> {
         match self.view {
             View::Ports => None,
             View::Sockets(label) | View::Socket(label, _) => Some(label),
@@ -169,7 +169,7 @@ impl App {
     fn go(&mut self, by: isize) {
         match self.view {
             View::Ports => {
-                let rows: Vec<LabelSlot> = self.rows().iter().map(|port| port.label()).collect();
+                let rows: Vec<PortLabel> = self.rows().iter().map(|port| port.label()).collect();
                 self.port = moved(&rows, self.port, by);
             }
             View::Sockets(_) => {

@@ -11,7 +11,7 @@ use crate::commands::top::app::{App, View};
 use crate::commands::top::columns;
 use crate::commands::top::columns::Column;
 use crate::failure::printable;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
 use crate::ui::{labels, table};
@@ -95,7 +95,7 @@ fn headline(app: &App) -> Line<'_> {
     Line::styled(words, bold())
 }
 
-fn port_name(label: LabelSlot) -> String {
+fn port_name(label: PortLabel) -> String {
     label.port.map_or_else(|| "other ports".to_owned(), |port| format!("port {port}"))
 }
 
@@ -154,7 +154,7 @@ fn draw_states(port: &PortUse, frame: &mut Frame<'_>, area: Rect) {
     draw_table(&columns::STATES, &lines, 1, None, frame, list);
 }
 
-fn draw_sockets(app: &App, label: LabelSlot, frame: &mut Frame<'_>, area: Rect) {
+fn draw_sockets(app: &App, label: PortLabel, frame: &mut Frame<'_>, area: Rect) {
     let rows = app.socket_rows();
     let remarks =
         app.left_out.iter().map(|what| format!("not listed: too many sockets, {what} on this host"));

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::commands::top::columns;
 use crate::commands::top::columns::in_phase;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 use crate::names::Phase;
 use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
@@ -131,8 +131,8 @@ fn passes(cells: &[String], filter: &str) -> bool {
 }
 
 /// Whether `socket` is counted under `label`, where `named` have the names.
-pub fn is_of(socket: &StuckSocket, label: LabelSlot, named: &[PortUse]) -> bool {
-    let own = LabelSlot { side: socket.side, port: Some(socket.port) };
+pub fn is_of(socket: &StuckSocket, label: PortLabel, named: &[PortUse]) -> bool {
+    let own = PortLabel { side: socket.side, port: Some(socket.port) };
     let has_name = named.iter().any(|port| port.label() == own);
     match label.port {
         Some(_) => label == own,

@@ -9,7 +9,7 @@ use crate::client;
 use crate::client::Client;
 use crate::commands::top::order::is_of;
 use crate::failure::Failure;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 use crate::names::Phase;
 use crate::report::ports;
 use crate::report::ports::PortsDocument;
@@ -32,7 +32,7 @@ pub enum Update {
 
 /// The sockets of one port.
 pub struct PortSockets {
-    pub label: LabelSlot,
+    pub label: PortLabel,
     pub sockets: Vec<StuckSocket>,
     /// States that were not listed, in words.
     pub left_out: Vec<String>,
@@ -41,7 +41,7 @@ pub struct PortSockets {
 /// The thread that asks; it ends when this is dropped.
 pub struct Poller {
     pub updates: Receiver<Update>,
-    wants: Sender<Option<LabelSlot>>,
+    wants: Sender<Option<PortLabel>>,
 }
 
 impl Poller {
@@ -58,7 +58,7 @@ impl Poller {
     }
 
     /// From now on the sockets of `label` are wanted too.
-    pub fn want(&self, label: Option<LabelSlot>) {
+    pub fn want(&self, label: Option<PortLabel>) {
         // The end of the thread shows where its answers are taken.
         let _ = self.wants.send(label);
     }
@@ -76,7 +76,7 @@ struct PollerThread {
 }
 
 impl PollerThread {
-    fn run(&mut self, wanted: &Receiver<Option<LabelSlot>>) {
+    fn run(&mut self, wanted: &Receiver<Option<PortLabel>>) {
         let mut label = None;
         let mut sockets_due = Instant::now();
         let mut ports_due = Instant::now() + PORTS_EACH;
@@ -115,7 +115,7 @@ impl PollerThread {
     }
 
     /// The sockets of `label` in the states in which it has some.
-    fn sockets(&self, label: LabelSlot) -> Result<PortSockets, Failure> {
+    fn sockets(&self, label: PortLabel) -> Result<PortSockets, Failure> {
         let mut sockets = Vec::new();
         let mut left_out = Vec::new();
         let port = self.last.ports.iter().find(|port| port.label() == label);

@@ -209,7 +209,10 @@ pub struct BackendsInUse {
 impl BackendsInUse {
     pub fn of(metrics: &Samples) -> Self {
         let backend = |hook| {
-            let backend = metrics.label("tcpclose_hook_info", &[("hook", hook)], "backend");
+            // Agents before 0.1.0's release call the label `rung`.
+            let backend = ["backend", "rung"]
+                .iter()
+                .find_map(|label| metrics.label("tcpclose_hook_info", &[("hook", hook)], label));
             backend.unwrap_or_else(|| "unknown".to_owned())
         };
         Self { state: backend("state"), time_wait: backend("time_wait") }

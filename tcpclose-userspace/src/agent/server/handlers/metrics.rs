@@ -4,7 +4,7 @@ mod family;
 
 use std::time::Duration;
 
-use hyper::StatusCode;
+use hyper::{HeaderMap, StatusCode};
 use prometheus::TextEncoder;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::metrics::descriptors;
 use crate::metrics::descriptors::Descriptor;
 use crate::metrics::gauges::Gauges;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 use crate::names::Phase;
 use crate::probe::Hook;
 use crate::probe::prog_stats::ProgramStats;
@@ -25,15 +25,15 @@ use crate::report::owner_counts::OwnerLabels;
 use crate::agent::gauge_ages::GaugeAges;
 use crate::agent::parts::Parts;
 use crate::agent::server::handlers::metrics::family::{Family, series_of, single};
-use crate::agent::server::response::{Answer, plain, with_type};
+use crate::agent::server::response::{Answer, compressible, plain};
 use crate::agent::tracking::Tracking;
 
 /// prometheus::TEXT_FORMAT with its charset.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-pub fn answer(parts: &Parts) -> Answer {
+pub fn answer(parts: &Parts, request: &HeaderMap) -> Answer {
     match render(parts) {
-        Ok(text) => with_type(StatusCode::OK, TEXT_FORMAT, text),
+        Ok(text) => compressible(TEXT_FORMAT, text, request),
         Err(why) => plain(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
     }
 }
@@ -190,7 +190,8 @@ fn agent(families: &mut Vec<MetricFamily>, tracking: &Tracking) {
     let degraded = Family::new(&descriptors::HOOK_DEGRADED)
         .with(&["state"], degrades(Hook::State))
         .with(&["time_wait"], degrades(Hook::TimeWait))
-        .with(&["owners"], degrades(Hook::Owners));
+        .with(&["owners"], degrades(Hook::Owners))
+        .with(&["reset"], degrades(Hook::Reset));
     let namespaces = Family::new(&descriptors::NETNS_INFO).with(&[tracking.namespaces.coverage()], 1.0);
     let build = Family::new(&descriptors::BUILD_INFO).with(&[env!("CARGO_PKG_VERSION")], 1.0);
     let all = [
@@ -222,7 +223,7 @@ fn program_runs(runs: ProgramStats) -> [Family; 2] {
     [seconds, count]
 }
 
-fn port(label: LabelSlot) -> String {
+fn port(label: PortLabel) -> String {
     label.port.map_or_else(|| "other".to_owned(), |port| port.to_string())
 }
 

@@ -10,7 +10,7 @@ use crate::linux::host;
 use crate::metrics::Metrics;
 use crate::metrics::gauges::{Gauges, Standing};
 use crate::metrics::histogram::Histogram;
-use crate::metrics::port_labels::LabelSlot;
+use crate::metrics::port_labels::PortLabel;
 use crate::metrics::rates;
 use crate::metrics::rates::RateHistory;
 use crate::names::Phase;
@@ -61,10 +61,10 @@ struct Head {
 fn assemble(head: Head, metrics: &Metrics, gauges: &Gauges, rates: &RateHistory) -> PortsDocument {
     let window = rates.window(head.now_ns);
     let closes = rates::closes_of(metrics);
-    let durations: BTreeMap<(LabelSlot, Phase), &Histogram> =
+    let durations: BTreeMap<(PortLabel, Phase), &Histogram> =
         metrics.durations().map(|(label, phase, histogram)| ((label, phase), histogram)).collect();
     let standing = |label, phase| gauges.standing.get(&(label, phase)).copied().unwrap_or_default();
-    let mut labels: BTreeSet<LabelSlot> =
+    let mut labels: BTreeSet<PortLabel> =
         durations.keys().chain(gauges.standing.keys()).map(|(label, _)| *label).collect();
     labels.extend(closes.keys().chain(gauges.stuck.keys()));
     let ports = labels.iter().map(|&label| {

@@ -1,5 +1,6 @@
-use crate::agent::server::web::config::{ClientAuth, Pem, Version, WebConfig, parse};
+use crate::agent::server::web::config::{WebConfig, parse};
 use crate::agent::server::web::rate_limit::Rate;
+use crate::agent::server::web::tls::{ClientAuth, Pem, Version};
 use std::path::Path;
 use std::time::Duration;
 

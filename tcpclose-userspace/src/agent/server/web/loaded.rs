@@ -5,11 +5,9 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::header::{HeaderName, HeaderValue};
-use rustls::ServerConfig;
 
 use crate::agent::server::web::config;
 use crate::agent::server::web::config::Users;
@@ -20,7 +18,7 @@ use crate::failure::Failure;
 /// The configuration that connections are served by.
 #[derive(Debug, Default)]
 pub struct LoadedConfig {
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<tls::Acceptor>,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub users: Users,
     pub rate: Option<Rate>,
@@ -107,6 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg(feature = "tls")]
     fn a_file_is_read_again_when_it_has_changed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("web.yml");
@@ -137,5 +136,24 @@ mod tests {
         let loaded = load(Path::new("/dev/null")).0.unwrap();
         assert!(loaded.tls.is_none() && loaded.users.0.is_empty());
         assert!(load(Path::new("/dev/zero")).0.unwrap_err().to_string().contains("larger than"));
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(feature = "tls"))]
+mod tests_without_tls {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_asks_for_tls_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("web.yml");
+        fs::write(&path, "tls_server_config:\n  cert_file: c\n").unwrap();
+        let refused = load(&path).0.unwrap_err().to_string();
+        assert!(refused.contains("tls_server_config: this build has no TLS"), "{refused}");
+        for nothing in ["", "tls_server_config: {}\n"] {
+            fs::write(&path, nothing).unwrap();
+            assert!(load(&path).0.unwrap().tls.is_none());
+        }
     }
 }

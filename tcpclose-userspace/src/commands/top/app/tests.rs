@@ -21,7 +21,7 @@ pub fn press(app: &mut App, keys: &str) {
     }
 }
 
-pub fn sockets(label: LabelSlot) -> Update {
+pub fn sockets(label: PortLabel) -> Update {
     let held = |age, cookie, pid| StuckSocket {
         cookie: Cookie(cookie),
         ..socket(age, &[owner(pid, "api", (10, 100))])
@@ -70,11 +70,11 @@ fn keys_choose_sort_and_filter() {
 fn one_goes_down_to_a_socket_and_back() {
     let mut app = app();
     press(&mut app, "\n");
-    let label = LabelSlot { side: Side::Server, port: Some(8080) };
+    let label = PortLabel { side: Side::Server, port: Some(8080) };
     assert_eq!((app.view, app.wanted(), app.sockets.is_none()), (View::Sockets(label), Some(label), true));
     press(&mut app, "\njkG");
     assert_eq!(app.view, View::Sockets(label), "there is none yet");
-    app.receive(sockets(LabelSlot { side: Side::Client, port: None }));
+    app.receive(sockets(PortLabel { side: Side::Client, port: None }));
     assert!(app.sockets.is_none(), "the answer to another question");
     app.receive(sockets(label));
     assert_eq!(
@@ -103,9 +103,9 @@ fn trouble_is_shown_until_the_agent_answers() {
 fn the_other_ports_are_those_without_a_name() {
     let ports = document().ports;
     let socket = StuckSocket { side: Side::Client, port: 443, ..socket(1, &[]) };
-    let other = LabelSlot { side: Side::Client, port: None };
+    let other = PortLabel { side: Side::Client, port: None };
     assert!(order::is_of(&socket, other, &ports));
     let named = StuckSocket { side: Side::Server, port: 8080, ..socket };
-    assert!(!order::is_of(&named, LabelSlot { side: Side::Server, port: None }, &ports));
-    assert!(order::is_of(&named, LabelSlot { side: Side::Server, port: Some(8080) }, &ports));
+    assert!(!order::is_of(&named, PortLabel { side: Side::Server, port: None }, &ports));
+    assert!(order::is_of(&named, PortLabel { side: Side::Server, port: Some(8080) }, &ports));
 }

@@ -57,7 +57,7 @@ fn sockets_and_one_of_them_with_its_owners() {
     let mut app = app();
     press(&mut app, "\n");
     assert!(picture(&app, 80, 24)[1].contains("asking the agent"));
-    app.receive(sockets(LabelSlot { side: Side::Server, port: Some(8080) }));
+    app.receive(sockets(PortLabel { side: Side::Server, port: Some(8080) }));
     let list = picture(&app, 80, 24);
     assert_eq!(list[0], "tcpclose top  h  11:00:00Z  server port 8080");
     assert!(list[1].starts_with("AGE") && list[1].contains("OWNER[PID]:FD"), "{list:?}");
@@ -69,7 +69,7 @@ fn sockets_and_one_of_them_with_its_owners() {
         assert!(one.contains(words), "{one}");
     }
     app.receive(Update::Sockets(crate::commands::top::poller::PortSockets {
-        label: LabelSlot { side: Side::Server, port: Some(8080) },
+        label: PortLabel { side: Side::Server, port: Some(8080) },
         sockets: Vec::new(),
         left_out: vec!["34000 in time_wait".to_owned()],
     }));

@@ -1,5 +1,10 @@
-//! The TLS settings of a web configuration, for rustls.
+//! TLS for the metrics port, by rustls: the settings of a web configuration ([`settings`]), what rustls needs of them, and
+//! the handshake. `no_tls` takes its place in a build without it.
 
+mod client_certificates;
+mod settings;
+
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,10 +14,28 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, RootCertStore, ServerConfig, SupportedCipherSuite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
-use crate::agent::server::web::client_certificates::Clients;
-use crate::agent::server::web::config::{ClientAuth, Pem, Tls, Version};
+use crate::agent::server::web::tls::client_certificates::Clients;
 use crate::failure::Failure;
+
+pub use crate::agent::server::web::tls::settings::{ClientAuth, Pem, Settings, Version, settings};
+
+/// Accepts TLS connections.
+#[derive(Clone, Debug)]
+pub struct Acceptor(Arc<ServerConfig>);
+
+impl Acceptor {
+    /// The handshake with a client.
+    ///
+    /// # Errors
+    /// When it fails: a wrong certificate, an old version, a scanner.
+    pub async fn accept(self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        TlsAcceptor::from(self.0).accept(stream).await
+    }
+}
 
 /// Reads a file that the configuration names.
 pub type Read<'a> = &'a mut dyn FnMut(&Path) -> Result<Vec<u8>, Failure>;
@@ -21,7 +44,7 @@ const NEW_PAIR: &str = "name a certificate and its private key, both in PEM";
 
 /// # Errors
 /// When a certificate or a key is missing or invalid, or the two do not belong together.
-pub fn server(tls: &Tls, read: Read<'_>) -> Result<Arc<ServerConfig>, Failure> {
+pub fn server(tls: &Settings, read: Read<'_>) -> Result<Acceptor, Failure> {
     let mut provider = ring::default_provider();
     if let Some(suites) = &tls.suites {
         choose_suites(&mut provider.cipher_suites, suites);
@@ -60,7 +83,7 @@ pub fn server(tls: &Tls, read: Read<'_>) -> Result<Arc<ServerConfig>, Failure> {
     // and no session outlives its certificate.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok(Acceptor(Arc::new(config)))
 }
 
 /// Keeps the suites of TLS 1.3, and the `named` ones of TLS 1.2, in that order.
@@ -72,7 +95,11 @@ fn choose_suites(all: &mut Vec<SupportedCipherSuite>, named: &[CipherSuite]) {
 }
 
 /// `None` if no client certificate is requested.
-fn clients(tls: &Tls, provider: &Arc<CryptoProvider>, read: Read<'_>) -> Result<Option<Clients>, Failure> {
+fn clients(
+    tls: &Settings,
+    provider: &Arc<CryptoProvider>,
+    read: Read<'_>,
+) -> Result<Option<Clients>, Failure> {
     if tls.client_auth == ClientAuth::None {
         return Ok(None);
     }
