@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::progress::Ticker;
 use crate::{build, sh};
 use files::{Listed, captured, extract, make, partial, remove, write_if_changed};
+use tcpclose_common::progress::Ticker;
 
 mod files;
 

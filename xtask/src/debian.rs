@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::archive::{self, Architecture, Archive, Suite};
-use crate::progress::Ticker;
 use crate::{build, sh};
+use tcpclose_common::progress::Ticker;
 
 /// Files that a guest does not need.
 const LEFT_OUT: &[&str] = &[

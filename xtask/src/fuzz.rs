@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::progress::Ticker;
 use crate::setup::{self, Purpose};
 use crate::{build, sh, test};
+use tcpclose_common::progress::Ticker;
 
 /// Fuzz the readers of untrusted input, a minute each
 #[derive(clap::Args)]

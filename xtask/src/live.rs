@@ -21,8 +21,8 @@ use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use crate::progress::{self, Ticker};
 use crate::{build, sh, test, tools};
+use tcpclose_common::progress::{self, Ticker};
 
 /// The program with all live tests.
 pub const PROGRAM: &str = "live";

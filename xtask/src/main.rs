@@ -24,8 +24,6 @@ mod imports;
 mod live;
 mod package;
 #[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
-#[path = "../../tcpclose-userspace/src/ui/progress.rs"]
-mod progress;
 mod roots;
 mod run;
 mod setup;

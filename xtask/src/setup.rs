@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::apt::{self, Apt};
-use crate::progress;
 use crate::sh;
 use crate::tools::{self, Group};
 use crate::vm;
 use crate::vm::kit::{Kernel, Part};
+use tcpclose_common::progress;
 use tcpclose_common::toolchain::{self, CompilerLack, MIN_RUSTC, Missing, Release, Toolchain};
 
 /// Install what building and testing need

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::progress;
+use tcpclose_common::progress;
 
 /// The workspace's folder, as cargo gives it at run time: it may have moved since xtask was compiled.
 pub fn workspace() -> PathBuf {

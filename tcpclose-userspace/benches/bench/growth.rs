@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
-use tcpclose::ui::progress;
+use tcpclose_common::progress;
 
 use crate::Setting;
 use crate::contender::Agent;

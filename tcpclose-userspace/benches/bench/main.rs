@@ -40,8 +40,8 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use report::Figure;
-use tcpclose::ui::progress;
-use tcpclose::ui::progress::Ticker;
+use tcpclose_common::progress;
+use tcpclose_common::progress::Ticker;
 
 /// Measure what tcpclose costs
 #[derive(Parser)]

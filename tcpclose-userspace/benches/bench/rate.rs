@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tcpclose::ui::progress;
+use tcpclose_common::progress;
 
 use crate::Setting;
 use crate::contender::{Contender, Running};

@@ -10,7 +10,7 @@ use crate::client::reply::{Answer, Reply};
 use crate::failure::Failure;
 use crate::report::reconcile::{ReconcileProgress, SCHEMA};
 use crate::report::requests::RECONCILE_PATH;
-use crate::ui::progress;
+use tcpclose_common::progress;
 
 /// More than the longest pause and a round through a thousand network namespaces.
 const PATIENCE: Duration = Duration::from_secs(90);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum, ValueHint};
+use tcpclose_common::progress;
 
 use crate::client;
 use crate::client::Client;
@@ -31,7 +32,7 @@ use crate::report::requests::{KILL_NOT_ALLOWED, KILL_PATH};
 use crate::report::sockets::Depth;
 use crate::report::sockets::{DocumentSource, StuckSocket};
 use crate::ui::footer::footer;
-use crate::ui::{labels, progress, table};
+use crate::ui::{labels, table};
 
 /// Destroy sockets stuck in CLOSE-WAIT (default: dry run)
 ///

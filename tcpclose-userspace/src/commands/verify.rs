@@ -25,8 +25,8 @@ use crate::report::verify::verdict::{Causes, Verdict};
 use crate::report::verify::{
     AuditRow, AuditSample, BackendsInUse, NetnsSample, Reach, counters, gauges, has_hidden, lost, reach,
 };
-use crate::ui::progress::Ticker;
 use crate::ui::table;
+use tcpclose_common::progress::Ticker;
 
 /// The version of the document.
 const SCHEMA: u32 = 1;

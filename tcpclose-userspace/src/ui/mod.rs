@@ -2,7 +2,6 @@
 //!
 //! * [`table`]: columns, spans, rates. [`labels`]: names of processes, states and sockets. [`footer`]: the last lines.
 //! * [`durations`], [`watch_columns`], [`drawing`]: the three layouts of `tcpclose watch`.
-//! * [`progress`]: one line on the terminal while something takes long.
 
 pub mod drawing;
 pub mod durations;
@@ -10,6 +9,5 @@ pub mod footer;
 #[cfg(test)]
 pub mod golden;
 pub mod labels;
-pub mod progress;
 pub mod table;
 pub mod watch_columns;

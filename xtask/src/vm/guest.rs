@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use super::kit;
 use crate::archive::Architecture;
 use crate::live::skipped;
-use crate::progress::{self, Ticker};
 use crate::sh;
+use tcpclose_common::progress::{self, Ticker};
 
 /// The mark before init.sh's messages to xtask, also within a line.
 const MARK: char = '\x1e';

@@ -1,7 +1,5 @@
 //! The progress of long work: one line of the terminal, which the next one overwrites. Nothing is written where standard
 //! error is not a terminal.
-//!
-//! Shared with xtask by its path: std only.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
