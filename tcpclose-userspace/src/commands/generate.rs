@@ -47,9 +47,32 @@ impl Generate {
         let completions = self.folder.join("completions");
         fs::create_dir_all(&completions)?;
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            generate_to(shell, &mut command.clone(), command.get_name(), &completions)?;
+            let script = generate_to(shell, &mut command.clone(), command.get_name(), &completions)?;
+            let text = fs::read_to_string(&script)?;
+            fs::write(&script, with_pids(shell, &text))?;
         }
         fs::write(self.folder.join("tcpclose.toml"), config)
+    }
+}
+
+/// A script of clap_complete, which knows no values of `--pid`, with those of the running processes.
+fn with_pids(shell: Shell, script: &str) -> String {
+    const INDENT: &str = "                ";
+    match shell {
+        Shell::Bash => script.replace(
+            &format!("{INDENT}--pid)\n{INDENT}    COMPREPLY=(\"${{cur}}\")"),
+            &format!(
+                "{INDENT}--pid)\n{INDENT}    COMPREPLY=($(compgen -W \"$(cd /proc && echo [0-9]*)\" -- \"${{cur}}\"))"
+            ),
+        ),
+        Shell::Zsh => script.replace(":PID:'", ":PID:_pids'"),
+        _ => {
+            let lines = script.lines().map(|line| match line.contains(" -l pid ") {
+                true => format!("{line} -a '(__fish_complete_pids)'\n"),
+                false => format!("{line}\n"),
+            });
+            lines.collect()
+        }
     }
 }
 
@@ -162,6 +185,23 @@ mod tests {
             assert!(script.contains("exhaustion") && script.contains("stuck-after"), "{file}: {script}");
             assert!(!script.contains("generate"), "{file}: {script}");
         }
+    }
+
+    #[test]
+    fn completions_offer_the_running_processes() {
+        let (folder, read) = made();
+        for (file, offer, commands) in
+            [("_tcpclose", ":PID:_pids'", 3), ("tcpclose.fish", "(__fish_complete_pids)", 3)]
+        {
+            assert_eq!(read(&format!("completions/{file}")).matches(offer).count(), commands, "{file}");
+        }
+        let complete = "source \"$1\"; COMP_WORDS=(tcpclose stuck --pid ''); COMP_CWORD=3; _tcpclose tcpclose '' --pid; \
+                        echo \"${COMPREPLY[@]}\"";
+        let script = folder.path().join("completions/tcpclose.bash");
+        let offered = std::process::Command::new("bash").args(["-c", complete, "bash"]).arg(&script).output();
+        let offered = String::from_utf8(offered.unwrap().stdout).unwrap();
+        let own = std::process::id().to_string();
+        assert!(offered.split_whitespace().any(|pid| pid == own), "{offered}");
     }
 
     #[test]
