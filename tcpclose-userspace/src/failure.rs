@@ -109,6 +109,21 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// JSON with what [`is_hostile`] escaped: it may be in texts only, and means the same there. (serde_json escapes below U+0020.)
+pub fn harmless_json(json: String) -> String {
+    if !json.chars().any(is_hostile) {
+        return json;
+    }
+    let mut escaped = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        match is_hostile(c) {
+            true => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+            false => escaped.push(c),
+        }
+    }
+    escaped
+}
+
 /// Whether a terminal may interpret it as a command, or display the following text elsewhere. All of these
 /// are below 2¹⁶.
 pub fn is_hostile(c: char) -> bool {
@@ -119,6 +134,15 @@ pub fn is_hostile(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_moves_no_cursor_and_means_the_same() {
+        let text = "a\u{9b}2J\u{7f}\u{202e}\u{1b}ü\n";
+        let json = harmless_json(serde_json::to_string(text).unwrap());
+        assert!(!json.chars().any(is_hostile), "{json:?}");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        assert_eq!(harmless_json("{\"ü\":1}".to_owned()), "{\"ü\":1}");
+    }
 
     #[test]
     fn a_failure_is_one_line_whatever_it_quotes() {

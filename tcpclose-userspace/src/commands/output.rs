@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Write};
 
 use serde::Serialize;
 
-use crate::failure::{Failure, printable};
+use crate::failure::{Failure, harmless_json, printable};
 
 /// Writes `text` to standard output. A reader that has gone (`| head`) is no failure.
 pub fn print(text: &str) -> Result<(), Failure> {
@@ -25,7 +25,8 @@ pub fn written(done: io::Result<()>) -> Result<(), Failure> {
 /// `document` as one line of JSON.
 pub fn json(document: &impl Serialize) -> Result<String, Failure> {
     let line = serde_json::to_string(document);
-    line.map(|line| line + "\n").map_err(|error| Failure::new("writing JSON", error, "report this"))
+    line.map(|line| harmless_json(line) + "\n")
+        .map_err(|error| Failure::new("writing JSON", error, "report this"))
 }
 
 /// Writes a remark to standard error. That nobody may read it is no failure.

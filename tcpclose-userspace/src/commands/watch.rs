@@ -17,7 +17,7 @@ use crate::client::stream::follow;
 use crate::commands::arguments::{duration, outcome, pid, port, state};
 use crate::commands::filter::own_netns;
 use crate::commands::output::{note, written};
-use crate::failure::Failure;
+use crate::failure::{Failure, harmless_json};
 use crate::names::{Outcome, Phase};
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::handshake::{Connection, Handshakes};
@@ -170,7 +170,7 @@ impl<'a> Show<'a> {
         in_order(&mut items);
         for (item, json) in items {
             let shown = match (&mut self.style, item) {
-                (Style::Json, _) => Some(json),
+                (Style::Json, _) => Some(harmless_json(json)),
                 (_, Item::Lost(lost)) => Some(watch_columns::lost(lost)),
                 (Style::Columns(columns), Item::Line(line)) => Some(columns.line(&line)),
                 (Style::Drawings(handshakes), Item::Line(line)) => {

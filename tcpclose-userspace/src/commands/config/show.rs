@@ -7,6 +7,7 @@ use clap::{Arg, ArgMatches, Command};
 
 use crate::commands::config::file::Entry;
 use crate::commands::config::settings::{CONFIG, SOCKET_MODE, agent_of, is_flag, is_list, settings_of};
+use crate::failure::harmless_json;
 
 /// One line per setting: its key, its value and its source.
 pub fn settings(command: &Command, matches: &ArgMatches, entries: &[&Entry]) -> String {
@@ -58,13 +59,5 @@ pub fn written<'a>(arg: &Arg, values: impl IntoIterator<Item = &'a OsStr>) -> St
 /// A text in TOML, with nothing in it that could harm a terminal or that TOML forbids.
 fn quoted(text: &str) -> String {
     // What JSON writes for a text, TOML reads; but for DEL, which JSON leaves as it is.
-    let mut quoted = String::new();
-    for c in serde_json::Value::from(text).to_string().chars() {
-        if crate::failure::is_hostile(c) {
-            quoted.push_str(&format!("\\u{:04x}", u32::from(c)));
-        } else {
-            quoted.push(c);
-        }
-    }
-    quoted
+    harmless_json(serde_json::Value::from(text).to_string())
 }
