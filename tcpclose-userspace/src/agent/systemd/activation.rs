@@ -10,10 +10,6 @@ use rustix::net::{AddressFamily, SocketType};
 
 use crate::failure::Failure;
 
-/// systemd passes descriptors from this one on (SD_LISTEN_FDS_START).
-const FIRST: RawFd = 3;
-const MOST: u32 = 64;
-
 /// Replaces `--listen`, and `--socket`, if there are any.
 #[derive(Debug, Default)]
 pub struct Passed {
@@ -26,28 +22,15 @@ pub struct Passed {
 /// # Errors
 /// When one of them is neither kind of listener.
 pub fn take() -> Result<Passed, Failure> {
-    let text = |name| std::env::var(name).ok();
-    let count = count(text("LISTEN_PID").as_deref(), text("LISTEN_FDS").as_deref(), std::process::id())?;
+    let fds = sd_notify::listen_fds().map_err(|why| {
+        let todo = "start it by its socket unit, or unset LISTEN_PID and LISTEN_FDS";
+        Failure::new("sockets passed by systemd", why, todo)
+    })?;
     let mut passed = Passed::default();
-    for fd in (FIRST..).take(count as usize) {
+    for fd in fds {
         passed.take(fd)?;
     }
     Ok(passed)
-}
-
-/// The number of sockets for this process.
-fn count(pid: Option<&str>, fds: Option<&str>, own: u32) -> Result<u32, Failure> {
-    let (Some(pid), Some(fds)) = (pid, fds) else { return Ok(0) };
-    if pid.parse() != Ok(own) {
-        return Ok(0);
-    }
-    match fds.parse() {
-        Ok(count) if count <= MOST => Ok(count),
-        _ => {
-            let why = format!("LISTEN_FDS is {fds:?}");
-            Err(Failure::new("sockets passed by systemd", why, format!("pass at most {MOST}")))
-        }
-    }
 }
 
 impl Passed {
@@ -56,12 +39,8 @@ impl Passed {
             Failure::new(format!("descriptor {fd}, passed by systemd"), why, todo)
         };
         const UNIT: &str = "its unit needs ListenStream= with an address and port, or a path, and no Accept=";
-        // SAFETY: fcntl() takes any number for a descriptor.
-        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-            return Err(refused(&std::io::Error::last_os_error(), UNIT));
-        }
-        // SAFETY: it is open, and by LISTEN_PID and LISTEN_FDS meant for this process alone, which takes it
-        // once.
+        // SAFETY: it is open, since close-on-exec was set on it, and by LISTEN_PID and LISTEN_FDS meant for this process
+        // alone, which takes it once.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let listens = socket_acceptconn(&fd).unwrap_or(false);
         let stream = socket_type(&fd) == Ok(SocketType::STREAM);
@@ -87,28 +66,5 @@ impl Passed {
     pub fn set_nonblocking(&self) -> std::io::Result<()> {
         self.metrics.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
         self.queries.as_ref().map_or(Ok(()), |listener| listener.set_nonblocking(true))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sockets_are_for_the_process_that_is_named() {
-        let counted = |pid, fds| count(pid, fds, 7).map_err(|failure| failure.to_string());
-        assert_eq!(counted(Some("7"), Some("2")), Ok(2));
-        for (pid, fds) in [
-            (None, None),
-            (None, Some("2")),
-            (Some("7"), None),
-            (Some("8"), Some("2")),
-            (Some("x"), Some("2")),
-        ] {
-            assert_eq!(counted(pid, fds), Ok(0), "{pid:?} {fds:?}");
-        }
-        for fds in ["-1", "65", "many", ""] {
-            assert!(counted(Some("7"), Some(fds)).unwrap_err().contains("LISTEN_FDS is"), "{fds}");
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! Notifications for systemd (sd_notify(3)): ready, reloading, stopping, alive.
 //!
-//! Each is a datagram to the socket in NOTIFY_SOCKET; without that variable none is sent. The ring loop sends
-//! "alive", so `WatchdogSec=` restarts an agent whose thread hangs.
+//! Each is a datagram to the socket in NOTIFY_SOCKET, sent without waiting (sd_notify::notify() waits while the receiver's queue
+//! is full, and the agent has one thread); without that variable none is sent. The ring loop sends "alive", so `WatchdogSec=` restarts an agent whose thread hangs.
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -28,12 +28,7 @@ impl Notify {
         let Some(to) = std::env::var_os("NOTIFY_SOCKET") else { return Self::default() };
         match open(&to) {
             Ok(to) => {
-                let text = |name| std::env::var(name).ok();
-                let watchdog = watchdog(
-                    text("WATCHDOG_USEC").as_deref(),
-                    text("WATCHDOG_PID").as_deref(),
-                    std::process::id(),
-                );
+                let watchdog = sd_notify::watchdog_enabled().filter(|watchdog| !watchdog.is_zero());
                 Self { to: Some(to), watchdog, alive: Cell::default() }
             }
             Err(why) => {
@@ -93,33 +88,9 @@ fn open(to: &OsString) -> io::Result<(UnixDatagram, SocketAddr)> {
     Ok((socket, address))
 }
 
-/// WATCHDOG_USEC, if it is meant for this process.
-fn watchdog(usec: Option<&str>, pid: Option<&str>, own: u32) -> Option<Duration> {
-    if pid.is_some_and(|pid| pid.parse() != Ok(own)) {
-        return None;
-    }
-    usec?.parse().ok().filter(|usec| *usec > 0).map(Duration::from_micros)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_watchdog_is_for_the_process_that_it_names() {
-        let second = Some(Duration::from_secs(1));
-        assert_eq!(watchdog(Some("1000000"), None, 7), second);
-        assert_eq!(watchdog(Some("1000000"), Some("7"), 7), second);
-        for (usec, pid) in [
-            (None, None),
-            (Some("0"), None),
-            (Some("x"), None),
-            (Some("1"), Some("8")),
-            (Some("1"), Some("")),
-        ] {
-            assert_eq!(watchdog(usec, pid, 7), None, "{usec:?} {pid:?}");
-        }
-    }
 
     #[test]
     fn an_abstract_name_is_notified_as_well_as_a_path() {

@@ -51,6 +51,19 @@ fn a_path_that_is_not_for_a_socket_is_refused_and_left_alone() {
 
 #[test]
 #[ignore = "needs root"]
+fn sockets_that_nobody_passed_are_refused() {
+    for fds in ["many", "-1", "", "1000"] {
+        let script = format!("export LISTEN_PID=$$ LISTEN_FDS={fds}; exec \"$@\"");
+        let mut command = Command::new("sh");
+        refuses(
+            command.args(["-c", &script, "sh", BINARY, "agent"]),
+            &["sockets passed by systemd", "LISTEN_FDS"],
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn the_default_directory_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = after_mounts("mount -t tmpfs none /run;");
