@@ -18,7 +18,8 @@ use crate::linux::owners::{OwnersLookup, WITHIN};
 use crate::linux::proc_fd;
 use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
 use crate::linux::sock_diag::Socket;
-use crate::report::assemble::{NetnsSockets, assemble, dumped_facts};
+use crate::linux::time_wait_length;
+use crate::report::assemble::{DumpClock, NetnsSockets, assemble, dumped_facts};
 use crate::report::envelope::DocumentSource;
 use crate::report::exhaustion::document;
 use crate::report::exhaustion::document::{BUDGET, ExhaustionDocument, ExhaustionInputs};
@@ -27,12 +28,20 @@ use crate::report::ports;
 use crate::report::ports::{NetnsDumped, PortsDocument};
 use crate::report::sockets::{Depth, SocketsDocument};
 
+fn clock() -> DumpClock {
+    DumpClock {
+        now_ns: host::monotonic_ns(),
+        uptime_ns: host::uptime_ns(),
+        time_wait_ns: time_wait_length::constant_ns(),
+    }
+}
+
 /// Every socket in one of `states` (a mask of [`TcpState::bit`]s of the close phase), from one dump of each network
 /// namespace. `bound_ns`: the age from which one is called stuck, nanoseconds.
 pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Result<SocketsDocument> {
     let ask = DumpRequest { states: states | TcpState::Listen.bit(), info: true };
     let (denied, unread, files, mut dumps) = dump_with_files(ask, scope)?;
-    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (at, clock) = (host::wall_clock(), clock());
     let (mut dumped, dump) = dumps.take_sockets();
     let peers = collect::sockets::peers(depth, &dumped);
     let lookup = OwnersLookup::Proc(Urgency::Hurried);
@@ -43,7 +52,7 @@ pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Re
     for DumpedNetns { netns, sockets: seen, listeners, .. } in &dumped {
         let namespace =
             NetnsSockets { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
-        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, now_ns, uptime_ns);
+        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, clock);
         assemble(&namespace, facts, &mut sockets);
     }
     let mut incomplete = collect::sockets::incomplete(&dump, &owners, &sockets);
@@ -84,7 +93,7 @@ pub fn ports(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
     let ask =
         DumpRequest { states: CLOSE_PHASE | TcpState::TimeWait.bit() | TcpState::Listen.bit(), info: true };
     let mut dumps = netns_dump::survey(found.places, ask, None)?;
-    let (at, now_ns, uptime_ns) = (host::wall_clock(), host::monotonic_ns(), host::uptime_ns());
+    let (at, clock) = (host::wall_clock(), clock());
     let (dumped, dump) = dumps.take_sockets();
     let mut incomplete = of_the_dump(&dump);
     incomplete.extend(not_looked_at("sockets", dumps.refused(), found.denied as usize));
@@ -93,7 +102,7 @@ pub fn ports(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
     let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);
     let dumped =
         dumped.iter().map(|DumpedNetns { sockets, listeners, .. }| NetnsDumped { sockets, listeners });
-    Ok(ports::of_dumps(envelope, dumped, bound_ns, &host::ip_local_port_range(), now_ns, uptime_ns))
+    Ok(ports::of_dumps(envelope, dumped, bound_ns, &host::ip_local_port_range(), clock))
 }
 
 /// The `limit` fullest tuples, from two samples `period` apart.

@@ -63,6 +63,12 @@ pub fn proven_age(socket: &Socket, uptime_ns: u64) -> Age {
     Age { max_ns: age.max_ns.map(|max| max.saturating_add(socket.window_ns)), ..age }
 }
 
+/// The time in TIME-WAIT of a minisocket whose timer has `left_ns` of `length_ns` left: at least what has run. A retransmitted FIN
+/// sets it again (net/ipv4/tcp_minisocks.c, `tcp_timewait_state_process()`, 5.8 to 6.18), so the age may be more.
+pub const fn time_wait_age(length_ns: u64, left_ns: u64) -> Age {
+    Age { min_ns: at_least(length_ns.saturating_sub(left_ns)), max_ns: None }
+}
+
 const fn at_least(ns: u64) -> u64 {
     ns.saturating_sub(TICKS_NS)
 }

@@ -17,6 +17,14 @@ use crate::names::Flow;
 /// The timeout of each step, which is a loopback round trip.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Mainline's length, where no sysctl may have changed it, nanoseconds; `None` where one may.
+pub fn constant_ns() -> Option<u64> {
+    /// include/net/tcp.h, TCP_TIMEWAIT_LEN.
+    const MAINLINE_NS: u64 = 60_000_000_000;
+    const SYSCTL: &str = "/proc/sys/net/ipv4/tcp_tw_timeout";
+    matches!(std::fs::exists(SYSCTL), Ok(false)).then_some(MAINLINE_NS)
+}
+
 /// Closes a loopback connection of our own and reads the minisocket's timer: TIME-WAIT's length in nanoseconds, to
 /// some 10 ms (a jiffy, and the time between entry and lookup).
 ///

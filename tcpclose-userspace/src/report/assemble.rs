@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use tcpclose_common::state::TcpState;
 
-use crate::linux::age::proven_age;
+use crate::linux::age::{proven_age, time_wait_age};
 use crate::linux::netns::Netns;
 use crate::linux::owners::Owners;
 use crate::linux::sock_diag::Socket;
@@ -83,20 +83,33 @@ fn unread_data(socket: &Socket) -> u32 {
     }
 }
 
-/// What a dump alone proves of one of its sockets at `now_ns`: an age, and a side where the dump has the listener too.
+/// The clocks at a dump, by which it tells ages; nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct DumpClock {
+    /// CLOCK_MONOTONIC.
+    pub now_ns: u64,
+    pub uptime_ns: u64,
+    /// The length of TIME-WAIT; `None` if unknown.
+    pub time_wait_ns: Option<u64>,
+}
+
+/// What a dump alone proves of one of its sockets at `clock`: an age, and a side where the dump has the listener too.
 pub fn dumped_facts(
     socket: &Socket,
     listeners: &[Socket],
     ephemeral: &RangeInclusive<u16>,
-    now_ns: u64,
-    uptime_ns: u64,
+    clock: DumpClock,
 ) -> SocketFacts {
     let side = match listeners_of(&socket.flow, listeners).next() {
         Some(_) => Side::Server,
         None => Side::Unknown,
     };
     let Flow { local_port, remote_port, .. } = socket.flow;
-    let age = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
+    let proven = match (socket.state, clock.time_wait_ns, socket.expires_ns) {
+        (TcpState::TimeWait, Some(length_ns), Some(left_ns)) => time_wait_age(length_ns, left_ns),
+        _ => proven_age(socket, clock.uptime_ns),
+    };
+    let age = proven.later(clock.now_ns.saturating_sub(socket.seen_ns));
     SocketFacts { side, port: side.service_port(local_port, remote_port, ephemeral), age, closer: None }
 }
 
@@ -104,6 +117,22 @@ pub fn dumped_facts(
 mod tests {
     use super::*;
     use crate::report::fixtures::{close_wait, dumped_socket};
+
+    #[test]
+    fn the_timer_of_a_time_wait_tells_its_least_age() {
+        let mut socket = dumped_socket(TcpState::TimeWait, "10.0.0.5:1", "10.0.0.9:2", 1);
+        let age = |socket: &Socket, time_wait_ns| {
+            let clock = DumpClock { now_ns: socket.seen_ns + 5, uptime_ns: 1, time_wait_ns };
+            dumped_facts(socket, &[], &(32_768..=60_999), clock).age
+        };
+        const S: u64 = 1_000_000_000;
+        socket.expires_ns = Some(45 * S);
+        // A tick or two may be missing.
+        assert_eq!(age(&socket, Some(60 * S)), Age { min_ns: 14_980_000_005, max_ns: None });
+        assert_eq!(age(&socket, None), Age { min_ns: 5, max_ns: None });
+        socket.expires_ns = Some(61 * S);
+        assert_eq!(age(&socket, Some(60 * S)).min_ns, 5);
+    }
 
     #[test]
     fn the_fin_is_no_data() {

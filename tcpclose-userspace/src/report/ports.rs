@@ -16,7 +16,7 @@ use crate::metrics::histogram::Histogram;
 use crate::metrics::port_labels::PortLabel;
 use crate::names::words::named;
 use crate::names::{Age, Diagnosis, Phase, Side};
-use crate::report::assemble::dumped_facts;
+use crate::report::assemble::{DumpClock, dumped_facts};
 use crate::report::diagnosis::diagnose;
 use crate::report::envelope::{Envelope, Versioned, document};
 use crate::report::sockets::seconds;
@@ -200,14 +200,13 @@ pub fn of_dumps<'a>(
     dumped: impl Iterator<Item = NetnsDumped<'a>>,
     bound_ns: u64,
     ephemeral: &RangeInclusive<u16>,
-    now_ns: u64,
-    uptime_ns: u64,
+    clock: DumpClock,
 ) -> PortsDocument {
     let (mut all, mut pairs) = (PairCounts::default(), BTreeMap::<PortLabel, PairCounts>::new());
     for NetnsDumped { sockets, listeners } in dumped {
         for socket in sockets {
             let Some(phase) = Phase::of(socket.state) else { continue };
-            let facts = dumped_facts(socket, listeners, ephemeral, now_ns, uptime_ns);
+            let facts = dumped_facts(socket, listeners, ephemeral, clock);
             let diagnosis = diagnose(socket, facts.age, bound_ns);
             let label = PortLabel { side: facts.side, port: Some(facts.port) };
             for seen in [&mut all, pairs.entry(label).or_default()] {

@@ -23,7 +23,7 @@ use crate::linux::owners::OwnersLookup;
 use crate::linux::proc_fd::OpenFiles;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Diagnosis, Phase};
-use crate::report::assemble::{NetnsSockets, SocketFacts, assemble, dumped_facts};
+use crate::report::assemble::{DumpClock, NetnsSockets, SocketFacts, assemble, dumped_facts};
 use crate::report::encoding::Form;
 use crate::report::requests;
 use crate::report::sockets::{ClosedBy, Cookie, Depth, DocumentSource, SocketsDocument, StuckSocket};
@@ -182,8 +182,7 @@ struct TrackedFacts {
     elsewhere: Vec<StuckSocket>,
     incomplete: Vec<String>,
     at: String,
-    now_ns: u64,
-    uptime_ns: u64,
+    clock: DumpClock,
     ephemeral: std::ops::RangeInclusive<u16>,
     look: OwnersLookup,
     depth: Depth,
@@ -224,8 +223,7 @@ impl TrackedFacts {
             incomplete: tracking.namespaces.incomplete(&unseen),
             elsewhere,
             at: host::wall_clock(),
-            now_ns,
-            uptime_ns,
+            clock: DumpClock { now_ns, uptime_ns, time_wait_ns: tracking.tracker.time_wait_ns() },
             ephemeral: tracking.ephemeral.clone(),
             look: tracking.probe.owners_lookup(),
             depth,
@@ -254,16 +252,17 @@ impl TrackedFacts {
                 bound_ns: u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX),
             };
             let facts = |socket: &Socket| {
-                self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
-                    dumped_facts(socket, listeners, &self.ephemeral, self.now_ns, self.uptime_ns)
-                })
+                self.facts
+                    .get(&socket.cookie)
+                    .copied()
+                    .unwrap_or_else(|| dumped_facts(socket, listeners, &self.ephemeral, self.clock))
             };
             assemble(&inputs, facts, &mut described);
         }
         let mut incomplete = collect::sockets::incomplete(&dump, &owners, &described);
         incomplete.extend(self.incomplete);
         described.extend(self.elsewhere);
-        collect::sockets::name_closers(&mut described, self.uptime_ns);
+        collect::sockets::name_closers(&mut described, self.clock.uptime_ns);
         let envelope = collect::envelope(DocumentSource::Agent, self.at, incomplete);
         Ok(SocketsDocument { sockets: described, ..SocketsDocument::within(envelope) })
     }
