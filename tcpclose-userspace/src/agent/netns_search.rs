@@ -1,6 +1,7 @@
 //! The search for network namespaces. It runs beside the dumps, with a budget and a deadline of its own: no
 //! dump waits for it.
 
+use std::collections::HashSet;
 use std::future::pending;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,11 +23,21 @@ const PATIENCE_NS: u64 = 3_000_000_000;
 
 type Searched = (io::Result<FoundNetns>, Duration);
 
+/// A search that is over.
+#[derive(Debug)]
+pub struct FinishedSearch {
+    pub found: FoundNetns,
+    /// CLOCK_MONOTONIC when it began.
+    pub started_ns: u64,
+    /// The namespaces with tracked sockets at that time: it may have missed later ones.
+    pub with_sockets: HashSet<u32>,
+}
+
 #[derive(Debug, Default)]
 pub struct NetnsSearch {
     running: Option<Running>,
-    /// Result of the last search, and its beginning.
-    fresh: Option<(FoundNetns, u64)>,
+    /// The last search.
+    fresh: Option<FinishedSearch>,
     /// CLOCK_MONOTONIC before which no search begins.
     due_ns: u64,
 }
@@ -36,6 +47,7 @@ struct Running {
     task: JoinHandle<()>,
     result: Arc<Mutex<Option<Searched>>>,
     started_ns: u64,
+    with_sockets: HashSet<u32>,
     all_descriptors: bool,
 }
 
@@ -60,19 +72,25 @@ impl NetnsSearch {
         self.running.as_ref().is_none_or(settled)
     }
 
-    /// Result and beginning of a search that began at `since_ns` or later. If there is none, begins a search:
-    /// when the last one is long enough ago, or `now`.
-    pub fn found(&mut self, namespaces: &Namespaces, since_ns: u64, now: bool) -> Option<(FoundNetns, u64)> {
-        if let Some(fresh) = self.fresh.take_if(|(_, started_ns)| *started_ns >= since_ns) {
+    /// A search that began at `since_ns` or later. If there is none, begins one: when the last one is long enough
+    /// ago, or `now`. `with_sockets`: the namespaces with tracked sockets.
+    pub fn found(
+        &mut self,
+        namespaces: &Namespaces,
+        with_sockets: impl FnOnce() -> HashSet<u32>,
+        since_ns: u64,
+        now: bool,
+    ) -> Option<FinishedSearch> {
+        if let Some(fresh) = self.fresh.take_if(|fresh| fresh.started_ns >= since_ns) {
             return Some(fresh);
         }
         if self.running.is_none() && (now || host::monotonic_ns() >= self.due_ns) {
-            self.begin(namespaces);
+            self.begin(namespaces, with_sockets());
         }
         None
     }
 
-    fn begin(&mut self, namespaces: &Namespaces) {
+    fn begin(&mut self, namespaces: &Namespaces, with_sockets: HashSet<u32>) {
         let started_ns = host::monotonic_ns();
         let (scope, descriptors) = (namespaces.scope(), namespaces.descriptors(started_ns));
         let all_descriptors = matches!(descriptors, Descriptors::All);
@@ -82,14 +100,14 @@ impl NetnsSearch {
             let searched = timed(|| scope.find(&descriptors));
             *to_fill.lock().unwrap_or_else(PoisonError::into_inner) = Some(searched);
         });
-        self.running = Some(Running { task, result, started_ns, all_descriptors });
+        self.running = Some(Running { task, result, started_ns, with_sockets, all_descriptors });
     }
 
     /// Takes the result of the search if it is over.
     pub fn collect(&mut self, namespaces: &mut Namespaces, max_ns: u64) {
         let Some(running) = self.running.take_if(|running| running.task.is_finished()) else { return };
         let now_ns = host::monotonic_ns();
-        let Running { result, started_ns, all_descriptors, .. } = running;
+        let Running { result, started_ns, with_sockets, all_descriptors, .. } = running;
         let searched = result.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (found, took) =
             searched.unwrap_or_else(|| (Err(io::Error::other("its thread died")), Duration::ZERO));
@@ -101,7 +119,7 @@ impl NetnsSearch {
                     cpu_ns = cpu_ns.saturating_sub(found.descriptors_ns);
                     namespaces.descriptors_searched(found.descriptors_ns, now_ns);
                 }
-                self.fresh = Some((found, started_ns));
+                self.fresh = Some(FinishedSearch { found, started_ns, with_sockets });
             }
             Err(why) => log::warn!("the search for network namespaces failed: /proc cannot be read: {why}"),
         }

@@ -15,12 +15,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::linux::host;
-use crate::linux::netns::{Descriptors, FoundNetns, NetnsPath};
+use crate::linux::netns::{Descriptors, NetnsPath};
 use crate::linux::netns_dump::DumpRequest;
 
 use crate::agent::cpu_budget::timed;
 use crate::agent::dump::{Bounds, Dumped, dump};
-use crate::agent::netns_search::NetnsSearch;
+use crate::agent::netns_search::{FinishedSearch, NetnsSearch};
 use crate::agent::parts::Parts;
 use crate::agent::scheduler::{Action, Charge, Inputs, Limits, OthersTurn, SLICE, Scheduler, Turn};
 use crate::agent::tracking::{EVERYTHING, Tracking};
@@ -29,9 +29,10 @@ use crate::agent::tracking::{EVERYTHING, Tracking};
 /// sockets. A dump is no snapshot; the second one drops what ended during the first.
 pub async fn first(tracking: &RefCell<Tracking>) -> Result<()> {
     let started_ns = host::monotonic_ns();
-    let (scope, descriptors) = {
-        let namespaces = &tracking.borrow().namespaces;
-        (namespaces.scope(), namespaces.descriptors(started_ns))
+    let (scope, descriptors, with_sockets) = {
+        let tracking = tracking.borrow();
+        let namespaces = &tracking.namespaces;
+        (namespaces.scope(), namespaces.descriptors(started_ns), tracking.netns_with_sockets())
     };
     let all = matches!(descriptors, Descriptors::All);
     let found = spawn_blocking(move || scope.find(&descriptors)).await.context("the search's thread died")?;
@@ -41,7 +42,7 @@ pub async fn first(tracking: &RefCell<Tracking>) -> Result<()> {
         if all {
             tracking.namespaces.descriptors_searched(found.descriptors_ns, host::monotonic_ns());
         }
-        tracking.begin_round(found, true, started_ns);
+        tracking.begin_round(found, Some(with_sockets), started_ns);
     }
     round_slice(tracking, Bounds::new(None, false), false, true).await?;
     let places = tracking.borrow().places_with_sockets();
@@ -245,17 +246,21 @@ impl Reconcile {
             return false;
         }
         let since_ns = self.parts.reconcile_requests.requested_ns();
-        let found = self.search.found(&tracking.namespaces, since_ns, inputs.requested);
+        let with_sockets = || tracking.netns_with_sockets();
+        let found = self.search.found(&tracking.namespaces, with_sockets, since_ns, inputs.requested);
         let inputs = Inputs { search_settled: self.search.is_settled(), ..*inputs };
-        let ((found, started_ns), searched): ((FoundNetns, u64), bool) = match found {
-            Some(found) => (found, true),
+        let searched = found.is_some();
+        match found {
+            Some(FinishedSearch { found, started_ns, with_sockets }) => {
+                tracking.begin_round(found, Some(with_sockets), started_ns);
+            }
             // The search takes long, or is not due yet: the known namespaces are dumped meanwhile.
             None if self.scheduler.may_use_known(now_ns, &inputs) => {
-                ((tracking.namespaces.known(), host::monotonic_ns()), false)
+                let known = tracking.namespaces.known();
+                tracking.begin_round(known, None, host::monotonic_ns());
             }
             None => return false,
-        };
-        tracking.begin_round(found, searched, started_ns);
+        }
         self.scheduler.round_begins(host::monotonic_ns(), searched);
         true
     }

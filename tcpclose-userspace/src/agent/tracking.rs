@@ -165,16 +165,22 @@ impl Tracking {
         more > 0
     }
 
-    /// Begins a round over the namespaces of `found`.
-    pub fn begin_round(&mut self, found: FoundNetns, searched: bool, started_ns: u64) {
-        let with_sockets = ids_of(self.tracker.sockets());
+    /// The namespaces with tracked sockets.
+    pub fn netns_with_sockets(&self) -> HashSet<u32> {
+        ids_of(self.tracker.sockets())
+    }
+
+    /// Begins a round over the namespaces of `found`. `searched`: those with tracked sockets when the search began;
+    /// `None` without a search.
+    pub fn begin_round(&mut self, found: FoundNetns, searched: Option<HashSet<u32>>, started_ns: u64) {
+        let with_sockets = self.netns_with_sockets();
         self.namespaces.begin(found, searched, &with_sockets, started_ns);
     }
 
     /// Takes the namespaces that a slice of the round did not get to. Returns whether the round is complete
     /// and followed a search; then sockets end whose namespace is gone.
     pub fn slice_done(&mut self, rest: Vec<NetnsPath>, lost: bool) -> bool {
-        let with_sockets = ids_of(self.tracker.sockets());
+        let with_sockets = self.netns_with_sockets();
         let Some(finished) = self.namespaces.slice_done(rest, &with_sockets) else { return false };
         self.dumps.round_ns = finished.started_ns;
         if !finished.searched {

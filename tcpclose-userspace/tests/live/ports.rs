@@ -160,7 +160,7 @@ fn without_an_agent_a_snapshot_says_what_it_can() {
     let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
     let closing = Instant::now();
     drop(client);
-    while !sock_diag::lookup(&flow, 0, None).unwrap().is_some_and(|seen| seen.state == TcpState::TimeWait) {}
+    while sock_diag::lookup(&flow, 0, None).unwrap().is_none_or(|seen| seen.state != TcpState::TimeWait) {}
     let closed = Instant::now();
     sleep(Duration::from_secs(1));
 

@@ -44,8 +44,9 @@ struct SearchRound {
     refused: u32,
     denied: u32,
     started_ns: u64,
-    /// It goes over the result of a search, not over the known namespaces.
-    searched: bool,
+    /// It goes over the result of a search: the namespaces that had tracked sockets when that began. `None`: it goes
+    /// over the known namespaces.
+    searched: Option<HashSet<u32>>,
 }
 
 /// The result of a complete round.
@@ -214,8 +215,14 @@ impl Namespaces {
 
     /// Begins a round over the namespaces of `found`. After the host's and our own come each user's in turn:
     /// first those that were never dumped, then those with tracked sockets.
-    pub fn begin(&mut self, found: FoundNetns, searched: bool, with_sockets: &HashSet<u32>, started_ns: u64) {
-        if searched {
+    pub fn begin(
+        &mut self,
+        found: FoundNetns,
+        searched: Option<HashSet<u32>>,
+        with_sockets: &HashSet<u32>,
+        started_ns: u64,
+    ) {
+        if searched.is_some() {
             self.unread = found.unread.words();
         }
         let by_inum: HashMap<u32, &KnownNetns> =
@@ -324,16 +331,18 @@ impl Namespaces {
         }
         let SearchRound { found, refused, denied, started_ns, searched, .. } = self.round.take()?;
         (self.refused, self.denied) = (refused, denied);
-        if !searched {
+        let Some(had_sockets) = searched else {
             // A namespace that it did not meet may be one that no search has found yet.
-            return Some(Finished { found, searched, sure: false, started_ns });
-        }
+            return Some(Finished { found, searched: false, sure: false, started_ns });
+        };
         self.known.retain(|id, _| found.contains(id));
-        self.hidden = with_sockets.difference(&found).copied().collect();
+        // One whose first socket is younger than the search may have been made after it had passed.
+        let missed = with_sockets.intersection(&had_sockets).copied();
+        self.hidden = missed.filter(|id| !found.contains(id)).collect();
         // A process that CAP_SYS_PTRACE does not open was closed to earlier rounds as well.
         let sure =
             self.scope == Scope::All && refused == 0 && (denied == 0 || host::has_cap(Capability::SysPtrace));
-        Some(Finished { found, searched, sure, started_ns })
+        Some(Finished { found, searched: true, sure, started_ns })
     }
 
     /// Gives up a round that failed.
@@ -386,5 +395,19 @@ mod tests {
             matches!(namespaces.descriptors(209_000_000_000), Descriptors::Those(places) if places.is_empty())
         );
         assert!(matches!(namespaces.descriptors(210_000_000_000), Descriptors::All));
+    }
+
+    #[test]
+    fn a_namespace_younger_than_the_search_is_new_and_not_hidden() {
+        let mut namespaces = Namespaces::new(Scope::All);
+        let (older, younger) = (1_000_001, 1_000_002);
+        for (had_sockets, hidden) in [([older].into(), false), ([older, younger].into(), true)] {
+            let now = HashSet::from([older, younger]);
+            namespaces.begin(FoundNetns::default(), Some(had_sockets), &now, 0);
+            let finished = namespaces.slice_done(Vec::new(), &now).unwrap();
+            assert!(finished.searched && finished.found.is_empty());
+            assert!(namespaces.is_hidden(older) && !namespaces.is_new(older));
+            assert_eq!((namespaces.is_hidden(younger), namespaces.is_new(younger)), (hidden, !hidden));
+        }
     }
 }

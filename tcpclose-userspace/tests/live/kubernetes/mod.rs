@@ -105,7 +105,8 @@ fn keys(value: &Value, at: &str, found: &mut Vec<String>) {
     const MAPS: [&str; 6] = ["labels", "annotations", "matchLabels", "nodeSelector", "requests", "limits"];
     match value {
         Value::Object(object) => {
-            for (key, inner) in object {
+            // A label, as a Service's selector has it.
+            for (key, inner) in object.iter().filter(|(key, _)| !key.contains('/')) {
                 let at = format!("{at}/{key}");
                 found.push(at.clone());
                 if !MAPS.contains(&key.as_str()) {
