@@ -6,7 +6,10 @@ pub mod held;
 pub mod named;
 
 use std::fs;
-use std::process::Command;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -250,4 +253,36 @@ fn without_the_privilege_others_are_covered_by_hooks_and_that_is_said() {
     let document = json(&snapshot.output().unwrap());
     assert!(at_port(&document, port).is_empty());
     assert!(incomplete(&document).contains("CAP_SYS_ADMIN"), "{document}");
+}
+
+/// In a mount namespace of one's own any namespace can be mounted at any path.
+#[test]
+#[ignore = "needs root"]
+fn nobody_else_names_the_hosts_namespace() {
+    let (port, script) = (
+        free_port(),
+        "mount -t tmpfs none /run && mkdir /run/netns && touch /run/netns/prod-db && \
+         mount --bind /proc/self/ns/net /run/netns/prod-db && echo ready && read end",
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", script]).uid(65534).gid(65534);
+    let mut attacker = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = [0; 6];
+    if attacker.stdout.take().unwrap().read_exact(&mut ready).is_err() {
+        attacker.wait().unwrap();
+        return eprintln!("SKIPPED: no user may make a user namespace here");
+    }
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let _client = common::half_closed_client(port, b"");
+    let _server = listener.accept().unwrap();
+    let agent = Agent::start(&[]);
+    let arguments = ["stuck", "--older-than", "0s", "--json", "--no-agent"];
+    let snapshot = json(&Command::new(BINARY).args(arguments).output().unwrap());
+    for document in [snapshot, json(&agent.stuck(&["--older-than", "0s", "--json"]))] {
+        let sockets = at_port(&document, port);
+        assert!(sockets.len() == 1 && sockets[0].get("netns_name").is_none(), "{sockets:?}");
+    }
+    // Its shell reads the end of its input.
+    drop(attacker.stdin.take());
+    attacker.wait().unwrap();
 }

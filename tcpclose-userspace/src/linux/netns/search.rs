@@ -79,7 +79,8 @@ pub fn find(descriptors: &Descriptors) -> io::Result<FoundNetns> {
     for folder in ["/run/netns", "/var/run/netns"] {
         search.folder(Path::new(folder));
     }
-    let mut tables = Tables { seen: HashSet::new(), budget: Budget::begin(Instant::now()) };
+    let host = identity("/proc/1/ns/mnt").ok().map(|(_, inum)| inum);
+    let mut tables = Tables { seen: HashSet::new(), host, budget: Budget::begin(Instant::now()) };
     tables.budget.read_own("/proc/self/mountinfo", |inum, point| {
         search.add(inum, mount_below(Path::new("/"), &point), name_of(&point));
     });
@@ -139,6 +140,9 @@ fn number(name: &std::ffi::OsStr) -> Option<u32> {
 /// The mount namespaces whose tables were read, and how much may still be read.
 struct Tables {
     seen: HashSet<u32>,
+    /// That of PID 1, as this /proc shows it. Names come from there and from our own: whoever makes a mount namespace can
+    /// mount any namespace that he sees at any path in it.
+    host: Option<u32>,
     budget: Budget,
 }
 
@@ -219,8 +223,10 @@ impl Search {
         {
             // The mount points are relative to the process's root directory.
             let root = proc.join("root");
+            let is_host = tables.host == Some(namespace);
             tables.budget.read(&format!("/proc/{pid}/mountinfo"), user, |inum, point| {
-                self.add(inum, mount_below(&root, &point), name_of(&point));
+                let name = is_host.then(|| name_of(&point)).flatten();
+                self.add(inum, mount_below(&root, &point), name);
             });
         }
     }
