@@ -25,9 +25,10 @@ pub struct Workload {
     /// count, for [`Self::container_id`] names it.
     pub unit: Option<String>,
     /// `containerd://<64 hexadecimal digits>`, as kube-state-metrics writes it; the digits alone where the path does
-    /// not show the runtime. Of nested containers the innermost.
+    /// not show the runtime. Of nested containers the outermost, or in a pod the pod's: what is below it a container may have made
+    /// itself, and named as it likes.
     pub container_id: Option<String>,
-    /// The pod's uid, with dashes. A static pod's is the hash of its manifest, which is not its uid in the API server.
+    /// The outermost pod's uid, with dashes. A static pod's is the hash of its manifest, which is not its uid in the API server.
     pub pod_uid: Option<String>,
 }
 
@@ -88,11 +89,13 @@ fn walk(path: &str) -> Path {
     let mut parent = "";
     // The path of a removed cgroup ends so (kernel/cgroup/cgroup.c, proc_cgroup_show(), 5.8 to 6.18).
     for name in path.strip_suffix(" (deleted)").unwrap_or(path).split('/').filter(|name| !name.is_empty()) {
-        if let Some(uid) = pod_uid(name) {
+        if let Some(uid) = pod_uid(name).filter(|_| found.pod_uid.is_none()) {
             found.pod_uid = Some(uid);
+            // A node that is a container itself (kind) has pods in it.
+            found.container_id = None;
         }
         if let Some(id) = container(name, parent) {
-            found.container_id = Some(id);
+            found.container_id = found.container_id.or(Some(id));
             found.containers += 1;
             // It may run a systemd of its own.
             inner = true;

@@ -104,7 +104,11 @@ fn kubernetes() {
     let kind = "/docker/INNER/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-podU_ID.slice/cri-containerd-ID.scope";
     is(&format!("0::{kind}\n"), None, Some("containerd://ID"), true);
     // Docker in a pod.
-    is("0::/kubepods/podUID/ID/docker/INNER\n", None, Some("docker://INNER"), true);
+    is("0::/kubepods/podUID/ID/docker/INNER\n", None, Some("ID"), true);
+    // Whatever a container makes below itself, it is what it is.
+    let other = "11111111-2222-3333-4444-555555555555";
+    is(&format!("0::/kubepods/podUID/ID/kubepods/pod{other}/INNER\n"), None, Some("ID"), true);
+    is("0::/system.slice/docker-ID.scope/docker/INNER\n", None, Some("docker://ID"), false);
     // A static pod's uid is a hash.
     let (_, _, pod) = told("0::/kubepods/burstable/pod0123456789abcdef0123456789abcdef/ID\n");
     assert_eq!(pod.as_deref(), Some("0123456789abcdef0123456789abcdef"));
