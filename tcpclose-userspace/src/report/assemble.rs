@@ -50,6 +50,9 @@ pub fn assemble(
         let state = Phase::of(socket.state)?;
         let SocketFacts { side, port, age, closer } = facts(socket);
         let diagnosis = diagnose(socket, age, namespace.bound_ns);
+        let owners = owners_of(socket, namespace.owners, namespace.listeners);
+        // A close() that waits for its data to be sent (SO_LINGER) has given its descriptor up, and keeps the inode until then.
+        let is_closed = socket.inode == 0 || owners.is_empty();
         Some(StuckSocket {
             state,
             side,
@@ -68,8 +71,8 @@ pub fn assemble(
             unsent_bytes: socket.unsent,
             last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
             diagnosis,
-            owners: owners_of(socket, namespace.owners, namespace.listeners),
-            closed_by: closer.filter(|_| socket.inode == 0).map(ClosedBy::from),
+            owners,
+            closed_by: closer.filter(|_| is_closed).map(ClosedBy::from),
             peer_owners: peer_owners_of(socket, namespace.peers, namespace.owners, namespace.listeners),
         })
     }));

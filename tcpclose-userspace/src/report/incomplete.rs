@@ -63,7 +63,11 @@ pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String
 /// How many owners are unknown, and why.
 fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capability]) -> Option<String> {
     let held = |socket: &&StuckSocket| socket.inode != 0 || socket.state == Phase::CloseWait;
-    let unknown = sockets.iter().filter(held).filter(|socket| socket.owners.is_empty()).count();
+    let unknown = sockets
+        .iter()
+        .filter(held)
+        .filter(|socket| socket.owners.is_empty() && socket.closed_by.is_none())
+        .count();
     let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
     if unknown == 0 {
         return None;

@@ -87,7 +87,8 @@ pub struct StuckSocket {
     /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
     /// when unknown.
     pub owners: Vec<Owner>,
-    /// The process that closed the socket, if no program holds it any more and the agent saw the close.
+    /// The process that closed the socket, or waits in close() (SO_LINGER), if no descriptor holds it any more and the agent saw the
+    /// close.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closed_by: Option<ClosedBy>,
     /// Every process that holds the peer's end, where that is in the same network namespace.

@@ -18,9 +18,12 @@ use std::time::{Duration, Instant};
 
 use common::{Agent, BINARY};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use socket2::SockRef;
 use stage::{Askers, Child, Pair, Server, helper};
-use tcpclose::names::Diagnosis;
+use tcpclose::linux::sock_diag;
+use tcpclose::names::{Diagnosis, Flow};
 use tcpclose::report::sockets::{Owner, SocketsDocument};
+use tcpclose_common::state::TcpState;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -188,6 +191,37 @@ fn who_closed_is_told_while_the_socket_lasts() {
             assert!(text.contains("closed by ") && text.contains(&format!("[{pid}]")), "{hook}: {text}");
         }
     }
+}
+
+/// A close() that lingers has given its descriptor up: no file leads to the socket, and its inode is still there.
+#[test]
+#[ignore = "needs root"]
+fn who_waits_in_close_is_named() {
+    let agents = Agent::on_each_hook(&[]);
+    let server = Server::new();
+    let Pair { client, server: mut lingering } = server.open_pair();
+    lingering.set_nonblocking(true).unwrap();
+    while lingering.write(&[0; 1 << 16]).is_ok() {}
+    lingering.set_nonblocking(false).unwrap();
+    SockRef::from(&lingering).set_linger(Some(Duration::from_secs(600))).unwrap();
+    let flow = Flow::new(lingering.local_addr().unwrap(), client.local_addr().unwrap());
+    let closing = std::thread::spawn(move || drop(lingering));
+    let is_closing = || {
+        sock_diag::lookup(&flow, 0, None).unwrap().is_some_and(|socket| socket.state == TcpState::FinWait1)
+    };
+    while !is_closing() {}
+    let port = server.port().to_string();
+    for (hook, agent) in &agents {
+        let asked = ["--json", "--older-than", "0s", "--state", "fin_wait_1", "--port", &port];
+        let document: SocketsDocument = serde_json::from_slice(&agent.stuck(&asked).stdout).unwrap();
+        let socket = stage::only(&document);
+        assert!(socket.inode != 0 && socket.owners.is_empty(), "{hook}: {socket:?}");
+        let closer = socket.closed_by.as_ref().unwrap_or_else(|| panic!("{hook}: {socket:?}"));
+        assert_eq!((closer.pid, closer.comm.is_some()), (std::process::id(), true), "{hook}");
+    }
+    // What it never read resets the connection, and close() returns.
+    drop(client);
+    closing.join().unwrap();
 }
 
 #[test]
