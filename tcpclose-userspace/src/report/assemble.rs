@@ -103,7 +103,7 @@ pub fn dumped_facts(
     ephemeral: &RangeInclusive<u16>,
     clock: DumpClock,
 ) -> SocketFacts {
-    let side = match listeners_of(&socket.flow, listeners).next() {
+    let side = match listeners_of(&socket.flow, socket.interface, listeners).next() {
         Some(_) => Side::Server,
         None => Side::Unknown,
     };

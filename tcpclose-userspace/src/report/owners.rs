@@ -13,16 +13,27 @@ use crate::report::diagnosis::not_accepted;
 use crate::report::sockets::Owner;
 
 /// The listeners that can have accepted a connection with this local end: those on its address, else those on every address
-/// of its family, else those on `[::]`. More than one where SO_REUSEPORT shares the port.
-pub fn listeners_of<'a>(flow: &Flow, listeners: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
+/// of its family, else those on `[::]`; of these the ones that are bound to its device, else those that are bound to none. More
+/// than one where SO_REUSEPORT shares the port. `interface`: the device that the connection is bound to, which it has from its
+/// listener (net/ipv4/inet_hashtables.c, compute_score(); include/net/inet_sock.h, inet_request_bound_dev_if(); 5.8 to 6.18).
+pub fn listeners_of<'a>(
+    flow: &Flow,
+    interface: u32,
+    listeners: &'a [Socket],
+) -> impl Iterator<Item = &'a Socket> {
     const ANY_V4: Ipv6Addr = std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
     let (local, port) = (flow.local, flow.local_port);
     let rank = move |listener: &Socket| match listener.flow.local {
         _ if listener.flow.local_port != port || listener.state != TcpState::Listen => 0,
+        _ if listener.interface != 0 && listener.interface != interface => 0,
         address if address == local => 3,
         ANY_V4 if local.to_ipv4_mapped().is_some() => 2,
         Ipv6Addr::UNSPECIFIED => 1,
         _ => 0,
+    };
+    let rank = move |listener: &Socket| match rank(listener) {
+        0 => 0,
+        rank => 2 * rank + u8::from(listener.interface != 0),
     };
     let best = listeners.iter().map(rank).max().unwrap_or(0);
     listeners.iter().filter(move |listener| best > 0 && rank(listener) == best)
@@ -51,7 +62,7 @@ pub fn wanted_inodes<'a>(
     let all = move || sockets.iter().chain(sockets.iter().filter_map(|socket| peers.of_socket(socket)));
     let queues = all()
         .filter(|socket| not_accepted(socket))
-        .flat_map(|socket| listeners_of(&socket.flow, listeners))
+        .flat_map(|socket| listeners_of(&socket.flow, socket.interface, listeners))
         .map(|listener| listener.inode);
     all().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0)
 }
@@ -64,7 +75,7 @@ fn owner(holder: &FdHolder, owners: &Owners) -> Owner {
 /// The owners of `socket`: of one that was not accepted, the holders of its listener.
 pub(super) fn owners_of(socket: &Socket, known: &Owners, listeners: &[Socket]) -> Vec<Owner> {
     let mut owners: Vec<Owner> = if not_accepted(socket) {
-        listeners_of(&socket.flow, listeners)
+        listeners_of(&socket.flow, socket.interface, listeners)
             .flat_map(|listener| known.of(listener.inode))
             .map(|holder| owner(holder, known))
             .collect()
@@ -112,13 +123,28 @@ mod tests {
         ];
         let found = |local: &str, listeners: &[Socket]| -> Vec<u32> {
             let flow = Flow::new(local.parse().unwrap(), "10.0.0.9:41234".parse().unwrap());
-            listeners_of(&flow, listeners).map(|listener| listener.inode).collect()
+            listeners_of(&flow, 0, listeners).map(|listener| listener.inode).collect()
         };
         assert_eq!(found("10.0.0.5:8080", &listeners), [3, 4]);
         assert_eq!(found("10.0.0.7:8080", &listeners), [2]);
         assert_eq!(found("[2001:db8::1]:8080", &listeners), [1]);
         assert_eq!(found("10.0.0.7:8080", &listeners[..1]), [1]);
         assert!(found("10.0.0.5:9090", &listeners).is_empty());
+    }
+
+    #[test]
+    fn a_connection_belongs_to_the_listener_of_its_device() {
+        let listen = |interface, inode| Socket {
+            interface,
+            ..socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", inode)
+        };
+        let listeners = [listen(2, 1), listen(3, 2), listen(0, 3)];
+        let flow = Flow::new("10.0.0.5:8080".parse().unwrap(), "10.0.0.9:41234".parse().unwrap());
+        for (interface, inode) in [(2, 1), (3, 2), (4, 3), (0, 3)] {
+            let found: Vec<u32> =
+                listeners_of(&flow, interface, &listeners).map(|listener| listener.inode).collect();
+            assert_eq!(found, [inode], "{interface}");
+        }
     }
 
     #[test]

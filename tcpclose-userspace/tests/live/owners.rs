@@ -10,15 +10,17 @@ pub mod pod;
 pub mod stage;
 
 use std::io::{IoSlice, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Agent, BINARY};
+use crate::namespaces::named::{Named, ip};
+use common::{Agent, BINARY, free_port};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use stage::{Askers, Child, Pair, Server, helper};
 use tcpclose::linux::sock_diag;
 use tcpclose::names::{Diagnosis, Flow};
@@ -190,6 +192,37 @@ fn who_closed_is_told_while_the_socket_lasts() {
             let text = String::from_utf8(text.stdout).unwrap();
             assert!(text.contains("closed by ") && text.contains(&format!("[{pid}]")), "{hook}: {text}");
         }
+    }
+}
+
+/// Two listeners on one port, each bound to a device: what waits in the queue of one is not the other's.
+#[test]
+#[ignore = "needs root"]
+fn of_two_listeners_on_one_port_the_one_of_the_device_is_named() {
+    let netns = Named::new("devices");
+    ip(&["-n", &netns.name, "link", "add", "d0", "type", "veth", "peer", "name", "d1"]);
+    let port = free_port();
+    let bound = |device: &str| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind_device(Some(device.as_bytes())).unwrap();
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into()).unwrap();
+        socket.listen(8).unwrap();
+        TcpListener::from(socket)
+    };
+    let (ours, other, _client) = netns.inside(|| {
+        let (ours, other) = (bound("lo"), bound("d0"));
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        while sock_diag::dump(TcpState::CloseWait.bit(), false).unwrap().sockets.is_empty() {}
+        (ours, other, client)
+    });
+    let agents = Agent::on_each_hook(&[]);
+    for (hook, agent) in &agents {
+        let output = agent.stuck(&["--json", "--older-than", "0s", "--port", &port.to_string()]);
+        let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
+        let socket = stage::only(&document);
+        let fds: Vec<u32> = socket.owners.iter().map(|owner| owner.fd).collect();
+        assert_eq!(fds, [ours.as_raw_fd() as u32], "{hook}: not {}: {socket:?}", other.as_raw_fd());
     }
 }
 
