@@ -45,6 +45,8 @@ pub struct Stayed {
     pub stay: Stay,
     pub entered: Moment,
     pub left: Option<Moment>,
+    /// When the timer of a TIME-WAIT was set anew.
+    pub rearmed: Option<Moment>,
 }
 
 /// Addresses of the kernel's socket.
@@ -251,7 +253,7 @@ impl Scene {
     /// Says that the kernel's socket came into `stay` at `moment`.
     pub fn entered(&mut self, stay: Stay, moment: Moment) {
         self.left(moment);
-        self.lives[self.life].push(Stayed { stay, entered: moment, left: None });
+        self.lives[self.life].push(Stayed { stay, entered: moment, left: None, rearmed: None });
     }
 
     /// Runs `act`, which ends the kernel's socket. The kernel must no longer show it as it was.
@@ -325,6 +327,8 @@ impl Scene {
     /// Runs `act`, which sets the timer of a TIME-WAIT anew.
     pub fn rearm(&mut self, act: impl FnOnce(&mut Self)) {
         let moment = self.time(act);
+        let waiting = self.lives[self.life].last_mut().expect("a TIME-WAIT");
+        waiting.rearmed = Some(moment);
         self.will_expire_from(moment);
     }
 

@@ -90,10 +90,13 @@ fn samples(
     // By state and side.
     let mut wanted: BTreeMap<_, Vec<Wanted>> = BTreeMap::new();
     for (life, stays) in played.case.lives.iter().zip(lives) {
-        for stayed in stays {
+        for (stayed, next) in stays.iter().zip(stays.iter().skip(1).map(Some).chain([None])) {
             let told = stayed.stay.time.told(backend);
             let truth = truth(stayed);
-            if let Some(bracket) = bracket(truth, told, dumps) {
+            if let Some(mut bracket) = bracket(truth, told, dumps) {
+                if told == "timer" {
+                    bracket.1 += next.map_or(0.0, |next| hidden_by_rearming(next, dumps));
+                }
                 let key = (stayed.stay.state, life.side.told(backend));
                 wanted.entry(key).or_default().push(Wanted { truth, bracket, told });
             }
@@ -141,6 +144,15 @@ fn truth(stayed: &Stayed) -> (f64, f64) {
     let seconds = |ns: u64| ns as f64 / 1e9;
     let least = left.before_ns.saturating_sub(stayed.entered.after_ns);
     (seconds(least), seconds(left.after_ns - stayed.entered.before_ns))
+}
+
+/// By how much a duration that is read off the timer of `waiting`, the TIME-WAIT after it, may be too long: a retransmitted FIN sets
+/// that timer anew, and shows if no dump came between.
+fn hidden_by_rearming(waiting: &Stayed, dumps: Dumps) -> f64 {
+    let Some(rearmed) = waiting.rearmed else { return 0.0 };
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    let least = seconds(rearmed.before_ns.saturating_sub(waiting.entered.after_ns));
+    if dumps.apart + dumps.took < least { 0.0 } else { seconds(rearmed.after_ns - waiting.entered.before_ns) }
 }
 
 /// Least and most that may be told of a state that lasted between `low` and `high`; `None` when nothing may be.
