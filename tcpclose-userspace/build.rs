@@ -101,11 +101,8 @@ fn build() -> Result<(), Failure> {
 /// exist would make cargo run it each time.)
 fn watch_for_toolchain() {
     println!("cargo::rerun-if-env-changed=PATH");
-    let home = |variable: &str, folder: &str| {
-        env::var_os(variable).map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(folder)))
-    };
-    let cargo = home("CARGO_HOME", ".cargo").map(|home| home.join("bin"));
-    let rustup = home("RUSTUP_HOME", ".rustup").map(|home| home.join("update-hashes"));
+    let cargo = toolchain::home("CARGO_HOME", ".cargo").map(|home| home.join("bin"));
+    let rustup = toolchain::home("RUSTUP_HOME", ".rustup").map(|home| home.join("update-hashes"));
     for folder in [Some(PathBuf::from("/usr/bin")), cargo, rustup].into_iter().flatten() {
         if folder.is_dir() {
             println!("cargo::rerun-if-changed={}", folder.display());

@@ -267,21 +267,22 @@ fn linker_path() -> Option<PathBuf> {
     // cargo install puts it in CARGO_HOME, which a login through sudo or a service does not have on PATH.
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(cargo_home().map(|home| home.join("bin")))
+        .chain(home("CARGO_HOME", ".cargo").map(|home| home.join("bin")))
         .map(|folder| folder.join("bpf-linker"))
         .find(|file| file.is_file())
 }
 
-fn cargo_home() -> Option<PathBuf> {
-    let told = env::var_os("CARGO_HOME").map(PathBuf::from);
-    told.or_else(|| env::home_dir().map(|home| home.join(".cargo")))
+/// The folder that `variable` names, else `folder` in the user's home: CARGO_HOME, `.cargo`; RUSTUP_HOME, `.rustup`.
+pub fn home(variable: &str, folder: &str) -> Option<PathBuf> {
+    let named = env::var_os(variable).map(PathBuf::from);
+    named.or_else(|| env::home_dir().map(|home| home.join(folder)))
 }
 
 /// Rustc's flags for an object that does not say where it was built: paths are written down for panics, and in the
 /// probe's line information.
 pub fn remapped(workspace: &Path) -> Vec<OsString> {
     // One folder a registry, whose name is the registry's host.
-    let registries = cargo_home().and_then(|home| home.join("registry/src").read_dir().ok());
+    let registries = home("CARGO_HOME", ".cargo").and_then(|home| home.join("registry/src").read_dir().ok());
     let mut registries: Vec<PathBuf> =
         registries.into_iter().flatten().filter_map(Result::ok).map(|entry| entry.path()).collect();
     registries.sort();

