@@ -152,7 +152,8 @@ pub fn static_cargo(what: &str) -> Result<Command> {
 
 const STATIC: &str = "-C target-feature=+crt-static";
 
-fn all_tests() -> Result<Command> {
+/// `cargo test` for the unit tests and the live tests.
+pub fn all_tests() -> Result<Command> {
     let mut command = static_cargo("test")?;
     command.args(["--workspace", "--exclude", "tcpclose-ebpf", "--lib", "--bins", "--test", live::PROGRAM]);
     Ok(command)

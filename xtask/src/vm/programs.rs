@@ -46,8 +46,7 @@ impl Built {
 /// Builds the agent and the live tests for an architecture.
 pub fn build(architecture: Architecture) -> Result<Built> {
     let mut command = cargo_test(architecture)?;
-    command.args(["--no-run", "--package", "tcpclose", "--test", live::PROGRAM]);
-    command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    command.arg("--no-run").arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
     sh::show(&command);
     let output = command.output().context("cannot start cargo")?;
     if !output.status.success() {
@@ -61,10 +60,11 @@ pub fn build(architecture: Architecture) -> Result<Built> {
     Ok(Built { agent: find("tcpclose")?, live: find(live::PROGRAM)? })
 }
 
-/// `cargo test` for an architecture; for this machine's as all steps of the tests run it.
+/// `cargo test` for an architecture. For this machine's it selects the packages that all steps of the tests select: with
+/// fewer, cargo unifies other features and compiles everything again.
 fn cargo_test(architecture: Architecture) -> Result<Command> {
     if Some(architecture) == Architecture::of_this_machine() {
-        return test::static_cargo("test");
+        return test::all_tests();
     }
     let builder = Builder::of(architecture)?;
     let mut command = builder.cargo();
@@ -74,7 +74,7 @@ fn cargo_test(architecture: Architecture) -> Result<Command> {
     let mut flags: Vec<OsString> = flags.split_whitespace().map(OsString::from).collect();
     flags.extend(builder.flags());
     command.env("CARGO_ENCODED_RUSTFLAGS", flags.join(OsStr::new("\x1f"))).env_remove("RUSTFLAGS");
-    command.args(["test", "--target", &builder.target()]);
+    command.args(["test", "--target", &builder.target(), "--package", "tcpclose", "--test", live::PROGRAM]);
     Ok(command)
 }
 
@@ -96,11 +96,16 @@ fn has_interpreter(program: &[u8]) -> bool {
         .any(|string| string.starts_with(b"/lib") && string.windows(3).any(|w| w == b"ld-"))
 }
 
-/// The executables among cargo's messages: target names and paths.
+/// The binaries and the integration tests among cargo's messages, without the unit tests of libraries and binaries: target
+/// names and paths.
 fn executables(messages: &str) -> Vec<Program> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let programs = messages.filter_map(|message| {
         let file = message["executable"].as_str()?;
+        let is_integration_test = message["target"]["kind"][0] == "test";
+        if message["profile"]["test"] == true && !is_integration_test {
+            return None;
+        }
         let name = message["target"]["name"].as_str()?;
         Some(Program { name: name.to_owned(), file: file.into() })
     });
@@ -112,16 +117,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cargo_tells_where_it_put_what_it_built() {
+    fn cargo_reports_where_it_put_binaries_and_integration_tests() {
         let messages = concat!(
             r#"{"reason":"compiler-artifact","target":{"name":"tcpclose"},"executable":null}"#,
             "\n",
-            r#"{"reason":"compiler-artifact","target":{"name":"closes"},"executable":"/t/release/deps/closes-1f"}"#,
+            r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"live"},"profile":{"test":true},"executable":"/t/debug/deps/live-1f"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"tcpclose"},"profile":{"test":true},"executable":"/t/debug/deps/tcpclose-2e"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"tcpclose"},"profile":{"test":false},"executable":"/t/debug/tcpclose"}"#,
             "\nnot json\n",
             r#"{"reason":"build-finished","success":true}"#,
         );
-        let closes = Program { name: "closes".to_owned(), file: "/t/release/deps/closes-1f".into() };
-        assert_eq!(executables(messages), [closes]);
+        let live = Program { name: "live".to_owned(), file: "/t/debug/deps/live-1f".into() };
+        let agent = Program { name: "tcpclose".to_owned(), file: "/t/debug/tcpclose".into() };
+        assert_eq!(executables(messages), [live, agent]);
         assert!(executables("").is_empty());
     }
 
