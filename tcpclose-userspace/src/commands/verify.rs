@@ -1,32 +1,33 @@
 //! `tcpclose verify`: the agent's numbers beside the kernel's.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueHint};
-use serde::Serialize;
+use tcpclose_common::progress::Ticker;
 
+use self::document::{Audit, Namespace, counted, sockstat};
 use crate::client;
 use crate::client::Client;
 use crate::client::reconcile::reconcile;
 use crate::client::sampling::Sampler;
 use crate::commands::arguments::{duration, socket_path};
 use crate::commands::output::{json, print};
-use crate::failure::{Failure, printable};
+use crate::failure::Failure;
 use crate::linux::netns::Netns;
-use crate::linux::proc_net::SockStat;
 use crate::linux::{host, netns};
 use crate::report::requests::{DEFAULT_SOCKET, READY_PATH, STALE_PREFIX};
 use crate::report::verify::samples::Samples;
 use crate::report::verify::verdict::{Causes, Verdict};
 use crate::report::verify::{
-    AuditRow, AuditSample, BackendsInUse, NetnsSample, Reach, counters, gauges, has_hidden, lost, reach,
+    AuditRow, AuditSample, BackendsInUse, Reach, counters, gauges, has_hidden, lost, reach,
 };
 use crate::ui::table;
-use tcpclose_common::progress::Ticker;
+
+mod document;
+mod text;
 
 /// The version of the document.
 const SCHEMA: u32 = 1;
@@ -61,60 +62,6 @@ pub struct Verify {
     /// The agent's Unix socket [TCPCLOSE_SOCKET]
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path(), value_hint = ValueHint::FilePath)]
     socket: PathBuf,
-}
-
-/// What `tcpclose verify --json` prints.
-#[derive(Debug, Serialize)]
-struct Audit {
-    /// [`SCHEMA`].
-    schema: u32,
-    host: String,
-    boot_id: String,
-    /// Time of the second sample, RFC 3339, UTC.
-    at: String,
-    /// From the first sample to the second.
-    seconds: f64,
-    /// The inode of the agent's network namespace.
-    netns: u32,
-    /// Every sampled one.
-    namespaces: Vec<Namespace>,
-    /// The key is that of the first version of the document.
-    #[serde(rename = "rungs")]
-    backends: BackendsInUse,
-    /// Events that the agent reports as lost meanwhile.
-    lost: i64,
-    rows: Vec<AuditRow>,
-    /// The kernel's counts meanwhile in all of them, including those that are not compared.
-    counters: BTreeMap<&'static str, u64>,
-    /// The sums over all of them at the end; `orphan` is the host's, since the kernel counts it so.
-    sockstat: SockStat,
-    incomplete: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Namespace {
-    netns: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    netns_name: Option<String>,
-    counters: BTreeMap<&'static str, u64>,
-    sockstat: SockStat,
-}
-
-impl Namespace {
-    /// The namespace of `sample`, which was `earlier` in the first one; `None` if it has gone.
-    fn new(sample: &NetnsSample, earlier: Option<&NetnsSample>) -> Option<Self> {
-        let after = sample.after.as_ref()?;
-        let before = earlier.and_then(|sample| sample.before.as_ref());
-        let counted = |(name, n): (&&'static str, &u64)| {
-            (*name, n.saturating_sub(before.map_or(0, |before| before.counters.get(name))))
-        };
-        Some(Self {
-            netns: sample.netns.inum,
-            netns_name: sample.netns.name.clone(),
-            counters: after.counters.0.iter().map(counted).collect(),
-            sockstat: after.stat,
-        })
-    }
 }
 
 impl Verify {
@@ -244,42 +191,6 @@ impl Verify {
             )),
         }
     }
-
-    fn text(&self, audit: &Audit, differs: usize, width: Option<u16>) -> String {
-        let wrapped = |line: String| table::wrap(&line, width) + "\n";
-        let mut text = wrapped(format!(
-            "Agent at {} compared with the kernel, over {:.1}s (state hook {}, TIME-WAIT hook {})",
-            printable(&self.socket.to_string_lossy()),
-            audit.seconds,
-            printable(&audit.backends.state),
-            printable(&audit.backends.time_wait)
-        ));
-        let rows: Vec<Vec<String>> = audit
-            .rows
-            .iter()
-            .map(|row| {
-                let kernel = row.kernel.map_or_else(|| "-".to_owned(), |span| span.to_string());
-                vec![row.what.clone(), row.agent.to_string(), kernel, row.verdict.to_string()]
-            })
-            .collect();
-        let header = ["WHAT", ">AGENT", ">KERNEL", "VERDICT"];
-        text.push_str(&format!("\n{}\n\n", table::render(&header, &rows, width)));
-        text.push_str(&wrapped(match differs {
-            0 => "no metric differs without a known cause".to_owned(),
-            n => format!("{n} of {} metrics differ without a known cause", audit.rows.len()),
-        }));
-        for line in audit.rows.iter().filter_map(breakdown) {
-            text.push_str(&wrapped(line));
-        }
-        if audit.lost > 0 {
-            text.push_str(&wrapped(format!("the agent reports {} lost events meanwhile", audit.lost)));
-        }
-        text.push_str(&wrapped(counters::NOT_COMPARED.to_owned()));
-        for remark in &audit.incomplete {
-            text.push_str(&wrapped(format!("incomplete: {}", printable(remark))));
-        }
-        text
-    }
 }
 
 /// The maximum age of the minisockets of an agent without reconciles on request, where it dumps them: an interval, another
@@ -307,40 +218,6 @@ fn better(a: AuditRow, b: AuditRow) -> AuditRow {
     if rank(&b) < rank(&a) { b } else { a }
 }
 
-/// The counts of all of them.
-fn counted(namespaces: &[Namespace]) -> BTreeMap<&'static str, u64> {
-    let mut sum = BTreeMap::new();
-    for (name, n) in namespaces.iter().flat_map(|namespace| &namespace.counters) {
-        *sum.entry(*name).or_default() += n;
-    }
-    sum
-}
-
-fn sockstat(namespaces: &[Namespace]) -> SockStat {
-    namespaces.iter().map(|namespace| namespace.sockstat).fold(SockStat::default(), |sum, of| SockStat {
-        inuse: sum.inuse + of.inuse,
-        orphan: sum.orphan.max(of.orphan),
-        tw: sum.tw + of.tw,
-    })
-}
-
-/// The parts of a row that differs, by namespace; `None` where it has only one.
-fn breakdown(row: &AuditRow) -> Option<String> {
-    if row.verdict != Verdict::Differs || row.namespaces.len() < 2 {
-        return None;
-    }
-    let parts = row.namespaces.iter().map(|part| {
-        let name = part.netns_name.clone().unwrap_or_else(|| format!("net:[{}]", part.netns));
-        match part.dumped {
-            Some(dumped) if dumped.beyond(part.kernel) != 0 => {
-                format!("{} and {} in {}", dumped, part.kernel, printable(&name))
-            }
-            _ => format!("{} in {}", part.kernel, printable(&name)),
-        }
-    });
-    Some(format!("{}: {}", row.what, parts.collect::<Vec<_>>().join(", ")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,49 +237,6 @@ mod tests {
         assert_eq!(better(row(2, Verdict::Equal), differs()).agent, Span::exact(2));
         assert_eq!(better(differs(), row(2, Verdict::Differs)).agent, Span::exact(1));
         assert_eq!(better(differs(), row(2, Verdict::Explained("y".to_owned()))).agent, Span::exact(2));
-    }
-
-    #[test]
-    fn the_whole_text() {
-        let row = |what: &str, agent, kernel, verdict| AuditRow {
-            what: what.to_owned(),
-            agent: Span::exact(agent),
-            kernel,
-            verdict,
-            namespaces: Vec::new(),
-        };
-        let rows = vec![
-            row("close_wait", 12, Some(Span::exact(12)), Verdict::Equal),
-            row(
-                "time_wait",
-                4003,
-                Some(Span { min: 3990, max: 3999 }),
-                Verdict::Explained("17 events were lost".to_owned()),
-            ),
-            row("closes", 100, Some(Span::exact(90)), Verdict::Differs),
-        ];
-        let audit = Audit {
-            schema: SCHEMA,
-            host: "h".to_owned(),
-            boot_id: "b".to_owned(),
-            at: "t".to_owned(),
-            seconds: 10.04,
-            netns: 1,
-            namespaces: Vec::new(),
-            backends: BackendsInUse::of(&Samples::parse(
-                "tcpclose_hook_info{hook=\"state\",backend=\"btf\"} 1\n\
-                 tcpclose_hook_info{hook=\"time_wait\",backend=\"hooks\"} 1\n",
-            )),
-            lost: 17,
-            rows,
-            counters: BTreeMap::new(),
-            sockstat: SockStat::default(),
-            incomplete: vec![OWN_ONLY.to_owned()],
-        };
-        let verify =
-            Verify { period: Duration::ZERO, json: false, socket: "/run/tcpclose/tcpclose.sock".into() };
-        let texts = [100, 40].map(|width| verify.text(&audit, 1, Some(width)));
-        crate::ui::golden::check("verify.txt", &texts.join("\n-----\n"));
     }
 
     #[test]

@@ -1,4 +1,10 @@
-use crate::commands::kill::*;
+use std::cell::RefCell;
+
+use super::execution::{Executor, hopeless};
+use super::text::result_line;
+use super::*;
+use crate::kill::KillOutcome;
+use crate::names::Phase;
 use crate::report::fixtures::{owner, socket};
 
 fn arguments(words: &[&str]) -> Kill {

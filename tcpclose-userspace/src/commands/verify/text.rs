@@ -1,0 +1,119 @@
+//! What `tcpclose verify` prints on a terminal.
+
+use super::Verify;
+use super::document::Audit;
+use crate::failure::printable;
+use crate::report::verify::verdict::Verdict;
+use crate::report::verify::{AuditRow, counters};
+use crate::ui::table;
+
+impl Verify {
+    pub(super) fn text(&self, audit: &Audit, differs: usize, width: Option<u16>) -> String {
+        let wrapped = |line: String| table::wrap(&line, width) + "\n";
+        let mut text = wrapped(format!(
+            "Agent at {} compared with the kernel, over {:.1}s (state hook {}, TIME-WAIT hook {})",
+            printable(&self.socket.to_string_lossy()),
+            audit.seconds,
+            printable(&audit.backends.state),
+            printable(&audit.backends.time_wait)
+        ));
+        let rows: Vec<Vec<String>> = audit
+            .rows
+            .iter()
+            .map(|row| {
+                let kernel = row.kernel.map_or_else(|| "-".to_owned(), |span| span.to_string());
+                vec![row.what.clone(), row.agent.to_string(), kernel, row.verdict.to_string()]
+            })
+            .collect();
+        let header = ["WHAT", ">AGENT", ">KERNEL", "VERDICT"];
+        text.push_str(&format!("\n{}\n\n", table::render(&header, &rows, width)));
+        text.push_str(&wrapped(match differs {
+            0 => "no metric differs without a known cause".to_owned(),
+            n => format!("{n} of {} metrics differ without a known cause", audit.rows.len()),
+        }));
+        for line in audit.rows.iter().filter_map(breakdown) {
+            text.push_str(&wrapped(line));
+        }
+        if audit.lost > 0 {
+            text.push_str(&wrapped(format!("the agent reports {} lost events meanwhile", audit.lost)));
+        }
+        text.push_str(&wrapped(counters::NOT_COMPARED.to_owned()));
+        for remark in &audit.incomplete {
+            text.push_str(&wrapped(format!("incomplete: {}", printable(remark))));
+        }
+        text
+    }
+}
+
+/// The parts of a row that differs, by namespace; `None` where it has only one.
+fn breakdown(row: &AuditRow) -> Option<String> {
+    if row.verdict != Verdict::Differs || row.namespaces.len() < 2 {
+        return None;
+    }
+    let parts = row.namespaces.iter().map(|part| {
+        let name = part.netns_name.clone().unwrap_or_else(|| format!("net:[{}]", part.netns));
+        match part.dumped {
+            Some(dumped) if dumped.beyond(part.kernel) != 0 => {
+                format!("{} and {} in {}", dumped, part.kernel, printable(&name))
+            }
+            _ => format!("{} in {}", part.kernel, printable(&name)),
+        }
+    });
+    Some(format!("{}: {}", row.what, parts.collect::<Vec<_>>().join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::super::{OWN_ONLY, SCHEMA};
+    use super::*;
+    use crate::linux::proc_net::SockStat;
+    use crate::report::verify::BackendsInUse;
+    use crate::report::verify::samples::Samples;
+    use crate::report::verify::verdict::Span;
+
+    #[test]
+    fn the_whole_text() {
+        let row = |what: &str, agent, kernel, verdict| AuditRow {
+            what: what.to_owned(),
+            agent: Span::exact(agent),
+            kernel,
+            verdict,
+            namespaces: Vec::new(),
+        };
+        let rows = vec![
+            row("close_wait", 12, Some(Span::exact(12)), Verdict::Equal),
+            row(
+                "time_wait",
+                4003,
+                Some(Span { min: 3990, max: 3999 }),
+                Verdict::Explained("17 events were lost".to_owned()),
+            ),
+            row("closes", 100, Some(Span::exact(90)), Verdict::Differs),
+        ];
+        let audit = Audit {
+            schema: SCHEMA,
+            host: "h".to_owned(),
+            boot_id: "b".to_owned(),
+            at: "t".to_owned(),
+            seconds: 10.04,
+            netns: 1,
+            namespaces: Vec::new(),
+            backends: BackendsInUse::of(&Samples::parse(
+                "tcpclose_hook_info{hook=\"state\",backend=\"btf\"} 1\n\
+                 tcpclose_hook_info{hook=\"time_wait\",backend=\"hooks\"} 1\n",
+            )),
+            lost: 17,
+            rows,
+            counters: BTreeMap::new(),
+            sockstat: SockStat::default(),
+            incomplete: vec![OWN_ONLY.to_owned()],
+        };
+        let verify =
+            Verify { period: Duration::ZERO, json: false, socket: "/run/tcpclose/tcpclose.sock".into() };
+        let texts = [100, 40].map(|width| verify.text(&audit, 1, Some(width)));
+        crate::ui::golden::check("verify.txt", &texts.join("\n-----\n"));
+    }
+}
