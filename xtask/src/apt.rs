@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{sh, test};
+use crate::sh;
 
 /// Debian's package tools, with fresh lists: old ones name packages that are gone.
 pub struct Apt;
@@ -22,7 +22,7 @@ impl Apt {
     /// None if the system has no apt. Without network or root the existing lists are used.
     pub fn updated() -> Option<Self> {
         sh::find("apt-get")?;
-        if !(sh::is_root() || test::can_sudo()) {
+        if !sh::can_be_root() {
             eprintln!("note: updating apt's lists needs root; using the existing ones");
         } else if let Err(why) = sh::run(apt_get().arg("update")) {
             eprintln!("note: {why:#}; using apt's existing lists");

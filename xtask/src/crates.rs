@@ -1,5 +1,6 @@
 //! `cargo xtask crates`: the two crates that `cargo install tcpclose` takes, with the built probe in them, and a trial: the agent is
-//! installed from a local registry directory that has nothing but these two and what Cargo.lock names.
+//! installed from a local registry directory that has nothing but these two and what Cargo.lock names: on this machine, and in a root of
+//! Debian that has Debian's Rust alone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +11,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tcpclose_common::toolchain::{self, Machine, PROBE};
 
+use crate::archive::Suite;
+use crate::debian::{self, Origin};
+use crate::roots::{self, Mount};
 use crate::setup::{self, Purpose};
 use crate::{build, sh};
 
@@ -54,6 +58,38 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     }
     sh::run(Command::new(&binary).args(["stuck", "--no-agent", "--older-than", "0s"]))?;
     println!("{}: installed from its crates, with the probe", binary.display());
+    if !sh::can_be_root() {
+        eprintln!("SKIPPED: the trial in a root of Debian {DEBIAN}, which needs root");
+        return Ok(());
+    }
+    install_in_debian(&registry)
+}
+
+/// The release whose Rust the trial uses, and its packages.
+const DEBIAN: &str = Suite::Bookworm.name();
+const DEBIANS_RUST: &str = "rustc-web cargo-web";
+
+/// Installs the agent in a root that has no Rust but Debian's, no eBPF toolchain and no network for cargo.
+fn install_in_debian(registry: &Path) -> Result<()> {
+    let folder = build::target_folder()?.join("roots");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let root = folder.join("crates");
+    Origin::of(DEBIAN)?.make(&root, "ca-certificates,gcc,libc6-dev")?;
+    let script = format!(
+        "apt-get --quiet --quiet update
+        apt-get --quiet --quiet install --yes --no-install-recommends {DEBIANS_RUST} >/dev/null
+        rustc --version
+        cd /
+        cargo install tcpclose --locked --offline --root /usr/local \\
+            --config 'source.crates-io.replace-with=\"local\"' --config 'source.local.local-registry=\"/registry\"'
+        /usr/local/bin/tcpclose --version
+        /usr/local/bin/tcpclose stuck --no-agent --older-than 0s"
+    );
+    let mount = Mount { source: registry, target: "/registry", writable: false };
+    roots::run_in(&root, DEBIAN, &script, &[mount])
+        .with_context(|| format!("installing with {DEBIANS_RUST} fails; the root is {}", root.display()))?;
+    debian::remove(&root)?;
+    println!("Debian {DEBIAN}: cargo install works with {DEBIANS_RUST} alone");
     Ok(())
 }
 

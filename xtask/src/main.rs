@@ -23,7 +23,6 @@ mod fuzz;
 mod imports;
 mod live;
 mod package;
-#[allow(dead_code, reason = "shared with tcpclose-userspace, which uses the rest")]
 mod roots;
 mod run;
 mod setup;

@@ -16,7 +16,14 @@ use crate::archive::{self, Suite};
 use crate::debian::{self, Origin};
 use crate::{build, sh};
 
-const SCRIPT: &str = include_str!("roots.sh");
+const CHROOT: &str = include_str!("chroot.sh");
+const SCRIPT: &str = "
+    mkdir -p /root/.cargo
+    cp -r /cargo-settings/. /root/.cargo/
+    cd /tcpclose
+    cargo xtask setup --for build
+    cargo xtask build
+    /target/release/tcpclose stuck --no-agent --older-than 0s";
 const SUITES: &[&str] = &[Suite::Bookworm.name(), Suite::Trixie.name(), Suite::Sid.name()];
 const INCLUDED: &str = "ca-certificates,gcc,libc6-dev";
 
@@ -39,12 +46,10 @@ impl Arguments {
 pub fn command(arguments: &Arguments) -> Result<()> {
     let folder = build::target_folder()?.join("roots");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let script = folder.join("roots.sh");
-    fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
     for suite in &arguments.suites {
         let root = folder.join(suite);
         Origin::of(suite)?.make(&root, INCLUDED)?;
-        try_in(&root, suite, &script)
+        try_in(&root, suite)
             .with_context(|| format!("Debian {suite} fails; its root is {}", root.display()))?;
         debian::remove(&root)?;
         println!("Debian {suite}: setup, build and a snapshot work");
@@ -52,15 +57,51 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn try_in(root: &Path, suite: &str, script: &Path) -> Result<()> {
+fn try_in(root: &Path, suite: &str) -> Result<()> {
+    let sysroot =
+        sh::ask(Command::new("rustc").args(["--print", "sysroot"])).context("rustc has no sysroot")?;
+    // What cargo fetched for this machine need not be fetched again.
+    let cargo = cargo_home()?;
+    let registry = cargo.join("registry");
+    fs::create_dir_all(&registry).with_context(|| format!("cannot make {}", registry.display()))?;
+    let settings = build::target_folder()?.join("roots/cargo-settings");
+    fs::create_dir_all(&settings).with_context(|| format!("cannot make {}", settings.display()))?;
+    for name in ["config.toml", "config"] {
+        let (from, to) = (cargo.join(name), settings.join(name));
+        if from.is_file() {
+            fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+        }
+    }
+    let mounts = [
+        Mount { source: &sh::workspace(), target: "/tcpclose", writable: false },
+        Mount { source: Path::new(sysroot.trim()), target: "/toolchain", writable: false },
+        Mount { source: &settings, target: "/cargo-settings", writable: false },
+        Mount { source: &registry, target: "/root/.cargo/registry", writable: true },
+    ];
+    run_in(root, suite, SCRIPT, &mounts)
+}
+
+/// A folder of this machine in a root.
+pub struct Mount<'a> {
+    pub source: &'a Path,
+    pub target: &'static str,
+    pub writable: bool,
+}
+
+/// Runs a shell script in a root of a release, with that release's package sources. Takes root.
+pub fn run_in(root: &Path, suite: &str, script: &str, mounts: &[Mount<'_>]) -> Result<()> {
+    let chroot = build::target_folder()?.join("roots/chroot.sh");
+    fs::write(&chroot, CHROOT).with_context(|| format!("cannot write {}", chroot.display()))?;
     let sources = root.join("etc/apt/sources.list");
     let write = format!("printf %s \"$1\" >{}", sh::quote(&sources.to_string_lossy()));
     sh::run(sh::as_root("sh", &[]).args(["-c", &write, "sh", &sources_of(suite)?]))?;
-    let sysroot =
-        sh::ask(Command::new("rustc").args(["--print", "sysroot"])).context("rustc has no sysroot")?;
     let mut unshare = sh::as_root("unshare", &[]);
-    unshare.args(["--mount", "--propagation", "private", "sh"]).arg(script).arg(root);
-    sh::run(unshare.arg(sh::workspace()).arg(sysroot.trim()).arg(cargo_home()?))
+    unshare.args(["--mount", "--propagation", "private", "sh"]).arg(chroot).arg(root).arg(script);
+    for mount in mounts {
+        let mode = if mount.writable { "rw" } else { "ro" };
+        unshare.arg(mount.source).arg(mount.target).arg(mode);
+    }
+    sh::run(&mut unshare)
 }
 
 /// The sources of a release with its updates; sid has none.

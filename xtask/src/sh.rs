@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -62,6 +63,15 @@ pub fn as_root(program: impl AsRef<OsStr>, environment: &[(&str, &str)]) -> Comm
 pub fn is_root() -> bool {
     // procfs shows the effective user as the owner, which spares a crate for geteuid.
     fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+/// True if this process runs as root, or sudo needs no password, or a user can enter it.
+pub fn can_be_root() -> bool {
+    is_root()
+        || ask(Command::new("sudo").args(["-n", "true"])).is_some()
+        || (io::stdin().is_terminal()
+            && env::var_os("CI").is_none()
+            && run(Command::new("sudo").arg("-v")).is_ok())
 }
 
 /// Shows the command and runs it; fails unless it succeeds.

@@ -1,7 +1,6 @@
 //! `cargo xtask test`: what CI runs.
 
 use std::env;
-use std::io::{self, IsTerminal};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -94,7 +93,7 @@ fn summary_line(name: &str, took: Duration, word: &str) -> String {
 
 fn setup(arguments: &Arguments) -> Result<Outcome> {
     // A user without root can neither run the live tests nor install their tools.
-    let purpose = if sh::is_root() || can_sudo() { Purpose::Test } else { Purpose::Build };
+    let purpose = if sh::can_be_root() { Purpose::Test } else { Purpose::Build };
     setup::ready_with(purpose, vm::kernels(arguments.all))?;
     Ok(Outcome::Passed)
 }
@@ -180,7 +179,7 @@ fn fuzz(_: &Arguments) -> Result<Outcome> {
 
 /// Real sockets and the kernel's own tracepoint, which need root.
 fn live(arguments: &Arguments) -> Result<Outcome> {
-    if !(sh::is_root() || can_sudo()) {
+    if !sh::can_be_root() {
         return Ok(skipped("live tests", "need root"));
     }
     let programs = programs::build(Architecture::host()?)?;
@@ -204,7 +203,7 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
 pub fn with_root() -> Result<Option<Command>> {
     let mut command = sh::cargo();
     if !sh::is_root() {
-        if !can_sudo() {
+        if !sh::can_be_root() {
             return Ok(None);
         }
         // Built by the user, run by root: cargo starts each program through its runner.
@@ -230,7 +229,7 @@ fn packages(_: &Arguments) -> Result<Outcome> {
     for other in Architecture::ALL.into_iter().filter(|other| *other != host && host == Architecture::Amd64) {
         package::test(&package::make(other, false)?)?;
     }
-    if !(sh::is_root() || can_sudo()) {
+    if !sh::can_be_root() {
         return Ok(skipped("trying the packages", "needs root"));
     }
     package::test(&packages)?;
@@ -256,7 +255,7 @@ fn crates(_: &Arguments) -> Result<Outcome> {
 
 /// Setup and build in the smallest roots of other releases.
 fn roots(_: &Arguments) -> Result<Outcome> {
-    if !(sh::is_root() || can_sudo()) {
+    if !sh::can_be_root() {
         return Ok(skipped("setup in minimal roots", "needs root"));
     }
     roots::command(&roots::Arguments::all())?;
@@ -274,15 +273,6 @@ fn passed(command: &mut Command) -> Result<Outcome> {
 fn skipped(what: &str, why: &'static str) -> Outcome {
     eprintln!("\nSKIPPED: {what}: {why}\n");
     Outcome::Skipped(why)
-}
-
-/// True if sudo needs no password, or a user can enter it.
-pub fn can_sudo() -> bool {
-    let quiet = sh::ask(Command::new("sudo").args(["-n", "true"])).is_some();
-    quiet
-        || (io::stdin().is_terminal()
-            && env::var_os("CI").is_none()
-            && sh::run(Command::new("sudo").arg("-v")).is_ok())
 }
 
 /// The variable with cargo's runner for the host.

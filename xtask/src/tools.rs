@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::apt::{Apt, Effect};
 use crate::archive::{Architecture, Archive, Suite};
-use crate::{build, sh, test};
+use crate::{build, sh};
 
 /// Packages that are installed together, and what they are for.
 pub struct Group {
@@ -102,7 +102,7 @@ impl Group {
     /// Installs it, or unpacks it if installing would change this system. The error is the reason why neither works.
     pub fn provide(&self, apt: Option<&Apt>) -> Result<()> {
         let Some(apt) = apt else { bail!("this system has no apt-get") };
-        if !(sh::is_root() || test::can_sudo()) {
+        if !sh::can_be_root() {
             bail!("installing needs root");
         }
         match apt.effect(self.packages) {

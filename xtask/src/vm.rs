@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use crate::archive::Architecture;
 use crate::live::{self, When};
 use crate::setup::{self, Purpose};
-use crate::{sh, test};
+use crate::sh;
 use guest::{Guest, Report};
 use initramfs::Initramfs;
 use kit::{Kernel, Part};
@@ -138,7 +138,7 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     // What takes long tells nothing new of the other architecture.
     boot_all(&mut summary, Architecture::Arm64, &of(Architecture::Arm64), None, false, None, patience)?;
     summary.end()?;
-    if long && (sh::is_root() || test::can_sudo()) {
+    if long && sh::can_be_root() {
         let with_systemd: Vec<Kernel> =
             hosts.iter().copied().filter(|kernel| Kernel::WITH_SYSTEMD.contains(kernel)).collect();
         systemd::boot(&with_systemd, patience)?;
