@@ -86,6 +86,14 @@ impl Way {
         matches!(self, Self::File(_) | Self::Mount { .. })
     }
 
+    /// The process that leads there, if one does.
+    pub(super) const fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Task { pid, .. } | Self::Descriptor { pid, .. } => Some(*pid),
+            Self::File(_) | Self::Mount { .. } => None,
+        }
+    }
+
     pub(super) fn path(&self) -> PathBuf {
         match self {
             Self::Task { pid, tid } => format!("/proc/{pid}/task/{tid}/ns/net").into(),

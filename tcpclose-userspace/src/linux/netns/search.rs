@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::mem::discriminant;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -28,7 +29,8 @@ pub enum Scope {
     Current,
 }
 
-/// The most paths to one namespace that are remembered.
+/// The most paths of one kind to one namespace that are remembered, each of another process. Of every kind, since those met
+/// first may end first: threads of agents that are there for one dump.
 const WAYS: usize = 3;
 
 /// The result of a search.
@@ -181,7 +183,9 @@ impl Search {
         });
         let Some(place) = places.get_mut(at) else { return };
         place.name = place.name.take().or(name);
-        if place.ways.len() < WAYS {
+        let mut alike = place.ways.iter().filter(|known| discriminant(*known) == discriminant(&way));
+        let same_process = |known: &Way| known.pid().is_some() && known.pid() == way.pid();
+        if alike.clone().count() < WAYS && !alike.any(same_process) {
             place.ways.push(way);
         }
     }
@@ -274,4 +278,22 @@ fn is_net(way: &Way, inum: u32) -> bool {
         // SAFETY: the request takes no argument.
         unsafe { libc::ioctl(file.as_raw_fd(), TYPE) == libc::CLONE_NEWNET }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_that_lasts_is_found_behind_those_that_do_not() {
+        let (mut search, _) = Search::begin().unwrap();
+        let task = |pid, tid| Way::Task { pid, tid };
+        let descriptor = |fd| Way::Descriptor { pid: 9, fd };
+        let visitors = [task(1, 11), task(1, 12), task(2, 21), task(3, 31), task(4, 41)];
+        for way in visitors.into_iter().chain([descriptor(5), descriptor(6)]) {
+            search.add(7, way, None);
+        }
+        let [place] = search.found.places.as_slice() else { panic!("{:?}", search.found.places) };
+        assert_eq!(place.ways, [task(1, 11), task(2, 21), task(3, 31), descriptor(5)]);
+    }
 }
