@@ -18,7 +18,7 @@ use crate::linux::executables;
 use crate::linux::executables::HelperHandle;
 use crate::linux::host::thread_cpu_ns;
 use crate::linux::proc_fd;
-use crate::linux::proc_fd::{FdHolder, FileFilter, OpenFiles, Urgency};
+use crate::linux::proc_fd::{FdHolder, FileFilter, OpenFiles, Urgency, rings};
 use crate::linux::process::Process;
 
 /// The time limit for reading descriptors. Executables come after ([`executables::WITHIN`]); a client waits 10 s for
@@ -91,24 +91,38 @@ pub fn find(inodes: &FxHashSet<u32>, look: OwnersLookup) -> io::Result<Owners> {
 }
 
 /// The same from files `seen` before or during the dump of the sockets; where those lack a holder, a second search fills the
-/// time that is left.
+/// time that is left, and then one through the rings of io_uring.
 pub fn find_in(inodes: &FxHashSet<u32>, mut seen: OpenFiles, again: OwnersLookup) -> io::Result<Owners> {
     if inodes.is_empty() {
         return Ok(Owners::default());
     }
+    let begun = Instant::now();
+    let until = begun + WITHIN.saturating_sub(seen.took);
+    let left = || until.saturating_duration_since(Instant::now());
     seen.sockets.retain(|(inode, _)| inodes.contains(inode));
-    let found: FxHashSet<u32> = seen.sockets.iter().map(|(inode, _)| *inode).collect();
-    let left = WITHIN.saturating_sub(seen.took);
-    if found.len() == inodes.len() || left.is_zero() {
-        return Ok(known(seen, left));
+    if missing(inodes, &seen).is_empty() || left().is_zero() {
+        return Ok(known(seen, left()));
     }
-    let mut files = look_within(again, Some(inodes), left)?;
+    let mut files = look_within(again, Some(inodes), left())?;
     if !files.unanswered.is_empty() {
         // The second search was cut short too, so both count.
         files.sockets.append(&mut seen.sockets);
     }
-    let left = left.saturating_sub(files.took);
-    Ok(known(files, left))
+    let missing = missing(inodes, &files);
+    if !missing.is_empty() && !left().is_zero() {
+        let rings = proc_fd::read_within(Urgency::Leisurely, FileFilter::Rings, left())?.rings;
+        files.sockets.extend(rings::registered(&rings, &missing, until));
+    }
+    Ok(known(files, left()))
+}
+
+/// Those of `inodes` that have no holder among `files`.
+fn missing(inodes: &FxHashSet<u32>, files: &OpenFiles) -> FxHashSet<u32> {
+    let mut missing = inodes.clone();
+    for (inode, _) in &files.sockets {
+        missing.remove(inode);
+    }
+    missing
 }
 
 /// Describes the processes in `files`, in the time `left`; without any, by their names only.

@@ -73,7 +73,8 @@ fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capabilit
         return None;
     }
     let missing: Vec<&str> = missing.iter().map(|capability| capability.name()).collect();
-    let elsewhere = "another PID namespace, a descriptor in flight over a unix socket, or the kernel itself";
+    let elsewhere = "another PID namespace, a descriptor in flight over a unix socket, a call that still uses a closed descriptor, \
+        io_uring on a kernel that does not list its sockets, or the kernel itself";
     if !owners.unanswered.is_empty() {
         // [`unanswered`] names the processes.
         return Some(format!("owners of {sockets} are unknown"));

@@ -13,6 +13,7 @@
 //! A process may have any number of descriptors, also of one file, and any user many processes. So processes take turns, a part
 //! of a directory each, and where a walk has a time limit, the largest are those that stay unread.
 
+pub mod rings;
 mod work_queue;
 
 use std::collections::VecDeque;
@@ -48,6 +49,8 @@ pub struct OpenFiles {
     pub namespaces: Vec<(u32, FdHolder)>,
     /// Files that may be mounts of a namespace.
     pub mounts: Vec<FdHolder>,
+    /// Rings of io_uring, which hold the files that are registered with them.
+    pub rings: Vec<FdHolder>,
     /// Processes whose files the caller may not read.
     pub denied: u32,
     /// Processes whose files were not all read in time.
@@ -66,13 +69,14 @@ pub enum FileFilter<'a> {
     Sockets,
     /// Sockets with these inodes.
     Those(&'a FxHashSet<u32>),
+    Rings,
 }
 
 impl FileFilter<'_> {
     /// Whether it collects the socket with this inode.
     pub fn has(self, inode: u32) -> bool {
         match self {
-            Self::Namespaces => false,
+            Self::Namespaces | Self::Rings => false,
             Self::NamespacesAndSockets | Self::Sockets => true,
             Self::Those(inodes) => inodes.contains(&inode),
         }
@@ -154,6 +158,8 @@ impl OpenFiles {
             } else if may_be_a_mount(target) {
                 self.mounts.push(holder);
             }
+        } else if matches!(wanted, FileFilter::Rings) && rings::is_ring(target) {
+            self.rings.push(holder);
         }
     }
 
@@ -162,6 +168,7 @@ impl OpenFiles {
         self.sockets.append(&mut more.sockets);
         self.namespaces.append(&mut more.namespaces);
         self.mounts.append(&mut more.mounts);
+        self.rings.append(&mut more.rings);
         self.denied += more.denied;
         self.unanswered.extend(more.unanswered);
         self.cpu_ns += more.cpu_ns;

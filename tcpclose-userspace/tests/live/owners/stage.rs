@@ -179,6 +179,10 @@ pub fn only(document: &SocketsDocument) -> &StuckSocket {
     &document.sockets[0]
 }
 
+pub fn inode(socket: impl AsFd) -> u64 {
+    rustix::fs::fstat(socket).unwrap().st_ino
+}
+
 /// By pid and descriptor, in order.
 pub fn holders(owners: &[Owner]) -> Vec<(u32, u32)> {
     owners.iter().map(|owner| (owner.pid, owner.fd)).collect()
