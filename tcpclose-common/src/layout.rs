@@ -102,6 +102,10 @@ layout! {
     task_tgid: "task_struct", "tgid";
     /// `struct inode *`.
     file_inode: "file", "f_inode";
+    /// `void *`: a socket's `struct socket *`.
+    file_private: "file", "private_data";
+    /// `struct sock *`.
+    socket_sk: "socket", "sk";
     /// `umode_t` (`u16`).
     inode_mode: "inode", "i_mode";
     /// `unsigned long`.
@@ -112,4 +116,4 @@ layout! {
     sb_magic: "super_block", "s_magic";
 }
 
-const _: () = assert!(size_of::<Layout>() == 37 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 39 * size_of::<u32>());

@@ -6,7 +6,7 @@ use aya_ebpf::bindings::seq_file;
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use tcpclose_common::held::Held;
 
-use crate::sock::{LAYOUT, Load, Typed, offset};
+use crate::sock::{Copied, LAYOUT, Load, Typed, cookie, offset};
 
 /// `struct bpf_iter__task_file` (kernel/bpf/task_iter.c, 5.8 to 6.18), a part of the kernel's interface.
 #[repr(C)]
@@ -31,7 +31,9 @@ const SOCKFS_MAGIC: u64 = 0x534f_434b;
 pub unsafe fn visit(ctx: *const Context) {
     // SAFETY: the caller's promise. At the end of the pass task and file are null; until then they are a live
     // task_struct and file, whose offsets are this kernel's own. A task_struct's group_leader and a file's f_inode are
-    // never null; the verifier makes a load through a bad pointer read zero.
+    // never null; the verifier makes a load through a bad pointer read zero. A file of sockfs has a socket in private_data
+    // (net/socket.c, sock_alloc_file(), 5.8 to 6.18), whose type the verifier does not know: those loads are copies, which read
+    // zero where the socket has been released.
     unsafe {
         let (task, file) =
             ((&raw const (*ctx).task).read_volatile(), (&raw const (*ctx).file).read_volatile());
@@ -54,8 +56,11 @@ pub unsafe fn visit(ctx: *const Context) {
         if task != leader && files(task) == files(leader) {
             return;
         }
+        let socket: *const u8 = Typed::load(file, offset(&LAYOUT.file_private));
+        let sk: *const u8 = Copied::load(socket, offset(&LAYOUT.socket_sk));
         let held = Held {
             inode: Typed::load(inode, offset(&LAYOUT.inode_ino)),
+            cookie: cookie::<Copied>(sk),
             pid: Typed::load(task, offset(&LAYOUT.task_tgid)),
             fd: (&raw const (*ctx).fd).read_volatile(),
         };

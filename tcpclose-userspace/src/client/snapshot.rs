@@ -5,6 +5,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
+use rustc_hash::FxHashSet;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
 use crate::collect;
@@ -45,7 +46,8 @@ pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Re
     let (mut dumped, dump) = dumps.take_sockets();
     let peers = collect::sockets::peers(depth, &dumped);
     let lookup = OwnersLookup::Proc(Urgency::Hurried);
-    let owners = collect::sockets::find_owners(&mut dumped, &peers, Some(files), lookup)?;
+    let owners =
+        collect::sockets::find_owners(&mut dumped, &peers, (Some(files), &FxHashSet::default()), lookup)?;
 
     let ephemeral = host::ip_local_port_range();
     let mut sockets = Vec::new();

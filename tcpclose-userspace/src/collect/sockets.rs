@@ -79,12 +79,12 @@ fn places(dumped: &[DumpedNetns]) -> Vec<(u32, NetnsPath)> {
     dumped.iter().map(|netns| (netns.netns.id, netns.place.clone())).collect()
 }
 
-/// Finds the owners of everything in `dumped`, and drops sockets that were closed since the dump. `seen`: the files that
-/// processes held meanwhile, if those were read.
+/// Finds the owners of everything in `dumped` and of the sockets with these `cookies`, and drops sockets that were closed since
+/// the dump. `seen`: the files that processes held meanwhile, if those were read.
 pub fn find_owners(
     dumped: &mut [DumpedNetns],
     peers: &Peers,
-    seen: Option<OpenFiles>,
+    (seen, cookies): (Option<OpenFiles>, &FxHashSet<u64>),
     lookup: OwnersLookup,
 ) -> io::Result<Owners> {
     let mut inodes = FxHashSet::default();
@@ -92,10 +92,7 @@ pub fn find_owners(
         inodes.reserve(sockets.len());
         inodes.extend(wanted_inodes(sockets, listeners, peers));
     }
-    let owners = match seen {
-        Some(seen) => owners::find_in(&inodes, seen, lookup)?,
-        None => owners::find(&inodes, lookup)?,
-    };
+    let owners = owners::find_in(&inodes, cookies, seen.unwrap_or_default(), lookup)?;
     drop_closed(dumped, &owners)?;
     Ok(owners)
 }

@@ -32,6 +32,8 @@ pub struct Owners {
     held: Vec<(u32, FdHolder)>,
     /// The range in `held` of each inode.
     by_inode: FxHashMap<u32, (u32, u32)>,
+    /// The inodes of the sockets that were asked for by cookie; `None` if no cookies were read.
+    by_cookie: Option<FxHashMap<u64, u32>>,
     /// The processes of `held`, by pid.
     pub processes: FxHashMap<u32, Arc<Process>>,
     /// Processes whose files the caller may not read.
@@ -64,6 +66,16 @@ impl Owners {
         self.held.get(begin as usize..end as usize).unwrap_or_default().iter().map(|(_, holder)| holder)
     }
 
+    /// The inode of the socket with this cookie, if a descriptor leads to it.
+    pub fn inode_of(&self, cookie: u64) -> Option<u32> {
+        self.by_cookie.as_ref()?.get(&cookie).copied()
+    }
+
+    /// Whether sockets could be found by cookie.
+    pub fn knows_cookies(&self) -> bool {
+        self.by_cookie.is_some()
+    }
+
     /// Whether the socket with this inode has a known holder.
     pub fn has(&self, inode: u32) -> bool {
         self.by_inode.contains_key(&inode)
@@ -87,25 +99,35 @@ pub enum OwnersLookup {
 /// The holders of the sockets with these `inodes`, as far as they are found within [`WITHIN`]. A process that ends meanwhile is
 /// left out.
 pub fn find(inodes: &FxHashSet<u32>, look: OwnersLookup) -> io::Result<Owners> {
-    find_in(inodes, OpenFiles::default(), look)
+    find_in(inodes, &FxHashSet::default(), OpenFiles::default(), look)
 }
 
 /// The same from files `seen` before or during the dump of the sockets; where those lack a holder, a second search fills the
-/// time that is left, and then one through the rings of io_uring.
-pub fn find_in(inodes: &FxHashSet<u32>, mut seen: OpenFiles, again: OwnersLookup) -> io::Result<Owners> {
-    if inodes.is_empty() {
+/// time that is left, and then one through the rings of io_uring. Sockets with one of these `cookies` are found by the iterator
+/// alone.
+pub fn find_in(
+    inodes: &FxHashSet<u32>,
+    cookies: &FxHashSet<u64>,
+    mut seen: OpenFiles,
+    again: OwnersLookup,
+) -> io::Result<Owners> {
+    if inodes.is_empty() && cookies.is_empty() {
         return Ok(Owners::default());
     }
+    let reads_cookies = matches!(again, OwnersLookup::TaskFile(_));
     let begun = Instant::now();
     let until = begun + WITHIN.saturating_sub(seen.took);
     let left = || until.saturating_duration_since(Instant::now());
-    seen.sockets.retain(|(inode, _)| inodes.contains(inode));
-    if missing(inodes, &seen).is_empty() || left().is_zero() {
-        return Ok(known(seen, left()));
+    let by_cookie = keep(&mut seen, inodes, cookies);
+    let all = by_cookie.len() == cookies.len() || !reads_cookies;
+    if all && missing(inodes, &seen).is_empty() || left().is_zero() {
+        return Ok(Owners { by_cookie: seen.cookies.is_some().then_some(by_cookie), ..known(seen, left()) });
     }
-    let mut files = look_within(again, Some(inodes), left())?;
+    let mut files = look_within(again, Some((inodes, cookies)), left())?;
+    let mut by_cookie = keep(&mut files, inodes, cookies);
     if !files.unanswered.is_empty() {
         // The second search was cut short too, so both count.
+        by_cookie.extend(keep(&mut seen, inodes, cookies));
         files.sockets.append(&mut seen.sockets);
     }
     let missing = missing(inodes, &files);
@@ -113,7 +135,16 @@ pub fn find_in(inodes: &FxHashSet<u32>, mut seen: OpenFiles, again: OwnersLookup
         let rings = proc_fd::read_within(Urgency::Leisurely, FileFilter::Rings, left())?.rings;
         files.sockets.extend(rings::registered(&rings, &missing, until));
     }
-    Ok(known(files, left()))
+    Ok(Owners { by_cookie: files.cookies.is_some().then_some(by_cookie), ..known(files, left()) })
+}
+
+/// Drops sockets from `files` that have neither one of these `inodes` nor one of these `cookies`. Returns the inodes of the latter.
+fn keep(files: &mut OpenFiles, inodes: &FxHashSet<u32>, cookies: &FxHashSet<u64>) -> FxHashMap<u64, u32> {
+    let pairs = files.cookies.iter().flatten().filter(|(cookie, _)| cookies.contains(cookie));
+    let by_cookie: FxHashMap<u64, u32> = pairs.copied().collect();
+    let also: FxHashSet<u32> = by_cookie.values().copied().collect();
+    files.sockets.retain(|(inode, _)| inodes.contains(inode) || also.contains(inode));
+    by_cookie
 }
 
 /// Those of `inodes` that have no holder among `files`.
@@ -124,6 +155,9 @@ fn missing(inodes: &FxHashSet<u32>, files: &OpenFiles) -> FxHashSet<u32> {
     }
     missing
 }
+
+/// The inodes and the cookies of the sockets that a search is for; `None`: all.
+type Those<'a> = Option<(&'a FxHashSet<u32>, &'a FxHashSet<u64>)>;
 
 /// Describes the processes in `files`, in the time `left`; without any, by their names only.
 fn known(files: OpenFiles, left: Duration) -> Owners {
@@ -154,24 +188,23 @@ fn known(files: OpenFiles, left: Duration) -> Owners {
     Owners { unanswered, unread, ..Owners::new(sockets, processes, denied) }
 }
 
-/// Reads all processes' files, as far as possible within [`WITHIN`], and returns the sockets among them (those with the inodes
-/// `only`, if given).
+/// Reads all processes' files, as far as possible within [`WITHIN`], and returns the sockets among them.
 ///
 /// # Errors
 /// When /proc cannot be read.
-pub fn look(look: OwnersLookup, only: Option<&FxHashSet<u32>>) -> io::Result<OpenFiles> {
-    look_within(look, only, WITHIN)
+pub fn look(look: OwnersLookup) -> io::Result<OpenFiles> {
+    look_within(look, None, WITHIN)
 }
 
-fn look_within(look: OwnersLookup, only: Option<&FxHashSet<u32>>, time: Duration) -> io::Result<OpenFiles> {
-    let wanted = only.map_or(FileFilter::Sockets, FileFilter::Those);
+fn look_within(look: OwnersLookup, only: Those<'_>, time: Duration) -> io::Result<OpenFiles> {
+    let wanted = only.map_or(FileFilter::Sockets, |(inodes, _)| FileFilter::Those(inodes));
     match look {
         OwnersLookup::TaskFile(file) => {
             // The iterator goes from process to process and does not show its progress. Where half of the time is not
             // enough for it, the walk, in which processes take turns, gets the other half.
             let begun = Instant::now();
             let mut files = OpenFiles::default();
-            let done = read(file, wanted, begun + time / 2, &mut files);
+            let done = read(file, only, begun + time / 2, &mut files);
             if let Err(why) = done {
                 if why.kind() == ErrorKind::TimedOut {
                     log::debug!("the iterator over files took too long (reading /proc instead)");
@@ -192,14 +225,15 @@ fn look_within(look: OwnersLookup, only: Option<&FxHashSet<u32>>, time: Duration
 ///
 /// # Errors
 /// [`ErrorKind::TimedOut`] when it has not ended by `until`.
-fn read(file: File, wanted: FileFilter<'_>, until: Instant, files: &mut OpenFiles) -> io::Result<()> {
+fn read(file: File, only: Those<'_>, until: Instant, files: &mut OpenFiles) -> io::Result<()> {
     let cpu = thread_cpu_ns();
-    let done = read_all(file, wanted, until, files);
+    let done = read_all(file, only, until, files);
     files.cpu_ns += thread_cpu_ns().saturating_sub(cpu);
     done
 }
 
-fn read_all(mut file: File, wanted: FileFilter<'_>, until: Instant, files: &mut OpenFiles) -> io::Result<()> {
+fn read_all(mut file: File, only: Those<'_>, until: Instant, files: &mut OpenFiles) -> io::Result<()> {
+    let by_cookie = files.cookies.get_or_insert_default();
     let mut buffer = vec![0; Held::SIZE << 12];
     let mut filled = 0;
     loop {
@@ -218,7 +252,12 @@ fn read_all(mut file: File, wanted: FileFilter<'_>, until: Instant, files: &mut 
         let (records, rest) = buffer.get(..filled).unwrap_or_default().as_chunks::<{ Held::SIZE }>();
         for held in records.iter().map(Held::decode) {
             // The kernel numbers sockets with get_next_ino(), an unsigned int (net/socket.c, sock_alloc()).
-            if let Some(inode) = u32::try_from(held.inode).ok().filter(|&inode| wanted.has(inode)) {
+            let Ok(inode) = u32::try_from(held.inode) else { continue };
+            let by = held.cookie != 0 && only.is_none_or(|(_, cookies)| cookies.contains(&held.cookie));
+            if by {
+                by_cookie.push((held.cookie, inode));
+            }
+            if by || only.is_none_or(|(inodes, _)| inodes.contains(&inode)) {
                 files.sockets.push((inode, FdHolder { pid: held.pid, fd: held.fd }));
             }
         }
@@ -260,13 +299,15 @@ mod tests {
         );
         // What was seen before it was there is looked for again. (How many files this process has changes with other tests.)
         for seen in [OpenFiles::default(), proc_fd::read(Urgency::Leisurely, FileFilter::Sockets).unwrap()] {
-            let again = find_in(&wanted, seen, OwnersLookup::Proc(Urgency::Hurried)).unwrap();
+            let again =
+                find_in(&wanted, &FxHashSet::default(), seen, OwnersLookup::Proc(Urgency::Hurried)).unwrap();
             assert_eq!(again.held, owners.held);
             assert!(again.processes.keys().eq([&std::process::id()]) && again.unanswered.is_empty());
         }
         // Where the first look has taken all the time, there is no second one.
         let late = OpenFiles { took: WITHIN, unanswered: FxHashSet::from_iter([7]), ..OpenFiles::default() };
-        let late = find_in(&wanted, late, OwnersLookup::Proc(Urgency::Hurried)).unwrap();
+        let late =
+            find_in(&wanted, &FxHashSet::default(), late, OwnersLookup::Proc(Urgency::Hurried)).unwrap();
         assert_eq!((late.sockets(), late.unanswered), (0, vec![7]));
     }
 }

@@ -37,6 +37,14 @@ pub fn of_the_dump(dump: &Dump) -> Vec<String> {
     incomplete
 }
 
+/// Sockets of namespaces that were not dumped, whose owners only the iterator over files finds.
+pub fn of_undumped(owners: &Owners, sockets: usize) -> Option<String> {
+    (sockets > 0 && !owners.knows_cookies()).then(|| {
+        "owners in those namespaces are unknown: only the kernel's iterator over files (task_file) finds them, and it is not in use"
+            .to_owned()
+    })
+}
+
 /// Namespaces that were skipped, whose `sockets` are missing: `refused` may not be entered, the processes of `denied`
 /// may not be inspected.
 pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String> {

@@ -10,7 +10,7 @@ use crate::linux::proc_fd::FdHolder;
 use crate::linux::sock_diag::Socket;
 use crate::names::Flow;
 use crate::report::diagnosis::not_accepted;
-use crate::report::sockets::Owner;
+use crate::report::sockets::{Owner, StuckSocket};
 
 /// The listeners that can have accepted a connection with this local end: those on its address, else those on every address
 /// of its family, else those on `[::]`; of these the ones that are bound to its device, else those that are bound to none. More
@@ -84,6 +84,13 @@ pub(super) fn owners_of(socket: &Socket, known: &Owners, listeners: &[Socket]) -
     };
     owners.sort_unstable_by_key(|owner| (owner.pid, owner.fd));
     owners
+}
+
+/// A socket that was not dumped, with the owners that its cookie leads to.
+pub fn owned_by_cookie(socket: StuckSocket, known: &Owners) -> StuckSocket {
+    let Some(inode) = known.inode_of(socket.cookie.0) else { return socket };
+    let owners = known.of(inode).map(|holder| owner(holder, known)).collect();
+    StuckSocket { inode, owners, ..socket }
 }
 
 /// The owners of the other end of `socket`, if that is in the same network namespace.

@@ -48,7 +48,7 @@ impl Namespaces {
             Scope::All => "to which no process, file in /run/netns, mount or descriptor leads",
         };
         let unknown = match elsewhere.values().any(|&n| n > 0) {
-            true => "their owners, queues and diagnosis are unknown, and older sockets there are missing",
+            true => "their queues and diagnosis are unknown, and older sockets there are missing",
             false => "they are missing",
         };
         incomplete.push(format!(
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(
             words(&[(4_026_532_001, 2), (4_026_532_008, 1)]),
             "3 sockets are in other network namespaces (net:[4026532001], net:[4026532008]), to which no process, file in \
-             /run/netns, mount or descriptor leads: their owners, queues and diagnosis are unknown, and older sockets there \
+             /run/netns, mount or descriptor leads: their queues and diagnosis are unknown, and older sockets there \
              are missing"
         );
         assert!(

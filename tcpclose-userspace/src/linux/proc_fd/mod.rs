@@ -45,6 +45,8 @@ pub struct FdHolder {
 pub struct OpenFiles {
     /// Sockets by inode, in no order.
     pub sockets: Vec<(u32, FdHolder)>,
+    /// The inodes of sockets by their cookies, if the iterator over files was read.
+    pub cookies: Option<Vec<(u64, u32)>>,
     /// Network namespaces by inode, in no order.
     pub namespaces: Vec<(u32, FdHolder)>,
     /// Files that may be mounts of a namespace.
@@ -166,6 +168,9 @@ impl OpenFiles {
     /// Adds `more`.
     pub fn add(&mut self, mut more: Self) {
         self.sockets.append(&mut more.sockets);
+        if let Some(more) = more.cookies {
+            self.cookies.get_or_insert_default().extend(more);
+        }
         self.namespaces.append(&mut more.namespaces);
         self.mounts.append(&mut more.mounts);
         self.rings.append(&mut more.rings);

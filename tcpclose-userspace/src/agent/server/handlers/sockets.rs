@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
-use rustc_hash::{FxBuildHasher, FxHashMap};
+use rustc_hash::{FxBuildHasher, FxHashMap, FxHashSet};
 use tcpclose_common::state::TcpState;
 use tokio::task::spawn_blocking;
 
@@ -25,6 +25,8 @@ use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Diagnosis, Phase};
 use crate::report::assemble::{DumpClock, NetnsSockets, SocketFacts, assemble, dumped_facts};
 use crate::report::encoding::Form;
+use crate::report::incomplete;
+use crate::report::owners::owned_by_cookie;
 use crate::report::requests;
 use crate::report::sockets::{ClosedBy, Cookie, Depth, DocumentSource, SocketsDocument, StuckSocket};
 use crate::tracker::Tracker;
@@ -114,7 +116,7 @@ pub async fn describe(
     let many = tracking.borrow().has_many(phase);
     let files = many.then(|| {
         let look = tracking.borrow_mut().probe.owners_lookup();
-        spawn_blocking(move || owners::look(look, None))
+        spawn_blocking(move || owners::look(look))
     });
     let dumps = dump().await.context("cannot dump the kernel's sockets")?;
     let files = match files {
@@ -239,7 +241,8 @@ impl TrackedFacts {
     ) -> Result<SocketsDocument> {
         let (mut sights, dump) = dumps.take_sockets();
         let peers = collect::sockets::peers(self.depth, &sights);
-        let owners = collect::sockets::find_owners(&mut sights, &peers, files, self.look)
+        let held: FxHashSet<u64> = self.elsewhere.iter().map(|socket| socket.cookie.0).collect();
+        let owners = collect::sockets::find_owners(&mut sights, &peers, (files, &held), self.look)
             .context("cannot read /proc")?;
         let mut described = Vec::new();
         for DumpedNetns { netns, sockets, listeners, .. } in &sights {
@@ -261,7 +264,8 @@ impl TrackedFacts {
         }
         let mut incomplete = collect::sockets::incomplete(&dump, &owners, &described);
         incomplete.extend(self.incomplete);
-        described.extend(self.elsewhere);
+        incomplete.extend(incomplete::of_undumped(&owners, self.elsewhere.len()));
+        described.extend(self.elsewhere.into_iter().map(|socket| owned_by_cookie(socket, &owners)));
         collect::sockets::name_closers(&mut described, self.clock.uptime_ns);
         let envelope = collect::envelope(DocumentSource::Agent, self.at, incomplete);
         Ok(SocketsDocument { sockets: described, ..SocketsDocument::within(envelope) })
