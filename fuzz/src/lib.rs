@@ -2,6 +2,7 @@
 //! where what was read breaks a promise.
 //!
 //! * [`targets::records`]: the ring's records, and the tracker behind them.
+//! * [`targets::record_format`]: the format of the classic tracepoint's record.
 //! * [`targets::sock_diag`]: the datagrams of a dump.
 //! * [`targets::state`]: the state file.
 //! * [`targets::query`]: paths and queries of the unix socket, filters of who watches, orders to kill.
@@ -21,6 +22,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("config", targets::config::read),
     ("query", targets::query::read),
+    ("record_format", targets::record_format::read),
     ("records", targets::records::read),
     ("sock_diag", targets::sock_diag::read),
     ("state", targets::state::read),

@@ -117,3 +117,46 @@ layout! {
 }
 
 const _: () = assert!(size_of::<Layout>() == 39 * size_of::<u32>());
+
+/// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
+/// `events/sock/inet_sock_set_state/format`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordLayout {
+    /// 1 for [`Self::MAINLINE`], which the program reads in place; else it copies each field from its offset.
+    pub is_mainline: u32,
+    /// `const void *`.
+    pub skaddr: u32,
+    /// `int`.
+    pub oldstate: u32,
+    /// `int`.
+    pub newstate: u32,
+    /// `__u16`, host order.
+    pub sport: u32,
+    /// `__u16`, host order.
+    pub dport: u32,
+    /// `__u16`, since 5.6.
+    pub protocol: u32,
+    /// `__u8[16]`.
+    pub saddr_v6: u32,
+    /// `__u8[16]`.
+    pub daddr_v6: u32,
+}
+
+impl RecordLayout {
+    /// After a common header of 8 bytes (include/trace/events/sock.h, 5.8 to 6.18). A vendor's header may be longer:
+    /// kernels with PREEMPT_RT's lazy preemption have a `common_preempt_lazy_count` behind `common_pid`.
+    pub const MAINLINE: Self = Self {
+        is_mainline: 1,
+        skaddr: 8,
+        oldstate: 16,
+        newstate: 20,
+        sport: 24,
+        dport: 26,
+        protocol: 30,
+        saddr_v6: 40,
+        daddr_v6: 56,
+    };
+}
+
+const _: () = assert!(size_of::<RecordLayout>() == 9 * size_of::<u32>());

@@ -7,11 +7,11 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
-use tcpclose_common::event::{FlowStepRecord, OpenRecord, RecordHeader, StepRecord, Words, flags, flow_hash};
+use tcpclose_common::event::{FlowStepRecord, OpenRecord, RecordHeader, StepRecord, flags, flow_hash};
 use tcpclose_common::state::{TcpState, is_close_step, is_first_step, is_in};
 
 use crate::ring;
-use crate::sock::classic::{self, field};
+use crate::sock::classic::{self, AsTold, Fields, InPlace};
 use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
 
 /// The states that this side's FIN leads to.
@@ -49,14 +49,23 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     log(ctx, sent, old, new, local_port, remote_port);
 }
 
-/// The classic tracepoint: the tracepoint's own fields, and what BTF tells of the rest.
+/// The classic tracepoint: the tracepoint's own fields, and what BTF tells of the rest. Of the two ways to read the record the
+/// verifier removes the other one.
 #[inline(always)]
 pub fn by_tracepoint(ctx: &TracePointContext) {
-    let Some((old, new)) = classic::close_step(ctx) else { return };
-    let sk: u64 = field(ctx, classic::SKADDR);
-    let local_port: u16 = field(ctx, classic::SPORT);
-    let remote_port: u16 = field(ctx, classic::DPORT);
-    let (local, remote) = (address(ctx, classic::SADDR_V6), address(ctx, classic::DADDR_V6));
+    if classic::is_mainline() {
+        by_record::<InPlace>(ctx);
+    } else {
+        by_record::<AsTold>(ctx);
+    }
+}
+
+#[inline(always)]
+fn by_record<F: Fields>(ctx: &TracePointContext) {
+    let Some((old, new)) = classic::close_step::<F>(ctx) else { return };
+    let sk = classic::sk::<F>(ctx);
+    let (local_port, remote_port) = classic::ports::<F>(ctx);
+    let (local, remote) = classic::addresses::<F>(ctx);
     let facts = if sock::resolved() {
         let sk = sk as *const u8;
         // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
@@ -75,13 +84,6 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
         ring::send(FlowStepRecord { step: StepRecord { head, numbers }, flow })
     };
     log(ctx, sent, old, new, local_port, remote_port);
-}
-
-/// An address of the classic tracepoint's record. Its IPv6 fields hold IPv4 addresses too, v4-mapped
-/// (include/trace/events/sock.h, TP_STORE_ADDRS, 5.8 to 6.18).
-#[inline(always)]
-fn address(ctx: &TracePointContext, offset: usize) -> Words {
-    [field(ctx, offset), field(ctx, offset + 4), field(ctx, offset + 8), field(ctx, offset + 12)]
 }
 
 /// The socket's cookie, which it gets here if it has none.

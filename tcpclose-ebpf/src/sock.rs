@@ -296,36 +296,114 @@ unsafe fn v6<L: Load>(sk: *const u8, at: usize) -> Words {
 
 /// The record of the classic tracepoint.
 pub mod classic {
+    use core::mem::MaybeUninit;
+
     use aya_ebpf::EbpfContext;
+    use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
     use aya_ebpf::programs::TracePointContext;
+    use tcpclose_common::event::Words;
+    use tcpclose_common::layout::RecordLayout;
     use tcpclose_common::state::is_close_step;
 
-    use super::IPPROTO_TCP;
+    use super::{IPPROTO_TCP, offset};
 
-    // Its fields after the common header, from `/sys/kernel/tracing/events/sock/inet_sock_set_state/format`
-    // (include/trace/events/sock.h; `protocol` is a u16 since 5.6, the rest is older).
-    pub const SKADDR: usize = 8;
-    const OLDSTATE: usize = 16;
-    const NEWSTATE: usize = 20;
-    pub const SPORT: usize = 24;
-    pub const DPORT: usize = 26;
-    const PROTOCOL: usize = 30;
-    pub const SADDR_V6: usize = 40;
-    pub const DADDR_V6: usize = 56;
+    /// Written by the agent before the load, from the tracepoint's format; a constant to the verifier, as [`super::LAYOUT`].
+    #[unsafe(no_mangle)]
+    static RECORD: RecordLayout = RecordLayout::MAINLINE;
 
+    /// Whether the record is laid out as in mainline.
     #[inline(always)]
-    pub fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
-        // SAFETY: the context of a tracepoint program is its record; the verifier holds the offset and the size against
-        // the record's (kernel/trace/bpf_trace.c, tp_prog_is_valid_access).
-        unsafe { ctx.as_ptr().cast::<u8>().add(offset).cast::<T>().read_volatile() }
+    pub fn is_mainline() -> bool {
+        offset(&RECORD.is_mainline) != 0
+    }
+
+    /// How the record's fields are read.
+    pub trait Fields {
+        /// The offset of a field.
+        fn at(field: fn(&RecordLayout) -> &u32) -> usize;
+
+        /// # Safety
+        /// The record has a `T` at `at`.
+        unsafe fn load<T: Copy>(ctx: &TracePointContext, at: usize) -> T;
+    }
+
+    /// In place, at mainline's offsets: the verifier takes only an instruction's own offset to a context
+    /// (kernel/bpf/verifier.c, check_ctx_reg, 5.8; __check_ptr_off_reg, 6.18).
+    pub struct InPlace;
+
+    impl Fields for InPlace {
+        #[inline(always)]
+        fn at(field: fn(&RecordLayout) -> &u32) -> usize {
+            *field(&RecordLayout::MAINLINE) as usize
+        }
+
+        // SAFETY: what the caller promises is the trait's.
+        #[inline(always)]
+        unsafe fn load<T: Copy>(ctx: &TracePointContext, at: usize) -> T {
+            // SAFETY: the context of a tracepoint program is its record; the verifier holds the offset and the size against
+            // the record's (kernel/trace/bpf_trace.c, tp_prog_is_valid_access).
+            unsafe { ctx.as_ptr().cast::<u8>().add(at).cast::<T>().read_volatile() }
+        }
+    }
+
+    /// Copied, at the offsets that tracefs told.
+    pub struct AsTold;
+
+    impl Fields for AsTold {
+        #[inline(always)]
+        fn at(field: fn(&RecordLayout) -> &u32) -> usize {
+            offset(field(&RECORD))
+        }
+
+        // SAFETY: what the caller promises is the trait's.
+        #[inline(always)]
+        unsafe fn load<T: Copy>(ctx: &TracePointContext, at: usize) -> T {
+            let mut value = MaybeUninit::<T>::zeroed();
+            // SAFETY: the record is kernel memory, and the helper checks the address: see `super::Copied`.
+            unsafe {
+                let from = ctx.as_ptr().cast::<u8>().add(at);
+                bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from.cast());
+                value.assume_init()
+            }
+        }
     }
 
     /// The states that it leads from and to, if it is a step of a TCP socket's close phase.
     #[inline(always)]
-    pub fn close_step(ctx: &TracePointContext) -> Option<(u32, u32)> {
-        let old: u32 = field(ctx, OLDSTATE);
-        let new: u32 = field(ctx, NEWSTATE);
-        let protocol: u16 = field(ctx, PROTOCOL);
+    pub fn close_step<F: Fields>(ctx: &TracePointContext) -> Option<(u32, u32)> {
+        // SAFETY: fields of these sizes, as the agent has checked.
+        let (old, new, protocol): (u32, u32, u16) = unsafe {
+            (
+                F::load(ctx, F::at(|record| &record.oldstate)),
+                F::load(ctx, F::at(|record| &record.newstate)),
+                F::load(ctx, F::at(|record| &record.protocol)),
+            )
+        };
         (is_close_step(old, new) && protocol == IPPROTO_TCP).then_some((old, new))
+    }
+
+    /// The socket's address.
+    #[inline(always)]
+    pub fn sk<F: Fields>(ctx: &TracePointContext) -> u64 {
+        // SAFETY: as in `close_step`.
+        unsafe { F::load(ctx, F::at(|record| &record.skaddr)) }
+    }
+
+    /// Local and remote port, host order.
+    #[inline(always)]
+    pub fn ports<F: Fields>(ctx: &TracePointContext) -> (u16, u16) {
+        // SAFETY: as in `close_step`.
+        unsafe { (F::load(ctx, F::at(|record| &record.sport)), F::load(ctx, F::at(|record| &record.dport))) }
+    }
+
+    /// Local and remote address. The record's IPv6 fields hold IPv4 addresses too, v4-mapped
+    /// (include/trace/events/sock.h, TP_STORE_ADDRS, 5.8 to 6.18).
+    #[inline(always)]
+    pub fn addresses<F: Fields>(ctx: &TracePointContext) -> (Words, Words) {
+        // SAFETY: as in `close_step`: 16 bytes.
+        let address = |at: usize| unsafe {
+            [F::load(ctx, at), F::load(ctx, at + 4), F::load(ctx, at + 8), F::load(ctx, at + 12)]
+        };
+        (address(F::at(|record| &record.saddr_v6)), address(F::at(|record| &record.daddr_v6)))
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod query;
+pub mod record_format;
 pub mod records;
 pub mod sock_diag;
 pub mod state;

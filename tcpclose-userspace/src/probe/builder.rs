@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::Result;
 use aya::{Btf, Ebpf, EbpfLoader, GlobalData, Pod};
 use log::LevelFilter;
-use tcpclose_common::layout::Layout;
+use tcpclose_common::layout::{Layout, RecordLayout};
 
 use crate::failure::Failure;
 use crate::linux::host;
@@ -48,7 +48,8 @@ impl Builder {
         });
         let reads_fields = layout.resolved != 0;
         let btf = if reads_fields { Btf::from_sys_fs().ok() } else { None };
-        let mut ebpf = self.load(btf.as_ref(), &layout).map_err(|why| cannot_load(&why))?;
+        let record = tracepoint::Record::read();
+        let mut ebpf = self.load(btf.as_ref(), &layout, &record.layout()).map_err(|why| cannot_load(&why))?;
 
         let loaded_btf = self.load_state(&mut ebpf, btf.as_ref(), &mut declined);
         let mut programs = Vec::new();
@@ -59,7 +60,7 @@ impl Builder {
         let minisockets =
             self.attach_minisockets(&mut ebpf, btf.as_ref(), loaded_btf, &mut programs, &mut declined)?;
         let since_ns = host::monotonic_ns();
-        let (hook, program) = self.attach_state(&mut ebpf, loaded_btf, &mut declined)?;
+        let (hook, program) = self.attach_state(&mut ebpf, loaded_btf, &record, &mut declined)?;
         let owners = self.load_owners(&mut ebpf, btf.as_ref(), &mut declined)?;
         let ring = Ring::take(&mut ebpf).map_err(|why| cannot_load(&why))?;
         programs.push(program);
@@ -82,14 +83,15 @@ impl Builder {
         })
     }
 
-    fn load(&self, btf: Option<&Btf>, layout: &Layout) -> Result<Ebpf> {
+    fn load(&self, btf: Option<&Btf>, layout: &Layout, record: &RecordLayout) -> Result<Ebpf> {
         raise_memlock();
-        let layout = LayoutGlobal(*layout);
+        let (layout, record) = (LayoutGlobal(*layout), RecordGlobal(*record));
         let level = probe_level(self.log_level);
         let mut loader = EbpfLoader::new();
         loader
             .btf(btf)
             .override_global("LAYOUT", GlobalData::from(&layout), true)
+            .override_global("RECORD", GlobalData::from(&record), true)
             .override_global(aya_log::LEVEL, GlobalData::from(&level), false)
             .map_max_entries("EVENTS", self.ring_size);
         Ok(loader.load(OBJECT)?)
@@ -140,6 +142,7 @@ impl Builder {
         &self,
         ebpf: &mut Ebpf,
         loaded_btf: bool,
+        record: &tracepoint::Record,
         declined: &mut DeclinedHooks,
     ) -> Result<(StateHook, OwnedFd), Failure> {
         if loaded_btf {
@@ -149,8 +152,13 @@ impl Builder {
             }
         }
         if self.state != Some(StateHook::Btf) {
-            match tracepoint::attach(ebpf) {
-                Ok(program) => return Ok((StateHook::Tracepoint, program)),
+            match tracepoint::attach(ebpf, record) {
+                Ok(program) => {
+                    if let Some(assumption) = record.assumption() {
+                        declined.push(Hook::State, assumption);
+                    }
+                    return Ok((StateHook::Tracepoint, program));
+                }
                 Err(why) => declined.push(Hook::State, format!("state hook tracepoint: {}", one_line(&why))),
             }
         }
@@ -191,6 +199,13 @@ struct LayoutGlobal(Layout);
 
 // SAFETY: repr(transparent) over a repr(C) struct of u32 without padding; every bit pattern is a value.
 unsafe impl Pod for LayoutGlobal {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct RecordGlobal(RecordLayout);
+
+// SAFETY: as for LayoutGlobal.
+unsafe impl Pod for RecordGlobal {}
 
 /// Attaches the hook on resets. Returns whether it is in use.
 fn attach_resets(

@@ -1,7 +1,7 @@
 //! tracefs, for the classic tracepoint: read where it is mounted, or for a moment in a mount namespace of our own.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::thread;
 
@@ -11,6 +11,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 const MOUNTS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+const EVENT: &str = "events/sock/inet_sock_set_state";
+pub const FORMAT: &str = "events/sock/inet_sock_set_state/format";
 
 /// include/uapi/linux/magic.h
 const SYSFS_MAGIC: i64 = 0x6265_6572;
@@ -18,7 +20,19 @@ const TRACEFS_MAGIC: i64 = 0x7472_6163;
 
 /// Whether the tracepoint exists, seen from a thread that [`visible`] runs.
 pub fn has_tracepoint() -> bool {
-    MOUNTS.iter().any(|mount| Path::new(mount).join("events/sock/inet_sock_set_state").is_dir())
+    MOUNTS.iter().any(|mount| Path::new(mount).join(EVENT).is_dir())
+}
+
+/// The tracepoint's format, seen from a thread that [`visible`] runs.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn format() -> io::Result<String> {
+    /// Some 2 KiB are usual.
+    const LARGEST: u64 = 64 << 10;
+    let [tracing, debug] = MOUNTS.map(|mount| Path::new(mount).join(FORMAT));
+    let file = File::open(tracing).or_else(|why| File::open(debug).map_err(|_| why))?;
+    io::read_to_string(file.take(LARGEST))
 }
 
 /// Runs `f` where tracefs can be seen.
