@@ -1,7 +1,7 @@
 //! Usage of ephemeral ports: looked up at an interval for `/metrics`, and remembered for rates.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::time::sleep;
 
 use crate::linux::ephemeral_ports;
 use crate::linux::host;
+use crate::names::NetnsOwner;
 use crate::report::exhaustion::change::UsageSample;
 use crate::report::exhaustion::document;
 use crate::report::exhaustion::port_table::{EphemeralUse, PortTable};
@@ -36,14 +37,14 @@ const SAMPLES: usize = 2;
 pub struct PortUsage {
     /// The oldest first.
     samples: VecDeque<Arc<UsageSample>>,
-    /// As of the last look; `None` before the first.
-    pub fullest: Option<Fullest>,
+    /// As of the last look, by owner of the namespace; none before the first.
+    pub fullest: BTreeMap<NetnsOwner, Fullest>,
     /// CPU time of looks that no pause has been made for yet.
     spent: Duration,
 }
 
-/// The highest ratios of ports in use.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The highest ratios of ports in use in the namespaces of one owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Fullest {
     pub used: f64,
     /// Without TIME-WAITs whose ports connect() may choose again.
@@ -51,11 +52,15 @@ pub struct Fullest {
 }
 
 impl Fullest {
-    pub fn of(looked: &EphemeralUse) -> Self {
-        let highest = |ratio: fn(&PortTable) -> f64| {
-            looked.tables.iter().map(|(_, table)| ratio(table)).fold(0.0, f64::max)
+    /// By owner; 0 where none of an owner's namespaces has sockets.
+    pub fn of(looked: &EphemeralUse) -> BTreeMap<NetnsOwner, Self> {
+        let of_one = |owner: NetnsOwner| {
+            let tables = || looked.tables.iter().filter(move |ports| ports.owner == owner);
+            let highest =
+                |ratio: fn(&PortTable) -> f64| tables().map(|ports| ratio(&ports.table)).fold(0.0, f64::max);
+            Self { used: highest(PortTable::fullest), blocked: highest(PortTable::fullest_blocked) }
         };
-        Self { used: highest(PortTable::fullest), blocked: highest(PortTable::fullest_blocked) }
+        looked.owners.iter().map(|&owner| (owner, of_one(owner))).collect()
     }
 }
 
@@ -103,7 +108,7 @@ async fn look(tracking: &RefCell<Tracking>, usage: &RefCell<PortUsage>) -> Resul
     });
     let (fullest, sample, cost) = looking.await.context("the thread died")??;
     let usage = &mut usage.borrow_mut();
-    usage.fullest = Some(fullest);
+    usage.fullest = fullest;
     usage.spent += cost;
     if usage.samples.len() >= SAMPLES {
         usage.samples.pop_front();

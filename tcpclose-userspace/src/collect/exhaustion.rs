@@ -36,6 +36,7 @@ mod tests {
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::time::Duration;
 
+    use crate::linux::ephemeral_ports::NetnsPorts;
     use crate::linux::{ephemeral_ports, netns};
     use crate::report::exhaustion::port_table::EphemeralUse;
 
@@ -45,7 +46,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let looked: EphemeralUse =
             ephemeral_ports::look(&[netns::own_place().unwrap()], Duration::ZERO).unwrap();
-        let [(_, table)] = &looked.tables[..] else { panic!("{looked:?}") };
+        let [NetnsPorts { table, .. }] = &looked.tables[..] else { panic!("{looked:?}") };
         let (_, taken) = table
             .tuples()
             .find(|(tuple, _)| tuple.remote() == listener.local_addr().unwrap())

@@ -158,6 +158,7 @@ mod tests {
         let nearly = TupleUse {
             netns: 7,
             netns_name: None,
+            netns_owner: None,
             local: "10.0.0.1".parse().unwrap(),
             remote: "10.0.0.2:443".parse().unwrap(),
             interface: 0,

@@ -17,7 +17,7 @@ use crate::linux::netns;
 use crate::linux::netns::{Netns, NetnsPath, Population};
 use crate::linux::sock_diag;
 use crate::linux::sock_diag::{Dump, Socket, SocketLookup, lookups};
-use crate::names::Flow;
+use crate::names::{Flow, NetnsOwner};
 
 /// What to dump in each namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,7 @@ pub struct DumpRequest {
 pub struct NetnsDump {
     pub netns: Netns,
     pub place: NetnsPath,
+    pub owner: NetnsOwner,
     /// [`host::time_wait_limit_used`] in it.
     pub limit_used: Option<f64>,
     /// Without its sockets where [`stream`] has passed them on.
@@ -178,7 +179,7 @@ fn walk(
             let before = survey.cpu_ns;
             match visitor.enter(&place) {
                 Ok(netns) => {
-                    let limit_used = host::time_wait_limit_used();
+                    let (owner, limit_used) = (netns::owner(), host::time_wait_limit_used());
                     met(&netns, None);
                     let mut count = 0;
                     let dump = visit(ask, |socket| {
@@ -186,7 +187,8 @@ fn walk(
                         met(&netns, Some(socket));
                     })?;
                     let cpu_ns = thread_cpu_ns().saturating_sub(cpu).saturating_sub(before);
-                    survey.looked.push(NetnsDump { netns, place, limit_used, dump, met: count, cpu_ns });
+                    let met = count;
+                    survey.looked.push(NetnsDump { netns, place, owner, limit_used, dump, met, cpu_ns });
                 }
                 Err(why) => survey.failed.push((place, why)),
             }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::names::{Correction, Outcome, Phase, Role, Side, TimeWaitEnd, UnmeasuredReason};
+use crate::names::{Correction, NetnsOwner, Outcome, Phase, Role, Side, TimeWaitEnd, UnmeasuredReason};
 
 /// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +78,10 @@ descriptors! {
         "Wall time of the last dump.";
     DUMPS_OVER_BUDGET = Gauge "tcpclose_dumps_over_budget" []
         "1 while dumps exceed 1 % of a core to keep every value younger than --reconcile-max.";
-    EPHEMERAL_PORTS_BLOCKED = Gauge "tcpclose_ephemeral_ports_blocked_ratio" []
+    EPHEMERAL_PORTS_BLOCKED = Gauge "tcpclose_ephemeral_ports_blocked_ratio" ["netns_owner"]
         "Like tcpclose_ephemeral_ports_used_ratio, without TIME-WAITs whose ports connect() may choose again (net.ipv4.tcp_tw_reuse).";
-    EPHEMERAL_PORTS_USED = Gauge "tcpclose_ephemeral_ports_used_ratio" []
-        "Local ports in use divided by the ports that connect() may take, for the fullest tuple of local address, remote address and remote port; TIME-WAITs included.";
+    EPHEMERAL_PORTS_USED = Gauge "tcpclose_ephemeral_ports_used_ratio" ["netns_owner"]
+        "Local ports in use divided by the ports that connect() may take, for the fullest tuple of local address, remote address and remote port; TIME-WAITs included. By owner of the network namespace.";
     EVENTS_LOST = Counter "tcpclose_events_lost_total" ["stage"]
         "Events lost, by stage: ring full (ring), program skipped by the kernel (recursion), record not decoded (decode).";
     EVENTS_RECEIVED = Counter "tcpclose_events_received_total" []
@@ -128,8 +128,8 @@ descriptors! {
         "Sockets in CLOSE-WAIT that may be past the first --stuck-after bound; their entry was not seen.";
     TIME_WAIT_ENDED = Counter "tcpclose_time_wait_ended_total" ["reason"]
         "TIME-WAITs that ended, by reason.";
-    TIME_WAIT_LIMIT_USED = Gauge "tcpclose_time_wait_limit_used_ratio" []
-        "TIME-WAITs divided by tcp_max_tw_buckets, in the dumped network namespace with the highest ratio.";
+    TIME_WAIT_LIMIT_USED = Gauge "tcpclose_time_wait_limit_used_ratio" ["netns_owner"]
+        "TIME-WAITs divided by tcp_max_tw_buckets, in the dumped network namespace with the highest ratio, by owner of the namespace.";
     TIME_WAIT_OVERFLOWS = Counter "tcpclose_time_wait_overflows_total" []
         "TIME-WAITs skipped because the kernel's table was full.";
     TRANSITIONS = Counter "tcpclose_transitions_total" ["from", "to"]
@@ -163,6 +163,7 @@ pub fn document(how: &str) -> String {
     values("outcome", &Outcome::ALL.map(Outcome::name));
     values("reason", &TimeWaitEnd::ALL.map(TimeWaitEnd::name));
     values("why", &UnmeasuredReason::ALL.map(UnmeasuredReason::name));
+    values("netns_owner", &NetnsOwner::ALL.map(NetnsOwner::name));
     values("kind", &Correction::ALL.map(Correction::name));
     text + "* `port`: a service port, or `other` for all that have no series of their own\n"
 }

@@ -112,6 +112,7 @@ fn connect_fails_when_it_says_so_and_not_before() {
             (40, 10, 0)
         );
         assert_eq!(tuple["used_ratio"], 40.0 / 95.0);
+        assert_eq!(tuple["netns_owner"], "container");
         assert_eq!((tuple["local"].as_str(), tuple["netns_name"].as_str()), (Some(HERE), Some(&*netns.name)));
         assert_eq!((number(&tuple["owners"][0], "pid"), number(&tuple["owners"][0], "sockets")), (pid, 29));
         assert_eq!(
@@ -133,7 +134,8 @@ fn connect_fails_when_it_says_so_and_not_before() {
             (95, &1.0.into(), &0.0.into())
         );
         // Nothing on a host is fuller than full, and the metric is that of the last look.
-        assert_eq!(agent.metrics().sum("tcpclose_ephemeral_ports_used_ratio", &[]), 1.0, "{hook}");
+        let container = [("netns_owner", "container")];
+        assert_eq!(agent.metrics().sum("tcpclose_ephemeral_ports_used_ratio", &container), 1.0, "{hook}");
     }
     assert_eq!(server.connect(), Err(libc::EADDRNOTAVAIL));
     second.connect().expect("another remote port has all the ports");
@@ -174,7 +176,7 @@ fn a_look_begins_where_the_most_sockets_are_and_counts_what_it_leaves_out() {
         .collect();
     let seen = |budget| {
         let looked: EphemeralUse = ephemeral_ports::look(&ours, budget).unwrap();
-        let inums = looked.tables.iter().map(|(netns, _)| u64::from(netns.inum)).collect::<Vec<_>>();
+        let inums = looked.tables.iter().map(|ports| u64::from(ports.netns.inum)).collect::<Vec<_>>();
         (inums, looked.left)
     };
     let [few, many] = namespaces.each_ref().map(|netns| netns.inum);

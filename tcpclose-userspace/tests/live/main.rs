@@ -36,6 +36,7 @@ mod load;
 mod losses;
 mod many_namespaces;
 mod namespaces;
+mod netns_owner;
 mod nginx;
 mod opens;
 mod owners;

@@ -24,13 +24,13 @@ const STATES: [(&str, &str); 3] =
     [("close_wait", "close-wait"), ("time_wait", "time-wait"), ("fin_wait_2", "fin-wait-2")];
 
 /// A shell of an ordinary user in namespaces of its own, which runs `script`, says `done`, and ends with this.
-struct Tenant {
+pub struct Tenant {
     child: Child,
 }
 
 impl Tenant {
     /// `options`: of unshare(1), besides a user namespace. `None` where an ordinary user may make none.
-    fn start(options: &[&str], script: &str) -> Option<Self> {
+    pub fn start(options: &[&str], script: &str) -> Option<Self> {
         // It ends when its standard input does, whatever becomes of this test.
         let script = format!("{script}\necho done\nread -r _\n");
         let mut child = Command::new("unshare")
@@ -77,6 +77,10 @@ impl Tenant {
                 Service::begin_at(80).close(1, 0);
             });
         });
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     fn mounts(&self) -> usize {

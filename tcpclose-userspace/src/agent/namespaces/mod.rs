@@ -5,7 +5,7 @@
 
 mod describe;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::ErrorKind;
 
 use crate::linux::host;
@@ -13,6 +13,7 @@ use crate::linux::host::Capability;
 use crate::linux::netns;
 use crate::linux::netns::{Descriptors, FoundNetns, Netns, NetnsPath, Scope};
 use crate::linux::netns_dump::NetnsDumps;
+use crate::names::NetnsOwner;
 use crate::tracker::socket::TrackedSocket;
 
 use crate::agent::scheduler::{Backlog, Charge, SLICE, in_turn};
@@ -28,6 +29,7 @@ pub struct KnownNetns {
     pub place: NetnsPath,
     /// CLOCK_MONOTONIC of the last dump.
     dumped_ns: u64,
+    owner: NetnsOwner,
     /// Used ratio of its TIME-WAIT table then.
     limit_used: Option<f64>,
     /// CPU time of that dump, nanoseconds.
@@ -63,6 +65,7 @@ pub struct Finished {
 pub struct Namespaces {
     scope: Scope,
     own: Netns,
+    own_owner: NetnsOwner,
     /// Inode of the host's namespace: that of the first process in /proc. In a pod the agent's own is an
     /// empty one.
     host_inum: u32,
@@ -94,6 +97,7 @@ impl Namespaces {
             host: (host_inum == own.inum).then_some(own.id),
             host_inum,
             own,
+            own_owner: netns::owner(),
             known: HashMap::new(),
             former,
             hidden: HashSet::new(),
@@ -175,12 +179,18 @@ impl Namespaces {
         host.into_iter().chain(others).map(|known| (known.netns.id, known.place.clone())).collect()
     }
 
-    /// Highest used ratio of a TIME-WAIT table: in the agent's own namespace now, in others as of their last
-    /// dump.
-    pub fn time_wait_limit_used(&self) -> Option<f64> {
+    /// Highest used ratio of a TIME-WAIT table by owner of the namespace: in the agent's own namespace now, in others
+    /// as of their last dump.
+    pub fn time_wait_limit_used(&self) -> BTreeMap<NetnsOwner, f64> {
         let others = self.known.values().filter(|known| known.netns.id != self.own.id);
-        let others = others.filter_map(|known| known.limit_used);
-        others.chain(host::time_wait_limit_used()).reduce(f64::max)
+        let others = others.filter_map(|known| Some((known.owner, known.limit_used?)));
+        let own = host::time_wait_limit_used().map(|used| (self.own_owner, used));
+        let mut highest = BTreeMap::new();
+        for (owner, used) in others.chain(own) {
+            let ratio = highest.entry(owner).or_insert(used);
+            *ratio = used.max(*ratio);
+        }
+        highest
     }
 
     /// The descriptors that a search at `now_ns` goes through.
@@ -297,6 +307,7 @@ impl Namespaces {
                 netns,
                 place: looked.place.clone(),
                 dumped_ns: dumps.started_ns,
+                owner: looked.owner,
                 limit_used: looked.limit_used,
                 cpu_ns: looked.cpu_ns,
             };

@@ -6,6 +6,7 @@ mod choice;
 mod port_set;
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::linux::netns;
 use crate::linux::netns::{Netns, NetnsPath};
 use crate::linux::sock_diag;
 use crate::linux::sock_diag::Socket;
+use crate::names::NetnsOwner;
 
 /// Every state in which a socket has a port that connect() gave it. SYN-RECV is not among them: a connection that a listener
 /// is about to accept has the listener's port.
@@ -41,13 +43,24 @@ pub trait PortSink: Send {
     fn finish(&mut self);
 }
 
+/// One network namespace's sockets.
+#[derive(Clone, Debug)]
+pub struct NetnsPorts<T> {
+    pub netns: Netns,
+    pub owner: NetnsOwner,
+    pub table: T,
+}
+
 /// The result of one pass over network namespaces.
 #[derive(Debug)]
 pub struct EphemeralUse<T> {
-    pub tables: Vec<(Netns, T)>,
+    pub tables: Vec<NetnsPorts<T>>,
+    /// The owners of the namespaces that were entered, those without sockets included.
+    pub owners: BTreeSet<NetnsOwner>,
     /// Namespaces that could not be entered, and why.
     pub failed: Vec<(NetnsPath, io::Error)>,
-    /// Namespaces for which the time did not suffice; none of them has more sockets than those in `tables`.
+    /// Namespaces for which the time did not suffice: those of users before those of root, those with few sockets before
+    /// those with many. The host's is never among them.
     pub left: usize,
     /// The kernel's table changed during a walk, or an answer could not be decoded.
     pub imperfect: bool,
@@ -59,12 +72,22 @@ pub struct EphemeralUse<T> {
 
 impl<T> Default for EphemeralUse<T> {
     fn default() -> Self {
-        Self { tables: Vec::new(), failed: Vec::new(), left: 0, imperfect: false, at_ns: 0, cpu_ns: 0 }
+        let owners = BTreeSet::new();
+        Self {
+            tables: Vec::new(),
+            owners,
+            failed: Vec::new(),
+            left: 0,
+            imperfect: false,
+            at_ns: 0,
+            cpu_ns: 0,
+        }
     }
 }
 
-/// Visits `places` and collects the sockets of each by port, namespaces with the most sockets first, until `budget` of CPU
-/// time is spent. A walk goes over the kernel's whole table, whatever is in the namespace (net/ipv4/inet_diag.c,
+/// Visits `places` and collects the sockets of each by port until `budget` of CPU time is spent: the host's namespace first,
+/// then root's others, then those of users, so that nobody's are left out because a user has many. Among those of one kind the
+/// ones with the most sockets come first. A walk goes over the kernel's whole table, whatever is in the namespace (net/ipv4/inet_diag.c,
 /// inet_diag_dump_icsk()): a thousand of them take some ten seconds.
 ///
 /// # Errors
@@ -75,27 +98,36 @@ pub fn look<T: PortSink>(places: &[NetnsPath], budget: Duration) -> io::Result<E
         let spent = || Duration::from_nanos(thread_cpu_ns().saturating_sub(cpu));
         let mut result = EphemeralUse::default();
         let mut crowds = Vec::new();
-        for place in places {
+        // Entering takes time too. Those that are charged to root, the host's among them, are all entered.
+        let (roots, users): (Vec<&NetnsPath>, Vec<&NetnsPath>) =
+            places.iter().partition(|place| place.user == 0);
+        for place in roots.into_iter().chain(users) {
+            if place.user != 0 && spent() > budget {
+                result.left += 1;
+                continue;
+            }
             match visitor.enter(place) {
                 Ok(_) => {
+                    let owner = netns::owner();
+                    result.owners.insert(owner);
                     let sockets = netns::population().map_or(u64::MAX, |p| p.sockets + p.minisockets);
                     if sockets > 0 {
-                        crowds.push((sockets, place));
+                        crowds.push((owner, sockets, place));
                     }
                 }
                 Err(why) => result.failed.push((place.clone(), why)),
             }
         }
-        crowds.sort_by_key(|&(sockets, _)| Reverse(sockets));
-        for (nth, (_, place)) in crowds.iter().enumerate() {
+        crowds.sort_by_key(|&(owner, sockets, _)| (owner, Reverse(sockets)));
+        for (nth, (owner, _, place)) in crowds.iter().enumerate() {
             if nth > 0 && spent() > budget {
-                result.left = crowds.len() - nth;
+                result.left += crowds.len() - nth;
                 break;
             }
             match visitor.enter(place) {
                 Ok(netns) => {
                     let table = table(&mut result.imperfect)?;
-                    result.tables.push((netns, table));
+                    result.tables.push(NetnsPorts { netns, owner: *owner, table });
                 }
                 Err(why) => result.failed.push(((*place).clone(), why)),
             }
@@ -155,7 +187,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let looked = look::<Sockets>(&[netns::own_place().unwrap()], Duration::ZERO).unwrap();
-        let [(_, table)] = &looked.tables[..] else { panic!("one namespace") };
+        let [NetnsPorts { table, .. }] = &looked.tables[..] else { panic!("one namespace") };
         let (local, remote) = (client.local_addr().unwrap(), listener.local_addr().unwrap());
         let of_client = |socket: &&Socket| socket.flow.remote() == remote;
         assert_eq!(

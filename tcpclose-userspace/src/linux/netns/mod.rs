@@ -18,6 +18,7 @@ pub use crate::linux::netns::mounts::UnreadMounts;
 pub use crate::linux::netns::place::{Netns, NetnsPath, has_cookies, own, own_place, place_of};
 pub use crate::linux::netns::population::{Population, population};
 pub use crate::linux::netns::search::{Descriptors, FoundNetns, Scope, find, held};
+pub use crate::linux::netns::user::owner;
 pub use crate::linux::netns::visitor::{NetnsVisitor, with_visitor};
 
 #[cfg(test)]

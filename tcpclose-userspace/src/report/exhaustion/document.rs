@@ -11,9 +11,12 @@ use std::time::Duration;
 use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
+use crate::linux::ephemeral_ports::NetnsPorts;
 use crate::linux::netns::Netns;
 use crate::linux::owners::Owners;
 use crate::linux::process::Process;
+use crate::names::NetnsOwner;
+use crate::names::words::named_or_null;
 use crate::report::envelope::{DocumentSource, Envelope, Versioned, document};
 use crate::report::exhaustion::change::UsageSample;
 use crate::report::exhaustion::port_table::{EphemeralUse, Kind, PortHolder, PortTable, Tuple};
@@ -52,6 +55,9 @@ pub struct TupleUse {
     /// The namespace's name as `ip netns` shows it, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns_name: Option<String>,
+    /// To whom the namespace belongs; missing in answers of older agents.
+    #[serde(with = "named_or_null", default, skip_serializing_if = "Option::is_none")]
+    pub netns_owner: Option<NetnsOwner>,
     pub local: IpAddr,
     pub remote: SocketAddr,
     /// The interface that the sockets are bound to; 0 for none.
@@ -117,6 +123,7 @@ pub type Closer = (u32, u64);
 /// One of the fullest tuples.
 pub struct Pick<'a> {
     pub netns: &'a Netns,
+    owner: NetnsOwner,
     table: &'a PortTable,
     pub tuple: &'a Tuple,
     pub taken: &'a [PortHolder],
@@ -127,8 +134,9 @@ pub fn fullest(looked: &EphemeralUse, limit: usize) -> (Vec<Pick<'_>>, usize) {
     let mut picks: Vec<Pick<'_>> = looked
         .tables
         .iter()
-        .flat_map(|(netns, table)| {
-            table.tuples().map(move |(tuple, taken)| Pick { netns, table, tuple, taken })
+        .flat_map(|NetnsPorts { netns, owner, table }| {
+            let owner = *owner;
+            table.tuples().map(move |(tuple, taken)| Pick { netns, owner, table, tuple, taken })
         })
         .collect();
     let all = picks.len();
@@ -136,7 +144,9 @@ pub fn fullest(looked: &EphemeralUse, limit: usize) -> (Vec<Pick<'_>>, usize) {
     let ratios: HashMap<u32, (f64, f64)> = looked
         .tables
         .iter()
-        .map(|(netns, table)| (netns.id, (table.used_ratio(0), table.used_ratio(1) - table.used_ratio(0))))
+        .map(|NetnsPorts { netns, table, .. }| {
+            (netns.id, (table.used_ratio(0), table.used_ratio(1) - table.used_ratio(0)))
+        })
         .collect();
     let ratio = |pick: &Pick<'_>| {
         let (bound, each) = ratios.get(&pick.netns.id).copied().unwrap_or_default();
@@ -163,12 +173,13 @@ fn describe(
     closers: &HashMap<u64, Closer>,
     name_of: NameOf<'_>,
 ) -> TupleUse {
-    let Pick { netns, table, tuple, taken } = *pick;
+    let Pick { netns, owner, table, tuple, taken } = *pick;
     let of_kind = |kinds: &[Kind]| taken.iter().filter(|taken| kinds.contains(&taken.kind)).count() as u32;
     let change = before.and_then(|before| before.change(netns.id, tuple, taken, at_ns));
     let mut described = TupleUse {
         netns: netns.inum,
         netns_name: netns.name.clone(),
+        netns_owner: Some(owner),
         local: tuple.local.to_canonical(),
         remote: tuple.remote(),
         interface: tuple.interface,
@@ -273,7 +284,7 @@ pub fn assemble(
     if looked.imperfect {
         incomplete.push("the kernel's table changed during the dump: sockets may be missing".to_owned());
     }
-    let forgotten = looked.tables.iter().map(|(_, table)| table.forgotten).max().unwrap_or(0);
+    let forgotten = looked.tables.iter().map(|ports| ports.table.forgotten).max().unwrap_or(0);
     if forgotten > 0 {
         incomplete.push(format!("too many tuples: up to {forgotten} ports of each may be missing"));
     }
@@ -294,7 +305,7 @@ pub fn assemble(
 
 /// The part of a sample that the next one is compared with.
 pub fn remember(looked: &EphemeralUse) -> UsageSample {
-    UsageSample::of(looked.tables.iter().map(|(netns, table)| (netns.id, table)), looked.at_ns)
+    UsageSample::of(looked.tables.iter().map(|ports| (ports.netns.id, &ports.table)), looked.at_ns)
 }
 
 #[cfg(test)]
@@ -320,7 +331,8 @@ mod tests {
         table.take(&socket(TcpState::SynSent, "127.0.0.1:1001", "127.0.0.1:81"));
         table.finish();
         let netns = Netns { id: 7, inum: 77, name: None };
-        EphemeralUse { tables: vec![(netns, table)], at_ns: 5_000_000_000, ..EphemeralUse::default() }
+        let tables = vec![NetnsPorts { netns, owner: NetnsOwner::Host, table }];
+        EphemeralUse { tables, at_ns: 5_000_000_000, ..EphemeralUse::default() }
     }
 
     #[test]

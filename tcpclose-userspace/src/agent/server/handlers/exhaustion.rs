@@ -49,7 +49,7 @@ pub async fn document(
         let mut tracking = tracking.borrow_mut();
         let mut usage = usage.borrow_mut();
         tracking.drain_all();
-        usage.fullest = Some(fullest);
+        usage.fullest = fullest;
         let (picks, _) = document::fullest(&looked, limit);
         (closers(&picks, &tracking), usage.before(looked.at_ns), tracking.probe.owners_lookup())
     };

@@ -2,6 +2,7 @@
 
 mod family;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hyper::{HeaderMap, StatusCode};
@@ -17,13 +18,14 @@ use crate::metrics::descriptors;
 use crate::metrics::descriptors::Descriptor;
 use crate::metrics::gauges::Gauges;
 use crate::metrics::port_labels::PortLabel;
-use crate::names::Phase;
+use crate::names::{NetnsOwner, Phase};
 use crate::probe::Hook;
 use crate::probe::prog_stats::ProgramStats;
 use crate::report::owner_counts::OwnerLabels;
 
 use crate::agent::gauge_ages::GaugeAges;
 use crate::agent::parts::Parts;
+use crate::agent::port_usage::Fullest;
 use crate::agent::server::handlers::metrics::family::{Family, series_of, single};
 use crate::agent::server::response::{Answer, compressible, plain};
 use crate::agent::tracking::Tracking;
@@ -51,10 +53,7 @@ fn render(parts: &Parts) -> prometheus::Result<String> {
         gauges(&mut families, &now, &stuck_labels(tracking.stuck_after.bounds_ns()));
         families.push(ages(tracking.ages(host::monotonic_ns())));
     }
-    families.push(ratio(&descriptors::TIME_WAIT_LIMIT_USED, tracking.namespaces.time_wait_limit_used()));
-    let fullest = parts.port_usage.borrow().fullest;
-    families.push(ratio(&descriptors::EPHEMERAL_PORTS_USED, fullest.map(|fullest| fullest.used)));
-    families.push(ratio(&descriptors::EPHEMERAL_PORTS_BLOCKED, fullest.map(|fullest| fullest.blocked)));
+    limits(&mut families, &tracking.namespaces.time_wait_limit_used(), &parts.port_usage.borrow().fullest);
     owners(&mut families, &parts.stuck_owners.borrow());
     counters(&mut families, &tracking.output.metrics, tracking.overflows());
     agent(&mut families, &tracking);
@@ -109,13 +108,23 @@ fn ages(GaugeAges { host_ns, others_ns }: GaugeAges) -> MetricFamily {
         .done()
 }
 
-/// A ratio; without a sample while it is unknown.
-fn ratio(descriptor: &'static Descriptor, ratio: Option<f64>) -> MetricFamily {
-    let mut family = Family::new(descriptor);
-    if let Some(ratio) = ratio {
-        family.add(&[], ratio);
-    }
-    family.done()
+/// How near to the kernel's limits the namespaces of each owner are; no sample for an owner of whom none is known.
+fn limits(
+    families: &mut Vec<MetricFamily>,
+    time_waits: &BTreeMap<NetnsOwner, f64>,
+    ports: &BTreeMap<NetnsOwner, Fullest>,
+) {
+    let mut family = |descriptor: &'static Descriptor,
+                      ratios: &mut dyn Iterator<Item = (NetnsOwner, f64)>| {
+        let mut family = Family::new(descriptor);
+        ratios.for_each(|(owner, ratio)| family.add(&[owner.name()], ratio));
+        families.push(family.done());
+    };
+    let ports =
+        |ratio: fn(&Fullest) -> f64| ports.iter().map(move |(&owner, fullest)| (owner, ratio(fullest)));
+    family(&descriptors::TIME_WAIT_LIMIT_USED, &mut time_waits.iter().map(|(&owner, &used)| (owner, used)));
+    family(&descriptors::EPHEMERAL_PORTS_USED, &mut ports(|fullest| fullest.used));
+    family(&descriptors::EPHEMERAL_PORTS_BLOCKED, &mut ports(|fullest| fullest.blocked));
 }
 
 fn owners(families: &mut Vec<MetricFamily>, counts: &[(OwnerLabels, u64)]) {

@@ -179,7 +179,7 @@ function facts(now) {
     return [HOOKS[hook] ?? hook, degraded?.value ? `${backend} (a better one was refused)` : backend];
   });
   const lost = now.sum("tcpclose_events_lost_total");
-  const limit = now.select("tcpclose_time_wait_limit_used_ratio")[0]?.value;
+  const limit = now.select("tcpclose_time_wait_limit_used_ratio", { netns_owner: "host" })[0]?.value;
   const rows = [
     ["Possibly stuck", count(possibly)],
     ["Oldest CLOSE-WAIT", oldest.length > 0 ? age(Math.max(...oldest.map(({ value }) => value))) : "–"],

@@ -1,0 +1,90 @@
+//! The limits of the host's network namespace, of containers', and of those that ordinary users make are told apart: a user who
+//! fills the tables of a namespace of their own changes nothing that is said of the host's.
+
+use crate::common;
+use crate::namespaces::named;
+use crate::stale::Tenant;
+
+use std::fs;
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{Agent, Metrics};
+use named::{Named, enter};
+
+const LIMITS: [&str; 3] = [
+    "tcpclose_ephemeral_ports_used_ratio",
+    "tcpclose_ephemeral_ports_blocked_ratio",
+    "tcpclose_time_wait_limit_used_ratio",
+];
+
+/// Ports 20000 to 20004, four TIME-WAITs.
+const NARROW: &str = "echo 20000 20004 >/proc/sys/net/ipv4/ip_local_port_range\n\
+                      echo 4 >/proc/sys/net/ipv4/tcp_max_tw_buckets";
+
+/// In the namespace at `file`: all of five ports in use towards one address, and all of four TIME-WAITs.
+fn fill(file: PathBuf) -> Vec<(TcpStream, TcpStream)> {
+    std::thread::scope(|scope| {
+        let filling = scope.spawn(move || {
+            enter(&file);
+            let listeners = [80, 81].map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap());
+            let connect = |listener: &TcpListener| {
+                let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                (client, listener.accept().unwrap().0)
+            };
+            for _ in 0..4 {
+                // The server closes first: the TIME-WAITs have no port of the range.
+                let (mut client, server) = connect(&listeners[0]);
+                drop(server);
+                assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            }
+            let open: Vec<_> = (0..5).map(|_| connect(&listeners[1])).collect();
+            let error = TcpStream::connect(listeners[1].local_addr().unwrap()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));
+            open
+        });
+        filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn of(metrics: &Metrics, family: &str, owner: &str) -> Option<f64> {
+    metrics.has(family, &[("netns_owner", owner)]).then(|| metrics.sum(family, &[("netns_owner", owner)]))
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_user_fills_a_namespace_of_their_own_and_the_hosts_is_not_said_to_be_full() {
+    let script = format!("set -e\nip link set lo up\n{NARROW}");
+    let Some(tenant) = Tenant::start(&["--net"], &script) else { return };
+    let _open = fill(format!("/proc/{}/ns/net", tenant.pid()).into());
+    let agent = Agent::start(&[]);
+    let metrics = agent.metrics_when(Duration::from_secs(60), "the user's is full", |metrics| {
+        LIMITS.iter().all(|family| of(metrics, family, "user") == Some(1.0))
+    });
+    for family in LIMITS {
+        let host = of(&metrics, family, "host").expect(family);
+        println!("{family}: host {host}");
+        // Other tests make sockets in the host's namespace, but none that fill it.
+        assert!(host < 0.5, "{family} of the host: {host}");
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_namespace_that_root_made_is_a_containers() {
+    let container = Named::new("container");
+    container.inside(|| {
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "20000 20004").unwrap();
+        fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "4").unwrap();
+    });
+    let _open = fill(container.file());
+    let agent = Agent::start(&[]);
+    let metrics = agent.metrics_when(Duration::from_secs(60), "the container's is full", |metrics| {
+        LIMITS.iter().all(|family| of(metrics, family, "container") == Some(1.0))
+    });
+    for family in LIMITS {
+        assert!(of(&metrics, family, "host").is_some_and(|host| host < 0.5), "{family}");
+    }
+}
