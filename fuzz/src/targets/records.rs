@@ -80,7 +80,8 @@ pub fn read(bytes: &[u8]) {
         }
     }
     tracker.settle(LATEST_NS + (1 << 40), &mut books);
-    let gauges = books.ledger.gauges(tracker.sockets(), &StuckAfter::default(), &|_| false, latest);
+    let gauges =
+        books.ledger.gauges(tracker.sockets_and_writes(), &StuckAfter::default(), &|_| false, latest);
     for phase in Phase::ALL {
         let of = gauges.standing.iter().filter(|((_, each), _)| *each == phase);
         let gauge: u64 = of.map(|(_, standing)| standing.sockets).sum();

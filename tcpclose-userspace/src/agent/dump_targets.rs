@@ -74,7 +74,7 @@ impl Tracking {
     /// write, passed the bound `first`, or not for half of that.
     pub fn is_check_due(&self, socket: &TrackedSocket, now_ns: u64, first: u64) -> bool {
         let age = socket.since.age(now_ns);
-        let due_ns = check_due_ns(socket, first);
+        let due_ns = self.check_due_ns(socket, first);
         self.namespaces.reaches(socket.netns)
             && (age.is_past(first) || age.may_be_past(first))
             && (socket.seen_ns < due_ns && due_ns <= now_ns
@@ -83,7 +83,7 @@ impl Tracking {
 
     /// When the check that [`Self::is_check_due`] asks for became due.
     pub fn check_due_since(&self, socket: &TrackedSocket, first: u64) -> u64 {
-        let due_ns = check_due_ns(socket, first);
+        let due_ns = self.check_due_ns(socket, first);
         if socket.seen_ns < due_ns { due_ns } else { socket.seen_ns.saturating_add(first / 2) }
     }
 
@@ -120,9 +120,10 @@ impl Tracking {
         const MANY: usize = 256;
         self.tracker.sockets().filter(|socket| socket.phase == phase).take(MANY).count() == MANY
     }
-}
 
-/// When the bound `first` is over for a CLOSE-WAIT, counted from its entry or its program's last known write.
-fn check_due_ns(socket: &TrackedSocket, first: u64) -> u64 {
-    socket.since.latest_ns.max(socket.sent_ns()).saturating_add(first)
+    /// When the bound `first` is over for a CLOSE-WAIT, counted from its entry or the latest that its program may have written.
+    fn check_due_ns(&self, socket: &TrackedSocket, first: u64) -> u64 {
+        let written_ns = self.tracker.last_write(socket).map_or(0, |write| write.latest_ns);
+        socket.since.latest_ns.max(written_ns).saturating_add(first)
+    }
 }

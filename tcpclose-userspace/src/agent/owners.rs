@@ -43,6 +43,8 @@ pub async fn run(parts: Parts, interval: Duration) {
 fn any_stuck(tracking: &Tracking) -> bool {
     let now_ns = host::monotonic_ns();
     let reached = |netns| tracking.namespaces.reaches(netns);
-    let judge = |socket| tracking.stuck_after.judge(socket, now_ns, reached);
-    tracking.tracker.sockets().any(|socket| matches!(judge(socket), Stuckness::Stuck(_)))
+    let mut sockets = tracking.tracker.sockets_and_writes();
+    sockets.any(|(socket, written)| {
+        matches!(tracking.stuck_after.judge(socket, written, now_ns, reached), Stuckness::Stuck(_))
+    })
 }

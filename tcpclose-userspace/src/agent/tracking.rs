@@ -8,7 +8,7 @@ use tcpclose_common::control::Counters;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 use tokio::sync::Notify;
 
-use crate::linux::age::proven_age;
+use crate::linux::age::{proven_age, write_look};
 use crate::linux::host;
 use crate::linux::netns::{FoundNetns, NetnsPath};
 use crate::linux::netns_dump::{DumpRequest, NetnsChunk, NetnsDumps};
@@ -266,7 +266,7 @@ impl Tracking {
     pub fn gauges(&mut self, now_ns: u64) -> Gauges {
         let Self { output, tracker, stuck_after, namespaces, .. } = self;
         let reached = |netns| namespaces.reaches(netns);
-        output.metrics.gauges(tracker.sockets(), stuck_after, &reached, now_ns)
+        output.metrics.gauges(tracker.sockets_and_writes(), stuck_after, &reached, now_ns)
     }
 
     /// The tracked counterpart of a dumped socket.
@@ -287,6 +287,6 @@ fn dumped(socket: &Socket, netns: u32, uptime_ns: u64) -> DumpedSocket {
         seen_ns: socket.seen_ns,
         expires_ns: socket.expires_ns.unwrap_or(0),
         age: proven_age(socket, uptime_ns),
-        sent_ns: socket.times.map(|times| socket.seen_ns.saturating_sub(times.last_sent_ns)),
+        write: write_look(socket, uptime_ns),
     }
 }

@@ -9,6 +9,7 @@ use rustc_hash::FxHashSet;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 
 use crate::collect;
+use crate::linux::age::{proven_age, write_look};
 use crate::linux::ephemeral_ports;
 use crate::linux::host;
 use crate::linux::netns;
@@ -20,7 +21,8 @@ use crate::linux::proc_fd;
 use crate::linux::proc_fd::{FileFilter, OpenFiles, Urgency};
 use crate::linux::sock_diag::Socket;
 use crate::linux::time_wait_length;
-use crate::report::assemble::{DumpClock, NetnsSockets, assemble, dumped_facts};
+use crate::names::LastWrite;
+use crate::report::assemble::{DumpClock, NetnsSockets, assemble, dumped_facts, written_bytes};
 use crate::report::envelope::DocumentSource;
 use crate::report::exhaustion::document;
 use crate::report::exhaustion::document::{BUDGET, ExhaustionDocument, ExhaustionInputs};
@@ -42,8 +44,11 @@ fn clock() -> DumpClock {
 pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Result<SocketsDocument> {
     let ask = DumpRequest { states: states | TcpState::Listen.bit(), info: true };
     let (denied, unread, files, mut dumps) = dump_with_files(ask, scope)?;
-    let (at, clock) = (host::wall_clock(), clock());
+    let at = host::wall_clock();
+    let now = clock();
     let (mut dumped, dump) = dumps.take_sockets();
+    let writes = second_look(&mut dumped, bound_ns, now)?;
+    let (at, clock) = if writes.is_empty() { (at, now) } else { (host::wall_clock(), clock()) };
     let peers = collect::sockets::peers(depth, &dumped);
     let lookup = OwnersLookup::Proc(Urgency::Hurried);
     let owners =
@@ -54,7 +59,7 @@ pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Re
     for DumpedNetns { netns, sockets: seen, listeners, .. } in &dumped {
         let namespace =
             NetnsSockets { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
-        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, clock);
+        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, clock, &writes);
         assemble(&namespace, facts, &mut sockets);
     }
     let mut incomplete = collect::sockets::incomplete(&dump, &owners, &sockets);
@@ -62,6 +67,56 @@ pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Re
     incomplete.extend(unread.words());
     let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);
     Ok(SocketsDocument { sockets, ..SocketsDocument::within(envelope) })
+}
+
+/// How long a program is given to write once more.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
+
+/// Looks again at the namespaces with sockets in CLOSE-WAIT of which `dumped` does not prove whether the program has written to them
+/// within `bound_ns`, such as those that the kernel always has something to send for. A socket that has more written by then is
+/// replaced by what it is now. Returns the last write before, by cookie, of those; without such sockets it costs nothing.
+fn second_look(
+    dumped: &mut [DumpedNetns],
+    bound_ns: u64,
+    clock: DumpClock,
+) -> io::Result<HashMap<u64, LastWrite>> {
+    let mut doubtful = HashMap::new();
+    let mut places = Vec::new();
+    for DumpedNetns { place, sockets, .. } in dumped.iter() {
+        let before = doubtful.len();
+        for socket in sockets.iter().filter(|socket| socket.state == TcpState::CloseWait) {
+            let Some(look) = write_look(socket, clock.uptime_ns) else { continue };
+            let age = proven_age(socket, clock.uptime_ns);
+            let write = LastWrite::seen(None, look);
+            let silence = write.age(clock.now_ns);
+            if look.written != 0
+                && silence.may_be_past(bound_ns)
+                && (age.is_past(bound_ns) || age.may_be_past(bound_ns))
+            {
+                doubtful.insert(socket.cookie, write);
+            }
+        }
+        if doubtful.len() != before {
+            places.push(place.clone());
+        }
+    }
+    if doubtful.is_empty() {
+        return Ok(doubtful);
+    }
+    thread::sleep(SECOND_LOOK);
+    let again =
+        netns_dump::survey(places, DumpRequest { states: TcpState::CloseWait.bit(), info: true }, None)?;
+    let again = again.looked.into_iter().flat_map(|looked| looked.dump.sockets);
+    let again: HashMap<u64, Socket> = again.map(|socket| (socket.cookie, socket)).collect();
+    for socket in dumped.iter_mut().flat_map(|dumped| dumped.sockets.iter_mut()) {
+        if doubtful.contains_key(&socket.cookie)
+            && let Some(now) = again.get(&socket.cookie)
+            && written_bytes(now) != written_bytes(socket)
+        {
+            *socket = *now;
+        }
+    }
+    Ok(doubtful)
 }
 
 /// Dumps every namespace and, on another thread, reads all processes' files. Also returns how many namespaces belong to

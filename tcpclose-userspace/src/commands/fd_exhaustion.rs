@@ -26,7 +26,7 @@ impl FdRates {
         let mut rates = Self::default();
         let takes_descriptors = |socket: &&StuckSocket| {
             !matches!(socket.diagnosis, Some(Diagnosis::NotAccepted | Diagnosis::StillSending))
-                && socket.age.is_past(bound)
+                && socket.is_past(bound)
         };
         for socket in sockets.iter().filter(takes_descriptors) {
             let age = socket.age.min_seconds;

@@ -136,7 +136,7 @@ pub fn own_netns() -> u32 {
 impl Sorted {
     pub fn new(mut sockets: Vec<StuckSocket>, bound: f64) -> Self {
         let all = sockets.len();
-        sockets.retain(|socket| socket.age.is_past(bound) || socket.age.may_be_past(bound));
+        sockets.retain(|socket| socket.is_past(bound) || socket.may_be_past(bound));
         Self { younger: all - sockets.len(), matching: sockets, bound, own: own_netns() }
     }
 
@@ -145,7 +145,7 @@ impl Sorted {
         self.matching.iter().filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending)).map(
             |socket| Listed {
                 socket,
-                possibly: !socket.age.is_past(self.bound),
+                possibly: !socket.is_past(self.bound),
                 elsewhere: socket.netns != self.own,
             },
         )

@@ -12,6 +12,7 @@ pub mod order;
 pub mod places;
 
 use crate::kill::places::Places;
+use crate::linux::host::uptime_ns;
 use crate::linux::sock_diag;
 use crate::names::Flow;
 
@@ -34,7 +35,7 @@ fn carry_out(order: &KillOrder) -> KillOutcome {
     let lookup = || sock_diag::lookup(&flow, order.interface, Some(order.cookie.0));
     match lookup() {
         Ok(Some(now)) => {
-            if let Some(why) = order.changed(&now) {
+            if let Some(why) = order.changed(&now, uptime_ns()) {
                 return KillOutcome::Spared { why };
             }
         }

@@ -13,7 +13,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::host::TICKS_NS;
 use crate::linux::sock_diag::{Socket, Times};
-use crate::names::Age;
+use crate::names::{Age, WriteLook};
 
 /// 2³² ms, the uptime from which the kernel's millisecond ages can have wrapped: 49.7 days, nanoseconds.
 pub const WRAP_NS: u64 = (1 << 32) * 1_000_000;
@@ -69,6 +69,18 @@ pub const fn time_wait_age(length_ns: u64, left_ns: u64) -> Age {
     Age { min_ns: at_least(length_ns.saturating_sub(left_ns)), max_ns: None }
 }
 
+/// What `socket` proves of its program's last write, on a host that has been up for `uptime_ns`; `None` of what has no times.
+pub fn write_look(socket: &Socket, uptime_ns: u64) -> Option<WriteLook> {
+    let times = socket.times?;
+    let sending = times.sending?;
+    let made_ns = socket.seen_ns.saturating_sub(socket.window_ns);
+    let sent_ns = at_most(times.last_sent_ns, uptime_ns).map_or(0, |ago| made_ns.saturating_sub(ago));
+    let silent_ns = times.last_sent_ns.saturating_add(u64::from(sending.repeating_ms) * 1_000_000);
+    let silent_ns = if sending.all_sent { at_least(silent_ns) } else { 0 };
+    let latest_ns = socket.seen_ns.saturating_sub(silent_ns);
+    Some(WriteLook { made_ns, written: sending.written, busy_ms: sending.busy_ms, sent_ns, latest_ns })
+}
+
 const fn at_least(ns: u64) -> u64 {
     ns.saturating_sub(TICKS_NS)
 }
@@ -85,7 +97,7 @@ mod tests {
     const HOUR: u64 = 3600 * SECOND;
 
     fn times(ack: u64, data: u64) -> Times {
-        Times { last_sent_ns: 0, last_data_received_ns: data, last_ack_received_ns: ack }
+        Times { last_sent_ns: 0, last_data_received_ns: data, last_ack_received_ns: ack, sending: None }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::names::{Phase, PortKey, Side};
+use crate::names::{LastWrite, Phase, PortKey, Side};
 use crate::tracker::socket::TrackedSocket;
 
 use crate::metrics::port_labels::{PortLabel, PortLabels};
@@ -20,7 +20,7 @@ pub struct StuckAfter {
 pub enum Stuckness {
     /// Longer than the bound of this index, and no longer than the next.
     Stuck(usize),
-    /// Perhaps longer than the first bound.
+    /// Perhaps longer than the first bound; or its program may have written to it within the bound before the last dump.
     Unproven,
     /// Younger, or written to within the bound at the last dump, or in no dump since it passed the bound.
     Not,
@@ -55,8 +55,15 @@ impl StuckAfter {
         self.bounds_ns.first().copied().unwrap_or(u64::MAX)
     }
 
-    /// Judges one socket at `now_ns`. `dumped` says whether dumps look at a network namespace.
-    pub fn judge(&self, socket: &TrackedSocket, now_ns: u64, dumped: impl Fn(u32) -> bool) -> Stuckness {
+    /// Judges one socket at `now_ns`. `written`: its program's last write, if a dump has seen the socket. `dumped` says whether
+    /// dumps look at a network namespace.
+    pub fn judge(
+        &self,
+        socket: &TrackedSocket,
+        written: Option<&LastWrite>,
+        now_ns: u64,
+        dumped: impl Fn(u32) -> bool,
+    ) -> Stuckness {
         if socket.phase != Phase::CloseWait {
             return Stuckness::Not;
         }
@@ -64,7 +71,8 @@ impl StuckAfter {
         let age = socket.since.age(now_ns);
         // A program that had written within the bound at the last dump was at work on a half-close. Only the next dump can
         // show that it has been silent since.
-        if socket.sent_ns() != 0 && socket.seen_ns.saturating_sub(socket.sent_ns()) < first {
+        let silence = written.map(|write| write.age(socket.seen_ns));
+        if silence.is_some_and(|silence| silence.max_ns.is_some_and(|max| max < first)) {
             return Stuckness::Not;
         }
         if age.may_be_past(first) {
@@ -78,6 +86,9 @@ impl StuckAfter {
         let checked = socket.seen_ns >= socket.since.latest_ns.saturating_add(first);
         if !checked && dumped(socket.netns) {
             return Stuckness::Not;
+        }
+        if silence.is_some_and(|silence| !silence.is_past(first)) {
+            return Stuckness::Unproven;
         }
         Stuckness::Stuck(self.bounds_ns.partition_point(|&bound| bound <= age.min_ns) - 1)
     }
@@ -104,7 +115,7 @@ impl Gauges {
     /// Counts `sockets`. A pair that shows up here only (its sockets were there before the agent) asks for a name too,
     /// and a pair with sockets is not idle.
     pub fn count<'a>(
-        sockets: impl Iterator<Item = &'a TrackedSocket>,
+        sockets: impl Iterator<Item = (&'a TrackedSocket, Option<&'a LastWrite>)>,
         port_labels: &mut PortLabels,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
@@ -114,13 +125,13 @@ impl Gauges {
         let classes = stuck_after.bounds_ns.len();
         // One look-up of the name per pair, not per socket.
         let mut labels: BTreeMap<PortKey, PortLabel> = BTreeMap::new();
-        for socket in sockets {
+        for (socket, written) in sockets {
             let pair = socket.pair();
             let label = *labels.entry(pair).or_insert_with(|| port_labels.label(pair, now_ns));
             let standing = gauges.standing.entry((label, socket.phase)).or_default();
             standing.sockets += 1;
             standing.oldest_ns = standing.oldest_ns.max(socket.since.age(now_ns).min_ns);
-            match stuck_after.judge(socket, now_ns, dumped) {
+            match stuck_after.judge(socket, written, now_ns, dumped) {
                 Stuckness::Stuck(class) => {
                     if let Some(n) =
                         gauges.stuck.entry(label).or_insert_with(|| vec![0; classes]).get_mut(class)
@@ -146,7 +157,7 @@ impl Gauges {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::{Flow, Role};
+    use crate::names::{Flow, Role, WriteLook};
     use crate::tracker::socket::{AddressOrExpiry, EnteredAt, MinisocketState, SocketKind};
 
     const S: u64 = 1_000_000_000;
@@ -174,7 +185,7 @@ mod tests {
             event_ns: 0,
             seen_ns: u64::MAX / 2,
             missed: false,
-            acted_ns: 0,
+            closed_ns: 0,
             closer_pid: None,
         }
     }
@@ -185,6 +196,7 @@ mod tests {
         let judge = |age: u64| {
             bounds.judge(
                 &socket(Phase::CloseWait, EnteredAt::exact(10_000 * S - age * S)),
+                None,
                 10_000 * S,
                 dumped,
             )
@@ -200,26 +212,22 @@ mod tests {
     fn stuck_is_proven_dumped_and_silent() {
         let bounds = StuckAfter::new(vec![60 * S]).unwrap();
         let now = 10_000 * S;
-        let judge = |socket: &TrackedSocket| bounds.judge(socket, now, dumped);
+        let judge = |socket: &TrackedSocket| bounds.judge(socket, None, now, dumped);
         let sure = socket(Phase::CloseWait, EnteredAt::exact(now - 100 * S));
         assert_eq!(judge(&sure), Stuckness::Stuck(0));
         assert_eq!(judge(&TrackedSocket { phase: Phase::LastAck, ..sure }), Stuckness::Not);
         let checked = TrackedSocket { seen_ns: now - 10 * S, ..sure };
-        assert_eq!(
-            judge(&TrackedSocket { acted_ns: now - 11 * S, ..checked }),
-            Stuckness::Not,
-            "still sending"
-        );
-        assert_eq!(
-            judge(&TrackedSocket { acted_ns: now - 69 * S, ..checked }),
-            Stuckness::Not,
-            "not known to have stopped"
-        );
-        assert_eq!(
-            judge(&TrackedSocket { acted_ns: now - 70 * S, ..checked }),
-            Stuckness::Stuck(0),
-            "sent long ago"
-        );
+        let after = |earliest: u64, latest: u64| {
+            let look =
+                WriteLook { made_ns: 0, written: 1, busy_ms: 0, sent_ns: 0, latest_ns: now - latest * S };
+            let mut write = LastWrite::seen(None, look);
+            write.earliest_ns = now - earliest * S;
+            bounds.judge(&checked, Some(&write), now, dumped)
+        };
+        assert_eq!(after(11, 11), Stuckness::Not, "still sending");
+        assert_eq!(after(69, 69), Stuckness::Not, "not known to have stopped");
+        assert_eq!(after(70, 70), Stuckness::Stuck(0), "written long ago");
+        assert_eq!(after(90, 11), Stuckness::Unproven, "sent again, or written");
         assert_eq!(
             judge(&TrackedSocket { seen_ns: now - 50 * S, ..sure }),
             Stuckness::Not,
@@ -245,7 +253,13 @@ mod tests {
         labels.label(PortKey { side: Side::Client, port: 443 }, 1);
         let sockets =
             [socket(Phase::CloseWait, EnteredAt::exact(S)), socket(Phase::LastAck, EnteredAt::exact(2 * S))];
-        let gauges = Gauges::count(sockets.iter(), &mut labels, &bounds, &dumped, 100 * S);
+        let gauges = Gauges::count(
+            sockets.iter().map(|socket| (socket, None)),
+            &mut labels,
+            &bounds,
+            &dumped,
+            100 * S,
+        );
         let server = PortLabel { side: Side::Server, port: Some(80) };
         let client = PortLabel { side: Side::Client, port: Some(443) };
         let one = |age| Standing { sockets: 1, oldest_ns: age };

@@ -19,7 +19,9 @@ use tcpclose_common::state::TcpState;
 use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::histogram::Histogram;
 use crate::metrics::port_labels::{PortLabel, PortLabels, Retired};
-use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason};
+use crate::names::{
+    Correction, LastWrite, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason,
+};
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::TrackedSocket;
 
@@ -145,7 +147,7 @@ impl Metrics {
     /// Counts the gauges over `sockets`, see [`Gauges::count`]. A combination that was shown once stays, as 0.
     pub fn gauges<'a>(
         &mut self,
-        sockets: impl Iterator<Item = &'a TrackedSocket>,
+        sockets: impl Iterator<Item = (&'a TrackedSocket, Option<&'a LastWrite>)>,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
         now_ns: u64,

@@ -35,6 +35,15 @@ impl Age {
         Self { min_ns: self.min_ns.saturating_add(ns), max_ns: self.max_ns.map(|max| max.saturating_add(ns)) }
     }
 
+    /// The shorter of two ages.
+    pub fn shorter(self, other: Self) -> Self {
+        let max_ns = match (self.max_ns, other.max_ns) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Self { min_ns: self.min_ns.min(other.min_ns), max_ns }
+    }
+
     /// Proven to be `bound_ns` or longer.
     pub const fn is_past(&self, bound_ns: u64) -> bool {
         self.min_ns >= bound_ns

@@ -1,5 +1,6 @@
 //! Puts sockets, their listeners and their owners together.
 
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use tcpclose_common::state::TcpState;
@@ -8,10 +9,10 @@ use crate::linux::age::{proven_age, time_wait_age};
 use crate::linux::netns::Netns;
 use crate::linux::owners::Owners;
 use crate::linux::sock_diag::Socket;
-use crate::names::{Age, Flow, Phase, Side};
-use crate::report::diagnosis::diagnose;
+use crate::names::{Age, Flow, LastWrite, Phase, Side};
+use crate::report::diagnosis::{diagnose, last_write};
 use crate::report::owners::{Peers, listeners_of, owners_of, peer_owners_of};
-use crate::report::sockets::{ClosedBy, Cookie, StuckSocket, seconds};
+use crate::report::sockets::{AgeSeconds, ClosedBy, Cookie, StuckSocket, seconds};
 
 /// What is known of a socket beyond its dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct SocketFacts {
     pub port: u16,
     /// The time in its state as of the document.
     pub age: Age,
+    /// How long ago its program last wrote to it, as of the document; in CLOSE-WAIT, where a dump shows it.
+    pub last_write: Option<Age>,
     /// The process that closed it, and how many nanoseconds before the document.
     pub closer: Option<(u32, u64)>,
 }
@@ -48,8 +51,8 @@ pub fn assemble(
     described.reserve(namespace.sockets.len());
     described.extend(namespace.sockets.iter().filter_map(|socket| {
         let state = Phase::of(socket.state)?;
-        let SocketFacts { side, port, age, closer } = facts(socket);
-        let diagnosis = diagnose(socket, age, namespace.bound_ns);
+        let SocketFacts { side, port, age, last_write, closer } = facts(socket);
+        let diagnosis = diagnose(socket, age, last_write, namespace.bound_ns);
         let owners = owners_of(socket, namespace.owners, namespace.listeners);
         // A close() that waits for its data to be sent (SO_LINGER) has given its descriptor up, and keeps the inode until then.
         let is_closed = socket.inode == 0 || owners.is_empty();
@@ -70,12 +73,20 @@ pub fn assemble(
             unread_bytes: unread_data(socket),
             unsent_bytes: socket.unsent,
             last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
+            written_bytes: written_bytes(socket),
+            last_write: last_write.map(AgeSeconds::from),
             diagnosis,
             owners,
             closed_by: closer.filter(|_| is_closed).map(ClosedBy::from),
             peer_owners: peer_owners_of(socket, namespace.peers, namespace.owners, namespace.listeners),
         })
     }));
+}
+
+/// Bytes that the program has written, in CLOSE-WAIT.
+pub fn written_bytes(socket: &Socket) -> Option<u64> {
+    let sending = socket.times.filter(|_| socket.state == TcpState::CloseWait)?.sending?;
+    Some(sending.written)
 }
 
 /// Bytes of data, without the FIN that `idiag_rqueue` counts in the states that have taken one.
@@ -96,12 +107,14 @@ pub struct DumpClock {
     pub time_wait_ns: Option<u64>,
 }
 
-/// What a dump alone proves of one of its sockets at `clock`: an age, and a side where the dump has the listener too.
+/// What a dump alone proves of one of its sockets at `clock`: an age, and a side where the dump has the listener too. `writes`: the
+/// last write by earlier looks, by cookie.
 pub fn dumped_facts(
     socket: &Socket,
     listeners: &[Socket],
     ephemeral: &RangeInclusive<u16>,
     clock: DumpClock,
+    writes: &HashMap<u64, LastWrite>,
 ) -> SocketFacts {
     let side = match listeners_of(&socket.flow, socket.interface, listeners).next() {
         Some(_) => Side::Server,
@@ -113,7 +126,9 @@ pub fn dumped_facts(
         _ => proven_age(socket, clock.uptime_ns),
     };
     let age = proven.later(clock.now_ns.saturating_sub(socket.seen_ns));
-    SocketFacts { side, port: side.service_port(local_port, remote_port, ephemeral), age, closer: None }
+    let last_write = last_write(socket, writes.get(&socket.cookie), clock.uptime_ns, clock.now_ns);
+    let port = side.service_port(local_port, remote_port, ephemeral);
+    SocketFacts { side, port, age, last_write, closer: None }
 }
 
 #[cfg(test)]
@@ -126,7 +141,7 @@ mod tests {
         let mut socket = dumped_socket(TcpState::TimeWait, "10.0.0.5:1", "10.0.0.9:2", 1);
         let age = |socket: &Socket, time_wait_ns| {
             let clock = DumpClock { now_ns: socket.seen_ns + 5, uptime_ns: 1, time_wait_ns };
-            dumped_facts(socket, &[], &(32_768..=60_999), clock).age
+            dumped_facts(socket, &[], &(32_768..=60_999), clock, &HashMap::new()).age
         };
         const S: u64 = 1_000_000_000;
         socket.expires_ns = Some(45 * S);
@@ -140,7 +155,7 @@ mod tests {
     #[test]
     fn the_fin_is_no_data() {
         for (unread, data) in [(0, 0), (1, 0), (6, 5)] {
-            assert_eq!(unread_data(&close_wait(unread, 0)), data);
+            assert_eq!(unread_data(&close_wait(unread)), data);
         }
         assert_eq!(unread_data(&dumped_socket(TcpState::FinWait2, "10.0.0.5:1", "10.0.0.9:2", 1)), 0);
     }

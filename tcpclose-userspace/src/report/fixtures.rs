@@ -4,7 +4,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::cgroup::Workload;
 use crate::linux::process::Process;
-use crate::linux::sock_diag::{Socket, Times};
+use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Diagnosis, Flow, Phase, Side};
 use crate::report::sockets::{Cookie, Owner, StuckSocket};
 
@@ -16,12 +16,8 @@ pub fn dumped_socket(state: TcpState, local: &str, remote: &str, inode: u32) -> 
     Socket { cookie: u64::from(inode), inode, ..Socket::made_up(state, flow) }
 }
 
-pub fn close_wait(unread: u32, last_sent_ns: u64) -> Socket {
-    Socket {
-        unread,
-        times: Some(Times { last_sent_ns, last_data_received_ns: 0, last_ack_received_ns: 0 }),
-        ..dumped_socket(TcpState::CloseWait, "10.0.0.5:8080", "10.0.0.9:41234", 7)
-    }
+pub fn close_wait(unread: u32) -> Socket {
+    Socket { unread, ..dumped_socket(TcpState::CloseWait, "10.0.0.5:8080", "10.0.0.9:41234", 7) }
 }
 
 pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
@@ -52,6 +48,8 @@ pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
         unread_bytes: 0,
         unsent_bytes: 0,
         last_sent_seconds: None,
+        written_bytes: None,
+        last_write: None,
         diagnosis: Some(Diagnosis::NotClosed),
         owners: owners.to_vec(),
         closed_by: None,

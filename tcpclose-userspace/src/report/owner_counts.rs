@@ -45,7 +45,7 @@ impl OwnerLabels {
 pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(OwnerLabels, u64)> {
     let mut counts: BTreeMap<OwnerLabels, u64> = BTreeMap::new();
     let stuck = sockets.iter().filter(|socket| {
-        socket.diagnosis.is_some_and(|why| why != Diagnosis::StillSending) && socket.age.is_past(bound)
+        socket.diagnosis.is_some_and(|why| why != Diagnosis::StillSending) && socket.is_past(bound)
     });
     for socket in stuck {
         let owner = socket.owners.iter().min_by_key(|owner| owner.pid);

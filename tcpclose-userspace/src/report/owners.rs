@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
-        let sockets = [Socket { inode: 0, ..close_wait(6, 0) }, close_wait(0, MINUTE)];
+        let sockets = [Socket { inode: 0, ..close_wait(6) }, close_wait(0)];
         let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
         let wanted: FxHashSet<u32> = wanted_inodes(&sockets, &listeners, &Peers::default()).collect();
         assert_eq!(wanted, FxHashSet::from_iter([3, 7]));
@@ -173,8 +173,13 @@ mod tests {
             netns: &netns,
             bound_ns: MINUTE,
         };
-        let facts =
-            SocketFacts { side: Side::Server, port: 8080, age: Age::exact(10 * MINUTE), closer: None };
+        let facts = SocketFacts {
+            side: Side::Server,
+            port: 8080,
+            age: Age::exact(10 * MINUTE),
+            last_write: None,
+            closer: None,
+        };
         let mut described = Vec::new();
         assemble(&scene, |_| facts, &mut described);
         assert_eq!(described.len(), 2);

@@ -3,7 +3,7 @@
 //!
 //! As with [`crate::report::sockets`], readers ignore unknown keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 
 use serde::de::{Deserializer, Error as _};
@@ -17,7 +17,7 @@ use crate::metrics::port_labels::PortLabel;
 use crate::names::words::named;
 use crate::names::{Age, Diagnosis, Phase, Side};
 use crate::report::assemble::{DumpClock, dumped_facts};
-use crate::report::diagnosis::diagnose;
+use crate::report::diagnosis::{diagnose, neglected};
 use crate::report::envelope::{Envelope, Versioned, document};
 use crate::report::sockets::seconds;
 
@@ -169,14 +169,21 @@ struct PairCounts {
 }
 
 impl PairCounts {
-    /// Takes in a socket that is in `phase` for `age`.
-    fn take(&mut self, phase: Phase, age: Age, diagnosis: Option<Diagnosis>, bound_ns: u64) {
+    /// Takes in a socket that is in `phase` for `age`, and was last written to `last_write` ago.
+    fn take(
+        &mut self,
+        phase: Phase,
+        (age, last_write): (Age, Option<Age>),
+        diagnosis: Option<Diagnosis>,
+        bound_ns: u64,
+    ) {
         let standing = self.states.entry(phase).or_default();
         standing.sockets += 1;
         standing.oldest_ns = standing.oldest_ns.max(age.min_ns);
         if phase == Phase::CloseWait && diagnosis != Some(Diagnosis::StillSending) {
-            self.stuck += u64::from(age.is_past(bound_ns));
-            self.possibly_stuck += u64::from(age.may_be_past(bound_ns));
+            let neglected = neglected(age, last_write, diagnosis);
+            self.stuck += u64::from(neglected.is_past(bound_ns));
+            self.possibly_stuck += u64::from(neglected.may_be_past(bound_ns));
         }
     }
 
@@ -202,15 +209,16 @@ pub fn of_dumps<'a>(
     ephemeral: &RangeInclusive<u16>,
     clock: DumpClock,
 ) -> PortsDocument {
+    let no_earlier_look = HashMap::new();
     let (mut all, mut pairs) = (PairCounts::default(), BTreeMap::<PortLabel, PairCounts>::new());
     for NetnsDumped { sockets, listeners } in dumped {
         for socket in sockets {
             let Some(phase) = Phase::of(socket.state) else { continue };
-            let facts = dumped_facts(socket, listeners, ephemeral, clock);
-            let diagnosis = diagnose(socket, facts.age, bound_ns);
+            let facts = dumped_facts(socket, listeners, ephemeral, clock, &no_earlier_look);
+            let diagnosis = diagnose(socket, facts.age, facts.last_write, bound_ns);
             let label = PortLabel { side: facts.side, port: Some(facts.port) };
             for seen in [&mut all, pairs.entry(label).or_default()] {
-                seen.take(phase, facts.age, diagnosis, bound_ns);
+                seen.take(phase, (facts.age, facts.last_write), diagnosis, bound_ns);
             }
         }
     }
@@ -280,7 +288,7 @@ mod tests {
     fn a_socket_at_work_is_not_stuck_and_an_interval_is_possibly() {
         let mut seen = PairCounts::default();
         let mut take =
-            |min_ns, max_ns, why| seen.take(Phase::CloseWait, Age { min_ns, max_ns }, Some(why), 60);
+            |min_ns, max_ns, why| seen.take(Phase::CloseWait, (Age { min_ns, max_ns }, None), Some(why), 60);
         take(70, Some(70), Diagnosis::StillSending);
         take(61, None, Diagnosis::NotRead);
         take(10, None, Diagnosis::NotRead);

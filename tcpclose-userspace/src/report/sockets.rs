@@ -81,6 +81,13 @@ pub struct StuckSocket {
     pub unsent_bytes: u32,
     /// Time since data was last sent, or since the handshake; `null` where no dump has it.
     pub last_sent_seconds: Option<f64>,
+    /// Bytes that the program has written since the connection opened, in CLOSE-WAIT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_bytes: Option<u64>,
+    /// Time since the program last wrote to it, in CLOSE-WAIT; absent if it never did, and where that is not known. What the kernel
+    /// sends again is no write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_write: Option<AgeSeconds>,
     /// `null` in states other than CLOSE-WAIT.
     #[serde(with = "named_or_null")]
     pub diagnosis: Option<Diagnosis>,
@@ -98,6 +105,24 @@ pub struct StuckSocket {
 
 fn is_zero(n: &u32) -> bool {
     *n == 0
+}
+
+impl StuckSocket {
+    /// Proven to have been neglected for `bound` seconds or longer: in its state, and without a write of its program. One that is
+    /// still sending is judged by its age alone.
+    pub fn is_past(&self, bound: f64) -> bool {
+        self.age.is_past(bound) && self.write_counts().is_none_or(|write| write.is_past(bound))
+    }
+
+    /// May have been neglected for so long, but that is not proven.
+    pub fn may_be_past(&self, bound: f64) -> bool {
+        let may = |age: &AgeSeconds| age.is_past(bound) || age.may_be_past(bound);
+        !self.is_past(bound) && may(&self.age) && self.write_counts().is_none_or(|write| may(&write))
+    }
+
+    fn write_counts(&self) -> Option<AgeSeconds> {
+        self.last_write.filter(|_| self.diagnosis != Some(Diagnosis::StillSending))
+    }
 }
 
 impl SocketsDocument {

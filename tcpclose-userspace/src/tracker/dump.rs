@@ -2,7 +2,7 @@
 
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Age, Flow};
+use crate::names::{Age, Flow, WriteLook};
 use crate::tracker::socket::SocketKind;
 
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
@@ -42,8 +42,8 @@ pub struct DumpedSocket {
     pub expires_ns: u64,
     /// What the kernel proves of the time a full socket has spent in its state.
     pub age: Age,
-    /// When the program last wrote to it, if the dump has that.
-    pub sent_ns: Option<u64>,
+    /// What it proves of the program's last write, if the dump has that.
+    pub write: Option<WriteLook>,
 }
 
 /// What all chunks of a dump have in common.

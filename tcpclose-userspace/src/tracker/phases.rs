@@ -40,13 +40,11 @@ impl Tracker {
 
     pub(super) fn enter(&mut self, at: usize, phase: Phase, since: EnteredAt) {
         self.changed(at);
+        self.forget_write(at);
         let socket = &mut self.sockets[at];
         socket.phase = phase;
         socket.since = since;
         socket.set_expires_ns(0);
-        if socket.closer_pid.is_none() {
-            socket.acted_ns = 0;
-        }
     }
 
     /// In TIME-WAIT a close is over for both programs.

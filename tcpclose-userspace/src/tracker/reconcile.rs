@@ -138,7 +138,7 @@ impl Tracker {
             _ if socket.event_ns + MARGIN_NS > asked.started_ns => {}
             (SocketKind::Socket, SocketKind::Socket) if socket.phase == phase => {
                 socket.seen_ns = seen.seen_ns;
-                socket.set_sent_ns(seen.sent_ns.unwrap_or(socket.sent_ns()));
+                self.note_write(seen, phase);
             }
             // Records were lost between the tracked state and the present one.
             _ => {
@@ -267,6 +267,7 @@ impl Tracker {
             (SocketKind::Socket, _) => EnteredAt::of_age(seen.age, seen.seen_ns),
         };
         self.set_interface(seen.cookie, seen.interface);
+        self.note_write(seen, phase);
         self.insert(TrackedSocket {
             cookie: seen.cookie,
             address_or_expiry: match seen.kind {
@@ -286,7 +287,7 @@ impl Tracker {
             event_ns: 0,
             missed: false,
             seen_ns: if asked.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
-            acted_ns: if phase == Phase::CloseWait { seen.sent_ns.unwrap_or(0) } else { 0 },
+            closed_ns: 0,
             closer_pid: None,
         })
     }

@@ -128,8 +128,8 @@ pub struct TrackedSocket {
     pub seen_ns: u64,
     /// The last dump that should have seen it did not, and no record of it came since.
     pub missed: bool,
-    /// In CLOSE-WAIT [`Self::sent_ns`], later when [`Self::closer`] closed it.
-    pub(crate) acted_ns: u64,
+    /// When [`Self::closer_pid`] closed it.
+    pub(crate) closed_ns: u64,
     pub(crate) closer_pid: Option<NonZeroU32>,
 }
 
@@ -154,7 +154,7 @@ impl TrackedSocket {
             event_ns: head.time_ns,
             seen_ns: 0,
             missed: false,
-            acted_ns: closer.map_or(0, |closer| closer.at_ns),
+            closed_ns: closer.map_or(0, |closer| closer.at_ns),
             closer_pid: closer.map(|closer| closer.pid),
         }
     }
@@ -194,25 +194,13 @@ impl TrackedSocket {
         }
     }
 
-    /// The last known write of the program to a socket in CLOSE-WAIT; 0 if no dump has reported one.
-    pub fn sent_ns(&self) -> u64 {
-        if self.phase == Phase::CloseWait && self.closer_pid.is_none() { self.acted_ns } else { 0 }
-    }
-
-    /// Sets [`Self::sent_ns`], in CLOSE-WAIT.
-    pub fn set_sent_ns(&mut self, ns: u64) {
-        if self.phase == Phase::CloseWait && self.closer_pid.is_none() {
-            self.acted_ns = ns;
-        }
-    }
-
     /// Who closed this side, or shut it down, if a record has it.
     pub fn closer(&self) -> Option<Closer> {
-        self.closer_pid.map(|pid| Closer { pid, at_ns: self.acted_ns })
+        self.closer_pid.map(|pid| Closer { pid, at_ns: self.closed_ns })
     }
 
     pub(super) fn set_closer(&mut self, closer: Closer) {
-        (self.closer_pid, self.acted_ns) = (Some(closer.pid), closer.at_ns);
+        (self.closer_pid, self.closed_ns) = (Some(closer.pid), closer.at_ns);
     }
 }
 

@@ -7,9 +7,9 @@ use std::ops::RangeInclusive;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
 
-use crate::names::{Flow, HookCoverage, Side};
+use crate::names::{Flow, HookCoverage, LastWrite, Phase, Side};
 use crate::tracker::changes::ChangedSockets;
-use crate::tracker::dump::{DumpProgress, meant_length};
+use crate::tracker::dump::{DumpProgress, DumpedSocket, meant_length};
 use crate::tracker::index::Index;
 use crate::tracker::loss::RecordLoss;
 use crate::tracker::pending_reset::PendingReset;
@@ -79,6 +79,8 @@ pub struct Tracker {
     pub(super) changes: Option<ChangedSockets>,
     /// The interface of those few sockets that are bound to one, by cookie.
     pub(super) interfaces: FxHashMap<u64, u32>,
+    /// The last write to each socket in CLOSE-WAIT that a dump has seen, by cookie.
+    pub(super) writes: FxHashMap<u64, LastWrite>,
     /// `ns.inum` by the ID of a namespace.
     inums: FxHashMap<u32, u32>,
     /// The last entry of these that was learned.
@@ -118,6 +120,7 @@ impl Tracker {
             former: None,
             changes: None,
             interfaces: FxHashMap::default(),
+            writes: FxHashMap::default(),
             inums: FxHashMap::default(),
             last_inum: (0, 0),
             gave_back: false,
@@ -132,6 +135,11 @@ impl Tracker {
     /// Every tracked socket, in no order.
     pub fn sockets(&self) -> impl Iterator<Item = &TrackedSocket> {
         self.sockets.iter().map(|(_, socket)| socket)
+    }
+
+    /// The same, with [`Self::last_write`].
+    pub fn sockets_and_writes(&self) -> impl Iterator<Item = (&TrackedSocket, Option<&LastWrite>)> {
+        self.sockets().map(|socket| (socket, self.last_write(socket)))
     }
 
     /// The number of tracked sockets and minisockets.
@@ -278,6 +286,7 @@ impl Tracker {
     }
 
     pub(super) fn remove(&mut self, at: usize) -> TrackedSocket {
+        self.forget_write(at);
         let socket = self.sockets.remove(at);
         self.changed(at);
         self.forget_key(at, key_of(self.by_cookie, &socket));
@@ -321,6 +330,30 @@ impl Tracker {
             self.interfaces.insert(cookie, interface);
         } else if !self.interfaces.is_empty() {
             self.interfaces.remove(&cookie);
+        }
+    }
+
+    /// When the program last wrote to a socket in CLOSE-WAIT, by the dumps that have seen it there; `None` before the first.
+    pub fn last_write(&self, socket: &TrackedSocket) -> Option<&LastWrite> {
+        if socket.phase == Phase::CloseWait { self.writes.get(&socket.cookie) } else { None }
+    }
+
+    /// Takes what a dump shows of the last write to a socket in `phase`.
+    pub(super) fn note_write(&mut self, seen: &DumpedSocket, phase: Phase) {
+        if let Some(look) = seen.write.filter(|_| phase == Phase::CloseWait && seen.cookie != 0) {
+            let known = self.writes.get(&seen.cookie).copied();
+            self.writes.insert(seen.cookie, LastWrite::seen(known, look));
+        }
+    }
+
+    /// The socket at `at` leaves its phase.
+    pub(super) fn forget_write(&mut self, at: usize) {
+        let Some(socket) = self.sockets.get(at).filter(|socket| socket.phase == Phase::CloseWait) else {
+            return;
+        };
+        self.writes.remove(&socket.cookie);
+        if self.writes.capacity() > 1024 && self.writes.len() * 8 < self.writes.capacity() {
+            self.writes.shrink_to(self.writes.len() * 2);
         }
     }
 

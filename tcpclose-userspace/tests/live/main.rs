@@ -56,6 +56,7 @@ mod time_wait_memory;
 mod top;
 mod torture;
 mod unit;
+mod vanished;
 mod verify;
 mod volume;
 mod wakeup;

@@ -44,7 +44,7 @@ impl Kill {
                 .iter()
                 .map(|socket| Listed {
                     socket,
-                    possibly: !socket.age.is_past(bound),
+                    possibly: !socket.is_past(bound),
                     elsewhere: socket.netns != own,
                 })
                 .collect();

@@ -18,7 +18,7 @@ pub use crate::linux::sock_diag::connection::messages;
 pub use crate::linux::sock_diag::destroy::{destroy, is_gone};
 pub use crate::linux::sock_diag::dump::{Dump, dump, visit};
 pub use crate::linux::sock_diag::lookup::{SocketLookup, lookup, lookups};
-pub use crate::linux::sock_diag::socket::{Socket, Times, decode};
+pub use crate::linux::sock_diag::socket::{Sending, Socket, Times, decode};
 
 #[cfg(test)]
 mod tests;

@@ -72,6 +72,25 @@ pub struct Times {
     pub last_data_received_ns: u64,
     /// Since an acknowledgment was received last.
     pub last_ack_received_ns: u64,
+    /// `None` from a kernel that writes a shorter `struct tcp_info` than any since 4.19.
+    pub sending: Option<Sending>,
+}
+
+/// What a full socket has been given to send, and how that goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sending {
+    /// Bytes that the program has written since the connection opened: those sent (`tcpi_bytes_sent`) but not for another time
+    /// (`tcpi_bytes_retrans`), and those that wait to be sent (`tcpi_notsent_bytes`). The kernel reads all three under the
+    /// socket's lock (net/ipv4/tcp.c, `tcp_get_info()`, 5.8 to 6.18).
+    pub written: u64,
+    /// All of them have been sent once.
+    pub all_sent: bool,
+    /// `tcpi_busy_time`: for how long, all told, the socket had bytes that the peer had not acknowledged. The kernel counts ticks in
+    /// 32 bits.
+    pub busy_ms: u32,
+    /// For how long before [`Times::last_sent_ns`] the kernel had been sending again what a silent peer did not acknowledge, and
+    /// nothing else, milliseconds: at least this.
+    pub repeating_ms: u32,
 }
 
 pub(super) const INET_DIAG_INFO: u16 = 2;
@@ -132,11 +151,51 @@ fn times(mut attributes: &[u8]) -> Option<Option<Times>> {
                 last_sent_ns: age(44)?,
                 last_data_received_ns: age(52)?,
                 last_ack_received_ns: age(56)?,
+                sending: sending(payload),
             }));
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Some(None)
+}
+
+/// [`Sending`] in a `struct tcp_info`; `None` if that ends before.
+fn sending(info: &[u8]) -> Option<Sending> {
+    let word = |at| take(info, at).map(u32::from_ne_bytes);
+    let long = |at| take(info, at).map(u64::from_ne_bytes);
+    let (unsent, sent, again) = (word(144)?, long(200)?, long(208)?);
+    Some(Sending {
+        written: sent.wrapping_sub(again).wrapping_add(u64::from(unsent)),
+        all_sent: unsent == 0,
+        busy_ms: (long(168)? / 1000) as u32,
+        repeating_ms: if unsent == 0 { repeating_ms(info).unwrap_or(0) } else { 0 },
+    })
+}
+
+/// For how long before its last segment with data a socket with nothing unsent has only repeated itself.
+///
+/// At the first timeout the congestion window becomes one segment, and the repeated segment fills it (`tcp_enter_loss()`,
+/// `tcp_retransmit_timer()`, 5.8 to 6.18): what the program writes from then on waits, until an acknowledgment opens the window.
+/// So with nothing unsent, and no acknowledgment since, nothing was written after the first timeout. Between the timeouts lie
+/// the former values of the timer, which doubles at each (`icsk_rto`, up to a limit). Since 6.7 the kernel has the time from the first
+/// one (`tcpi_total_rto_time`), unless there was an earlier loss.
+fn repeating_ms(info: &[u8]) -> Option<u32> {
+    let word = |at| take(info, at).map(u32::from_ne_bytes);
+    let (timeouts, doublings) = (u32::from(*info.get(2)?), u32::from(*info.get(4)?));
+    let (rto_ms, last_sent_ms, last_ack_ms) = (word(8)? / 1000, word(44)?, word(56)?);
+    let (unacked, lost, again, window) = (word(24)?, word(32)?, word(36)?, word(80)?);
+    let in_flight = unacked.saturating_sub(lost).saturating_add(again);
+    if timeouts == 0 || again == 0 || in_flight < window {
+        return None;
+    }
+    let doubled = timeouts.min(doublings).saturating_sub(1).min(31);
+    let by_timer = rto_ms - (rto_ms >> doubled);
+    let by_clock = match (take(info, 242).map(u16::from_ne_bytes), word(244)) {
+        (Some(1), Some(since_first)) => since_first.saturating_sub(last_sent_ms),
+        _ => 0,
+    };
+    let repeating = by_timer.max(by_clock);
+    (last_ack_ms >= last_sent_ms.saturating_add(repeating)).then_some(repeating)
 }
 
 /// `N` bytes at `at`; `None` past the end.

@@ -55,7 +55,12 @@ fn decodes_what_a_kernel_sent() {
         uid: 0,
         unread: 3,
         unsent: 0,
-        times: Some(Times { last_sent_ns: age, last_data_received_ns: age, last_ack_received_ns: age }),
+        times: Some(Times {
+            last_sent_ns: age,
+            last_data_received_ns: age,
+            last_ack_received_ns: age,
+            sending: Some(Sending { written: 2, all_sent: true, busy_ms: 0, repeating_ms: 0 }),
+        }),
         seen_ns: 0,
         window_ns: 0,
     };
@@ -77,6 +82,40 @@ fn decodes_what_a_kernel_sent() {
     assert!(socket.minisocket && socket.state == TcpState::FinWait2);
     assert_eq!((socket.expires_ns, socket.cookie), (Some(59_900_000_000), 7 << 32 | 10));
     assert_eq!(u64::from_ne_bytes(cookie_words(7 << 32 | 10)), 7 << 32 | 10);
+}
+
+#[test]
+#[cfg(target_endian = "little")]
+fn what_is_sent_again_is_told_from_what_was_written() {
+    // Where the payload of INET_DIAG_INFO begins.
+    const INFO: usize = 108 + 4;
+    let with = |fields: &[(usize, u32)]| {
+        let mut bytes = close_wait();
+        // Five timeouts, the timer doubled as often; one segment unacknowledged, lost, sent again, and room for no other.
+        bytes[INFO + 2] = 5;
+        bytes[INFO + 4] = 5;
+        let vanished = [(8, 6_400_000), (24, 1), (32, 1), (36, 1), (80, 1), (44, 100), (56, 9000)];
+        for &(at, word) in vanished.iter().chain(fields) {
+            bytes[INFO + at..INFO + at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        decode(&bytes).unwrap().times.unwrap().sending.unwrap()
+    };
+    // Sent at 0 s, and again at 0.2, 0.6, 1.4, 3.0 and 6.2 s: 6 s lie between the timeouts.
+    assert_eq!(with(&[]).repeating_ms, 6000);
+    // Since 6.7 the kernel says so itself: one recovery, for 6,095 ms.
+    assert_eq!(with(&[(240, 5 | 1 << 16), (244, 6125)]).repeating_ms, 6025);
+    assert_eq!(
+        with(&[(240, 9 | 2 << 16), (244, 60_000)]).repeating_ms,
+        6000,
+        "an earlier loss is counted too"
+    );
+    // An acknowledgment came in between; there was room for more; more waits; nothing is on its way.
+    assert_eq!(with(&[(56, 5000)]).repeating_ms, 0);
+    assert_eq!(with(&[(80, 2)]).repeating_ms, 0);
+    assert_eq!(with(&[(144, 7)]), Sending { written: 9, all_sent: false, busy_ms: 0, repeating_ms: 0 });
+    assert_eq!(with(&[(36, 0)]).repeating_ms, 0);
+    assert_eq!(with(&[(200, 10), (208, 8)]).written, 2, "eight of ten bytes were sent again");
+    assert_eq!(with(&[(168, 6_210_000)]).busy_ms, 6210);
 }
 
 #[test]

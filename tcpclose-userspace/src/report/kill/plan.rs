@@ -42,8 +42,8 @@ pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left
     let mut left = Left::default();
     let mut going = Vec::new();
     for socket in sockets {
-        let proven = socket.age.is_past(leave.bound);
-        if !proven && !socket.age.may_be_past(leave.bound) {
+        let proven = socket.is_past(leave.bound);
+        if !proven && !socket.may_be_past(leave.bound) {
             continue;
         }
         let allowed = socket.diagnosis.is_none_or(|diagnosis| leave.diagnoses.contains(&diagnosis))

@@ -255,7 +255,7 @@ fn seen(
         seen_ns: at,
         expires_ns,
         age: Age { min_ns: 0, max_ns: None },
-        sent_ns: None,
+        write: None,
     }
 }
 

@@ -2,7 +2,7 @@
 //! with its age from the tracker, and all else from a fresh dump and /proc.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -24,6 +24,7 @@ use crate::linux::proc_fd::OpenFiles;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Diagnosis, Phase};
 use crate::report::assemble::{DumpClock, NetnsSockets, SocketFacts, assemble, dumped_facts};
+use crate::report::diagnosis::last_write;
 use crate::report::encoding::Form;
 use crate::report::incomplete;
 use crate::report::owners::owned_by_cookie;
@@ -203,8 +204,10 @@ impl TrackedFacts {
                 if (tracked.phase, tracked.kind) == (phase, body) {
                     let proven = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
                     let age = tighter(tracked.since.age(now_ns), proven);
+                    let written = tracking.tracker.last_write(tracked);
+                    let last_write = last_write(socket, written, uptime_ns, now_ns);
                     let (side, port, closer) = (tracked.side, tracked.port, closer(tracked, now_ns));
-                    facts.insert(socket.cookie, SocketFacts { side, port, age, closer });
+                    facts.insert(socket.cookie, SocketFacts { side, port, age, last_write, closer });
                 }
             }
         }
@@ -244,6 +247,7 @@ impl TrackedFacts {
         let held: FxHashSet<u64> = self.elsewhere.iter().map(|socket| socket.cookie.0).collect();
         let owners = collect::sockets::find_owners(&mut sights, &peers, (files, &held), self.look)
             .context("cannot read /proc")?;
+        let no_earlier_look = HashMap::new();
         let mut described = Vec::new();
         for DumpedNetns { netns, sockets, listeners, .. } in &sights {
             let inputs = NetnsSockets {
@@ -255,10 +259,9 @@ impl TrackedFacts {
                 bound_ns: u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX),
             };
             let facts = |socket: &Socket| {
-                self.facts
-                    .get(&socket.cookie)
-                    .copied()
-                    .unwrap_or_else(|| dumped_facts(socket, listeners, &self.ephemeral, self.clock))
+                self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
+                    dumped_facts(socket, listeners, &self.ephemeral, self.clock, &no_earlier_look)
+                })
             };
             assemble(&inputs, facts, &mut described);
         }
@@ -310,6 +313,8 @@ fn undumped(socket: &TrackedSocket, tracker: &Tracker, netns: Option<&Netns>, no
         unread_bytes: 0,
         unsent_bytes: 0,
         last_sent_seconds: None,
+        written_bytes: None,
+        last_write: None,
         diagnosis: (socket.phase == Phase::CloseWait).then_some(Diagnosis::Unknown),
         owners: Vec::new(),
         closed_by: closer(socket, now_ns).map(ClosedBy::from),

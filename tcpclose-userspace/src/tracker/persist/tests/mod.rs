@@ -95,7 +95,7 @@ fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> DumpedSocket {
         seen_ns: at,
         expires_ns: 0,
         age,
-        sent_ns: None,
+        write: None,
     }
 }
 

@@ -299,7 +299,8 @@ impl Stage {
     fn adds_up(&mut self) {
         let Self { bench: Bench { tracker, .. }, books, now, .. } = self;
         let ledger = &mut books.ledger;
-        let gauges = ledger.gauges(tracker.sockets(), &StuckAfter::default(), &|netns| netns == HERE, *now);
+        let gauges =
+            ledger.gauges(tracker.sockets_and_writes(), &StuckAfter::default(), &|netns| netns == HERE, *now);
         for phase in Phase::ALL {
             let standing = gauges.standing.iter().filter(|((_, of), _)| *of == phase);
             let gauge: u64 = standing.map(|(_, standing)| standing.sockets).sum();
