@@ -2,8 +2,8 @@
 //!
 //! Records keep most of them current. What only dumps tell is as old as the last dump of its namespace:
 //! minisockets that no hook reports, and whether a socket in CLOSE-WAIT is stuck. After a loss of records
-//! every number is as old as the loss until a dump has corrected it; when the reconcile is overdue, every
-//! number is as old as the last one.
+//! every number is as old as the loss until a dump has corrected it; when the reconcile is overdue, or the
+//! state hook reports nothing, every number is as old as the last one.
 
 use crate::names::Phase;
 
@@ -33,6 +33,8 @@ pub struct ObservedAt {
     pub round_ns: u64,
     pub overdue_ns: u64,
     pub lost_ns: Option<u64>,
+    /// No record tells anything.
+    pub silent: bool,
 }
 
 impl ObservedAt {
@@ -40,7 +42,7 @@ impl ObservedAt {
     /// all.
     fn age(self, sockets_ns: Option<u64>, now_ns: u64) -> u64 {
         let ago = |at: u64| now_ns.saturating_sub(at);
-        let late = ago(self.round_ns) > self.overdue_ns.saturating_add(GRACE_NS);
+        let late = self.silent || ago(self.round_ns) > self.overdue_ns.saturating_add(GRACE_NS);
         let round_ns = late.then_some(self.round_ns);
         [sockets_ns, self.lost_ns, round_ns].into_iter().flatten().map(ago).max().unwrap_or(0)
     }
@@ -72,8 +74,12 @@ impl Tracking {
             *oldest = Some(oldest.map_or(known_ns, |oldest: u64| oldest.min(known_ns)));
         }
         let dumps = &self.dumps;
-        let observed =
-            |lost_ns| ObservedAt { round_ns: dumps.round_ns, overdue_ns: dumps.overdue_ns, lost_ns };
+        let observed = |lost_ns| ObservedAt {
+            round_ns: dumps.round_ns,
+            overdue_ns: dumps.overdue_ns,
+            lost_ns,
+            silent: self.is_hook_silent(),
+        };
         GaugeAges {
             host_ns: observed(dumps.lost_host_ns).age(of_host, now_ns),
             others_ns: observed(dumps.lost_others_ns).age(of_others, now_ns),
@@ -102,7 +108,7 @@ mod tests {
 
     #[test]
     fn numbers_are_as_old_as_their_oldest_part() {
-        let observed = ObservedAt { round_ns: 100 * S, overdue_ns: 90 * S, lost_ns: None };
+        let observed = ObservedAt { round_ns: 100 * S, overdue_ns: 90 * S, lost_ns: None, silent: false };
         assert_eq!(observed.age(None, 130 * S), 0, "records tell all");
         assert_eq!(observed.age(Some(126 * S), 130 * S), 4 * S);
         let lost = ObservedAt { lost_ns: Some(120 * S), ..observed };
@@ -110,6 +116,8 @@ mod tests {
         assert_eq!(observed.age(None, 220 * S), 0, "the reconcile is not overdue yet");
         assert_eq!(observed.age(None, 221 * S), 121 * S);
         assert_eq!(observed.age(Some(999 * S), 130 * S), 0, "clocks of two CPUs may invert");
+        let silent = ObservedAt { silent: true, ..observed };
+        assert_eq!(silent.age(Some(126 * S), 130 * S), 30 * S);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! * [`parts`]: what a running agent consists of; each part owns its data, and a task gets the parts that it
 //!   needs.
 //! * [`tracking`]: probe, tracker and metrics; [`tracker_output`], [`watchers`]: where its events go.
+//!   `silent_hook`: a state hook that reports nothing.
 //! * [`ring_loop`]: takes records from the ring buffer, on a timer that backs off when none come.
 //! * [`reconcile`]: the loop of dumps; [`scheduler`]: which one is due, pure; [`dump_targets`]: where;
 //!   [`dump`]: one dump; [`dump_stats`], [`gauge_ages`]: how old its results are; [`reconcile_requests`]: a
@@ -44,6 +45,7 @@ pub mod ring_loop;
 pub mod scheduler;
 pub mod server;
 pub mod signals;
+mod silent_hook;
 pub mod start;
 pub mod state_file;
 pub mod summary;

@@ -28,6 +28,7 @@ use crate::agent::config::Config;
 use crate::agent::dump_stats::DumpStats;
 use crate::agent::malloc_trim;
 use crate::agent::namespaces::{Namespaces, ids_of};
+use crate::agent::silent_hook::SilenceWatch;
 use crate::agent::tracker_output::TrackerOutput;
 use crate::agent::watchers::Watchers;
 
@@ -50,6 +51,8 @@ pub struct Tracking {
     pub ephemeral: RangeInclusive<u16>,
     /// The first dump is complete.
     pub ready: bool,
+    /// Whether the state hook reports anything.
+    pub(super) silence: SilenceWatch,
     /// The kernel's TCPTimeWaitOverflow when the agent began.
     overflows_before: u64,
 }
@@ -93,6 +96,7 @@ impl Tracking {
             stuck_after: config.stuck_after.clone(),
             ephemeral,
             ready: false,
+            silence: SilenceWatch::default(),
             overflows_before: host::time_wait_overflows().unwrap_or(0),
         }
     }
@@ -131,6 +135,11 @@ impl Tracking {
 
     fn records_lost(&self) -> u64 {
         self.counters().lost + self.probe.recursion_misses() + self.ring.malformed
+    }
+
+    /// Whether records were lost since [`Self::check_for_losses`].
+    pub(super) fn has_unnoticed_losses(&self) -> bool {
+        self.records_lost() != self.ring.lost
     }
 
     /// TIME-WAITs that the kernel skipped since the agent began: in every network namespace if hooks report
@@ -244,6 +253,7 @@ impl Tracking {
         if request == EVERYTHING && (host.is_some() || all) {
             self.dumps.lost_host_ns = None;
         }
+        self.judge_hook();
         if self.tracker.take_gave_back() {
             malloc_trim::give_back();
         }

@@ -18,7 +18,7 @@ use crate::commands::output::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Netns;
 use crate::linux::{host, netns};
-use crate::report::requests::{DEFAULT_SOCKET, READY_PATH, STALE_PREFIX};
+use crate::report::requests::{DEFAULT_SOCKET, INCOMPLETE_PREFIX, READY_PATH, STALE_PREFIX};
 use crate::report::verify::samples::Samples;
 use crate::report::verify::verdict::{Causes, Verdict};
 use crate::report::verify::{
@@ -161,8 +161,9 @@ impl Verify {
     /// The agent's network namespace, once the agent is ready, and what is unknown about it.
     fn ready(&self, client: &Client) -> Result<(Netns, Vec<String>), Failure> {
         let answer = client.get(READY_PATH)?.required(&self.socket)?;
-        // Numbers that are too old are fresh after the reconcile.
-        let is_stale = answer.body.starts_with(STALE_PREFIX.as_bytes());
+        // Numbers that are too old are fresh after the reconcile; what is missing is shown.
+        let is_stale =
+            [STALE_PREFIX, INCOMPLETE_PREFIX].iter().any(|prefix| answer.body.starts_with(prefix.as_bytes()));
         if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE && !is_stale {
             let what = format!("agent at {}", self.socket.display());
             return Err(Failure::new(what, answer.first_line(), "try again in a moment"));

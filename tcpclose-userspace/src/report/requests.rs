@@ -30,6 +30,8 @@ pub const KILL_NOT_ALLOWED: &str = "this agent was started without --allow-kill\
 
 /// The prefix of the readiness answer of an agent whose numbers are too old.
 pub const STALE_PREFIX: &str = "stale: ";
+/// The prefix of the readiness answer of an agent whose counters and durations lack what closes.
+pub const INCOMPLETE_PREFIX: &str = "incomplete: ";
 
 /// How long a reader of the watch stream waits for lines before it checks whether its own output is still open.
 pub const WATCH_IDLE: Duration = Duration::from_millis(500);

@@ -16,7 +16,7 @@
 //! * [`phases`]: the account of phases. [`implied_end`]: ends and hand-overs without a record.
 //! * [`side`], [`first_record`], [`steps`]: records of steps. [`hooks`]: records of hooks.
 //! * [`reconcile`]: dumps. [`vanished`]: sockets that should be in a dump and are not. [`netns_gone`]: namespaces that are
-//!   gone, or that no dump reaches.
+//!   gone, or that no dump reaches. [`silence`]: a state hook that reports nothing.
 //! * [`persist`]: state across restarts of the agent. [`state_format`]: its file.
 
 mod changes;
@@ -35,6 +35,7 @@ mod phases;
 mod reconcile;
 pub mod saved;
 mod side;
+pub mod silence;
 pub mod socket;
 pub mod state_format;
 mod steps;

@@ -63,7 +63,12 @@ impl Tracker {
                 None if is_over() => {}
                 // A minisocket whose timer is due was ended by an earlier dump that missed it.
                 None if !asked.first && seen.kind == SocketKind::Minisocket && seen.expires_ns == 0 => {}
-                None => self.adopt(seen, phase, asked, out),
+                None => {
+                    let at = self.adopt(seen, phase, asked, out);
+                    if !asked.first {
+                        self.unreported(seen, self.sockets[at].since);
+                    }
+                }
             }
         }
         self.ended_during_dump = ended;
@@ -81,6 +86,7 @@ impl Tracker {
         self.ended_during_dump = None;
         let DumpProgress { last_ns, .. } = std::mem::take(&mut self.dump);
         self.complete_ns.get_or_insert(last_ns.max(asked.started_ns) + MARGIN_NS);
+        self.note_dumped(asked, covers);
         let suspects = self.absent(asked, covers, most, out);
         self.give_back();
         suspects
@@ -237,7 +243,13 @@ impl Tracker {
     }
 
     /// A socket that was not tracked.
-    fn adopt(&mut self, seen: &DumpedSocket, phase: Phase, asked: &DumpScope, out: &mut impl EventSink) {
+    fn adopt(
+        &mut self,
+        seen: &DumpedSocket,
+        phase: Phase,
+        asked: &DumpScope,
+        out: &mut impl EventSink,
+    ) -> usize {
         if !asked.first {
             out.event(seen.seen_ns, TrackerEvent::Corrected { what: Correction::Missing });
         }
@@ -251,6 +263,7 @@ impl Tracker {
                 self.count(at, seen.seen_ns, Outcome::Graceful, out);
             }
         }
+        at
     }
 
     /// Inserts a socket for what a dump saw.

@@ -20,6 +20,9 @@ impl Tracker {
         let (Some(old), Some(new)) = (TcpState::from_raw(head.old), TcpState::from_raw(head.new)) else {
             return;
         };
+        if !matches!(record, Record::Hook(..)) {
+            self.silence.ends(head.time_ns);
+        }
         match record {
             Record::Open(open) => self.open(open, old, new, out),
             Record::Step(step, flow) => {
@@ -42,6 +45,7 @@ impl Tracker {
     /// Records were lost, as noticed at `now_ns`: from here on a phase without an entry may be due to them.
     pub fn records_lost(&mut self, now_ns: u64) {
         self.ever_lost = true;
+        self.silence.ends(now_ns);
         self.loss = Some(RecordLoss::new(now_ns));
     }
 

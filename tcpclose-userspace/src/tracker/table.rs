@@ -14,6 +14,7 @@ use crate::tracker::index::Index;
 use crate::tracker::loss::RecordLoss;
 use crate::tracker::pending_reset::PendingReset;
 use crate::tracker::saved::SavedState;
+use crate::tracker::silence::Silence;
 use crate::tracker::socket::{SocketKind, TrackedSocket};
 use crate::tracker::tombstones::Tombstones;
 
@@ -59,6 +60,8 @@ pub struct Tracker {
     pub(super) time_wait_ns: Option<u64>,
     /// Whether sockets are keyed by cookie (tp_btf) or by socket address and flow (classic tracepoint).
     pub(super) by_cookie: bool,
+    /// What is known of a state hook that reports nothing.
+    pub(super) silence: Silence,
     /// Records were lost, at any time: what dumps had to add since may be older than the agent or not, and nothing tells.
     pub(super) ever_lost: bool,
     /// Records were lost, and the tracker may still lack what they had.
@@ -110,6 +113,7 @@ impl Tracker {
             dump: DumpProgress::default(),
             time_wait_ns: None,
             by_cookie,
+            silence: Silence::default(),
             ever_lost: false,
             loss: None,
             unsettled: false,

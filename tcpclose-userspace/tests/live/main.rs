@@ -47,6 +47,7 @@ mod privileges;
 mod prometheus;
 mod restart;
 mod reuse;
+mod silent_hook;
 mod stale;
 mod start_stop;
 mod stuck_snapshot;

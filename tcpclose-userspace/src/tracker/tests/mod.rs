@@ -5,6 +5,7 @@ mod elsewhere;
 mod hooks;
 mod losses;
 mod model;
+mod silence;
 mod steps;
 mod watched;
 

@@ -197,7 +197,7 @@ fn agent(families: &mut Vec<MetricFamily>, tracking: &Tracking) {
     let flag = |raised: bool| f64::from(u8::from(raised));
     let degrades = |hook| flag(tracking.probe.declined.degrades(hook));
     let degraded = Family::new(&descriptors::HOOK_DEGRADED)
-        .with(&["state"], degrades(Hook::State))
+        .with(&["state"], degrades(Hook::State).max(flag(tracking.is_hook_silent())))
         .with(&["time_wait"], degrades(Hook::TimeWait))
         .with(&["owners"], degrades(Hook::Owners))
         .with(&["reset"], degrades(Hook::Reset));

@@ -40,7 +40,8 @@ pub fn answer(tracking: &mut Tracking, rates: &RateHistory) -> Answer {
     let now_ns = host::monotonic_ns();
     let gauges = tracking.gauges(now_ns);
     let head = Head {
-        incomplete: tracking.namespaces.incomplete(&BTreeMap::new()),
+        incomplete: [tracking.namespaces.incomplete(&BTreeMap::new()), Vec::from_iter(tracking.silence())]
+            .concat(),
         at: host::wall_clock(),
         now_ns,
         age_ns: tracking.ages(now_ns).oldest_ns(),

@@ -225,7 +225,8 @@ impl TrackedFacts {
         }
         Self {
             facts,
-            incomplete: tracking.namespaces.incomplete(&unseen),
+            incomplete: [tracking.namespaces.incomplete(&unseen), Vec::from_iter(tracking.silence())]
+                .concat(),
             elsewhere,
             at: host::wall_clock(),
             clock: DumpClock { now_ns, uptime_ns, time_wait_ns: tracking.tracker.time_wait_ns() },

@@ -162,6 +162,7 @@ fn exact(backend: Backend, moves: &[Move]) {
     let mut host = Host::new(backend);
     for &what in moves {
         host.go(what);
+        assert_eq!(host.bench.tracker.silent_hook(), None);
         if matches!(what, Move::Reconcile) {
             same_lives(&host, |sock| backend.events && (backend.hooks || !sock.is_minisocket()));
         }
