@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
+use crate::agent::server::allowed_hosts::AllowedHost;
 use crate::linux::netns::Scope;
 use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
@@ -18,6 +19,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Access to them, in the format of Prometheus' exporter toolkit; `None`: open to everybody.
     pub web_config: Option<PathBuf>,
+    /// Names by which browsers may reach them, besides those that every host has.
+    pub allowed_hosts: Vec<AllowedHost>,
     /// The unix socket for the command line.
     pub socket: PathBuf,
     pub access: SocketAccess,
@@ -79,6 +82,7 @@ impl Config {
         Self {
             listen: Vec::new(),
             web_config: None,
+            allowed_hosts: Vec::new(),
             socket: PathBuf::new(),
             access: SocketAccess::default(),
             state_dir: None,

@@ -8,6 +8,7 @@ use crate::agent::intervals::Intervals;
 use crate::agent::kill_permission::KillPermission;
 use crate::agent::port_usage::PortUsage;
 use crate::agent::reconcile_requests::ReconcileRequests;
+use crate::agent::server::allowed_hosts::AllowedHost;
 use crate::agent::tracking::Tracking;
 use crate::metrics::rates::RateHistory;
 use crate::report::owner_counts::OwnerLabels;
@@ -23,6 +24,8 @@ pub struct Parts {
     pub port_usage: Rc<RefCell<PortUsage>>,
     /// Stuck sockets by owner, as of the last look.
     pub stuck_owners: Rc<RefCell<Vec<(OwnerLabels, u64)>>>,
+    /// `--allowed-host`.
+    pub allowed_hosts: Rc<RefCell<Vec<AllowedHost>>>,
     /// A `--web-config` file is wrong, and its former content is in use.
     pub web_config_wrong: Rc<Cell<bool>>,
 }
@@ -37,6 +40,7 @@ impl Parts {
             rates: Rc::default(),
             port_usage: Rc::default(),
             stuck_owners: Rc::default(),
+            allowed_hosts: Rc::new(RefCell::new(config.allowed_hosts.clone())),
             web_config_wrong,
         }
     }

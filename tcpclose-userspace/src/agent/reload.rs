@@ -76,7 +76,8 @@ impl Reload {
             // Held by this thread alone, and by those that carry out an order.
             capabilities::give_up(Capability::NetAdmin);
         }
-        let Parts { tracking, intervals, kill, .. } = &self.parts;
+        let Parts { tracking, intervals, kill, allowed_hosts, .. } = &self.parts;
+        allowed_hosts.replace(self.now.allowed_hosts.clone());
         tracking.borrow_mut().stuck_after = self.now.stuck_after.clone();
         kill.allowed.set(self.now.allow_kill);
         kill.group.replace(self.now.kill_group.clone());
@@ -135,6 +136,7 @@ fn merge(now: &Config, next: Config) -> (Config, Differences) {
     let merged = Config {
         listen: settings.fixed("listen", &now.listen, &next.listen),
         web_config: settings.fixed("web-config", &now.web_config, &next.web_config),
+        allowed_hosts: settings.reloadable("allowed-host", &now.allowed_hosts, next.allowed_hosts),
         socket: settings.fixed("socket", &now.socket, &next.socket),
         access: SocketAccess {
             mode: settings.fixed("socket-mode", &now.access.mode, &next.access.mode),

@@ -11,6 +11,7 @@ use log::LevelFilter;
 use crate::agent;
 use crate::agent::config::Config;
 use crate::agent::config::SocketAccess;
+use crate::agent::server::allowed_hosts::AllowedHost;
 use crate::commands::arguments::{NetnsChoice, duration, port, socket_path};
 use crate::failure::Failure;
 use crate::linux::users;
@@ -43,6 +44,11 @@ pub struct Agent {
     /// toolkit. It is read again when it changes.
     #[arg(long, value_name = "PATH", alias = "web.config.file", value_hint = ValueHint::FilePath, help_heading = LISTEN)]
     web_config: Option<PathBuf>,
+
+    /// Name by which a browser may reach the page, besides addresses, localhost and the host's own name; may be repeated. * is
+    /// every name. Scrapes come by any name.
+    #[arg(long, value_name = "NAME", value_parser = AllowedHost::parse, value_hint = ValueHint::Hostname, help_heading = LISTEN)]
+    allowed_host: Vec<AllowedHost>,
 
     /// Unix socket for the other commands. A Unix socket passed by systemd replaces it.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET, value_parser = socket_path(), value_hint = ValueHint::FilePath, help_heading = SOCKET)]
@@ -185,6 +191,7 @@ impl Agent {
         Config {
             listen: self.listen,
             web_config: self.web_config,
+            allowed_hosts: self.allowed_host,
             socket: self.socket,
             access: SocketAccess {
                 mode: self.socket_mode,

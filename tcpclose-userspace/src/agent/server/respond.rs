@@ -10,6 +10,7 @@ use log::Level;
 
 use crate::agent::parts::Parts;
 use crate::agent::server::access::ScrapeAccess;
+use crate::agent::server::allowed_hosts;
 use crate::agent::server::handlers::watch::WatchStream;
 use crate::agent::server::handlers::{
     exhaustion, kill, metrics, ports, readiness, reconcile, sockets, watch,
@@ -37,7 +38,10 @@ pub async fn respond(request: Request<Incoming>, peer: Peer, parts: &Parts) -> R
         Peer::Scraper(access, source) => {
             let mut response = match access.refuses(request.headers(), source).await {
                 Some(refusal) => refusal.map(Either::Left),
-                None => route(request, None, parts).await,
+                None => match refusal_by_name(&request, parts) {
+                    Some(refusal) => refusal.map(Either::Left),
+                    None => route(request, None, parts).await,
+                },
             };
             access.add_headers(response.headers_mut());
             response
@@ -49,6 +53,11 @@ pub async fn respond(request: Request<Incoming>, peer: Peer, parts: &Parts) -> R
             route(request, Some(&caller), parts).await
         }
     }
+}
+
+/// The refusal of a browser that came by a name which others may own.
+fn refusal_by_name(request: &Request<Incoming>, parts: &Parts) -> Option<Answer> {
+    allowed_hosts::refusal(&parts.allowed_hosts.borrow(), request.uri(), request.headers())
 }
 
 /// `caller`: of the unix socket.

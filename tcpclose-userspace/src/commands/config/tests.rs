@@ -83,6 +83,7 @@ fn every_argument_of_the_agent_is_a_variable_and_a_key() {
             Some(value) if !is_flag(arg) => value.to_str().unwrap().to_owned(),
             _ if is_flag(arg) => "true".to_owned(),
             _ if long == "name-port" => "80".to_owned(),
+            _ if long == "allowed-host" => "node.example".to_owned(),
             _ if long.ends_with("-owner") || long.ends_with("-group") => "root".to_owned(),
             // One of them is read, and empty it is valid.
             _ => "/dev/null".to_owned(),

@@ -48,6 +48,8 @@ impl Browser {
         command.args(["-c", r#"exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>"$HOME/said""#, "sh", program]);
         command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
         command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
+        // A stranger's name that has come to resolve to this host.
+        command.arg("--host-resolver-rules=MAP evil.example 127.0.0.1");
         command.args(["--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-pipe"]);
         command.arg(format!("--user-data-dir={}", home.path().join("profile").display())).arg("about:blank");
         for variable in ["HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "TMPDIR"] {

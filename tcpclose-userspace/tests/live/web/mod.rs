@@ -2,6 +2,7 @@
 
 use crate::common;
 mod crowd;
+mod names;
 mod passwords;
 mod pki;
 mod reload;
