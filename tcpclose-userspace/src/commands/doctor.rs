@@ -1,6 +1,6 @@
 //! `tcpclose doctor`: what this host allows the agent to do, and why not.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::host::{self, Capability, has_cap};
-use crate::probe::{support, tracefs};
+use crate::probe::{record_format, support, tracefs};
 use crate::ui::table;
 
 /// The version of the document.
@@ -97,7 +97,7 @@ impl Facts {
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
             in_user_namespace: host::in_user_namespace(),
             capabilities: Capability::ALL.into_iter().filter(|capability| has_cap(*capability)).collect(),
-            lockdown: fs::read_to_string("/sys/kernel/security/lockdown").ok().and_then(|text| chosen(&text)),
+            lockdown: host::lockdown(),
             btf: support::btf(),
             tracepoint: tracepoint(),
             ring_buffer: support::ring_buffer(),
@@ -166,11 +166,15 @@ impl Facts {
 
     fn lockdown(&self) -> Check {
         let (status, detail) = match self.lockdown.as_deref() {
-            None => (Status::Ok, "none"),
+            None => (
+                Status::Ok,
+                "not told: /sys/kernel/security/lockdown is missing (this kernel has none, or securityfs is not mounted)",
+            ),
             Some("none") => (Status::Ok, "none"),
             Some("confidentiality") => (
                 Status::Limited,
-                "confidentiality: bpf_probe_read_kernel() is refused, so hooks may be; boot with lockdown=integrity",
+                "confidentiality: no TIME-WAIT hooks and no classic tracepoint, since eBPF programs may not read kernel memory \
+                 by helpers and tracefs has no events; boot with lockdown=integrity",
             ),
             Some(_) => (Status::Ok, "integrity: eBPF programs may read kernel memory"),
         };
@@ -204,7 +208,11 @@ impl Facts {
 
     fn time_wait_hook(&self) -> Check {
         let dumps = "TIME-WAIT is followed by dumps";
+        let is_locked = self.lockdown.as_deref() == Some("confidentiality");
         let (status, detail) = match &self.fentry {
+            _ if is_locked => {
+                (Status::Limited, format!("refused by the kernel's lockdown (confidentiality): {dumps}"))
+            }
             Ok(true) => (Status::Ok, "fentry supported".to_owned()),
             Ok(false) => (Status::Limited, format!("fentry not supported: {dumps}")),
             Err(why) => (Status::Limited, format!("fentry not checked ({why}): without it {dumps}")),
@@ -247,17 +255,14 @@ impl Facts {
     }
 }
 
-/// The word in [brackets].
-fn chosen(text: &str) -> Option<String> {
-    let (_, rest) = text.split_once('[')?;
-    rest.split_once(']').map(|(word, _)| word.to_owned())
-}
-
 /// Whether the classic tracepoint is there, and why not. As the agent does, it mounts tracefs for itself where it is not mounted.
 fn tracepoint() -> Result<(), String> {
-    match tracefs::visible(tracefs::has_tracepoint) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err("this kernel has none".to_owned()),
+    match tracefs::visible(|| tracefs::has_tracepoint().then(tracefs::format)) {
+        Ok(Some(Ok(format))) => {
+            record_format::parse(&format).map(drop).map_err(|why| format!("of another form: {why}"))
+        }
+        Ok(Some(Err(why))) => Err(format!("{} of tracefs: {why}", tracefs::FORMAT)),
+        Ok(None) => Err("this kernel has none".to_owned()),
         Err(why) => Err(format!("{why:#}")),
     }
 }
@@ -353,7 +358,6 @@ mod tests {
         assert!(!report(Facts { capabilities: vec![Capability::Bpf], ..capable() }));
         assert!(!report(Facts { release: "5.7.19".to_owned(), ..capable() }));
         assert!(!report(Facts { ring_buffer: Ok(false), ..capable() }));
-        assert_eq!(chosen("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
     }
 
     #[test]

@@ -80,6 +80,18 @@ pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
+/// The mode of the kernel's lockdown: `none`, `integrity` or `confidentiality`; `None` where the kernel has none, or securityfs is
+/// not mounted.
+pub fn lockdown() -> Option<String> {
+    chosen(&fs::read_to_string("/sys/kernel/security/lockdown").ok()?)
+}
+
+/// The word in [brackets].
+fn chosen(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once('[')?;
+    rest.split_once(']').map(|(word, _)| word.to_owned())
+}
+
 /// The ports that the kernel gives to connecting sockets, in the caller's network namespace.
 pub fn ip_local_port_range() -> RangeInclusive<u16> {
     // The kernel's own default (net/ipv4/af_inet.c, inet_init_net(), 5.8 to 6.18).
@@ -180,6 +192,12 @@ mod tests {
         let ahead = Ahead { monotonic_ns: 1_000_000_000_005, boottime_ns: -20_000_000_000 };
         assert_eq!(Ahead::parse(text), ahead);
         assert_eq!(Ahead::parse(""), Ahead::default());
+    }
+
+    #[test]
+    fn the_mode_of_lockdown_is_the_word_in_brackets() {
+        assert_eq!(chosen("none [integrity] confidentiality\n").as_deref(), Some("integrity"));
+        assert_eq!(chosen(""), None);
     }
 
     #[test]

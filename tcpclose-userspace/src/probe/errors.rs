@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use aya::programs::ProgramError;
 
 use crate::failure::Failure;
+use crate::linux::host;
 
 pub(super) const CANNOT_LOAD: &str = "cannot load the probe";
 
@@ -19,15 +20,39 @@ pub(super) fn refusal(error: ProgramError) -> anyhow::Error {
         !line.is_empty()
             && !["verification time", "stack depth", "processed"].iter().any(|start| line.starts_with(start))
     };
-    match log.lines().map(str::trim).rfind(is_cause) {
-        Some(line) => anyhow!("{io_error}: {line}"),
-        None => anyhow!("{io_error}"),
+    let text = match log.lines().map(str::trim).rfind(is_cause) {
+        Some(line) => format!("{io_error}: {line}"),
+        None => io_error.to_string(),
+    };
+    let lockdown = lockdown_note(&text);
+    anyhow!("{text}{lockdown}")
+}
+
+/// What the kernel's lockdown has to do with a refusal.
+pub(super) fn lockdown_note(refusal: &str) -> &'static str {
+    by_lockdown(refusal, host::lockdown().as_deref())
+}
+
+/// What a lockdown in this mode has to do with a refusal. Confidentiality takes bpf_probe_read_kernel() and bpf_probe_read() away
+/// from programs (kernel/trace/bpf_trace.c, bpf_tracing_func_proto(), LOCKDOWN_BPF_READ_KERNEL, 5.13 to 6.18), and leaves tracefs
+/// without events (kernel/trace/trace.c, tracer_alloc_buffers(), LOCKDOWN_TRACEFS, 5.8 to 6.18). Seen in a guest with 6.12.
+fn by_lockdown(refusal: &str, mode: Option<&str>) -> &'static str {
+    let is_read = refusal.contains("bpf_probe_read");
+    let is_other = ["Operation not permitted", "shows no events", "no such event"];
+    match mode {
+        Some("confidentiality") if is_read || is_other.iter().any(|other| refusal.contains(other)) => {
+            " (kernel lockdown: confidentiality; boot with lockdown=integrity)"
+        }
+        // securityfs is not mounted, as in most containers.
+        None if is_read => " (as kernel lockdown=confidentiality does; boot with lockdown=integrity)",
+        _ => "",
     }
 }
 
 /// The failure for an object that the kernel refused: its programs or its maps.
 pub(super) fn cannot_load(why: &anyhow::Error) -> Failure {
     let os = why.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    let lockdown = lockdown_note(&one_line(why));
     let todo = match os {
         Some(libc::ENOMEM) => "choose a smaller --ring-size, or give it more memory",
         Some(libc::EPERM | libc::EACCES) => {
@@ -36,7 +61,7 @@ pub(super) fn cannot_load(why: &anyhow::Error) -> Failure {
         }
         _ => "see --log-level debug; `tcpclose stuck --no-agent` works without",
     };
-    Failure::new(CANNOT_LOAD, one_line(why), todo)
+    Failure::new(CANNOT_LOAD, one_line(why) + lockdown, todo)
 }
 
 /// An error and its causes in one line. Errors of aya quote their causes, which are then not repeated.
@@ -54,6 +79,22 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_by_lockdown_names_it() {
+        let read = "Invalid argument (os error 22): program of this type cannot use helper bpf_probe_read#4";
+        let denied = "/sys/kernel/tracing/x: Operation not permitted (os error 1)";
+        for text in [read, denied, "/sys/kernel/tracing shows no events"] {
+            assert!(
+                by_lockdown(text, Some("confidentiality")).contains("lockdown: confidentiality"),
+                "{text}"
+            );
+            assert_eq!(by_lockdown(text, Some("integrity")), "");
+        }
+        assert!(by_lockdown(read, None).contains("lockdown=confidentiality"));
+        assert_eq!(by_lockdown(denied, None), "");
+        assert_eq!(by_lockdown("No such file or directory", Some("confidentiality")), "");
+    }
 
     #[test]
     fn no_cause_is_repeated() {

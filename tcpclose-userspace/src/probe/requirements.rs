@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::linux::host;
 use crate::linux::host::Capability;
 use crate::probe::backend::{StateHook, tracepoint};
-use crate::probe::errors::{CANNOT_LOAD, one_line};
+use crate::probe::errors::{CANNOT_LOAD, lockdown_note, one_line};
 use crate::probe::object::OBJECT;
 use crate::probe::offsets;
 use crate::probe::tracefs;
@@ -84,7 +84,10 @@ fn require_tracepoint(only: Option<StateHook>) -> Result<(), Failure> {
         Ok(false) => Err("no such event in tracefs".to_owned()),
         Err(why) => Err(one_line(&why)),
     }
-    .map_err(|why| format!("no tracepoint sock:{} ({why})", tracepoint::NAME));
+    .map_err(|why| {
+        let lockdown = lockdown_note(&why);
+        format!("no tracepoint sock:{} ({why}){lockdown}", tracepoint::NAME)
+    });
 
     let (why, other) = match (only, btf, tracepoint) {
         (None | Some(StateHook::Btf), Ok(()), _) | (None | Some(StateHook::Tracepoint), _, Ok(())) => {

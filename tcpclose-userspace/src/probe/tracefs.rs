@@ -31,6 +31,7 @@ pub fn format() -> io::Result<String> {
     /// Some 2 KiB are usual.
     const LARGEST: u64 = 64 << 10;
     let [tracing, debug] = MOUNTS.map(|mount| Path::new(mount).join(FORMAT));
+    // Without the second one the error of the first is the one that tells something.
     let file = File::open(tracing).or_else(|why| File::open(debug).map_err(|_| why))?;
     io::read_to_string(file.take(LARGEST))
 }

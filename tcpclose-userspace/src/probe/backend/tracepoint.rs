@@ -7,7 +7,7 @@ use aya::Ebpf;
 use aya::programs::TracePoint;
 use tcpclose_common::layout::RecordLayout;
 
-use crate::probe::errors::{one_line, refusal};
+use crate::probe::errors::{lockdown_note, one_line, refusal};
 use crate::probe::record_format::{self, FormatError};
 use crate::probe::tracefs;
 
@@ -31,7 +31,11 @@ impl Record {
         let format = tracefs::visible(|| tracefs::format().with_context(|| tracefs::FORMAT.to_owned()));
         match format.and_then(|read| read) {
             Ok(format) => record_format::parse(&format).map_or_else(Self::Refused, Self::Told),
-            Err(why) => Self::Assumed(one_line(&why)),
+            Err(why) => {
+                let why = one_line(&why);
+                let lockdown = lockdown_note(&why);
+                Self::Assumed(why + lockdown)
+            }
         }
     }
 
