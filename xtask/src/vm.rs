@@ -54,7 +54,7 @@ const SIDE_BY_SIDE: usize = 2;
 /// Run the agent's tests on other kernels, in virtual machines
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --arch arm64\n  cargo xtask vm --kernel 6.1 -- sh -c 'tcpclose agent & sleep 5; tcpclose stuck'"
+    after_help = "Examples:\n  cargo xtask vm\n  cargo xtask vm --arch arm64\n  cargo xtask vm --kernel 6.1 -- sh -c 'tcpclose agent & sleep 5; tcpclose stuck'\n  cargo xtask vm --kernel 6.12 --append lockdown=confidentiality -- tcpclose doctor"
 )]
 pub struct Arguments {
     /// Kernels to boot [default: 6.1 and newest]
@@ -69,6 +69,9 @@ pub struct Arguments {
     /// Time limit of a guest, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_PATIENCE)]
     patience: u64,
+    /// More words for the kernel's command line, with a command
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true, requires = "command")]
+    append: String,
     /// Command to run instead of the tests: `tcpclose`, `live` (the live tests), the path of a static program or shell
     /// script, or a command of busybox
     #[arg(last = true, value_name = "COMMAND")]
@@ -95,7 +98,7 @@ pub fn command(arguments: &Arguments) -> Result<()> {
     let job = arguments.command.split_first().map(|(program, words)| {
         let name = Path::new(program).file_name().unwrap_or(program.as_ref()).to_string_lossy().into_owned();
         let words = [std::slice::from_ref(&name), words].concat();
-        Job { name, words }
+        Job { append: arguments.append.clone(), ..Job::new(name, words) }
     });
     setup::ready_with(Purpose::Vm, kernels)?;
     // A path is a program of this machine; a mere name is looked up.
@@ -160,7 +163,7 @@ pub fn output(kernel: Kernel, arguments: &[&str]) -> Result<String> {
     }
     setup::ready_with(Purpose::Vm, &[kernel])?;
     let words = [live::PROGRAM].iter().chain(arguments).map(|word| (*word).to_owned()).collect();
-    let job = Job { name: live::PROGRAM.to_owned(), words };
+    let job = Job::new(live::PROGRAM, words);
     let mut summary = Summary::default();
     let patience = Duration::from_secs(DEFAULT_PATIENCE);
     boot_all(&mut summary, kernel.architecture(), &[kernel], Some(&job), false, None, patience)?;
@@ -173,10 +176,8 @@ pub fn output(kernel: Kernel, arguments: &[&str]) -> Result<String> {
 pub fn try_binary(architecture: Architecture, binary: &Path) -> Result<()> {
     let kernels = Kernel::all(architecture);
     setup::ready_with(Purpose::Vm, kernels)?;
-    let job = Job {
-        name: "packaged".to_owned(),
-        words: ["sh", "-c", include_str!("vm/packaged.sh")].map(str::to_owned).into(),
-    };
+    let words = ["sh", "-c", include_str!("vm/packaged.sh")].map(str::to_owned);
+    let job = Job::new("packaged", words.into());
     let program = Program { name: "tcpclose".to_owned(), file: binary.to_path_buf() };
     let mut summary = Summary::default();
     for kernel in kernels {
@@ -202,7 +203,7 @@ fn tests(program: &Path, architecture: Architecture, long: bool) -> Result<Vec<J
     let names = [names, if long { LONG_TESTS } else { &[] }].concat();
     let job = |module: live::Module| {
         let words = [live::PROGRAM, "--exact", "--include-ignored", "--show-output"].map(str::to_owned);
-        Job { name: module.name, words: [words.to_vec(), module.tests].concat() }
+        Job::new(module.name, [words.to_vec(), module.tests].concat())
     };
     let modules = live::modules(&live::listed(program)?, wanted).into_iter();
     Ok(modules.filter(|module| names.contains(&module.name.as_str())).map(job).collect())
@@ -296,7 +297,8 @@ fn prepare(kernel: Kernel, job: &Job, programs: &[Program], patience: Duration) 
     }
     root.file("/commands", commands(kernel, job, environment()).as_bytes());
 
-    guest(kernel, &job.name, root, MEMORY, patience)
+    let guest = guest(kernel, &job.name, root, MEMORY, patience)?;
+    Ok(Guest { append: job.append.clone(), ..guest })
 }
 
 /// The guest for the job `name` in `root`, with so many MiB of memory.
@@ -313,6 +315,7 @@ fn guest(kernel: Kernel, name: &str, root: Initramfs, memory: u32, patience: Dur
         log: log(kernel, name)?,
         console: file("console.log"),
         memory,
+        append: String::new(),
         patience,
     })
 }
@@ -385,7 +388,7 @@ mod tests {
     use super::*;
 
     fn job() -> Job {
-        Job { name: "closes".to_owned(), words: vec!["closes".to_owned(), "it's".to_owned()] }
+        Job::new("closes", vec!["closes".to_owned(), "it's".to_owned()])
     }
 
     fn report(ran: &[(&str, u8)], trouble: Option<&str>) -> Report {

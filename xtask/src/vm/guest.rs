@@ -61,6 +61,8 @@ pub struct Guest {
     pub console: PathBuf,
     /// MiB.
     pub memory: u32,
+    /// More words for its kernel's command line.
+    pub append: String,
     /// Time limit.
     pub patience: Duration,
 }
@@ -162,7 +164,8 @@ impl Guest {
         // A kernel in trouble ends at once, and -no-reboot the machine with it. A processor that stands still is no
         // lockup. Level 5 is all from warnings up.
         command.arg("-append");
-        command.arg(format!("console={line} loglevel=5 panic=-1 oops=panic nosoftlockup{clock}"));
+        let append = &self.append;
+        command.arg(format!("console={line} loglevel=5 panic=-1 oops=panic nosoftlockup{clock} {append}"));
         Ok(command)
     }
 }

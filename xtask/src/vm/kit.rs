@@ -21,6 +21,9 @@ pub enum Kernel {
     V5_10,
     #[value(name = "6.1")]
     V6_1,
+    /// With PREEMPT_RT, which has a longer header in front of each tracepoint's record
+    #[value(name = "6.1-rt")]
+    V6_1Rt,
     #[value(name = "6.12")]
     V6_12,
     /// The newest that Debian has backported to its stable release
@@ -36,12 +39,13 @@ pub enum Kernel {
 }
 
 impl Kernel {
-    pub const ALL: [Self; 4] = [Self::V5_10, Self::V6_1, Self::V6_12, Self::Newest];
+    pub const ALL: [Self; 5] = [Self::V5_10, Self::V6_1, Self::V6_1Rt, Self::V6_12, Self::Newest];
     pub const ARM64: [Self; 3] = [Self::Arm64V6_12, Self::Arm64V6_12Pages16K, Self::Arm64Newest];
     /// All of both architectures.
-    pub const EVERY: [Self; 7] = [
+    pub const EVERY: [Self; 8] = [
         Self::V5_10,
         Self::V6_1,
+        Self::V6_1Rt,
         Self::V6_12,
         Self::Newest,
         Self::Arm64V6_12,
@@ -59,6 +63,7 @@ impl Kernel {
         match self {
             Self::V5_10 => "5.10",
             Self::V6_1 => "6.1",
+            Self::V6_1Rt => "6.1-rt",
             Self::V6_12 => "6.12",
             Self::Newest => "newest",
             Self::Arm64V6_12 => "6.12-arm64",
@@ -83,6 +88,7 @@ impl Kernel {
     fn flavour(self) -> &'static str {
         match self {
             Self::Arm64V6_12Pages16K => "-arm64-16k",
+            Self::V6_1Rt => "-rt-amd64",
             _ if self.architecture() == Architecture::Arm64 => "-cloud-arm64",
             _ => "-cloud-amd64",
         }
@@ -106,7 +112,7 @@ impl Kernel {
     const fn packages(self) -> (Suite, &'static [&'static str]) {
         match self {
             Self::V5_10 => (Suite::Bullseye, &["linux-image-5.10."]),
-            Self::V6_1 => (Suite::Bookworm, &["linux-image-6.1."]),
+            Self::V6_1 | Self::V6_1Rt => (Suite::Bookworm, &["linux-image-6.1."]),
             Self::V6_12 | Self::Arm64V6_12 | Self::Arm64V6_12Pages16K => {
                 (Suite::Trixie, &["linux-image-6.12."])
             }
@@ -365,8 +371,11 @@ mod tests {
             "linux-image-6.1.0-56-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64-unsigned",
             "linux-image-6.1.0-57-amd64",
+            "linux-image-6.1.0-56-rt-amd64",
             "linux-image-6.12.117+deb12-cloud-amd64",
         ];
+        let rt = newest(names.into_iter(), "linux-image-6.1.", "-rt-amd64");
+        assert_eq!(rt, Some("0-56-rt-amd64"));
         let found = newest(names.into_iter(), "linux-image-6.1.", "-cloud-amd64");
         assert_eq!(found, Some("0-56-cloud-amd64"));
         let names = [

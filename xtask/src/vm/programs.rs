@@ -26,6 +26,14 @@ pub struct Job {
     pub name: String,
     /// Program and arguments.
     pub words: Vec<String>,
+    /// More words for the kernel's command line.
+    pub append: String,
+}
+
+impl Job {
+    pub fn new(name: impl Into<String>, words: Vec<String>) -> Self {
+        Self { name: name.into(), words, append: String::new() }
+    }
 }
 
 /// The agent and the live tests, static, as the tests on this machine run them.

@@ -24,7 +24,7 @@ const NAME: &str = "systemd";
 pub fn boot(kernels: &[Kernel], patience: Duration) -> Result<()> {
     let programs = programs::build(Architecture::Amd64)?.programs();
     let archive = debian::archive(&kit::folder()?, INCLUDED)?;
-    let job = Job { name: NAME.to_owned(), words: Vec::new() };
+    let job = Job::new(NAME, Vec::new());
     let mut summary = super::Summary::default();
     for kernel in kernels {
         let guest = prepare(*kernel, &programs, &archive, patience)?;
