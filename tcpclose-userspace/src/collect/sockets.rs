@@ -1,8 +1,7 @@
 //! The owners and peers of dumped sockets.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
-use std::net::Ipv6Addr;
 
 use rustc_hash::FxHashSet;
 use tcpclose_common::state::TcpState;
@@ -29,22 +28,19 @@ pub fn peers(depth: Depth, dumped: &[DumpedNetns]) -> Peers {
     }
 }
 
-/// Looks up the peers of those sockets whose remote address is also a local one in their namespace. Sockets whose peer was
-/// closed meanwhile or cannot be looked up have none.
+/// Looks up the peers of those sockets whose remote address is their namespace's own. Sockets whose peer was closed meanwhile or
+/// cannot be looked up have none.
 fn peers_of(dumped: &[DumpedNetns]) -> Peers {
     let mut cookies = Vec::new();
     let mut keys = Vec::new();
     let mut states = 0;
-    for DumpedNetns { netns, sockets, listeners, .. } in dumped {
-        let own: HashSet<Ipv6Addr> =
-            sockets.iter().chain(listeners).map(|socket| socket.flow.local).collect();
-        let is_local = |address: Ipv6Addr| own.contains(&address) || address.to_canonical().is_loopback();
-        for socket in sockets.iter().filter(|socket| !socket.minisocket && is_local(socket.flow.remote)) {
+    for DumpedNetns { netns, sockets, .. } in dumped {
+        for socket in sockets.iter().filter(|socket| !socket.minisocket) {
             let Flow { local, remote, local_port, remote_port } = socket.flow;
-            let other =
+            let flow =
                 Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };
             cookies.push(socket.cookie);
-            keys.push(LookupKey { netns: netns.id, flow: other, interface: 0, cookie: 0 });
+            keys.push(LookupKey { netns: netns.id, flow, interface: peer_interface(socket), cookie: 0 });
             states |= peer_states(socket.state);
         }
     }
@@ -54,6 +50,15 @@ fn peers_of(dumped: &[DumpedNetns]) -> Peers {
     let answers = netns_dump::meet(&places(dumped), &keys, states).unwrap_or_default();
     let found = cookies.into_iter().zip(answers);
     Peers::new(found.filter_map(|(cookie, answer)| Some((cookie, there(answer)?))).collect())
+}
+
+/// The interface by which the peer of `socket` is found: a lookup with one finds a socket that is bound to that or to none
+/// (include/net/inet_hashtables.h, `INET_MATCH()`; include/net/inet_sock.h, `inet_bound_dev_eq()`; 5.8 to 6.18). Both ends of a
+/// link-local connection are bound to its interface; what is bound to none goes by the loopback.
+fn peer_interface(socket: &Socket) -> u32 {
+    /// include/net/flow.h
+    const LOOPBACK_IFINDEX: u32 = 1;
+    if socket.interface == 0 { LOOPBACK_IFINDEX } else { socket.interface }
 }
 
 fn there(answer: LookupResult) -> Option<Socket> {

@@ -2,7 +2,8 @@
 //!
 //! * [`sock_diag`]: dumps, looks up and destroys TCP sockets; [`age`]: what their fields prove of their age.
 //! * [`proc_net`]: the kernel's own TCP counters.
-//! * [`netns`]: finds and enters network namespaces; [`netns_dump`]: dumps several; [`netns_counters`]: with the kernel's sums.
+//! * [`netns`]: finds and enters network namespaces; [`netns_dump`]: dumps several; [`netns_counters`]: with the kernel's sums;
+//!   [`local_addresses`]: the addresses of one.
 //! * [`time_wait_length`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: the processes that hold a socket; [`proc_fd`]: their open files; [`process`]: what is known of one;
 //!   [`cgroup`]: its unit, container and pod; [`executables`]: its runtime, which a helper process reads; [`elf`]: from a file.
@@ -16,6 +17,7 @@ pub mod elf;
 pub mod ephemeral_ports;
 pub mod executables;
 pub mod host;
+pub mod local_addresses;
 pub mod netns;
 pub mod netns_counters;
 pub mod netns_dump;

@@ -13,6 +13,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::host;
 use crate::linux::host::{monotonic_ns, thread_cpu_ns};
+use crate::linux::local_addresses::LocalAddresses;
 use crate::linux::netns;
 use crate::linux::netns::{Netns, NetnsPath, Population};
 use crate::linux::sock_diag;
@@ -282,28 +283,17 @@ pub fn look_up(places: &[(u32, NetnsPath)], keys: &[LookupKey]) -> io::Result<(V
     look_up_by(places, keys, lookups)
 }
 
-/// The same, but many sockets are found by a dump of those in `states`, a mask of `1 << state`, which costs less. Dumped
-/// sockets have no times, and one in another state counts as gone.
+/// Looks up those of `keys` whose local address is one of the namespace's own; the others count as gone. Many sockets are found
+/// by a dump of those in `states`, a mask of `1 << state`, which costs less: they have no times, and one in another state
+/// counts as gone.
 pub fn meet(places: &[(u32, NetnsPath)], keys: &[LookupKey], states: u32) -> io::Result<Vec<LookupResult>> {
-    /// Few enough to be looked up one by one.
-    const FEW: usize = 64;
-    /// An exact lookup costs some 2.5 µs, a socket in a dump half of one (6.18).
-    const TIMES: u64 = 4;
     let meet = |wanted: &[SocketLookup]| {
-        let all = netns::population().map_or(u64::MAX, |there| there.sockets + there.minisockets);
-        if wanted.len() <= FEW || all / TIMES > wanted.len() as u64 {
-            return lookups(wanted);
-        }
-        let mut answers = met(wanted, states)?;
-        // A walk can skip a socket while its neighbour is removed.
-        let missing: Vec<usize> =
-            (0..answers.len()).filter(|&at| matches!(answers.get(at), Some(Ok(None)))).collect();
-        if missing.len() <= FEW {
-            let again: Vec<SocketLookup> = missing.iter().filter_map(|&at| wanted.get(at).copied()).collect();
-            for (at, answer) in missing.into_iter().zip(lookups(&again)?) {
-                if let Some(first) = answers.get_mut(at) {
-                    *first = answer;
-                }
+        let mut answers: Vec<_> = wanted.iter().map(|_| Ok(None)).collect();
+        let local = local(wanted);
+        let ours: Vec<SocketLookup> = local.iter().filter_map(|&at| wanted.get(at).copied()).collect();
+        for (at, answer) in local.into_iter().zip(meet_here(&ours, states)?) {
+            if let Some(place) = answers.get_mut(at) {
+                *place = answer;
             }
         }
         Ok(answers)
@@ -311,14 +301,64 @@ pub fn meet(places: &[(u32, NetnsPath)], keys: &[LookupKey], states: u32) -> io:
     Ok(look_up_by(places, keys, meet)?.0)
 }
 
-/// Finds `wanted` in one dump.
+/// The places in `wanted` of those whose local address this thread's namespace has; of all, where it does not list its addresses.
+fn local(wanted: &[SocketLookup]) -> Vec<usize> {
+    let is_loopback = |one: &SocketLookup| one.flow.local.to_canonical().is_loopback();
+    if wanted.iter().all(is_loopback) {
+        return (0..wanted.len()).collect();
+    }
+    let own = LocalAddresses::read().inspect_err(|why| log::debug!("cannot list local addresses: {why}"));
+    let is_local = |one: &SocketLookup| own.as_ref().map_or(true, |own| own.contains(one.flow.local));
+    let places = wanted.iter().enumerate().filter(|(_, one)| is_loopback(one) || is_local(one));
+    places.map(|(at, _)| at).collect()
+}
+
+/// Finds `wanted` in this thread's namespace, one by one or by a dump.
+fn meet_here(wanted: &[SocketLookup], states: u32) -> io::Result<Vec<io::Result<Option<Socket>>>> {
+    /// Few enough to be looked up one by one.
+    const FEW: usize = 64;
+    /// An exact lookup costs some 2.5 µs, a socket in a dump half of one (6.18).
+    const TIMES: u64 = 4;
+    let all = netns::population().map_or(u64::MAX, |there| there.sockets + there.minisockets);
+    if wanted.len() <= FEW || all / TIMES > wanted.len() as u64 {
+        return lookups(wanted);
+    }
+    let mut answers = met(wanted, states)?;
+    // A walk can skip a socket while its neighbour is removed.
+    let missing: Vec<usize> =
+        (0..answers.len()).filter(|&at| matches!(answers.get(at), Some(Ok(None)))).collect();
+    if missing.len() <= FEW {
+        let again: Vec<SocketLookup> = missing.iter().filter_map(|&at| wanted.get(at).copied()).collect();
+        for (at, answer) in missing.into_iter().zip(lookups(&again)?) {
+            if let Some(first) = answers.get_mut(at) {
+                *first = answer;
+            }
+        }
+    }
+    Ok(answers)
+}
+
+/// Finds `wanted` in one dump. The same four numbers may be there once per device.
 fn met(wanted: &[SocketLookup], states: u32) -> io::Result<Vec<io::Result<Option<Socket>>>> {
-    let mut at = HashMap::with_capacity_and_hasher(wanted.len(), RandomState::default());
-    at.extend(wanted.iter().enumerate().map(|(at, wanted)| (wanted.flow, at)));
+    let mut before: Vec<usize> = (0..wanted.len()).collect();
+    let mut last: HashMap<Flow, usize, RandomState> =
+        HashMap::with_capacity_and_hasher(wanted.len(), RandomState::default());
+    // Of each flow the last that wants it, and from each the one before.
+    for (at, one) in wanted.iter().enumerate() {
+        if let Some(before) = before.get_mut(at) {
+            *before = last.insert(one.flow, at).unwrap_or(at);
+        }
+    }
     let mut answers: Vec<_> = wanted.iter().map(|_| Ok(None)).collect();
     sock_diag::visit(states, false, |socket| {
-        if let Some(answer) = at.get(&socket.flow).and_then(|&at| answers.get_mut(at)) {
-            *answer = Ok(Some(socket));
+        let mut next = last.get(&socket.flow).copied();
+        while let Some(at) = next {
+            // As a lookup with that interface finds it.
+            let is_there = wanted.get(at).is_some_and(|one| [0, one.interface].contains(&socket.interface));
+            if let Some(answer) = answers.get_mut(at).filter(|_| is_there) {
+                *answer = Ok(Some(socket));
+            }
+            next = before.get(at).copied().filter(|before| *before != at);
         }
     })?;
     Ok(answers)
@@ -333,25 +373,32 @@ fn look_up_by(
     netns::with_visitor(|visitor| {
         let cpu = thread_cpu_ns();
         let mut answers = vec![None; keys.len()];
+        let mut concerns: HashMap<u32, Vec<usize>, RandomState> = HashMap::default();
+        for (at, key) in keys.iter().enumerate() {
+            concerns.entry(key.netns).or_default().push(at);
+        }
+        let anywhere = concerns.remove(&0).unwrap_or_default();
         for (id, place) in places {
-            let concerns = |key: &LookupKey| key.netns == *id || key.netns == 0;
-            if !keys.iter().any(concerns) {
+            let here = concerns.get(id).into_iter().flatten().chain(&anywhere).copied();
+            let wanted: Vec<SocketLookup> =
+                here.clone().filter_map(|at| keys.get(at)).map(LookupKey::wanted).collect();
+            if wanted.is_empty() {
                 continue;
             }
             let there = visitor.enter(place).is_ok_and(|netns| netns.id == *id);
-            let wanted: Vec<SocketLookup> =
-                keys.iter().filter(|key| concerns(key)).map(LookupKey::wanted).collect();
             let found = if there { ask(&wanted).ok() } else { None };
             let mut found = found.into_iter().flatten();
-            for (_, answer) in keys.iter().zip(&mut answers).filter(|(key, _)| concerns(key)) {
-                let here = match found.next() {
+            for at in here {
+                let result = match found.next() {
                     Some(Ok(Some(socket))) => LookupResult::There(socket),
                     Some(Ok(None)) => LookupResult::Gone,
                     Some(Err(_)) | None => LookupResult::Unknown,
                 };
                 // A socket of an unknown namespace is gone when no namespace has it.
-                if answer.is_none_or(|before| before == LookupResult::Gone) {
-                    *answer = Some(here);
+                if let Some(answer) = answers.get_mut(at)
+                    && answer.is_none_or(|before| before == LookupResult::Gone)
+                {
+                    *answer = Some(result);
                 }
             }
         }

@@ -42,6 +42,7 @@ mod opens;
 mod owners;
 mod page;
 mod page_size;
+mod peers;
 mod ports;
 mod privileges;
 mod prometheus;

@@ -1,4 +1,4 @@
-//! A netlink connection to sock_diag: sends requests, receives datagrams.
+//! A netlink connection: sends requests, receives datagrams.
 
 use std::io::{self, ErrorKind};
 use std::ops::ControlFlow;
@@ -10,33 +10,40 @@ use crate::linux::host::{TICKS_NS, monotonic_ns, tick_ns};
 use crate::linux::sock_diag::socket::take;
 
 /// The sequence number of the one request of an [`exchange`].
-pub(super) const SEQUENCE: u32 = 1;
+pub const SEQUENCE: u32 = 1;
 /// More than the 32 KiB that the kernel puts into one datagram of a dump (net/netlink/af_netlink.c,
 /// `netlink_recvmsg()`, 5.8 to 6.18).
 const BATCH: usize = 64 << 10;
 
 /// A netlink socket, closed when this is dropped.
-pub(super) struct Connection {
+pub struct Connection {
     netlink: Netlink,
     buffer: Vec<u8>,
 }
 
 impl Connection {
-    /// Opens one, for datagrams of up to `longest` bytes.
-    pub(super) fn open(longest: usize) -> io::Result<Self> {
-        let netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
+    /// Opens one to `protocol`, for datagrams of up to `longest` bytes.
+    pub fn open(protocol: isize, longest: usize) -> io::Result<Self> {
+        let netlink = Netlink::new(protocol)?;
         // Connected to the kernel: no other process can send answers in its name (net/netlink/af_netlink.c,
         // netlink_getsockbyportid()).
         netlink.connect(&NetlinkAddr::new(0, 0))?;
         Ok(Self { netlink, buffer: Vec::with_capacity(longest) })
     }
 
-    pub(super) fn send(&self, request: &[u8]) -> io::Result<()> {
+    /// Has the kernel obey the fields of dump requests, as far as it can.
+    pub fn ask_strictly(&mut self) {
+        if let Err(why) = self.netlink.set_netlink_get_strict_chk(true) {
+            log::debug!("the kernel does not filter what it dumps: {why}");
+        }
+    }
+
+    pub fn send(&self, request: &[u8]) -> io::Result<()> {
         self.netlink.send(request, 0).map(drop)
     }
 
     /// The next datagram.
-    pub(super) fn receive(&mut self) -> io::Result<&[u8]> {
+    pub fn receive(&mut self) -> io::Result<&[u8]> {
         let length = loop {
             self.buffer.clear();
             match self.netlink.recv(&mut self.buffer, libc::MSG_TRUNC) {
@@ -45,7 +52,7 @@ impl Connection {
             }
         };
         if length > self.buffer.len() {
-            return Err(io::Error::other("an answer of sock_diag is longer than any kernel sends"));
+            return Err(io::Error::other("a netlink answer is longer than any kernel sends"));
         }
         if length == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
@@ -70,7 +77,7 @@ fn by_ticks(now_ns: u64) -> u64 {
 
 /// Sends `request` on a connection of its own and passes every message of the answer to `take`.
 pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::Result<()> {
-    let mut connection = Connection::open(BATCH)?;
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG, BATCH)?;
     let dumping = is_dump(request);
 
     // The kernel answers a lookup, and fills the first batch of a dump, inside send(); it fills each batch after
@@ -105,7 +112,7 @@ pub fn messages<'a>(
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest)
-            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "sock_diag: malformed netlink framing"))?;
+            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "malformed netlink framing"))?;
         let (kind, flags, payload) = (message.message_type(), message.flags(), message.payload());
         // Messages are aligned to 4 bytes; the last one of a datagram may go without its padding.
         let next = (message.length() as usize).next_multiple_of(4).min(rest.len());

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 
 use netlink_packet_core::{NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
 use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::linux::host::monotonic_ns;
 use crate::linux::sock_diag::connection::{Connection, status};
@@ -41,7 +42,8 @@ const LONGEST_ANSWER: usize = 8 << 10;
 /// # Errors
 /// When the kernel cannot be asked at all.
 pub fn lookups(wanted: &[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
-    let mut lookups = Lookups { connection: Connection::open(LONGEST_ANSWER)?, sequence: 0 };
+    let mut lookups =
+        Lookups { connection: Connection::open(NETLINK_SOCK_DIAG, LONGEST_ANSWER)?, sequence: 0 };
     // Both ends v4-mapped are looked up as IPv4, whatever family the socket has (net/ipv4/inet_diag.c,
     // inet_diag_find_one_icsk(), 5.8 to 6.18); a kernel without IPv6 knows AF_INET alone.
     let mut answers = lookups.all(libc::AF_INET6, wanted)?;
@@ -116,9 +118,8 @@ impl Lookups {
         let mut answers: Vec<Option<io::Result<Option<Socket>>>> = wanted.iter().map(|_| None).collect();
         let mut open = wanted.len();
         while open > 0 {
-            let message = NetlinkBuffer::new_checked(self.connection.receive()?).map_err(|_| {
-                io::Error::new(ErrorKind::InvalidData, "sock_diag: malformed netlink framing")
-            })?;
+            let message = NetlinkBuffer::new_checked(self.connection.receive()?)
+                .map_err(|_| io::Error::new(ErrorKind::InvalidData, "malformed netlink framing"))?;
             let nth = message.sequence_number().wrapping_sub(first) as usize;
             let Some(place @ None) = answers.get_mut(nth) else { continue };
             let answer = match message.message_type() {
