@@ -121,7 +121,8 @@ descriptors! {
     STUCK_AFTER = Gauge "tcpclose_stuck_after_seconds" []
         "The age from which a socket in CLOSE-WAIT is stuck.";
     STUCK_OWNER_SOCKETS = Gauge "tcpclose_stuck_owner_sockets" ["comm", "unit", "container_id", "uid"]
-        "Stuck sockets by owner, each counted once, as of the last owner scan (--owner-interval).";
+        "Stuck sockets by owner, each counted once (comm says how many processes share it), as of the last owner scan \
+         (--owner-interval).";
     STUCK_SOCKETS = Gauge "tcpclose_stuck_sockets" ["side", "port", "age"]
         "Sockets stuck in CLOSE-WAIT, by the last --stuck-after bound that they passed; the classes are disjoint.";
     STUCK_SOCKETS_UNPROVEN = Gauge "tcpclose_stuck_sockets_unproven" ["side", "port"]

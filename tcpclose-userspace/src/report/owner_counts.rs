@@ -12,7 +12,8 @@ pub const MOST: usize = 32;
 /// The owner of a count, as the labels of the metric.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OwnerLabels {
-    /// `unknown` for sockets without a known owner, `other` for the rest of the owners.
+    /// `unknown` for sockets without a known owner, `other` for the rest of the owners, `api (shared by 3)` for sockets of three
+    /// processes (without a name where theirs differ).
     pub comm: String,
     /// Empty where there is none, like the two below.
     pub unit: String,
@@ -25,6 +26,36 @@ pub struct OwnerLabels {
 impl OwnerLabels {
     fn named(comm: &str) -> Self {
         Self { comm: comm.to_owned(), ..Self::default() }
+    }
+
+    /// Of a socket that `owners` hold, in order of pid.
+    fn of_all(owners: &[Owner]) -> Self {
+        /// The largest number that is exact: workers that come and go do not make a series each.
+        const EXACT: usize = 9;
+        let [first, others @ ..] = owners else { return Self::named("unknown") };
+        let processes = owners.chunk_by(|a, b| a.pid == b.pid).count();
+        if processes == 1 {
+            return Self::of(first);
+        }
+        let same = |fact: fn(&Owner) -> Option<&str>| others.iter().all(|other| fact(other) == fact(first));
+        let Self { comm, unit, container_id, uid } = Self::of(first);
+        let number = match processes {
+            ..=EXACT => processes.to_string(),
+            _ => format!("{} or more", EXACT + 1),
+        };
+        let common = |label: String, fact: fn(&Owner) -> Option<&str>| match same(fact) {
+            true => label,
+            false => String::new(),
+        };
+        Self {
+            comm: match same(|owner| Some(&owner.comm)) {
+                true => format!("{comm} (shared by {number})"),
+                false => format!("shared by {number}"),
+            },
+            unit: common(unit, |owner| owner.place.unit.as_deref()),
+            container_id: common(container_id, |owner| owner.place.container_id.as_deref()),
+            uid: common(uid, |owner| owner.place.pod_uid.as_deref()),
+        }
     }
 
     fn of(owner: &Owner) -> Self {
@@ -40,16 +71,16 @@ impl OwnerLabels {
 }
 
 /// Counts those of `sockets` that are stuck: in CLOSE-WAIT for `bound` seconds by the proven minimum, and not at work.
-/// Each counts once, for the process with the lowest pid of those that hold it (the parent of a forked server, as a
-/// rule); one without a known owner counts as `unknown`. The [`MOST`] largest are named.
+/// Each counts once. Several processes that hold it, or may have it in their queue, share it, for nothing proves which of them
+/// should act: the labels are what they have in common. One without a known owner counts as `unknown`. The [`MOST`] largest are
+/// named.
 pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(OwnerLabels, u64)> {
     let mut counts: BTreeMap<OwnerLabels, u64> = BTreeMap::new();
     let stuck = sockets.iter().filter(|socket| {
         socket.diagnosis.is_some_and(|why| why != Diagnosis::StillSending) && socket.is_past(bound)
     });
     for socket in stuck {
-        let owner = socket.owners.iter().min_by_key(|owner| owner.pid);
-        *counts.entry(owner.map_or_else(|| OwnerLabels::named("unknown"), OwnerLabels::of)).or_default() += 1;
+        *counts.entry(OwnerLabels::of_all(&socket.owners)).or_default() += 1;
     }
     let mut counts: Vec<(OwnerLabels, u64)> = counts.into_iter().collect();
     // A stable sort: of two equal counts the same one is named each time.
@@ -76,9 +107,8 @@ mod tests {
     fn each_stuck_socket_counts_once_and_the_largest_are_named() {
         let mut sockets = Vec::new();
         for pid in 1..=40_u32 {
-            let parent = owner(pid, &format!("p{pid}\n"), (1, 2));
-            let child = owner(1000 + pid, "child", (1, 2));
-            sockets.extend((0..pid).map(|_| socket(60, &[child.clone(), parent.clone()])));
+            let api = owner(pid, &format!("p{pid}\n"), (1, 2));
+            sockets.extend((0..pid).map(|_| socket(60, &[api.clone(), Owner { fd: 6, ..api.clone() }])));
         }
         sockets.push(socket(60, &[]));
         sockets.push(socket(59, &[owner(1, "young", (1, 2))]));
@@ -102,6 +132,30 @@ mod tests {
         let counts = tally(&sockets, 60.0);
         assert_eq!(counts.iter().filter(|(holder, _)| holder.comm == "other").count(), 1);
         assert_eq!(counts.iter().map(|(_, n)| n).sum::<u64>(), 42);
+    }
+
+    #[test]
+    fn nobody_is_blamed_for_what_several_hold() {
+        let in_unit = |pid, comm, unit: &str| {
+            let place = Workload { unit: Some(unit.into()), ..Workload::default() };
+            in_place(owner(pid, comm, (1, 2)), place)
+        };
+        let labels = |owners: &[Owner]| {
+            let [(OwnerLabels { comm, unit, .. }, 1)] = &tally(&[socket(60, owners)], 60.0)[..] else {
+                panic!("one")
+            };
+            (comm.clone(), unit.clone())
+        };
+        let said = |comm: &str, unit: &str| (comm.to_owned(), unit.to_owned());
+        let workers = [1, 2, 3].map(|pid| in_unit(pid, "nginx", "nginx.service"));
+        assert_eq!(labels(&workers), said("nginx (shared by 3)", "nginx.service"));
+        assert_eq!(labels(&workers[1..2]), said("nginx", "nginx.service"));
+        let differ = [in_unit(1, "sshd", "a.service"), in_unit(2, "bash", "a.service")];
+        assert_eq!(labels(&differ), said("shared by 2", "a.service"));
+        let differ = [in_unit(1, "api", "a.service"), in_unit(2, "api", "b.service")];
+        assert_eq!(labels(&differ), said("api (shared by 2)", ""));
+        let crowd: Vec<Owner> = (1..=50).map(|pid| in_unit(pid, "httpd", "w.service")).collect();
+        assert_eq!(labels(&crowd), said("httpd (shared by 10 or more)", "w.service"));
     }
 
     #[test]
