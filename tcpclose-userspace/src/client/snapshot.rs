@@ -51,18 +51,19 @@ pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Re
     let (at, clock) = if writes.is_empty() { (at, now) } else { (host::wall_clock(), clock()) };
     let peers = collect::sockets::peers(depth, &dumped);
     let lookup = OwnersLookup::Proc(Urgency::Hurried);
-    let owners =
-        collect::sockets::find_owners(&mut dumped, &peers, (Some(files), &FxHashSet::default()), lookup)?;
+    let queues = collect::sockets::accept_queues(&dumped, &peers);
+    let files = (Some(files), &FxHashSet::default());
+    let owners = collect::sockets::find_owners(&mut dumped, &queues, &peers, files, lookup)?;
 
     let ephemeral = host::ip_local_port_range();
     let mut sockets = Vec::new();
-    for DumpedNetns { netns, sockets: seen, listeners, .. } in &dumped {
+    for (DumpedNetns { netns, sockets: seen, listeners, .. }, queues) in dumped.iter().zip(&queues) {
         let namespace =
-            NetnsSockets { sockets: seen, listeners, owners: &owners, peers: &peers, netns, bound_ns };
+            NetnsSockets { sockets: seen, queues, owners: &owners, peers: &peers, netns, bound_ns };
         let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, clock, &writes);
         assemble(&namespace, facts, &mut sockets);
     }
-    let mut incomplete = collect::sockets::incomplete(&dump, &owners, &sockets);
+    let mut incomplete = collect::sockets::incomplete(&dump, &owners, &queues, &sockets);
     incomplete.extend(not_looked_at("sockets", dumps.refused(), denied as usize));
     incomplete.extend(unread.words());
     let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);

@@ -3,19 +3,20 @@
 use std::collections::HashMap;
 use std::io;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tcpclose_common::state::TcpState;
 
 use crate::linux::host;
 use crate::linux::netns::NetnsPath;
 use crate::linux::netns_dump;
-use crate::linux::netns_dump::{DumpedNetns, LookupKey, LookupResult};
+use crate::linux::netns_dump::{DumpRequest, DumpedNetns, LookupKey, LookupResult, NetnsChunk};
 use crate::linux::owners;
 use crate::linux::owners::{Owners, OwnersLookup};
 use crate::linux::proc_fd::OpenFiles;
 use crate::linux::process;
 use crate::linux::sock_diag::{Dump, Socket};
 use crate::names::Flow;
+use crate::report::accept_queues::{AcceptQueues, waits};
 use crate::report::incomplete;
 use crate::report::owners::{Peers, wanted_inodes};
 use crate::report::sockets::{Depth, StuckSocket};
@@ -84,18 +85,47 @@ fn places(dumped: &[DumpedNetns]) -> Vec<(u32, NetnsPath)> {
     dumped.iter().map(|netns| (netns.netns.id, netns.place.clone())).collect()
 }
 
-/// Finds the owners of everything in `dumped` and of the sockets with these `cookies`, and drops sockets that were closed since
+/// The accept queues of each namespace of `dumped`, in that order.
+pub fn accept_queues(dumped: &[DumpedNetns], peers: &Peers) -> Vec<AcceptQueues> {
+    let waiting = |netns: &DumpedNetns, more: &[(u32, Socket)]| {
+        let more = more.iter().filter(|(id, _)| *id == netns.netns.id).map(|(_, socket)| *socket);
+        let found = netns.sockets.iter().chain(peers.of(&netns.sockets)).copied().chain(more);
+        let by_cookie = found.filter(waits).map(|socket| (socket.cookie, socket));
+        let waiting: FxHashMap<u64, Socket> = by_cookie.collect();
+        AcceptQueues::new(waiting.values(), &netns.listeners)
+    };
+    let mut queues: Vec<AcceptQueues> = dumped.iter().map(|netns| waiting(netns, &[])).collect();
+    let unsure = || dumped.iter().zip(&queues).filter(|(_, queues)| queues.is_unsure());
+    let places: Vec<NetnsPath> = unsure().map(|(netns, _)| netns.place.clone()).collect();
+    if places.is_empty() {
+        return queues;
+    }
+    let ask = DumpRequest { states: TcpState::Established.bit() | TcpState::CloseWait.bit(), info: false };
+    let mut more = Vec::new();
+    let take = |chunk: NetnsChunk| more.extend(chunk.sockets.into_iter().filter(|(_, socket)| waits(socket)));
+    if let Err(why) = netns_dump::stream(places, ask, None, take) {
+        log::debug!("cannot dump what waits in accept queues: {why} (more listeners are candidates)");
+        return queues;
+    }
+    for (netns, queues) in dumped.iter().zip(&mut queues).filter(|(_, queues)| queues.is_unsure()) {
+        *queues = waiting(netns, &more);
+    }
+    queues
+}
+
+/// Finds the owners of everything in `dumped`, whose `queues` are in the same order, and of the sockets with these `cookies`, and drops sockets that were closed since
 /// the dump. `seen`: the files that processes held meanwhile, if those were read.
 pub fn find_owners(
     dumped: &mut [DumpedNetns],
+    queues: &[AcceptQueues],
     peers: &Peers,
     (seen, cookies): (Option<OpenFiles>, &FxHashSet<u64>),
     lookup: OwnersLookup,
 ) -> io::Result<Owners> {
     let mut inodes = FxHashSet::default();
-    for DumpedNetns { sockets, listeners, .. } in &*dumped {
+    for (DumpedNetns { sockets, .. }, queues) in dumped.iter().zip(queues) {
         inodes.reserve(sockets.len());
-        inodes.extend(wanted_inodes(sockets, listeners, peers));
+        inodes.extend(wanted_inodes(sockets, queues, peers));
     }
     let owners = owners::find_in(&inodes, cookies, seen.unwrap_or_default(), lookup)?;
     drop_closed(dumped, &owners)?;
@@ -131,10 +161,17 @@ fn drop_closed(dumped: &mut [DumpedNetns], owners: &Owners) -> io::Result<()> {
 }
 
 /// What the dump and the search for owners did not see, one sentence each.
-pub fn incomplete(dump: &Dump, owners: &Owners, sockets: &[StuckSocket]) -> Vec<String> {
+pub fn incomplete(
+    dump: &Dump,
+    owners: &Owners,
+    queues: &[AcceptQueues],
+    sockets: &[StuckSocket],
+) -> Vec<String> {
     let missing: Vec<_> =
         incomplete::NEEDED.into_iter().filter(|&capability| !host::has_cap(capability)).collect();
-    incomplete::incomplete(dump, owners, sockets, &missing)
+    let mut incomplete = incomplete::incomplete(dump, owners, sockets, &missing);
+    incomplete.extend(incomplete::too_many_listeners(queues));
+    incomplete
 }
 
 /// Names the processes that closed, if they still run; one that started later only has the same pid. `uptime_ns`: the uptime

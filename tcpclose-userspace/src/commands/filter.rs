@@ -78,7 +78,12 @@ impl SocketFilter {
 
     /// Whether it names sockets by more than their state and age.
     pub fn has_target(&self) -> bool {
-        !self.ports.is_empty() || self.pid.is_some() || self.unit.is_some()
+        !self.ports.is_empty() || self.names_owner()
+    }
+
+    /// Whether it names sockets by their owner.
+    pub fn names_owner(&self) -> bool {
+        self.pid.is_some() || self.unit.is_some()
     }
 
     /// The sockets that the filters let through, the oldest first.

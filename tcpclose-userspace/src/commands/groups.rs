@@ -41,6 +41,8 @@ pub struct Listed<'a> {
 enum Who {
     /// In order of pid; one entry a process.
     Owners(Vec<u32>),
+    /// The same of those that only may have the sockets in their queues.
+    Candidates(Vec<u32>),
     /// The user that opened it, where the kernel still knows.
     Unknown(Option<u32>),
     Peer(IpAddr),
@@ -79,7 +81,7 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<SocketGroup<'a>> {
                 let mut pids: Vec<u32> = socket.owners.iter().map(|owner| owner.pid).collect();
                 pids.sort_unstable();
                 pids.dedup();
-                Who::Owners(pids)
+                if socket.has_candidates() { Who::Candidates(pids) } else { Who::Owners(pids) }
             }
             By::Unit => places(socket, |owner| owner.place.unit.as_ref()),
             By::Container => places(socket, |owner| owner.place.container_id.as_ref()),
@@ -141,7 +143,7 @@ fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
     const MOST: usize = 3;
     let mut seen = HashSet::new();
     let steps = groups.iter().filter_map(|group| {
-        let owner = group.sockets.first()?.owners.first().filter(|owner| seen.insert(owner.pid))?;
+        let owner = group.sockets.first()?.first_owner().filter(|owner| seen.insert(owner.pid))?;
         suggest::step(owner, group.key.diagnosis)
     });
     // The command has its own unbroken line, to be copied.
@@ -172,14 +174,8 @@ impl SocketGroup<'_> {
 
     fn who(&self) -> String {
         match &self.key.who {
-            Who::Owners(pids) => {
-                let first = self.sockets.first().and_then(|socket| socket.owners.first());
-                let name = first.map(labels::process).unwrap_or_default();
-                match pids.len() {
-                    0 | 1 => name,
-                    n => format!("{name} +{}", n - 1),
-                }
-            }
+            Who::Owners(pids) => self.first_of(pids.len()),
+            Who::Candidates(pids) => format!("candidate {}", self.first_of(pids.len())),
             Who::Unknown(Some(uid)) => format!("unknown, uid {uid}"),
             Who::Unknown(None) => "unknown".to_owned(),
             Who::Peer(address) => address.to_string(),
@@ -188,6 +184,16 @@ impl SocketGroup<'_> {
                 places.iter().map(|place| short(&printable(place))).collect::<Vec<_>>().join(", ")
             }
             Who::Anyone => String::new(),
+        }
+    }
+
+    /// The owner to look at first, of so many processes: `api[4242] +2`.
+    fn first_of(&self, processes: usize) -> String {
+        let first = self.sockets.first().and_then(|socket| socket.first_owner());
+        let name = first.map(labels::process).unwrap_or_default();
+        match processes {
+            0 | 1 => name,
+            n => format!("{name} +{}", n - 1),
         }
     }
 

@@ -50,7 +50,8 @@ pub struct Kill {
     /// Only sockets with this diagnosis; may be repeated [default: not_read and not_closed]
     #[arg(long = "diagnosis", value_name = "DIAGNOSIS", value_enum)]
     diagnoses: Vec<DiagnosisChoice>,
-    /// Include sockets that are only possibly old enough, because their entry was not observed
+    /// Include sockets that are only possibly old enough, because their entry was not observed, or only possibly of --pid or
+    /// --unit
     #[arg(long)]
     possibly: bool,
     /// Maximum number of sockets, the oldest first
@@ -117,6 +118,7 @@ impl Kill {
             bound: findings.bound.as_secs_f64(),
             diagnoses: self.diagnoses(),
             possibly: self.possibly,
+            by_owner: self.filter.names_owner(),
             limit: self.limit.unwrap_or(usize::MAX),
         };
         let (going, left) = plan(self.filter.select(sockets), &leave);

@@ -19,6 +19,8 @@ use crate::names::Runtime;
 pub struct Process {
     /// `/proc/PID/comm`, at most 15 bytes, as lossy UTF-8. It may hold any byte: escape it for a terminal.
     pub comm: String,
+    /// The process that started it, or that it was left to; `None` where that is outside this PID namespace.
+    pub parent: Option<u32>,
     /// The path of its executable below its own root, as lossy UTF-8; `None` where it may not be read.
     pub exe: Option<String>,
     /// What executes its program; `None` where only its executable tells ([`crate::linux::executables`]) and that was not read.
@@ -48,6 +50,7 @@ impl Process {
             fs::read_link(format!("/proc/{pid}/exe")).ok().map(|exe| exe.to_string_lossy().into_owned());
         Some(Self {
             comm,
+            parent: stat(pid).and_then(|stat| stat.parent),
             runs: exe.as_deref().and_then(runs),
             exe,
             place: cgroup::of(pid),
@@ -59,6 +62,17 @@ impl Process {
 
 /// The start of the process `pid`, nanoseconds since boot (suspends included), and its comm; `None` when it has ended.
 pub fn started(pid: u32) -> Option<(u64, String)> {
+    stat(pid).map(|Stat { comm, began_ns, .. }| (began_ns, comm))
+}
+
+/// What is used of `/proc/PID/stat`.
+struct Stat {
+    comm: String,
+    parent: Option<u32>,
+    began_ns: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
     /// USER_HZ, in which /proc counts (include/asm-generic/param.h).
     const TICK_NS: u64 = 10_000_000;
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
@@ -66,9 +80,12 @@ pub fn started(pid: u32) -> Option<(u64, String)> {
     // The comm is in parentheses and may contain some itself.
     let (before, after) = stat.rsplit_once(')')?;
     let (_, comm) = before.split_once('(')?;
-    // Field 22, starttime: the 20th after the comm.
-    let ticks: u64 = after.split_ascii_whitespace().nth(19)?.parse().ok()?;
-    Some((ticks.saturating_mul(TICK_NS), comm.to_owned()))
+    let mut fields = after.split_ascii_whitespace();
+    // Fields 4, ppid, and 22, starttime: the first after the comm is the third.
+    let parent: u32 = fields.nth(1)?.parse().ok()?;
+    let ticks: u64 = fields.nth(17)?.parse().ok()?;
+    let parent = (parent != 0).then_some(parent);
+    Some(Stat { comm: comm.to_owned(), parent, began_ns: ticks.saturating_mul(TICK_NS) })
 }
 
 /// How many files `pid` has open. Since 6.2 the directory's size is their number (fs/proc/fd.c, `proc_fd_getattr()`); before,
@@ -130,6 +147,7 @@ mod tests {
         assert!(!own.comm.is_empty() && !own.comm.ends_with('\n'));
         assert_eq!(own.exe, std::env::current_exe().unwrap().to_str().map(str::to_owned));
         assert_eq!(own.runs, None, "its name does not tell");
+        assert_eq!(own.parent, Some(std::os::unix::process::parent_id()));
         assert!(
             own.fds_used.is_some_and(|used| used >= 3 && own.fds_limit.is_none_or(|limit| limit >= used))
         );

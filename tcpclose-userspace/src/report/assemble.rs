@@ -10,7 +10,8 @@ use crate::linux::netns::Netns;
 use crate::linux::owners::Owners;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Flow, LastWrite, Phase, Side};
-use crate::report::diagnosis::{diagnose, last_write};
+use crate::report::accept_queues::AcceptQueues;
+use crate::report::diagnosis::{diagnose, last_write, not_accepted};
 use crate::report::owners::{Peers, listeners_of, owners_of, peer_owners_of};
 use crate::report::sockets::{AgeSeconds, ClosedBy, Cookie, StuckSocket, seconds};
 
@@ -31,8 +32,8 @@ pub struct SocketFacts {
 /// The sockets of one network namespace, with their listeners, owners and peers.
 pub struct NetnsSockets<'a> {
     pub sockets: &'a [Socket],
-    /// The namespace's listening sockets.
-    pub listeners: &'a [Socket],
+    /// The accept queues of the namespace.
+    pub queues: &'a AcceptQueues,
     pub owners: &'a Owners,
     pub peers: &'a Peers,
     pub netns: &'a Netns,
@@ -53,7 +54,7 @@ pub fn assemble(
         let state = Phase::of(socket.state)?;
         let SocketFacts { side, port, age, last_write, closer } = facts(socket);
         let diagnosis = diagnose(socket, age, last_write, namespace.bound_ns);
-        let owners = owners_of(socket, namespace.owners, namespace.listeners);
+        let owners = owners_of(socket, namespace.owners, namespace.queues);
         // A close() that waits for its data to be sent (SO_LINGER) has given its descriptor up, and keeps the inode until then.
         let is_closed = socket.inode == 0 || owners.is_empty();
         Some(StuckSocket {
@@ -77,8 +78,9 @@ pub fn assemble(
             last_write: last_write.map(AgeSeconds::from),
             diagnosis,
             owners,
+            listeners: namespace.queues.of(socket).to_vec(),
             closed_by: closer.filter(|_| is_closed).map(ClosedBy::from),
-            peer_owners: peer_owners_of(socket, namespace.peers, namespace.owners, namespace.listeners),
+            peer_owners: peer_owners_of(socket, namespace.peers, namespace.owners, namespace.queues),
         })
     }));
 }
@@ -118,6 +120,8 @@ pub fn dumped_facts(
 ) -> SocketFacts {
     let side = match listeners_of(&socket.flow, socket.interface, listeners).next() {
         Some(_) => Side::Server,
+        // Whatever its listener's address is.
+        None if not_accepted(socket) => Side::Server,
         None => Side::Unknown,
     };
     let Flow { local_port, remote_port, .. } = socket.flow;

@@ -112,7 +112,10 @@ mod tests {
         r#""closed_by":{"pid":1,"comm":null,"seconds":0.1},"peer_owners":[{"pid":1,"comm":"","fd":2}]},"#,
         r#"{"state":"close_wait","side":"unknown","port":1,"local":"10.0.0.9:1","peer":"10.0.0.9:2","cookie":"0","#,
         r#""inode":0,"uid":0,"netns":1,"age":{"exact":true,"min_seconds":1.5,"max_seconds":1.5},"#,
-        r#""unread_bytes":0,"unsent_bytes":0,"last_sent_seconds":1.0,"diagnosis":"still_sending","owners":[]}]}"#,
+        r#""unread_bytes":0,"unsent_bytes":0,"last_sent_seconds":1.0,"diagnosis":"still_sending","owners":[],"#,
+        r#""listeners":[{"local":"0.0.0.0:80","interface":2,"inode":3,"queued":19,"candidate":true},"#,
+        r#"{"local":"[::]:80","inode":4,"queued":1}],"#,
+        r#""peer_owners":[{"pid":2,"comm":"b","fd":3,"listener":3,"candidate":true,"parent":1}]}]}"#,
     );
 
     #[test]

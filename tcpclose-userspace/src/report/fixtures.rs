@@ -23,7 +23,7 @@ pub fn close_wait(unread: u32) -> Socket {
 pub fn owner(pid: u32, comm: &str, fds: (u64, u64)) -> Owner {
     let process =
         Process { comm: comm.into(), fds_used: Some(fds.0), fds_limit: Some(fds.1), ..Process::default() };
-    Owner { pid, fd: 5, process: process.into() }
+    Owner { pid, fd: 5, process: process.into(), ..Owner::default() }
 }
 
 pub fn in_place(owner: Owner, place: Workload) -> Owner {
@@ -52,6 +52,7 @@ pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
         last_write: None,
         diagnosis: Some(Diagnosis::NotClosed),
         owners: owners.to_vec(),
+        listeners: Vec::new(),
         closed_by: None,
         peer_owners: Vec::new(),
     }

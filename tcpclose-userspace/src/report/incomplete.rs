@@ -5,7 +5,9 @@ use crate::linux::host::Capability;
 use crate::linux::owners;
 use crate::linux::owners::Owners;
 use crate::linux::sock_diag::Dump;
-use crate::names::Phase;
+use crate::names::{Diagnosis, Phase};
+use crate::report::accept_queues;
+use crate::report::accept_queues::AcceptQueues;
 use crate::report::sockets::StuckSocket;
 
 /// The capabilities that a search for owners needs to read other users' processes.
@@ -19,6 +21,7 @@ pub fn incomplete(
     missing: &[Capability],
 ) -> Vec<String> {
     let mut incomplete: Vec<String> = unknown_owners(owners, sockets, missing).into_iter().collect();
+    incomplete.extend(unknown_listeners(sockets));
     incomplete.extend(unanswered(owners));
     incomplete.extend(unknown_programs(owners, missing));
     incomplete.extend(of_the_dump(dump));
@@ -74,6 +77,7 @@ fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capabilit
     let unknown = sockets
         .iter()
         .filter(held)
+        .filter(|socket| !lacks_listener(socket))
         .filter(|socket| socket.owners.is_empty() && socket.closed_by.is_none())
         .count();
     let sockets = if unknown == 1 { "1 socket".to_owned() } else { format!("{unknown} sockets") };
@@ -102,6 +106,32 @@ fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capabilit
             if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
         ),
     })
+}
+
+fn lacks_listener(socket: &StuckSocket) -> bool {
+    socket.diagnosis == Some(Diagnosis::NotAccepted) && socket.listeners.is_empty()
+}
+
+/// How many sockets wait in accept queues that cannot be told.
+fn unknown_listeners(sockets: &[StuckSocket]) -> Option<String> {
+    match sockets.iter().filter(|socket| lacks_listener(socket)).count() {
+        0 => None,
+        1 => Some(
+            "the listener of 1 socket that was not accepted is unknown: no listener had a queue that it can be in".to_owned(),
+        ),
+        n => Some(format!(
+            "the listeners of {n} sockets that were not accepted are unknown: no listener had a queue that they can be in"
+        )),
+    }
+}
+
+/// How many listeners were left out, where there are more than can be named.
+pub fn too_many_listeners(queues: &[AcceptQueues]) -> Option<String> {
+    let cut = queues.iter().map(AcceptQueues::cut).max().filter(|cut| *cut > 0)?;
+    Some(format!(
+        "sockets that were not accepted may wait for up to {cut} more listeners: the {} with the longest queues are named",
+        accept_queues::MOST
+    ))
 }
 
 /// The processes that were not read in time.

@@ -3,10 +3,12 @@
 //! * [`envelope`]: the fields that all documents begin with; [`encoding`]: JSON and MessagePack.
 //! * [`sockets`]: sockets in a close-phase state; [`assemble`]: describes them; [`owners`]: the processes that hold them;
 //!   [`diagnosis`]: why a CLOSE-WAIT still exists; [`incomplete`]: what is missing.
+//! * [`accept_queues`]: the listeners in whose queues sockets wait that were not accepted.
 //! * [`ports`]: the close phase by port. [`exhaustion`]: the ephemeral ports in use.
 //! * [`owner_counts`]: stuck sockets per owner. [`kill`]: what is destroyed, and the result.
 //! * [`verify`]: the agent's numbers beside the kernel's. [`watch`]: lines of the watch stream.
 
+pub mod accept_queues;
 pub mod assemble;
 pub mod diagnosis;
 pub mod encoding;

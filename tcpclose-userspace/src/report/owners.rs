@@ -9,8 +9,8 @@ use crate::linux::owners::Owners;
 use crate::linux::proc_fd::FdHolder;
 use crate::linux::sock_diag::Socket;
 use crate::names::Flow;
-use crate::report::diagnosis::not_accepted;
-use crate::report::sockets::{Owner, StuckSocket};
+use crate::report::accept_queues::AcceptQueues;
+use crate::report::sockets::{Listener, Owner, StuckSocket};
 
 /// The listeners that can have accepted a connection with this local end: those on its address, else those on every address
 /// of its family, else those on `[::]`; of these the ones that are bound to its device, else those that are bound to none. More
@@ -51,36 +51,44 @@ impl Peers {
     fn of_socket(&self, socket: &Socket) -> Option<&Socket> {
         self.0.get(&socket.cookie)
     }
+
+    /// Those of `sockets`.
+    pub fn of<'a>(&'a self, sockets: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
+        sockets.iter().filter_map(|socket| self.of_socket(socket))
+    }
 }
 
-/// The inodes whose owners [`assemble`](crate::report::assemble::assemble) needs.
+/// The inodes whose owners [`assemble`](crate::report::assemble::assemble) needs. `queues`: of the namespace of `sockets`.
 pub fn wanted_inodes<'a>(
     sockets: &'a [Socket],
-    listeners: &'a [Socket],
+    queues: &'a AcceptQueues,
     peers: &'a Peers,
 ) -> impl Iterator<Item = u32> + 'a {
-    let all = move || sockets.iter().chain(sockets.iter().filter_map(|socket| peers.of_socket(socket)));
-    let queues = all()
-        .filter(|socket| not_accepted(socket))
-        .flat_map(|socket| listeners_of(&socket.flow, socket.interface, listeners))
-        .map(|listener| listener.inode);
-    all().map(|socket| socket.inode).chain(queues).filter(|inode| *inode != 0)
+    let all = move || sockets.iter().chain(peers.of(sockets));
+    let listeners = all().flat_map(|socket| queues.of(socket)).map(|listener| listener.inode);
+    all().map(|socket| socket.inode).chain(listeners).filter(|inode| *inode != 0)
 }
 
-fn owner(holder: &FdHolder, owners: &Owners) -> Owner {
-    let process = owners.processes.get(&holder.pid).cloned().unwrap_or_default();
-    Owner { pid: holder.pid, fd: holder.fd, process }
+/// A holder of a socket, or of the listener in whose queue it can be.
+fn owner(holder: &FdHolder, known: &Owners, listener: Option<&Listener>) -> Owner {
+    Owner {
+        pid: holder.pid,
+        fd: holder.fd,
+        listener: listener.map(|listener| listener.inode),
+        candidate: listener.is_some_and(|listener| listener.candidate),
+        process: known.processes.get(&holder.pid).cloned().unwrap_or_default(),
+    }
 }
 
-/// The owners of `socket`: of one that was not accepted, the holders of its listener.
-pub(super) fn owners_of(socket: &Socket, known: &Owners, listeners: &[Socket]) -> Vec<Owner> {
-    let mut owners: Vec<Owner> = if not_accepted(socket) {
-        listeners_of(&socket.flow, socket.interface, listeners)
-            .flat_map(|listener| known.of(listener.inode))
-            .map(|holder| owner(holder, known))
-            .collect()
-    } else {
-        known.of(socket.inode).map(|holder| owner(holder, known)).collect()
+/// The owners of `socket`: of one that was not accepted, the holders of the listeners in whose `queues` it can be.
+pub(super) fn owners_of(socket: &Socket, known: &Owners, queues: &AcceptQueues) -> Vec<Owner> {
+    let mut owners: Vec<Owner> = match queues.of(socket) {
+        [] => known.of(socket.inode).map(|holder| owner(holder, known, None)).collect(),
+        listeners => listeners
+            .iter()
+            .flat_map(|listener| known.of(listener.inode).map(move |holder| (holder, listener)))
+            .map(|(holder, listener)| owner(holder, known, Some(listener)))
+            .collect(),
     };
     owners.sort_unstable_by_key(|owner| (owner.pid, owner.fd));
     owners
@@ -89,7 +97,7 @@ pub(super) fn owners_of(socket: &Socket, known: &Owners, listeners: &[Socket]) -
 /// A socket that was not dumped, with the owners that its cookie leads to.
 pub fn owned_by_cookie(socket: StuckSocket, known: &Owners) -> StuckSocket {
     let Some(inode) = known.inode_of(socket.cookie.0) else { return socket };
-    let owners = known.of(inode).map(|holder| owner(holder, known)).collect();
+    let owners = known.of(inode).map(|holder| owner(holder, known, None)).collect();
     StuckSocket { inode, owners, ..socket }
 }
 
@@ -98,9 +106,9 @@ pub(super) fn peer_owners_of(
     socket: &Socket,
     peers: &Peers,
     known: &Owners,
-    listeners: &[Socket],
+    queues: &AcceptQueues,
 ) -> Vec<Owner> {
-    peers.of_socket(socket).map(|peer| owners_of(peer, known, listeners)).unwrap_or_default()
+    peers.of_socket(socket).map(|peer| owners_of(peer, known, queues)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -158,7 +166,8 @@ mod tests {
     fn a_socket_that_was_not_accepted_is_its_listeners_owners() {
         let sockets = [Socket { inode: 0, ..close_wait(6) }, close_wait(0)];
         let listeners = [socket(TcpState::Listen, "0.0.0.0:8080", "0.0.0.0:0", 3)];
-        let wanted: FxHashSet<u32> = wanted_inodes(&sockets, &listeners, &Peers::default()).collect();
+        let queues = AcceptQueues::new(sockets[..1].iter(), &listeners);
+        let wanted: FxHashSet<u32> = wanted_inodes(&sockets, &queues, &Peers::default()).collect();
         assert_eq!(wanted, FxHashSet::from_iter([3, 7]));
         let exe = Some("/api".into());
         let api = Arc::new(process::Process { comm: "api".into(), exe, ..process::Process::default() });
@@ -167,7 +176,7 @@ mod tests {
         let netns = Netns { id: 7, inum: 1, name: Some("blue".into()) };
         let scene = NetnsSockets {
             sockets: &sockets,
-            listeners: &listeners,
+            queues: &queues,
             owners: &owners,
             peers: &Peers::default(),
             netns: &netns,

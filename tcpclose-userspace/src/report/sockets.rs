@@ -4,6 +4,7 @@
 //! removed.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
@@ -91,9 +92,12 @@ pub struct StuckSocket {
     /// `null` in states other than CLOSE-WAIT.
     #[serde(with = "named_or_null")]
     pub diagnosis: Option<Diagnosis>,
-    /// Every process that holds the socket; of a socket that was not accepted, the holders of its listener. Empty
-    /// when unknown.
+    /// Every process that holds the socket; of a socket that was not accepted, the holders of the listeners in whose queues it
+    /// can be. Empty when unknown.
     pub owners: Vec<Owner>,
+    /// The listeners in whose queues a socket that was not accepted can be, the longest queue first; empty when none is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<Listener>,
     /// The process that closed the socket, or waits in close() (SO_LINGER), if no descriptor holds it any more and the agent saw the
     /// close.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,6 +105,30 @@ pub struct StuckSocket {
     /// Every process that holds the peer's end, where that is in the same network namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_owners: Vec<Owner>,
+}
+
+impl StuckSocket {
+    /// The owner to look at first: the one with the longest queue; of several processes one that is not the parent of another of
+    /// them, for that is the worker as a rule.
+    pub fn first_owner(&self) -> Option<&Owner> {
+        if let [] | [_] = self.owners.as_slice() {
+            return self.owners.first();
+        }
+        let queued = |owner: &Owner| self.listener_of(owner).map_or(0, |listener| listener.queued);
+        let parents: FxHashSet<u32> = self.owners.iter().filter_map(|owner| owner.parent).collect();
+        self.owners.iter().min_by_key(|owner| (Reverse(queued(owner)), parents.contains(&owner.pid)))
+    }
+
+    /// The listener that `owner` holds.
+    pub fn listener_of(&self, owner: &Owner) -> Option<&Listener> {
+        let inode = owner.listener?;
+        self.listeners.iter().find(|listener| listener.inode == inode)
+    }
+
+    /// Whether its owners only may have it in their queues.
+    pub fn has_candidates(&self) -> bool {
+        self.owners.iter().any(|owner| owner.candidate)
+    }
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -151,11 +179,35 @@ impl SocketsDocument {
     }
 }
 
+fn is_false(yes: &bool) -> bool {
+    !*yes
+}
+
+/// A listener in whose queue a socket can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listener {
+    pub local: SocketAddr,
+    /// The interface that it is bound to; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interface: u32,
+    pub inode: u32,
+    /// The connections in its queue.
+    pub queued: u32,
+    /// It is not proven that the socket is in this queue: the kernel does not tell which of several has it, or it was made for
+    /// another address (TPROXY, sk_lookup).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub candidate: bool,
+}
+
 /// A process that holds a socket, and its descriptor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     pub pid: u32,
     pub fd: u32,
+    /// The inode of the listener that the descriptor is, where it is not the socket itself.
+    pub listener: Option<u32>,
+    /// As [`Listener::candidate`].
+    pub candidate: bool,
     /// The process, shared by all sockets that it holds.
     pub process: Arc<Process>,
 }
@@ -175,6 +227,13 @@ struct Flat<'a> {
     /// May hold control characters: escape it for a terminal.
     comm: Cow<'a, str>,
     fd: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    listener: Option<u32>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    candidate: bool,
+    /// The process that started it, or that it was left to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<u32>,
     /// The path of its executable below its own root. May hold control characters too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     exe: Option<Cow<'a, str>>,
@@ -200,12 +259,15 @@ struct Flat<'a> {
 
 impl Serialize for Owner {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let Self { pid, fd, process } = self;
-        let Process { comm, exe, runs, place, fds_used, fds_limit } = &**process;
+        let Self { pid, fd, listener, candidate, process } = self;
+        let Process { comm, parent, exe, runs, place, fds_used, fds_limit } = &**process;
         let flat = Flat {
             pid: *pid,
             comm: comm.into(),
             fd: *fd,
+            listener: *listener,
+            candidate: *candidate,
+            parent: *parent,
             exe: exe.as_deref().map(Cow::from),
             runs: *runs,
             unit: place.unit.as_deref().map(Cow::from),
@@ -220,13 +282,28 @@ impl Serialize for Owner {
 
 impl<'de> Deserialize<'de> for Owner {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let Flat { pid, comm, fd, exe, runs, unit, container_id, pod_uid, fds_used, fds_limit } =
-            Flat::deserialize(from)?;
+        let Flat {
+            pid,
+            comm,
+            fd,
+            listener,
+            candidate,
+            parent,
+            exe,
+            runs,
+            unit,
+            container_id,
+            pod_uid,
+            fds_used,
+            fds_limit,
+        } = Flat::deserialize(from)?;
         let owned = |text: Option<Cow<'_, str>>| text.map(Cow::into_owned);
         let place =
             Workload { unit: owned(unit), container_id: owned(container_id), pod_uid: owned(pod_uid) };
-        let process = Process { comm: comm.into_owned(), exe: owned(exe), runs, place, fds_used, fds_limit };
-        Ok(Self { pid, fd, process: if process.is_nothing() { no_details() } else { Arc::new(process) } })
+        let (comm, exe) = (comm.into_owned(), owned(exe));
+        let process = Process { comm, parent, exe, runs, place, fds_used, fds_limit };
+        let process = if process.is_nothing() { no_details() } else { Arc::new(process) };
+        Ok(Self { pid, fd, listener, candidate, process })
     }
 }
 
@@ -335,15 +412,43 @@ mod tests {
         let mut document: SocketsDocument = serde_json::from_str(SAMPLE).unwrap();
         let mut other = document.sockets[0].clone();
         (other.cookie, other.owners[0].fd) = (Cookie(2), 18);
-        other.peer_owners = vec![Owner { pid: 1, fd: 7, process: no_details() }];
+        other.peer_owners = vec![Owner { pid: 1, fd: 7, ..Owner::default() }];
         document.sockets.extend([other.clone(), other]);
         let whole = document.clone();
         document.name_owners_once();
-        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, process: no_details() }]);
+        assert_eq!(document.sockets[1].owners, [Owner { pid: 4242, fd: 18, ..Owner::default() }]);
         let text = serde_json::to_string(&document).unwrap();
         let mut read: SocketsDocument = serde_json::from_str(&text).unwrap();
         read.name_every_owner();
         assert_eq!(read, whole);
+    }
+
+    #[test]
+    fn the_worker_with_the_longest_queue_is_looked_at_first() {
+        use crate::report::fixtures::{owner, socket};
+        let of = |pid, parent, listener| {
+            let Owner { process, .. } = owner(pid, "a", (1, 2));
+            let process = Process { parent, ..(*process).clone() }.into();
+            Owner { pid, fd: 3, listener, candidate: listener.is_some(), process }
+        };
+        let master_and_workers = [of(1, None, None), of(2, Some(1), None), of(3, Some(1), None)];
+        let first = |socket: &StuckSocket| socket.first_owner().map(|owner| owner.pid);
+        assert_eq!(first(&socket(60, &master_and_workers)), Some(2));
+        assert_eq!(first(&socket(60, &master_and_workers[..1])), Some(1));
+        assert_eq!(first(&socket(60, &[])), None);
+        let queue = |inode, queued| Listener {
+            local: "0.0.0.0:80".parse().unwrap(),
+            interface: 0,
+            inode,
+            queued,
+            candidate: true,
+        };
+        let waiting = StuckSocket {
+            listeners: vec![queue(9, 16), queue(8, 3)],
+            ..socket(60, &[of(1, None, Some(8)), of(2, Some(1), Some(8)), of(3, Some(1), Some(9))])
+        };
+        assert_eq!(first(&waiting), Some(3));
+        assert!(waiting.has_candidates());
     }
 
     #[test]

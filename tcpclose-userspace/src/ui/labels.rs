@@ -2,7 +2,7 @@
 
 use crate::failure::printable;
 use crate::names::{Diagnosis, Phase};
-use crate::report::sockets::{Owner, StuckSocket};
+use crate::report::sockets::{Listener, Owner, StuckSocket};
 
 /// A state by its protocol name: `FIN-WAIT-2`.
 pub fn state(name: &str) -> String {
@@ -52,8 +52,24 @@ pub fn owners(socket: &StuckSocket) -> String {
         return format!("closed by {name}[{}]", closer.pid);
     }
     if socket.owners.is_empty() {
-        return "unknown".to_owned();
+        return match socket.listeners.first() {
+            Some(listener) => format!("unknown, listener {}", queue(listener)),
+            None => "unknown".to_owned(),
+        };
     }
-    let owners = socket.owners.iter().map(|owner| format!("{}:{}", process(owner), owner.fd));
-    owners.collect::<Vec<_>>().join(", ")
+    socket.owners.iter().map(|one| owner(socket, one)).collect::<Vec<_>>().join(", ")
+}
+
+/// One of a socket's owners, with its descriptor: `api[4242]:17`; where that is a listener which may have the socket in its
+/// queue, with that: `api[4242]:3 (candidate 0.0.0.0:8080, 19 queued)`.
+pub fn owner(socket: &StuckSocket, owner: &Owner) -> String {
+    let holder = format!("{}:{}", process(owner), owner.fd);
+    match socket.listener_of(owner) {
+        Some(listener) if owner.candidate => format!("{holder} (candidate {})", queue(listener)),
+        _ => holder,
+    }
+}
+
+fn queue(listener: &Listener) -> String {
+    format!("{}, {} queued", listener.local, listener.queued)
 }

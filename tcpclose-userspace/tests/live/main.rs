@@ -11,6 +11,7 @@
     reason = "clippy's leave for tests does not reach helpers of an integration test"
 )]
 
+mod accept_queues;
 mod access;
 mod accuracy;
 mod agent_basics;

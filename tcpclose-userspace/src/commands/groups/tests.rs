@@ -1,6 +1,7 @@
 use crate::commands::groups::*;
 use crate::linux::cgroup::Workload;
 use crate::report::fixtures::{in_place, owner, socket};
+use crate::report::sockets::Listener;
 
 fn proven(sockets: &[StuckSocket]) -> Vec<Listed<'_>> {
     sockets.iter().map(|socket| Listed { socket, possibly: false, elsewhere: false }).collect()
@@ -44,6 +45,32 @@ fn no_rate_is_made_up() {
     assert_eq!(last(&[socket(60, &[owner(1, "a", (1024, 1024))])]), "now");
     let queued = StuckSocket { diagnosis: Some(Diagnosis::NotAccepted), ..socket(60, &[one]) };
     assert_eq!(last(&[queued]), "-");
+}
+
+#[test]
+fn who_only_may_have_a_socket_is_called_a_candidate() {
+    let listener = |inode, queued| Listener {
+        local: "0.0.0.0:8080".parse().unwrap(),
+        interface: 0,
+        inode,
+        queued,
+        candidate: true,
+    };
+    let holder = |pid, inode| Owner { listener: Some(inode), candidate: true, ..owner(pid, "api", (1, 2)) };
+    let waiting = StuckSocket {
+        diagnosis: Some(Diagnosis::NotAccepted),
+        listeners: vec![listener(8, 16), listener(7, 3)],
+        ..socket(60, &[holder(1, 7), holder(2, 8)])
+    };
+    let sockets = [waiting];
+    let text = text(&group(&proven(&sockets), By::Owner), By::Owner, &FdRates::default(), 20, None);
+    assert!(text.contains("candidate api[2] +1"), "{text}");
+    assert_eq!(
+        labels::owners(&sockets[0]),
+        "api[1]:5 (candidate 0.0.0.0:8080, 3 queued), api[2]:5 (candidate 0.0.0.0:8080, 16 queued)"
+    );
+    let nobody = StuckSocket { owners: Vec::new(), ..sockets[0].clone() };
+    assert_eq!(labels::owners(&nobody), "unknown, listener 0.0.0.0:8080, 16 queued");
 }
 
 #[test]

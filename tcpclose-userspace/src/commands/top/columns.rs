@@ -113,7 +113,7 @@ pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     facts.push(("cookie", format!("sk:{:x} inode {} uid {}", socket.cookie.0, socket.inode, socket.uid)));
     for owner in &socket.owners {
         let place = [&owner.place.unit, &owner.place.container_id, &owner.exe].into_iter().flatten().cloned();
-        let text = [format!("{}:{}", labels::process(owner), owner.fd)].into_iter().chain(place);
+        let text = [labels::owner(socket, owner)].into_iter().chain(place);
         facts.push(("owner", printable(&text.collect::<Vec<_>>().join("  ")).into_owned()));
     }
     if socket.owners.is_empty() {
@@ -123,7 +123,7 @@ pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
         facts.push(("peer's", format!("{}:{}", labels::process(owner), owner.fd)));
     }
     if let Some((look_for, command)) =
-        socket.owners.first().and_then(|owner| suggest::step(owner, socket.diagnosis))
+        socket.first_owner().and_then(|owner| suggest::step(owner, socket.diagnosis))
     {
         facts.push(("next", look_for));
         facts.push(("", command));

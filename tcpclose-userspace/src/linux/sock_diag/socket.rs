@@ -34,6 +34,10 @@ pub struct Socket {
     pub unsent: u32,
     /// `None` for minisockets, and where they were not requested.
     pub times: Option<Times>,
+    /// IP_TRANSPARENT, which a connection has from its listener; `None` for minisockets and on older kernels.
+    pub transparent: Option<bool>,
+    /// A listener that takes no IPv4 connections (IPV6_V6ONLY).
+    pub v6_only: bool,
     /// CLOCK_MONOTONIC, nanoseconds: the kernel wrote this answer at most [`Self::window_ns`] before, never after.
     pub seen_ns: u64,
     /// How long before [`Self::seen_ns`] the kernel may have written this answer, or counted its ticks to, nanoseconds.
@@ -56,6 +60,8 @@ impl Socket {
             unread: 0,
             unsent: 0,
             times: None,
+            transparent: None,
+            v6_only: false,
             seen_ns: 0,
             window_ns: 0,
         }
@@ -94,6 +100,10 @@ pub struct Sending {
 }
 
 pub(super) const INET_DIAG_INFO: u16 = 2;
+const INET_DIAG_SKV6ONLY: u16 = 11;
+const INET_DIAG_SOCKOPT: u16 = 22;
+/// `transparent` in the first byte of `struct inet_diag_sockopt` (include/uapi/linux/inet_diag.h).
+const TRANSPARENT: u8 = if cfg!(target_endian = "little") { 1 << 5 } else { 1 << 2 };
 /// `idiag_timer` of a timewait minisocket (net/ipv4/inet_diag.c, `inet_twsk_diag_fill()`, 5.8 to 6.18).
 const TIMER_TIME_WAIT: u8 = 3;
 /// `size_of::<inet_diag_msg>()`.
@@ -116,6 +126,7 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
     };
     let timer = *bytes.get(2)?;
     let milliseconds_left = word(52)?;
+    let Attributes { times, transparent, v6_only } = Attributes::decode(attributes)?;
     Some(Socket {
         state: TcpState::from_raw(*bytes.get(1)?)?,
         minisocket: timer == TIMER_TIME_WAIT,
@@ -132,31 +143,55 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
         unsent: word(60)?,
         uid: word(64)?,
         inode: word(68)?,
-        times: times(attributes)?,
+        times,
+        transparent,
+        v6_only,
         seen_ns: 0,
         window_ns: 0,
     })
 }
 
-/// The times in the INET_DIAG_INFO attribute, `Some(None)` without one; `None` when an attribute does not fit.
-fn times(mut attributes: &[u8]) -> Option<Option<Times>> {
-    while !attributes.is_empty() {
-        let length = usize::from(u16::from_ne_bytes(take(attributes, 0)?));
-        let kind = u16::from_ne_bytes(take(attributes, 2)?) & NLA_TYPE_MASK;
-        let payload = attributes.get(4..length)?;
-        if kind == INET_DIAG_INFO {
-            // Offsets in struct tcp_info (include/uapi/linux/tcp.h): the struct only ever grew at its end.
-            let age = |at| Some(u64::from(u32::from_ne_bytes(take(payload, at)?)) * 1_000_000);
-            return Some(Some(Times {
-                last_sent_ns: age(44)?,
-                last_data_received_ns: age(52)?,
-                last_ack_received_ns: age(56)?,
-                sending: sending(payload),
-            }));
+/// What the attributes behind a message say.
+#[derive(Default)]
+struct Attributes {
+    times: Option<Times>,
+    transparent: Option<bool>,
+    v6_only: bool,
+}
+
+impl Attributes {
+    /// `None` when one does not fit.
+    fn decode(mut attributes: &[u8]) -> Option<Self> {
+        let mut found = Self::default();
+        while !attributes.is_empty() {
+            let length = usize::from(u16::from_ne_bytes(take(attributes, 0)?));
+            let kind = u16::from_ne_bytes(take(attributes, 2)?) & NLA_TYPE_MASK;
+            let payload = attributes.get(4..length)?;
+            match kind {
+                INET_DIAG_SKV6ONLY => found.v6_only = *payload.first()? != 0,
+                INET_DIAG_SOCKOPT => found.transparent = Some(payload.first()? & TRANSPARENT != 0),
+                INET_DIAG_INFO => {
+                    found.times = Some(times(payload)?);
+                    // The others come before it (net/ipv4/inet_diag.c, inet_sk_diag_fill(), 5.8 to 6.18).
+                    return Some(found);
+                }
+                _ => {}
+            }
+            attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(found)
     }
-    Some(None)
+}
+
+/// The times in a `struct tcp_info`, by their offsets (include/uapi/linux/tcp.h): the struct only ever grew at its end.
+fn times(info: &[u8]) -> Option<Times> {
+    let age = |at| Some(u64::from(u32::from_ne_bytes(take(info, at)?)) * 1_000_000);
+    Some(Times {
+        last_sent_ns: age(44)?,
+        last_data_received_ns: age(52)?,
+        last_ack_received_ns: age(56)?,
+        sending: sending(info),
+    })
 }
 
 /// [`Sending`] in a `struct tcp_info`; `None` if that ends before.

@@ -61,10 +61,16 @@ fn decodes_what_a_kernel_sent() {
             last_ack_received_ns: age,
             sending: Some(Sending { written: 2, all_sent: true, busy_ms: 0, repeating_ms: 0 }),
         }),
+        transparent: Some(false),
+        v6_only: false,
         seen_ns: 0,
         window_ns: 0,
     };
     assert_eq!(socket, expected);
+    // INET_DIAG_SOCKOPT's first byte.
+    let mut transparent = close_wait();
+    transparent[104] |= 1 << 5;
+    assert_eq!(decode(&transparent), Some(Socket { transparent: Some(true), ..expected }));
 
     let mut mapped = unhex(V4_MAPPED);
     let socket = decode(&mapped).unwrap();

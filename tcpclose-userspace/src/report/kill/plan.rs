@@ -12,8 +12,10 @@ pub struct Leave {
     pub bound: f64,
     /// The diagnoses of CLOSE-WAITs that may be destroyed.
     pub diagnoses: Vec<Diagnosis>,
-    /// Also those that are only possibly past the bound.
+    /// Also those that are only possibly past the bound, or only possibly the owner's.
     pub possibly: bool,
+    /// The filters name an owner.
+    pub by_owner: bool,
     /// The most sockets to destroy: the first ones.
     pub limit: usize,
 }
@@ -33,6 +35,8 @@ pub struct Left {
     pub unknown: usize,
     /// Not proven to be past the bound.
     pub possibly: usize,
+    /// Whose owner is one of several candidates.
+    pub candidates: usize,
     /// Beyond the limit.
     pub beyond_limit: usize,
 }
@@ -57,6 +61,8 @@ pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left
             } += 1;
         } else if !proven && !leave.possibly {
             left.possibly += 1;
+        } else if leave.by_owner && socket.has_candidates() && !leave.possibly {
+            left.candidates += 1;
         } else if going.len() >= leave.limit {
             left.beyond_limit += 1;
         } else {
@@ -75,6 +81,7 @@ impl Left {
             (self.other_diagnosis, "of a diagnosis that was not named"),
             (self.unknown, "of unknown diagnosis"),
             (self.possibly, "possibly younger (--possibly)"),
+            (self.candidates, "possibly another program's (--possibly)"),
             (self.beyond_limit, "beyond the --limit"),
         ];
         each.iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("{n} {why}")).collect()
@@ -84,11 +91,17 @@ impl Left {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixtures::socket;
-    use crate::report::sockets::AgeSeconds;
+    use crate::report::fixtures::{owner, socket};
+    use crate::report::sockets::{AgeSeconds, Owner};
 
     fn leave(diagnoses: &[Diagnosis]) -> Leave {
-        Leave { bound: 60.0, diagnoses: diagnoses.to_vec(), possibly: false, limit: usize::MAX }
+        Leave {
+            bound: 60.0,
+            diagnoses: diagnoses.to_vec(),
+            possibly: false,
+            by_owner: false,
+            limit: usize::MAX,
+        }
     }
 
     fn of(diagnosis: Option<Diagnosis>) -> StuckSocket {
@@ -123,6 +136,18 @@ mod tests {
         assert_eq!((left.other_diagnosis, left.possibly), (3, 0));
         let (going, _) = plan(zoo(), &Leave { possibly: true, ..leave(&DIAGNOSES) });
         assert_eq!(going.len(), 3);
+    }
+
+    #[test]
+    fn what_may_be_another_programs_is_not_destroyed_by_its_owner() {
+        let candidate = Owner { candidate: true, ..owner(7, "api", (1, 2)) };
+        let waiting = StuckSocket { owners: vec![candidate], ..of(Some(Diagnosis::NotAccepted)) };
+        let asked = leave(&[Diagnosis::NotAccepted]);
+        let by_owner = Leave { by_owner: true, ..asked.clone() };
+        assert_eq!(plan(vec![waiting.clone()], &asked).0.len(), 1);
+        let (going, left) = plan(vec![waiting.clone()], &by_owner);
+        assert_eq!((going.len(), left), (0, Left { candidates: 1, ..Left::default() }));
+        assert_eq!(plan(vec![waiting], &Leave { possibly: true, ..by_owner }).0.len(), 1);
     }
 
     #[test]

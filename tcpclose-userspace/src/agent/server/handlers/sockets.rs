@@ -245,15 +245,16 @@ impl TrackedFacts {
     ) -> Result<SocketsDocument> {
         let (mut sights, dump) = dumps.take_sockets();
         let peers = collect::sockets::peers(self.depth, &sights);
+        let queues = collect::sockets::accept_queues(&sights, &peers);
         let held: FxHashSet<u64> = self.elsewhere.iter().map(|socket| socket.cookie.0).collect();
-        let owners = collect::sockets::find_owners(&mut sights, &peers, (files, &held), self.look)
+        let owners = collect::sockets::find_owners(&mut sights, &queues, &peers, (files, &held), self.look)
             .context("cannot read /proc")?;
         let no_earlier_look = HashMap::new();
         let mut described = Vec::new();
-        for DumpedNetns { netns, sockets, listeners, .. } in &sights {
+        for (DumpedNetns { netns, sockets, listeners, .. }, queues) in sights.iter().zip(&queues) {
             let inputs = NetnsSockets {
                 sockets,
-                listeners,
+                queues,
                 owners: &owners,
                 peers: &peers,
                 netns,
@@ -266,7 +267,7 @@ impl TrackedFacts {
             };
             assemble(&inputs, facts, &mut described);
         }
-        let mut incomplete = collect::sockets::incomplete(&dump, &owners, &described);
+        let mut incomplete = collect::sockets::incomplete(&dump, &owners, &queues, &described);
         incomplete.extend(self.incomplete);
         incomplete.extend(incomplete::of_undumped(&owners, self.elsewhere.len()));
         described.extend(self.elsewhere.into_iter().map(|socket| owned_by_cookie(socket, &owners)));
@@ -318,6 +319,7 @@ fn undumped(socket: &TrackedSocket, tracker: &Tracker, netns: Option<&Netns>, no
         last_write: None,
         diagnosis: (socket.phase == Phase::CloseWait).then_some(Diagnosis::Unknown),
         owners: Vec::new(),
+        listeners: Vec::new(),
         closed_by: closer(socket, now_ns).map(ClosedBy::from),
         peer_owners: Vec::new(),
     }
