@@ -4,10 +4,11 @@
 //! writes them into the probe's read-only data before it loads; frozen there, they are constants to the verifier.
 
 /// Makes [`Layout`] of a table: per offset its doc, the name of the kernel struct that it is counted from, and the path of
-/// the field (dots between members).
+/// the field (dots between members; a bit field is followed by a colon and its width).
 macro_rules! layout {
     ($($(#[$meta:meta])* $offset:ident: $struct:literal, $path:literal;)+) => {
-        /// Byte offsets, each from the start of the struct in its comment.
+        /// Byte offsets, each from the start of the struct in its comment; of a bit field eight times that, and the number of bits
+        /// that are less significant in that byte.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Layout {
@@ -77,6 +78,14 @@ layout! {
     /// `u32`.
     snd_una: "tcp_sock", "snd_una";
     /// `u32`.
+    snd_nxt: "tcp_sock", "snd_nxt";
+    /// `u64`.
+    bytes_acked: "tcp_sock", "bytes_acked";
+    /// `u64`, since 4.19 as the next.
+    bytes_sent: "tcp_sock", "bytes_sent";
+    /// `u64`.
+    bytes_retrans: "tcp_sock", "bytes_retrans";
+    /// `u32`.
     write_seq: "tcp_sock", "write_seq";
     /// `atomic64_t`; a minisocket begins with a sock_common too.
     skc_cookie: "sock_common", "skc_cookie";
@@ -88,6 +97,8 @@ layout! {
     skc_num: "sock_common", "skc_num";
     /// `unsigned char`.
     skc_state: "sock_common", "skc_state";
+    /// `unsigned char : 4`, in bits.
+    skc_reuse: "sock_common", "skc_reuse:4";
     /// `unsigned char`.
     tw_substate: "inet_timewait_sock", "tw_substate";
     /// `struct timer_list`.
@@ -116,7 +127,7 @@ layout! {
     sb_magic: "super_block", "s_magic";
 }
 
-const _: () = assert!(size_of::<Layout>() == 39 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 44 * size_of::<u32>());
 
 /// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
 /// `events/sock/inet_sock_set_state/format`.

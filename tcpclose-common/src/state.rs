@@ -94,6 +94,9 @@ pub const CLOSE_PHASE: u32 = mask(&[
 /// what ends there never was a connection.
 pub const CONNECTED: u32 = CLOSE_PHASE | TcpState::Established.bit();
 
+/// The states in which a connection's socket has not sent its FIN.
+pub const BEFORE_FIN: u32 = mask(&[TcpState::SynRecv, TcpState::Established, TcpState::CloseWait]);
+
 /// Whether the raw state `raw` has its bit in `mask`. Branch-free, for the probe's first lines.
 #[inline(always)]
 pub const fn is_in(raw: u32, mask: u32) -> bool {

@@ -14,6 +14,8 @@ use aya_ebpf::maps::{PerCpuArray, RingBuf};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use tcpclose_common::state::is_close_step;
 
+use crate::sock::classic::InPlace;
+
 /// As many bytes as the agent's default.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
@@ -55,7 +57,8 @@ pub fn empty_classic(_: TracePointContext) -> u32 {
 /// [`record`] at the classic tracepoint.
 #[tracepoint(category = "sock", name = "inet_sock_set_state")]
 pub fn record_classic(ctx: TracePointContext) -> u32 {
-    if sock::classic::close_step(&ctx).is_some() {
+    let (old, new) = sock::classic::step::<InPlace>(&ctx);
+    if is_close_step(old, new) && sock::classic::is_tcp::<InPlace>(&ctx) {
         send();
     }
     0

@@ -3,6 +3,7 @@
 //! * [`set_state`]: `inet_sock_set_state`, by tp_btf or by the classic tracepoint.
 //! * [`time_wait`]: a minisocket's birth, flip and end, by fentry and fexit.
 //! * [`reset`]: `tcp_send_reset`, which settles what data after close was.
+//! * [`openings`]: marks for the few openings that a socket does not tell of itself.
 //! * [`task_file`]: the processes that hold sockets, by an iterator over all tasks' files.
 //! * [`sock`]: the only place that reads sockets.
 //! * [`ring`]: reserve, submit, wake, count what was lost.
@@ -10,6 +11,7 @@
 #![no_std]
 #![no_main]
 
+mod openings;
 mod reset;
 mod ring;
 mod set_state;

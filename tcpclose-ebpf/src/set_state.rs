@@ -8,8 +8,9 @@ use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
 use tcpclose_common::event::{FlowStepRecord, OpenRecord, RecordHeader, StepRecord, flags, flow_hash};
-use tcpclose_common::state::{TcpState, is_close_step, is_first_step, is_in};
+use tcpclose_common::state::{BEFORE_FIN, TcpState, is_close_step, is_first_step, is_in};
 
+use crate::openings;
 use crate::ring;
 use crate::sock::classic::{self, AsTold, Fields, InPlace};
 use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
@@ -25,7 +26,10 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     let new: i32 = ctx.arg(2);
     let (old, new) = (old as u32, new as u32);
     // SAFETY: the tracepoint's first argument is a live struct sock.
-    if !is_close_step(old, new) || unsafe { sock::protocol::<Typed>(sk) } != IPPROTO_TCP {
+    let opening = if is_close_step(old, new) { 0 } else { unsafe { openings::kind::<Typed>(sk, old, new) } };
+    let is_wanted = is_close_step(old, new) || opening != 0;
+    // SAFETY: as above.
+    if !is_wanted || unsafe { sock::protocol::<Typed>(sk) } != IPPROTO_TCP {
         return;
     }
     // SAFETY: a helper call; NULL when this is no TCP socket (an MPTCP one has protocol 262 and was dropped above).
@@ -33,10 +37,17 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     if tcp.is_null() {
         return;
     }
+    if opening != 0 {
+        // SAFETY: the tracepoint's own socket, as a tcp_sock.
+        unsafe { openings::mark::<Typed>(tcp, opening, cookie(sk)) };
+        return;
+    }
     // SAFETY: both point to the tracepoint's own socket; this backend loads only where the offsets are resolved.
     let (facts, (local_port, remote_port), cookie) =
         unsafe { (sock::facts::<Typed>(sk, tcp, new), sock::ports::<Typed>(sk, tcp), cookie(sk)) };
     let numbers = facts.numbers;
+    // SAFETY: as above.
+    let facts = unsafe { with_opening::<Typed>(facts, tcp, cookie, old) };
     let head = head::<Typed>(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
     let sent = if is_first_step(old) {
         // SAFETY: as above.
@@ -62,14 +73,20 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
 
 #[inline(always)]
 fn by_record<F: Fields>(ctx: &TracePointContext) {
-    let Some((old, new)) = classic::close_step::<F>(ctx) else { return };
+    let (old, new) = classic::step::<F>(ctx);
     let sk = classic::sk::<F>(ctx);
+    if !is_close_step(old, new) {
+        return by_record_opening::<F>(ctx, sk, old, new);
+    }
+    if !classic::is_tcp::<F>(ctx) {
+        return;
+    }
     let (local_port, remote_port) = classic::ports::<F>(ctx);
     let (local, remote) = classic::addresses::<F>(ctx);
     let facts = if sock::resolved() {
-        let sk = sk as *const u8;
+        let at = sk as *const u8;
         // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
-        unsafe { sock::facts::<Copied>(sk, sk, new) }
+        unsafe { with_opening::<Copied>(sock::facts::<Copied>(at, at, new), at, sk, old) }
     } else {
         Facts::NONE
     };
@@ -84,6 +101,36 @@ fn by_record<F: Fields>(ctx: &TracePointContext) {
         ring::send(FlowStepRecord { step: StepRecord { head, numbers }, flow })
     };
     log(ctx, sent, old, new, local_port, remote_port);
+}
+
+/// An opening at the classic tracepoint, whose sockets are known by their address.
+#[inline(always)]
+fn by_record_opening<F: Fields>(ctx: &TracePointContext, sk: u64, old: u32, new: u32) {
+    if new != TcpState::Established as u32 || !sock::resolved() || !classic::is_tcp::<F>(ctx) {
+        return;
+    }
+    let at = sk as *const u8;
+    // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
+    unsafe {
+        let kind = openings::kind::<Copied>(at, old, new);
+        if kind != 0 {
+            openings::mark::<Copied>(at, kind, sk);
+        }
+    }
+}
+
+/// Adds what is known of the opening, where the backlog does not tell it and this side's FIN is not sent yet.
+///
+/// # Safety
+/// `tcp` is the tracepoint's own socket.
+#[inline(always)]
+unsafe fn with_opening<L: Load>(facts: Facts, tcp: *const u8, key: u64, old: u32) -> Facts {
+    if facts.flags & flags::ACCEPTED != 0 || !is_in(old, BEFORE_FIN) {
+        return facts;
+    }
+    // SAFETY: the caller's promise.
+    let opening = unsafe { openings::facts::<L>(tcp, key, is_first_step(old)) };
+    Facts { flags: facts.flags | opening, ..facts }
 }
 
 /// The socket's cookie, which it gets here if it has none.

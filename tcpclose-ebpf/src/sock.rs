@@ -35,6 +35,8 @@ pub const IPPROTO_TCP: u16 = 6;
 /// `enum sock_flags` (include/net/sock.h, 5.8 to 6.18).
 const SOCK_DEAD: u64 = 1 << 0;
 const SOCK_DONE: u64 = 1 << 1;
+/// `SK_FORCE_REUSE` (include/net/sock.h, 5.8 to 6.18), which only `TCP_REPAIR` sets (net/ipv4/tcp.c, do_tcp_setsockopt()).
+const FORCE_REUSE: u8 = 2;
 /// include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
 
@@ -207,6 +209,47 @@ pub unsafe fn protocol<L: Load>(sk: *const u8) -> u16 {
     unsafe { L::load(sk, offset(&LAYOUT.sk_protocol)) }
 }
 
+/// Whether the socket has a backlog: that of a listener, or what it has inherited from one.
+///
+/// # Safety
+/// `sk` is a full struct sock.
+#[inline(always)]
+pub unsafe fn has_backlog<L: Load>(sk: *const u8) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { L::load::<u32>(sk, offset(&LAYOUT.sk_max_ack_backlog)) != 0 }
+}
+
+/// Whether the socket was put in repair mode, as nothing has set SO_REUSEADDR since.
+///
+/// # Safety
+/// `common` begins with a sock_common.
+#[inline(always)]
+pub unsafe fn is_forced_to_reuse<L: Load>(common: *const u8) -> bool {
+    let at = offset(&LAYOUT.skc_reuse);
+    // SAFETY: the caller's promise.
+    let byte: u8 = unsafe { L::load(common, at / 8) };
+    byte >> (at % 8) & 0xf == FORCE_REUSE
+}
+
+/// The bytes that were acknowledged and never sent, at a moment when this side's FIN is not sent: a SYN of this side is one. What
+/// that proves of the opening, and why, is in the agent's `names/opening.rs`.
+///
+/// # Safety
+/// `tcp` is a live struct tcp_sock.
+#[inline(always)]
+pub unsafe fn acknowledged_unsent<L: Load>(tcp: *const u8) -> i64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let acked: u64 = L::load(tcp, offset(&LAYOUT.bytes_acked));
+        let sent: u64 = L::load(tcp, offset(&LAYOUT.bytes_sent));
+        let sent_again: u64 = L::load(tcp, offset(&LAYOUT.bytes_retrans));
+        let snd_una: u32 = L::load(tcp, offset(&LAYOUT.snd_una));
+        let snd_nxt: u32 = L::load(tcp, offset(&LAYOUT.snd_nxt));
+        let under_way = u64::from(snd_nxt.wrapping_sub(snd_una));
+        acked.wrapping_add(under_way).wrapping_add(sent_again).wrapping_sub(sent) as i64
+    }
+}
+
 /// The states at whose entry [`Numbers::snd`] is `write_seq`.
 const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() | TcpState::CloseWait.bit();
 
@@ -221,7 +264,6 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
     // SAFETY: the offsets are of struct sock, struct net and struct tcp_sock in this kernel's own BTF.
     unsafe {
         let sk_flags: u64 = if closing { L::load(sk, offset(&LAYOUT.sk_flags)) } else { 0 };
-        let backlog: u32 = L::load(sk, offset(&LAYOUT.sk_max_ack_backlog));
         let shutdown: u8 = if closing { L::load(sk, offset(&LAYOUT.sk_shutdown)) } else { 0 };
         let owned: i32 = L::load(sk, offset(&LAYOUT.sk_lock_owned));
         let linger2: i32 = if closing { L::load(tcp, offset(&LAYOUT.linger2)) } else { 0 };
@@ -233,7 +275,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
         let when = |fact: bool, flag: u16| if fact { flag } else { 0 };
         Facts {
             flags: flags::FACTS
-                | when(backlog != 0, flags::ACCEPTED)
+                | when(has_backlog::<L>(sk), flags::ACCEPTED)
                 | when(owned != 0, flags::OWNED)
                 | when(sk_flags & SOCK_DONE != 0, flags::DONE)
                 | when(sk_flags & SOCK_DEAD != 0, flags::DEAD)
@@ -303,7 +345,6 @@ pub mod classic {
     use aya_ebpf::programs::TracePointContext;
     use tcpclose_common::event::Words;
     use tcpclose_common::layout::RecordLayout;
-    use tcpclose_common::state::is_close_step;
 
     use super::{IPPROTO_TCP, offset};
 
@@ -368,31 +409,33 @@ pub mod classic {
         }
     }
 
-    /// The states that it leads from and to, if it is a step of a TCP socket's close phase.
+    /// The states that it leads from and to.
     #[inline(always)]
-    pub fn close_step<F: Fields>(ctx: &TracePointContext) -> Option<(u32, u32)> {
+    pub fn step<F: Fields>(ctx: &TracePointContext) -> (u32, u32) {
         // SAFETY: fields of these sizes, as the agent has checked.
-        let (old, new, protocol): (u32, u32, u16) = unsafe {
-            (
-                F::load(ctx, F::at(|record| &record.oldstate)),
-                F::load(ctx, F::at(|record| &record.newstate)),
-                F::load(ctx, F::at(|record| &record.protocol)),
-            )
-        };
-        (is_close_step(old, new) && protocol == IPPROTO_TCP).then_some((old, new))
+        unsafe {
+            (F::load(ctx, F::at(|record| &record.oldstate)), F::load(ctx, F::at(|record| &record.newstate)))
+        }
+    }
+
+    /// Whether the socket is a TCP socket.
+    #[inline(always)]
+    pub fn is_tcp<F: Fields>(ctx: &TracePointContext) -> bool {
+        // SAFETY: as in `step`.
+        unsafe { F::load::<u16>(ctx, F::at(|record| &record.protocol)) == IPPROTO_TCP }
     }
 
     /// The socket's address.
     #[inline(always)]
     pub fn sk<F: Fields>(ctx: &TracePointContext) -> u64 {
-        // SAFETY: as in `close_step`.
+        // SAFETY: as in `step`.
         unsafe { F::load(ctx, F::at(|record| &record.skaddr)) }
     }
 
     /// Local and remote port, host order.
     #[inline(always)]
     pub fn ports<F: Fields>(ctx: &TracePointContext) -> (u16, u16) {
-        // SAFETY: as in `close_step`.
+        // SAFETY: as in `step`.
         unsafe { (F::load(ctx, F::at(|record| &record.sport)), F::load(ctx, F::at(|record| &record.dport))) }
     }
 
@@ -400,7 +443,7 @@ pub mod classic {
     /// (include/trace/events/sock.h, TP_STORE_ADDRS, 5.8 to 6.18).
     #[inline(always)]
     pub fn addresses<F: Fields>(ctx: &TracePointContext) -> (Words, Words) {
-        // SAFETY: as in `close_step`: 16 bytes.
+        // SAFETY: as in `step`: 16 bytes.
         let address = |at: usize| unsafe {
             [F::load(ctx, at), F::load(ctx, at + 4), F::load(ctx, at + 8), F::load(ctx, at + 12)]
         };

@@ -298,5 +298,7 @@ fn dumped(socket: &Socket, netns: u32, uptime_ns: u64) -> DumpedSocket {
         expires_ns: socket.expires_ns.unwrap_or(0),
         age: proven_age(socket, uptime_ns),
         write: write_look(socket, uptime_ns),
+        opening: socket.opening,
+        without_backlog: socket.is_without_backlog(),
     }
 }

@@ -43,8 +43,12 @@ fn net_id(btf: &Btf) -> Result<u32> {
     }
 }
 
-/// The byte offset of the field at `path` (dots between members) in `struct name`.
+/// The offset of the field at `path` in `struct name`, both as in [`Layout`].
 fn offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
+    let (path, width) = match path.split_once(':') {
+        Some((path, width)) => (path, Some(width.parse::<u32>()?)),
+        None => (path, None),
+    };
     let missing = || anyhow!("this kernel's BTF has no {path} in struct {name}");
     let mut here = btf
         .resolve_types_by_name(name)
@@ -57,6 +61,15 @@ fn offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
         let (at, ty) = member(btf, &here, field)?.ok_or_else(missing)?;
         bits += at;
         here = ty;
+    }
+    if let Some(width) = width {
+        let (byte, first) = (bits / 8, bits % 8);
+        if first + width > 8 {
+            bail!("{path} of struct {name} is in two bytes in this kernel's BTF");
+        }
+        // Bits are counted from the most significant one on a big-endian machine (include/uapi/linux/btf.h, BTF_MEMBER_BIT_OFFSET).
+        let less = if cfg!(target_endian = "big") { 8 - first - width } else { first };
+        return Ok(8 * byte + less);
     }
     if bits % 8 != 0 {
         bail!("{path} of struct {name} is a bit field in this kernel's BTF");
@@ -114,6 +127,8 @@ mod tests {
         assert_eq!(layout.skc_family, 16);
         assert_eq!(layout.skc_v6_rcv_saddr, layout.skc_v6_daddr + 16);
         assert!(layout.inet_sport > layout.sk_protocol);
+        // skc_state is one byte, and skc_reuse is in the next.
+        assert_eq!(layout.skc_reuse / 8, layout.skc_state + 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::linux::age::{proven_age, time_wait_age};
 use crate::linux::netns::Netns;
 use crate::linux::owners::Owners;
 use crate::linux::sock_diag::Socket;
-use crate::names::{Age, Flow, LastWrite, Phase, Side};
+use crate::names::{Age, Flow, LastWrite, Listening, Phase, Side};
 use crate::report::accept_queues::AcceptQueues;
 use crate::report::diagnosis::{diagnose, last_write, not_accepted};
 use crate::report::owners::{Peers, listeners_of, owners_of, peer_owners_of};
@@ -109,8 +109,8 @@ pub struct DumpClock {
     pub time_wait_ns: Option<u64>,
 }
 
-/// What a dump alone proves of one of its sockets at `clock`: an age, and a side where the dump has the listener too. `writes`: the
-/// last write by earlier looks, by cookie.
+/// What a dump alone proves of one of its sockets at `clock`: an age, and by the socket's counters a side. `writes`: the last write
+/// by earlier looks, by cookie.
 pub fn dumped_facts(
     socket: &Socket,
     listeners: &[Socket],
@@ -118,12 +118,13 @@ pub fn dumped_facts(
     clock: DumpClock,
     writes: &HashMap<u64, LastWrite>,
 ) -> SocketFacts {
-    let side = match listeners_of(&socket.flow, socket.interface, listeners).next() {
-        Some(_) => Side::Server,
-        // Whatever its listener's address is.
-        None if not_accepted(socket) => Side::Server,
-        None => Side::Unknown,
-    };
+    let mut listening = Listening::default();
+    for listener in listeners_of(&socket.flow, socket.interface, listeners) {
+        listening.any = true;
+        listening.without_backlog |= listener.is_without_backlog();
+    }
+    // What waits in a queue was accepted by the kernel, whatever its listener's address is.
+    let side = if not_accepted(socket) { Side::Server } else { socket.opening.side(listening) };
     let Flow { local_port, remote_port, .. } = socket.flow;
     let proven = match (socket.state, clock.time_wait_ns, socket.expires_ns) {
         (TcpState::TimeWait, Some(length_ns), Some(left_ns)) => time_wait_age(length_ns, left_ns),

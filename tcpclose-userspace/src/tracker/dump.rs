@@ -2,7 +2,7 @@
 
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Age, Flow, WriteLook};
+use crate::names::{Age, Flow, Opening, WriteLook};
 use crate::tracker::socket::SocketKind;
 
 /// The margin around a dump's start: the tracepoint precedes the state change that the dump sees.
@@ -44,6 +44,10 @@ pub struct DumpedSocket {
     pub age: Age,
     /// What it proves of the program's last write, if the dump has that.
     pub write: Option<WriteLook>,
+    /// What the dump proves of a full socket's opening.
+    pub opening: Opening,
+    /// A listener with a backlog of 0, which its children inherit.
+    pub without_backlog: bool,
 }
 
 /// What all chunks of a dump have in common.

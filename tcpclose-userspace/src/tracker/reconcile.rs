@@ -42,10 +42,10 @@ impl Tracker {
         }
         if asked.states & TcpState::Listen.bit() != 0 && !chunk.entered.is_empty() {
             let entered: HashSet<u32> = chunk.entered.iter().map(|(netns, _)| *netns).collect();
-            self.listening.retain(|(netns, ..)| !entered.contains(netns));
+            self.forget_listeners(|netns| entered.contains(&netns));
         }
         for seen in chunk.seen.iter().filter(|seen| seen.state == TcpState::Listen) {
-            self.listening.insert((seen.netns, seen.flow.local, seen.flow.local_port));
+            self.add_listener(seen);
         }
         self.measure_time_wait(chunk.seen);
         for seen in chunk.seen {
@@ -137,6 +137,9 @@ impl Tracker {
             self.change(at, |socket| (socket.netns, socket.flow, socket.cookie) = (netns, flow, seen.cookie));
         }
         self.set_interface(seen.cookie, seen.interface);
+        if self.sockets[at].side == Side::Unknown {
+            self.learn_side(at, self.dumped_side(seen));
+        }
         let socket = &mut self.sockets[at];
         socket.missed = false;
         match (socket.kind, seen.kind) {
@@ -268,8 +271,7 @@ impl Tracker {
 
     /// Inserts a socket for what a dump saw.
     fn place(&mut self, seen: &DumpedSocket, phase: Phase, asked: &DumpScope) -> usize {
-        let server = self.is_listening(seen.netns, seen.flow.local, seen.flow.local_port);
-        let side = if server { Side::Server } else { Side::Unknown };
+        let side = self.dumped_side(seen);
         let since = match (seen.kind, phase) {
             (SocketKind::Minisocket, Phase::TimeWait) => match self.time_wait_entry(seen) {
                 Some(entry) => EnteredAt::exact(entry),

@@ -3,22 +3,36 @@
 use std::net::Ipv6Addr;
 
 use tcpclose_common::event::{RecordHeader, flags};
+use tcpclose_common::state::{BEFORE_FIN, is_in};
 
-use crate::names::{Flow, Side};
+use crate::names::{Flow, Listening, Opening, Side};
+use crate::tracker::dump::DumpedSocket;
 use crate::tracker::socket::SocketKind;
 use crate::tracker::table::Tracker;
+
+/// What a record proves of its socket's opening.
+fn opening_of(head: &RecordHeader) -> Opening {
+    let is = |flag: u16| head.flags & flag != 0;
+    match is(flags::FACTS) {
+        true if is(flags::ACCEPTED) => Opening::Accepted,
+        true if is(flags::CONNECTED) => Opening::Connected,
+        true if is(flags::NOT_CONNECTED) => Opening::NotConnected,
+        true => Opening::NoBacklog,
+        false => Opening::Unknown,
+    }
+}
 
 impl Tracker {
     /// Takes from a record what is still unknown of a socket that a dump found.
     pub(super) fn refine(&mut self, at: usize, head: &RecordHeader) {
         if self.sockets[at].side == Side::Unknown {
             let known = Some(self.sockets[at].flow).filter(Flow::has_addresses).map(|flow| flow.local);
-            let side = self.side_of(head, known);
-            let port = self.service_port(side, head.local_port, head.remote_port);
-            if side != Side::Unknown {
-                (self.sockets[at].side, self.sockets[at].port) = (side, port);
-                self.changed(at);
-            }
+            let side = match opening_of(head) {
+                // The dump has looked at its counters, and this step has not.
+                Opening::NoBacklog if !is_in(head.old.into(), BEFORE_FIN) => Side::Unknown,
+                opening => self.side_by(opening, head, known),
+            };
+            self.learn_side(at, side);
         }
         let sk = if self.by_cookie { 0 } else { head.key };
         let socket = &mut self.sockets[at];
@@ -36,18 +50,35 @@ impl Tracker {
         }
     }
 
-    /// The end that a record's socket is, with this local address if it is known. A child inherits its listener's
-    /// `sk_max_ack_backlog` (sk_clone_lock); a socket that connected has 0; only `listen(0)` makes children with 0, and
-    /// there the listener itself is the proof.
+    /// The end that a record's socket is, with this local address if it is known.
     pub(super) fn side_of(&self, head: &RecordHeader, local: Option<Ipv6Addr>) -> Side {
-        let netns = if head.netns == 0 { self.host.netns } else { head.netns };
-        let listener = || local.is_some_and(|local| self.is_listening(netns, local, head.local_port));
-        if head.flags & flags::ACCEPTED != 0 || listener() {
-            Side::Server
-        } else if head.flags & flags::FACTS != 0 {
-            Side::Client
-        } else {
-            Side::Unknown
+        self.side_by(opening_of(head), head, local)
+    }
+
+    fn side_by(&self, opening: Opening, head: &RecordHeader, local: Option<Ipv6Addr>) -> Side {
+        let listening = || {
+            let netns = if head.netns == 0 { self.host.netns } else { head.netns };
+            self.listening(netns, local, head.local_port)
+        };
+        match opening {
+            Opening::NotConnected | Opening::NoBacklog => opening.side(listening()),
+            // Most records: whoever listens changes nothing.
+            Opening::Accepted | Opening::Connected | Opening::Unknown => opening.side(Listening::default()),
+        }
+    }
+
+    /// The end that a dumped socket is.
+    pub(super) fn dumped_side(&self, seen: &DumpedSocket) -> Side {
+        seen.opening.side(self.listening(seen.netns, Some(seen.flow.local), seen.flow.local_port))
+    }
+
+    /// Sets the side of a socket whose side was unknown.
+    pub(super) fn learn_side(&mut self, at: usize, side: Side) {
+        if side != Side::Unknown {
+            let Flow { local_port, remote_port, .. } = self.sockets[at].flow;
+            let port = self.service_port(side, local_port, remote_port);
+            (self.sockets[at].side, self.sockets[at].port) = (side, port);
+            self.changed(at);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! The table of tracked sockets: what the tracker holds, how a socket is found, inserted, changed and removed.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
 
-use crate::names::{Flow, HookCoverage, LastWrite, Phase, Side};
+use crate::names::{Flow, HookCoverage, LastWrite, Listening, Phase, Side};
 use crate::tracker::changes::ChangedSockets;
 use crate::tracker::dump::{DumpProgress, DumpedSocket, meant_length};
 use crate::tracker::index::Index;
@@ -51,7 +51,9 @@ pub struct Tracker {
     /// choose half of this key, so it is hashed with a secret.
     pub(super) by_flow: Index<(u32, u64), Keyed>,
     /// The listening addresses, by namespace, as of the last dump of it.
-    pub(super) listening: HashSet<(u32, Ipv6Addr, u16), Keyed>,
+    pub(super) listening: HashMap<(u32, Ipv6Addr, u16), Listening, Keyed>,
+    /// The namespaces and ports of those listeners that have no backlog.
+    pub(super) without_backlog: HashSet<(u32, u16), Keyed>,
     /// Sockets that ended, or whose flow another socket took, while a dump is under way: what it shows of them is old.
     pub(super) ended_during_dump: Option<HashSet<Identity>>,
     /// The dump that is under way.
@@ -108,7 +110,8 @@ impl Tracker {
             by_key: Index::default(),
             by_minisocket: FxHashMap::default(),
             by_flow: Index::default(),
-            listening: HashSet::default(),
+            listening: HashMap::default(),
+            without_backlog: HashSet::default(),
             ended_during_dump: None,
             dump: DumpProgress::default(),
             time_wait_ns: None,
@@ -180,12 +183,37 @@ impl Tracker {
         self.host.everywhere || netns == self.host.netns || netns == 0
     }
 
-    /// Whether a socket listens for connections to this end: on its address, or on every one of its family's. A port
-    /// alone proves nothing: a client can have it on another address.
-    pub(super) fn is_listening(&self, netns: u32, local: Ipv6Addr, port: u16) -> bool {
+    /// The listeners for connections to this end: on its address, or on every one of its family's. `local`: `None` where the
+    /// address is unknown; then those without a backlog are the ones on any address.
+    pub(super) fn listening(&self, netns: u32, local: Option<Ipv6Addr>, port: u16) -> Listening {
         const ANY_V4: Ipv6Addr = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
-        let on = |address| self.listening.contains(&(netns, address, port));
-        on(local) || on(Ipv6Addr::UNSPECIFIED) || (local.to_ipv4_mapped().is_some() && on(ANY_V4))
+        let Some(local) = local else {
+            return Listening { any: false, without_backlog: self.without_backlog.contains(&(netns, port)) };
+        };
+        let v4 = local.to_ipv4_mapped().map(|_| ANY_V4);
+        let addresses = [Some(local), Some(Ipv6Addr::UNSPECIFIED), v4].into_iter().flatten();
+        let there = addresses.filter_map(|address| self.listening.get(&(netns, address, port)));
+        there.fold(Listening::default(), |all, one| Listening {
+            any: true,
+            without_backlog: all.without_backlog || one.without_backlog,
+        })
+    }
+
+    /// Forgets the listeners of the namespaces that `is_of` accepts: a dump of them begins.
+    pub(super) fn forget_listeners(&mut self, is_of: impl Fn(u32) -> bool) {
+        self.listening.retain(|(netns, ..), _| !is_of(*netns));
+        self.without_backlog.retain(|(netns, _)| !is_of(*netns));
+    }
+
+    /// A listener, in a dump.
+    pub(super) fn add_listener(&mut self, seen: &DumpedSocket) {
+        let place = (seen.netns, seen.flow.local, seen.flow.local_port);
+        let listening = self.listening.entry(place).or_default();
+        listening.any = true;
+        if seen.without_backlog {
+            listening.without_backlog = true;
+            self.without_backlog.insert((seen.netns, seen.flow.local_port));
+        }
     }
 
     pub(super) fn service_port(&self, side: Side, local: u16, remote: u16) -> u16 {

@@ -49,6 +49,7 @@ mod privileges;
 mod prometheus;
 mod restart;
 mod reuse;
+mod sides;
 mod silent_hook;
 mod stale;
 mod start_stop;

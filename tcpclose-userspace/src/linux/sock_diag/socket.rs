@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tcpclose_common::state::TcpState;
 
-use crate::names::Flow;
+use crate::names::{Flow, Opening};
 
 /// One socket as the kernel described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Socket {
     /// `idiag_rqueue`: bytes that wait for the program, a taken FIN counts one. For a listener: connections that
     /// wait to be accepted.
     pub unread: u32,
-    /// `idiag_wqueue`: bytes that the peer has not acknowledged yet, a sent FIN counts one.
+    /// `idiag_wqueue`: bytes that the peer has not acknowledged yet, a sent FIN counts one. For a listener: its backlog.
     pub unsent: u32,
     /// `None` for minisockets, and where they were not requested.
     pub times: Option<Times>,
@@ -38,10 +38,19 @@ pub struct Socket {
     pub transparent: Option<bool>,
     /// A listener that takes no IPv4 connections (IPV6_V6ONLY).
     pub v6_only: bool,
+    /// What its counters prove of its opening; nothing for minisockets, and where the times were not requested.
+    pub opening: Opening,
     /// CLOCK_MONOTONIC, nanoseconds: the kernel wrote this answer at most [`Self::window_ns`] before, never after.
     pub seen_ns: u64,
     /// How long before [`Self::seen_ns`] the kernel may have written this answer, or counted its ticks to, nanoseconds.
     pub window_ns: u64,
+}
+
+impl Socket {
+    /// Whether it is a listener with a backlog of 0, as by `listen(fd, 0)`: its children have none either.
+    pub fn is_without_backlog(&self) -> bool {
+        self.state == TcpState::Listen && self.unsent == 0
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +71,7 @@ impl Socket {
             times: None,
             transparent: None,
             v6_only: false,
+            opening: Opening::Unknown,
             seen_ns: 0,
             window_ns: 0,
         }
@@ -126,7 +136,7 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
     };
     let timer = *bytes.get(2)?;
     let milliseconds_left = word(52)?;
-    let Attributes { times, transparent, v6_only } = Attributes::decode(attributes)?;
+    let Attributes { info, transparent, v6_only } = Attributes::decode(attributes)?;
     Some(Socket {
         state: TcpState::from_raw(*bytes.get(1)?)?,
         minisocket: timer == TIMER_TIME_WAIT,
@@ -143,9 +153,13 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
         unsent: word(60)?,
         uid: word(64)?,
         inode: word(68)?,
-        times,
+        times: match info {
+            Some(info) => Some(times(info)?),
+            None => None,
+        },
         transparent,
         v6_only,
+        opening: info.and_then(opening).unwrap_or_default(),
         seen_ns: 0,
         window_ns: 0,
     })
@@ -153,15 +167,16 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
 
 /// What the attributes behind a message say.
 #[derive(Default)]
-struct Attributes {
-    times: Option<Times>,
+struct Attributes<'a> {
+    /// `struct tcp_info`.
+    info: Option<&'a [u8]>,
     transparent: Option<bool>,
     v6_only: bool,
 }
 
-impl Attributes {
+impl<'a> Attributes<'a> {
     /// `None` when one does not fit.
-    fn decode(mut attributes: &[u8]) -> Option<Self> {
+    fn decode(mut attributes: &'a [u8]) -> Option<Self> {
         let mut found = Self::default();
         while !attributes.is_empty() {
             let length = usize::from(u16::from_ne_bytes(take(attributes, 0)?));
@@ -171,7 +186,7 @@ impl Attributes {
                 INET_DIAG_SKV6ONLY => found.v6_only = *payload.first()? != 0,
                 INET_DIAG_SOCKOPT => found.transparent = Some(payload.first()? & TRANSPARENT != 0),
                 INET_DIAG_INFO => {
-                    found.times = Some(times(payload)?);
+                    found.info = Some(payload);
                     // The others come before it (net/ipv4/inet_diag.c, inet_sk_diag_fill(), 5.8 to 6.18).
                     return Some(found);
                 }
@@ -231,6 +246,23 @@ fn repeating_ms(info: &[u8]) -> Option<u32> {
     };
     let repeating = by_timer.max(by_clock);
     (last_ack_ms >= last_sent_ms.saturating_add(repeating)).then_some(repeating)
+}
+
+/// What the counters prove; `None` from a kernel without `tcpi_bytes_retrans` (below 4.19), for a listener, and while segments are
+/// on their way: how many bytes these have is not told. All fields are of one moment, since `tcp_get_info()` has the socket
+/// locked.
+fn opening(info: &[u8]) -> Option<Opening> {
+    let long = |at| take(info, at).map(u64::from_ne_bytes);
+    let state = TcpState::from_raw(*info.first()?)?;
+    let unacked = u32::from_ne_bytes(take(info, 24)?);
+    let (acked, sent, sent_again) = (long(120)?, long(200)?, long(208)?);
+    // Without a segment on its way, this side's FIN is acknowledged in FIN-WAIT-2, and not sent yet in the other states.
+    let fin = u64::from(state == TcpState::FinWait2);
+    if unacked != 0 || state == TcpState::Listen {
+        return None;
+    }
+    let unsent = acked.wrapping_add(sent_again).wrapping_sub(sent).wrapping_sub(fin);
+    Some(Opening::of_counters(unsent as i64))
 }
 
 /// `N` bytes at `at`; `None` past the end.

@@ -8,7 +8,7 @@ use crate::linux::sock_diag::connection::status;
 use crate::linux::sock_diag::dump::refused;
 use crate::linux::sock_diag::socket::{MESSAGE, cookie_words};
 use crate::linux::sock_diag::*;
-use crate::names::Flow;
+use crate::names::{Flow, Opening};
 
 /// What Linux 6.18 (little-endian, CONFIG_HZ=250) answered for `127.0.0.1:40147←127.0.0.1:37058`: 5 bytes and the
 /// FIN received, 3 bytes read. The zeros at the end of
@@ -63,6 +63,7 @@ fn decodes_what_a_kernel_sent() {
         }),
         transparent: Some(false),
         v6_only: false,
+        opening: Opening::NotConnected,
         seen_ns: 0,
         window_ns: 0,
     };

@@ -255,17 +255,6 @@ fn time_waits_length_is_measured_and_a_rearmed_timer_does_not_stretch_it() {
 }
 
 #[test]
-fn listeners_prove_the_server_where_the_kernel_tells_no_facts() {
-    let mut bench = Bench::new(false, false);
-    bench.step(1, &server(), T0, (Established, CloseWait), 0);
-    // Neither is proven; port 80 lies outside the local port range.
-    assert_eq!(bench.tracker.sockets().next().unwrap().pair(), PortKey { side: Side::Unknown, port: 80 });
-    bench.dump(T0 + S, false, &[listener()]);
-    bench.step(1, &server(), T0 + S, (CloseWait, LastAck), 0);
-    assert_eq!(bench.tracker.sockets().next().unwrap().pair(), SERVER);
-}
-
-#[test]
 fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
     for by_cookie in [true, false] {
         let mut bench = Bench::new(by_cookie, true);

@@ -72,13 +72,13 @@ fn the_same_flow_in_two_namespaces_is_two_lives() {
 }
 
 #[test]
-fn a_listener_proves_the_server_in_its_own_namespace_only() {
+fn a_listener_counts_in_its_own_namespace_only() {
     let mut bench = everywhere(true);
     let there = DumpedSocket { netns: THERE, ..listener() };
     view(&mut bench, &[HERE, THERE], T0 - S, &[there]);
-    for (netns, side) in [(HERE, Side::Client), (THERE, Side::Server)] {
+    for (netns, side) in [(HERE, Side::Unknown), (THERE, Side::Server)] {
         bench.netns = netns;
-        bench.step(netns.into(), &server(), T0, (Established, CloseWait), 0);
+        bench.step(netns.into(), &server(), T0, (Established, CloseWait), NOT_CONNECTED);
         let socket = bench.tracker.sockets().find(|socket| socket.netns == netns).unwrap();
         assert_eq!(socket.side, side);
     }

@@ -70,6 +70,7 @@ fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
         let mut bench = hooked(by_cookie);
         let key = bench.key();
         let there = seen(FinWait2, SocketKind::Socket, client(), 7, T0, 0);
+        let there = DumpedSocket { opening: Opening::Connected, ..there };
         bench.dump(T0, true, &[there]);
         bench.hook(HookKind::Born, T0 + S, (FinWait2, TimeWait), key);
         bench.step(key, &client(), T0 + S, (FinWait2, Close), DONE | FIN_ACKED);

@@ -5,6 +5,7 @@ mod elsewhere;
 mod hooks;
 mod losses;
 mod model;
+mod sides;
 mod silence;
 mod steps;
 mod watched;
@@ -18,8 +19,8 @@ use tcpclose_common::event::{
 use tcpclose_common::state::TcpState::{self, *};
 
 use crate::names::{
-    Age, Correction, Flow, HookCoverage, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason,
-    words_of,
+    Age, Correction, Flow, HookCoverage, Opening, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd,
+    UnmeasuredReason, words_of,
 };
 use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::event::{EventSink, TrackerEvent};
@@ -257,6 +258,8 @@ fn seen(
         expires_ns,
         age: Age { min_ns: 0, max_ns: None },
         write: None,
+        opening: if kind == SocketKind::Socket { Opening::NotConnected } else { Opening::Unknown },
+        without_backlog: false,
     }
 }
 

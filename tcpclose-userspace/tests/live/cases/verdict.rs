@@ -78,6 +78,22 @@ pub fn too_brief(played: &Played, backend: Backend, dumps: Dumps) -> bool {
     dumped.any(|stayed| truth(stayed).1 < 2.0 * (dumps.apart + dumps.took))
 }
 
+/// Any side.
+const ANY: &str = "any";
+
+/// The sides that are told apart. Without BTF a side is unknown until a dump, which comes when it will, proves it.
+const fn sides(backend: Backend) -> &'static [&'static str] {
+    match backend {
+        Backend::BlindDiag => &[ANY],
+        _ => &["server", "client", "unknown"],
+    }
+}
+
+/// The one of [`sides`] that `side` is.
+fn side_label(backend: Backend, side: &str) -> &str {
+    if backend == Backend::BlindDiag { ANY } else { side }
+}
+
 /// Holds the duration histograms of the case's port against the brackets.
 fn samples(
     played: &Played,
@@ -97,7 +113,7 @@ fn samples(
                 if told == "timer" {
                     bracket.1 += next.map_or(0.0, |next| hidden_by_rearming(next, dumps));
                 }
-                let key = (stayed.stay.state, life.side.told(backend));
+                let key = (stayed.stay.state, side_label(backend, life.side.told(backend)));
                 wanted.entry(key).or_default().push(Wanted { truth, bracket, told });
             }
         }
@@ -105,11 +121,12 @@ fn samples(
     let mut differences = Vec::new();
     let port = played.port.to_string();
     for (state, _) in STATES {
-        for side in ["server", "client", "unknown"] {
-            let want = wanted.remove(&(state, side)).unwrap_or_default();
-            let labels = [("state", state), ("side", side), ("port", port.as_str())];
-            let count = metrics.sum("tcpclose_state_duration_seconds_count", &labels);
-            let sum = metrics.sum("tcpclose_state_duration_seconds_sum", &labels);
+        for side in sides(backend) {
+            let want = wanted.remove(&(state, *side)).unwrap_or_default();
+            let labels = [("state", state), ("port", port.as_str()), ("side", *side)];
+            let labels = if *side == ANY { &labels[..2] } else { &labels[..] };
+            let count = metrics.sum("tcpclose_state_duration_seconds_count", labels);
+            let sum = metrics.sum("tcpclose_state_duration_seconds_sum", labels);
             if count != want.len() as f64 {
                 differences.push(format!("{state} ({side}): {count} samples, not {}", want.len()));
                 continue;
@@ -173,14 +190,16 @@ fn bracket((low, high): (f64, f64), told: &str, dumps: Dumps) -> Option<(f64, f6
 fn closes(played: &Played, backend: Backend, metrics: &Metrics) -> Vec<String> {
     let mut wanted: BTreeMap<(String, String, String), f64> = BTreeMap::new();
     for life in played.case.lives {
-        let key = (life.side.told(backend), life.role, life.outcome.told(backend));
+        let side = side_label(backend, life.side.told(backend));
+        let key = (side, life.role, life.outcome.told(backend));
         *wanted.entry((key.0.to_owned(), key.1.to_owned(), key.2.to_owned())).or_default() += 1.0;
     }
     let port = played.port.to_string();
-    let got: BTreeMap<(String, String, String), f64> = metrics
-        .select("tcpclose_closes_total", &[("port", &port)])
-        .map(|(labels, n)| ((labels["side"].clone(), labels["role"].clone(), labels["outcome"].clone()), n))
-        .collect();
+    let mut got: BTreeMap<(String, String, String), f64> = BTreeMap::new();
+    for (labels, n) in metrics.select("tcpclose_closes_total", &[("port", &port)]) {
+        let side = side_label(backend, &labels["side"]).to_owned();
+        *got.entry((side, labels["role"].clone(), labels["outcome"].clone())).or_default() += n;
+    }
     if got == wanted { Vec::new() } else { vec![format!("closes {got:?}, not {wanted:?}")] }
 }
 

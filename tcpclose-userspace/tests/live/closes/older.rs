@@ -5,10 +5,9 @@ use std::sync::atomic::AtomicBool;
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
-use tcpclose::names::Flow;
-use tcpclose::names::Phase;
 use tcpclose::names::Phase::{CloseWait, TimeWait};
 use tcpclose::names::Side::Server;
+use tcpclose::names::{Flow, Phase, Side};
 use tcpclose::report::sockets::SocketsDocument;
 use tcpclose_common::state::TcpState;
 
@@ -175,7 +174,7 @@ fn gauges<'a>(
     let mut wrong = Vec::new();
     for older in sockets {
         let port = older.port.to_string();
-        let labels = [("state", phase.name()), ("side", "server"), ("port", &*port)];
+        let labels = [("state", phase.name()), ("side", side_in(phase).name()), ("port", &*port)];
         let there = metrics.sum("tcpclose_sockets", &labels);
         let oldest = metrics.sum("tcpclose_oldest_socket_age_seconds", &labels);
         let (_, most) = older.entered.until(asked);
@@ -186,11 +185,19 @@ fn gauges<'a>(
     wrong
 }
 
-/// The proven bounds of the age of `older` in `document`, which must know it for a server's of its port.
+/// The side of an accepted socket that is older than the agent: a minisocket has no counters to prove one.
+const fn side_in(phase: Phase) -> Side {
+    match phase {
+        TimeWait => Side::Unknown,
+        _ => Server,
+    }
+}
+
+/// The proven bounds of the age of `older` in `document`, which must know it for one of its port.
 fn age_of(document: &SocketsDocument, older: &Older) -> Option<(f64, Option<f64>)> {
     let (local, peer) = (older.flow.local(), older.flow.remote());
     let socket = document.sockets.iter().find(|socket| socket.local == local && socket.peer == peer)?;
-    assert_eq!((socket.side, socket.port), (Server, older.port));
+    assert_eq!((socket.side, socket.port), (side_in(socket.state), older.port));
     Some((socket.age.min_seconds, socket.age.max_seconds))
 }
 
@@ -225,7 +232,7 @@ fn close(standing: &Standing) -> Bracket {
 /// Count and sum of the samples of `phase`.
 fn samples(metrics: &Metrics, port: u16, phase: Phase) -> (f64, f64) {
     let port = port.to_string();
-    let labels = [("state", phase.name()), ("side", "server"), ("port", &*port)];
+    let labels = [("state", phase.name()), ("side", side_in(phase).name()), ("port", &*port)];
     let of = |what| metrics.sum(&format!("tcpclose_state_duration_seconds_{what}"), &labels);
     (of("count"), of("sum"))
 }

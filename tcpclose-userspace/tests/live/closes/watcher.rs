@@ -132,9 +132,14 @@ impl Watcher {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// The side that it proves. Without BTF, only a listener does.
-    pub fn side(&self, side: Side) -> Side {
-        if self.backend == StateBackend::Blind && side == Side::Client { Side::Unknown } else { side }
+    /// A side as it is compared. Without BTF it is unknown until a dump, which comes when it will, proves it: all are one then.
+    pub fn side<'a>(&self, side: &'a str) -> &'a str {
+        if self.backend == StateBackend::Blind { "any" } else { side }
+    }
+
+    /// Whether it may tell the side `told` of a socket of this `side`.
+    pub fn may_tell(&self, told: Side, side: Side) -> bool {
+        told == side || self.backend == StateBackend::Blind && told == Side::Unknown
     }
 
     /// The outcome that it can report. Without BTF, only a TIME-WAIT proves one.

@@ -11,6 +11,7 @@
     reason = "each test program uses its part; clippy's leave for tests does not reach helpers of one"
 )]
 
+pub mod apart;
 pub mod left_out;
 pub mod nobody;
 pub mod podman;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use tcpclose_common::event::{HeaderDetail, Numbers, OpenRecord, Record, RecordHeader, StepRecord, flags::*};
 use tcpclose_common::state::TcpState::{self, *};
 
-use crate::names::{Age, Flow, Phase, Role, Side, words_of};
+use crate::names::{Age, Flow, Opening, Phase, Role, Side, words_of};
 use crate::tracker::dump::{DumpedSocket, MARGIN_NS};
 use crate::tracker::event::TrackerEvent;
 use crate::tracker::saved::{SavedSocket, SavedState};
@@ -96,6 +96,8 @@ fn seen(sock: Sock, state: TcpState, at: u64, age: Age) -> DumpedSocket {
         expires_ns: 0,
         age,
         write: None,
+        opening: Opening::Unknown,
+        without_backlog: false,
     }
 }
 
