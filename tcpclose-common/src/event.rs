@@ -17,7 +17,8 @@ pub mod flags {
     /// The flags below, `netns`, the errors and the [`Numbers`](super::Numbers) were read from the socket; otherwise they
     /// are unknown.
     pub const FACTS: u16 = 1 << 2;
-    /// The socket was accepted: `sk_max_ack_backlog` ≠ 0 (inherited from its listener), or it is marked so since its opening.
+    /// The socket was accepted: `sk_max_ack_backlog` ≠ 0 (inherited from its listener), or it is marked so
+    /// since its opening.
     pub const ACCEPTED: u16 = 1 << 3;
     /// `sk_lock.owned` ≠ 0: the step was made in process context.
     pub const OWNED: u16 = 1 << 4;
@@ -35,11 +36,16 @@ pub mod flags {
     pub const HOOK: u16 = 1 << 10;
     /// [`RecordHeader::closer`](super::RecordHeader::closer) is known.
     pub const CLOSER: u16 = 1 << 11;
-    /// Not accepted by `sk_max_ack_backlog`, and a SYN of this side was acknowledged. This and the next: at steps from SYN_RECV,
-    /// ESTABLISHED and CLOSE_WAIT only, before this side's FIN.
+    /// Not accepted by `sk_max_ack_backlog`, and a SYN of this side was acknowledged. This and the next: at
+    /// steps from SYN_RECV, ESTABLISHED and CLOSE_WAIT only, before this side's FIN.
     pub const CONNECTED: u16 = 1 << 12;
     /// … no SYN of this side was: the socket was accepted, or restored in repair mode.
     pub const NOT_CONNECTED: u16 = 1 << 13;
+    /// The socket is in repair mode (`TCP_REPAIR`). This and the next: at a step to CLOSE only.
+    pub const REPAIR: u16 = 1 << 14;
+    /// `tcp_reset()` made this step, and its error is that of the socket: known where the program on
+    /// `tcp_receive_reset` runs.
+    pub const RESET: u16 = 1 << 15;
 }
 
 /// The start of every record.

@@ -7,8 +7,8 @@
 /// the field (dots between members; a bit field is followed by a colon and its width).
 macro_rules! layout {
     ($($(#[$meta:meta])* $offset:ident: $struct:literal, $path:literal;)+) => {
-        /// Byte offsets, each from the start of the struct in its comment; of a bit field eight times that, and the number of bits
-        /// that are less significant in that byte.
+        /// Byte offsets, each from the start of the struct in its comment; of a bit field eight times that, and
+        /// the number of bits that are less significant in that byte.
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct Layout {
@@ -85,6 +85,8 @@ layout! {
     bytes_sent: "tcp_sock", "bytes_sent";
     /// `u64`.
     bytes_retrans: "tcp_sock", "bytes_retrans";
+    /// `u8 : 1`, in bits.
+    repair: "tcp_sock", "repair:1";
     /// `u32`.
     write_seq: "tcp_sock", "write_seq";
     /// `atomic64_t`; a minisocket begins with a sock_common too.
@@ -127,7 +129,7 @@ layout! {
     sb_magic: "super_block", "s_magic";
 }
 
-const _: () = assert!(size_of::<Layout>() == 44 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 45 * size_of::<u32>());
 
 /// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
 /// `events/sock/inet_sock_set_state/format`.

@@ -2,7 +2,8 @@
 //!
 //! * [`set_state`]: `inet_sock_set_state`, by tp_btf or by the classic tracepoint.
 //! * [`time_wait`]: a minisocket's birth, flip and end, by fentry and fexit.
-//! * [`reset`]: `tcp_send_reset`, which settles what data after close was.
+//! * [`reset`]: `tcp_receive_reset` and `tcp_send_reset`, which settle whether an error was a reset, and what data after
+//!   close was.
 //! * [`openings`]: marks for the few openings that a socket does not tell of itself.
 //! * [`task_file`]: the processes that hold sockets, by an iterator over all tasks' files.
 //! * [`sock`]: the only place that reads sockets.
@@ -39,6 +40,12 @@ pub fn set_state_tracepoint(ctx: TracePointContext) -> u32 {
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn send_reset(ctx: BtfTracePointContext) -> i32 {
     reset::sent(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn receive_reset(ctx: BtfTracePointContext) -> i32 {
+    reset::received(&ctx);
     0
 }
 

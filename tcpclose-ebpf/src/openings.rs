@@ -1,5 +1,5 @@
-//! Openings that nothing of a socket would tell later: children of a listener without a backlog, and sockets that are restored in
-//! repair mode. They are marked; nothing is stored of an ordinary opening.
+//! Openings that nothing of a socket would tell later: children of a listener without a backlog, and sockets
+//! that are restored in repair mode. They are marked; nothing is stored of an ordinary opening.
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
@@ -16,11 +16,12 @@ static OPENINGS: LruHashMap<u64, u32> = LruHashMap::with_max_entries(16_384, 0);
 const ACCEPTED: u32 = 1;
 const RESTORED: u32 = 2;
 
-/// Not 0 once a socket was restored: only then does a socket with the counters of a connecting one need a look at its mark.
+/// Not 0 once a socket was restored: only then does a socket with the counters of a connecting one need a look
+/// at its mark.
 static mut ANY_RESTORED: u64 = 0;
 
-/// The kind of opening that a step to ESTABLISHED ends; 0 for none that needs a mark. In a program's first lines: an opening costs two
-/// comparisons and one load.
+/// The kind of opening that a step to ESTABLISHED ends; 0 for none that needs a mark. In a program's first
+/// lines: an opening costs two comparisons and one load.
 ///
 /// # Safety
 /// `sk` is the tracepoint's own socket.
@@ -47,8 +48,8 @@ pub unsafe fn kind<L: Load>(sk: *const u8, old: u32, new: u32) -> u32 {
 /// `tcp` is a live struct tcp_sock.
 #[inline(always)]
 pub unsafe fn mark<L: Load>(tcp: *const u8, kind: u32, key: u64) {
-    // In a simultaneous open, and so when a socket connects to itself, the SYN was acknowledged before (tcp_rcv_state_process()).
-    // SAFETY: the caller's promise.
+    // In a simultaneous open, and so when a socket connects to itself, the SYN was acknowledged before
+    // (tcp_rcv_state_process()). SAFETY: the caller's promise.
     if kind == ACCEPTED && unsafe { sock::acknowledged_unsent::<L>(tcp) } == 1 {
         return;
     }
@@ -60,8 +61,8 @@ pub unsafe fn mark<L: Load>(tcp: *const u8, kind: u32, key: u64) {
     let _ = OPENINGS.insert(key, kind, 0);
 }
 
-/// What is known of the opening of a socket without a backlog that has not sent its FIN, as [`flags`]. `first`: at its first step,
-/// which takes its mark.
+/// What is known of the opening of a socket without a backlog that has not sent its FIN, as [`flags`]. `first`:
+/// at its first step, which takes its mark.
 ///
 /// # Safety
 /// `tcp` is a live struct tcp_sock.

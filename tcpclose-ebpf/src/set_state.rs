@@ -11,9 +11,14 @@ use tcpclose_common::event::{FlowStepRecord, OpenRecord, RecordHeader, StepRecor
 use tcpclose_common::state::{BEFORE_FIN, TcpState, is_close_step, is_first_step, is_in};
 
 use crate::openings;
+use crate::reset;
 use crate::ring;
 use crate::sock::classic::{self, AsTold, Fields, InPlace};
 use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
+
+/// The errors of `tcp_reset()`.
+const EPIPE: u16 = 32;
+const ECONNRESET: u16 = 104;
 
 /// The states that this side's FIN leads to.
 const FIN_SENT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit();
@@ -47,7 +52,7 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
         unsafe { (sock::facts::<Typed>(sk, tcp, new), sock::ports::<Typed>(sk, tcp), cookie(sk)) };
     let numbers = facts.numbers;
     // SAFETY: as above.
-    let facts = unsafe { with_opening::<Typed>(facts, tcp, cookie, old) };
+    let facts = with_reset(unsafe { with_opening::<Typed>(facts, tcp, cookie, old) }, sk as u64, new);
     let head = head::<Typed>(cookie, (local_port, remote_port), old, new, facts, flags::COOKIE);
     let sent = if is_first_step(old) {
         // SAFETY: as above.
@@ -86,7 +91,8 @@ fn by_record<F: Fields>(ctx: &TracePointContext) {
     let facts = if sock::resolved() {
         let at = sk as *const u8;
         // SAFETY: the tracepoint's own socket, and protocol 6: a tcp_sock. The loads are checked by the helper.
-        unsafe { with_opening::<Copied>(sock::facts::<Copied>(at, at, new), at, sk, old) }
+        let facts = unsafe { with_opening::<Copied>(sock::facts::<Copied>(at, at, new), at, sk, old) };
+        with_reset(facts, sk, new)
     } else {
         Facts::NONE
     };
@@ -131,6 +137,14 @@ unsafe fn with_opening<L: Load>(facts: Facts, tcp: *const u8, key: u64, old: u32
     // SAFETY: the caller's promise.
     let opening = unsafe { openings::facts::<L>(tcp, key, is_first_step(old)) };
     Facts { flags: facts.flags | opening, ..facts }
+}
+
+/// Adds whether the error at a step to CLOSE is that of a reset.
+#[inline(always)]
+fn with_reset(facts: Facts, sk: u64, new: u32) -> Facts {
+    let is_error = matches!(facts.errors.err(), ECONNRESET | EPIPE);
+    let is_reset = new == TcpState::Close as u32 && is_error && reset::is_received(sk);
+    Facts { flags: facts.flags | if is_reset { flags::RESET } else { 0 }, ..facts }
 }
 
 /// The socket's cookie, which it gets here if it has none.

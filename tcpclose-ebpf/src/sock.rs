@@ -35,7 +35,8 @@ pub const IPPROTO_TCP: u16 = 6;
 /// `enum sock_flags` (include/net/sock.h, 5.8 to 6.18).
 const SOCK_DEAD: u64 = 1 << 0;
 const SOCK_DONE: u64 = 1 << 1;
-/// `SK_FORCE_REUSE` (include/net/sock.h, 5.8 to 6.18), which only `TCP_REPAIR` sets (net/ipv4/tcp.c, do_tcp_setsockopt()).
+/// `SK_FORCE_REUSE` (include/net/sock.h, 5.8 to 6.18), which only `TCP_REPAIR` sets (net/ipv4/tcp.c,
+/// do_tcp_setsockopt()).
 const FORCE_REUSE: u8 = 2;
 /// include/net/sock.h.
 const RCV_SHUTDOWN: u8 = 1;
@@ -225,14 +226,23 @@ pub unsafe fn has_backlog<L: Load>(sk: *const u8) -> bool {
 /// `common` begins with a sock_common.
 #[inline(always)]
 pub unsafe fn is_forced_to_reuse<L: Load>(common: *const u8) -> bool {
-    let at = offset(&LAYOUT.skc_reuse);
     // SAFETY: the caller's promise.
-    let byte: u8 = unsafe { L::load(common, at / 8) };
-    byte >> (at % 8) & 0xf == FORCE_REUSE
+    unsafe { bits::<L>(common, offset(&LAYOUT.skc_reuse)) & 0xf == FORCE_REUSE }
 }
 
-/// The bytes that were acknowledged and never sent, at a moment when this side's FIN is not sent: a SYN of this side is one. What
-/// that proves of the opening, and why, is in the agent's `names/opening.rs`.
+/// The bit field at `at` (in bits), and more significant bits behind it.
+///
+/// # Safety
+/// `base` points to a kernel struct that has a bit field there.
+#[inline(always)]
+unsafe fn bits<L: Load>(base: *const u8, at: usize) -> u8 {
+    // SAFETY: the caller's promise.
+    let byte: u8 = unsafe { L::load(base, at / 8) };
+    byte >> (at % 8)
+}
+
+/// The bytes that were acknowledged and never sent, at a moment when this side's FIN is not sent: a SYN of this
+/// side is one. What that proves of the opening, and why, is in the agent's `names/opening.rs`.
 ///
 /// # Safety
 /// `tcp` is a live struct tcp_sock.
@@ -267,6 +277,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
         let shutdown: u8 = if closing { L::load(sk, offset(&LAYOUT.sk_shutdown)) } else { 0 };
         let owned: i32 = L::load(sk, offset(&LAYOUT.sk_lock_owned));
         let linger2: i32 = if closing { L::load(tcp, offset(&LAYOUT.linger2)) } else { 0 };
+        let in_repair = closing && bits::<L>(tcp, offset(&LAYOUT.repair)) & 1 != 0;
         let snd_una: u32 = L::load(tcp, offset(&LAYOUT.snd_una));
         let write_seq: u32 = L::load(tcp, offset(&LAYOUT.write_seq));
         let rcv_nxt: u32 = L::load(tcp, offset(&LAYOUT.rcv_nxt));
@@ -281,6 +292,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
                 | when(sk_flags & SOCK_DEAD != 0, flags::DEAD)
                 | when(shutdown & RCV_SHUTDOWN != 0, flags::RCV_SHUTDOWN)
                 | when(linger2 < 0, flags::LINGER2_NEGATIVE)
+                | when(in_repair, flags::REPAIR)
                 | when(snd_una == write_seq, flags::FIN_ACKED),
             netns: netns::<L>(sk),
             errors: HeaderDetail::of_errors(err as u16, err_soft as u16),

@@ -53,7 +53,13 @@ pub fn read(bytes: &[u8]) {
     let host =
         HostParameters { netns: HERE, everywhere: backend & 8 != 0, netns_known, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, by_cookie);
-    tracker.set_hooks(HookCoverage { births: hooks, ends: hooks, resets: hooks, since_ns: 0 });
+    tracker.set_hooks(HookCoverage {
+        births: hooks,
+        ends: hooks,
+        resets: hooks,
+        received_resets: hooks,
+        since_ns: 0,
+    });
     let ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
     let mut books = Books { ledger, closes: 0, durations: 0 };
     let (mut records, mut latest) = (0, 0);

@@ -9,6 +9,8 @@ pub struct HookCoverage {
     pub ends: bool,
     /// That a RST was sent for a socket that has just closed.
     pub resets: bool,
+    /// That a socket is being reset: [`RESET`](tcpclose_common::event::flags::RESET) is known.
+    pub received_resets: bool,
     /// CLOCK_MONOTONIC, nanoseconds: hook records from before this are ignored. The hooks are attached one by one, the
     /// state hook last: until then they report births of sockets whose closes are not reported, and the first dump, which
     /// finds their minisockets, begins later.

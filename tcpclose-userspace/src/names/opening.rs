@@ -4,11 +4,11 @@ use crate::names::side::Side;
 
 /// How the connection of a socket was opened.
 ///
-/// The SYN of an active open is acknowledged like a byte of data and is none: `bytes_acked` counts it (`tcp_ack()`, called by
-/// `tcp_rcv_synsent_state_process()`), `bytes_sent` does not (`__tcp_transmit_skb()`). A child begins behind its SYN-ACK
-/// (`tcp_create_openreq_child()`), and a socket that connects in repair mode sends no SYN (`tcp_connect()`); net/ipv4 in
-/// Linux 5.8 to 6.18. So the bytes that were acknowledged and never sent, without this side's FIN, are 1 where this side
-/// has connected, and 0 where it has not.
+/// The SYN of an active open is acknowledged like a byte of data and is none: `bytes_acked` counts it
+/// (`tcp_ack()`, called by `tcp_rcv_synsent_state_process()`), `bytes_sent` does not (`__tcp_transmit_skb()`).
+/// A child begins behind its SYN-ACK (`tcp_create_openreq_child()`), and a socket that connects in repair mode
+/// sends no SYN (`tcp_connect()`); net/ipv4 in Linux 5.8 to 6.18. So the bytes that were acknowledged and never
+/// sent, without this side's FIN, are 1 where this side has connected, and 0 where it has not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Opening {
     /// Accepted: the socket has the backlog of its listener, or its opening was seen.
@@ -34,11 +34,13 @@ pub struct Listening {
 }
 
 impl Opening {
-    /// From the counters of a `tcp_sock`: `unsent` are bytes that were acknowledged and never sent, without this side's FIN.
+    /// From the counters of a `tcp_sock`: `unsent` are bytes that were acknowledged and never sent, without
+    /// this side's FIN.
     pub const fn of_counters(unsent: i64) -> Self {
         match unsent {
             1 => Self::Connected,
-            // More than the SYN: data that was restored in repair mode and never sent from here (tcp_write_xmit(), label repair).
+            // More than the SYN: data that was restored in repair mode and never sent from here
+            // (tcp_write_xmit(), label repair).
             0 | 2.. => Self::NotConnected,
             // The host itself has dropped segments (net_xmit_eval() of __tcp_transmit_skb()).
             _ => Self::Unknown,

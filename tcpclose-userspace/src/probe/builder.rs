@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::linux::host;
 use crate::names::HookCoverage;
 use crate::probe::backend::fentry::Minisockets;
+use crate::probe::backend::tp_btf::ResetHook;
 use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook, fentry, task_file, tp_btf, tracepoint};
 use crate::probe::declined::{DeclinedHooks, Hook};
 use crate::probe::errors::{cannot_load, one_line};
@@ -53,10 +54,10 @@ impl Builder {
 
         let loaded_btf = self.load_state(&mut ebpf, btf.as_ref(), &mut declined);
         let mut programs = Vec::new();
-        let resets = match &btf {
-            Some(btf) => attach_resets(&mut ebpf, btf, &mut programs, &mut declined),
+        let [resets, received_resets] = [ResetHook::Sent, ResetHook::Received].map(|hook| match &btf {
+            Some(btf) => attach_resets(&mut ebpf, btf, hook, &mut programs, &mut declined),
             None => false,
-        };
+        });
         let minisockets =
             self.attach_minisockets(&mut ebpf, btf.as_ref(), loaded_btf, &mut programs, &mut declined)?;
         let since_ns = host::monotonic_ns();
@@ -75,7 +76,7 @@ impl Builder {
             time_wait,
             owners,
             declined,
-            coverage: HookCoverage { births, ends: lives, resets, since_ns },
+            coverage: HookCoverage { births, ends: lives, resets, received_resets, since_ns },
             ring,
             programs,
             ebpf,
@@ -207,21 +208,21 @@ struct RecordGlobal(RecordLayout);
 // SAFETY: as for LayoutGlobal.
 unsafe impl Pod for RecordGlobal {}
 
-/// Attaches the hook on resets. Returns whether it is in use.
+/// Attaches a hook on resets. Returns whether it is in use.
 fn attach_resets(
     ebpf: &mut Ebpf,
     btf: &Btf,
+    hook: ResetHook,
     programs: &mut Vec<OwnedFd>,
     declined: &mut DeclinedHooks,
 ) -> bool {
-    match tp_btf::attach_resets(ebpf, btf) {
+    match tp_btf::attach_resets(ebpf, btf, hook) {
         Ok(program) => {
             programs.push(program);
             true
         }
         Err(why) => {
-            let cost = "a RST that was sent cannot be distinguished from one received";
-            declined.push(Hook::Reset, format!("tcp_send_reset: {why:#}: {cost}"));
+            declined.push(Hook::Reset, format!("{}: {why:#}: {}", hook.tracepoint(), hook.cost()));
             false
         }
     }

@@ -67,7 +67,8 @@ fn offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
         if first + width > 8 {
             bail!("{path} of struct {name} is in two bytes in this kernel's BTF");
         }
-        // Bits are counted from the most significant one on a big-endian machine (include/uapi/linux/btf.h, BTF_MEMBER_BIT_OFFSET).
+        // Bits are counted from the most significant one on a big-endian machine (include/uapi/linux/btf.h,
+        // BTF_MEMBER_BIT_OFFSET).
         let less = if cfg!(target_endian = "big") { 8 - first - width } else { first };
         return Ok(8 * byte + less);
     }

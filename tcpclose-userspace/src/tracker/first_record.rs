@@ -29,18 +29,21 @@ impl Tracker {
         self.set_inum(head.netns, open.inum);
         let Some(phase) = Phase::of(new) else {
             // Straight to CLOSE: no FIN was sent or taken, and no phase was entered.
-            let outcome = match classify_close::read(old, head) {
-                CloseKind::Over(outcome) => outcome,
+            let outcome = match classify_close::read(old, head, self.hooks.received_resets) {
+                CloseKind::Over(outcome) => Some(outcome),
+                CloseKind::Repair => None,
                 CloseKind::TimeWait | CloseKind::FinWait2 | CloseKind::Reset | CloseKind::Unclear => {
-                    Outcome::Unknown
+                    Some(Outcome::Unknown)
                 }
             };
             let pair = PortKey { side, port };
             let socket =
                 TrackedSocket { flow, side, port, ..TrackedSocket::of_record(head, Phase::FinWait1) };
             let socket = TrackedSocket { role: Role::None, ..socket };
-            self.report(&socket, PhaseChange { outcome: Some(outcome), ..first }, out);
-            out.event(head.time_ns, TrackerEvent::Closed { pair, role: Role::None, outcome });
+            self.report(&socket, PhaseChange { outcome, ..first }, out);
+            if let Some(outcome) = outcome {
+                out.event(head.time_ns, TrackerEvent::Closed { pair, role: Role::None, outcome });
+            }
             return;
         };
         let role = match phase {

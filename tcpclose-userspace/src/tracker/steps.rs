@@ -120,9 +120,15 @@ impl Tracker {
         }
         // Refused: no minisocket was made. The table is full (TIME-WAIT is skipped), or there was no memory.
         let refused = minisocket == MinisocketState::Refused;
-        let close = classify_close::read(left.state(), head);
+        let close = classify_close::read(left.state(), head, self.hooks.received_resets);
         let outcome = match close {
             CloseKind::Over(outcome) => outcome,
+            CloseKind::Repair => {
+                self.leave(at, left, now, out);
+                self.report(&self.sockets[at], change, out);
+                self.remove(at);
+                return;
+            }
             CloseKind::Reset if self.hooks.resets => {
                 return self.await_reset(at, left, head.key, change, out);
             }

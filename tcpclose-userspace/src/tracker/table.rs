@@ -183,8 +183,8 @@ impl Tracker {
         self.host.everywhere || netns == self.host.netns || netns == 0
     }
 
-    /// The listeners for connections to this end: on its address, or on every one of its family's. `local`: `None` where the
-    /// address is unknown; then those without a backlog are the ones on any address.
+    /// The listeners for connections to this end: on its address, or on every one of its family's. `local`:
+    /// `None` where the address is unknown; then those without a backlog are the ones on any address.
     pub(super) fn listening(&self, netns: u32, local: Option<Ipv6Addr>, port: u16) -> Listening {
         const ANY_V4: Ipv6Addr = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
         let Some(local) = local else {

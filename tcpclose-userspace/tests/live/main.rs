@@ -33,6 +33,7 @@ mod hangups;
 mod kill;
 mod kubernetes;
 mod leak;
+mod left_errors;
 mod load;
 mod losses;
 mod many_namespaces;

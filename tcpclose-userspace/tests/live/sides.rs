@@ -1,5 +1,5 @@
-//! Which end of its connection a socket is, where the listener on its port is no proof: a program that connects from the port that
-//! it listens on, children of `listen(fd, 0)`, and sockets that are restored in repair mode.
+//! Which end of its connection a socket is, where the listener on its port is no proof: a program that connects
+//! from the port that it listens on, children of `listen(fd, 0)`, and sockets that are restored in repair mode.
 //!
 //! All is played in a network namespace of a thread's own, so that ports are its own. The agent is in the host's.
 
@@ -24,7 +24,8 @@ fn restored_pair(port: u16, from: u16) -> (TcpStream, TcpStream) {
     (server.into(), client.into())
 }
 
-/// A connection to `listener` from `from` (any port for 0) whose client has sent its FIN: the accepted end, then the client's.
+/// A connection to `listener` from `from` (any port for 0) whose client has sent its FIN: the accepted end,
+/// then the client's.
 fn half_closed(listener: &TcpListener, from: u16) -> (TcpStream, TcpStream) {
     let client = socket();
     client.set_reuse_port(true).unwrap();

@@ -248,9 +248,9 @@ fn repeating_ms(info: &[u8]) -> Option<u32> {
     (last_ack_ms >= last_sent_ms.saturating_add(repeating)).then_some(repeating)
 }
 
-/// What the counters prove; `None` from a kernel without `tcpi_bytes_retrans` (below 4.19), for a listener, and while segments are
-/// on their way: how many bytes these have is not told. All fields are of one moment, since `tcp_get_info()` has the socket
-/// locked.
+/// What the counters prove; `None` from a kernel without `tcpi_bytes_retrans` (below 4.19), for a listener, and
+/// while segments are on their way: how many bytes these have is not told. All fields are of one moment, since
+/// `tcp_get_info()` has the socket locked.
 fn opening(info: &[u8]) -> Option<Opening> {
     let long = |at| take(info, at).map(u64::from_ne_bytes);
     let state = TcpState::from_raw(*info.first()?)?;

@@ -1,4 +1,4 @@
-//! BTF tracepoints (tp_btf): the state hook with cookies and direct reads, and the hook on resets that are sent.
+//! BTF tracepoints (tp_btf): the state hook with cookies and direct reads, and the hooks on resets.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -28,14 +28,45 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-/// Loads and attaches the hook on `tcp_send_reset`, which distinguishes a reset that was sent (data after close) from one
-/// that was received. It needs no fentry.
+/// A hook on resets. It needs no fentry.
+#[derive(Clone, Copy, Debug)]
+pub enum ResetHook {
+    /// `tcp_send_reset`, which distinguishes a reset that was sent (data after close) from one that was received.
+    Sent,
+    /// `tcp_receive_reset`, which distinguishes a reset from an error that something else has left in the socket.
+    Received,
+}
+
+impl ResetHook {
+    /// The program, and its tracepoint.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Sent => ("send_reset", "tcp_send_reset"),
+            Self::Received => ("receive_reset", "tcp_receive_reset"),
+        }
+    }
+
+    pub const fn tracepoint(self) -> &'static str {
+        self.names().1
+    }
+
+    /// The cost of doing without it.
+    pub const fn cost(self) -> &'static str {
+        match self {
+            Self::Sent => "a RST that was sent cannot be distinguished from one received",
+            Self::Received => "an error that was left in a socket can be taken for a reset",
+        }
+    }
+}
+
+/// Loads and attaches a hook on resets.
 ///
 /// # Errors
 /// When the kernel has no such tracepoint, or refuses the program.
-pub fn attach_resets(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd> {
-    let program = program(ebpf, "send_reset")?;
-    program.load("tcp_send_reset", btf).map_err(refusal)?;
+pub fn attach_resets(ebpf: &mut Ebpf, btf: &Btf, hook: ResetHook) -> Result<OwnedFd> {
+    let (name, tracepoint) = hook.names();
+    let program = program(ebpf, name)?;
+    program.load(tracepoint, btf).map_err(refusal)?;
     program.attach()?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }

@@ -19,9 +19,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Its outcome. A connection in TIME-WAIT has exchanged both FINs.
+    /// Its outcome. A connection in TIME-WAIT has exchanged both FINs; of one that was closed in repair mode
+    /// nothing is known.
     pub fn outcome(&self) -> Outcome {
-        self.steps.iter().rev().find_map(|step| step.outcome).unwrap_or(Outcome::Graceful)
+        let is_closed = self.steps.iter().any(|step| step.to == TcpState::Close);
+        let otherwise = if is_closed { Outcome::Unknown } else { Outcome::Graceful };
+        self.steps.iter().rev().find_map(|step| step.outcome).unwrap_or(otherwise)
     }
 
     /// Whether its transitions show that it has been in `state`.

@@ -275,7 +275,8 @@ const fn closed(pair: PortKey, role: Role, outcome: Outcome) -> TrackerEvent {
     TrackerEvent::Closed { pair, role, outcome }
 }
 
-const EVERYTHING: HookCoverage = HookCoverage { births: true, ends: true, resets: true, since_ns: 0 };
+const EVERYTHING: HookCoverage =
+    HookCoverage { births: true, ends: true, resets: true, received_resets: false, since_ns: 0 };
 
 fn hooked(by_cookie: bool) -> Bench {
     let mut bench = Bench::new(by_cookie, true);

@@ -126,6 +126,35 @@ fn a_simultaneous_close_ends_in_time_wait_once() {
     }
 }
 
+/// Nothing was sent: the connection goes on elsewhere, and counts where it ends.
+#[test]
+fn a_close_in_repair_mode_is_a_step_and_no_close() {
+    let mut bench = Bench::btf();
+    bench.step(7, &server(), T0, (Established, Close), ACCEPTED | REPAIR | OWNED);
+    assert_eq!(bench.events(), [transition(Established, Close)]);
+    bench.step(8, &server(), T0, (Established, CloseWait), ACCEPTED);
+    bench.step(8, &server(), T0 + S, (CloseWait, Close), ACCEPTED | REPAIR | OWNED);
+    let stay = TrackerEvent::StateDuration { phase: Phase::CloseWait, pair: SERVER, ns: S };
+    assert_eq!(bench.events()[1..], [stay, transition(CloseWait, Close)]);
+    assert!(bench.tracker.is_empty());
+    assert!(bench.watched().iter().all(|step| step.outcome.is_none()));
+}
+
+/// ECONNRESET was in the socket before, and no reset came: the orphan goes on as a minisocket, and counts once.
+#[test]
+fn a_socket_with_an_error_left_in_it_counts_once() {
+    let mut bench = Bench::btf();
+    bench.tracker.set_hooks(HookCoverage { received_resets: true, resets: true, ..HookCoverage::default() });
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED | CONNECTED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD | FIN_ACKED);
+    let head = bench.head(7, &client(), T0 + MS, (FinWait2, Close), DEAD | RCV_SHUTDOWN | FIN_ACKED);
+    bench.take(RecordHeader { detail: HeaderDetail::of_errors(104, 0), ..head }, &client());
+    bench.dump(T0 + 2 * S, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 2 * S, 59 * S)]);
+    let closes: Vec<TrackerEvent> =
+        bench.events().into_iter().filter(|event| matches!(event, TrackerEvent::Closed { .. })).collect();
+    assert_eq!(closes, [closed(CLIENT, Role::Active, Outcome::Graceful)]);
+}
+
 #[test]
 fn a_reset_or_timeout_ends_a_life_and_leaves_nothing() {
     for (err, outcome) in [

@@ -132,7 +132,8 @@ impl Watcher {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// A side as it is compared. Without BTF it is unknown until a dump, which comes when it will, proves it: all are one then.
+    /// A side as it is compared. Without BTF it is unknown until a dump, which comes when it will, proves it:
+    /// all are one then.
     pub fn side<'a>(&self, side: &'a str) -> &'a str {
         if self.backend == StateBackend::Blind { "any" } else { side }
     }

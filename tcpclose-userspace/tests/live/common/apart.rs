@@ -76,8 +76,8 @@ pub fn get(socket: &Socket, option: libc::c_int) -> libc::c_int {
     value
 }
 
-/// A connection from `local` to `peer` as a restore makes it: nothing is sent. The next byte that this end sends and takes has these
-/// numbers; `unsent` bytes are restored to the send queue.
+/// A connection from `local` to `peer` as a restore makes it: nothing is sent. The next byte that this end
+/// sends and takes has these numbers; `unsent` bytes are restored to the send queue.
 pub fn restored((local, peer): (u16, u16), (sends, takes): (i32, i32), unsent: &[u8]) -> Socket {
     let socket = socket();
     set(&socket, TCP_REPAIR, 1);
