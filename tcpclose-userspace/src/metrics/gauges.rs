@@ -185,6 +185,7 @@ mod tests {
             event_ns: 0,
             seen_ns: u64::MAX / 2,
             missed: false,
+            between_dumps: false,
             closed_ns: 0,
             closer_pid: None,
         }

@@ -12,6 +12,9 @@ pub(super) const MARGIN_NS: u64 = 100_000_000;
 /// 10 ms. A measured length of TIME-WAIT counts as a new one when it differs by more.
 pub(super) const TIMER_TOLERANCE_NS: u64 = 50_000_000;
 
+/// How much too early a timer may appear to have been set: two of the longest ticks, as in `linux/host.rs`.
+pub(super) const TIMER_TICKS_NS: u64 = 20_000_000;
+
 /// A measurement this close to a whole number of seconds means that number.
 const WHOLE_TOLERANCE_NS: u64 = 250_000_000;
 

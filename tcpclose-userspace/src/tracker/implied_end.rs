@@ -111,7 +111,11 @@ impl Tracker {
         let end = last.unwrap_or(now);
         if !presumed {
             let phase = socket.phase;
-            let event = match last.map(|last| socket.since.until(last)) {
+            let known = |last| {
+                let by_dumps = socket.between_dumps.then(|| socket.since.age(last).min_ns);
+                socket.since.until(last).or(by_dumps)
+            };
+            let event = match last.map(known) {
                 Some(Some(ns)) => TrackerEvent::StateDuration { phase, pair: socket.pair(), ns },
                 Some(None) => TrackerEvent::Unmeasured { phase, why: self.unmeasured_reason(socket) },
                 None => TrackerEvent::Unmeasured { phase, why: UnmeasuredReason::BetweenDumps },

@@ -1,7 +1,7 @@
 //! State across restarts of the agent: which sockets are saved, and how the next agent takes them up.
 //!
 //! Only what the kernel does not keep is saved: entries, sides and roles of full sockets and of FIN-WAIT-2 minisockets.
-//! A TIME-WAIT's entry is on its timer, and there may be hundreds of thousands of them.
+//! That a TIME-WAIT was not entered after its timer was set is on its timer, and there may be hundreds of thousands of them.
 //!
 //! A saved socket is a claim, and the first dump checks it: a socket that the dump does not see is gone, and one that has
 //! stepped on while no agent ran entered its state after the last save.
@@ -86,8 +86,8 @@ fn entry(saved: &SavedSocket, socket: &TrackedSocket, until_ns: u64) -> Option<E
         return (both.earliest_ns <= both.latest_ns).then_some(both);
     }
     // At the last save the flow was in another state, whosever it was. (A minisocket may have been in this one: without
-    // hooks only the next dump shows its switch to TIME-WAIT.)
-    let floor = if saved.kind == SocketKind::Socket { until_ns } else { 0 };
+    // hooks only the next dump shows its switch to TIME-WAIT. But it had been in the other before.)
+    let floor = if saved.kind == SocketKind::Socket { until_ns } else { saved.since.earliest_ns };
     Some(EnteredAt { earliest_ns: proven.earliest_ns.max(floor).min(proven.latest_ns), ..proven })
 }
 

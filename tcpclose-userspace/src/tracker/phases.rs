@@ -45,6 +45,7 @@ impl Tracker {
         socket.phase = phase;
         socket.since = since;
         socket.set_expires_ns(0);
+        socket.between_dumps = false;
     }
 
     /// In TIME-WAIT a close is over for both programs.

@@ -12,7 +12,8 @@ use tcpclose_common::state::TcpState;
 
 use crate::names::{Correction, Outcome, Phase, Role, Side, UnmeasuredReason};
 use crate::tracker::dump::{
-    DumpChunk, DumpProgress, DumpScope, DumpedSocket, MARGIN_NS, TIMER_TOLERANCE_NS, meant_length,
+    DumpChunk, DumpProgress, DumpScope, DumpedSocket, MARGIN_NS, TIMER_TICKS_NS, TIMER_TOLERANCE_NS,
+    meant_length,
 };
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::{AddressOrExpiry, EnteredAt, MinisocketState, SocketKind, TrackedSocket};
@@ -157,9 +158,14 @@ impl Tracker {
                     TrackerEvent::Unmeasured { phase: socket.phase, why: UnmeasuredReason::Lost },
                 );
                 let (counted, role, pair) = (socket.counted, socket.role, (socket.side, socket.port));
+                // It was in another phase then.
+                let floor = socket.event_ns.max(socket.seen_ns);
+                let floor = if socket.phase == phase { 0 } else { floor };
                 self.remove(at);
                 let at = self.place(seen, phase, asked);
                 let socket = &mut self.sockets[at];
+                let since = &mut socket.since;
+                since.earliest_ns = since.earliest_ns.max(floor).min(since.latest_ns);
                 (socket.side, socket.port) = pair;
                 (socket.counted, socket.role) = (counted, role);
                 if socket.phase == Phase::TimeWait {
@@ -180,19 +186,25 @@ impl Tracker {
         if flipped {
             // Not before the last sighting in FIN-WAIT-2, nor before the hand-over, nor after this sighting.
             let floor = socket.event_ns.max(socket.seen_ns).max(socket.since.earliest_ns);
-            let since = match self.time_wait_entry(seen) {
-                Some(entry) => EnteredAt::exact(entry.clamp(floor, floor.max(seen.seen_ns))),
-                None => EnteredAt { earliest_ns: floor, latest_ns: seen.seen_ns },
-            };
-            if since.earliest_ns == since.latest_ns {
-                self.leave(at, Phase::FinWait2, since.latest_ns, out);
-            } else {
-                out.event(
-                    since.latest_ns,
-                    TrackerEvent::Unmeasured { phase: Phase::FinWait2, why: UnmeasuredReason::BetweenDumps },
-                );
+            let since = self.time_wait_since(seen, floor);
+            // The end of FIN-WAIT-2 is read off the timer. If that was set anew since, it is late by no more than the time since the
+            // dump before this one.
+            match self.time_wait_entry(seen) {
+                Some(entry) => {
+                    self.leave(at, Phase::FinWait2, entry.clamp(floor, floor.max(seen.seen_ns)), out);
+                }
+                None => {
+                    out.event(
+                        since.latest_ns,
+                        TrackerEvent::Unmeasured {
+                            phase: Phase::FinWait2,
+                            why: UnmeasuredReason::BetweenDumps,
+                        },
+                    );
+                }
             }
             self.enter_time_wait(at, Phase::FinWait2, since, Evidence::BY_DUMP, out);
+            self.sockets[at].between_dumps = self.time_wait_ns.is_some();
         } else if socket.phase == Phase::TimeWait && !socket.counted {
             // Presumed since CLOSING→CLOSE, and here it is.
             self.enter_time_wait(at, Phase::Closing, socket.since, Evidence::BY_DUMP, out);
@@ -205,7 +217,15 @@ impl Tracker {
         }
     }
 
-    /// When a minisocket now in TIME-WAIT entered it, by its timer: re-armed at entry to run TIME-WAIT's length
+    /// When a minisocket now in TIME-WAIT entered it, given that it did not before `floor`. Its timer proves only that it was no
+    /// later than the timer was set: a segment that the peer sends again sets it anew, which shows if a dump saw it before.
+    fn time_wait_since(&self, seen: &DumpedSocket, floor: u64) -> EnteredAt {
+        let latest = self.time_wait_entry(seen).map_or(u64::MAX, |set| set.saturating_add(TIMER_TICKS_NS));
+        let latest_ns = latest.min(seen.seen_ns).max(floor);
+        EnteredAt { earliest_ns: floor.min(latest_ns), latest_ns }
+    }
+
+    /// When the timer of a minisocket in TIME-WAIT was set to run TIME-WAIT's length, at its entry or later
     /// (inet_twsk_schedule in tcp_time_wait, inet_twsk_reschedule in tcp_timewait_state_process; 5.8 to 6.18).
     fn time_wait_entry(&self, seen: &DumpedSocket) -> Option<u64> {
         let length = self.time_wait_ns?;
@@ -273,10 +293,7 @@ impl Tracker {
     fn place(&mut self, seen: &DumpedSocket, phase: Phase, asked: &DumpScope) -> usize {
         let side = self.dumped_side(seen);
         let since = match (seen.kind, phase) {
-            (SocketKind::Minisocket, Phase::TimeWait) => match self.time_wait_entry(seen) {
-                Some(entry) => EnteredAt::exact(entry),
-                None => EnteredAt { earliest_ns: 0, latest_ns: seen.seen_ns },
-            },
+            (SocketKind::Minisocket, Phase::TimeWait) => self.time_wait_since(seen, 0),
             // TCP_LINGER2 can shorten its timer, so that the timer proves nothing.
             (SocketKind::Minisocket, _) => EnteredAt { earliest_ns: 0, latest_ns: seen.seen_ns },
             (SocketKind::Socket, _) => EnteredAt::of_age(seen.age, seen.seen_ns),
@@ -301,6 +318,7 @@ impl Tracker {
             since,
             event_ns: 0,
             missed: false,
+            between_dumps: false,
             seen_ns: if asked.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
             closed_ns: 0,
             closer_pid: None,

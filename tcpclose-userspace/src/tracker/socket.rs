@@ -128,6 +128,9 @@ pub struct TrackedSocket {
     pub seen_ns: u64,
     /// The last dump that should have seen it did not, and no record of it came since.
     pub missed: bool,
+    /// [`Self::since`] lies between two dumps that followed each other, or a record and the next dump: no wider than the error of an
+    /// end that a dump tells.
+    pub between_dumps: bool,
     /// When [`Self::closer_pid`] closed it.
     pub(crate) closed_ns: u64,
     pub(crate) closer_pid: Option<NonZeroU32>,
@@ -154,6 +157,7 @@ impl TrackedSocket {
             event_ns: head.time_ns,
             seen_ns: 0,
             missed: false,
+            between_dumps: false,
             closed_ns: closer.map_or(0, |closer| closer.at_ns),
             closer_pid: closer.map(|closer| closer.pid),
         }

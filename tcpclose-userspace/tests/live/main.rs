@@ -48,6 +48,7 @@ mod peers;
 mod ports;
 mod privileges;
 mod prometheus;
+mod rearmed;
 mod restart;
 mod reuse;
 mod sides;

@@ -34,21 +34,68 @@ fn what_was_there_first_has_an_interval_and_makes_a_sample_only_when_it_is_narro
 }
 
 #[test]
-fn a_time_wait_that_was_there_first_has_its_true_age_and_never_counts_as_a_close() {
+fn a_time_wait_that_was_there_first_is_as_old_as_its_timer_or_older_and_never_counts_as_a_close() {
     let mut bench = Bench::btf();
     bench.dump(T0, true, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0, 20 * S)]);
-    assert_eq!(bench.tracker.sockets().next().unwrap().since.age(T0), Age::exact(40 * S));
+    let age = bench.tracker.sockets().next().unwrap().since.age(T0);
+    assert_eq!(age, Age { min_ns: 40 * S - TICKS, max_ns: None }, "its timer may have been set anew");
     bench.dump(T0 + 19 * S, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, T0 + 19 * S, S)]);
     bench.dump(T0 + 21 * S, false, &[]);
-    let pair = PortKey { side: Side::Unknown, port: 80 };
     assert_eq!(
         bench.events(),
         [
-            TrackerEvent::StateDuration { phase: Phase::TimeWait, pair, ns: 60 * S },
+            TrackerEvent::Unmeasured { phase: Phase::TimeWait, why: UnmeasuredReason::BeforeAgent },
             transition(TimeWait, Close),
             TrackerEvent::TimeWaitEnded { how: TimeWaitEnd::Expired },
         ]
     );
+}
+
+/// A client closes at `T0`; by the records its minisocket is in FIN-WAIT-2.
+fn closed_first(bench: &mut Bench) {
+    bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+    bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD);
+    bench.step(7, &client(), T0 + MS, (FinWait2, Close), DEAD);
+    bench.events();
+}
+
+#[test]
+fn a_timer_that_was_set_anew_before_the_first_dump_does_not_hide_the_entry() {
+    for mut bench in Bench::backends() {
+        closed_first(&mut bench);
+        // The peer's FIN comes at 300 ms, and again at 510 ms; the dump is at 1 s.
+        let at = T0 + S;
+        let left = 60 * S - 490 * MS;
+        bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, at, left)]);
+        let age = bench.tracker.sockets().next().unwrap().since.age(at);
+        assert_eq!(age, Age { min_ns: 490 * MS - TICKS, max_ns: Some(S - MS) });
+        // Set anew once more: that shows, and changes nothing.
+        let at = T0 + 20 * S;
+        bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 50 * S)]);
+        let since = bench.tracker.sockets().next().unwrap().since;
+        assert_eq!(since, EnteredAt { earliest_ns: T0 + MS, latest_ns: T0 + 510 * MS + TICKS });
+    }
+}
+
+#[test]
+fn an_ordinary_time_wait_has_a_narrow_age_and_makes_its_samples() {
+    for mut bench in Bench::backends() {
+        closed_first(&mut bench);
+        // Seen in FIN-WAIT-2 at 10 s; the FIN comes at 10.4 s, and the dump at 11 s sees TIME-WAIT.
+        let at = T0 + 10 * S;
+        bench.dump(at, false, &[seen(FinWait2, SocketKind::Minisocket, client(), 7, at, 50 * S)]);
+        let at = T0 + 11 * S;
+        bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 60 * S - 600 * MS)]);
+        let age = bench.tracker.sockets().next().unwrap().since.age(at);
+        assert_eq!(age, Age { min_ns: 600 * MS - TICKS, max_ns: Some(S) });
+        let pair = if bench.has_facts() { CLIENT } else { PortKey { side: Side::Unknown, port: 80 } };
+        let of = |phase, ns| TrackerEvent::StateDuration { phase, pair, ns };
+        assert_eq!(bench.events()[0], of(Phase::FinWait2, 10_399 * MS));
+        let at = T0 + 70 * S;
+        bench.dump(at, false, &[seen(TimeWait, SocketKind::Minisocket, client(), 7, at, 400 * MS)]);
+        bench.dump(T0 + 72 * S, false, &[]);
+        assert_eq!(bench.events()[0], of(Phase::TimeWait, 60 * S - TICKS));
+    }
 }
 
 #[test]

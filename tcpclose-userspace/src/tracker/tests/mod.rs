@@ -24,7 +24,7 @@ use crate::names::{
 };
 use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::event::{EventSink, TrackerEvent};
-use crate::tracker::socket::{Closer, SocketKind};
+use crate::tracker::socket::{Closer, EnteredAt, SocketKind};
 use crate::tracker::transition::Transition;
 use crate::tracker::vanished::{DumpCoverage, Suspect};
 use crate::tracker::{HostParameters, Tracker};
@@ -35,6 +35,8 @@ const S: u64 = 1_000 * MS;
 const T0: u64 = 1_000 * S;
 const HERE: u32 = 4_026_531_840;
 const TIME_WAIT: u64 = 60 * S;
+/// A tick or two may be missing of what a timer tells.
+const TICKS: u64 = 20 * MS;
 
 const SERVER: PortKey = PortKey { side: Side::Server, port: 80 };
 const CLIENT: PortKey = PortKey { side: Side::Client, port: 80 };

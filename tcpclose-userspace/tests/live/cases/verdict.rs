@@ -164,7 +164,7 @@ fn truth(stayed: &Stayed) -> (f64, f64) {
 }
 
 /// By how much a duration that is read off the timer of `waiting`, the TIME-WAIT after it, may be too long: a retransmitted FIN sets
-/// that timer anew, and shows if no dump came between.
+/// that timer anew, and shows if no dump came between. (The age of the TIME-WAIT is an interval that holds the entry all the same.)
 fn hidden_by_rearming(waiting: &Stayed, dumps: Dumps) -> f64 {
     let Some(rearmed) = waiting.rearmed else { return 0.0 };
     let seconds = |ns: u64| ns as f64 / 1e9;

@@ -145,11 +145,15 @@ impl Run {
                 Some(s) if !watcher.may_tell(s.side, end.side) || s.port != self.port => {
                     wrong.push(format!("{}: {} of port {}", self.name, s.side.name(), s.port));
                 }
-                Some(s) if !s.age.exact => {
+                Some(s) if s.age.max_seconds.is_none_or(|max| max < least - ENTRY) => {
                     wrong.push(format!("{}: TIME-WAIT's entry is not known: {:?}", self.name, s.age))
                 }
                 Some(s) if s.age.min_seconds < least - ENTRY || s.age.min_seconds > most + ENTRY => {
                     wrong.push(format!("{}: {:?}, not {least} to {most}", self.name, s.age));
+                }
+                // What a record or a hook tells is exact; a dump tells an interval.
+                Some(s) if !s.age.exact && watcher.hooks => {
+                    wrong.push(format!("{}: TIME-WAIT's entry was seen: {:?}", self.name, s.age))
                 }
                 Some(_) => {}
                 None => wrong.push(format!("{}: no {:?}", self.name, timeline.flow)),
@@ -217,7 +221,11 @@ pub fn judge_totals(
         let steps = after.sum("tcpclose_transitions_total", &[("from", phase.name())]);
         let samples = after.sum("tcpclose_state_duration_seconds_count", &[state]);
         let unseen = |why| after.sum("tcpclose_unseen_phases_total", &[state, ("why", why)]);
-        let told = samples + unseen("before_agent") + unseen("between_dumps");
+        // Without BTF no record tells its network namespace, so that connections of other tests that have the same addresses in two
+        // namespaces are one to that agent, until a dump finds the minisocket of the other, whose entry is not known.
+        let mistaken = watcher.backend == StateBackend::Blind && phase == Phase::TimeWait;
+        let lost = if mistaken { unseen("lost") } else { 0.0 };
+        let told = samples + unseen("before_agent") + unseen("between_dumps") + lost;
         // Without BTF a socket that leaves CLOSING goes on as a minisocket or is gone: the step is told when a dump has
         // looked, and another program's may be waiting for that now. Those of `runs` have all been looked for.
         let untold = watcher.backend == StateBackend::Blind && phase == Phase::Closing;
@@ -226,7 +234,7 @@ pub fn judge_totals(
                 "{phase:?} was left {steps} times, and told {told} times, {samples} with a sample"
             ));
         }
-        if unseen("lost") > missed {
+        if unseen("lost") - lost > missed {
             wrong.push(format!("{phase:?} was lost {} times", unseen("lost")));
         }
     }

@@ -10,7 +10,7 @@ use tcpclose_common::event::{HeaderDetail, Numbers, OpenRecord, Record, RecordHe
 use tcpclose_common::state::TcpState::{self, *};
 
 use crate::names::{Age, Flow, Opening, Phase, Role, Side, words_of};
-use crate::tracker::dump::{DumpedSocket, MARGIN_NS};
+use crate::tracker::dump::{DumpedSocket, MARGIN_NS, TIMER_TICKS_NS};
 use crate::tracker::event::TrackerEvent;
 use crate::tracker::saved::{SavedSocket, SavedState};
 use crate::tracker::socket::{EnteredAt, SocketKind, TrackedSocket};
@@ -205,13 +205,14 @@ fn one_that_went_on_while_no_agent_ran_has_an_interval_from_the_last_save() {
     first_dump(&mut b, file.read(now), now, &[seen(sock(1), LastAck, now, between(0, 100 * S))]);
     assert_eq!(only(&b).since, EnteredAt { earliest_ns: T0, latest_ns: now });
 
-    // TIME-WAIT's entry is on its timer, and a role is not.
+    // TIME-WAIT was entered no later than its timer was set, and after the save; a role is on no timer.
     let (mut a, mut journal, mut file) = keeping(true);
     step(&mut a, sock(2), T0, (Established, FinWait1));
     file.save(&mut journal, &mut a, T0 + S);
     let mut b = tracker(true);
     first_dump(&mut b, file.read(now), now, &[minisocket(sock(2), TimeWait, now, 40 * S)]);
-    assert_eq!(only(&b).since, EnteredAt::exact(now - 20 * S));
+    let since = EnteredAt { earliest_ns: T0 + S - MARGIN_NS, latest_ns: now - 20 * S + TIMER_TICKS_NS };
+    assert_eq!(only(&b).since, since);
     assert_eq!((only(&b).side, only(&b).role, only(&b).counted), (Side::Server, Role::Active, true));
 }
 
