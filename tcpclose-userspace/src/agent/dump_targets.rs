@@ -6,7 +6,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::netns::NetnsPath;
 use crate::linux::netns_dump::DumpRequest;
-use crate::names::Phase;
+use crate::names::{LastWrite, Phase};
 use crate::tracker::socket::{SocketKind, TrackedSocket};
 
 use crate::agent::namespaces::ids_of;
@@ -31,10 +31,10 @@ impl Tracking {
         let host = self.namespaces.host().filter(|_| self.probe.reads_fields);
         let (mut of_host, mut of_others) = (0, 0);
         let (mut needing, mut anywhere, mut last) = (HashSet::new(), false, 0);
-        for socket in self.tracker.sockets() {
+        for (socket, written) in self.sockets_and_writes() {
             let states = if self.needs_dumps(socket) {
                 TcpState::FinWait2.bit() | TcpState::TimeWait.bit()
-            } else if socket.phase == Phase::CloseWait && self.is_check_due(socket, now_ns, first) {
+            } else if socket.phase == Phase::CloseWait && self.is_check_due(socket, written, now_ns, first) {
                 TcpState::CloseWait.bit()
             } else {
                 continue;
@@ -72,9 +72,15 @@ impl Tracking {
 
     /// Whether a CLOSE-WAIT that may be stuck has not been dumped since it, or its program's last known
     /// write, passed the bound `first`, or not for half of that.
-    pub fn is_check_due(&self, socket: &TrackedSocket, now_ns: u64, first: u64) -> bool {
+    pub fn is_check_due(
+        &self,
+        socket: &TrackedSocket,
+        written: Option<&LastWrite>,
+        now_ns: u64,
+        first: u64,
+    ) -> bool {
         let age = socket.since.age(now_ns);
-        let due_ns = self.check_due_ns(socket, first);
+        let due_ns = check_due_ns(socket, written, first);
         self.namespaces.reaches(socket.netns)
             && (age.is_past(first) || age.may_be_past(first))
             && (socket.seen_ns < due_ns && due_ns <= now_ns
@@ -82,8 +88,8 @@ impl Tracking {
     }
 
     /// When the check that [`Self::is_check_due`] asks for became due.
-    pub fn check_due_since(&self, socket: &TrackedSocket, first: u64) -> u64 {
-        let due_ns = self.check_due_ns(socket, first);
+    pub fn check_due_since(&self, socket: &TrackedSocket, written: Option<&LastWrite>, first: u64) -> u64 {
+        let due_ns = check_due_ns(socket, written, first);
         if socket.seen_ns < due_ns { due_ns } else { socket.seen_ns.saturating_add(first / 2) }
     }
 
@@ -107,7 +113,8 @@ impl Tracking {
     /// The namespaces of sockets in `phase`, and our own; `None` before the first dump, and if one of them is
     /// not found yet.
     pub fn places_of(&self, phase: Phase) -> Option<Vec<NetnsPath>> {
-        let mut ids = ids_of(self.tracker.sockets().filter(|socket| socket.phase == phase));
+        let sockets = self.sockets_and_writes().map(|(socket, _)| socket);
+        let mut ids = ids_of(sockets.filter(|socket| socket.phase == phase));
         ids.insert(self.namespaces.own().id);
         let all_found = !ids.iter().any(|id| self.namespaces.is_new(*id));
         let places = self.namespaces.places(Some(&ids));
@@ -120,10 +127,10 @@ impl Tracking {
         const MANY: usize = 256;
         self.tracker.sockets().filter(|socket| socket.phase == phase).take(MANY).count() == MANY
     }
+}
 
-    /// When the bound `first` is over for a CLOSE-WAIT, counted from its entry or the latest that its program may have written.
-    fn check_due_ns(&self, socket: &TrackedSocket, first: u64) -> u64 {
-        let written_ns = self.tracker.last_write(socket).map_or(0, |write| write.latest_ns);
-        socket.since.latest_ns.max(written_ns).saturating_add(first)
-    }
+/// When the bound `first` is over for a CLOSE-WAIT, counted from its entry or the latest that its program may have written.
+fn check_due_ns(socket: &TrackedSocket, written: Option<&LastWrite>, first: u64) -> u64 {
+    let written_ns = written.map_or(0, |write| write.latest_ns);
+    socket.since.latest_ns.max(written_ns).saturating_add(first)
 }

@@ -55,14 +55,14 @@ impl Tracking {
         let host = self.namespaces.host();
         let (mut of_host, mut of_others) = (None, None);
         let (mut last, mut dumped_ns) = (0, 0);
-        for socket in self.tracker.sockets() {
+        for (socket, written) in self.sockets_and_writes() {
             let known_ns = if self.needs_dumps(socket) {
                 if last != socket.netns {
                     (last, dumped_ns) = (socket.netns, self.namespaces.dumped_ns(socket.netns));
                 }
                 socket.seen_ns.max(socket.event_ns).max(dumped_ns)
-            } else if socket.phase == Phase::CloseWait && self.is_check_due(socket, now_ns, first) {
-                self.check_due_since(socket, first)
+            } else if socket.phase == Phase::CloseWait && self.is_check_due(socket, written, now_ns, first) {
+                self.check_due_since(socket, written, first)
             } else {
                 continue;
             };

@@ -33,6 +33,7 @@ pub mod intervals;
 pub mod kill_permission;
 pub mod leftovers;
 mod malloc_trim;
+mod mptcp;
 pub mod namespaces;
 pub mod netns_search;
 pub mod owners;

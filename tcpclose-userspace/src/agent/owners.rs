@@ -43,7 +43,7 @@ pub async fn run(parts: Parts, interval: Duration) {
 fn any_stuck(tracking: &Tracking) -> bool {
     let now_ns = host::monotonic_ns();
     let reached = |netns| tracking.namespaces.reaches(netns);
-    let mut sockets = tracking.tracker.sockets_and_writes();
+    let mut sockets = tracking.sockets_and_writes();
     sockets.any(|(socket, written)| {
         matches!(tracking.stuck_after.judge(socket, written, now_ns, reached), Stuckness::Stuck(_))
     })

@@ -16,7 +16,7 @@ use crate::linux::sock_diag::Socket;
 use crate::metrics::Metrics;
 use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::port_labels::PortLabels;
-use crate::names::Flow;
+use crate::names::{Flow, LastWrite};
 use crate::probe::{Probe, StateHook};
 use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::netns_gone::NetnsSearchResult;
@@ -27,6 +27,7 @@ use crate::tracker::{HostParameters, Tracker};
 use crate::agent::config::Config;
 use crate::agent::dump_stats::DumpStats;
 use crate::agent::malloc_trim;
+use crate::agent::mptcp::MptcpSockets;
 use crate::agent::namespaces::{Namespaces, ids_of};
 use crate::agent::silent_hook::SilenceWatch;
 use crate::agent::tracker_output::TrackerOutput;
@@ -39,6 +40,7 @@ pub const EVERYTHING: DumpRequest =
 pub struct Tracking {
     pub probe: Probe,
     pub tracker: Tracker,
+    pub mptcp: MptcpSockets,
     /// Metrics and watchers, which take the tracker's events.
     pub output: TrackerOutput,
     pub namespaces: Namespaces,
@@ -88,6 +90,7 @@ impl Tracking {
         Self {
             probe,
             tracker,
+            mptcp: MptcpSockets::default(),
             output: TrackerOutput { metrics: Metrics::new(labels), watchers: Watchers::default() },
             namespaces,
             dumps: DumpStats::new(config.dump_interval.as_nanos() as u64),
@@ -195,7 +198,7 @@ impl Tracking {
         if !finished.searched {
             return false;
         }
-        let Self { tracker, output, namespaces, .. } = self;
+        let Self { tracker, mptcp, output, namespaces, .. } = self;
         let round = NetnsSearchResult {
             found: &|id| finished.found.contains(&id),
             former: &|id| namespaces.was_found(id),
@@ -207,6 +210,7 @@ impl Tracking {
         tracker.round(&round, output);
         let with_sockets: HashSet<u32> = ids_of(tracker.sockets());
         namespaces.forget(&with_sockets);
+        mptcp.retain_netns(|netns| namespaces.get(netns).is_some());
         self.dumps.lost_others_ns = self.dumps.lost_others_ns.filter(|_| !lost);
         true
     }
@@ -215,11 +219,16 @@ impl Tracking {
     /// before.
     pub fn merge_chunk(&mut self, chunk: &NetnsChunk, request: DumpRequest) {
         let uptime_ns = host::uptime_ns();
-        let seen: Vec<DumpedSocket> =
-            chunk.sockets.iter().map(|(netns, socket)| dumped(socket, *netns, uptime_ns)).collect();
+        let (of_mptcp, of_tcp) =
+            (|socket: &Socket| socket.mptcp.is_some(), |socket: &Socket| socket.mptcp.is_none());
+        let tcp = chunk.sockets.iter().filter(|(_, socket)| of_tcp(socket));
+        let seen: Vec<DumpedSocket> = tcp.map(|(netns, socket)| dumped(socket, *netns, uptime_ns)).collect();
         let scope = self.scope(request, chunk.started_ns);
-        let chunk = DumpChunk { entered: &chunk.entered, seen: &seen };
-        self.tracker.dump_chunk(&scope, &chunk, &mut self.output);
+        let tracked = DumpChunk { entered: &chunk.entered, seen: &seen };
+        self.tracker.dump_chunk(&scope, &tracked, &mut self.output);
+        for (netns, socket) in chunk.sockets.iter().filter(|(_, socket)| of_mptcp(socket)) {
+            self.mptcp.see(socket, *netns, uptime_ns, &self.tracker);
+        }
     }
 
     fn scope(&self, request: DumpRequest, started_ns: u64) -> DumpScope {
@@ -249,6 +258,9 @@ impl Tracking {
         }
         let scope = self.scope(request, dumps.started_ns);
         let suspects = self.tracker.dump_finished(&scope, &covers, lookups, &mut self.output);
+        if request.states & TcpState::CloseWait.bit() != 0 {
+            self.mptcp.dumped(&covers, dumps.started_ns);
+        }
         let host = self.namespaces.host().filter(|host| covers.netns.contains_key(host));
         if request == EVERYTHING && (host.is_some() || all) {
             self.dumps.lost_host_ns = None;
@@ -274,9 +286,15 @@ impl Tracking {
 
     /// The gauges of this moment.
     pub fn gauges(&mut self, now_ns: u64) -> Gauges {
-        let Self { output, tracker, stuck_after, namespaces, .. } = self;
+        let Self { output, tracker, mptcp, stuck_after, namespaces, .. } = self;
         let reached = |netns| namespaces.reaches(netns);
-        output.metrics.gauges(tracker.sockets_and_writes(), stuck_after, &reached, now_ns)
+        let sockets = tracker.sockets_and_writes().chain(mptcp.iter());
+        output.metrics.gauges(sockets, stuck_after, &reached, now_ns)
+    }
+
+    /// Every socket that is known, with its program's last write if a dump has seen it in CLOSE-WAIT.
+    pub fn sockets_and_writes(&self) -> impl Iterator<Item = (&TrackedSocket, Option<&LastWrite>)> {
+        self.tracker.sockets_and_writes().chain(self.mptcp.iter())
     }
 
     /// The tracked counterpart of a dumped socket.

@@ -14,7 +14,7 @@ use crate::linux::owners;
 use crate::linux::owners::{Owners, OwnersLookup};
 use crate::linux::proc_fd::OpenFiles;
 use crate::linux::process;
-use crate::linux::sock_diag::{Dump, Socket};
+use crate::linux::sock_diag::{Dump, Socket, mptcp_is_hidden};
 use crate::names::Flow;
 use crate::report::accept_queues::{AcceptQueues, waits};
 use crate::report::incomplete;
@@ -138,7 +138,8 @@ fn drop_closed(dumped: &mut [DumpedNetns], owners: &Owners) -> io::Result<()> {
     if owners.denied > 0 || !owners.unanswered.is_empty() {
         return Ok(());
     }
-    let doubtful = |socket: &Socket| socket.inode != 0 && !owners.has(socket.inode);
+    // No lookup finds an MPTCP socket by its addresses.
+    let doubtful = |socket: &Socket| socket.inode != 0 && socket.mptcp.is_none() && !owners.has(socket.inode);
     let mut keys = Vec::new();
     for netns in &*dumped {
         keys.extend(netns.sockets.iter().filter(|socket| doubtful(socket)).map(|socket| LookupKey {
@@ -171,6 +172,13 @@ pub fn incomplete(
         incomplete::NEEDED.into_iter().filter(|&capability| !host::has_cap(capability)).collect();
     let mut incomplete = incomplete::incomplete(dump, owners, sockets, &missing);
     incomplete.extend(incomplete::too_many_listeners(queues));
+    if mptcp_is_hidden() {
+        incomplete.push(
+            "MPTCP connections: this kernel does not list their sockets (CONFIG_INET_MPTCP_DIAG, module mptcp_diag); one that is not \
+             closed is not among these"
+                .to_owned(),
+        );
+    }
     incomplete
 }
 

@@ -44,6 +44,15 @@ pub fn close_wait_age(times: Times, uptime_ns: u64) -> Age {
 pub fn proven_age(socket: &Socket, uptime_ns: u64) -> Age {
     const UNKNOWN: Age = Age { min_ns: 0, max_ns: None };
     let age = match (socket.state, socket.times) {
+        // The end came after the data. How long before the entry is not told: a worker or the program's next call makes it
+        // (net/mptcp/protocol.c, `mptcp_check_data_fin()`).
+        (TcpState::CloseWait, None) => Age {
+            min_ns: 0,
+            max_ns: socket
+                .mptcp
+                .and_then(|mptcp| mptcp.last_data_received_ms)
+                .and_then(|ms| at_most(u64::from(ms) * 1_000_000, uptime_ns)),
+        },
         (TcpState::CloseWait | TcpState::Closing, Some(times)) => close_wait_age(times, uptime_ns),
         // Entered by close(), after the FIN came and so after the data.
         (TcpState::LastAck, Some(times)) => {
@@ -71,9 +80,12 @@ pub const fn time_wait_age(length_ns: u64, left_ns: u64) -> Age {
 
 /// What `socket` proves of its program's last write, on a host that has been up for `uptime_ns`; `None` of what has no times.
 pub fn write_look(socket: &Socket, uptime_ns: u64) -> Option<WriteLook> {
+    let made_ns = socket.seen_ns.saturating_sub(socket.window_ns);
+    if let Some(written) = socket.mptcp.and_then(|mptcp| mptcp.write_seq) {
+        return Some(WriteLook { made_ns, written, busy_ms: 0, sent_ns: 0, latest_ns: socket.seen_ns });
+    }
     let times = socket.times?;
     let sending = times.sending?;
-    let made_ns = socket.seen_ns.saturating_sub(socket.window_ns);
     let sent_ns = at_most(times.last_sent_ns, uptime_ns).map_or(0, |ago| made_ns.saturating_sub(ago));
     let silent_ns = times.last_sent_ns.saturating_add(u64::from(sending.repeating_ms) * 1_000_000);
     let silent_ns = if sending.all_sent { at_least(silent_ns) } else { 0 };

@@ -228,7 +228,11 @@ fn visit(ask: DumpRequest, mut met: impl FnMut(Socket)) -> io::Result<Dump> {
     if states & !listen == 0 || !may_hold(states, netns::population(), listeners) {
         return Ok(found);
     }
-    let mut dump = sock_diag::visit(states & !listen, info, met)?;
+    let mut dump = sock_diag::visit(states & !listen, info, &mut met)?;
+    // An MPTCP socket has no record, and no other close-phase state that lasts while its program does nothing.
+    if states & TcpState::CloseWait.bit() != 0 {
+        sock_diag::visit_mptcp(TcpState::CloseWait.bit(), met)?;
+    }
     dump.started_ns = found.started_ns;
     dump.cpu_ns += found.cpu_ns;
     dump.interrupted |= found.interrupted;

@@ -11,7 +11,7 @@ word! {
         NotRead = "not_read",
         /// The program has taken everything and never closed.
         NotClosed = "not_closed",
-        /// No dump has seen the socket.
+        /// No dump has seen the socket; or it is an MPTCP socket with no data to read, which does not tell whether the end was read.
         Unknown = "unknown",
     }
     newer => Unknown;

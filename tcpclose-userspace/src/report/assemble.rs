@@ -65,6 +65,7 @@ pub fn assemble(
             peer: socket.flow.remote(),
             cookie: Cookie(socket.cookie),
             interface: socket.interface,
+            mptcp: socket.mptcp.is_some(),
             inode: socket.inode,
             uid: socket.uid,
             netns: namespace.netns.inum,
@@ -72,7 +73,7 @@ pub fn assemble(
             netns_name: namespace.netns.name.clone(),
             age: age.into(),
             unread_bytes: unread_data(socket),
-            unsent_bytes: socket.unsent,
+            unsent_bytes: if socket.mptcp.is_some() { 0 } else { socket.unsent },
             last_sent_seconds: socket.times.map(|times| seconds(times.last_sent_ns)),
             written_bytes: written_bytes(socket),
             last_write: last_write.map(AgeSeconds::from),
@@ -94,6 +95,8 @@ pub fn written_bytes(socket: &Socket) -> Option<u64> {
 /// Bytes of data, without the FIN that `idiag_rqueue` counts in the states that have taken one.
 fn unread_data(socket: &Socket) -> u32 {
     match socket.state {
+        // It tells memory, not bytes.
+        _ if socket.mptcp.is_some() => 0,
         TcpState::CloseWait | TcpState::LastAck | TcpState::Closing => socket.unread.saturating_sub(1),
         _ => socket.unread,
     }

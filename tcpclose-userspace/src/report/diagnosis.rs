@@ -25,7 +25,12 @@ pub fn diagnose(socket: &Socket, age: Age, last_write: Option<Age>, bound_ns: u6
     if last_write.is_some_and(is_at_work) {
         return Some(Diagnosis::StillSending);
     }
-    Some(if socket.unread > 0 { Diagnosis::NotRead } else { Diagnosis::NotClosed })
+    Some(match (socket.unread, socket.mptcp) {
+        (0, None) => Diagnosis::NotClosed,
+        // An MPTCP socket does not count the end of the stream among what waits.
+        (0, Some(_)) => Diagnosis::Unknown,
+        _ => Diagnosis::NotRead,
+    })
 }
 
 /// For how long a socket that is in its state for `age` has been neglected: not since its program last wrote to it. One that is
@@ -41,7 +46,7 @@ pub fn neglected(age: Age, last_write: Option<Age>, diagnosis: Option<Diagnosis>
 /// `None` where it is not known, and if it never did.
 pub fn last_write(socket: &Socket, known: Option<&LastWrite>, uptime_ns: u64, now_ns: u64) -> Option<Age> {
     let look = write_look(socket, uptime_ns).filter(|_| socket.state == TcpState::CloseWait)?;
-    (look.written != 0).then(|| LastWrite::seen(known.copied(), look).age(now_ns))
+    (look.written != 0 || socket.mptcp.is_some()).then(|| LastWrite::seen(known.copied(), look).age(now_ns))
 }
 
 /// A child in the accept queue has no struct socket yet, and so no inode (net/core/sock.c, `sock_i_ino()`, 5.8 to 6.18);

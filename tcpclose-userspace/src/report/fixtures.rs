@@ -50,6 +50,7 @@ pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
         last_sent_seconds: None,
         written_bytes: None,
         last_write: None,
+        mptcp: false,
         diagnosis: Some(Diagnosis::NotClosed),
         owners: owners.to_vec(),
         listeners: Vec::new(),

@@ -63,6 +63,9 @@ pub struct StuckSocket {
     /// The interface that the socket is bound to; 0 for none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub interface: u32,
+    /// An MPTCP socket; its subflows are not listed. It cannot be destroyed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mptcp: bool,
     /// 0 for a socket that no program holds.
     pub inode: u32,
     pub uid: u32,

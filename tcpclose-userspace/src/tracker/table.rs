@@ -185,7 +185,7 @@ impl Tracker {
 
     /// The listeners for connections to this end: on its address, or on every one of its family's. `local`:
     /// `None` where the address is unknown; then those without a backlog are the ones on any address.
-    pub(super) fn listening(&self, netns: u32, local: Option<Ipv6Addr>, port: u16) -> Listening {
+    pub fn listening(&self, netns: u32, local: Option<Ipv6Addr>, port: u16) -> Listening {
         const ANY_V4: Ipv6Addr = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
         let Some(local) = local else {
             return Listening { any: false, without_backlog: self.without_backlog.contains(&(netns, port)) };
@@ -216,7 +216,8 @@ impl Tracker {
         }
     }
 
-    pub(super) fn service_port(&self, side: Side, local: u16, remote: u16) -> u16 {
+    /// The service port of a connection on this `side`.
+    pub fn service_port(&self, side: Side, local: u16, remote: u16) -> u16 {
         side.service_port(local, remote, &self.host.ephemeral)
     }
 

@@ -37,6 +37,7 @@ mod left_errors;
 mod load;
 mod losses;
 mod many_namespaces;
+mod mptcp;
 mod namespaces;
 mod netns_owner;
 mod nginx;

@@ -40,6 +40,8 @@ pub struct Socket {
     pub v6_only: bool,
     /// What its counters prove of its opening; nothing for minisockets, and where the times were not requested.
     pub opening: Opening,
+    /// Of an MPTCP socket. Its [`Self::unread`] and [`Self::unsent`] are memory, and it has no [`Self::times`].
+    pub mptcp: Option<Mptcp>,
     /// CLOCK_MONOTONIC, nanoseconds: the kernel wrote this answer at most [`Self::window_ns`] before, never after.
     pub seen_ns: u64,
     /// How long before [`Self::seen_ns`] the kernel may have written this answer, or counted its ticks to, nanoseconds.
@@ -72,10 +74,20 @@ impl Socket {
             transparent: None,
             v6_only: false,
             opening: Opening::Unknown,
+            mptcp: None,
             seen_ns: 0,
             window_ns: 0,
         }
     }
+}
+
+/// What an MPTCP socket tells of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mptcp {
+    /// Grows by each byte that the program writes.
+    pub write_seq: Option<u64>,
+    /// Milliseconds since data was received last, modulo 2³².
+    pub last_data_received_ms: Option<u32>,
 }
 
 /// The times that a full socket keeps, as ages at the moment that the kernel wrote them. The kernel counts them in ticks and
@@ -125,10 +137,25 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 /// that does not fit, or a family or state that is no TCP's. [`Socket::seen_ns`] and [`Socket::window_ns`] are 0:
 /// they are not in the bytes.
 pub fn decode(bytes: &[u8]) -> Option<Socket> {
+    let socket = decode_message(bytes)?;
+    let Attributes { info, transparent, v6_only } = Attributes::decode(bytes.get(MESSAGE..)?)?;
+    Some(Socket {
+        times: match info {
+            Some(info) => Some(times(info)?),
+            None => None,
+        },
+        transparent,
+        v6_only,
+        opening: info.and_then(opening).unwrap_or_default(),
+        ..socket
+    })
+}
+
+/// Decodes `struct inet_diag_msg` alone.
+pub(super) fn decode_message(bytes: &[u8]) -> Option<Socket> {
     let word = |at| take(bytes, at).map(u32::from_ne_bytes);
     let port = |at| take(bytes, at).map(u16::from_be_bytes);
-    let attributes = bytes.get(MESSAGE..)?;
-
+    bytes.get(..MESSAGE)?;
     let address: fn(&[u8], usize) -> Option<Ipv6Addr> = match i32::from(*bytes.first()?) {
         libc::AF_INET => |bytes, at| Some(Ipv4Addr::from(take::<4>(bytes, at)?).to_ipv6_mapped()),
         libc::AF_INET6 => |bytes, at| Some(Ipv6Addr::from(take::<16>(bytes, at)?)),
@@ -136,7 +163,6 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
     };
     let timer = *bytes.get(2)?;
     let milliseconds_left = word(52)?;
-    let Attributes { info, transparent, v6_only } = Attributes::decode(attributes)?;
     Some(Socket {
         state: TcpState::from_raw(*bytes.get(1)?)?,
         minisocket: timer == TIMER_TIME_WAIT,
@@ -153,13 +179,11 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
         unsent: word(60)?,
         uid: word(64)?,
         inode: word(68)?,
-        times: match info {
-            Some(info) => Some(times(info)?),
-            None => None,
-        },
-        transparent,
-        v6_only,
-        opening: info.and_then(opening).unwrap_or_default(),
+        times: None,
+        transparent: None,
+        v6_only: false,
+        opening: Opening::Unknown,
+        mptcp: None,
         seen_ns: 0,
         window_ns: 0,
     })
@@ -167,16 +191,16 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
 
 /// What the attributes behind a message say.
 #[derive(Default)]
-struct Attributes<'a> {
-    /// `struct tcp_info`.
-    info: Option<&'a [u8]>,
+pub(super) struct Attributes<'a> {
+    /// `struct tcp_info`, or `struct mptcp_info`.
+    pub info: Option<&'a [u8]>,
     transparent: Option<bool>,
     v6_only: bool,
 }
 
 impl<'a> Attributes<'a> {
     /// `None` when one does not fit.
-    fn decode(mut attributes: &'a [u8]) -> Option<Self> {
+    pub fn decode(mut attributes: &'a [u8]) -> Option<Self> {
         let mut found = Self::default();
         while !attributes.is_empty() {
             let length = usize::from(u16::from_ne_bytes(take(attributes, 0)?));

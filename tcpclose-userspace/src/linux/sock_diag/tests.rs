@@ -64,6 +64,7 @@ fn decodes_what_a_kernel_sent() {
         transparent: Some(false),
         v6_only: false,
         opening: Opening::NotConnected,
+        mptcp: None,
         seen_ns: 0,
         window_ns: 0,
     };

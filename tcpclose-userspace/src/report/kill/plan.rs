@@ -37,6 +37,8 @@ pub struct Left {
     pub possibly: usize,
     /// Whose owner is one of several candidates.
     pub candidates: usize,
+    /// MPTCP sockets: the kernel has no SOCK_DESTROY for them.
+    pub mptcp: usize,
     /// Beyond the limit.
     pub beyond_limit: usize,
 }
@@ -52,7 +54,9 @@ pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left
         }
         let allowed = socket.diagnosis.is_none_or(|diagnosis| leave.diagnoses.contains(&diagnosis))
             && (socket.state != Phase::CloseWait || socket.diagnosis.is_some());
-        if !allowed {
+        if socket.mptcp {
+            left.mptcp += 1;
+        } else if !allowed {
             *match socket.diagnosis {
                 Some(Diagnosis::StillSending) => &mut left.still_sending,
                 Some(Diagnosis::NotAccepted) => &mut left.not_accepted,
@@ -79,6 +83,7 @@ impl Left {
             (self.still_sending, "still sending (--diagnosis still_sending)"),
             (self.not_accepted, "not accepted yet (--diagnosis not_accepted)"),
             (self.other_diagnosis, "of a diagnosis that was not named"),
+            (self.mptcp, "MPTCP (the kernel cannot destroy these)"),
             (self.unknown, "of unknown diagnosis"),
             (self.possibly, "possibly younger (--possibly)"),
             (self.candidates, "possibly another program's (--possibly)"),

@@ -199,12 +199,17 @@ impl TrackedFacts {
         let mut facts = FxHashMap::with_capacity_and_hasher(met, FxBuildHasher);
         for NetnsDump { netns, dump, .. } in &dumps.looked {
             for socket in &dump.sockets {
-                let Some(tracked) = tracking.find(netns.id, socket.cookie, &socket.flow) else { continue };
+                let known = match socket.mptcp {
+                    Some(_) => tracking.mptcp.get(socket.cookie),
+                    None => tracking
+                        .find(netns.id, socket.cookie, &socket.flow)
+                        .map(|tracked| (tracked, tracking.tracker.last_write(tracked))),
+                };
+                let Some((tracked, written)) = known else { continue };
                 let body = if socket.minisocket { SocketKind::Minisocket } else { SocketKind::Socket };
                 if (tracked.phase, tracked.kind) == (phase, body) {
                     let proven = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
                     let age = tighter(tracked.since.age(now_ns), proven);
-                    let written = tracking.tracker.last_write(tracked);
                     let last_write = last_write(socket, written, uptime_ns, now_ns);
                     let (side, port, closer) = (tracked.side, tracked.port, closer(tracked, now_ns));
                     facts.insert(socket.cookie, SocketFacts { side, port, age, last_write, closer });
@@ -317,6 +322,7 @@ fn undumped(socket: &TrackedSocket, tracker: &Tracker, netns: Option<&Netns>, no
         last_sent_seconds: None,
         written_bytes: None,
         last_write: None,
+        mptcp: false,
         diagnosis: (socket.phase == Phase::CloseWait).then_some(Diagnosis::Unknown),
         owners: Vec::new(),
         listeners: Vec::new(),
