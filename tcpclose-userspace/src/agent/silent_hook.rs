@@ -1,7 +1,5 @@
 //! A state hook that reports nothing while dumps see sockets close: judged after each dump, logged once.
 
-use crate::agent::tracking::Tracking;
-use crate::linux::host;
 use crate::probe::StateHook;
 use crate::tracker::silence::SilentHook;
 
@@ -12,44 +10,39 @@ pub struct SilenceWatch {
     said: bool,
 }
 
-impl Tracking {
-    /// Whether the state hook is known to report nothing.
-    pub fn is_hook_silent(&self) -> bool {
-        self.silence.now.is_some()
+impl SilenceWatch {
+    pub fn is_silent(&self) -> bool {
+        self.now.is_some()
     }
 
-    /// Why counters and durations are incomplete; `None` where the state hook reports.
-    pub fn silence(&self) -> Option<String> {
-        let SilentHook { since_ns, sockets } = self.silence.now?;
-        let ago = host::monotonic_ns().saturating_sub(since_ns) / 1_000_000_000;
+    /// Why counters and durations are incomplete at `now_ns`; `None` where the hook reports.
+    pub fn why(&self, hook: StateHook, now_ns: u64) -> Option<String> {
+        let SilentHook { since_ns, sockets } = self.now?;
+        let seconds = now_ns.saturating_sub(since_ns) / 1_000_000_000;
+        let hook = hook.name();
         Some(format!(
-            "the state hook ({}) has reported nothing for {ago} s, in which {sockets} sockets closed by dumps",
-            self.probe.hook.name()
+            "the state hook ({hook}) has reported nothing for {seconds} s, in which {sockets} sockets closed by dumps"
         ))
     }
 
     /// Judges the hook after a dump whose chunks are all taken.
-    pub fn judge_hook(&mut self) {
-        let silent = self.tracker.silent_hook();
-        // Losses that are not noticed yet explain it as well.
-        if silent.is_some() && self.has_unnoticed_losses() {
-            return;
-        }
-        let before = std::mem::replace(&mut self.silence.now, silent);
-        if before.is_some() && self.silence.now.is_none() {
+    pub fn judge(&mut self, silent: Option<SilentHook>, hook: StateHook) {
+        let before = std::mem::replace(&mut self.now, silent);
+        if before.is_some() && silent.is_none() {
             log::warn!("the state hook reports closes again");
         }
-        if let Some(SilentHook { sockets, .. }) = self.silence.now
-            && !std::mem::replace(&mut self.silence.said, true)
+        if let Some(SilentHook { sockets, .. }) = silent
+            && !std::mem::replace(&mut self.said, true)
         {
-            let other = match self.probe.hook {
-                StateHook::Btf => "tracepoint",
-                StateHook::Tracepoint => "btf",
+            let other = match hook {
+                StateHook::Btf => StateHook::Tracepoint,
+                StateHook::Tracepoint => StateHook::Btf,
             };
             log::error!(
                 "the state hook ({}) reports nothing: {sockets} sockets closed by dumps, and no record told of any (durations \
-                 and closes are missing; try --state-hook {other}, and report this with `uname -r`)",
-                self.probe.hook.name()
+                 and closes are missing; try --state-hook {}, and report this with `uname -r`)",
+                hook.name(),
+                other.name()
             );
         }
     }

@@ -54,7 +54,7 @@ pub struct Tracking {
     /// The first dump is complete.
     pub ready: bool,
     /// Whether the state hook reports anything.
-    pub(super) silence: SilenceWatch,
+    silence: SilenceWatch,
     /// The kernel's TCPTimeWaitOverflow when the agent began.
     overflows_before: u64,
 }
@@ -140,9 +140,14 @@ impl Tracking {
         self.counters().lost + self.probe.recursion_misses() + self.ring.malformed
     }
 
-    /// Whether records were lost since [`Self::check_for_losses`].
-    pub(super) fn has_unnoticed_losses(&self) -> bool {
-        self.records_lost() != self.ring.lost
+    /// Whether the state hook is known to report nothing.
+    pub fn is_hook_silent(&self) -> bool {
+        self.silence.is_silent()
+    }
+
+    /// Why counters and durations are incomplete; `None` where the state hook reports.
+    pub fn silence(&self) -> Option<String> {
+        self.silence.why(self.probe.hook, host::monotonic_ns())
     }
 
     /// TIME-WAITs that the kernel skipped since the agent began: in every network namespace if hooks report
@@ -265,7 +270,11 @@ impl Tracking {
         if request == EVERYTHING && (host.is_some() || all) {
             self.dumps.lost_host_ns = None;
         }
-        self.judge_hook();
+        let silent = self.tracker.silent_hook();
+        // Losses that are not noticed yet explain it as well.
+        if silent.is_none() || self.records_lost() == self.ring.lost {
+            self.silence.judge(silent, self.probe.hook);
+        }
         if self.tracker.take_gave_back() {
             malloc_trim::give_back();
         }

@@ -77,7 +77,7 @@ impl Tracker {
         let at = match self.slot_of_key(key).or_else(|| self.slot_of_key(head.key)) {
             Some(at) => at,
             None => {
-                self.unreported_birth(head.time_ns);
+                self.silence.birth(head.time_ns, self.hooks.since_ns);
                 let backend = if self.by_cookie { flags::COOKIE } else { 0 };
                 let head = RecordHeader { key, flags: backend, ..*head };
                 self.insert_unknown(&head, 0, phase, SocketKind::Socket)

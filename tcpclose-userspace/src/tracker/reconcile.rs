@@ -66,8 +66,9 @@ impl Tracker {
                 None if !asked.first && seen.kind == SocketKind::Minisocket && seen.expires_ns == 0 => {}
                 None => {
                     let at = self.adopt(seen, phase, asked, out);
-                    if !asked.first {
-                        self.unreported(seen, self.sockets[at].since);
+                    if let Some(complete_ns) = self.complete_ns.filter(|_| !asked.first) {
+                        let (entered, attached_ns) = (self.sockets[at].since, self.hooks.since_ns);
+                        self.silence.sighting(seen, entered, attached_ns, complete_ns);
                     }
                 }
             }
@@ -87,7 +88,7 @@ impl Tracker {
         self.ended_during_dump = None;
         let DumpProgress { last_ns, .. } = std::mem::take(&mut self.dump);
         self.complete_ns.get_or_insert(last_ns.max(asked.started_ns) + MARGIN_NS);
-        self.note_dumped(asked, covers);
+        self.silence.dumped(asked, covers.netns.keys().copied());
         let suspects = self.absent(asked, covers, most, out);
         self.give_back();
         suspects

@@ -10,8 +10,6 @@ use rustc_hash::FxHashMap;
 
 use crate::tracker::dump::{DumpScope, DumpedSocket, MARGIN_NS};
 use crate::tracker::socket::{EnteredAt, SocketKind};
-use crate::tracker::table::Tracker;
-use crate::tracker::vanished::DumpCoverage;
 
 /// The least number of such sockets. One is a proof; more of them need no trust in any single look of a dump.
 const LEAST: u32 = 3;
@@ -50,50 +48,51 @@ impl Silence {
     fn begins(&self, attached_ns: u64) -> u64 {
         self.since_ns.max(attached_ns)
     }
-}
 
-impl Tracker {
-    /// The state hook's silence, if it is proven. Records must not have been lost without [`Tracker::records_lost`].
-    pub fn silent_hook(&self) -> Option<SilentHook> {
-        let silence = &self.silence;
-        let since_ns = silence.begins(self.hooks.since_ns);
-        (silence.sockets >= LEAST).then_some(SilentHook { since_ns, sockets: silence.sockets })
+    /// The silence of a hook that was attached at `attached_ns`, if it is proven.
+    pub(super) fn proven(&self, attached_ns: u64) -> Option<SilentHook> {
+        let since_ns = self.begins(attached_ns);
+        (self.sockets >= LEAST).then_some(SilentHook { since_ns, sockets: self.sockets })
     }
 
     /// A hook reports the birth of a minisocket whose full socket took no step that is known. Its →CLOSE follows at once
     /// (net/ipv4/tcp_minisocks.c, tcp_time_wait() ends with tcp_done(), 5.8 to 6.18).
-    pub(super) fn unreported_birth(&mut self, at_ns: u64) {
-        if at_ns > self.silence.begins(self.hooks.since_ns) {
-            self.silence.sockets = self.silence.sockets.saturating_add(1);
+    pub(super) fn birth(&mut self, at_ns: u64, attached_ns: u64) {
+        if at_ns > self.begins(attached_ns) {
+            self.sockets = self.sockets.saturating_add(1);
         }
     }
 
-    /// A dump, not the first, shows a socket that is not tracked, in a state that it `entered`.
-    pub(super) fn unreported(&mut self, seen: &DumpedSocket, entered: EnteredAt) {
-        // The end of the first dump, before which the hook was attached.
-        let Some(complete_ns) = self.complete_ns else { return };
-        let since_ns = self.silence.begins(self.hooks.since_ns);
+    /// A dump, not the first, shows a socket that is not tracked, in a state that it `entered`. `complete_ns`: the end of the
+    /// first dump, before which the hook was attached.
+    pub(super) fn sighting(
+        &mut self,
+        seen: &DumpedSocket,
+        entered: EnteredAt,
+        attached_ns: u64,
+        complete_ns: u64,
+    ) {
+        let since_ns = self.begins(attached_ns);
         // A minisocket flips to TIME-WAIT without a record of this hook, and a late segment sets its timer anew.
         let by_age = seen.kind == SocketKind::Socket
             && entered.earliest_ns > since_ns.max(complete_ns).saturating_add(MARGIN_NS);
         // It was not there then.
-        let by_absence = self.silence.dumped.get(&seen.netns).is_some_and(|&dumped_ns| dumped_ns > since_ns);
+        let by_absence = self.dumped.get(&seen.netns).is_some_and(|&dumped_ns| dumped_ns > since_ns);
         if by_age || by_absence {
-            self.silence.sockets = self.silence.sockets.saturating_add(1);
+            self.sockets = self.sockets.saturating_add(1);
         }
     }
 
-    /// A dump of the namespaces `covers` is in.
-    pub(super) fn note_dumped(&mut self, asked: &DumpScope, covers: &DumpCoverage) {
+    /// A dump of the namespaces `netns` is in.
+    pub(super) fn dumped(&mut self, asked: &DumpScope, netns: impl Iterator<Item = u32>) {
         /// Without them fewer sockets prove something.
         const MANY: usize = 16_384;
         if asked.states & ALL_STATES != ALL_STATES {
             return;
         }
-        let dumped = &mut self.silence.dumped;
-        if dumped.len() > MANY {
-            dumped.clear();
+        if self.dumped.len() > MANY {
+            self.dumped.clear();
         }
-        dumped.extend(covers.netns.keys().map(|&netns| (netns, asked.started_ns)));
+        self.dumped.extend(netns.map(|netns| (netns, asked.started_ns)));
     }
 }

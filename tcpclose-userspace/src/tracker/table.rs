@@ -14,7 +14,7 @@ use crate::tracker::index::Index;
 use crate::tracker::loss::RecordLoss;
 use crate::tracker::pending_reset::PendingReset;
 use crate::tracker::saved::SavedState;
-use crate::tracker::silence::Silence;
+use crate::tracker::silence::{Silence, SilentHook};
 use crate::tracker::socket::{SocketKind, TrackedSocket};
 use crate::tracker::tombstones::Tombstones;
 
@@ -137,6 +137,11 @@ impl Tracker {
     /// Sets the hooks in use.
     pub fn set_hooks(&mut self, hooks: HookCoverage) {
         self.hooks = hooks;
+    }
+
+    /// The state hook's silence, if it is proven. Records must not have been lost without [`Self::records_lost`].
+    pub fn silent_hook(&self) -> Option<SilentHook> {
+        self.silence.proven(self.hooks.since_ns)
     }
 
     /// Every tracked socket, in no order.
