@@ -99,7 +99,12 @@ pub async fn describe(
     depth: Depth,
 ) -> Result<Described> {
     let request = DumpRequest { states: phase.state().bit() | TcpState::Listen.bit(), info: true };
-    let places = tracking.borrow().places_of(phase);
+    let places = {
+        let mut tracking = tracking.borrow_mut();
+        // The first socket of a namespace may be in the ring still.
+        tracking.drain_all();
+        tracking.places_of(phase)
+    };
     let dump = async || {
         let places = match places {
             Some(places) => places,
