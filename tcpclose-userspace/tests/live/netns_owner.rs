@@ -7,12 +7,13 @@ use crate::stale::Tenant;
 
 use std::fs;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use common::{Agent, Metrics};
 use named::{Named, enter};
+use socket2::{Domain, Socket, Type};
 
 const LIMITS: [&str; 3] = [
     "tcpclose_ephemeral_ports_used_ratio",
@@ -20,11 +21,11 @@ const LIMITS: [&str; 3] = [
     "tcpclose_time_wait_limit_used_ratio",
 ];
 
-/// Ports 20000 to 20004, four TIME-WAITs.
-const NARROW: &str = "echo 20000 20004 >/proc/sys/net/ipv4/ip_local_port_range\n\
+/// Ports 20000 to 20005 (of an odd number one attempt of connect() skips one), four TIME-WAITs.
+const NARROW: &str = "echo 20000 20005 >/proc/sys/net/ipv4/ip_local_port_range\n\
                       echo 4 >/proc/sys/net/ipv4/tcp_max_tw_buckets";
 
-/// In the namespace at `file`: all of five ports in use towards one address, and all of four TIME-WAITs.
+/// In the namespace at `file`: all of six ports in use towards one address, and all of four TIME-WAITs.
 fn fill(file: PathBuf) -> Vec<(TcpStream, TcpStream)> {
     std::thread::scope(|scope| {
         let filling = scope.spawn(move || {
@@ -34,13 +35,16 @@ fn fill(file: PathBuf) -> Vec<(TcpStream, TcpStream)> {
                 let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
                 (client, listener.accept().unwrap().0)
             };
-            for _ in 0..4 {
-                // The server closes first: the TIME-WAITs have no port of the range.
-                let (mut client, server) = connect(&listeners[0]);
-                drop(server);
-                assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            for nth in 1..=4 {
+                // The server closes first: the TIME-WAITs have no port of the range. Each is of another client's address, so
+                // that no later connection takes its place.
+                let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                client.bind(&SocketAddr::from((Ipv4Addr::new(127, 0, 1, nth), 0)).into()).unwrap();
+                client.connect(&listeners[0].local_addr().unwrap().into()).unwrap();
+                drop(listeners[0].accept().unwrap());
+                assert_eq!((&client).read(&mut [0]).unwrap(), 0);
             }
-            let open: Vec<_> = (0..5).map(|_| connect(&listeners[1])).collect();
+            let open: Vec<_> = (0..6).map(|_| connect(&listeners[1])).collect();
             let error = TcpStream::connect(listeners[1].local_addr().unwrap()).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL));
             open
@@ -76,7 +80,7 @@ fn a_user_fills_a_namespace_of_their_own_and_the_hosts_is_not_said_to_be_full() 
 fn a_namespace_that_root_made_is_a_containers() {
     let container = Named::new("container");
     container.inside(|| {
-        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "20000 20004").unwrap();
+        fs::write("/proc/sys/net/ipv4/ip_local_port_range", "20000 20005").unwrap();
         fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "4").unwrap();
     });
     let _open = fill(container.file());
