@@ -5,6 +5,7 @@ use tcpclose::metrics::gauges::StuckAfter;
 use tcpclose::metrics::port_labels::PortLabels;
 use tcpclose::names::{HookCoverage, Phase};
 use tcpclose::tracker::event::{EventSink, TrackerEvent};
+use tcpclose::tracker::socket::TrackedSocket;
 use tcpclose::tracker::transition::Transition;
 use tcpclose::tracker::{HostParameters, Tracker};
 use tcpclose_common::event::{
@@ -60,7 +61,7 @@ pub fn read(bytes: &[u8]) {
         received_resets: hooks,
         since_ns: 0,
     });
-    let ledger = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
+    let ledger = Metrics::new(PortLabels::new(4, &[]));
     let mut books = Books { ledger, closes: 0, durations: 0 };
     let (mut records, mut latest) = (0, 0);
     while !rest.0.is_empty() {
@@ -86,8 +87,9 @@ pub fn read(bytes: &[u8]) {
         }
     }
     tracker.settle(LATEST_NS + (1 << 40), &mut books);
+    let kind = |socket: &TrackedSocket| tracker.port_kind(socket);
     let gauges =
-        books.ledger.gauges(tracker.sockets_and_writes(), &StuckAfter::default(), &|_| false, latest);
+        books.ledger.gauges(tracker.sockets_and_writes(), &kind, &StuckAfter::default(), &|_| false, latest);
     for phase in Phase::ALL {
         let of = gauges.standing.iter().filter(|((_, each), _)| *each == phase);
         let gauge: u64 = of.map(|(_, standing)| standing.sockets).sum();

@@ -27,7 +27,7 @@ pub fn tracker(by_cookie: bool) -> Tracker {
 }
 
 pub fn ledger() -> Metrics {
-    Metrics::new(PortLabels::new(32, &[], 32768..=60999))
+    Metrics::new(PortLabels::new(32, &[]))
 }
 
 /// Records one after the other, as bytes: each has its length before it.

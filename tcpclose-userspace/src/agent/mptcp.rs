@@ -33,7 +33,7 @@ impl MptcpSockets {
                 address_or_expiry: AddressOrExpiry::NONE,
                 flow: socket.flow,
                 netns,
-                port: tracker.service_port(side, local, remote),
+                port: tracker.service_port(netns, side, local, remote),
                 side,
                 role: Role::Passive,
                 phase: Phase::CloseWait,

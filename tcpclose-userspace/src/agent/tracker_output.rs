@@ -1,6 +1,7 @@
 //! Where the tracker's events go: into the metrics, and to everybody who watches.
 
 use crate::metrics::Metrics;
+use crate::names::PortKind;
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::transition::Transition;
 
@@ -14,6 +15,10 @@ pub struct TrackerOutput {
 impl EventSink for TrackerOutput {
     fn event(&mut self, at_ns: u64, event: TrackerEvent) {
         self.metrics.event(at_ns, event);
+    }
+
+    fn event_of(&mut self, at_ns: u64, event: TrackerEvent, kind: PortKind) {
+        self.metrics.event_of(at_ns, event, kind);
     }
 
     fn is_watched(&self) -> bool {

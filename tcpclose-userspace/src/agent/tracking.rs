@@ -1,7 +1,6 @@
 //! Probe, tracker and metrics: what happened to every socket, from records and dumps. Used on one thread.
 
-use std::collections::HashSet;
-use std::ops::RangeInclusive;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use tcpclose_common::control::Counters;
@@ -11,12 +10,13 @@ use tokio::sync::Notify;
 use crate::linux::age::{proven_age, write_look};
 use crate::linux::host;
 use crate::linux::netns::{FoundNetns, NetnsPath};
-use crate::linux::netns_dump::{DumpRequest, NetnsChunk, NetnsDumps};
+use crate::linux::netns_dump::{DumpRequest, EnteredNetns, NetnsChunk, NetnsDumps};
 use crate::linux::sock_diag::Socket;
 use crate::metrics::Metrics;
+use crate::metrics::charge::Charge;
 use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::port_labels::PortLabels;
-use crate::names::{Flow, LastWrite};
+use crate::names::{Flow, LastWrite, NetnsOwner};
 use crate::probe::{Probe, StateHook};
 use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::netns_gone::NetnsSearchResult;
@@ -49,8 +49,8 @@ pub struct Tracking {
     /// Wakes tasks that rest while nothing is tracked: records came, or a dump met sockets.
     pub activity: Rc<Notify>,
     pub stuck_after: StuckAfter,
-    /// The ports that connect() may choose.
-    pub ephemeral: RangeInclusive<u16>,
+    /// The owner of each network namespace and the user who made it, by the namespace's id.
+    netns_owners: HashMap<u32, (NetnsOwner, u32)>,
     /// The first dump is complete.
     pub ready: bool,
     /// Whether the state hook reports anything.
@@ -73,20 +73,19 @@ impl Tracking {
     /// `time_wait_ns`: the length of TIME-WAIT if it could be measured.
     pub fn new(probe: Probe, config: &Config, time_wait_ns: Option<u64>) -> Self {
         let namespaces = Namespaces::new(config.netns);
-        let ephemeral = host::ip_local_port_range();
         let by_cookie = probe.hook == StateHook::Btf;
         let host = HostParameters {
             netns: namespaces.own().id,
             everywhere: namespaces.everywhere(),
             netns_known: probe.reads_fields,
-            ephemeral: ephemeral.clone(),
+            ephemeral: host::ip_local_port_range(),
         };
         let mut tracker = Tracker::new(host, by_cookie);
         if let Some(ns) = time_wait_ns {
             tracker.set_time_wait_ns(ns);
         }
         tracker.set_hooks(probe.coverage);
-        let labels = PortLabels::new(config.max_ports, &config.name_ports, ephemeral.clone());
+        let labels = PortLabels::new(config.max_ports, &config.name_ports);
         Self {
             probe,
             tracker,
@@ -97,7 +96,7 @@ impl Tracking {
             ring: RingCounts::default(),
             activity: Rc::default(),
             stuck_after: config.stuck_after.clone(),
-            ephemeral,
+            netns_owners: HashMap::new(),
             ready: false,
             silence: SilenceWatch::default(),
             overflows_before: host::time_wait_overflows().unwrap_or(0),
@@ -200,6 +199,9 @@ impl Tracking {
         let with_sockets = self.netns_with_sockets();
         let Some(finished) = self.namespaces.slice_done(rest, &with_sockets) else { return false };
         self.dumps.round_ns = finished.started_ns;
+        self.output.metrics.port_facts().round_done();
+        let Self { netns_owners, namespaces, .. } = self;
+        netns_owners.retain(|id, _| namespaces.get(*id).is_some());
         if !finished.searched {
             return false;
         }
@@ -229,10 +231,39 @@ impl Tracking {
         let tcp = chunk.sockets.iter().filter(|(_, socket)| of_tcp(socket));
         let seen: Vec<DumpedSocket> = tcp.map(|(netns, socket)| dumped(socket, *netns, uptime_ns)).collect();
         let scope = self.scope(request, chunk.started_ns);
-        let tracked = DumpChunk { entered: &chunk.entered, seen: &seen };
-        self.tracker.dump_chunk(&scope, &tracked, &mut self.output);
+        let entered: Vec<(u32, u32)> =
+            chunk.entered.iter().map(|entered| (entered.id, entered.inum)).collect();
+        for EnteredNetns { id, owner, creator, local_ports, .. } in &chunk.entered {
+            self.tracker.set_local_ports(*id, local_ports.clone());
+            self.netns_owners.insert(*id, (*owner, *creator));
+        }
+        let merged = DumpChunk { entered: &entered, seen: &seen };
+        self.tracker.dump_chunk(&scope, &merged, &mut self.output);
         for (netns, socket) in chunk.sockets.iter().filter(|(_, socket)| of_mptcp(socket)) {
             self.mptcp.see(socket, *netns, uptime_ns, &self.tracker);
+        }
+        self.note_ports(&chunk.sockets);
+    }
+
+    /// Notes who has the ports of `dumped`, as far as names of ports depend on it.
+    fn note_ports(&mut self, dumped: &[(u32, Socket)]) {
+        let Self { tracker, output, netns_owners, .. } = self;
+        for (netns, socket) in dumped {
+            let Some(&(owner, creator)) = netns_owners.get(netns) else { continue };
+            let charge = Charge::of(owner, *netns, creator, socket.uid);
+            let metrics = &mut output.metrics;
+            match socket.state {
+                TcpState::Listen => metrics.port_facts().listens(socket.flow.local_port, charge),
+                TcpState::CloseWait => {
+                    let tracked = tracker.find(*netns, socket.cookie, &socket.flow);
+                    if let Some(pair) =
+                        tracked.map(TrackedSocket::pair).filter(|pair| !metrics.is_named(*pair))
+                    {
+                        metrics.port_facts().holds(pair, charge);
+                    }
+                }
+                _ => {}
+            }
         }
     }
 
@@ -297,8 +328,9 @@ impl Tracking {
     pub fn gauges(&mut self, now_ns: u64) -> Gauges {
         let Self { output, tracker, mptcp, stuck_after, namespaces, .. } = self;
         let reached = |netns| namespaces.reaches(netns);
+        let kind = |socket: &TrackedSocket| tracker.port_kind(socket);
         let sockets = tracker.sockets_and_writes().chain(mptcp.iter());
-        output.metrics.gauges(sockets, stuck_after, &reached, now_ns)
+        output.metrics.gauges(sockets, &kind, stuck_after, &reached, now_ns)
     }
 
     /// Every socket that is known, with its program's last write if a dump has seen it in CLOSE-WAIT.

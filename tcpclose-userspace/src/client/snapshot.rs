@@ -55,12 +55,13 @@ pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Re
     let files = (Some(files), &FxHashSet::default());
     let owners = collect::sockets::find_owners(&mut dumped, &queues, &peers, files, lookup)?;
 
-    let ephemeral = host::ip_local_port_range();
     let mut sockets = Vec::new();
-    for (DumpedNetns { netns, sockets: seen, listeners, .. }, queues) in dumped.iter().zip(&queues) {
+    for (DumpedNetns { netns, local_ports, sockets: seen, listeners, .. }, queues) in
+        dumped.iter().zip(&queues)
+    {
         let namespace =
             NetnsSockets { sockets: seen, queues, owners: &owners, peers: &peers, netns, bound_ns };
-        let facts = |socket: &Socket| dumped_facts(socket, listeners, &ephemeral, clock, &writes);
+        let facts = |socket: &Socket| dumped_facts(socket, listeners, local_ports, clock, &writes);
         assemble(&namespace, facts, &mut sockets);
     }
     let mut incomplete = collect::sockets::incomplete(&dump, &owners, &queues, &sockets);
@@ -158,9 +159,12 @@ pub fn ports(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
     incomplete.extend(found.unread.words());
     incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
     let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);
-    let dumped =
-        dumped.iter().map(|DumpedNetns { sockets, listeners, .. }| NetnsDumped { sockets, listeners });
-    Ok(ports::of_dumps(envelope, dumped, bound_ns, &host::ip_local_port_range(), clock))
+    let dumped = dumped.iter().map(|DumpedNetns { local_ports, sockets, listeners, .. }| NetnsDumped {
+        local_ports,
+        sockets,
+        listeners,
+    });
+    Ok(ports::of_dumps(envelope, dumped, bound_ns, clock))
 }
 
 /// The `limit` fullest tuples, from two samples `period` apart.

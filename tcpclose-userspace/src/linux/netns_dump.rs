@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -35,6 +36,8 @@ pub struct NetnsDump {
     pub netns: Netns,
     pub place: NetnsPath,
     pub owner: NetnsOwner,
+    /// `ip_local_port_range` in it.
+    pub local_ports: RangeInclusive<u16>,
     /// [`host::time_wait_limit_used`] in it.
     pub limit_used: Option<f64>,
     /// Without its sockets where [`stream`] has passed them on.
@@ -66,13 +69,13 @@ impl NetnsDumps {
     pub fn take_sockets(&mut self) -> (Vec<DumpedNetns>, Dump) {
         let mut all = Dump::default();
         let sort = |looked: NetnsDump| {
-            let NetnsDump { netns, place, dump, .. } = looked;
+            let NetnsDump { netns, place, local_ports, dump, .. } = looked;
             all.malformed += dump.malformed;
             all.interrupted |= dump.interrupted;
             let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
                 dump.sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
             distinct(&mut sockets);
-            DumpedNetns { netns, place, sockets, listeners }
+            DumpedNetns { netns, place, local_ports, sockets, listeners }
         };
         (std::mem::take(&mut self.looked).into_iter().map(sort).collect(), all)
     }
@@ -96,6 +99,8 @@ impl NetnsDumps {
 pub struct DumpedNetns {
     pub netns: Netns,
     pub place: NetnsPath,
+    /// `ip_local_port_range` in it.
+    pub local_ports: RangeInclusive<u16>,
     pub sockets: Vec<Socket>,
     pub listeners: Vec<Socket>,
 }
@@ -106,13 +111,25 @@ fn distinct(sockets: &mut Vec<Socket>) {
     sockets.dedup_by_key(|socket| socket.cookie);
 }
 
+/// A namespace whose dump begins.
+#[derive(Clone, Debug)]
+pub struct EnteredNetns {
+    pub id: u32,
+    pub inum: u32,
+    pub owner: NetnsOwner,
+    /// The user who made it; 0 for root.
+    pub creator: u32,
+    /// `ip_local_port_range` in it.
+    pub local_ports: RangeInclusive<u16>,
+}
+
 /// A part of a dump of several namespaces, in the order of the dump.
 #[derive(Debug, Default)]
 pub struct NetnsChunk {
     /// CLOCK_MONOTONIC before the dump's first request, nanoseconds.
     pub started_ns: u64,
-    /// Namespaces whose dump begins in this chunk, with all of their listeners if those are dumped: id and inode of each.
-    pub entered: Vec<(u32, u32)>,
+    /// Namespaces whose dump begins in this chunk, with all of their listeners if those are dumped.
+    pub entered: Vec<EnteredNetns>,
     /// Each with the id of its namespace.
     pub sockets: Vec<(u32, Socket)>,
 }
@@ -150,7 +167,7 @@ pub fn stream(
     let empty = || NetnsChunk { started_ns, sockets: Vec::with_capacity(AT_ONCE), ..NetnsChunk::default() };
     let mut chunk = empty();
     let survey = walk(places, ask, most, started_ns, |netns, met| match met {
-        None => chunk.entered.push((netns.id, netns.inum)),
+        None => chunk.entered.push(netns.clone()),
         Some(socket) => {
             chunk.sockets.push((netns.id, socket));
             // Listeners come first, in the chunk in which their namespace begins.
@@ -169,7 +186,7 @@ fn walk(
     ask: DumpRequest,
     most: Option<Duration>,
     started_ns: u64,
-    mut met: impl FnMut(&Netns, Option<Socket>) + Send,
+    mut met: impl FnMut(&EnteredNetns, Option<Socket>) + Send,
 ) -> io::Result<NetnsDumps> {
     let most_ns = most.map_or(u64::MAX, |most| most.as_nanos() as u64);
     netns::with_visitor(move |visitor| {
@@ -180,16 +197,29 @@ fn walk(
             let before = survey.cpu_ns;
             match visitor.enter(&place) {
                 Ok(netns) => {
-                    let (owner, limit_used) = (netns::owner(), host::time_wait_limit_used());
-                    met(&netns, None);
+                    let (owner, creator) = netns::owner();
+                    let local_ports = host::ip_local_port_range();
+                    let limit_used = host::time_wait_limit_used();
+                    let Netns { id, inum, .. } = netns;
+                    let entered = EnteredNetns { id, inum, owner, creator, local_ports };
+                    met(&entered, None);
                     let mut count = 0;
                     let dump = visit(ask, |socket| {
                         count += 1;
-                        met(&netns, Some(socket));
+                        met(&entered, Some(socket));
                     })?;
                     let cpu_ns = thread_cpu_ns().saturating_sub(cpu).saturating_sub(before);
-                    let met = count;
-                    survey.looked.push(NetnsDump { netns, place, owner, limit_used, dump, met, cpu_ns });
+                    let (met, local_ports) = (count, entered.local_ports);
+                    survey.looked.push(NetnsDump {
+                        netns,
+                        place,
+                        owner,
+                        local_ports,
+                        limit_used,
+                        dump,
+                        met,
+                        cpu_ns,
+                    });
                 }
                 Err(why) => survey.failed.push((place, why)),
             }

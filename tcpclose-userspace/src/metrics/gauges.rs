@@ -1,12 +1,13 @@
 //! The gauges: the sockets in each state, the age of the oldest, and the number of stuck ones. They are counted over the
 //! tracker's sockets at each request, so that they cannot drift from them.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::names::{LastWrite, Phase, PortKey, Side};
+use crate::names::{LastWrite, Phase, PortKey, PortKind};
 use crate::tracker::socket::TrackedSocket;
 
-use crate::metrics::port_labels::{PortLabel, PortLabels};
+use crate::metrics::port_labels::{LabelRequest, PortLabel, PortLabels};
 
 /// When a CLOSE-WAIT is stuck.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,10 +113,12 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// Counts `sockets`. A pair that shows up here only (its sockets were there before the agent) asks for a name too,
-    /// and a pair with sockets is not idle.
+    /// Counts `sockets`. A pair that shows up here only (its sockets were there before the agent, or it leaks and so
+    /// closes nothing) asks for a name too: the one with the most stuck sockets first, then the one with the most sockets.
+    /// A pair with sockets is not idle. `kind`: how surely the port of a socket is a service's.
     pub fn count<'a>(
         sockets: impl Iterator<Item = (&'a TrackedSocket, Option<&'a LastWrite>)>,
+        kind: &impl Fn(&TrackedSocket) -> PortKind,
         port_labels: &mut PortLabels,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
@@ -123,41 +126,88 @@ impl Gauges {
     ) -> Self {
         let mut gauges = Self::default();
         let classes = stuck_after.bounds_ns.len();
-        // One look-up of the name per pair, not per socket.
-        let mut labels: BTreeMap<PortKey, PortLabel> = BTreeMap::new();
+        let mut pairs: BTreeMap<PortKey, PairCount> = BTreeMap::new();
         for (socket, written) in sockets {
-            let pair = socket.pair();
-            let label = *labels.entry(pair).or_insert_with(|| port_labels.label(pair, now_ns));
-            let standing = gauges.standing.entry((label, socket.phase)).or_default();
+            let kind = kind(socket);
+            let count = pairs.entry(socket.pair()).or_insert_with(|| PairCount::new(kind));
+            count.kind = count.kind.min(kind);
+            let standing = &mut count.standing[socket.phase as usize];
             standing.sockets += 1;
             standing.oldest_ns = standing.oldest_ns.max(socket.since.age(now_ns).min_ns);
             match stuck_after.judge(socket, written, now_ns, dumped) {
                 Stuckness::Stuck(class) => {
-                    if let Some(n) =
-                        gauges.stuck.entry(label).or_insert_with(|| vec![0; classes]).get_mut(class)
-                    {
+                    count.stuck.resize(classes, 0);
+                    if let Some(n) = count.stuck.get_mut(class) {
                         *n += 1;
                     }
                 }
-                Stuckness::Unproven => *gauges.unproven.entry(label).or_default() += 1,
+                Stuckness::Unproven => count.unproven += 1,
                 Stuckness::Not => {}
             }
         }
+        let mut pairs: Vec<(PortKey, PairCount)> = pairs.into_iter().collect();
+        // A stable sort: of two equal pairs the same one is named each time.
+        pairs.sort_by_cached_key(|(pair, count)| {
+            (port_labels.is_named(*pair), Reverse(count.stuck.iter().sum::<u64>()), Reverse(count.sockets()))
+        });
+        let mut others = BTreeSet::new();
+        for (pair, count) in pairs {
+            let request = LabelRequest { pair, kind: count.kind, stuck: !count.stuck.is_empty() };
+            let label = port_labels.label(request, now_ns);
+            if label.port.is_none() {
+                others.insert(label);
+            }
+            gauges.add(label, &count, classes);
+        }
         let named = port_labels.named().map(|pair| PortLabel { side: pair.side, port: Some(pair.port) });
-        let other = Side::ALL.into_iter().map(|side| PortLabel { side, port: None });
-        let other: Vec<PortLabel> = other.filter(|label| labels.values().any(|l| l == label)).collect();
-        for label in named.chain(other) {
+        for label in named.chain(others) {
             gauges.stuck.entry(label).or_insert_with(|| vec![0; classes]);
             gauges.unproven.entry(label).or_default();
         }
         gauges
+    }
+
+    /// Adds the sockets of one pair.
+    fn add(&mut self, label: PortLabel, count: &PairCount, classes: usize) {
+        for (phase, one) in Phase::ALL.into_iter().zip(&count.standing).filter(|(_, one)| one.sockets > 0) {
+            let standing = self.standing.entry((label, phase)).or_default();
+            standing.sockets += one.sockets;
+            standing.oldest_ns = standing.oldest_ns.max(one.oldest_ns);
+        }
+        if !count.stuck.is_empty() {
+            let stuck = self.stuck.entry(label).or_insert_with(|| vec![0; classes]);
+            stuck.iter_mut().zip(&count.stuck).for_each(|(n, one)| *n += one);
+        }
+        if count.unproven > 0 {
+            *self.unproven.entry(label).or_default() += count.unproven;
+        }
+    }
+}
+
+/// The sockets of one pair.
+struct PairCount {
+    kind: PortKind,
+    standing: [Standing; Phase::ALL.len()],
+    /// By class of age; empty where none is stuck.
+    stuck: Vec<u64>,
+    unproven: u64,
+}
+
+impl PairCount {
+    fn new(kind: PortKind) -> Self {
+        Self { kind, standing: Default::default(), stuck: Vec::new(), unproven: 0 }
+    }
+
+    fn sockets(&self) -> u64 {
+        self.standing.iter().map(|standing| standing.sockets).sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::names::{Flow, Role, WriteLook};
+    use crate::metrics::charge::Charge;
+    use crate::names::{Flow, Role, Side, WriteLook};
     use crate::tracker::socket::{AddressOrExpiry, EnteredAt, MinisocketState, SocketKind};
 
     const S: u64 = 1_000_000_000;
@@ -250,12 +300,14 @@ mod tests {
     #[test]
     fn every_named_pair_has_its_stuck_gauges_from_the_first() {
         let bounds = StuckAfter::new(vec![60 * S, 600 * S]).unwrap();
-        let mut labels = PortLabels::new(4, &[], 32768..=60999);
-        labels.label(PortKey { side: Side::Client, port: 443 }, 1);
+        let mut labels = PortLabels::new(8, &[]);
+        let pair = PortKey { side: Side::Client, port: 443 };
+        labels.label(LabelRequest { pair, kind: PortKind::Service, stuck: false }, 1);
         let sockets =
             [socket(Phase::CloseWait, EnteredAt::exact(S)), socket(Phase::LastAck, EnteredAt::exact(2 * S))];
         let gauges = Gauges::count(
             sockets.iter().map(|socket| (socket, None)),
+            &|_| PortKind::Service,
             &mut labels,
             &bounds,
             &dumped,
@@ -273,5 +325,44 @@ mod tests {
         );
         assert_eq!(gauges.stuck, BTreeMap::from([(server, vec![1, 0]), (client, vec![0, 0])]));
         assert_eq!(gauges.unproven, BTreeMap::from([(server, 0), (client, 0)]));
+    }
+
+    /// A host whose clients and servers have random ports, and three programs among them that leak: a leak on a fresh port
+    /// closes nothing, so that a hundred closes never come.
+    #[test]
+    fn three_leaks_among_five_thousand_chance_ports_are_named() {
+        const LEAKS: [u16; 3] = [34_567, 41_000, 36_001];
+        let bounds = StuckAfter::new(vec![60 * S]).unwrap();
+        let mut labels = PortLabels::new(32, &[]);
+        let on = |port: u16, phase, age_s: u64| {
+            let since = EnteredAt::exact((1000 - age_s) * S);
+            TrackedSocket { port, ..socket(phase, since) }
+        };
+        let ports = 33_000..38_000_u16;
+        let mut sockets: Vec<TrackedSocket> = ports.map(|port| on(port, Phase::TimeWait, 30)).collect();
+        for (nth, leak) in LEAKS.into_iter().enumerate() {
+            sockets.extend((0..=nth).map(|_| on(leak, Phase::CloseWait, 100)));
+            labels.facts().holds(PortKey { side: Side::Server, port: leak }, Charge::User(1000));
+        }
+        let kind = |_: &TrackedSocket| PortKind::Chance;
+        let gauges = Gauges::count(
+            sockets.iter().map(|socket| (socket, None)),
+            &kind,
+            &mut labels,
+            &bounds,
+            &dumped,
+            1000 * S,
+        );
+        let stuck: Vec<(Option<u16>, u64)> =
+            gauges.stuck.iter().filter(|(_, n)| n[0] > 0).map(|(label, n)| (label.port, n[0])).collect();
+        assert_eq!(stuck, [(Some(34_567), 1), (Some(36_001), 3), (Some(41_000), 2)]);
+        assert_eq!(labels.named().count(), LEAKS.len());
+        let others: u64 = gauges
+            .standing
+            .iter()
+            .filter(|((label, _), _)| label.port.is_none())
+            .map(|(_, one)| one.sockets)
+            .sum();
+        assert_eq!(others, 5000 - 2, "two leaks have a TIME-WAIT too");
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! * [`descriptors`]: name, type, help and labels of every metric.
 //! * [`histogram`]: the bounds of each state's histogram.
-//! * [`port_labels`]: which ports have a series of their own, so that the number of series is bounded.
+//! * [`port_labels`]: which ports have a series of their own, so that the number of series is bounded; [`charge`]: for whom.
 //! * [`gauges`]: the gauges, counted over the tracker's sockets at each request.
 //! * [`rates`]: how fast the counters grow.
 
+pub mod charge;
 pub mod descriptors;
 pub mod gauges;
 pub mod histogram;
@@ -16,11 +17,12 @@ use std::collections::BTreeSet;
 
 use tcpclose_common::state::TcpState;
 
+use crate::metrics::charge::PortFacts;
 use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::histogram::Histogram;
-use crate::metrics::port_labels::{PortLabel, PortLabels, Retired};
+use crate::metrics::port_labels::{LabelRequest, PortLabel, PortLabels, Retired};
 use crate::names::{
-    Correction, LastWrite, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason,
+    Correction, LastWrite, Outcome, Phase, PortKey, PortKind, Role, Side, TimeWaitEnd, UnmeasuredReason,
 };
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::TrackedSocket;
@@ -144,15 +146,25 @@ impl Metrics {
         self.folded
     }
 
+    /// What dumps show of ports and the users that have them.
+    pub fn port_facts(&mut self) -> &mut PortFacts {
+        self.labels.facts()
+    }
+
+    pub fn is_named(&self, pair: PortKey) -> bool {
+        self.labels.is_named(pair)
+    }
+
     /// Counts the gauges over `sockets`, see [`Gauges::count`]. A combination that was shown once stays, as 0.
     pub fn gauges<'a>(
         &mut self,
         sockets: impl Iterator<Item = (&'a TrackedSocket, Option<&'a LastWrite>)>,
+        kind: &impl Fn(&TrackedSocket) -> PortKind,
         stuck_after: &StuckAfter,
         dumped: &impl Fn(u32) -> bool,
         now_ns: u64,
     ) -> Gauges {
-        let mut gauges = Gauges::count(sockets, &mut self.labels, stuck_after, dumped, now_ns);
+        let mut gauges = Gauges::count(sockets, kind, &mut self.labels, stuck_after, dumped, now_ns);
         self.retire();
         self.shown.extend(gauges.standing.keys());
         for &combination in &self.shown {
@@ -172,8 +184,8 @@ impl Metrics {
     }
 
     /// The slot of `pair`, seen at `now_ns`, whose row is there afterwards.
-    fn slot(&mut self, pair: PortKey, now_ns: u64) -> usize {
-        let slot = self.labels.slot(pair, now_ns);
+    fn slot(&mut self, pair: PortKey, kind: PortKind, now_ns: u64) -> usize {
+        let slot = self.labels.slot(LabelRequest { pair, kind, stuck: false }, now_ns);
         if self.labels.has_retired() {
             self.retire();
         }
@@ -194,9 +206,9 @@ impl Metrics {
         }
     }
 
-    fn close(&mut self, pair: PortKey, role: Role, outcome: Outcome, at_ns: u64) {
-        self.labels.closed(pair);
-        let slot = self.slot(pair, at_ns);
+    fn close(&mut self, (pair, kind): (PortKey, PortKind), role: Role, outcome: Outcome, at_ns: u64) {
+        self.labels.closed(pair, kind);
+        let slot = self.slot(pair, kind, at_ns);
         if PortLabels::is_other(slot) {
             self.folded += 1;
         }
@@ -215,16 +227,20 @@ impl Metrics {
 
 impl EventSink for Metrics {
     fn event(&mut self, at_ns: u64, event: TrackerEvent) {
+        self.event_of(at_ns, event, PortKind::Service);
+    }
+
+    fn event_of(&mut self, at_ns: u64, event: TrackerEvent, kind: PortKind) {
         match event {
             TrackerEvent::Transition { from, to } => self.transitions[from as usize][to as usize] += 1,
             TrackerEvent::StateDuration { phase, pair, ns } => {
-                let slot = self.slot(pair, at_ns);
+                let slot = self.slot(pair, kind, at_ns);
                 if let Some(row) = self.rows.get_mut(slot) {
                     row.durations[phase as usize].observe(ns);
                 }
             }
             TrackerEvent::Unmeasured { phase, why } => self.unmeasured[phase as usize][why as usize] += 1,
-            TrackerEvent::Closed { pair, role, outcome } => self.close(pair, role, outcome, at_ns),
+            TrackerEvent::Closed { pair, role, outcome } => self.close((pair, kind), role, outcome, at_ns),
             TrackerEvent::TimeWaitEnded { how } => self.time_wait_ended[how as usize] += 1,
             TrackerEvent::TimeWaitOverflow => self.overflows += 1,
             TrackerEvent::Corrected { what } => self.corrections[what as usize] += 1,
@@ -237,7 +253,7 @@ mod tests {
     use super::*;
 
     fn metrics(max: usize) -> Metrics {
-        Metrics::new(PortLabels::new(max, &[], 32768..=60999))
+        Metrics::new(PortLabels::new(max, &[]))
     }
 
     #[test]
@@ -276,17 +292,19 @@ mod tests {
                 }
             }
         }
-        assert_eq!(metrics.durations().count(), (32 + 3) * 6);
-        assert_eq!(metrics.closes().count(), (32 + 3) * 3);
+        // The others are kept for listeners, leaks and chance ports.
+        const NAMES: usize = 12;
+        assert_eq!(metrics.durations().count(), (NAMES + 3) * 6);
+        assert_eq!(metrics.closes().count(), (NAMES + 3) * 3);
         let named: Vec<u16> = metrics.closes().filter_map(|(label, ..)| label.port).collect();
-        assert!(named.iter().all(|&port| port <= 11), "the first to come are named: {named:?}");
+        assert!(named.iter().all(|&port| port <= 4), "the first to come are named: {named:?}");
         assert_eq!(metrics.closes().map(|(.., n)| n).sum::<u64>(), 50_000 * 9);
-        assert_eq!(metrics.folded(), (50_000 * 3 - 32) * 3);
+        assert_eq!(metrics.folded(), (50_000 * 3 - NAMES as u64) * 3);
     }
 
     #[test]
     fn everything_is_in_the_order_of_its_words() {
-        let mut metrics = metrics(4);
+        let mut metrics = metrics(16);
         for (side, port) in [(Side::Unknown, 9), (Side::Server, 443), (Side::Client, 80), (Side::Server, 80)]
         {
             let pair = PortKey { side, port };

@@ -1,18 +1,27 @@
 //! Which (side, port) pairs have a series of their own.
 //!
-//! Peers must not be able to make more series. So at most `max` pairs have a name, in order of appearance; all others
-//! share `port="other"`. A port inside the local port range gets a name only after 100 closes, since most such ports are
-//! the random ports of clients. A pair loses its name only to another pair, after an idle hour; then its series disappear.
-//! No series ever changes its meaning.
+//! Peers must not be able to make more series. So at most `max` pairs have a name; all others share `port="other"`. The
+//! names are divided into pools, so that what comes often or early leaves names for what matters more:
+//!
+//! * a quarter is for pairs with stuck sockets, and a quarter for ports that somebody listens on. Of each of those, one
+//!   user or container ([`Charge`]) has at most half;
+//! * an eighth is for pairs that are less certain to be a service's: ports of the local port range, and unknown sides;
+//! * the rest is for every pair of a known side and a port outside that range.
+//!
+//! Within a pool the first to come are named; [`Gauges`](crate::metrics::gauges::Gauges) asks for the largest leak first. A
+//! port inside the local port range of its namespace gets a name only after 100 closes, since most such ports are the random
+//! ports of clients; or once it has stuck sockets, since a leak closes nothing. A pair loses its name only to another pair
+//! of the same pool, after an idle hour; then its series disappear. No series ever changes its meaning, and no more than
+//! `max` names come up in an hour.
 //!
 //! A name comes with a slot, a small number that is the index of its counters. Peers choose ports, and every event needs
 //! a slot: so slots are in a flat table of all ports, where no choice of ports is slower than another, as it could be with
 //! a hash. Its pages without a named port take no memory.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::RangeInclusive;
 
-use crate::names::{PortKey, Side};
+use crate::metrics::charge::{Charge, PortFacts};
+use crate::names::{PortKey, PortKind, Side};
 
 /// Closes after which a port of the local port range may ask for a name.
 const CLOSES_IN_RANGE: u32 = 100;
@@ -32,32 +41,63 @@ pub struct PortLabel {
     pub port: Option<u16>,
 }
 
+/// A pair that needs a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabelRequest {
+    pub pair: PortKey,
+    pub kind: PortKind,
+    /// It has stuck sockets.
+    pub stuck: bool,
+}
+
 /// The slots of the three `other`; named pairs come after them.
 const OTHERS: usize = Side::ALL.len();
 
 const PORTS: usize = 1 << 16;
 
+/// The names that one sort of pairs can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Pool {
+    /// `--name-port`: as many as there are.
+    Always,
+    /// Ports of the local port range, unknown sides.
+    Uncertain,
+    /// Known sides and ports outside the range.
+    Service,
+    /// Ports that somebody listens on.
+    Listened,
+    Stuck,
+}
+
+const POOLS: usize = Pool::Stuck as usize + 1;
+
 /// The pairs that have a name.
 pub struct PortLabels {
     max: usize,
     always: HashSet<u16>,
-    ephemeral: RangeInclusive<u16>,
+    /// The number of names in each pool.
+    sizes: [usize; POOLS],
+    /// Those that are taken.
+    taken: [usize; POOLS],
+    /// Of those, by user or container, where that matters.
+    charged: HashMap<(Pool, Charge), usize>,
     /// The slot of each pair, 0 where it has no name: then it has its side's `other`.
     slots: Vec<u32>,
     /// The pairs of the slots from [`OTHERS`] on.
     named: Vec<NamedPort>,
-    /// The number of them that are not in `always`: those count against `max`.
-    taken: usize,
     counted: HashMap<PortKey, u32>,
+    facts: PortFacts,
     retired: Vec<Retired>,
-    /// No named pair can have been idle for an hour before this.
-    none_idle_until_ns: u64,
+    /// No named pair of a pool can have been idle for an hour before this.
+    none_idle_until_ns: [u64; POOLS],
 }
 
 struct NamedPort {
     pair: PortKey,
     /// Its last event.
     last_ns: u64,
+    pool: Pool,
+    charge: Charge,
 }
 
 /// A label whose name is lost, and with it its series.
@@ -69,18 +109,24 @@ pub struct Retired {
 }
 
 impl PortLabels {
-    /// `max` pairs have a name; ports of `always` have one on top of that. `ephemeral` is `ip_local_port_range`.
-    pub fn new(max: usize, always: &[u16], ephemeral: RangeInclusive<u16>) -> Self {
+    /// `max` pairs have a name; ports of `always` have one on top of that.
+    pub fn new(max: usize, always: &[u16]) -> Self {
+        // Of a single name nothing can be kept.
+        let stuck = if max > 1 { (max / 4).max(1) } else { 0 };
+        let (listened, uncertain) = (max / 4, if max > 3 { (max / 8).max(1) } else { 0 });
+        let service = max - stuck - listened - uncertain;
         Self {
             max,
             always: always.iter().copied().collect(),
-            ephemeral,
+            sizes: [usize::MAX, uncertain, service, listened, stuck],
+            taken: [0; POOLS],
+            charged: HashMap::new(),
             slots: vec![0; Side::ALL.len() * PORTS],
             named: Vec::new(),
-            taken: 0,
             counted: HashMap::new(),
+            facts: PortFacts::default(),
             retired: Vec::new(),
-            none_idle_until_ns: 0,
+            none_idle_until_ns: [0; POOLS],
         }
     }
 
@@ -89,9 +135,18 @@ impl PortLabels {
         self.max + self.always.len() * Side::ALL.len()
     }
 
+    /// What dumps show of ports and the users that have them.
+    pub fn facts(&mut self) -> &mut PortFacts {
+        &mut self.facts
+    }
+
     /// Every pair that has a name.
     pub fn named(&self) -> impl Iterator<Item = PortKey> {
         self.named.iter().map(|named| named.pair)
+    }
+
+    pub fn is_named(&self, pair: PortKey) -> bool {
+        self.slot_of(pair).is_some()
     }
 
     /// Every label with its slot, in the order of labels.
@@ -103,8 +158,8 @@ impl PortLabels {
     }
 
     /// Counts a close towards a name for a port of the local port range.
-    pub fn closed(&mut self, pair: PortKey) {
-        if self.ephemeral.contains(&pair.port) && self.slot_of(pair).is_none() {
+    pub fn closed(&mut self, pair: PortKey, kind: PortKind) {
+        if kind == PortKind::Chance && self.slot_of(pair).is_none() {
             if self.counted.len() >= MOST_COUNTED && !self.counted.contains_key(&pair) {
                 self.counted.clear();
             }
@@ -112,21 +167,22 @@ impl PortLabels {
         }
     }
 
-    /// The label of `pair`, seen at `now_ns`. Gives it a name if it can have one.
-    pub fn label(&mut self, pair: PortKey, now_ns: u64) -> PortLabel {
-        let named = self.slot(pair, now_ns) >= OTHERS;
+    /// The label of the pair of `request`, seen at `now_ns`. Gives it a name if it can have one.
+    pub fn label(&mut self, request: LabelRequest, now_ns: u64) -> PortLabel {
+        let pair = request.pair;
+        let named = self.slot(request, now_ns) >= OTHERS;
         PortLabel { side: pair.side, port: named.then_some(pair.port) }
     }
 
-    /// The slot of `pair`, seen at `now_ns`. Gives it a name if it can have one.
-    pub fn slot(&mut self, pair: PortKey, now_ns: u64) -> usize {
-        if let Some(slot) = self.slot_of(pair) {
+    /// The slot of the pair of `request`, seen at `now_ns`. Gives it a name if it can have one.
+    pub fn slot(&mut self, request: LabelRequest, now_ns: u64) -> usize {
+        if let Some(slot) = self.slot_of(request.pair) {
             if let Some(named) = self.named.get_mut(slot - OTHERS) {
                 named.last_ns = named.last_ns.max(now_ns);
             }
             return slot;
         }
-        self.new_slot(pair, now_ns).unwrap_or(pair.side as usize)
+        self.new_slot(request, now_ns).unwrap_or(request.pair.side as usize)
     }
 
     /// Whether this is the slot of an `other`.
@@ -153,17 +209,9 @@ impl PortLabels {
 
     /// A slot for a pair that has none, if it can have one.
     #[cold]
-    fn new_slot(&mut self, pair: PortKey, now_ns: u64) -> Option<usize> {
-        let always = self.always.contains(&pair.port);
-        let at = if always || self.may_ask(pair) && self.taken < self.max {
-            self.named.push(NamedPort { pair, last_ns: now_ns });
-            self.taken += usize::from(!always);
-            self.named.len() - 1
-        } else if self.may_ask(pair) {
-            self.retire_idle(pair, now_ns)?
-        } else {
-            return None;
-        };
+    fn new_slot(&mut self, request: LabelRequest, now_ns: u64) -> Option<usize> {
+        let pair = request.pair;
+        let at = self.pools(request).into_iter().flatten().find_map(|pool| self.name(pool, pair, now_ns))?;
         self.counted.remove(&pair);
         let slot = OTHERS + at;
         if let Some(place) = self.slots.get_mut(place_of(pair)) {
@@ -173,29 +221,70 @@ impl PortLabels {
         Some(slot)
     }
 
-    fn may_ask(&self, pair: PortKey) -> bool {
-        !self.ephemeral.contains(&pair.port)
-            || self.counted.get(&pair).is_some_and(|&closes| closes >= CLOSES_IN_RANGE)
+    /// The pools that may name a pair, the least scarce first.
+    fn pools(&self, LabelRequest { pair, kind, stuck }: LabelRequest) -> [Option<Pool>; 3] {
+        if self.always.contains(&pair.port) {
+            return [Some(Pool::Always), None, None];
+        }
+        let has_closed = || self.counted.get(&pair).is_some_and(|&closes| closes >= CLOSES_IN_RANGE);
+        let common = match kind {
+            PortKind::Service => Some(Pool::Service),
+            PortKind::Unproven => Some(Pool::Uncertain),
+            PortKind::Chance => has_closed().then_some(Pool::Uncertain),
+        };
+        let is_listened = pair.side == Side::Server && common.is_some() && self.facts.is_listened(pair.port);
+        [common, is_listened.then_some(Pool::Listened), stuck.then_some(Pool::Stuck)]
     }
 
-    /// Gives the name of the pair that was idle the longest to `pair`, if that was for an hour. Returns its index in
-    /// `named`.
-    fn retire_idle(&mut self, pair: PortKey, now_ns: u64) -> Option<usize> {
-        if now_ns < self.none_idle_until_ns {
+    /// Names `pair` within `pool`, if that has room or a name that has been idle for an hour. Returns its index in `named`.
+    fn name(&mut self, pool: Pool, pair: PortKey, now_ns: u64) -> Option<usize> {
+        let has_room = self.taken[pool as usize] < self.sizes[pool as usize];
+        if !has_room && now_ns < self.none_idle_until_ns[pool as usize] {
             return None;
         }
-        let ours =
-            self.named.iter_mut().enumerate().filter(|(_, named)| !self.always.contains(&named.pair.port));
+        let charge =
+            if matches!(pool, Pool::Listened | Pool::Stuck) { self.facts.charge(pair) } else { Charge::Root };
+        let most = (self.sizes[pool as usize] / 2).max(1);
+        // One with as many as it may have can only replace one of its own.
+        let is_full = self.charged.get(&(pool, charge)).is_some_and(|&names| names >= most);
+        let named = NamedPort { pair, last_ns: now_ns, pool, charge };
+        let at = if has_room && !is_full {
+            self.taken[pool as usize] += 1;
+            self.named.push(named);
+            self.named.len() - 1
+        } else {
+            self.retire_idle(named, is_full)?
+        };
+        if charge != Charge::Root {
+            *self.charged.entry((pool, charge)).or_default() += 1;
+        }
+        Some(at)
+    }
+
+    /// Gives `next` the name of the pair of its pool (`own`: and of its charge) that was idle the longest, if that was for
+    /// an hour. Returns its index in `named`.
+    fn retire_idle(&mut self, next: NamedPort, own: bool) -> Option<usize> {
+        let (pool, charge, now_ns) = (next.pool, next.charge, next.last_ns);
+        let ours = self.named.iter_mut().enumerate();
+        let ours = ours.filter(|(_, named)| named.pool == pool && (!own || named.charge == charge));
         let (at, oldest) = ours.min_by_key(|(_, named)| named.last_ns)?;
         if now_ns.saturating_sub(oldest.last_ns) < IDLE_NS {
-            self.none_idle_until_ns = oldest.last_ns + IDLE_NS;
+            if !own {
+                self.none_idle_until_ns[pool as usize] = oldest.last_ns + IDLE_NS;
+            }
             return None;
         }
-        let former = std::mem::replace(oldest, NamedPort { pair, last_ns: now_ns }).pair;
-        if let Some(place) = self.slots.get_mut(place_of(former)) {
+        let former = std::mem::replace(oldest, next);
+        if let Some(place) = self.slots.get_mut(place_of(former.pair)) {
             *place = 0;
         }
-        self.retired.push(Retired { label: label_of(former), slot: OTHERS + at });
+        if let Some(names) = self.charged.get_mut(&(pool, former.charge)) {
+            *names -= 1;
+            if *names == 0 {
+                self.charged.remove(&(pool, former.charge));
+            }
+        }
+        self.retired.push(Retired { label: label_of(former.pair), slot: OTHERS + at });
         Some(at)
     }
 }
@@ -210,73 +299,4 @@ const fn label_of(pair: PortKey) -> PortLabel {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: u64 = IDLE_NS;
-
-    fn pair(port: u16) -> PortKey {
-        PortKey { side: Side::Server, port }
-    }
-
-    #[test]
-    fn the_first_to_come_are_named() {
-        let mut labels = PortLabels::new(2, &[9000], 32768..=60999);
-        assert_eq!(labels.label(pair(80), 1).port, Some(80));
-        assert_eq!(labels.label(pair(443), 2).port, Some(443));
-        assert_eq!(labels.label(pair(8080), 3).port, None);
-        assert_eq!(labels.label(pair(9000), 4).port, Some(9000), "--name-port");
-        assert_eq!(labels.label(pair(80), 5).port, Some(80));
-        let client = PortKey { side: Side::Client, port: 80 };
-        assert_eq!(labels.label(client, 6).port, None, "a pair is a side and a port");
-    }
-
-    #[test]
-    fn labels_come_in_order() {
-        let mut labels = PortLabels::new(3, &[9000], 32768..=60999);
-        let client = PortKey { side: Side::Client, port: 65535 };
-        let slots = [pair(443), client, pair(9000), pair(80), pair(8080)].map(|pair| labels.slot(pair, 1));
-        assert_eq!(slots, [3, 4, 5, 6, 0]);
-        let (server, client) = (Side::Server, Side::Client);
-        let label = |side, port| PortLabel { side, port };
-        assert_eq!(
-            labels.labels(),
-            [
-                (label(server, None), 0),
-                (label(server, Some(80)), 6),
-                (label(server, Some(443)), 3),
-                (label(server, Some(9000)), 5),
-                (label(client, None), 1),
-                (label(client, Some(65535)), 4),
-                (label(Side::Unknown, None), 2),
-            ]
-        );
-        let last = PortKey { side: Side::Unknown, port: 65535 };
-        assert_eq!(place_of(last) + 1, labels.slots.len());
-    }
-
-    #[test]
-    fn a_port_of_the_local_range_asks_after_a_hundred_closes() {
-        let mut labels = PortLabels::new(2, &[], 32768..=60999);
-        for _ in 0..99 {
-            labels.closed(pair(40000));
-            assert_eq!(labels.label(pair(40000), 1).port, None);
-        }
-        labels.closed(pair(40000));
-        assert_eq!(labels.label(pair(40000), 1).port, Some(40000));
-    }
-
-    #[test]
-    fn a_name_is_lost_to_another_after_an_idle_hour_only() {
-        let mut labels = PortLabels::new(2, &[], 32768..=60999);
-        labels.label(pair(80), 0);
-        labels.label(pair(443), HOUR / 2);
-        assert_eq!(labels.label(pair(8080), HOUR - 1).port, None);
-        assert!(labels.take_retired().is_empty());
-        assert_eq!(labels.label(pair(8080), HOUR).port, Some(8080));
-        let label = PortLabel { side: Side::Server, port: Some(80) };
-        assert_eq!(labels.take_retired(), [Retired { label, slot: 3 }]);
-        assert_eq!(labels.label(pair(80), HOUR + 1).port, None);
-        assert_eq!(labels.label(pair(443), HOUR + 1).port, Some(443));
-    }
-}
+mod tests;

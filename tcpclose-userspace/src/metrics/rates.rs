@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn a_rate_is_the_growth_over_the_last_minute() {
-        let mut metrics = Metrics::new(PortLabels::new(4, &[], 32768..=60999));
+        let mut metrics = Metrics::new(PortLabels::new(4, &[]));
         let pair = PortKey { side: Side::Server, port: 80 };
         let label = PortLabel { side: Side::Server, port: Some(80) };
         let mut rates = RateHistory::default();

@@ -196,6 +196,8 @@ impl PairCounts {
 
 /// The dump of one network namespace.
 pub struct NetnsDumped<'a> {
+    /// `ip_local_port_range` in it.
+    pub local_ports: &'a RangeInclusive<u16>,
     pub sockets: &'a [Socket],
     pub listeners: &'a [Socket],
 }
@@ -206,15 +208,14 @@ pub fn of_dumps<'a>(
     envelope: Envelope,
     dumped: impl Iterator<Item = NetnsDumped<'a>>,
     bound_ns: u64,
-    ephemeral: &RangeInclusive<u16>,
     clock: DumpClock,
 ) -> PortsDocument {
     let no_earlier_look = HashMap::new();
     let (mut all, mut pairs) = (PairCounts::default(), BTreeMap::<PortLabel, PairCounts>::new());
-    for NetnsDumped { sockets, listeners } in dumped {
+    for NetnsDumped { local_ports, sockets, listeners } in dumped {
         for socket in sockets {
             let Some(phase) = Phase::of(socket.state) else { continue };
-            let facts = dumped_facts(socket, listeners, ephemeral, clock, &no_earlier_look);
+            let facts = dumped_facts(socket, listeners, local_ports, clock, &no_earlier_look);
             let diagnosis = diagnose(socket, facts.age, facts.last_write, bound_ns);
             let label = PortLabel { side: facts.side, port: Some(facts.port) };
             for seen in [&mut all, pairs.entry(label).or_default()] {

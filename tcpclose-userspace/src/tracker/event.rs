@@ -2,7 +2,7 @@
 
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Correction, Outcome, Phase, PortKey, Role, TimeWaitEnd, UnmeasuredReason};
+use crate::names::{Correction, Outcome, Phase, PortKey, PortKind, Role, TimeWaitEnd, UnmeasuredReason};
 use crate::tracker::transition::Transition;
 
 /// One event.
@@ -28,6 +28,11 @@ pub enum TrackerEvent {
 pub trait EventSink {
     /// `at_ns`: CLOCK_MONOTONIC of the event, not of its discovery.
     fn event(&mut self, at_ns: u64, event: TrackerEvent);
+
+    /// The same for an event of a pair, whose port is of this `kind`.
+    fn event_of(&mut self, at_ns: u64, event: TrackerEvent, _kind: PortKind) {
+        self.event(at_ns, event);
+    }
 
     /// Whether anybody wants [`Self::transition`] now.
     fn is_watched(&self) -> bool {

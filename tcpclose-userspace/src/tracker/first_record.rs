@@ -23,7 +23,7 @@ impl Tracker {
         };
         self.clear_stale(head, &flow, out);
         let side = self.side_of(head, Some(flow.local));
-        let port = self.service_port(side, head.local_port, head.remote_port);
+        let port = self.service_port(head.netns, side, head.local_port, head.remote_port);
         let (at_ns, evidence) = (head.time_ns, Evidence::by_record(head, open.numbers));
         let first = PhaseChange { at_ns, from: old, to: new, spent: Age::UNKNOWN, outcome: None, evidence };
         self.set_inum(head.netns, open.inum);
@@ -42,7 +42,8 @@ impl Tracker {
             let socket = TrackedSocket { role: Role::None, ..socket };
             self.report(&socket, PhaseChange { outcome, ..first }, out);
             if let Some(outcome) = outcome {
-                out.event(head.time_ns, TrackerEvent::Closed { pair, role: Role::None, outcome });
+                let kind = self.port_kind(&socket);
+                out.event_of(head.time_ns, TrackerEvent::Closed { pair, role: Role::None, outcome }, kind);
             }
             return;
         };
@@ -105,7 +106,7 @@ impl Tracker {
             return self.insert(socket);
         }
         let side = self.side_of(head, None);
-        let port = self.service_port(side, head.local_port, head.remote_port);
+        let port = self.service_port(head.netns, side, head.local_port, head.remote_port);
         let flow = Flow::of_hash(flow_hash, head.local_port, head.remote_port);
         let mut socket = TrackedSocket { side, port, flow, ..TrackedSocket::of_record(head, left) };
         socket.set_kind(kind);

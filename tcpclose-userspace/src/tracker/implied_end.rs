@@ -120,7 +120,8 @@ impl Tracker {
                 Some(None) => TrackerEvent::Unmeasured { phase, why: self.unmeasured_reason(socket) },
                 None => TrackerEvent::Unmeasured { phase, why: UnmeasuredReason::BetweenDumps },
             };
-            out.event(end, event);
+            let kind = self.port_kind(socket);
+            out.event_of(end, event, kind);
         }
         let was_time_wait = socket.phase == Phase::TimeWait && !presumed;
         // A presumed TIME-WAIT that was never found went from CLOSING straight to CLOSE.

@@ -1,6 +1,6 @@
 //! Closes by ECONNRESET whose outcome is still open.
 
-use crate::names::{Outcome, PortKey, Role};
+use crate::names::{Outcome, PortKey, PortKind, Role};
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::transition::Transition;
 
@@ -10,6 +10,7 @@ pub(super) struct PendingReset {
     pub(super) key: u64,
     pub(super) closed_ns: u64,
     pub(super) pair: PortKey,
+    pub(super) kind: PortKind,
     pub(super) role: Role,
     /// The transition for watchers; its outcome is added later.
     pub(super) transition: Option<Box<Transition>>,
@@ -17,10 +18,10 @@ pub(super) struct PendingReset {
 
 impl PendingReset {
     pub(super) fn settle(self, outcome: Outcome, out: &mut impl EventSink) {
-        let Self { closed_ns, pair, role, transition, .. } = self;
+        let Self { closed_ns, pair, kind, role, transition, .. } = self;
         if let Some(transition) = transition {
             out.transition(Transition { outcome: Some(outcome), ..*transition });
         }
-        out.event(closed_ns, TrackerEvent::Closed { pair, role, outcome });
+        out.event_of(closed_ns, TrackerEvent::Closed { pair, role, outcome }, kind);
     }
 }

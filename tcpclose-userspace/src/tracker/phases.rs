@@ -27,6 +27,7 @@ impl Tracker {
     /// Reports the duration of the phase `left`.
     pub(super) fn leave(&mut self, at: usize, left: Phase, now: u64, out: &mut impl EventSink) {
         let socket = &self.sockets[at];
+        let kind = self.port_kind(socket);
         let event = match socket.since.until(now) {
             // The record of the step into the phase that is left is missing.
             _ if socket.phase != left => {
@@ -35,7 +36,7 @@ impl Tracker {
             Some(ns) => TrackerEvent::StateDuration { phase: left, pair: socket.pair(), ns },
             None => TrackerEvent::Unmeasured { phase: left, why: self.unmeasured_reason(socket) },
         };
-        out.event(now, event);
+        out.event_of(now, event, kind);
     }
 
     pub(super) fn enter(&mut self, at: usize, phase: Phase, since: EnteredAt) {
@@ -86,9 +87,11 @@ impl Tracker {
 
     /// Counts the connection as closed, once.
     pub(super) fn count(&mut self, at: usize, now: u64, outcome: Outcome, out: &mut impl EventSink) {
+        let kind = self.port_kind(&self.sockets[at]);
         let socket = &mut self.sockets[at];
         if !std::mem::replace(&mut socket.counted, true) {
-            out.event(now, TrackerEvent::Closed { pair: socket.pair(), role: socket.role, outcome });
+            let event = TrackerEvent::Closed { pair: socket.pair(), role: socket.role, outcome };
+            out.event_of(now, event, kind);
         }
     }
 

@@ -142,6 +142,13 @@ impl Tracker {
         if self.sockets[at].side == Side::Unknown {
             self.learn_side(at, self.dumped_side(seen));
         }
+        let TrackedSocket { side, port, .. } = self.sockets[at];
+        // By the range of its namespace as it is now: a record may have come before the first dump of that.
+        let service_port = self.service_port(netns, side, flow.local_port, flow.remote_port);
+        if side == Side::Unknown && port != service_port {
+            self.changed(at);
+            self.sockets[at].port = service_port;
+        }
         let socket = &mut self.sockets[at];
         socket.missed = false;
         match (socket.kind, seen.kind) {
@@ -309,7 +316,7 @@ impl Tracker {
             },
             flow: seen.flow,
             netns: seen.netns,
-            port: self.service_port(side, seen.flow.local_port, seen.flow.remote_port),
+            port: self.service_port(seen.netns, side, seen.flow.local_port, seen.flow.remote_port),
             side,
             role: Role::proven_by(phase),
             phase,

@@ -7,7 +7,7 @@ use tcpclose_common::state::{BEFORE_FIN, is_in};
 
 use crate::names::{Flow, Listening, Opening, Side};
 use crate::tracker::dump::DumpedSocket;
-use crate::tracker::socket::SocketKind;
+use crate::tracker::socket::{SocketKind, TrackedSocket};
 use crate::tracker::table::Tracker;
 
 /// What a record proves of its socket's opening.
@@ -75,8 +75,8 @@ impl Tracker {
     /// Sets the side of a socket whose side was unknown.
     pub(super) fn learn_side(&mut self, at: usize, side: Side) {
         if side != Side::Unknown {
-            let Flow { local_port, remote_port, .. } = self.sockets[at].flow;
-            let port = self.service_port(side, local_port, remote_port);
+            let TrackedSocket { netns, flow: Flow { local_port, remote_port, .. }, .. } = self.sockets[at];
+            let port = self.service_port(netns, side, local_port, remote_port);
             (self.sockets[at].side, self.sockets[at].port) = (side, port);
             self.changed(at);
         }

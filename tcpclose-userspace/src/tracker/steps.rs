@@ -159,8 +159,9 @@ impl Tracker {
         socket.counted = true;
         let (pair, role) = (socket.pair(), socket.role);
         let socket = &self.sockets[at];
+        let kind = self.port_kind(socket);
         let transition = out.is_watched().then(|| Box::new(change.of(socket, self.inum_of(socket.netns))));
-        self.pending_resets.push_back(PendingReset { key, closed_ns: now, pair, role, transition });
+        self.pending_resets.push_back(PendingReset { key, closed_ns: now, pair, kind, role, transition });
         self.remove(at);
     }
 

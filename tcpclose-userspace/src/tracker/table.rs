@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
 
-use crate::names::{Flow, HookCoverage, LastWrite, Listening, Phase, Side};
+use crate::names::{Flow, HookCoverage, LastWrite, Listening, Phase, PortKind, Side};
 use crate::tracker::changes::ChangedSockets;
 use crate::tracker::dump::{DumpProgress, DumpedSocket, meant_length};
 use crate::tracker::index::Index;
@@ -86,6 +86,8 @@ pub struct Tracker {
     pub(super) interfaces: FxHashMap<u64, u32>,
     /// The last write to each socket in CLOSE-WAIT that a dump has seen, by cookie.
     pub(super) writes: FxHashMap<u64, LastWrite>,
+    /// `ip_local_port_range` by the ID of a namespace, as of its last dump.
+    local_ports: FxHashMap<u32, RangeInclusive<u16>>,
     /// `ns.inum` by the ID of a namespace.
     inums: FxHashMap<u32, u32>,
     /// The last entry of these that was learned.
@@ -128,6 +130,7 @@ impl Tracker {
             changes: None,
             interfaces: FxHashMap::default(),
             writes: FxHashMap::default(),
+            local_ports: FxHashMap::default(),
             inums: FxHashMap::default(),
             last_inum: (0, 0),
             gave_back: false,
@@ -222,8 +225,41 @@ impl Tracker {
     }
 
     /// The service port of a connection on this `side`.
-    pub fn service_port(&self, side: Side, local: u16, remote: u16) -> u16 {
-        side.service_port(local, remote, &self.host.ephemeral)
+    pub fn service_port(&self, netns: u32, side: Side, local: u16, remote: u16) -> u16 {
+        side.service_port(local, remote, self.local_ports(netns))
+    }
+
+    /// How surely the port of `socket` is a service's.
+    pub fn port_kind(&self, socket: &TrackedSocket) -> PortKind {
+        if self.local_ports(socket.netns).contains(&socket.port) {
+            PortKind::Chance
+        } else if socket.side == Side::Unknown && self.host.netns_known {
+            PortKind::Unproven
+        } else {
+            PortKind::Service
+        }
+    }
+
+    /// `ip_local_port_range` of `netns`, or what a new network namespace begins with until a dump has been there.
+    fn local_ports(&self, netns: u32) -> &RangeInclusive<u16> {
+        /// net/ipv4/af_inet.c, inet_init_net() (5.8 to 6.18).
+        const INITIAL: RangeInclusive<u16> = 32768..=60999;
+        match self.local_ports.get(&netns) {
+            Some(range) => range,
+            None if netns == 0 || netns == self.host.netns => &self.host.ephemeral,
+            None => const { &INITIAL },
+        }
+    }
+
+    /// Sets `ip_local_port_range` of `netns`. Must come before the chunk with its sockets.
+    pub fn set_local_ports(&mut self, netns: u32, range: RangeInclusive<u16>) {
+        /// Namespaces after which those without sockets are forgotten.
+        const MANY: usize = 4096;
+        if self.local_ports.len() >= MANY && !self.local_ports.contains_key(&netns) {
+            let in_use: HashSet<u32> = self.sockets().map(|socket| socket.netns).collect();
+            self.local_ports.retain(|netns, _| in_use.contains(netns));
+        }
+        self.local_ports.insert(netns, range);
     }
 
     /// The slot of `key`.

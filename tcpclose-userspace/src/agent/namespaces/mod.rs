@@ -97,7 +97,7 @@ impl Namespaces {
             host: (host_inum == own.inum).then_some(own.id),
             host_inum,
             own,
-            own_owner: netns::owner(),
+            own_owner: netns::owner().0,
             known: HashMap::new(),
             former,
             hidden: HashSet::new(),

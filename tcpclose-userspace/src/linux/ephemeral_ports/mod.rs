@@ -108,7 +108,7 @@ pub fn look<T: PortSink>(places: &[NetnsPath], budget: Duration) -> io::Result<E
             }
             match visitor.enter(place) {
                 Ok(_) => {
-                    let owner = netns::owner();
+                    let (owner, _) = netns::owner();
                     result.owners.insert(owner);
                     let sockets = netns::population().map_or(u64::MAX, |p| p.sockets + p.minisockets);
                     if sockets > 0 {

@@ -1,6 +1,8 @@
 //! What dumps add: what was there first, the minisockets, how long TIME-WAIT lasts.
 
+use crate::names::PortKind;
 use crate::tracker::dump;
+use crate::tracker::socket::TrackedSocket;
 use crate::tracker::tests::*;
 
 #[test]
@@ -332,4 +334,33 @@ fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
             bench.tracker.is_empty() && bench.tracker.by_key.is_empty() && bench.tracker.by_flow.is_empty()
         );
     }
+}
+
+/// The host's range is 32768 to 60999, that of the namespace 2000 to 2100.
+#[test]
+fn a_port_is_told_by_the_range_of_its_own_namespace() {
+    const ELSEWHERE: u32 = 9;
+    let adopted = DumpedSocket {
+        netns: ELSEWHERE,
+        ..seen(CloseWait, SocketKind::Socket, flow("10.0.0.1:2005", "10.0.0.2:443"), 7, T0, 0)
+    };
+    let service = PortKey { side: Side::Unknown, port: 443 };
+    let mut bench = Bench::btf();
+    bench.tracker.set_local_ports(ELSEWHERE, 2000..=2100);
+    bench.dump(T0, true, &[adopted]);
+    assert_eq!(bench.tracker.sockets().next().unwrap().pair(), service);
+    // Known only later.
+    let mut bench = Bench::btf();
+    bench.dump(T0, true, &[adopted]);
+    let socket = *bench.tracker.sockets().next().unwrap();
+    assert_eq!((socket.port, bench.tracker.port_kind(&socket)), (2005, PortKind::Unproven));
+    bench.tracker.set_local_ports(ELSEWHERE, 2000..=2100);
+    bench.dump(T0 + S, false, &[DumpedSocket { seen_ns: T0 + S, ..adopted }]);
+    let socket = *bench.tracker.sockets().next().unwrap();
+    assert_eq!((socket.pair(), bench.tracker.port_kind(&socket)), (service, PortKind::Unproven));
+    let here = TrackedSocket { side: Side::Server, port: 2005, netns: HERE, ..socket };
+    let there = TrackedSocket { netns: ELSEWHERE, ..here };
+    assert_eq!(bench.tracker.port_kind(&here), PortKind::Service);
+    assert_eq!(bench.tracker.port_kind(&there), PortKind::Chance);
+    assert_eq!(bench.tracker.port_kind(&TrackedSocket { port: 443, ..there }), PortKind::Service);
 }

@@ -191,7 +191,6 @@ struct TrackedFacts {
     incomplete: Vec<String>,
     at: String,
     clock: DumpClock,
-    ephemeral: std::ops::RangeInclusive<u16>,
     look: OwnersLookup,
     depth: Depth,
 }
@@ -240,7 +239,6 @@ impl TrackedFacts {
             elsewhere,
             at: host::wall_clock(),
             clock: DumpClock { now_ns, uptime_ns, time_wait_ns: tracking.tracker.time_wait_ns() },
-            ephemeral: tracking.ephemeral.clone(),
             look: tracking.probe.owners_lookup(),
             depth,
         }
@@ -261,7 +259,8 @@ impl TrackedFacts {
             .context("cannot read /proc")?;
         let no_earlier_look = HashMap::new();
         let mut described = Vec::new();
-        for (DumpedNetns { netns, sockets, listeners, .. }, queues) in sights.iter().zip(&queues) {
+        for (DumpedNetns { netns, local_ports, sockets, listeners, .. }, queues) in sights.iter().zip(&queues)
+        {
             let inputs = NetnsSockets {
                 sockets,
                 queues,
@@ -272,7 +271,7 @@ impl TrackedFacts {
             };
             let facts = |socket: &Socket| {
                 self.facts.get(&socket.cookie).copied().unwrap_or_else(|| {
-                    dumped_facts(socket, listeners, &self.ephemeral, self.clock, &no_earlier_look)
+                    dumped_facts(socket, listeners, local_ports, self.clock, &no_earlier_look)
                 })
             };
             assemble(&inputs, facts, &mut described);

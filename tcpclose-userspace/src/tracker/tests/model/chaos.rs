@@ -8,7 +8,7 @@ use crate::metrics::gauges::StuckAfter;
 use crate::metrics::port_labels::PortLabels;
 use crate::tracker::netns_gone::NetnsSearchResult;
 use crate::tracker::saved::SavedSocket;
-use crate::tracker::socket::EnteredAt;
+use crate::tracker::socket::{EnteredAt, TrackedSocket};
 use crate::tracker::state_format;
 use crate::tracker::state_format::{Batch, StateLog};
 use crate::tracker::tests::model::{BACKENDS, Backend};
@@ -169,12 +169,7 @@ impl Stage {
         assert!(former.len() <= saved.len());
         bench.tracker.set_former(former);
         bench.tracker.note_changes();
-        let books = Books {
-            ledger: Metrics::new(PortLabels::new(64, &[], 32768..=60999)),
-            closes: 0,
-            dwelt: 0,
-            longest: 0,
-        };
+        let books = Books { ledger: Metrics::new(PortLabels::new(64, &[])), closes: 0, dwelt: 0, longest: 0 };
         Self { bench, books, journal: StateLog::new(BOOT), file: Vec::new(), now: T0, latest: T0 }
     }
 
@@ -299,8 +294,9 @@ impl Stage {
     fn adds_up(&mut self) {
         let Self { bench: Bench { tracker, .. }, books, now, .. } = self;
         let ledger = &mut books.ledger;
-        let gauges =
-            ledger.gauges(tracker.sockets_and_writes(), &StuckAfter::default(), &|netns| netns == HERE, *now);
+        let kind = |socket: &TrackedSocket| tracker.port_kind(socket);
+        let here = |netns| netns == HERE;
+        let gauges = ledger.gauges(tracker.sockets_and_writes(), &kind, &StuckAfter::default(), &here, *now);
         for phase in Phase::ALL {
             let standing = gauges.standing.iter().filter(|((_, of), _)| *of == phase);
             let gauge: u64 = standing.map(|(_, standing)| standing.sockets).sum();

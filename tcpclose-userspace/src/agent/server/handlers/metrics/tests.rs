@@ -3,9 +3,12 @@
 use tcpclose_common::state::TcpState;
 
 use crate::agent::server::handlers::metrics::*;
+use crate::metrics::charge::Charge;
 use crate::metrics::gauges::Standing;
-use crate::metrics::port_labels::PortLabels;
-use crate::names::{Correction, Outcome, Phase, PortKey, Role, Side, TimeWaitEnd, UnmeasuredReason};
+use crate::metrics::port_labels::{LabelRequest, PortLabels};
+use crate::names::{
+    Correction, Outcome, Phase, PortKey, PortKind, Role, Side, TimeWaitEnd, UnmeasuredReason,
+};
 use crate::report::owner_counts;
 use crate::tracker::event::{EventSink, TrackerEvent};
 
@@ -35,7 +38,14 @@ fn age_labels_are_written_as_the_flag_writes_them() {
 /// All that a hostile network, a hostile host and bad luck can make at the same time, with the defaults.
 #[test]
 fn the_worst_case_stays_within_the_promise() {
-    let mut metrics = Metrics::new(PortLabels::new(32, &[], 32768..=60999));
+    let mut labels = PortLabels::new(32, &[]);
+    for pair in Side::ALL.into_iter().flat_map(|side| (1..=60).map(move |port| PortKey { side, port })) {
+        labels.facts().listens(pair.port, Charge::Root);
+        labels.facts().holds(pair, Charge::Root);
+        let kind = if pair.side == Side::Unknown { PortKind::Unproven } else { PortKind::Service };
+        labels.label(LabelRequest { pair, kind, stuck: true }, 1);
+    }
+    let mut metrics = Metrics::new(labels);
     for (side, port) in Side::ALL.into_iter().flat_map(|side| (1..=60).map(move |port| (side, port))) {
         let pair = PortKey { side, port };
         for phase in Phase::ALL {
