@@ -13,6 +13,7 @@ use crate::linux::host;
 use crate::metrics::gauges::Stuckness;
 use crate::names::Phase;
 use crate::report::owner_counts::tally;
+use crate::report::owner_series::OwnerSeries;
 use crate::report::sockets::Depth;
 use crate::report::sockets::seconds;
 
@@ -20,6 +21,7 @@ use crate::report::sockets::seconds;
 pub async fn run(parts: Parts, interval: Duration) {
     let Parts { tracking, intervals, stuck_owners, .. } = parts;
     let mut pause = interval;
+    let mut series = OwnerSeries::default();
     loop {
         sleep(pause).await;
         pause = interval;
@@ -31,7 +33,8 @@ pub async fn run(parts: Parts, interval: Duration) {
         let bound = Duration::from_nanos(bound_ns);
         match sockets::describe(&tracking, Phase::CloseWait, bound, Depth::Owners).await {
             Ok(Described { document, cpu_ns }) => {
-                *stuck_owners.borrow_mut() = tally(&document.sockets, seconds(bound_ns));
+                let counts = tally(&document.sockets, seconds(bound_ns));
+                *stuck_owners.borrow_mut() = series.name(counts, host::monotonic_ns());
                 let paced = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);
                 pause = interval.max(paced.min(intervals.max.get()));
             }

@@ -5,7 +5,7 @@
 //!   [`diagnosis`]: why a CLOSE-WAIT still exists; [`incomplete`]: what is missing.
 //! * [`accept_queues`]: the listeners in whose queues sockets wait that were not accepted.
 //! * [`ports`]: the close phase by port. [`exhaustion`]: the ephemeral ports in use.
-//! * [`owner_counts`]: stuck sockets per owner. [`kill`]: what is destroyed, and the result.
+//! * [`owner_counts`]: stuck sockets per owner; [`owner_series`]: which of them have a series. [`kill`]: what is destroyed, and the result.
 //! * [`verify`]: the agent's numbers beside the kernel's. [`watch`]: lines of the watch stream.
 
 pub mod accept_queues;
@@ -19,6 +19,7 @@ pub mod fixtures;
 pub mod incomplete;
 pub mod kill;
 pub mod owner_counts;
+pub mod owner_series;
 pub mod owners;
 pub mod ports;
 pub mod reconcile;

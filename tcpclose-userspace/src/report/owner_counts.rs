@@ -10,7 +10,7 @@ use crate::report::sockets::{Owner, StuckSocket};
 pub const MOST: usize = 32;
 
 /// The owner of a count, as the labels of the metric.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnerLabels {
     /// `unknown` for sockets without a known owner, `other` for the rest of the owners, `api (shared by 3)` for sockets of three
     /// processes (without a name where theirs differ).
@@ -24,7 +24,7 @@ pub struct OwnerLabels {
 }
 
 impl OwnerLabels {
-    fn named(comm: &str) -> Self {
+    pub(super) fn named(comm: &str) -> Self {
         Self { comm: comm.to_owned(), ..Self::default() }
     }
 
@@ -70,29 +70,28 @@ impl OwnerLabels {
     }
 }
 
+/// The stuck sockets of one owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerCount {
+    pub sockets: u64,
+    /// The user who made them; of several the lowest id.
+    pub uid: u32,
+}
+
 /// Counts those of `sockets` that are stuck: in CLOSE-WAIT for `bound` seconds by the proven minimum, and not at work.
 /// Each counts once. Several processes that hold it, or may have it in their queue, share it, for nothing proves which of them
-/// should act: the labels are what they have in common. One without a known owner counts as `unknown`. The [`MOST`] largest are
-/// named.
-pub fn tally(sockets: &[StuckSocket], bound: f64) -> Vec<(OwnerLabels, u64)> {
-    let mut counts: BTreeMap<OwnerLabels, u64> = BTreeMap::new();
+/// should act: the labels are what they have in common. One without a known owner counts as `unknown`.
+/// [`OwnerSeries`](crate::report::owner_series::OwnerSeries) says which owners are named.
+pub fn tally(sockets: &[StuckSocket], bound: f64) -> BTreeMap<OwnerLabels, OwnerCount> {
+    let mut counts: BTreeMap<OwnerLabels, OwnerCount> = BTreeMap::new();
     let stuck = sockets.iter().filter(|socket| {
         socket.diagnosis.is_some_and(|why| why != Diagnosis::StillSending) && socket.is_past(bound)
     });
     for socket in stuck {
-        *counts.entry(OwnerLabels::of_all(&socket.owners)).or_default() += 1;
-    }
-    let mut counts: Vec<(OwnerLabels, u64)> = counts.into_iter().collect();
-    // A stable sort: of two equal counts the same one is named each time.
-    counts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
-    if counts.len() > MOST {
-        let rest = counts.split_off(MOST).iter().map(|(_, n)| n).sum();
-        let other = OwnerLabels::named("other");
-        match counts.iter_mut().find(|(holder, _)| *holder == other) {
-            // A process may have this name.
-            Some((_, n)) => *n += rest,
-            None => counts.push((other, rest)),
-        }
+        let labels = OwnerLabels::of_all(&socket.owners);
+        let count = counts.entry(labels).or_insert(OwnerCount { sockets: 0, uid: socket.uid });
+        count.sockets += 1;
+        count.uid = count.uid.min(socket.uid);
     }
     counts
 }
@@ -102,34 +101,42 @@ mod tests {
     use super::*;
     use crate::linux::cgroup::Workload;
     use crate::report::fixtures::{in_place, owner, socket};
+    use crate::report::owner_series::OwnerSeries;
+
+    fn named(sockets: &[StuckSocket]) -> Vec<(OwnerLabels, u64)> {
+        OwnerSeries::default().name(tally(sockets, 60.0), 1)
+    }
 
     #[test]
     fn each_stuck_socket_counts_once_and_the_largest_are_named() {
         let mut sockets = Vec::new();
         for pid in 1..=40_u32 {
             let api = owner(pid, &format!("p{pid}\n"), (1, 2));
-            sockets.extend((0..pid).map(|_| socket(60, &[api.clone(), Owner { fd: 6, ..api.clone() }])));
+            let of_pid =
+                || StuckSocket { uid: pid, ..socket(60, &[api.clone(), Owner { fd: 6, ..api.clone() }]) };
+            sockets.extend((0..pid).map(|_| of_pid()));
         }
         sockets.push(socket(60, &[]));
         sockets.push(socket(59, &[owner(1, "young", (1, 2))]));
         sockets.push(StuckSocket { diagnosis: Some(Diagnosis::StillSending), ..socket(60, &[]) });
-        let counts = tally(&sockets, 60.0);
+        let counts = named(&sockets);
         assert_eq!(counts.len(), MOST + 1);
         assert_eq!(counts[0], (OwnerLabels::named(r"p40\n"), 40));
         // p1 to p8, and the one without an owner.
         assert_eq!(counts[MOST], (OwnerLabels::named("other"), 36 + 1));
         assert_eq!(counts.iter().map(|(_, n)| n).sum::<u64>(), (1..=40).sum::<u64>() + 1);
-        assert_eq!(tally(&sockets[..1], 60.0).len(), 1);
-        assert!(tally(&[], 60.0).is_empty());
+        assert_eq!(named(&sockets[..1]).len(), 1);
+        assert!(named(&[]).is_empty());
     }
 
     #[test]
     fn a_process_that_calls_itself_other_makes_no_series_twice() {
-        let mut sockets: Vec<StuckSocket> =
-            (1..=40_u32).map(|pid| socket(60, &[owner(pid, &format!("p{pid}"), (1, 2))])).collect();
+        let one =
+            |pid: u32| StuckSocket { uid: pid, ..socket(60, &[owner(pid, &format!("p{pid}"), (1, 2))]) };
+        let mut sockets: Vec<StuckSocket> = (1..=40_u32).map(one).collect();
         sockets
             .extend([socket(60, &[owner(99, "other", (1, 2))]), socket(60, &[owner(99, "other", (1, 2))])]);
-        let counts = tally(&sockets, 60.0);
+        let counts = named(&sockets);
         assert_eq!(counts.iter().filter(|(holder, _)| holder.comm == "other").count(), 1);
         assert_eq!(counts.iter().map(|(_, n)| n).sum::<u64>(), 42);
     }
@@ -141,9 +148,9 @@ mod tests {
             in_place(owner(pid, comm, (1, 2)), place)
         };
         let labels = |owners: &[Owner]| {
-            let [(OwnerLabels { comm, unit, .. }, 1)] = &tally(&[socket(60, owners)], 60.0)[..] else {
-                panic!("one")
-            };
+            let counts = tally(&[socket(60, owners)], 60.0);
+            let labels: Vec<&OwnerLabels> = counts.keys().collect();
+            let [OwnerLabels { comm, unit, .. }] = labels[..] else { panic!("{labels:?}") };
             (comm.clone(), unit.clone())
         };
         let said = |comm: &str, unit: &str| (comm.to_owned(), unit.to_owned());
@@ -168,7 +175,7 @@ mod tests {
                 pod_uid: Some("2c".into()),
             },
         );
-        let [(holder, 1)] = &tally(&[socket(60, &[placed])], 60.0)[..] else { panic!("one") };
+        let [(holder, 1)] = &named(&[socket(60, &[placed])])[..] else { panic!("one") };
         assert_eq!(
             (&*holder.unit, &*holder.container_id, &*holder.uid),
             ("api.service", "containerd://ab", "2c")
