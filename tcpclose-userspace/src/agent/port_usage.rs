@@ -49,6 +49,8 @@ pub struct Fullest {
     pub used: f64,
     /// Without TIME-WAITs whose ports connect() may choose again.
     pub blocked: f64,
+    /// On one local address, over all destinations.
+    pub bind: f64,
 }
 
 impl Fullest {
@@ -58,7 +60,11 @@ impl Fullest {
             let tables = || looked.tables.iter().filter(move |ports| ports.owner == owner);
             let highest =
                 |ratio: fn(&PortTable) -> f64| tables().map(|ports| ratio(&ports.table)).fold(0.0, f64::max);
-            Self { used: highest(PortTable::fullest), blocked: highest(PortTable::fullest_blocked) }
+            Self {
+                used: highest(PortTable::fullest),
+                blocked: highest(PortTable::fullest_blocked),
+                bind: highest(PortTable::fullest_local),
+            }
         };
         looked.owners.iter().map(|&owner| (owner, of_one(owner))).collect()
     }

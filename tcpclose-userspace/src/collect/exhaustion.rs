@@ -28,7 +28,8 @@ pub fn assemble(
         process::started(pid).filter(|(began_ns, _)| *began_ns <= closed_ns).map(|(_, comm)| comm)
     };
     let envelope = collect::envelope(inputs.source, inputs.at.clone(), Vec::new());
-    Ok(document::assemble(inputs, (&picks, tuples_in_use), &owners, &name_of, envelope))
+    let document = document::assemble(inputs, (&picks, tuples_in_use), &owners, &name_of, envelope);
+    Ok(ExhaustionDocument { locals: document::fullest_locals(inputs.looked, limit), ..document })
 }
 
 #[cfg(test)]

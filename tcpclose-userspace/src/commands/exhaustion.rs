@@ -12,7 +12,7 @@ use crate::commands::filter::own_netns;
 use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
-use crate::report::exhaustion::document::{ExhaustionDocument, ProcessShare, SCHEMA, TupleUse};
+use crate::report::exhaustion::document::{ExhaustionDocument, LocalUse, ProcessShare, SCHEMA, TupleUse};
 use crate::report::requests::EXHAUSTION_PATH;
 use crate::ui::footer::footer;
 use crate::ui::table;
@@ -22,6 +22,9 @@ use crate::ui::table;
 /// Ports run out separately for each local address, remote address and remote port. Sockets of every state count if their
 /// port is in ip_local_port_range and not in ip_local_reserved_ports of their network namespace. A port taken by bind(), as
 /// by a listener, is in use for all destinations.
+///
+/// bind() to a local address, without a port and before connect(), takes a port that no destination uses. A second table shows
+/// local addresses by the ports in use over all destinations.
 ///
 /// REUSE counts the TIME-WAITs in USED whose ports connect() may reuse (tcp_tw_reuse, by default only on loopback, after a
 /// second). TAKEN/S and LEFT cover the time since the agent's previous sample; without an agent, the time of --for.
@@ -68,8 +71,7 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
     let cells = |tuple: &TupleUse| {
         let mut row = cells(tuple);
         if elsewhere {
-            let number = || format!("net:[{}]", tuple.netns);
-            row.push(tuple.netns_name.as_deref().map_or_else(number, |name| printable(name).into_owned()));
+            row.push(netns_name(tuple.netns, tuple.netns_name.as_deref()));
         }
         row
     };
@@ -94,9 +96,50 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
     if more > 0 {
         text.push_str(&format!("… {more} more\n"));
     }
+    text.push_str(&locals(document, own, width));
     text.push('\n');
     text.push_str(&footer(source, &document.incomplete, width));
     text
+}
+
+/// The local addresses whose ports are in use towards several destinations; of one, its tuple tells as much.
+fn locals(document: &ExhaustionDocument, own: u32, width: Option<u16>) -> String {
+    const MOST: usize = 5;
+    const MEANING: &str = "bind() to an address without a port needs one that no destination uses, and takes it from all of \
+                           them: at 100 % it fails with EADDRINUSE. With IP_BIND_ADDRESS_NO_PORT set before it, connect() \
+                           chooses the port per destination.";
+    let shown: Vec<&LocalUse> =
+        document.locals.iter().filter(|local| local.destinations > 1).take(MOST).collect();
+    if shown.is_empty() {
+        return String::new();
+    }
+    let mut header = vec!["BIND TO", ">USED", ">OF", ">%", ">DESTINATIONS"];
+    let elsewhere = shown.iter().any(|local| local.netns != own);
+    if elsewhere {
+        header.push("~NETNS");
+    }
+    let cells = |local: &&LocalUse| {
+        let mut row = vec![
+            local.local.to_string(),
+            local.used.to_string(),
+            local.ports.to_string(),
+            format!("{}", (local.used_ratio * 100.0).floor()),
+            local.destinations.to_string(),
+        ];
+        if elsewhere {
+            row.push(netns_name(local.netns, local.netns_name.as_deref()));
+        }
+        row
+    };
+    let rows: Vec<Vec<String>> = shown.iter().map(cells).collect();
+    let (first, lines) = table::lines(&header, &rows, width);
+    let mut text = first.map_or_else(|| "\n".to_owned(), |first| format!("\n{first}\n"));
+    lines.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+    text + &table::wrap(MEANING, width) + "\n"
+}
+
+fn netns_name(inum: u32, name: Option<&str>) -> String {
+    name.map_or_else(|| format!("net:[{inum}]"), |name| printable(name).into_owned())
 }
 
 fn cells(tuple: &TupleUse) -> Vec<String> {
@@ -186,6 +229,16 @@ mod tests {
             bound: 0,
             ..nearly.clone()
         };
+        let of_all = |local: &str, destinations| LocalUse {
+            netns: 7,
+            netns_name: None,
+            netns_owner: None,
+            local: local.parse().unwrap(),
+            ports: 100,
+            used: 99,
+            used_ratio: 0.99,
+            destinations,
+        };
         let document = ExhaustionDocument {
             schema: SCHEMA,
             host: "h".to_owned(),
@@ -195,6 +248,7 @@ mod tests {
             incomplete: Vec::new(),
             tuples_in_use: 5,
             tuples: vec![full, nearly],
+            locals: vec![of_all("10.0.0.1", 3), of_all("10.0.0.7", 1)],
         };
         crate::ui::golden::check("exhaustion.txt", &text(&document, "agent", 7, Some(100)));
         assert!(text(&document, "agent", 8, None).contains("  net:[7]\n"));
@@ -204,7 +258,7 @@ mod tests {
             "{narrow}"
         );
         assert!(!table::overflows(&narrow, Some(40)), "{narrow}");
-        let none = ExhaustionDocument { tuples: Vec::new(), ..document };
+        let none = ExhaustionDocument { tuples: Vec::new(), locals: Vec::new(), ..document };
         assert_eq!(text(&none, "agent", 7, None), "… 5 more\n\nsource: agent\n");
     }
 }

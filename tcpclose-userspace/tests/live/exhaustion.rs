@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use common::{Agent, BINARY};
 use named::{Named, ip};
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use tcpclose::linux::ephemeral_ports;
 use tcpclose::linux::netns::{Descriptors, NetnsPath, find};
 use tcpclose::report::exhaustion::port_table::EphemeralUse;
@@ -159,6 +160,60 @@ fn connect_fails_when_it_says_so_and_not_before() {
     let words: Vec<&str> = line.split_whitespace().collect();
     assert_eq!((&words[2..6], words[8]), (&["95", "95", "100", "94"][..], "none"), "{text}");
     assert!(text.contains("taken by bind() 1"), "{text}");
+}
+
+/// A socket bound to HERE and to a port of the kernel's choice.
+fn bind(netns: &Named, local: &str) -> Result<Socket, i32> {
+    let local: SocketAddr = format!("{local}:0").parse().unwrap();
+    netns.inside(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&local.into()).map_err(|error| error.raw_os_error().unwrap())?;
+        Ok(socket)
+    })
+}
+
+/// As Envoy and squid do: bind() fails while each destination has a third of the ports.
+#[test]
+#[ignore = "needs root"]
+fn bind_fails_when_it_says_so_though_every_destination_has_ports_left() {
+    let netns = narrow("bind");
+    let agent = Agent::start(&[]);
+    let servers = [9000, 9001, 9002].map(|port| Server::new(&netns, &format!("{HERE}:{port}")));
+    let mut open = Vec::new();
+    let error = loop {
+        let server = &servers[open.len() % 3];
+        match bind(&netns, HERE) {
+            Ok(client) => {
+                client.connect(&server.address().into()).unwrap();
+                open.push((client, server.listener.accept().unwrap()));
+            }
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((error, open.len()), (libc::EADDRINUSE, 95));
+    let socket = agent.socket();
+    let document = exhaustion(&["--socket", socket.to_str().unwrap(), "--limit", "1000"]);
+    for server in &servers {
+        let tuple = tuple(&document, server);
+        assert!(tuple["used_ratio"].as_f64().unwrap() < 0.4, "{tuple}");
+    }
+    let here = |local: &&Value| local["netns"] == netns.inum && local["local"] == HERE;
+    let local = document["locals"].as_array().unwrap().iter().find(here).expect("the local address");
+    println!("{local}");
+    assert_eq!((number(local, "used"), number(local, "ports"), number(local, "destinations")), (95, 95, 3));
+    assert_eq!((&local["used_ratio"], &local["netns_owner"]), (&1.0.into(), &"container".into()));
+    // Nothing on a host is fuller than full, and the metric is that of the last look.
+    let container = [("netns_owner", "container")];
+    assert_eq!(agent.metrics().sum("tcpclose_ephemeral_ports_bind_ratio", &container), 1.0);
+    let text = Command::new(BINARY).args(["exhaustion", "--limit", "1000", "--socket"]).arg(&socket).output();
+    let text = String::from_utf8(text.unwrap().stdout).unwrap();
+    assert!(text.contains("BIND TO") && text.contains("IP_BIND_ADDRESS_NO_PORT"), "{text}");
+    bind(&netns, "127.0.0.1").expect("another address has all the ports");
+    // A port that is given back by one destination is free again for bind().
+    let (client, (server, _)) = open.pop().unwrap();
+    client.set_linger(Some(Duration::ZERO)).unwrap();
+    drop((client, server));
+    bind(&netns, HERE).expect("one is free again");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,9 @@ document! {
         pub tuples_in_use: usize,
         /// The fullest of them, the fullest first.
         pub tuples: Vec<TupleUse>,
+        /// The local addresses that use most ports over all destinations, the fullest first. Older agents send none.
+        #[serde(default)]
+        pub locals: Vec<LocalUse>,
     }
 }
 
@@ -91,6 +94,50 @@ pub struct TupleUse {
     pub owners: Vec<ProcessShare>,
     /// The processes that closed what is in TIME-WAIT, as far as the agent saw that.
     pub closed_by: Vec<ProcessShare>,
+}
+
+/// One local address, over all destinations. bind() to it without a port, before connect(), takes a port that no socket of this
+/// address has, and keeps it from all destinations (inet_csk_find_open_port(), inet_csk_bind_conflict(), 5.8 to 6.18).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocalUse {
+    /// The inode of the network namespace.
+    pub netns: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_name: Option<String>,
+    #[serde(with = "named_or_null", default, skip_serializing_if = "Option::is_none")]
+    pub netns_owner: Option<NetnsOwner>,
+    pub local: IpAddr,
+    /// How many ports bind() and connect() may choose from.
+    pub ports: u32,
+    /// How many of them some socket of this address has, or one that is bound to every address.
+    pub used: u32,
+    pub used_ratio: f64,
+    /// The number of tuples with this address.
+    pub destinations: u32,
+}
+
+/// The `limit` fullest local addresses.
+pub fn fullest_locals(looked: &EphemeralUse, limit: usize) -> Vec<LocalUse> {
+    let mut locals = Vec::new();
+    for NetnsPorts { netns, owner, table } in &looked.tables {
+        let mut destinations: HashMap<Ipv6Addr, u32> = HashMap::new();
+        table.tuples().for_each(|(tuple, _)| *destinations.entry(tuple.local).or_default() += 1);
+        locals.extend(table.locals().map(|(local, used)| LocalUse {
+            netns: netns.inum,
+            netns_name: netns.name.clone(),
+            netns_owner: Some(*owner),
+            local: local.to_canonical(),
+            ports: table.choice.ports(),
+            used,
+            used_ratio: table.local_ratio(used),
+            destinations: destinations.get(&local).copied().unwrap_or(0),
+        }));
+    }
+    locals.sort_by(|a, b| {
+        b.used_ratio.total_cmp(&a.used_ratio).then(a.local.cmp(&b.local)).then(a.netns.cmp(&b.netns))
+    });
+    locals.truncate(limit);
+    locals
 }
 
 fn is_zero(n: &u32) -> bool {

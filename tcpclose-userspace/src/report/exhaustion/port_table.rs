@@ -8,12 +8,16 @@ use tcpclose_common::state::TcpState;
 use crate::linux::ephemeral_ports;
 use crate::linux::ephemeral_ports::{Choice, PortSet, PortSink};
 use crate::linux::sock_diag::Socket;
+use crate::names::Flow;
 
 /// The port tables of several network namespaces.
 pub type EphemeralUse = ephemeral_ports::EphemeralUse<PortTable>;
 
 /// The most tuples that are counted at a time. Beyond that, those with the fewest ports are forgotten.
 const MOST_TUPLES: usize = 1 << 16;
+
+/// The most local addresses that are counted at a time. Beyond that, those with the fewest ports are forgotten.
+const MOST_LOCALS: usize = 1024;
 
 /// The ends of connections whose local ports must differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +62,10 @@ pub struct PortTable {
     /// Ports that bind() has taken, in use for every tuple.
     bound: PortSet,
     tuples: HashMap<Tuple, Vec<PortHolder>>,
+    /// The ports in use on each local address, towards any destination; sorted, each once, after the last socket.
+    locals: HashMap<Ipv6Addr, Vec<u16>>,
+    /// Those that sockets bound to no address have: in use on every one.
+    everywhere: PortSet,
     most: usize,
     /// Tuples that are missing in `tuples` had at most this many ports; those that are there may have had this many more.
     pub forgotten: usize,
@@ -65,17 +73,29 @@ pub struct PortTable {
 
 impl PortSink for PortTable {
     fn new(choice: Choice) -> Self {
-        Self { choice, bound: PortSet::default(), tuples: HashMap::new(), most: MOST_TUPLES, forgotten: 0 }
+        Self {
+            choice,
+            bound: PortSet::default(),
+            tuples: HashMap::new(),
+            locals: HashMap::new(),
+            everywhere: PortSet::default(),
+            most: MOST_TUPLES,
+            forgotten: 0,
+        }
     }
 
     fn bind(&mut self, socket: &Socket) {
         if self.choice.has(socket.flow.local_port) {
             self.bound.add(socket.flow.local_port);
+            self.take_local(socket);
         }
     }
 
     fn take(&mut self, socket: &Socket) {
         let port = socket.flow.local_port;
+        if self.choice.has(port) {
+            self.take_local(socket);
+        }
         if !self.choice.has(port) || self.bound.has(port) {
             return;
         }
@@ -103,10 +123,65 @@ impl PortSink for PortTable {
             taken.sort_unstable_by_key(|taken| taken.port);
             taken.dedup_by_key(|taken| taken.port);
         }
+        self.locals.values_mut().for_each(distinct);
     }
 }
 
+fn distinct(ports: &mut Vec<u16>) {
+    ports.sort_unstable();
+    ports.dedup();
+}
+
 impl PortTable {
+    /// Counts a port of the range as in use on the socket's local address.
+    fn take_local(&mut self, socket: &Socket) {
+        /// Twice as many as there are: a port is in use towards many destinations.
+        const MANY: usize = 1 << 17;
+        let Flow { local, local_port, .. } = socket.flow;
+        if local.to_canonical().is_unspecified() {
+            self.everywhere.add(local_port);
+            return;
+        }
+        let ports = self.locals.entry(local).or_default();
+        ports.push(local_port);
+        if ports.len() >= MANY {
+            distinct(ports);
+        }
+        if self.locals.len() > MOST_LOCALS {
+            let mut few = 0;
+            while self.locals.len() > MOST_LOCALS / 2 {
+                few += 1;
+                self.locals.retain(|_, ports| {
+                    distinct(ports);
+                    ports.len() > few
+                });
+            }
+        }
+    }
+
+    /// Each local address with the number of ports that bind() to it, without a port, cannot choose.
+    pub fn locals(&self) -> impl Iterator<Item = (Ipv6Addr, u32)> {
+        let everywhere = self.everywhere.len();
+        self.locals.iter().map(move |(&local, ports)| {
+            let here = ports.iter().filter(|&&port| !self.everywhere.has(port)).count() as u32;
+            (local, here + everywhere)
+        })
+    }
+
+    /// The part of the available ports that `used` are.
+    pub fn local_ratio(&self, used: u32) -> f64 {
+        match self.choice.ports() {
+            0 => 0.0,
+            ports => f64::from(used) / f64::from(ports),
+        }
+    }
+
+    /// The ratio of the fullest local address; without any, that of the ports in use on every one.
+    pub fn fullest_local(&self) -> f64 {
+        let most = self.locals().map(|(_, used)| used).max();
+        self.local_ratio(most.unwrap_or_else(|| self.everywhere.len()))
+    }
+
     /// Forgets the emptiest tuples until half of the limit is left: those with one port, with two, and so on.
     fn forget_the_emptiest(&mut self) {
         let mut few = 0;
@@ -192,6 +267,44 @@ pub mod tests {
         sizes.sort_unstable();
         assert_eq!((sizes, table.bound()), (vec![1, 3], 1));
         assert_eq!(table.fullest(), 4.0 / 8.0);
+    }
+
+    /// As the kernel has it on 6.18: three destinations with a third of the ports each leave bind() to that address none, and
+    /// another address all but the one of a listener on every address.
+    #[test]
+    fn bind_runs_out_of_ports_over_all_destinations() {
+        let mut table = PortTable::new(choice(1000..=1099, ""));
+        table.bind(&socket(TcpState::Listen, "0.0.0.0:1000", "0.0.0.0:0"));
+        table.bind(&socket(TcpState::BoundInactive, "10.0.0.2:1001", "0.0.0.0:0"));
+        for port in 1001..1100 {
+            let remote = format!("10.0.0.9:{}", 80 + port % 3);
+            table.take(&socket(TcpState::Established, &format!("10.0.0.1:{port}"), &remote));
+        }
+        // Accepted, and a second destination of a port.
+        table.take(&socket(TcpState::Established, "10.0.0.2:1000", "10.0.0.9:4000"));
+        table.take(&time_wait("10.0.0.2:1001", "10.0.0.9:80", 30));
+        table.take(&time_wait("10.0.0.2:1001", "10.0.0.9:81", 30));
+        table.finish();
+        let mut locals: Vec<(String, u32)> =
+            table.locals().map(|(local, used)| (local.to_canonical().to_string(), used)).collect();
+        locals.sort();
+        assert_eq!(locals, [("10.0.0.1".to_owned(), 100), ("10.0.0.2".to_owned(), 2)]);
+        assert_eq!(table.fullest_local(), 1.0);
+        assert!(table.fullest() < 0.4, "{}", table.fullest());
+    }
+
+    #[test]
+    fn the_fullest_local_address_survives_a_crowd() {
+        let mut table = PortTable::new(choice(1024..=65535, ""));
+        for port in 2000..5000u32 {
+            let crowd = format!("127.{}.{}.1:2000", port >> 8, port & 255);
+            for local in [format!("10.0.0.1:{port}"), crowd] {
+                table.take(&socket(TcpState::Established, &local, "10.0.0.2:443"));
+            }
+        }
+        table.finish();
+        assert!(table.locals().count() <= MOST_LOCALS);
+        assert_eq!(table.locals().map(|(_, used)| used).max(), Some(3000));
     }
 
     #[test]

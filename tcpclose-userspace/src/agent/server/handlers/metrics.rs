@@ -125,6 +125,7 @@ fn limits(
     family(&descriptors::TIME_WAIT_LIMIT_USED, &mut time_waits.iter().map(|(&owner, &used)| (owner, used)));
     family(&descriptors::EPHEMERAL_PORTS_USED, &mut ports(|fullest| fullest.used));
     family(&descriptors::EPHEMERAL_PORTS_BLOCKED, &mut ports(|fullest| fullest.blocked));
+    family(&descriptors::EPHEMERAL_PORTS_BIND, &mut ports(|fullest| fullest.bind));
 }
 
 fn owners(families: &mut Vec<MetricFamily>, counts: &[(OwnerLabels, u64)]) {
