@@ -146,7 +146,7 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
         },
         transparent,
         v6_only,
-        opening: info.and_then(opening).unwrap_or_default(),
+        opening: info.and_then(|info| opening(info, socket.unsent)).unwrap_or_default(),
         ..socket
     })
 }
@@ -163,6 +163,7 @@ pub(super) fn decode_message(bytes: &[u8]) -> Option<Socket> {
     };
     let timer = *bytes.get(2)?;
     let milliseconds_left = word(52)?;
+    let unsent = word(60)?;
     Some(Socket {
         state: TcpState::from_raw(*bytes.get(1)?)?,
         minisocket: timer == TIMER_TIME_WAIT,
@@ -176,7 +177,7 @@ pub(super) fn decode_message(bytes: &[u8]) -> Option<Socket> {
         cookie: u64::from(word(44)?) | u64::from(word(48)?) << 32,
         expires_ns: (timer != 0).then_some(u64::from(milliseconds_left) * 1_000_000),
         unread: word(56)?,
-        unsent: word(60)?,
+        unsent,
         uid: word(64)?,
         inode: word(68)?,
         times: None,
@@ -273,16 +274,19 @@ fn repeating_ms(info: &[u8]) -> Option<u32> {
 }
 
 /// What the counters prove; `None` from a kernel without `tcpi_bytes_retrans` (below 4.19), for a listener, and
-/// while segments are on their way: how many bytes these have is not told. All fields are of one moment, since
-/// `tcp_get_info()` has the socket locked.
-fn opening(info: &[u8]) -> Option<Opening> {
+/// while segments with data are on their way: how many bytes these have is not told. All fields are of one moment,
+/// since `tcp_get_info()` has the socket locked; `unsent`, [`Socket::unsent`], is a little older, but behind its FIN a
+/// socket queues nothing more.
+fn opening(info: &[u8], unsent: u32) -> Option<Opening> {
     let long = |at| take(info, at).map(u64::from_ne_bytes);
     let state = TcpState::from_raw(*info.first()?)?;
     let unacked = u32::from_ne_bytes(take(info, 24)?);
     let (acked, sent, sent_again) = (long(120)?, long(200)?, long(208)?);
-    // Without a segment on its way, this side's FIN is acknowledged in FIN-WAIT-2, and not sent yet in the other states.
+    // Without a segment on its way, this side's FIN is acknowledged in FIN-WAIT-2, and in the other states it is not.
     let fin = u64::from(state == TcpState::FinWait2);
-    if unacked != 0 || state == TcpState::Listen {
+    let is_fin = matches!(state, TcpState::FinWait1 | TcpState::Closing | TcpState::LastAck);
+    let is_fin_alone = is_fin && unacked == 1 && unsent == 1;
+    if (unacked != 0 && !is_fin_alone) || state == TcpState::Listen {
         return None;
     }
     let unsent = acked.wrapping_add(sent_again).wrapping_sub(sent).wrapping_sub(fin);

@@ -181,6 +181,31 @@ fn an_error_from_the_kernel_is_an_error_here() {
     assert!(refused(&io::Error::from_raw_os_error(libc::ENOENT)).to_string().contains("modprobe tcp_diag"));
 }
 
+#[test]
+#[cfg(target_endian = "little")]
+fn counters_prove_an_opening_while_no_data_is_on_its_way() {
+    const INFO: usize = 112;
+    /// Sent and acknowledged.
+    const DATA: u8 = 2;
+    let of = |state: TcpState, unacked: u8, unsent: u8, acked: u8| {
+        let mut bytes = close_wait();
+        (bytes[INFO], bytes[INFO + 24], bytes[60], bytes[INFO + 120]) =
+            (state.raw(), unacked, unsent, DATA + acked);
+        decode(&bytes).unwrap().opening
+    };
+    for (acked, opening) in [(0, Opening::NotConnected), (1, Opening::Connected)] {
+        for state in [TcpState::Established, TcpState::CloseWait, TcpState::FinWait1, TcpState::LastAck] {
+            assert_eq!(of(state, 0, 0, acked), opening, "{state:?}");
+        }
+        assert_eq!(of(TcpState::FinWait2, 0, 0, acked + 1), opening, "its FIN is acknowledged");
+        for state in [TcpState::FinWait1, TcpState::Closing, TcpState::LastAck] {
+            assert_eq!(of(state, 1, 1, acked), opening, "{state:?}: the FIN alone");
+            assert_eq!(of(state, 1, 7, acked), Opening::Unknown, "{state:?}: the FIN with data");
+        }
+        assert_eq!(of(TcpState::CloseWait, 1, 1, acked), Opening::Unknown);
+    }
+}
+
 /// A listener on `address`, a stream connected to it at `host`, and the accepted end.
 fn connection(address: &str, host: &str) -> (TcpListener, TcpStream, TcpStream) {
     let listener = TcpListener::bind((address, 0)).unwrap();
