@@ -47,12 +47,16 @@ fn closes_that_only_dumps_see_are_noticed_at_the_first_reconcile() {
 #[test]
 fn what_was_there_first_proves_nothing() {
     for mut bench in backends() {
-        let all = [close_waits(1000..1009, T0), time_waits(2000..2009, T0)].concat();
-        bench.dump(T0, true, &all);
-        bench.dump(T0 + S, true, &all);
-        for n in 1..4 {
-            bench.dump(T0 + n * 30 * S, false, &all);
+        let all = |at| {
+            let left = |seen: DumpedSocket| DumpedSocket { expires_ns: T0 + 59 * S - at, ..seen };
+            let minisockets = time_waits(2000..2009, at).into_iter().map(left);
+            close_waits(1000..1009, at).into_iter().chain(minisockets).collect::<Vec<_>>()
+        };
+        for (first, at) in [(true, T0), (true, T0 + S), (false, T0 + 30 * S), (false, T0 + 50 * S)] {
+            bench.dump(at, first, &all(at));
+            assert_eq!(silent(&bench), None);
         }
+        bench.dump(T0 + 90 * S, false, &close_waits(1000..1009, T0 + 90 * S));
         assert_eq!(silent(&bench), None);
     }
 }
