@@ -128,7 +128,7 @@ descriptors! {
     STUCK_SOCKETS = Gauge "tcpclose_stuck_sockets" ["side", "port", "age"]
         "Sockets stuck in CLOSE-WAIT, by the last --stuck-after bound that they passed; the classes are disjoint.";
     STUCK_SOCKETS_UNPROVEN = Gauge "tcpclose_stuck_sockets_unproven" ["side", "port"]
-        "Sockets in CLOSE-WAIT that may be past the first --stuck-after bound; their entry was not seen.";
+        "Sockets in CLOSE-WAIT that may be past the first --stuck-after bound: their entry, or when they were last written to, is not proven.";
     TIME_WAIT_ENDED = Counter "tcpclose_time_wait_ended_total" ["reason"]
         "TIME-WAITs that ended, by reason.";
     TIME_WAIT_LIMIT_USED = Gauge "tcpclose_time_wait_limit_used_ratio" ["netns_owner"]

@@ -1,6 +1,6 @@
 //! When a program last wrote to a socket: what looks at the kernel's counters prove.
 
-use crate::names::Age;
+use crate::names::age::Age;
 
 /// What one look at a socket proves of the program's last write. Instants are CLOCK_MONOTONIC, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -53,6 +53,11 @@ pub fn assemble(
     described.extend(namespace.sockets.iter().filter_map(|socket| {
         let state = Phase::of(socket.state)?;
         let SocketFacts { side, port, age, last_write, closer } = facts(socket);
+        // What waits in an accept queue was opened by its peer, whatever the tracker knows of it.
+        let (side, port) = match not_accepted(socket) {
+            true => (Side::Server, socket.flow.local_port),
+            false => (side, port),
+        };
         let diagnosis = diagnose(socket, age, last_write, namespace.bound_ns);
         let owners = owners_of(socket, namespace.owners, namespace.queues);
         // A close() that waits for its data to be sent (SO_LINGER) has given its descriptor up, and keeps the inode until then.

@@ -241,12 +241,10 @@ fn what_a_forked_servers_processes_share_is_counted_for_none_of_them() {
 #[test]
 #[ignore = "needs root"]
 fn what_sk_lookup_put_into_another_listeners_queue_has_a_candidate() {
-    // Before the agents, which find it at their start.
-    let netns = Named::new("steered");
-    let askers = Askers::start();
-    let (port, proxy_port, open_port, reset_port) = (free_port(), free_port(), free_port(), free_port());
     let sleeper = Sleeper::new();
-    for transparent in [false, true] {
+    let scenes = [false, true].map(|transparent| {
+        let netns = Named::new(if transparent { "steered1" } else { "steered0" });
+        let (port, proxy_port, open_port, reset_port) = (free_port(), free_port(), free_port(), free_port());
         let (proxy, others, clients) = netns.inside(|| {
             let proxy = listen(proxy_port, transparent);
             // These two have a queue too: of a connection to their own address, which explains it, and of one that was reset
@@ -260,32 +258,31 @@ fn what_sk_lookup_put_into_another_listeners_queue_has_a_candidate() {
             let clients = [client(port, false), client(port, false)];
             drop(steering);
             wait_for("two in CLOSE-WAIT", || close_waits(port) == 2);
-            let lengths = [&proxy, &others[0], &others[1]].map(queued);
-            assert_eq!(lengths, [2, 1, 1]);
+            wait_for("their queue", || queued(&proxy) == 2);
+            assert_eq!(others.each_ref().map(queued), [1, 1]);
             (proxy, others, (open, clients))
         });
         let holder = sleeper.holding(&format!("proxy-{}", std::process::id()), &proxy);
         let ours = inode(&proxy);
-        drop(proxy);
-        for (asker, document) in askers.ask(port) {
+        // Of a listener that is not transparent no transparent connection can be.
+        let candidates = if transparent { vec![ours] } else { vec![ours, inode(&others[1])] };
+        ((port, proxy_port), holder, candidates, (netns, others, clients))
+    });
+    let askers = Askers::start();
+    for ((port, proxy_port), holder, candidates, _kept) in &scenes {
+        for (asker, document) in askers.ask(*port) {
             for socket in not_accepted(asker, &document, 2) {
-                assert_eq!(socket.port, port, "{asker}");
+                assert_eq!(socket.port, *port, "{asker}");
                 let listeners: Vec<u32> = socket.listeners.iter().map(|listener| listener.inode).collect();
-                // Of a listener that is not transparent no transparent connection can be.
-                let expected = if transparent { vec![ours] } else { vec![ours, inode(&others[1])] };
-                assert_eq!(listeners, expected, "{asker}: {socket:?}");
+                assert_eq!(listeners, *candidates, "{asker}: {socket:?}");
                 assert!(socket.listeners.iter().all(|listener| listener.candidate), "{asker}: {socket:?}");
-                assert_eq!(socket.listeners[0].local.port(), proxy_port, "{asker}");
-                assert_eq!(socket.listeners[0].queued, 2, "{asker}");
+                let proxy = &socket.listeners[0];
+                assert_eq!((proxy.local.port(), proxy.queued), (*proxy_port, 2), "{asker}");
                 let owner = socket.owners.iter().find(|owner| owner.pid == holder.pid()).unwrap();
-                assert!(owner.candidate && owner.listener == Some(ours), "{asker}: {owner:?}");
+                assert!(owner.candidate && owner.listener == Some(proxy.inode), "{asker}: {owner:?}");
             }
-            assert!(
-                !document.incomplete.iter().any(|remark| remark.contains("in flight")),
-                "{asker}: {:?}",
-                document.incomplete
-            );
+            let is_misleading = |remark: &String| remark.contains("in flight");
+            assert!(!document.incomplete.iter().any(is_misleading), "{asker}: {:?}", document.incomplete);
         }
-        drop((others, clients, holder));
     }
 }

@@ -1,5 +1,5 @@
 //! The local peer of a socket, whatever address of the host's, and whatever device, the two have between them. Each question is
-//! put to an agent on either backend and to a snapshot.
+//! put to an agent on either backend, which begins after the connections, and to a snapshot.
 
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -65,30 +65,37 @@ fn expect(askers: &Askers, what: &str, port: u16, pairs: &[(TcpStream, TcpStream
 #[test]
 #[ignore = "needs root"]
 fn a_peer_on_another_address_of_the_host_is_named() {
-    // Before the agents, which find it at their start.
     let netns = Named::new("addresses");
-    let askers = Askers::start();
     for address in ["10.46.0.1/24", "10.46.0.2/24", "2001:db8::1/64", "2001:db8::2/64"] {
         ip(&["-n", &netns.name, "addr", "add", address, "dev", "lo"]);
     }
     // A whole range that is the host's, with no address of it on an interface.
     ip(&["-n", &netns.name, "route", "add", "local", "192.0.2.0/24", "dev", "lo"]);
-    for (from, to) in [
+    let ends = [
         ("10.46.0.1:0", "10.46.0.2:0"),
         ("[2001:db8::1]:0", "[2001:db8::2]:0"),
         ("192.0.2.9:0", "192.0.2.7:0"),
         ("10.46.0.1:0", "127.0.0.1:0"),
-    ] {
-        let port = free_port();
-        let mut to: SocketAddr = to.parse().unwrap();
-        to.set_port(port);
-        let (_listener, pair) = netns.inside(|| {
-            let listener = listen(to, None);
-            let pair = half_closed(&listener, from.parse().unwrap(), to);
-            settled(1);
-            (listener, pair)
-        });
-        expect(&askers, from, port, &[pair]);
+    ];
+    let scenes: Vec<_> = ends
+        .into_iter()
+        .enumerate()
+        .map(|(before, (from, to))| {
+            let port = free_port();
+            let mut to: SocketAddr = to.parse().unwrap();
+            to.set_port(port);
+            let (listener, pair) = netns.inside(|| {
+                let listener = listen(to, None);
+                let pair = half_closed(&listener, from.parse().unwrap(), to);
+                settled(before + 1);
+                (listener, pair)
+            });
+            (from, port, [pair], listener)
+        })
+        .collect();
+    let askers = Askers::start();
+    for (from, port, pairs, _listener) in &scenes {
+        expect(&askers, from, *port, pairs);
     }
 }
 
@@ -96,26 +103,21 @@ fn a_peer_on_another_address_of_the_host_is_named() {
 #[test]
 #[ignore = "needs root"]
 fn a_link_local_peer_is_named() {
-    // Before the agents, which find it at their start.
-    let netns = Named::new("linklocal");
-    let askers = Askers::start();
-    ip(&["-n", &netns.name, "link", "add", "d0", "type", "veth", "peer", "name", "d1"]);
-    for device in ["d1", "d0"] {
-        ip(&["-n", &netns.name, "link", "set", device, "up"]);
-    }
-    for address in ["fe80::a/64", "fe80::b/64"] {
-        ip(&["-n", &netns.name, "addr", "add", address, "dev", "d0", "nodad"]);
-    }
-    let port = free_port();
     // One is looked up, many are dumped.
-    for number in [1, 100] {
-        let (_listener, pairs) = netns.inside(|| {
-            let index = rustix::net::netdevice::name_to_index(
-                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-                    .unwrap(),
-                "d0",
-            )
-            .unwrap();
+    let scenes = [1, 100].map(|number| {
+        let netns = Named::new(&format!("linklocal{number}"));
+        ip(&["-n", &netns.name, "link", "add", "d0", "type", "veth", "peer", "name", "d1"]);
+        for device in ["d1", "d0"] {
+            ip(&["-n", &netns.name, "link", "set", device, "up"]);
+        }
+        for address in ["fe80::a/64", "fe80::b/64"] {
+            ip(&["-n", &netns.name, "addr", "add", address, "dev", "d0", "nodad"]);
+        }
+        let port = free_port();
+        let (listener, pairs) = netns.inside(|| {
+            let family = rustix::net::AddressFamily::INET;
+            let any = rustix::net::socket(family, rustix::net::SocketType::DGRAM, None).unwrap();
+            let index = rustix::net::netdevice::name_to_index(any, "d0").unwrap();
             let scoped = |address: &str, port| {
                 let address: Ipv6Addr = address.parse().unwrap();
                 SocketAddr::from(SocketAddrV6::new(address, port, 0, index))
@@ -127,7 +129,11 @@ fn a_link_local_peer_is_named() {
             settled(number);
             (listener, pairs)
         });
-        expect(&askers, &format!("{number} link-local"), port, &pairs);
+        (netns, port, pairs, listener)
+    });
+    let askers = Askers::start();
+    for (netns, port, pairs, _listener) in &scenes {
+        expect(&askers, &netns.name, *port, pairs);
     }
 }
 
@@ -135,9 +141,7 @@ fn a_link_local_peer_is_named() {
 #[test]
 #[ignore = "needs root"]
 fn a_peer_that_is_bound_to_a_device_is_named() {
-    // Before the agents, which find it at their start.
     let netns = Named::new("bound");
-    let askers = Askers::start();
     let port = free_port();
     let (_listener, pair) = netns.inside(|| {
         let to: SocketAddr = ([127, 0, 0, 1], port).into();
@@ -146,5 +150,5 @@ fn a_peer_that_is_bound_to_a_device_is_named() {
         settled(1);
         (listener, pair)
     });
-    expect(&askers, "bound to lo", port, &[pair]);
+    expect(&Askers::start(), "bound to lo", port, &[pair]);
 }
