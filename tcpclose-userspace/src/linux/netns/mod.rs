@@ -5,9 +5,11 @@
 //! checks that it is still the same one (inodes are reused).
 //!
 //! * `place`: a namespace, and the paths to it; `search`: finds all, also in mount tables (`mounts`).
-//! * `visitor`: a thread that enters them; `population`: how many sockets each has; `user`: the user it belongs to.
+//! * `visitor`: a thread that enters them; `population`: how many sockets each has; `user`: the user it belongs to, and
+//!   `owner`: whether that is the host's root, a container or a user.
 
 mod mounts;
+mod owner;
 mod place;
 mod population;
 mod search;
@@ -15,10 +17,10 @@ mod user;
 mod visitor;
 
 pub use crate::linux::netns::mounts::UnreadMounts;
+pub use crate::linux::netns::owner::owner;
 pub use crate::linux::netns::place::{Netns, NetnsPath, has_cookies, own, own_place, place_of};
 pub use crate::linux::netns::population::{Population, population};
 pub use crate::linux::netns::search::{Descriptors, FoundNetns, Scope, find, held};
-pub use crate::linux::netns::user::owner;
 pub use crate::linux::netns::visitor::{NetnsVisitor, with_visitor};
 
 #[cfg(test)]

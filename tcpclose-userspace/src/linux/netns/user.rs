@@ -1,32 +1,12 @@
 //! The host's user to whom a namespace belongs, so that work for many namespaces can be divided among users.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-
-use crate::linux::netns::place::identity;
-use crate::names::NetnsOwner;
 
 // include/uapi/linux/nsfs.h.
 const GET_USERNS: libc::Ioctl = 0xb701;
 const GET_PARENT: libc::Ioctl = 0xb702;
 const GET_OWNER_UID: libc::Ioctl = 0xb704;
-
-/// To whom the calling thread's network namespace belongs, and the user who made it; 0 for root.
-///
-/// Where PID 1's may not be read, the one that this program was started in counts as the host's. A namespace of a user
-/// namespace around the caller's own cannot be told (EPERM), and was made by somebody with more rights than the caller.
-pub fn owner() -> (NetnsOwner, u32) {
-    let own = "/proc/thread-self/ns/net";
-    let host = identity("/proc/1/ns/net").or_else(|_| identity("/proc/self/ns/net"));
-    if host.is_ok_and(|host| identity(own).is_ok_and(|own| own == host)) {
-        return (NetnsOwner::Host, 0);
-    }
-    match File::open(own).and_then(|file| user_of(file.as_fd())) {
-        Ok(0) | Err(_) => (NetnsOwner::Container, 0),
-        Ok(user) => (NetnsOwner::User, user),
-    }
-}
 
 /// The creator of the outermost user namespace around `namespace`; 0 where that is the caller's own user namespace, as for
 /// everything that root and container runtimes create.
