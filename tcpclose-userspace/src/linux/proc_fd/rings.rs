@@ -16,11 +16,6 @@ use crate::linux::proc_fd::{FdHolder, inode_of};
 /// The most that is read of one ring: some hundred thousand files. A ring may have a million (IORING_MAX_FIXED_FILES).
 const MOST: u64 = 8 << 20;
 
-/// Whether this is what a descriptor of a ring links to.
-pub(super) fn is_ring(target: &[u8]) -> bool {
-    target == b"anon_inode:[io_uring]"
-}
-
 /// The holders of the sockets with inodes in `missing` among the files that are registered with `rings`: a holder's descriptor is
 /// the ring's. A ring that is not reached by `until` is left out.
 pub fn registered(rings: &[FdHolder], missing: &FxHashSet<u32>, until: Instant) -> Vec<(u32, FdHolder)> {
