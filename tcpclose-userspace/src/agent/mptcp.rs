@@ -26,8 +26,8 @@ impl MptcpSockets {
         let proven = EnteredAt::of_age(proven_age(socket, uptime_ns), socket.seen_ns);
         let seen = || {
             let (local, remote) = (socket.flow.local_port, socket.flow.remote_port);
-            let listens = tracker.listening(netns, Some(socket.flow.local), local).any;
-            let side = if listens { Side::Server } else { Side::Unknown };
+            // It has no counters that prove one, and a listener on the port proves none.
+            let side = Side::Unknown;
             let tracked = TrackedSocket {
                 cookie: socket.cookie,
                 address_or_expiry: AddressOrExpiry::NONE,

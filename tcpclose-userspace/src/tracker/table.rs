@@ -193,7 +193,7 @@ impl Tracker {
 
     /// The listeners for connections to this end: on its address, or on every one of its family's. `local`:
     /// `None` where the address is unknown; then those without a backlog are the ones on any address.
-    pub fn listening(&self, netns: u32, local: Option<Ipv6Addr>, port: u16) -> Listening {
+    pub(super) fn listening(&self, netns: u32, local: Option<Ipv6Addr>, port: u16) -> Listening {
         const ANY_V4: Ipv6Addr = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped();
         let Some(local) = local else {
             return Listening { any: false, without_backlog: self.without_backlog.contains(&(netns, port)) };
