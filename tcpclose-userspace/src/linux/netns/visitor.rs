@@ -40,7 +40,9 @@ impl NetnsVisitor {
         for way in &place.ways {
             match self.enter_by(way, place) {
                 Ok(()) => return Ok(Netns { name: place.name.clone(), ..own()? }),
-                Err(why) => failed = why,
+                // A refusal says more than a way that has ended meanwhile.
+                Err(why) if failed.kind() != ErrorKind::PermissionDenied => failed = why,
+                Err(_) => {}
             }
         }
         Err(failed)
