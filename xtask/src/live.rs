@@ -31,8 +31,8 @@ pub const PROGRAM: &str = "live";
 const SIDE_BY_SIDE: usize = 6;
 /// Tests of one module at a time.
 const THREADS: &str = "2";
-/// The number of a test process among those side by side: each takes its ports from a range of its own.
-const SLOT: &str = "TCPCLOSE_TEST_SLOT";
+/// The number of a module's run: each takes its ports from a place of its own.
+const NUMBER: &str = "TCPCLOSE_TEST_RUN";
 /// Time limit of a module.
 const PATIENCE: Duration = Duration::from_secs(900);
 const PATIENCE_LONG: Duration = Duration::from_secs(3600);
@@ -113,7 +113,6 @@ struct Running {
     module: Module,
     process: Child,
     log: PathBuf,
-    slot: usize,
     begun: Instant,
 }
 
@@ -137,7 +136,7 @@ pub fn run(program: &Path, all: bool) -> Result<Tally> {
         flag::register_conditional_default(signal, Arc::clone(&over)).context("cannot wait for signals")?;
         flag::register(signal, Arc::clone(&told_to_end)).context("cannot wait for signals")?;
     }
-    let run = Run { program, folder: &folder, all, patience, told_to_end };
+    let mut run = Run { program, folder: &folder, all, patience, told_to_end, begun: 0 };
     let mut tally = Tally::default();
     let ran = run
         .side_by_side(exact, EXACT.len(), &mut tally)
@@ -154,12 +153,13 @@ struct Run<'a> {
     all: bool,
     patience: Duration,
     told_to_end: Arc<AtomicBool>,
+    /// The number of modules that were started.
+    begun: u32,
 }
 
 impl Run<'_> {
-    fn side_by_side(&self, modules: Vec<Module>, slots: usize, tally: &mut Tally) -> Result<()> {
+    fn side_by_side(&mut self, modules: Vec<Module>, most: usize, tally: &mut Tally) -> Result<()> {
         let mut waiting = VecDeque::from(modules);
-        let mut free: Vec<usize> = (0..slots).rev().collect();
         let mut running: Vec<Running> = Vec::new();
         let _ticker = Ticker::start("live tests".to_owned());
         loop {
@@ -167,10 +167,9 @@ impl Run<'_> {
                 running.iter().for_each(|one| end_group(&one.process));
                 bail!("the live tests were interrupted");
             }
-            while let Some(slot) = free.last().copied() {
+            while running.len() < most {
                 let Some(module) = waiting.pop_front() else { break };
-                free.pop();
-                running.push(self.start(module, slot)?);
+                running.push(self.start(module)?);
             }
             if running.is_empty() {
                 return Ok(());
@@ -188,7 +187,6 @@ impl Run<'_> {
                     Some(status) => status,
                     None => one.process.wait().context("cannot wait for a live test")?,
                 };
-                free.push(one.slot);
                 waiting.extend(report(one, status, hangs, tally));
             }
             running = going_on;
@@ -196,12 +194,13 @@ impl Run<'_> {
         }
     }
 
-    fn start(&self, module: Module, slot: usize) -> Result<Running> {
+    fn start(&mut self, module: Module) -> Result<Running> {
         let log = self.folder.join(format!("{}.log", module.name));
         let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let err = out.try_clone().with_context(|| format!("cannot write {}", log.display()))?;
-        let slot_text = slot.to_string();
-        let mut environment = vec![(SLOT, slot_text.as_str())];
+        let number = self.begun.to_string();
+        self.begun += 1;
+        let mut environment = vec![(NUMBER, number.as_str())];
         if self.all {
             environment.push((test::LONG, "1"));
         }
@@ -222,7 +221,7 @@ impl Run<'_> {
         command.current_dir(sh::workspace().join("tcpclose-userspace"));
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         let process = command.spawn().context("cannot start the live tests")?;
-        Ok(Running { module, process, log, slot, begun: Instant::now() })
+        Ok(Running { module, process, log, begun: Instant::now() })
     }
 }
 

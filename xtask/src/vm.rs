@@ -38,10 +38,10 @@ const TESTS: &[&str] = &["closes", "cases"];
 /// The modules for arm64, whose kernels have pages of several sizes.
 const ARM64_TESTS: &[&str] = &["closes", "cases", "page_size", "start_stop"];
 /// The modules that run with `--all` only.
-const LONG_TESTS: &[&str] = &["start_stop", "reuse", "flood", "wall_clock"];
+const LONG_TESTS: &[&str] = &["start_stop", "reuse", "flood", "wall_clock", "left_errors"];
 
-/// The kernel modules that the agent and the tests need: socket dumps and networks.
-const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
+/// The kernel modules that the agent and the tests need: socket dumps, networks and kTLS.
+const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem", "tls"];
 
 /// Memory of a guest, MiB.
 const MEMORY: u32 = 1024;
@@ -402,6 +402,22 @@ mod tests {
             trouble: trouble.map(str::to_owned),
             took: Duration::from_secs(15),
         }
+    }
+
+    #[test]
+    fn every_test_for_guests_is_run_by_them() {
+        let folder = sh::workspace().join("tcpclose-userspace/tests/live");
+        let mut ran_nowhere = Vec::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let module = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let is_for_guests = path.is_file()
+                && fs::read_to_string(&path).unwrap().lines().any(|line| line.starts_with("fn guest_"));
+            if is_for_guests && !TESTS.iter().chain(LONG_TESTS).any(|ran| *ran == module) {
+                ran_nowhere.push(module);
+            }
+        }
+        assert_eq!(ran_nowhere, Vec::<String>::new());
     }
 
     #[test]
