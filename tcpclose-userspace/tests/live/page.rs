@@ -52,7 +52,9 @@ fn the_page_tells_what_metrics_tell_to_everybody_and_says_when_it_cannot() {
     let port = free_port();
     let named = port.to_string();
     let idle = free_port().to_string();
-    let bounds = ["--listen", &listen, "--stuck-after", "1s,1h", "--reconcile-interval", "1s"];
+    // No more ports than the page shows, whatever other tests do.
+    let bounds =
+        ["--listen", &listen, "--stuck-after", "1s,1h", "--reconcile-interval", "1s", "--max-ports", "16"];
     let arguments = [&bounds[..], &["--name-port", &named, "--name-port", &idle]].concat();
     let mut agent = Agent::start(&arguments);
     let _scene = Scene::play(port);

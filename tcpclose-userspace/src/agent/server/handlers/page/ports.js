@@ -35,6 +35,21 @@ const isUsed = (row) =>
 /** More than this are not shown: an agent may be told to name thousands. */
 const MOST = 200;
 
+/** What decides whether a row is among those, until somebody sorts: its stuck sockets, its sockets, its closes. */
+const weights = (row) => [
+  row.stuck,
+  row.possibly,
+  Object.values(row.sockets).reduce((sum, sockets) => sum + sockets, 0),
+  row.risen,
+];
+
+/** The heavier row first. */
+const byWeight = (a, b) => {
+  const [left, right] = [weights(a), weights(b)];
+  const unequal = left.findIndex((weight, at) => weight !== right[at]);
+  return unequal < 0 ? 0 : right[unequal] - left[unequal];
+};
+
 export class PortTable {
   constructor(table, filter, empty) {
     this.body = table.tBodies[0];
@@ -89,7 +104,8 @@ export class PortTable {
     const matching = all.filter(({ key }) => wanted.every((word) => key.includes(word)));
     // What is asked for by name is shown with its zeros.
     const fitting = wanted.length > 0 ? matching : matching.filter(isUsed);
-    const shown = fitting.sort((a, b) => this.order(a, b)).slice(0, MOST);
+    const most = !this.sorted && fitting.length > MOST ? fitting.sort(byWeight).slice(0, MOST) : fitting;
+    const shown = most.sort((a, b) => this.order(a, b)).slice(0, MOST);
     const gone = new Set(this.rows.keys());
     shown.forEach((row, at) => {
       gone.delete(row.key);
