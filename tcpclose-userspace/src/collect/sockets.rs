@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
 use tcpclose_common::state::TcpState;
@@ -103,7 +104,9 @@ pub fn accept_queues(dumped: &[DumpedNetns], peers: &Peers) -> Vec<AcceptQueues>
     let ask = DumpRequest { states: TcpState::Established.bit() | TcpState::CloseWait.bit(), info: false };
     let mut more = Vec::new();
     let take = |chunk: NetnsChunk| more.extend(chunk.sockets.into_iter().filter(|(_, socket)| waits(socket)));
-    if let Err(why) = netns_dump::stream(places, ask, None, take) {
+    /// What is not reached has more candidates.
+    const WITHIN: Duration = Duration::from_secs(1);
+    if let Err(why) = netns_dump::stream(places, ask, Some(WITHIN), take) {
         log::debug!("cannot dump what waits in accept queues: {why} (more listeners are candidates)");
         return queues;
     }
@@ -113,8 +116,8 @@ pub fn accept_queues(dumped: &[DumpedNetns], peers: &Peers) -> Vec<AcceptQueues>
     queues
 }
 
-/// Finds the owners of everything in `dumped`, whose `queues` are in the same order, and of the sockets with these `cookies`, and drops sockets that were closed since
-/// the dump. `seen`: the files that processes held meanwhile, if those were read.
+/// Finds the owners of everything in `dumped`, whose `queues` are in the same order, and of the sockets with these `cookies`, and
+/// drops sockets that were closed since the dump. `seen`: the files that processes held meanwhile, if those were read.
 pub fn find_owners(
     dumped: &mut [DumpedNetns],
     queues: &[AcceptQueues],

@@ -131,12 +131,7 @@ impl Facts {
     }
 
     fn kernel(&self) -> Check {
-        let mut numbers = self.release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-        let version = match (numbers.next(), numbers.next()) {
-            (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
-            _ => None,
-        };
-        let (status, words) = match version {
+        let (status, words) = match host::version_in(&self.release) {
             Some(version) if version >= OLDEST => (Status::Ok, ""),
             Some(_) => (Status::Failed, ": the agent needs Linux 5.8"),
             None => (Status::Limited, ": unknown version"),
@@ -168,7 +163,7 @@ impl Facts {
         let (status, detail) = match self.lockdown.as_deref() {
             None => (
                 Status::Ok,
-                "not told: /sys/kernel/security/lockdown is missing (this kernel has none, or securityfs is not mounted)",
+                "unknown: /sys/kernel/security/lockdown is missing (this kernel has none, or securityfs is not mounted)",
             ),
             Some("none") => (Status::Ok, "none"),
             Some("confidentiality") => (

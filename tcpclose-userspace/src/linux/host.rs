@@ -75,6 +75,17 @@ pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// Major and minor number of this kernel; `None` where its release does not begin with them.
+pub fn kernel_version() -> Option<(u32, u32)> {
+    version_in(&rustix::system::uname().release().to_string_lossy())
+}
+
+/// The same, of a release as `uname -r` prints it.
+pub fn version_in(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 /// The random id of this boot; empty where /proc lacks it.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()

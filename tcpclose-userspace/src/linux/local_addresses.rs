@@ -1,6 +1,7 @@
 //! The addresses that a network namespace takes for its own: those of its interfaces, and what its local routing table adds
 //! (AnyIP: `ip route add local 192.0.2.0/24 dev lo`), by NETLINK_ROUTE.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::ControlFlow;
@@ -11,7 +12,7 @@ use rustc_hash::FxHashSet;
 
 use crate::linux::sock_diag::{Connection, SEQUENCE, messages};
 
-/// Routes and addresses that are read: more are the whole namespace's.
+/// Routes and addresses that are read at most. Anybody can fill the tables of a namespace of their own.
 const MOST: usize = 1 << 16;
 /// More than the 32 KiB that the kernel puts into one datagram of a dump.
 const BATCH: usize = 64 << 10;
@@ -36,8 +37,10 @@ const TYPE_MASK: u16 = 0x3fff;
 #[derive(Debug, Default)]
 pub struct LocalAddresses {
     single: FxHashSet<Ipv6Addr>,
-    /// Each with the length of its prefix.
-    ranges: Vec<(Ipv6Addr, u32)>,
+    /// By the length of their prefix, of which there are few however many ranges there are.
+    ranges: BTreeMap<u32, FxHashSet<u128>>,
+    /// Messages that were read.
+    read: usize,
 }
 
 impl LocalAddresses {
@@ -56,10 +59,8 @@ impl LocalAddresses {
     }
 
     pub fn contains(&self, address: Ipv6Addr) -> bool {
-        let is_in = |(first, length): &(Ipv6Addr, u32)| {
-            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-            (first.to_bits() ^ address.to_bits()) & mask == 0
-        };
+        let is_in =
+            |(&length, prefixes): (&u32, &FxHashSet<u128>)| prefixes.contains(&prefix(address, length));
         self.single.contains(&address) || self.ranges.iter().any(is_in)
     }
 
@@ -77,26 +78,39 @@ impl LocalAddresses {
         let family = message.first().copied().map(i32::from);
         let (Some(length), Some(&table), Some(&kind)) = (message.get(1), message.get(4), message.get(7))
         else {
-            return ControlFlow::Continue(());
+            return self.full();
         };
         // Kernels before 4.20 do not filter, and a route of length 0 has no destination.
         if let Some(first) = attribute(message, ROUTE_MESSAGE, RTA_DST)
             && (table, kind) == (RT_TABLE_LOCAL, RTN_LOCAL)
         {
             let length = u32::from(*length) + if family == Some(libc::AF_INET) { 96 } else { 0 };
-            match length {
-                128 => _ = self.single.insert(first),
-                _ => self.ranges.push((first, length.min(128))),
-            }
+            self.add_range(first, length);
         }
         self.full()
     }
 
-    fn full(&self) -> ControlFlow<()> {
-        match self.single.len() + self.ranges.len() > MOST {
+    fn add_range(&mut self, first: Ipv6Addr, length: u32) {
+        match length {
+            128.. => _ = self.single.insert(first),
+            _ => _ = self.ranges.entry(length).or_default().insert(prefix(first, length)),
+        }
+    }
+
+    fn full(&mut self) -> ControlFlow<()> {
+        self.read += 1;
+        match self.read > MOST {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }
+    }
+}
+
+/// The first `length` bits of an address.
+const fn prefix(address: Ipv6Addr, length: u32) -> u128 {
+    match length {
+        0 => 0,
+        _ => address.to_bits() & (u128::MAX << (128 - length)),
     }
 }
 
@@ -165,12 +179,14 @@ mod tests {
 
     #[test]
     fn a_range_has_its_prefix() {
-        let ranges = vec![("2001:db8::".parse().unwrap(), 32), ("::ffff:10.0.0.0".parse().unwrap(), 104)];
-        let own = LocalAddresses { ranges, ..LocalAddresses::default() };
+        let mut own = LocalAddresses::default();
+        own.add_range("2001:db8::".parse().unwrap(), 32);
+        own.add_range("::ffff:10.0.0.0".parse().unwrap(), 104);
         let has = |address: &str| own.contains(address.parse().unwrap());
         assert!(has("2001:db8:ffff::1") && has("::ffff:10.255.0.1"));
         assert!(!has("2001:db9::1") && !has("::ffff:11.0.0.1") && !has("::1"));
-        let all = LocalAddresses { ranges: vec![(Ipv6Addr::UNSPECIFIED, 0)], ..LocalAddresses::default() };
+        let mut all = LocalAddresses::default();
+        all.add_range(Ipv6Addr::UNSPECIFIED, 0);
         assert!(all.contains("2001:db8::1".parse().unwrap()));
     }
 

@@ -255,14 +255,17 @@ fn visit(ask: DumpRequest, mut met: impl FnMut(Socket)) -> io::Result<Dump> {
             met(socket);
         })?
     };
+    // An MPTCP socket has no record, and no other close-phase state that lasts while its program does nothing. One whose subflows
+    // are gone is not in the population.
+    if states & TcpState::CloseWait.bit() != 0
+        && let Err(why) = sock_diag::visit_mptcp(TcpState::CloseWait.bit(), &mut met)
+    {
+        log::debug!("cannot dump MPTCP sockets: {why}");
+    }
     if states & !listen == 0 || !may_hold(states, netns::population(), listeners) {
         return Ok(found);
     }
-    let mut dump = sock_diag::visit(states & !listen, info, &mut met)?;
-    // An MPTCP socket has no record, and no other close-phase state that lasts while its program does nothing.
-    if states & TcpState::CloseWait.bit() != 0 {
-        sock_diag::visit_mptcp(TcpState::CloseWait.bit(), met)?;
-    }
+    let mut dump = sock_diag::visit(states & !listen, info, met)?;
     dump.started_ns = found.started_ns;
     dump.cpu_ns += found.cpu_ns;
     dump.interrupted |= found.interrupted;

@@ -112,15 +112,15 @@ fn lacks_listener(socket: &StuckSocket) -> bool {
     socket.diagnosis == Some(Diagnosis::NotAccepted) && socket.listeners.is_empty()
 }
 
-/// How many sockets wait in accept queues that cannot be told.
+/// How many sockets wait in unknown accept queues.
 fn unknown_listeners(sockets: &[StuckSocket]) -> Option<String> {
     match sockets.iter().filter(|socket| lacks_listener(socket)).count() {
         0 => None,
         1 => Some(
-            "the listener of 1 socket that was not accepted is unknown: no listener had a queue that it can be in".to_owned(),
+            "the listener of 1 socket that was not accepted is unknown: no matching listener has connections in its queue".to_owned(),
         ),
         n => Some(format!(
-            "the listeners of {n} sockets that were not accepted are unknown: no listener had a queue that they can be in"
+            "the listeners of {n} sockets that were not accepted are unknown: no matching listener has connections in its queue"
         )),
     }
 }

@@ -196,7 +196,7 @@ pub struct Listener {
     pub inode: u32,
     /// The connections in its queue.
     pub queued: u32,
-    /// It is not proven that the socket is in this queue: the kernel does not tell which of several has it, or it was made for
+    /// It is not proven that the socket is in this queue: several may have it, or it was made for
     /// another address (TPROXY, sk_lookup).
     #[serde(default, skip_serializing_if = "is_false")]
     pub candidate: bool,

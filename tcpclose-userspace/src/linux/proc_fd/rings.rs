@@ -2,8 +2,7 @@
 //! descriptor), so that no descriptor leads to them.
 //!
 //! The ring's entry in /proc/PID/fdinfo lists its registered files by path, a socket as `socket:[INODE]` (io_uring/fdinfo.c,
-//! io_uring_show_fdinfo(), 6.18); older kernels print a name without the inode. It lists none while a call changes the ring, since it does
-//! not wait for the ring's lock.
+//! io_uring_show_fdinfo(), 6.18). It lists none while a call changes the ring, since it does not wait for the ring's lock.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,26 +10,45 @@ use std::time::Instant;
 
 use rustc_hash::FxHashSet;
 
+use crate::linux::host;
 use crate::linux::proc_fd::{FdHolder, inode_of};
 
-/// The most that is read of one ring: some hundred thousand files. A ring may have a million (IORING_MAX_FIXED_FILES).
+/// From here on (6.18 was read, 6.14 and older were not all) a file is listed by its path, with escapes: no user can choose a
+/// path that looks like a socket's. Older kernels print a name that a user chooses (`d_iname`), a socket's without an inode, and
+/// wait for the ring's lock (5.8).
+const SINCE: (u32, u32) = (6, 15);
+
+/// The most that is taken of one ring's list, bytes: some hundred thousand files. A ring may have a million
+/// (IORING_MAX_FIXED_FILES).
 const MOST: u64 = 8 << 20;
 
+/// Whether this kernel's lists of registered files can be believed.
+pub fn are_listed() -> bool {
+    host::kernel_version().is_some_and(|version| version >= SINCE)
+}
+
 /// The holders of the sockets with inodes in `missing` among the files that are registered with `rings`: a holder's descriptor is
-/// the ring's. A ring that is not reached by `until` is left out.
-pub fn registered(rings: &[FdHolder], missing: &FxHashSet<u32>, until: Instant) -> Vec<(u32, FdHolder)> {
-    let mut held = Vec::new();
+/// the ring's. Also returns the processes with rings that were not reached by `until`.
+pub fn registered(
+    rings: &[FdHolder],
+    missing: &FxHashSet<u32>,
+    until: Instant,
+) -> (Vec<(u32, FdHolder)>, FxHashSet<u32>) {
+    let (mut held, mut late) = (Vec::new(), FxHashSet::default());
     for ring in rings {
         if Instant::now() >= until {
-            break;
+            late.insert(ring.pid);
+            continue;
         }
         // A process may have ended meanwhile.
         let Ok(file) = File::open(format!("/proc/{}/fdinfo/{}", ring.pid, ring.fd)) else { continue };
         let lines = BufReader::new(file.take(MOST)).split(b'\n').map_while(Result::ok);
-        let listed = lines.filter_map(|line| listed(&line));
-        held.extend(listed.filter(|inode| missing.contains(inode)).map(|inode| (inode, *ring)));
+        // One file may be registered many times.
+        let inodes: FxHashSet<u32> =
+            lines.filter_map(|line| listed(&line)).filter(|inode| missing.contains(inode)).collect();
+        held.extend(inodes.into_iter().map(|inode| (inode, *ring)));
     }
-    held
+    (held, late)
 }
 
 /// The inode in a line about a registered socket, `    0: socket:[12345]`.
