@@ -7,7 +7,7 @@ use crate::tracker::silence::SilentHook;
 pub struct SilenceWatch {
     /// The silence, as of the last dump.
     now: Option<SilentHook>,
-    said: bool,
+    logged: bool,
 }
 
 impl SilenceWatch {
@@ -21,7 +21,7 @@ impl SilenceWatch {
         let seconds = now_ns.saturating_sub(since_ns) / 1_000_000_000;
         let hook = hook.name();
         Some(format!(
-            "the state hook ({hook}) has reported nothing for {seconds} s, in which {sockets} sockets closed by dumps"
+            "the state hook ({hook}) has reported nothing for {seconds} s, while dumps saw {sockets} sockets close"
         ))
     }
 
@@ -29,18 +29,18 @@ impl SilenceWatch {
     pub fn judge(&mut self, silent: Option<SilentHook>, hook: StateHook) {
         let before = std::mem::replace(&mut self.now, silent);
         if before.is_some() && silent.is_none() {
-            log::warn!("the state hook reports closes again");
+            log::info!("the state hook is no longer known to be silent");
         }
         if let Some(SilentHook { sockets, .. }) = silent
-            && !std::mem::replace(&mut self.said, true)
+            && !std::mem::replace(&mut self.logged, true)
         {
             let other = match hook {
                 StateHook::Btf => StateHook::Tracepoint,
                 StateHook::Tracepoint => StateHook::Btf,
             };
             log::error!(
-                "the state hook ({}) reports nothing: {sockets} sockets closed by dumps, and no record told of any (durations \
-                 and closes are missing; try --state-hook {}, and report this with `uname -r`)",
+                "the state hook ({}) reports nothing: dumps saw {sockets} sockets close without a record (durations and closes \
+                 are missing; try --state-hook {}, and report this with `uname -r`)",
                 hook.name(),
                 other.name()
             );

@@ -141,11 +141,13 @@ impl Tracking {
 
     /// Whether the state hook is known to report nothing.
     pub fn is_hook_silent(&self) -> bool {
-        self.silence.is_silent()
+        // A record may have come since the last dump.
+        self.silence.is_silent() && self.tracker.silent_hook().is_some()
     }
 
     /// Why counters and durations are incomplete; `None` where the state hook reports.
     pub fn silence(&self) -> Option<String> {
+        self.tracker.silent_hook()?;
         self.silence.why(self.probe.hook, host::monotonic_ns())
     }
 
@@ -226,10 +228,10 @@ impl Tracking {
     /// before.
     pub fn merge_chunk(&mut self, chunk: &NetnsChunk, request: DumpRequest) {
         let uptime_ns = host::uptime_ns();
-        let (of_mptcp, of_tcp) =
-            (|socket: &Socket| socket.mptcp.is_some(), |socket: &Socket| socket.mptcp.is_none());
-        let tcp = chunk.sockets.iter().filter(|(_, socket)| of_tcp(socket));
-        let seen: Vec<DumpedSocket> = tcp.map(|(netns, socket)| dumped(socket, *netns, uptime_ns)).collect();
+        let (of_mptcp, of_tcp): (Vec<&(u32, Socket)>, Vec<_>) =
+            chunk.sockets.iter().partition(|(_, socket)| socket.mptcp.is_some());
+        let seen: Vec<DumpedSocket> =
+            of_tcp.iter().map(|(netns, socket)| dumped(socket, *netns, uptime_ns)).collect();
         let scope = self.scope(request, chunk.started_ns);
         let entered: Vec<(u32, u32)> =
             chunk.entered.iter().map(|entered| (entered.id, entered.inum)).collect();
@@ -239,22 +241,23 @@ impl Tracking {
         }
         let merged = DumpChunk { entered: &entered, seen: &seen };
         self.tracker.dump_chunk(&scope, &merged, &mut self.output);
-        for (netns, socket) in chunk.sockets.iter().filter(|(_, socket)| of_mptcp(socket)) {
+        for (netns, socket) in of_mptcp {
             self.mptcp.see(socket, *netns, uptime_ns, &self.tracker);
         }
-        self.note_ports(&chunk.sockets);
+        self.note_ports(&of_tcp);
     }
 
     /// Notes who has the ports of `dumped`, as far as names of ports depend on it.
-    fn note_ports(&mut self, dumped: &[(u32, Socket)]) {
+    fn note_ports(&mut self, dumped: &[&(u32, Socket)]) {
         let Self { tracker, output, netns_owners, .. } = self;
-        for (netns, socket) in dumped {
+        let relevant = |socket: &Socket| matches!(socket.state, TcpState::Listen | TcpState::CloseWait);
+        for (netns, socket) in dumped.iter().filter(|(_, socket)| relevant(socket)) {
             let Some(&(owner, creator)) = netns_owners.get(netns) else { continue };
             let charge = Charge::of(owner, *netns, creator, socket.uid);
             let metrics = &mut output.metrics;
             match socket.state {
                 TcpState::Listen => metrics.port_facts().listens(socket.flow.local_port, charge),
-                TcpState::CloseWait => {
+                _ => {
                     let tracked = tracker.find(*netns, socket.cookie, &socket.flow);
                     if let Some(pair) =
                         tracked.map(TrackedSocket::pair).filter(|pair| !metrics.is_named(*pair))
@@ -262,7 +265,6 @@ impl Tracking {
                         metrics.port_facts().holds(pair, charge);
                     }
                 }
-                _ => {}
             }
         }
     }

@@ -87,9 +87,9 @@ pub struct Tracker {
     /// The last write to each socket in CLOSE-WAIT that a dump has seen, by cookie.
     pub(super) writes: FxHashMap<u64, LastWrite>,
     /// `ip_local_port_range` by the ID of a namespace, as of its last dump.
-    local_ports: FxHashMap<u32, RangeInclusive<u16>>,
+    local_ports: ByNetns<RangeInclusive<u16>>,
     /// `ns.inum` by the ID of a namespace.
-    inums: FxHashMap<u32, u32>,
+    inums: ByNetns<u32>,
     /// The last entry of these that was learned.
     last_inum: (u32, u32),
     /// See [`Self::take_gave_back`].
@@ -101,6 +101,31 @@ pub struct Tracker {
 pub(super) enum Identity {
     Cookie(u64),
     Flow(u32, u64),
+}
+
+/// Facts about network namespaces, and the number from which those without a tracked socket are forgotten.
+#[derive(Debug)]
+struct ByNetns<T>(FxHashMap<u32, T>, usize);
+
+impl<T> Default for ByNetns<T> {
+    fn default() -> Self {
+        Self(FxHashMap::default(), Self::MANY)
+    }
+}
+
+impl<T> ByNetns<T> {
+    const MANY: usize = 4096;
+
+    fn insert(&mut self, netns: u32, fact: T, sockets: &Slab<TrackedSocket>) {
+        let Self(facts, most) = self;
+        if facts.len() >= *most && !facts.contains_key(&netns) {
+            let in_use: HashSet<u32> = sockets.iter().map(|(_, socket)| socket.netns).collect();
+            facts.retain(|netns, _| in_use.contains(netns));
+            // As many again until the next look at all sockets.
+            *most = Self::MANY.max(2 * facts.len());
+        }
+        facts.insert(netns, fact);
+    }
 }
 
 impl Tracker {
@@ -130,8 +155,8 @@ impl Tracker {
             changes: None,
             interfaces: FxHashMap::default(),
             writes: FxHashMap::default(),
-            local_ports: FxHashMap::default(),
-            inums: FxHashMap::default(),
+            local_ports: ByNetns::default(),
+            inums: ByNetns::default(),
             last_inum: (0, 0),
             gave_back: false,
         }
@@ -244,7 +269,7 @@ impl Tracker {
     fn local_ports(&self, netns: u32) -> &RangeInclusive<u16> {
         /// net/ipv4/af_inet.c, inet_init_net() (5.8 to 6.18).
         const INITIAL: RangeInclusive<u16> = 32768..=60999;
-        match self.local_ports.get(&netns) {
+        match self.local_ports.0.get(&netns) {
             Some(range) => range,
             None if netns == 0 || netns == self.host.netns => &self.host.ephemeral,
             None => const { &INITIAL },
@@ -253,13 +278,8 @@ impl Tracker {
 
     /// Sets `ip_local_port_range` of `netns`. Must come before the chunk with its sockets.
     pub fn set_local_ports(&mut self, netns: u32, range: RangeInclusive<u16>) {
-        /// Namespaces after which those without sockets are forgotten.
-        const MANY: usize = 4096;
-        if self.local_ports.len() >= MANY && !self.local_ports.contains_key(&netns) {
-            let in_use: HashSet<u32> = self.sockets().map(|socket| socket.netns).collect();
-            self.local_ports.retain(|netns, _| in_use.contains(netns));
-        }
-        self.local_ports.insert(netns, range);
+        let Self { local_ports, sockets, .. } = self;
+        local_ports.insert(netns, range, sockets);
     }
 
     /// The slot of `key`.
@@ -433,25 +453,19 @@ impl Tracker {
 
     /// `ns.inum` of a network namespace with tracked sockets, by a record or a dump; 0 where neither had it.
     pub fn inum_of(&self, netns: u32) -> u32 {
-        self.inums.get(&netns).copied().unwrap_or(0)
+        self.inums.0.get(&netns).copied().unwrap_or(0)
     }
 
     pub(super) fn set_inum(&mut self, netns: u32, inum: u32) {
-        /// Namespaces without a tracked socket are forgotten at the latest when there are so many.
-        const MANY: usize = 4096;
         // Records come in runs of one namespace.
         if self.last_inum == (netns, inum) || inum == 0 || netns == 0 {
             return;
         }
         self.last_inum = (netns, inum);
-        if self.inums.get(&netns) == Some(&inum) {
-            return;
+        let Self { inums, sockets, .. } = self;
+        if inums.0.get(&netns) != Some(&inum) {
+            inums.insert(netns, inum, sockets);
         }
-        if self.inums.len() >= MANY {
-            let in_use: HashSet<u32> = self.sockets.iter().map(|(_, socket)| socket.netns).collect();
-            self.inums.retain(|netns, _| in_use.contains(netns));
-        }
-        self.inums.insert(netns, inum);
     }
 
     /// Gives the memory of a past flood back, once three quarters of it are unused.
