@@ -93,7 +93,7 @@ descriptors! {
     HELPERS_KILLED = Counter "tcpclose_helpers_killed_total" []
         "Helper processes killed because reading an executable took too long.";
     HOOK_DEGRADED = Gauge "tcpclose_hook_degraded" ["hook"]
-        "1 if this kernel refused a better backend than the one in use; state: also while sockets close, by dumps, and the hook reports nothing; reset: the hook that tells resets sent from those received.";
+        "1 if this kernel refused a better backend than the one in use; state: also 1 while dumps see sockets close and the hook reports nothing; reset: the hook that distinguishes resets sent from those received.";
     HOOK_INFO = Gauge "tcpclose_hook_info" ["hook", "backend"]
         "The backend in use, per hook.";
     NETNS_INFO = Gauge "tcpclose_netns_info" ["dumped"]

@@ -115,7 +115,7 @@ pub struct Gauges {
 impl Gauges {
     /// Counts `sockets`. A pair that shows up here only (its sockets were there before the agent, or it leaks and so
     /// closes nothing) asks for a name too: the one with the most stuck sockets first, then the one with the most sockets.
-    /// A pair with sockets is not idle. `kind`: how surely the port of a socket is a service's.
+    /// A pair with sockets is not idle: those with a name come first, and keep it. `kind`: how surely the port of a socket is a service's.
     pub fn count<'a>(
         sockets: impl Iterator<Item = (&'a TrackedSocket, Option<&'a LastWrite>)>,
         kind: &impl Fn(&TrackedSocket) -> PortKind,
@@ -148,7 +148,7 @@ impl Gauges {
         let mut pairs: Vec<(PortKey, PairCount)> = pairs.into_iter().collect();
         // A stable sort: of two equal pairs the same one is named each time.
         pairs.sort_by_cached_key(|(pair, count)| {
-            (port_labels.is_named(*pair), Reverse(count.stuck.iter().sum::<u64>()), Reverse(count.sockets()))
+            (!port_labels.is_named(*pair), Reverse(count.stuck.iter().sum::<u64>()), Reverse(count.sockets()))
         });
         let mut others = BTreeSet::new();
         for (pair, count) in pairs {
@@ -295,6 +295,23 @@ mod tests {
         assert_eq!(judge(&TrackedSocket { since: unbounded, ..sure }), Stuckness::Unproven);
         let young = EnteredAt { earliest_ns: now - 20 * S, latest_ns: now - 10 * S };
         assert_eq!(judge(&TrackedSocket { since: young, ..sure }), Stuckness::Not);
+    }
+
+    #[test]
+    fn a_leak_that_nobody_asked_about_for_hours_keeps_its_name() {
+        const HOUR: u64 = 3600 * S;
+        let bounds = StuckAfter::new(vec![60 * S]).unwrap();
+        // One name, which is for any known pair.
+        let mut labels = PortLabels::new(1, &[]);
+        let on = |port| TrackedSocket { port, ..socket(Phase::CloseWait, EnteredAt::exact(S)) };
+        let mut count = |sockets: &[TrackedSocket], now_ns| {
+            let sockets = sockets.iter().map(|socket| (socket, None));
+            Gauges::count(sockets, &|_| PortKind::Service, &mut labels, &bounds, &|_| false, now_ns);
+            labels.named().map(|pair| pair.port).collect::<Vec<u16>>()
+        };
+        assert_eq!(count(&[on(80)], 2 * S), [80]);
+        assert_eq!(count(&[on(80), on(443), on(443)], 2 * HOUR), [80]);
+        assert_eq!(count(&[on(443)], 4 * HOUR), [443], "an idle one loses it");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use crate::report::owner_counts::{MOST, OwnerCount, OwnerLabels};
 
 const HOUR_NS: u64 = 3_600_000_000_000;
-/// New series in an hour: of all, of ordinary users together, and of one user, container, pod or unit.
+/// New series in an hour: of all, of ordinary users together, and of one user, container, pod or unit. The last of one is
+/// kept for what is left of its owners.
 const NEW: usize = 64;
 const NEW_OF_USERS: usize = 32;
 const NEW_OF_ONE: usize = 8;
@@ -73,27 +74,28 @@ impl OwnerSeries {
         let mut counts: Vec<(OwnerLabels, OwnerCount)> = counts.into_iter().collect();
         // A stable sort: of two equal counts the same one is named each time.
         counts.sort_by_key(|(_, count)| std::cmp::Reverse(count.sockets));
+        let other = OwnerLabels::named("other");
         let mut named: Vec<(OwnerLabels, u64)> = Vec::new();
         let mut others = 0;
         for (labels, OwnerCount { sockets, uid }) in counts {
             let maker = Maker::of(&labels, uid);
-            let rest = maker.rest(&labels);
-            for label in [Some(labels), Some(rest), None] {
-                let Some(label) = label else {
-                    others += sockets;
-                    break;
-                };
+            let rest = Some(maker.rest(&labels)).filter(|rest| *rest != other);
+            let choices = [Some((labels, NEW_OF_ONE - 1)), rest.map(|rest| (rest, NEW_OF_ONE))];
+            let has_series = choices.into_iter().flatten().any(|(label, most)| {
                 if let Some((_, n)) = named.iter_mut().find(|(known, _)| *known == label) {
                     *n += sockets;
-                    break;
+                    return true;
                 }
-                if named.len() < MOST && self.admit(&label, &maker, now_ns) {
+                let admitted = named.len() < MOST && self.admit(&label, &maker, most, now_ns);
+                if admitted {
                     named.push((label, sockets));
-                    break;
                 }
+                admitted
+            });
+            if !has_series {
+                others += sockets;
             }
         }
-        let other = OwnerLabels::named("other");
         match named.iter_mut().find(|(label, _)| *label == other) {
             // A process may have this name.
             Some((_, n)) => *n += others,
@@ -103,8 +105,8 @@ impl OwnerSeries {
         named
     }
 
-    /// Whether an owner may have a series: it has one, or the hour has room for one more.
-    fn admit(&mut self, labels: &OwnerLabels, maker: &Maker, now_ns: u64) -> bool {
+    /// Whether an owner may have a series: it has one, or the hour has room for one more, of at most `most` of `maker`.
+    fn admit(&mut self, labels: &OwnerLabels, maker: &Maker, most: usize, now_ns: u64) -> bool {
         if let Some(at_ns) = self.known.get_mut(labels) {
             *at_ns = now_ns;
             return true;
@@ -113,7 +115,7 @@ impl OwnerSeries {
         let is_user = |maker: &Maker| matches!(maker, Maker::User(_));
         let full = self.new.len() >= NEW
             || is_user(maker) && new(&is_user) >= NEW_OF_USERS
-            || new(&|other| other == maker) >= NEW_OF_ONE;
+            || new(&|other| other == maker) >= most;
         if !full {
             self.known.insert(labels.clone(), now_ns);
             self.new.push_back((now_ns, maker.clone()));
@@ -182,10 +184,9 @@ mod tests {
         let mut series = OwnerSeries::default();
         let names = (0..20).map(|nth| (labels(&format!("x{nth}"), "", "containerd://ab"), count(1, 0)));
         let named = series.name(names.collect(), 1);
-        assert_eq!(named.len(), NEW_OF_ONE + 1);
+        assert_eq!(named.len(), NEW_OF_ONE);
         assert_eq!(named.iter().map(|(_, sockets)| sockets).sum::<u64>(), 20);
         let again = series.name(BTreeMap::from([(labels("z", "", "containerd://ab"), count(7, 0))]), 2);
-        println!("{named:?}, then {again:?}");
-        assert_eq!(again, [(OwnerLabels::named("other"), 7)]);
+        assert_eq!(again, [(labels("other", "", "containerd://ab"), 7)]);
     }
 }

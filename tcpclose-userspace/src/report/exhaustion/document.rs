@@ -335,6 +335,12 @@ pub fn assemble(
     if forgotten > 0 {
         incomplete.push(format!("too many tuples: up to {forgotten} ports of each may be missing"));
     }
+    let forgotten = looked.tables.iter().map(|ports| ports.table.locals_forgotten).max().unwrap_or(0);
+    if forgotten > 0 {
+        incomplete.push(format!(
+            "too many local addresses: up to {forgotten} ports of each may be missing in BIND TO"
+        ));
+    }
     if owners.denied > 0 {
         let processes = owners.denied;
         incomplete.push(format!("the files of {processes} processes may not be read: owners may be missing"));

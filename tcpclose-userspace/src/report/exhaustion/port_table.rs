@@ -69,6 +69,8 @@ pub struct PortTable {
     most: usize,
     /// Tuples that are missing in `tuples` had at most this many ports; those that are there may have had this many more.
     pub forgotten: usize,
+    /// The same of `locals`.
+    pub locals_forgotten: usize,
 }
 
 impl PortSink for PortTable {
@@ -81,6 +83,7 @@ impl PortSink for PortTable {
             everywhere: PortSet::default(),
             most: MOST_TUPLES,
             forgotten: 0,
+            locals_forgotten: 0,
         }
     }
 
@@ -113,7 +116,7 @@ impl PortSink for PortTable {
         let taken = PortHolder { cookie: socket.cookie, inode: socket.inode, port, kind };
         self.tuples.entry(tuple).or_default().push(taken);
         if self.tuples.len() > self.most {
-            self.forget_the_emptiest();
+            self.forgotten += forget_emptiest(&mut self.tuples, self.most);
         }
     }
 
@@ -132,6 +135,17 @@ fn distinct(ports: &mut Vec<u16>) {
     ports.dedup();
 }
 
+/// Forgets the emptiest entries until half of `most` is left: those with one port, with two, and so on. Returns how many ports
+/// one of them had at most.
+fn forget_emptiest<K, P>(table: &mut HashMap<K, Vec<P>>, most: usize) -> usize {
+    let mut few = 0;
+    while table.len() > most / 2 {
+        few += 1;
+        table.retain(|_, ports| ports.len() > few);
+    }
+    few
+}
+
 impl PortTable {
     /// Counts a port of the range as in use on the socket's local address.
     fn take_local(&mut self, socket: &Socket) {
@@ -148,14 +162,8 @@ impl PortTable {
             distinct(ports);
         }
         if self.locals.len() > MOST_LOCALS {
-            let mut few = 0;
-            while self.locals.len() > MOST_LOCALS / 2 {
-                few += 1;
-                self.locals.retain(|_, ports| {
-                    distinct(ports);
-                    ports.len() > few
-                });
-            }
+            self.locals.values_mut().for_each(distinct);
+            self.locals_forgotten += forget_emptiest(&mut self.locals, MOST_LOCALS);
         }
     }
 
@@ -182,16 +190,6 @@ impl PortTable {
         self.local_ratio(most.unwrap_or_else(|| self.everywhere.len()))
     }
 
-    /// Forgets the emptiest tuples until half of the limit is left: those with one port, with two, and so on.
-    fn forget_the_emptiest(&mut self) {
-        let mut few = 0;
-        while self.tuples.len() > self.most / 2 {
-            few += 1;
-            self.tuples.retain(|_, taken| taken.len() > few);
-        }
-        self.forgotten += few;
-    }
-
     pub fn tuples(&self) -> impl Iterator<Item = (&Tuple, &[PortHolder])> {
         self.tuples.iter().map(|(tuple, taken)| (tuple, taken.as_slice()))
     }
@@ -203,10 +201,7 @@ impl PortTable {
 
     /// The used part of the available ports where a tuple has `taken`.
     pub fn used_ratio(&self, taken: usize) -> f64 {
-        match self.choice.ports() {
-            0 => 0.0,
-            ports => (taken as f64 + f64::from(self.bound())) / f64::from(ports),
-        }
+        self.local_ratio(taken as u32 + self.bound())
     }
 
     /// The ratio of the fullest tuple; 0 without any.
