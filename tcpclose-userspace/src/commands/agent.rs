@@ -45,8 +45,8 @@ pub struct Agent {
     #[arg(long, value_name = "PATH", alias = "web.config.file", value_hint = ValueHint::FilePath, help_heading = LISTEN)]
     web_config: Option<PathBuf>,
 
-    /// Name by which a browser may reach the page, besides addresses, localhost and the host's own name; may be repeated. * is
-    /// every name. Scrapes come by any name.
+    /// Additional host name under which browsers may open the page; may be repeated. IP addresses, localhost and the host's own
+    /// name are always allowed; * allows any. Scrapes are not restricted.
     #[arg(long, value_name = "NAME", value_parser = AllowedHost::parse, value_hint = ValueHint::Hostname, help_heading = LISTEN)]
     allowed_host: Vec<AllowedHost>,
 

@@ -24,9 +24,9 @@ const GROUPS: usize = 20;
 /// Asks the agent. Without one it takes a snapshot, in which the ages are proven intervals. Without privileges the sockets
 /// are listed, and other users' processes are unknown.
 ///
-/// WHY: not_accepted: the socket waits in the listener's queue; its owner is the listener's, or one of the candidates if the
-/// kernel does not tell which of several listeners has it. not_read: the program has not
-/// read the end of the stream, or data before it. not_closed: the program has read everything and has not closed.
+/// WHY: not_accepted: the socket waits in the listener's queue; its owner is the listener's, or one of the candidates if several
+/// listeners may have it. not_read: the program has not read the end of the stream, or data before it. not_closed: the program
+/// has read everything and has not closed.
 /// still_sending: the program still writes to a peer that has closed its side; counted, not listed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose stuck --older-than 10m --port 8080\n  \

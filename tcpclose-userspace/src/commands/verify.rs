@@ -161,28 +161,31 @@ impl Verify {
     /// The agent's network namespace, once the agent is ready, and what is unknown about it.
     fn ready(&self, client: &Client) -> Result<(Netns, Vec<String>), Failure> {
         let answer = client.get(READY_PATH)?.required(&self.socket)?;
-        // Numbers that are too old are fresh after the reconcile; what is missing is shown.
-        let is_stale =
-            [STALE_PREFIX, INCOMPLETE_PREFIX].iter().any(|prefix| answer.body.starts_with(prefix.as_bytes()));
-        if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE && !is_stale {
+        // Numbers that are too old are fresh after the reconcile.
+        let is_stale = answer.body.starts_with(STALE_PREFIX.as_bytes());
+        let line = answer.first_line();
+        let mut incomplete: Vec<String> =
+            line.strip_prefix(INCOMPLETE_PREFIX).map(str::to_owned).into_iter().collect();
+        let is_usable = is_stale || !incomplete.is_empty();
+        if answer.status == hyper::StatusCode::SERVICE_UNAVAILABLE && !is_usable {
             let what = format!("agent at {}", self.socket.display());
-            return Err(Failure::new(what, answer.first_line(), "try again in a moment"));
+            return Err(Failure::new(what, line, "try again in a moment"));
         }
         let agent = answer.agent_pid;
-        if !is_stale {
+        if !is_usable {
             answer.expect_ok().map_err(|why| client.failure(why))?;
         }
         let own =
             netns::own().map_err(|error| Failure::new("this network namespace", error, "mount /proc"))?;
         let place = agent.and_then(|pid| netns::place_of(u32::try_from(pid).ok()?).ok().zip(Some(pid)));
         let Some((place, pid)) = place else {
-            let unknown = "the agent's network namespace is unknown (CAP_SYS_PTRACE is needed)";
-            return Ok((own, vec![unknown.to_owned()]));
+            incomplete.push("the agent's network namespace is unknown (CAP_SYS_PTRACE is needed)".to_owned());
+            return Ok((own, incomplete));
         };
         // The agent's numbers about its own namespace can only be compared with those of that namespace.
         let entered = netns::with_visitor(|visitor| visitor.enter(&place)).and_then(|entered| entered);
         match entered {
-            Ok(agents) => Ok((agents, Vec::new())),
+            Ok(agents) => Ok((agents, incomplete)),
             Err(why) => Err(Failure::new(
                 "verify",
                 format!("cannot enter the agent's network namespace, net:[{}]: {why}", place.inum),

@@ -1,6 +1,6 @@
-//! The names in `Host` that a browser may have come by: the check against DNS rebinding (RFC 9110, 7.4).
+//! The names in `Host` that a browser may use: the check against DNS rebinding (RFC 9110, 7.4).
 //!
-//! The owner of a name can have it resolve to this agent's address, and then his page's scripts may read what the agent serves.
+//! The owner of a name can have it resolve to this agent's address, and then that page's scripts may read what the agent serves.
 //! They cannot hide the name. What is for browsers is served under known names only. Everything else, the metrics above all, is
 //! served under any name, since Prometheus scrapes by whatever name finds the host; but not to a browser, which cannot hide that
 //! it is one: it adds `Accept-Language` to each request, and a script can change that but not take it off (Fetch standard,
@@ -16,7 +16,7 @@ use crate::agent::server::response::{Answer, plain};
 use crate::linux::host;
 use crate::report::requests::PORTS_PATH;
 
-const REFUSAL: &str = "a browser may not come by this name; use the host's address or name, or start the agent with \
+const REFUSAL: &str = "browsers may not use this host name; use an IP address or the host's own name, or start the agent with \
                        --allowed-host NAME\n";
 
 /// A name of `--allowed-host`.

@@ -3,7 +3,8 @@
 //! * [`listener`]: its sockets; [`serve`]: accepts connections and speaks TLS and HTTP on them.
 //! * [`limits`], [`connections`], [`timeouts`]: how many clients it serves, which one goes for a new one, and
 //!   how slow one may be.
-//! * [`access`], [`web`]: who may scrape; [`allowed_hosts`]: by which names browsers may come; [`peer_creds`]: who asks on the unix socket.
+//! * [`access`], [`web`]: who may scrape; [`allowed_hosts`]: the host names that browsers may use; [`peer_creds`]: who asks on the
+//!   unix socket.
 //! * [`routes`]: the table of paths; [`respond`]: hands a request to its handler; [`handlers`]: the answers.
 
 pub mod access;

@@ -176,7 +176,7 @@ function facts(now) {
   const oldest = now.select("tcpclose_oldest_socket_age_seconds", { state: "close_wait" });
   const backends = now.select("tcpclose_hook_info").map(({ labels: { hook, backend } }) => {
     const [degraded] = now.select("tcpclose_hook_degraded", { hook });
-    return [HOOKS[hook] ?? hook, degraded?.value ? `${backend} (a better one was refused)` : backend];
+    return [HOOKS[hook] ?? hook, degraded?.value ? `${backend} (degraded)` : backend];
   });
   const lost = now.sum("tcpclose_events_lost_total");
   const limit = now.select("tcpclose_time_wait_limit_used_ratio", { netns_owner: "host" })[0]?.value;
