@@ -13,7 +13,7 @@ use tcpclose_common::state::{BEFORE_FIN, TcpState, is_close_step, is_first_step,
 use crate::openings;
 use crate::reset;
 use crate::ring;
-use crate::sock::classic::{self, AsTold, Fields, InPlace};
+use crate::sock::classic::{self, ByFormat, Fields, InPlace};
 use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
 
 /// The errors of `tcp_reset()`.
@@ -72,7 +72,7 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
     if classic::is_mainline() {
         by_record::<InPlace>(ctx);
     } else {
-        by_record::<AsTold>(ctx);
+        by_record::<ByFormat>(ctx);
     }
 }
 

@@ -400,9 +400,9 @@ pub mod classic {
     }
 
     /// Copied, at the offsets that tracefs told.
-    pub struct AsTold;
+    pub struct ByFormat;
 
-    impl Fields for AsTold {
+    impl Fields for ByFormat {
         #[inline(always)]
         fn at(field: fn(&RecordLayout) -> &u32) -> usize {
             offset(field(&RECORD))

@@ -18,7 +18,7 @@ pub const NAME: &str = "inet_sock_set_state";
 #[derive(Debug)]
 pub enum Record {
     /// As tracefs tells.
-    Told(RecordLayout),
+    Read(RecordLayout),
     /// As in mainline, since tracefs cannot be read.
     Assumed(String),
     /// Not at all: tracefs tells of a record that it cannot read.
@@ -30,7 +30,7 @@ impl Record {
     pub fn read() -> Self {
         let format = tracefs::visible(|| tracefs::format().with_context(|| tracefs::FORMAT.to_owned()));
         match format.and_then(|read| read) {
-            Ok(format) => record_format::parse(&format).map_or_else(Self::Refused, Self::Told),
+            Ok(format) => record_format::parse(&format).map_or_else(Self::Refused, Self::Read),
             Err(why) => {
                 let why = one_line(&why);
                 let lockdown = lockdown_note(&why);
@@ -41,7 +41,7 @@ impl Record {
 
     pub fn layout(&self) -> RecordLayout {
         match self {
-            Self::Told(layout) => *layout,
+            Self::Read(layout) => *layout,
             Self::Assumed(_) | Self::Refused(_) => RecordLayout::MAINLINE,
         }
     }
