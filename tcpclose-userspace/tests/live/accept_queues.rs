@@ -124,117 +124,123 @@ fn not_accepted<'a>(asker: &str, document: &'a SocketsDocument, number: usize) -
 #[test]
 #[ignore = "needs root"]
 fn of_workers_on_one_port_the_one_that_hangs_is_named() {
-    let askers = Askers::start();
-    let agent = Agent::start(&["--stuck-after", "1s", "--owner-interval", "200ms"]);
-    let port = free_port();
-    let (sleeper, own) = (Sleeper::new(), std::process::id());
-    let name = |worker: usize| format!("w{worker}-{own}");
-    let listeners = [1, 2, 3].map(|_| listen(port, false));
-    let mut clients = Vec::new();
-    // The kernel chooses a queue by a hash of the addresses: until there are several in the second and in the third.
-    for nth in 0.. {
-        assert!(nth < 2_000, "nothing comes to a listener");
-        clients.push(client(port, nth % 2 == 0));
-        if nth % 8 == 7 && listeners[1..].iter().all(|listener| queued(listener) >= 3) {
-            break;
+    // New owners' series have a budget: an agent of this namespace alone does not spend it on other tests' processes.
+    Named::new("workers").inside(|| {
+        let askers = Askers::start();
+        let agent = Agent::start(&["--stuck-after", "1s", "--owner-interval", "200ms", "--netns", "current"]);
+        let port = free_port();
+        let (sleeper, own) = (Sleeper::new(), std::process::id());
+        let name = |worker: usize| format!("w{worker}-{own}");
+        let listeners = [1, 2, 3].map(|_| listen(port, false));
+        let mut clients = Vec::new();
+        // The kernel chooses a queue by a hash of the addresses: until there are several in the second and in the third.
+        for nth in 0.. {
+            assert!(nth < 2_000, "nothing comes to a listener");
+            clients.push(client(port, nth % 2 == 0));
+            if nth % 8 == 7 && listeners[1..].iter().all(|listener| queued(listener) >= 3) {
+                break;
+            }
         }
-    }
-    // Of closed clients the FIN may come after an accept(), whose close() resets then.
-    wait_for("all in CLOSE-WAIT", || close_waits(port) == clients.len());
-    drain(&listeners[0]);
-    drain(&listeners[2]);
-    let hung = queued(&listeners[1]);
-    wait_for("those that hang alone", || close_waits(port) == hung as usize);
-    let inodes = listeners.each_ref().map(inode);
-    let workers: Vec<Child> = (0..3).map(|nth| sleeper.holding(&name(nth), &listeners[nth])).collect();
-    // Kept to be drained and filled: a process that holds all three is left out below.
-    let holders = |socket: &StuckSocket| {
-        let others = socket.owners.iter().filter(|owner| owner.pid != own);
-        others.map(|owner| (owner.pid, owner.fd)).collect::<Vec<_>>()
-    };
-    for (asker, document) in askers.ask(port) {
-        for socket in not_accepted(asker, &document, hung as usize) {
-            assert_eq!(holders(socket), [(workers[1].pid(), 0)], "{asker}: {socket:?}");
-            assert!(!socket.has_candidates(), "{asker}: {socket:?}");
-            let [listener] = &socket.listeners[..] else { panic!("{asker}: {socket:?}") };
-            assert_eq!((listener.inode, listener.queued, listener.candidate), (inodes[1], hung, false));
-            assert_eq!(listener.local, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        // Of closed clients the FIN may come after an accept(), whose close() resets then.
+        wait_for("all in CLOSE-WAIT", || close_waits(port) == clients.len());
+        drain(&listeners[0]);
+        drain(&listeners[2]);
+        let hung = queued(&listeners[1]);
+        wait_for("those that hang alone", || close_waits(port) == hung as usize);
+        let inodes = listeners.each_ref().map(inode);
+        let workers: Vec<Child> = (0..3).map(|nth| sleeper.holding(&name(nth), &listeners[nth])).collect();
+        // Kept to be drained and filled: a process that holds all three is left out below.
+        let holders = |socket: &StuckSocket| {
+            let others = socket.owners.iter().filter(|owner| owner.pid != own);
+            others.map(|owner| (owner.pid, owner.fd)).collect::<Vec<_>>()
+        };
+        for (asker, document) in askers.ask(port) {
+            for socket in not_accepted(asker, &document, hung as usize) {
+                assert_eq!(holders(socket), [(workers[1].pid(), 0)], "{asker}: {socket:?}");
+                assert!(!socket.has_candidates(), "{asker}: {socket:?}");
+                let [listener] = &socket.listeners[..] else { panic!("{asker}: {socket:?}") };
+                assert_eq!((listener.inode, listener.queued, listener.candidate), (inodes[1], hung, false));
+                assert_eq!(listener.local, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+            }
         }
-    }
 
-    // Now two hang, and the kernel does not say which of the two has which connection.
-    while queued(&listeners[2]) == 0 {
-        clients.push(client(port, false));
-        drain(&listeners[0]);
-    }
-    let waiting = || (queued(&listeners[1]), queued(&listeners[2]));
-    wait_for("both queues", || {
-        drain(&listeners[0]);
+        // Now two hang, and the kernel does not say which of the two has which connection.
+        while queued(&listeners[2]) == 0 {
+            clients.push(client(port, false));
+            drain(&listeners[0]);
+        }
+        let waiting = || (queued(&listeners[1]), queued(&listeners[2]));
+        wait_for("both queues", || {
+            drain(&listeners[0]);
+            let (second, third) = waiting();
+            close_waits(port) == (second + third) as usize
+        });
         let (second, third) = waiting();
-        close_waits(port) == (second + third) as usize
-    });
-    let (second, third) = waiting();
-    let all = (second + third) as usize;
-    // The workers alone hold them.
-    drop(listeners);
-    let both = in_order(vec![workers[1].pid(), workers[2].pid()]);
-    for (asker, document) in askers.ask(port) {
-        for socket in not_accepted(asker, &document, all) {
-            assert_eq!(pids(&socket.owners), both, "{asker}: {socket:?}");
-            assert!(socket.owners.iter().all(|owner| owner.candidate), "{asker}: {socket:?}");
-            let queue = |pid: u32| {
-                let owner = socket.owners.iter().find(|owner| owner.pid == pid).unwrap();
-                socket.listener_of(owner).unwrap().queued
-            };
-            assert_eq!((queue(workers[1].pid()), queue(workers[2].pid())), (second, third), "{asker}");
+        let all = (second + third) as usize;
+        // The workers alone hold them.
+        drop(listeners);
+        let both = in_order(vec![workers[1].pid(), workers[2].pid()]);
+        for (asker, document) in askers.ask(port) {
+            for socket in not_accepted(asker, &document, all) {
+                assert_eq!(pids(&socket.owners), both, "{asker}: {socket:?}");
+                assert!(socket.owners.iter().all(|owner| owner.candidate), "{asker}: {socket:?}");
+                let queue = |pid: u32| {
+                    let owner = socket.owners.iter().find(|owner| owner.pid == pid).unwrap();
+                    socket.listener_of(owner).unwrap().queued
+                };
+                assert_eq!((queue(workers[1].pid()), queue(workers[2].pid())), (second, third), "{asker}");
+            }
         }
-    }
-    let text = agent.stuck(&["--older-than", "0s", "--port", &port.to_string()]);
-    let text = String::from_utf8(text.stdout).unwrap();
-    let longest = if second >= third { 1 } else { 2 };
-    let first = format!("candidate {}[{}] +1", name(longest), workers[longest].pid());
-    assert!(text.contains(&first), "{first}: {text}");
+        let text = agent.stuck(&["--older-than", "0s", "--port", &port.to_string()]);
+        let text = String::from_utf8(text.stdout).unwrap();
+        let longest = if second >= third { 1 } else { 2 };
+        let first = format!("candidate {}[{}] +1", name(longest), workers[longest].pid());
+        assert!(text.contains(&first), "{first}: {text}");
 
-    // Other tests' processes share sockets, too.
-    let what = "tcpclose_stuck_owner_sockets";
-    let metrics = agent.metrics_when(PATIENCE, "all are shared by two", |metrics| {
-        metrics.sum(what, &[("comm", "shared by 2")]) >= all as f64
+        // Other tests' processes share sockets, too.
+        let what = "tcpclose_stuck_owner_sockets";
+        let metrics = agent.metrics_when(PATIENCE, "all are shared by two", |metrics| {
+            metrics.sum(what, &[("comm", "shared by 2")]) >= all as f64
+        });
+        let mut workers = workers;
+        let is_blamed = |metrics: &Metrics, worker: usize| metrics.has(what, &[("comm", &name(worker))]);
+        assert!((0..3).all(|worker| !is_blamed(&metrics, worker)), "{}", metrics.text);
+        // A worker that ends takes its queue with it: what is left is one worker's, and nobody else is blamed.
+        drop(workers.remove(2));
+        let metrics = agent.metrics_when(PATIENCE, "all are the second's", |metrics| {
+            metrics.sum(what, &[("comm", &name(1))]) == f64::from(second)
+        });
+        assert!([0, 2].iter().all(|worker| !is_blamed(&metrics, *worker)), "{}", metrics.text);
     });
-    let mut workers = workers;
-    let is_blamed = |metrics: &Metrics, worker: usize| metrics.has(what, &[("comm", &name(worker))]);
-    assert!((0..3).all(|worker| !is_blamed(&metrics, worker)), "{}", metrics.text);
-    // A worker that ends takes its queue with it: what is left is one worker's, and nobody else is blamed.
-    drop(workers.remove(2));
-    let metrics = agent.metrics_when(PATIENCE, "all are the second's", |metrics| {
-        metrics.sum(what, &[("comm", &name(1))]) == f64::from(second)
-    });
-    assert!([0, 2].iter().all(|worker| !is_blamed(&metrics, *worker)), "{}", metrics.text);
 }
 
 #[test]
 #[ignore = "needs root"]
 fn what_a_forked_servers_processes_share_is_counted_for_none_of_them() {
-    let _alone = stage::alone();
-    let agent = Agent::start(&["--stuck-after", "1s", "--owner-interval", "200ms"]);
-    let (port, sleeper) = (free_port(), Sleeper::new());
-    let name = format!("fork-{}", std::process::id());
-    let listener = listen(port, false);
-    let _client = client(port, false);
-    let pair = (client(port, false), listener.accept().unwrap().0);
-    wait_for("two in CLOSE-WAIT", || close_waits(port) == 2);
-    // One socket that was accepted, and one in the queue: three processes hold each.
-    let _workers = [1, 2, 3].map(|_| {
-        let mut command = Command::new(sleeper.program(&name));
-        command.arg("1000").stdout(std::process::Stdio::from(stage::owned(&listener)));
-        Child::holding(&mut command, &pair.1)
+    // New owners' series have a budget: an agent of this namespace alone does not spend it on other tests' processes.
+    Named::new("forked").inside(|| {
+        let _alone = stage::alone();
+        let agent = Agent::start(&["--stuck-after", "1s", "--owner-interval", "200ms", "--netns", "current"]);
+        let (port, sleeper) = (free_port(), Sleeper::new());
+        let name = format!("fork-{}", std::process::id());
+        let listener = listen(port, false);
+        let _client = client(port, false);
+        let pair = (client(port, false), listener.accept().unwrap().0);
+        wait_for("two in CLOSE-WAIT", || close_waits(port) == 2);
+        // One socket that was accepted, and one in the queue: three processes hold each.
+        let _workers = [1, 2, 3].map(|_| {
+            let mut command = Command::new(sleeper.program(&name));
+            command.arg("1000").stdout(std::process::Stdio::from(stage::owned(&listener)));
+            Child::holding(&mut command, &pair.1)
+        });
+        drop((listener, pair.1));
+        let shared = format!("{name} (shared by 3)");
+        let what = "tcpclose_stuck_owner_sockets";
+        let metrics = agent.metrics_when(PATIENCE, "two, shared by three", |metrics| {
+            metrics.sum(what, &[("comm", &shared)]) == 2.0
+        });
+        assert!(!metrics.has(what, &[("comm", &name)]), "{}", metrics.text);
     });
-    drop((listener, pair.1));
-    let shared = format!("{name} (shared by 3)");
-    let what = "tcpclose_stuck_owner_sockets";
-    let metrics = agent.metrics_when(PATIENCE, "two, shared by three", |metrics| {
-        metrics.sum(what, &[("comm", &shared)]) == 2.0
-    });
-    assert!(!metrics.has(what, &[("comm", &name)]), "{}", metrics.text);
 }
 
 /// A program of the type sk_lookup sends every connection to one listener, whatever its address, as TPROXY's rules do.

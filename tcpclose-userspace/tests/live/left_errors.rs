@@ -5,28 +5,22 @@ use crate::common::apart::{
     CLOSE_WAIT, PATIENCE, RECV_QUEUE, SEND_QUEUE, TCP_QUEUE_SEQ, TCP_REPAIR, TCP_REPAIR_QUEUE, apart, get,
     listener, restored, set, until_state,
 };
-use crate::common::{Agent, HOOKS, Metrics, free_port, is_lacking};
+use crate::common::bpf::instruction;
+use crate::common::{Agent, Metrics, bpf, free_port};
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 const FIN_WAIT_2: u8 = 5;
 const CLOSE: u8 = 7;
 
-/// One agent a hook that this kernel has. Each follows minisockets by dumps: no hook on them says what became
-/// of a socket.
+/// Each follows minisockets by dumps: no hook on them says what became of a socket.
 fn agents() -> Vec<(&'static str, Agent)> {
-    let there = HOOKS.into_iter().filter(|hook| !is_lacking(hook));
-    there
-        .map(|hook| {
-            let arguments = ["--state-hook", hook, "--time-wait", "diag", "--dump-interval", "250ms"];
-            (hook, Agent::start(&arguments))
-        })
-        .collect()
+    Agent::on_each_hook(&["--time-wait", "diag", "--dump-interval", "250ms"])
 }
 
 type Closes = BTreeMap<(String, String), f64>;
@@ -130,9 +124,9 @@ fn an_error_that_a_sockmap_leaves_is_no_reset() {
             let listener = listener(port, 128);
             let (target, target_peer) = connected(&listener);
             let (source, mut source_peer) = connected(&listener);
-            let map = sockmap::redirect_to_first();
-            sockmap::insert(&map, 0, &target);
-            sockmap::insert(&map, 1, &source);
+            let map = redirect_to_first();
+            bpf::insert(&map, 0, &target);
+            bpf::insert(&map, 1, &source);
             target.shutdown(Shutdown::Write).unwrap();
             until_state(&target, FIN_WAIT_2);
             source_peer.write_all(b"too late").unwrap();
@@ -190,70 +184,24 @@ fn guest_an_error_that_ktls_leaves_is_no_reset() {
     });
 }
 
-/// A sockmap with a program, by the system call: aya's would want an object.
-mod sockmap {
-    use super::*;
-
-    const MAP_CREATE: libc::c_int = 0;
-    const MAP_UPDATE_ELEM: libc::c_int = 2;
-    const PROG_LOAD: libc::c_int = 5;
-    const PROG_ATTACH: libc::c_int = 8;
-    /// BPF_MAP_TYPE_SOCKMAP, BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT and bpf_sk_redirect_map of
-    /// include/uapi/linux/bpf.h.
-    const SOCKMAP: u32 = 15;
+/// A map of two sockets: what each receives is sent by the first one.
+fn redirect_to_first() -> OwnedFd {
+    /// BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT and bpf_sk_redirect_map of include/uapi/linux/bpf.h.
     const SK_SKB: u32 = 14;
     const STREAM_VERDICT: u32 = 5;
-    const SK_REDIRECT_MAP: u32 = 52;
-
-    /// bpf(2) with a union bpf_attr of these words.
-    fn bpf(command: libc::c_int, words: &[u32]) -> io::Result<libc::c_long> {
-        let mut attr = [0u32; 32];
-        attr[..words.len()].copy_from_slice(words);
-        // SAFETY: the attributes live for the call and have that size; the pointers in them do, too.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(&attr)) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
-    }
-
-    fn fd(done: io::Result<libc::c_long>) -> OwnedFd {
-        // SAFETY: a descriptor that bpf(2) has just made.
-        unsafe { OwnedFd::from_raw_fd(done.unwrap() as i32) }
-    }
-
-    fn pointer<T>(to: *const T) -> [u32; 2] {
-        let at = to as u64;
-        [at as u32, (at >> 32) as u32]
-    }
-
-    /// A map of two sockets: what each receives is sent by the first one.
-    pub fn redirect_to_first() -> OwnedFd {
-        let map = fd(bpf(MAP_CREATE, &[SOCKMAP, 4, 4, 2]));
-        let instruction = |code: u8, registers: u8, immediate: u32| {
-            u64::from(code) | u64::from(registers) << 8 | u64::from(immediate) << 32
-        };
-        let program = [
-            // r2 = map; r3 = 0; r4 = 0; call; exit
-            instruction(0x18, 0x12, map.as_raw_fd() as u32),
-            instruction(0, 0, 0),
-            instruction(0xb7, 0x03, 0),
-            instruction(0xb7, 0x04, 0),
-            instruction(0x85, 0, SK_REDIRECT_MAP),
-            instruction(0x95, 0, 0),
-        ];
-        let license = c"GPL";
-        let (code, license) = (pointer(program.as_ptr()), pointer(license.as_ptr()));
-        let load = [SK_SKB, program.len() as u32, code[0], code[1], license[0], license[1]];
-        let program = fd(bpf(PROG_LOAD, &load));
-        let attach = [map.as_raw_fd() as u32, program.as_raw_fd() as u32, STREAM_VERDICT, 0];
-        bpf(PROG_ATTACH, &attach).unwrap();
-        map
-    }
-
-    pub fn insert(map: &OwnedFd, key: u32, socket: &impl AsRawFd) {
-        let value = socket.as_raw_fd() as u32;
-        let (at, what) = (pointer(&raw const key), pointer(&raw const value));
-        let words = [map.as_raw_fd() as u32, 0, at[0], at[1], what[0], what[1], 0, 0];
-        bpf(MAP_UPDATE_ELEM, &words).unwrap();
-    }
+    const SK_REDIRECT_MAP: i32 = 52;
+    let map = bpf::sockmap(2);
+    let program = [
+        // r2 = map; r3 = 0; r4 = 0; call; exit
+        instruction(0x18, 2, 1, 0, map.as_raw_fd()),
+        instruction(0, 0, 0, 0, 0),
+        instruction(0xb7, 3, 0, 0, 0),
+        instruction(0xb7, 4, 0, 0, 0),
+        instruction(0x85, 0, 0, 0, SK_REDIRECT_MAP),
+        instruction(0x95, 0, 0, 0, 0),
+    ];
+    bpf::attach(&map, &bpf::program(SK_SKB, &program, 0), STREAM_VERDICT);
+    map
 }
 
 /// TLS in the kernel, with a key of zeros.

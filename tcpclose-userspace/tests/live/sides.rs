@@ -6,7 +6,7 @@
 use crate::common::apart::{
     CLOSE_WAIT, PATIENCE, TCP_REPAIR, apart, at, listener, restored, set, socket, until_state,
 };
-use crate::common::{Agent, BINARY, HOOKS, Metrics, free_port, is_lacking};
+use crate::common::{Agent, BINARY, Metrics, free_port};
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -63,10 +63,8 @@ fn by_agent(agent: &Agent, local: SocketAddr) -> Option<(String, u64)> {
     told(Command::new(BINARY).arg("stuck").arg("--socket").arg(agent.socket()), local)
 }
 
-/// One agent a hook that this kernel has.
 fn agents() -> Vec<(&'static str, Agent)> {
-    let there = HOOKS.into_iter().filter(|hook| !is_lacking(hook));
-    there.map(|hook| (hook, Agent::start(&["--state-hook", hook, "--reconcile-interval", "1s"]))).collect()
+    Agent::on_each_hook(&["--reconcile-interval", "1s"])
 }
 
 /// Waits until a dump that began after now has been taken in.
@@ -76,6 +74,19 @@ fn after_a_dump(agent: &Agent) {
     // The next one may have begun before now.
     let one = agent.metrics_when(PATIENCE, "a dump", |metrics| metrics.sum(name, &[]) > last).sum(name, &[]);
     agent.metrics_when(PATIENCE, "another dump", |metrics| metrics.sum(name, &[]) > one);
+}
+
+/// Waits until each of `agents` has counted the close of a `side` of `port`, and passes its metrics to `then`.
+fn until_closed<'a>(
+    agents: impl IntoIterator<Item = &'a (&'static str, Agent)>,
+    side: &str,
+    port: u16,
+    then: impl Fn(&str, &Metrics),
+) {
+    for (hook, agent) in agents {
+        let what = format!("{hook}: the close of a {side} of {port}");
+        then(hook, &agent.metrics_when(PATIENCE, &what, |metrics| closes(metrics, side, port) == 1.0));
+    }
 }
 
 /// The closes with these labels of a port.
@@ -118,11 +129,9 @@ fn a_node_that_connects_from_the_port_it_listens_on_is_a_client() {
         }
         late
     });
-    for (hook, agent) in agents.iter().chain(&late) {
-        let what = format!("{hook}: the close of a client of {peer}");
-        let metrics = agent.metrics_when(PATIENCE, &what, |metrics| closes(metrics, "client", peer) == 1.0);
-        assert_eq!(closes(&metrics, "server", port), 0.0, "{hook}");
-    }
+    until_closed(agents.iter().chain(&late), "client", peer, |hook, metrics| {
+        assert_eq!(closes(metrics, "server", port), 0.0, "{hook}");
+    });
 }
 
 #[test]
@@ -151,13 +160,10 @@ fn what_listen_0_accepts_is_a_server_also_when_the_listener_is_gone() {
             assert_eq!(by_agent(agent, at(port)), unknown, "{hook}, older than the agent");
         }
         drop((accepted, client));
-        for (hook, agent) in agents.iter().chain(&late) {
-            let what = format!("{hook}: the close of a server of {port}");
-            let metrics =
-                agent.metrics_when(PATIENCE, &what, |metrics| closes(metrics, "server", port) == 1.0);
-            assert_eq!(closes(&metrics, "client", port), 1.0, "{hook}: its client's");
-            assert_eq!(closes(&metrics, "client", CHANCE), 0.0, "{hook}");
-        }
+        until_closed(agents.iter().chain(&late), "server", port, |hook, metrics| {
+            assert_eq!(closes(metrics, "client", port), 1.0, "{hook}: its client's");
+            assert_eq!(closes(metrics, "client", CHANCE), 0.0, "{hook}");
+        });
     });
 }
 
@@ -175,10 +181,7 @@ fn what_listen_0_accepted_is_a_server_when_the_listener_went_before_its_first_st
         accepted.shutdown(Shutdown::Write).unwrap();
         drop(client);
         drop(accepted);
-        for (hook, agent) in &agents {
-            let what = format!("{hook}: the close of a server of {port}");
-            agent.metrics_when(PATIENCE, &what, |metrics| closes(metrics, "server", port) == 1.0);
-        }
+        until_closed(&agents, "server", port, |_, _| {});
     });
 }
 
@@ -192,12 +195,9 @@ fn a_self_connect_is_a_client_and_a_listener_of_no_backlog_changes_nothing() {
         own.bind(&at(peer).into()).unwrap();
         own.connect(&at(peer).into()).unwrap();
         drop(own);
-        for (hook, agent) in &agents {
-            let what = format!("{hook}: the close of a client of {peer}");
-            let metrics =
-                agent.metrics_when(PATIENCE, &what, |metrics| closes(metrics, "client", peer) == 1.0);
-            assert_eq!(closes(&metrics, "server", peer), 0.0, "{hook}");
-        }
+        until_closed(&agents, "client", peer, |hook, metrics| {
+            assert_eq!(closes(metrics, "server", peer), 0.0, "{hook}");
+        });
     });
 }
 
@@ -246,11 +246,8 @@ fn a_restored_socket_with_one_byte_to_send_is_no_client() {
         let server = restored((port, CHANCE), (1_000, 2_000), b"x");
         set(&server, TCP_REPAIR, 0);
         // Nobody is at the other end; the next segment is answered by a RST.
-        for (hook, agent) in &agents {
-            let what = format!("{hook}: the close of a server of {port}");
-            let metrics =
-                agent.metrics_when(PATIENCE, &what, |metrics| closes(metrics, "server", port) == 1.0);
-            assert_eq!(closes(&metrics, "client", CHANCE), 0.0, "{hook}");
-        }
+        until_closed(&agents, "server", port, |hook, metrics| {
+            assert_eq!(closes(metrics, "client", CHANCE), 0.0, "{hook}");
+        });
     });
 }

@@ -12,6 +12,7 @@
 )]
 
 pub mod apart;
+pub mod bpf;
 pub mod left_out;
 pub mod nobody;
 pub mod podman;
@@ -142,10 +143,11 @@ impl Agent {
         Ok(())
     }
 
-    /// One agent a state hook, all watching the same traffic.
+    /// One agent a state hook that this kernel has, all watching the same traffic.
     pub fn on_each_hook(arguments: &[&str]) -> Vec<(&'static str, Self)> {
         HOOKS
             .into_iter()
+            .filter(|hook| !is_lacking(hook))
             .map(|hook| (hook, Self::start(&[arguments, &["--state-hook", hook]].concat())))
             .collect()
     }
@@ -388,27 +390,26 @@ pub fn listen() -> (TcpListener, u16) {
     (TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap(), port)
 }
 
-/// The ports that [`free_port`] gives out to test processes, side by side: a range each.
+/// The ports that [`free_port`] gives out. Each run of a module begins at a block of its own, so that none meets the
+/// TIME-WAITs of the one before.
 const PORTS: Range<u16> = 20_000..32_000;
-const PORTS_EACH: u16 = 1_500;
+const BLOCK: u16 = 150;
+const BLOCKS: u16 = (PORTS.end - PORTS.start) / BLOCK;
+/// From the block of a run to that of the next one: no divisor of their number, and far enough for a module that needs more
+/// ports than a block has.
+const STRIDE: u16 = 7;
 
 /// A TCP port outside the local port range (a pair of such a port has a name at once) on which nobody listens, and
 /// that no other test was given.
 pub fn free_port() -> u16 {
     static NEXT: Mutex<Option<u16>> = Mutex::new(None);
     let mut next = NEXT.lock().unwrap();
-    let range = match std::env::var("TCPCLOSE_TEST_SLOT").ok().and_then(|slot| slot.parse::<u16>().ok()) {
-        Some(slot) => {
-            let first = PORTS.start + slot % (PORTS.len() as u16 / PORTS_EACH) * PORTS_EACH;
-            first..first + PORTS_EACH
-        }
-        None => PORTS,
-    };
-    // Processes that follow each other begin at different places.
-    let offset = (std::process::id() % 97) as u16 * (range.len() as u16 / 97);
-    let mut port = next.unwrap_or(range.start + offset);
+    // The number of this run of a module. A process that somebody starts alone begins anywhere.
+    let run = std::env::var("TCPCLOSE_TEST_RUN").ok().and_then(|run| run.parse::<u32>().ok());
+    let block = run.unwrap_or_else(std::process::id) % u32::from(BLOCKS) * u32::from(STRIDE);
+    let mut port = next.unwrap_or(PORTS.start + block as u16 % BLOCKS * BLOCK);
     loop {
-        port = if port + 1 >= range.end { range.start } else { port + 1 };
+        port = if port + 1 >= PORTS.end { PORTS.start } else { port + 1 };
         if can_bind((Ipv4Addr::UNSPECIFIED, port).into()) && can_bind((Ipv6Addr::UNSPECIFIED, port).into()) {
             *next = Some(port);
             return port;
