@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_record_is_told_from_a_step() {
+    fn a_hook_record_is_distinguished_from_a_step() {
         let subject = SocketOrRcvNxt::of_socket(9);
         for kind in HookKind::ALL {
             let detail = HeaderDetail::of_hook(kind);

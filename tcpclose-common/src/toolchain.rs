@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn the_linkers_llvm_is_found_where_it_is_told() {
+    fn the_linkers_llvm_is_found_where_it_is_set() {
         assert_eq!(linker_llvm("bpf-linker 0.13.0\n"), None);
         assert_eq!(linker_llvm("bpf-linker 0.14.0 (LLVM 23.1.0)\n"), Some(23));
         assert_eq!(linker_llvm("\tlibLLVM.so.22.1 => /lib/libLLVM.so.22.1 (0x1)\n"), Some(22));

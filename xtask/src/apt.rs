@@ -36,8 +36,8 @@ impl Apt {
         command.args(["--simulate", "--quiet", "--quiet", "--yes", "--no-install-recommends", "install"]);
         let output = command.args(packages).env("LC_ALL", "C").output().context("cannot start apt-get")?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let why = said.lines().find_map(|line| line.strip_prefix("E: ")).unwrap_or("it fails");
+            let printed = String::from_utf8_lossy(&output.stderr);
+            let why = printed.lines().find_map(|line| line.strip_prefix("E: ")).unwrap_or("it fails");
             bail!("apt-get cannot install {}: {why}", packages.join(", "));
         }
         Ok(effect(&String::from_utf8_lossy(&output.stdout)))
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_apt_would_do_to_others_is_told() {
+    fn what_apt_would_do_to_others_is_reported() {
         let simulated = "Remv qemu-utils [1:10.0.2]\nInst login [1:4.13-1] (1:4.13-2 Debian:12.15/oldstable [amd64])\n\
             Inst conmon (2.1.6 Debian:12.15/oldstable [amd64])\nConf conmon (2.1.6 Debian:12.15/oldstable [amd64])\n";
         let (removed, upgraded) = (vec!["qemu-utils".to_owned()], vec!["login".to_owned()]);

@@ -344,9 +344,9 @@ fn hosts_sources() -> Result<String> {
     for (name, kind) in FILES {
         command.arg(name).arg(format!("Dir::Etc::{name}/{kind}"));
     }
-    let said = captured(&mut command)?;
+    let printed = captured(&mut command)?;
     // As a shell would set them: NAME='PATH'.
-    let paths = said.lines().filter_map(|line| line.split_once('='));
+    let paths = printed.lines().filter_map(|line| line.split_once('='));
     Ok(paths.map(|(name, path)| format!("Dir::Etc::{name} \"{}\";\n", path.trim_matches('\''))).collect())
 }
 

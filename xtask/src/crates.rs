@@ -192,8 +192,8 @@ fn index_path(name: &str) -> String {
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let said = sh::ask(Command::new("sha256sum").arg("--").arg(file)).context("sha256sum fails")?;
-    said.split_ascii_whitespace().next().map(str::to_owned).context("sha256sum prints no sum")
+    let printed = sh::ask(Command::new("sha256sum").arg("--").arg(file)).context("sha256sum fails")?;
+    printed.split_ascii_whitespace().next().map(str::to_owned).context("sha256sum prints no sum")
 }
 
 /// Installs the agent as a stranger would, but from `registry` and little optimised.

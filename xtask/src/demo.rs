@@ -90,13 +90,13 @@ impl Until {
     /// Waits for `pause`, but not longer than the demo lasts. True if it goes on.
     fn pause(&self, pause: Duration) -> bool {
         let until = (Instant::now() + pause).min(self.end);
-        while Instant::now() < until && !self.told() {
+        while Instant::now() < until && !self.reported() {
             sleep(PULSE.min(until.saturating_duration_since(Instant::now())));
         }
-        Instant::now() < self.end && !self.told()
+        Instant::now() < self.end && !self.reported()
     }
 
-    fn told(&self) -> bool {
+    fn reported(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
     }
 }
@@ -120,7 +120,7 @@ fn show(binary: &Path, arguments: &Arguments, ending: Arc<AtomicBool>) -> Result
         while until.pause(Duration::from_secs(1)) {
             agent.part.still_there()?;
         }
-        if !until.told() {
+        if !until.reported() {
             say("\nHow it is now:\n");
             look(binary, &looks, &socket)?;
         }
@@ -225,7 +225,7 @@ impl Drop for Part {
 /// The agent, and its output.
 struct Agent {
     part: Part,
-    said: Receiver<String>,
+    printed: Receiver<String>,
 }
 
 impl Agent {
@@ -236,7 +236,7 @@ impl Agent {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start the agent")?;
         let stderr = child.stderr.take();
-        let (tell, said) = channel();
+        let (tell, printed) = channel();
         std::thread::spawn(move || {
             for line in
                 stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).lines()).map_while(Result::ok)
@@ -246,7 +246,7 @@ impl Agent {
                 let _ = tell.send(line);
             }
         });
-        Ok(Self { part: Part { what: "the agent", child }, said })
+        Ok(Self { part: Part { what: "the agent", child }, printed })
     }
 
     /// Its address once it is ready; `None` if the demo is over before.
@@ -254,7 +254,7 @@ impl Agent {
         let patience = Instant::now() + PATIENCE;
         let mut found = None;
         while !ending.load(Ordering::Relaxed) {
-            match self.said.recv_timeout(PULSE) {
+            match self.printed.recv_timeout(PULSE) {
                 Ok(line) => {
                     let address =
                         line.split_once("http://").and_then(|(_, rest)| rest.split_once("/metrics"));

@@ -144,7 +144,7 @@ impl Fuzzer {
     /// Fuzzes `target` for so long. Returns a line with the result.
     fn run(&self, target: &str, seconds: u32) -> Result<String> {
         let folder = self.folder(target)?;
-        let said = folder.join("said");
+        let printed = folder.join("said");
         let mut command = self.on(target)?;
         command.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={LONGEST}"));
         command.args(["-print_final_stats=1", "-artifact_prefix=./"]);
@@ -154,20 +154,28 @@ impl Fuzzer {
         let begun = Instant::now();
         let status = {
             let _ticker = Ticker::start(format!("{target}, for {seconds} s"));
-            command.stderr(File::create(&said)?).status().context("cannot start the fuzzer")?
+            command.stderr(File::create(&printed)?).status().context("cannot start the fuzzer")?
         };
-        let said = fs::read_to_string(&said)?;
+        let printed = fs::read_to_string(&printed)?;
         if status.success() {
-            return Ok(summary(target, &Figures::read(&said), begun.elapsed().as_secs()));
+            return Ok(summary(target, &Figures::read(&printed), begun.elapsed().as_secs()));
         }
-        let last: Vec<&str> = said.lines().filter(|line| line.contains("panicked at")).collect();
-        let Some(input) = artifact(&said) else {
+        let last: Vec<&str> = printed.lines().filter(|line| line.contains("panicked at")).collect();
+        let Some(input) = artifact(&printed) else {
             bail!("the fuzzer failed: {status} (see {})", folder.join("said").display());
         };
         let path = folder.join(input);
         eprintln!(
             "{}",
-            said.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+            printed
+                .lines()
+                .rev()
+                .take(40)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .collect::<Vec<_>>()
+                .join("\n")
         );
         bail!(
             "{}; play it again: cargo xtask fuzz {target} --input {}",
@@ -225,9 +233,9 @@ struct Figures {
 }
 
 impl Figures {
-    fn read(said: &str) -> Self {
+    fn read(printed: &str) -> Self {
         let mut figures = Self::default();
-        for line in said.lines() {
+        for line in printed.lines() {
             if let Some(n) = line.strip_prefix("stat::number_of_executed_units:") {
                 figures.executions = n.trim().parse().unwrap_or(0);
             }
@@ -256,8 +264,8 @@ fn summary(target: &str, figures: &Figures, seconds: u64) -> String {
 }
 
 /// The file with the crashing input.
-fn artifact(said: &str) -> Option<&str> {
-    said.lines().find_map(|line| line.rsplit_once("Test unit written to ./")).map(|(_, name)| name.trim())
+fn artifact(printed: &str) -> Option<&str> {
+    printed.lines().find_map(|line| line.rsplit_once("Test unit written to ./")).map(|(_, name)| name.trim())
 }
 
 #[cfg(test)]
@@ -266,15 +274,15 @@ mod tests {
 
     #[test]
     fn figures_are_read_from_what_the_fuzzer_says() {
-        let said = "#2\tINITED cov: 310 ft: 402 corp: 9/1200b exec/s: 0 rss: 40Mb\n\
+        let printed = "#2\tINITED cov: 310 ft: 402 corp: 9/1200b exec/s: 0 rss: 40Mb\n\
                     #91\tREDUCE cov: 355 ft: 512 corp: 12/3Kb lim: 4 exec/s: 0 rss: 41Mb L: 7/300 MS: 1 EraseBytes-\n\
                     Done 12345 runs in 2 second(s)\nstat::number_of_executed_units: 12345\n";
-        let figures = Figures::read(said);
+        let figures = Figures::read(printed);
         assert_eq!(
             summary("state", &figures, 2),
             "state          12345 executions in 2 s, 355 edges, 12 inputs of 3Kb"
         );
-        assert_eq!(artifact(said), None);
+        assert_eq!(artifact(printed), None);
         let crash = "artifact_prefix='./'; Test unit written to ./crash-00ff\nBase64: AA==\n";
         assert_eq!(artifact(crash), Some("crash-00ff"));
     }

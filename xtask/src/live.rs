@@ -131,12 +131,12 @@ pub fn run(program: &Path, all: bool) -> Result<Tally> {
     let patience = if all { PATIENCE_LONG } else { PATIENCE };
     // A terminal's Ctrl-C does not reach the modules, each of which is a process group: so they are ended when it comes. After
     // that a signal does what it always does.
-    let (told_to_end, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (asked_to_end, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     for signal in [SIGINT, SIGTERM] {
         flag::register_conditional_default(signal, Arc::clone(&over)).context("cannot wait for signals")?;
-        flag::register(signal, Arc::clone(&told_to_end)).context("cannot wait for signals")?;
+        flag::register(signal, Arc::clone(&asked_to_end)).context("cannot wait for signals")?;
     }
-    let mut run = Run { program, folder: &folder, all, patience, told_to_end, begun: 0 };
+    let mut run = Run { program, folder: &folder, all, patience, asked_to_end, begun: 0 };
     let mut tally = Tally::default();
     let ran = run
         .side_by_side(exact, EXACT.len(), &mut tally)
@@ -152,7 +152,7 @@ struct Run<'a> {
     folder: &'a Path,
     all: bool,
     patience: Duration,
-    told_to_end: Arc<AtomicBool>,
+    asked_to_end: Arc<AtomicBool>,
     /// The number of modules that were started.
     begun: u32,
 }
@@ -163,7 +163,7 @@ impl Run<'_> {
         let mut running: Vec<Running> = Vec::new();
         let _ticker = Ticker::start("live tests".to_owned());
         loop {
-            if self.told_to_end.load(Ordering::Relaxed) {
+            if self.asked_to_end.load(Ordering::Relaxed) {
                 running.iter().for_each(|one| end_group(&one.process));
                 bail!("the live tests were interrupted");
             }
@@ -234,11 +234,11 @@ fn end_group(process: &Child) {
 
 /// Counts a finished module and prints a line about it, or its whole output if it failed. Returns the tests to run again.
 fn report(ran: Running, status: ExitStatus, hangs: bool, tally: &mut Tally) -> Option<Module> {
-    let said = fs::read(&ran.log).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
+    let printed = fs::read(&ran.log).unwrap_or_default();
+    let printed = String::from_utf8_lossy(&printed);
     let seconds = ran.begun.elapsed().as_secs_f64();
     // A module whose process ended without a count has failed as a whole.
-    let (passed, failed) = match counted(&said) {
+    let (passed, failed) = match counted(&printed) {
         Some((passed, failed)) if status.success() == (failed == 0) => (passed, failed),
         _ => (0, ran.module.tests.len() as u32),
     };
@@ -247,9 +247,9 @@ fn report(ran: Running, status: ExitStatus, hangs: bool, tally: &mut Tally) -> O
     progress::clear();
     if failed > 0 {
         let why = if hangs { "does not end, killed".to_owned() } else { status.to_string() };
-        eprintln!("{said}\nlive {name}: FAILED ({why}), see {}", ran.log.display());
+        eprintln!("{printed}\nlive {name}: FAILED ({why}), see {}", ran.log.display());
     }
-    let mut left_out: Vec<String> = said.lines().filter_map(skipped).collect();
+    let mut left_out: Vec<String> = printed.lines().filter_map(skipped).collect();
     left_out.sort_unstable();
     left_out.dedup();
     for what in &left_out {
@@ -257,10 +257,10 @@ fn report(ran: Running, status: ExitStatus, hangs: bool, tally: &mut Tally) -> O
     }
     eprintln!("live {name:<16} {passed:>3} passed, {failed} failed  {seconds:>6.1} s");
     tally.skipped.extend(left_out.into_iter().map(|what| format!("{name}: {what}")));
-    let again = failures(&said, &tests);
+    let again = failures(&printed, &tests);
     if failed == 0 {
         None
-    } else if said.contains(LEFT_OUT) && !again.is_empty() && tries + 1 < TRIES {
+    } else if printed.contains(LEFT_OUT) && !again.is_empty() && tries + 1 < TRIES {
         eprintln!(
             "AGAIN: the kernel did not run the probe for some events (by the agents' logs): {}",
             again.join(" ")
@@ -275,8 +275,8 @@ fn report(ran: Running, status: ExitStatus, hangs: bool, tally: &mut Tally) -> O
 }
 
 /// Those of `tests` that failed, by libtest's output.
-fn failures(said: &str, tests: &[String]) -> Vec<String> {
-    let failed = |test: &&String| said.lines().any(|line| line == format!("test {test} ... FAILED"));
+fn failures(printed: &str, tests: &[String]) -> Vec<String> {
+    let failed = |test: &&String| printed.lines().any(|line| line == format!("test {test} ... FAILED"));
     tests.iter().filter(failed).cloned().collect()
 }
 
@@ -286,8 +286,8 @@ pub fn skipped(line: &str) -> Option<String> {
 }
 
 /// Passed and failed, from libtest's last line.
-fn counted(said: &str) -> Option<(u32, u32)> {
-    let line = said.lines().rev().find(|line| line.starts_with("test result: "))?;
+fn counted(printed: &str) -> Option<(u32, u32)> {
+    let line = printed.lines().rev().find(|line| line.starts_with("test result: "))?;
     let count = |what: &str| {
         let before = line.split(what).next().filter(|before| before.len() < line.len())?;
         before.split_whitespace().next_back()?.parse().ok()
@@ -332,23 +332,23 @@ mod tests {
     fn tests_are_run_by_module_and_the_long_ones_begin_first() {
         let names = ["ages::a", "ages::b::c", "watch::d", "web::long_e"].map(str::to_owned);
         let modules = modules(&names, |when| when == When::Always);
-        let told: Vec<(&str, usize)> =
+        let reported: Vec<(&str, usize)> =
             modules.iter().map(|module| (module.name.as_str(), module.tests.len())).collect();
-        assert_eq!(told, [("watch", 1), ("ages", 2)]);
+        assert_eq!(reported, [("watch", 1), ("ages", 2)]);
     }
 
     #[test]
     fn a_modules_end_is_counted() {
-        let said = "running 3 tests\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out\n";
-        assert_eq!(counted(said), Some((2, 1)));
+        let printed = "running 3 tests\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out\n";
+        assert_eq!(counted(printed), Some((2, 1)));
         assert_eq!(counted("killed\n"), None);
     }
 
     #[test]
     fn what_failed_is_known_by_name() {
-        let said = "test a::b ... ok\ntest a::c ... FAILED\ntest a::cd ... ok\n";
+        let printed = "test a::b ... ok\ntest a::c ... FAILED\ntest a::cd ... ok\n";
         let tests = ["a::b", "a::c", "a::cd"].map(str::to_owned);
-        assert_eq!(failures(said, &tests), ["a::c"]);
+        assert_eq!(failures(printed, &tests), ["a::c"]);
     }
 
     #[test]

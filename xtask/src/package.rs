@@ -209,8 +209,8 @@ fn copy_sources(from: &Path, to: &Path) -> Result<()> {
 
 /// The time of all files.
 fn epoch() -> Result<u64> {
-    let told = match env::var("SOURCE_DATE_EPOCH") {
-        Ok(told) => told,
+    let reported = match env::var("SOURCE_DATE_EPOCH") {
+        Ok(reported) => reported,
         Err(_) => {
             let mut git = Command::new("git");
             let commit = sh::ask(git.current_dir(sh::workspace()).args(["log", "-1", "--format=%ct"]));
@@ -219,8 +219,11 @@ fn epoch() -> Result<u64> {
             )?
         }
     };
-    let told = told.trim();
-    told.parse().ok().with_context(|| format!("SOURCE_DATE_EPOCH: {told:?} is not a number of seconds"))
+    let reported = reported.trim();
+    reported
+        .parse()
+        .ok()
+        .with_context(|| format!("SOURCE_DATE_EPOCH: {reported:?} is not a number of seconds"))
 }
 
 fn sums(packages: &Packages) -> Result<Vec<String>> {
@@ -228,8 +231,8 @@ fn sums(packages: &Packages) -> Result<Vec<String>> {
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let said = sh::ask(Command::new("sha256sum").arg(file)).context("sha256sum failed")?;
-    said.split_whitespace().next().map(str::to_owned).context("sha256sum printed nothing")
+    let printed = sh::ask(Command::new("sha256sum").arg(file)).context("sha256sum failed")?;
+    printed.split_whitespace().next().map(str::to_owned).context("sha256sum printed nothing")
 }
 
 /// Removes a folder, if it is there.

@@ -33,7 +33,7 @@ fn zizmor() -> Result<Option<PathBuf>> {
     let zizmor = venv.join("bin/zizmor");
     let is_there = || {
         sh::ask(Command::new(&zizmor).arg("--version"))
-            .is_some_and(|said| ZIZMOR.ends_with(said.trim().trim_start_matches("zizmor ")))
+            .is_some_and(|printed| ZIZMOR.ends_with(printed.trim().trim_start_matches("zizmor ")))
     };
     if is_there() {
         return Ok(Some(zizmor));

@@ -19,8 +19,8 @@ pub fn read(bytes: &[u8]) {
             Ok(asked) => {
                 // The answer names the bound in a header.
                 if let Some(bound) = asked.older_than {
-                    let said = humantime::format_duration(bound).to_string();
-                    assert_eq!(humantime::parse_duration(&said), Ok(bound), "{query}");
+                    let printed = humantime::format_duration(bound).to_string();
+                    assert_eq!(humantime::parse_duration(&printed), Ok(bound), "{query}");
                 }
                 return;
             }

@@ -114,23 +114,23 @@ pub struct Agent {
 impl Agent {
     pub fn start(arguments: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let said = File::create(folder.path().join("stderr"))?;
+        let printed = File::create(folder.path().join("stderr"))?;
         let socket = folder.path().join("tcpclose.sock");
         let child = Command::new(BINARY)
             .args(["agent", "--socket"])
             .arg(&socket)
             .args(arguments)
             .stdin(Stdio::null())
-            .stderr(said)
+            .stderr(printed)
             .spawn()?;
         let mut agent = Self { child, folder };
         let until = Instant::now() + Duration::from_secs(30);
         while !agent.get("/readyz").is_ok_and(|answer| answer.starts_with("ready")) {
-            let said = || fs::read_to_string(agent.folder.path().join("stderr")).unwrap_or_default();
+            let printed = || fs::read_to_string(agent.folder.path().join("stderr")).unwrap_or_default();
             if let Some(status) = agent.child.try_wait()? {
-                anyhow::bail!("it ended ({status}): {}", said());
+                anyhow::bail!("it ended ({status}): {}", printed());
             }
-            ensure!(Instant::now() < until, "it is not ready: {}", said());
+            ensure!(Instant::now() < until, "it is not ready: {}", printed());
             sleep(Duration::from_millis(10));
         }
         Ok(agent)

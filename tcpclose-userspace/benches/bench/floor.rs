@@ -76,12 +76,12 @@ impl Floor {
 impl Drainer {
     fn start(mut ring: RingBuf<aya::maps::MapData>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let reported = Arc::clone(&stop);
         let thread = spawn(move || {
             let before = host::thread_cpu_ns();
             let mut taken = 0;
             loop {
-                let last = told.load(Ordering::Relaxed);
+                let last = reported.load(Ordering::Relaxed);
                 while let Some(record) = ring.next() {
                     std::hint::black_box(&*record);
                     taken += 1;

@@ -156,8 +156,8 @@ pub fn hold((count, port): (usize, u16)) -> ExitCode {
     });
     match held {
         Ok(_held) => {
-            let told = io::stdout().write_all(READY.as_bytes()).and_then(|()| io::stdout().flush());
-            let _ = told.and_then(|()| io::stdin().read(&mut [0]));
+            let reported = io::stdout().write_all(READY.as_bytes()).and_then(|()| io::stdout().flush());
+            let _ = reported.and_then(|()| io::stdin().read(&mut [0]));
             ExitCode::SUCCESS
         }
         Err(why) => {

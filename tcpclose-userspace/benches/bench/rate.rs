@@ -94,10 +94,10 @@ pub fn run(contender: Contender, setting: &Setting, duration: Duration, closers:
             Running::Agent(agent) => {
                 let metrics = agent.metrics()?;
                 spent = process::cpu(pid)?.saturating_sub(cpu);
-                let told = metrics.sum("tcpclose_events_lost_total", &[]) as u64;
+                let reported = metrics.sum("tcpclose_events_lost_total", &[]) as u64;
                 let taken = metrics.sum("tcpclose_events_received_total", &[]) as u64 - received;
                 // What others close on this host can only hide a loss.
-                lost = told.max((u64::from(made) * TRANSITIONS).saturating_sub(taken));
+                lost = reported.max((u64::from(made) * TRANSITIONS).saturating_sub(taken));
             }
             Running::Tool(tool) => {
                 spent = process::cpu(pid)?.saturating_sub(cpu);

@@ -73,8 +73,8 @@ pub struct Machine {
 /// another may be checked out.
 pub fn commit() -> &'static str {
     static COMMIT: LazyLock<String> = LazyLock::new(|| {
-        let told = output("git", &["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]);
-        told.unwrap_or_else(|| "unknown".to_owned())
+        let reported = output("git", &["describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]);
+        reported.unwrap_or_else(|| "unknown".to_owned())
     });
     &COMMIT
 }

@@ -105,14 +105,14 @@ pub async fn dump(
     cpu_ns += took.as_nanos() as u64;
     let taken_ns = dumps.finished_ns - dumps.started_ns;
     let rest = std::mem::take(&mut dumps.rest);
-    let charge = |looked: &netns_dump::NetnsDump| Charge {
-        id: looked.netns.id,
-        cpu_ns: looked.cpu_ns,
-        met: looked.met,
+    let charge = |dumped: &netns_dump::NetnsDump| Charge {
+        id: dumped.netns.id,
+        cpu_ns: dumped.cpu_ns,
+        met: dumped.met,
     };
-    let charges: Vec<Charge> = dumps.looked.iter().map(charge).collect();
+    let charges: Vec<Charge> = dumps.namespaces.iter().map(charge).collect();
     let met: u64 = charges.iter().map(|charge| charge.met).sum();
-    let keep_places = || dumps.looked.into_iter().map(|looked| (looked.netns.id, looked.place)).collect();
+    let keep_places = || dumps.namespaces.into_iter().map(|dumped| (dumped.netns.id, dumped.place)).collect();
     let (places, freeing): (Vec<(u32, NetnsPath)>, Duration) = timed(keep_places);
     cpu_ns += freeing.as_nanos() as u64;
 

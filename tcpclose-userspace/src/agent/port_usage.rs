@@ -55,9 +55,9 @@ pub struct Fullest {
 
 impl Fullest {
     /// By owner; 0 where none of an owner's namespaces has sockets.
-    pub fn of(looked: &EphemeralUse) -> BTreeMap<NetnsOwner, Self> {
+    pub fn of(port_use: &EphemeralUse) -> BTreeMap<NetnsOwner, Self> {
         let of_one = |owner: NetnsOwner| {
-            let tables = || looked.tables.iter().filter(move |ports| ports.owner == owner);
+            let tables = || port_use.tables.iter().filter(move |ports| ports.owner == owner);
             let highest =
                 |ratio: fn(&PortTable) -> f64| tables().map(|ports| ratio(&ports.table)).fold(0.0, f64::max);
             Self {
@@ -66,7 +66,7 @@ impl Fullest {
                 bind: highest(PortTable::fullest_local),
             }
         };
-        looked.owners.iter().map(|&owner| (owner, of_one(owner))).collect()
+        port_use.owners.iter().map(|&owner| (owner, of_one(owner))).collect()
     }
 }
 
@@ -105,11 +105,11 @@ async fn look(tracking: &RefCell<Tracking>, usage: &RefCell<PortUsage>) -> Resul
     let places =
         tracking.borrow().namespaces.places(None).into_iter().map(|(_, place)| place).collect::<Vec<_>>();
     let looking = spawn_blocking(move || {
-        let looked = ephemeral_ports::look(&places, BUDGET)?;
+        let port_use = ephemeral_ports::look(&places, BUDGET)?;
         let before = host::thread_cpu_ns();
-        let sample = document::remember(&looked);
-        let fullest = Fullest::of(&looked);
-        let cost_ns = looked.cpu_ns + host::thread_cpu_ns().saturating_sub(before);
+        let sample = document::remember(&port_use);
+        let fullest = Fullest::of(&port_use);
+        let cost_ns = port_use.cpu_ns + host::thread_cpu_ns().saturating_sub(before);
         anyhow::Ok((fullest, Arc::new(sample), Duration::from_nanos(cost_ns)))
     });
     let (fullest, sample, cost) = looking.await.context("the thread died")??;

@@ -285,12 +285,12 @@ impl Tracking {
         self.drain_all();
         self.namespaces.dumped(dumps);
         let mut covers = DumpCoverage { all, ..DumpCoverage::default() };
-        for looked in &dumps.looked {
-            covers.netns.insert(looked.netns.id, looked.netns.inum);
-            if looked.dump.malformed > 0 {
+        for dumped in &dumps.namespaces {
+            covers.netns.insert(dumped.netns.id, dumped.netns.inum);
+            if dumped.dump.malformed > 0 {
                 log::warn!(
                     "{} sockets of a dump are missing: sock_diag sent malformed answers",
-                    looked.dump.malformed
+                    dumped.dump.malformed
                 );
             }
         }

@@ -50,7 +50,7 @@ impl Unseen {
     /// In words.
     pub fn words(self) -> Vec<String> {
         let mut words =
-            crate::report::incomplete::not_looked_at("the kernel's numbers", self.refused, self.denied);
+            crate::report::incomplete::not_inspected("the kernel's numbers", self.refused, self.denied);
         if self.gone > 0 {
             let which = match self.gone {
                 1 => "1 network namespace has gone meanwhile: its last counts are".to_owned(),

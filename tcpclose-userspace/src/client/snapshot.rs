@@ -26,7 +26,7 @@ use crate::report::assemble::{DumpClock, NetnsSockets, assemble, dumped_facts, w
 use crate::report::envelope::DocumentSource;
 use crate::report::exhaustion::document;
 use crate::report::exhaustion::document::{BUDGET, ExhaustionDocument, ExhaustionInputs};
-use crate::report::incomplete::{not_looked_at, of_the_dump};
+use crate::report::incomplete::{not_inspected, of_the_dump};
 use crate::report::ports;
 use crate::report::ports::{NetnsDumped, PortsDocument};
 use crate::report::sockets::{Depth, SocketsDocument};
@@ -65,7 +65,7 @@ pub fn sockets(states: u32, bound_ns: u64, scope: Scope, depth: Depth) -> io::Re
         assemble(&namespace, facts, &mut sockets);
     }
     let mut incomplete = collect::sockets::incomplete(&dump, &owners, &queues, &sockets);
-    incomplete.extend(not_looked_at("sockets", dumps.refused(), denied as usize));
+    incomplete.extend(not_inspected("sockets", dumps.refused(), denied as usize));
     incomplete.extend(unread.words());
     let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);
     Ok(SocketsDocument { sockets, ..SocketsDocument::within(envelope) })
@@ -108,7 +108,7 @@ fn second_look(
     thread::sleep(SECOND_LOOK);
     let again =
         netns_dump::survey(places, DumpRequest { states: TcpState::CloseWait.bit(), info: true }, None)?;
-    let again = again.looked.into_iter().flat_map(|looked| looked.dump.sockets);
+    let again = again.namespaces.into_iter().flat_map(|dumped| dumped.dump.sockets);
     let again: HashMap<u64, Socket> = again.map(|socket| (socket.cookie, socket)).collect();
     for socket in dumped.iter_mut().flat_map(|dumped| dumped.sockets.iter_mut()) {
         if doubtful.contains_key(&socket.cookie)
@@ -133,7 +133,8 @@ fn dump_with_files(ask: DumpRequest, scope: Scope) -> io::Result<(u32, UnreadMou
             walking.join().map_err(|_| io::Error::other("the thread that reads files panicked"))??;
         if scope == Scope::All {
             // The process of a namespace may have ended before that was entered.
-            let reached: Vec<NetnsPath> = dumps.looked.iter().map(|looked| looked.place.clone()).collect();
+            let reached: Vec<NetnsPath> =
+                dumps.namespaces.iter().map(|dumped| dumped.place.clone()).collect();
             let held = netns::held(&files, &reached)?;
             if !held.is_empty() {
                 dumps.add(netns_dump::survey(held, ask, None)?);
@@ -155,7 +156,7 @@ pub fn ports(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
     let (at, clock) = (host::wall_clock(), clock());
     let (dumped, dump) = dumps.take_sockets();
     let mut incomplete = of_the_dump(&dump);
-    incomplete.extend(not_looked_at("sockets", dumps.refused(), found.denied as usize));
+    incomplete.extend(not_inspected("sockets", dumps.refused(), found.denied as usize));
     incomplete.extend(found.unread.words());
     incomplete.push("durations, closes and rates are not known: only a running agent counts them".to_owned());
     let envelope = collect::envelope(DocumentSource::Snapshot, at, incomplete);
@@ -178,9 +179,9 @@ pub fn exhaustion(period: Duration, limit: usize, scope: Scope) -> io::Result<Ex
         false => Some(document::remember(&ephemeral_ports::look(&places, BUDGET)?)),
     };
     thread::sleep(period);
-    let looked = ephemeral_ports::look(&places, BUDGET)?;
+    let port_use = ephemeral_ports::look(&places, BUDGET)?;
     let inputs = ExhaustionInputs {
-        looked: &looked,
+        port_use: &port_use,
         before: before.as_ref(),
         closers: &HashMap::new(),
         at: host::wall_clock(),

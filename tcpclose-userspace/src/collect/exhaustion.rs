@@ -19,7 +19,7 @@ pub fn assemble(
     limit: usize,
     lookup: OwnersLookup,
 ) -> io::Result<ExhaustionDocument> {
-    let (picks, tuples_in_use) = document::fullest(inputs.looked, limit);
+    let (picks, tuples_in_use) = document::fullest(inputs.port_use, limit);
     let owners = owners::find(&document::inodes(&picks), lookup)?;
     let uptime_ns = host::uptime_ns();
     // A process that started after one of its closes only has the same pid.
@@ -29,7 +29,7 @@ pub fn assemble(
     };
     let envelope = collect::envelope(inputs.source, inputs.at.clone(), Vec::new());
     let document = document::assemble(inputs, (&picks, tuples_in_use), &owners, &name_of, envelope);
-    Ok(ExhaustionDocument { locals: document::fullest_locals(inputs.looked, limit), ..document })
+    Ok(ExhaustionDocument { locals: document::fullest_locals(inputs.port_use, limit), ..document })
 }
 
 #[cfg(test)]
@@ -45,9 +45,9 @@ mod tests {
     fn a_connection_of_ours_is_in_the_table() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let looked: EphemeralUse =
+        let port_use: EphemeralUse =
             ephemeral_ports::look(&[netns::own_place().unwrap()], Duration::ZERO).unwrap();
-        let [NetnsPorts { table, .. }] = &looked.tables[..] else { panic!("{looked:?}") };
+        let [NetnsPorts { table, .. }] = &port_use.tables[..] else { panic!("{port_use:?}") };
         let (_, taken) = table
             .tuples()
             .find(|(tuple, _)| tuple.remote() == listener.local_addr().unwrap())

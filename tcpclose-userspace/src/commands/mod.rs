@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_arguments_is_said_in_one_line() {
+    fn what_is_wrong_with_arguments_is_reported_in_one_line() {
         assert_eq!(
             complaint(&["stuck", "--older-than", "banana"]),
             r#"tcpclose: --older-than "banana": not a duration; write for example 60s, 10m or 1h30m"#

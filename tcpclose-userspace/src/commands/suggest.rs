@@ -41,7 +41,7 @@ mod tests {
             let owner = owner(42, "a\x1b", (1, 2));
             Owner { process: Process { runs, ..(*owner.process).clone() }.into(), ..owner }
         };
-        let said = |runs, diagnosis| {
+        let printed = |runs, diagnosis| {
             let (why, command) = step(&running(runs), Some(diagnosis))?;
             Some(format!("{why} {command}"))
         };
@@ -52,9 +52,9 @@ mod tests {
             (Runtime::Native, Diagnosis::Unknown, "threads gdb -p 42 "),
         ];
         for (runs, diagnosis, words) in words {
-            let said = said(Some(runs), diagnosis).unwrap();
-            assert!(said.contains(words) && said.starts_with(r"a\u{1b}[42]: "), "{said}");
+            let printed = printed(Some(runs), diagnosis).unwrap();
+            assert!(printed.contains(words) && printed.starts_with(r"a\u{1b}[42]: "), "{printed}");
         }
-        assert_eq!(said(None, Diagnosis::NotRead), None);
+        assert_eq!(printed(None, Diagnosis::NotRead), None);
     }
 }

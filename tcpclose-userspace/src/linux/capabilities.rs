@@ -231,15 +231,15 @@ mod tests {
             let kept = KeptCapabilities { enter: false, kill: true };
             kept.begin();
             kept.settle(|| true);
-            let (tell, told) = std::sync::mpsc::channel();
+            let (tell, reported) = std::sync::mpsc::channel();
             with_everything_held(move || tell.send(sets()).unwrap()).unwrap();
-            assert_eq!(told.recv().unwrap(), (before & kept.held(), before & kept.held()));
+            assert_eq!(reported.recv().unwrap(), (before & kept.held(), before & kept.held()));
             assert!(!sets().1.contains(CapabilitySet::NET_ADMIN));
         });
     }
 
     #[test]
-    fn what_is_missing_is_said_with_what_is_lost() {
+    fn what_is_missing_is_reported_with_what_is_lost() {
         on_a_thread(|| {
             limit(CapabilitySet::SYS_ADMIN, CapabilitySet::SYS_ADMIN);
             let words = in_words();

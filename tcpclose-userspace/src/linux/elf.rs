@@ -59,7 +59,7 @@ mod tests {
     const HEADER: usize = 64;
 
     #[test]
-    fn a_go_program_is_told_by_its_section_and_no_file_is_trusted() {
+    fn a_go_program_is_known_by_its_section_and_no_file_is_trusted() {
         let go = std::process::Command::new("sh").args(["-c", "command -v prometheus"]).output().unwrap();
         let go = String::from_utf8(go.stdout).unwrap();
         match go.trim() {

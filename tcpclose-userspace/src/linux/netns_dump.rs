@@ -51,7 +51,7 @@ pub struct NetnsDump {
 /// The result of one pass over the namespaces.
 #[derive(Debug, Default)]
 pub struct NetnsDumps {
-    pub looked: Vec<NetnsDump>,
+    pub namespaces: Vec<NetnsDump>,
     /// Namespaces that could not be entered, and why.
     pub failed: Vec<(NetnsPath, io::Error)>,
     /// Namespaces that the time did not suffice for.
@@ -68,8 +68,8 @@ impl NetnsDumps {
     /// Takes the sockets out, by namespace. Also returns what went wrong with any dump.
     pub fn take_sockets(&mut self) -> (Vec<DumpedNetns>, Dump) {
         let mut all = Dump::default();
-        let sort = |looked: NetnsDump| {
-            let NetnsDump { netns, place, local_ports, dump, .. } = looked;
+        let sort = |dumped: NetnsDump| {
+            let NetnsDump { netns, place, local_ports, dump, .. } = dumped;
             all.malformed += dump.malformed;
             all.interrupted |= dump.interrupted;
             let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
@@ -77,7 +77,7 @@ impl NetnsDumps {
             distinct(&mut sockets);
             DumpedNetns { netns, place, local_ports, sockets, listeners }
         };
-        (std::mem::take(&mut self.looked).into_iter().map(sort).collect(), all)
+        (std::mem::take(&mut self.namespaces).into_iter().map(sort).collect(), all)
     }
 
     /// The number of namespaces that this process may not enter.
@@ -87,7 +87,7 @@ impl NetnsDumps {
 
     /// Adds the result of a later pass.
     pub fn add(&mut self, more: Self) {
-        self.looked.extend(more.looked);
+        self.namespaces.extend(more.namespaces);
         self.failed.extend(more.failed);
         self.rest.extend(more.rest);
         self.finished_ns = more.finished_ns;
@@ -144,8 +144,8 @@ pub fn survey(places: Vec<NetnsPath>, ask: DumpRequest, most: Option<Duration>) 
         (Some(socket), Some(dump)) => dump.push(socket),
         _ => dumps.push(Vec::new()),
     })?;
-    for (looked, sockets) in survey.looked.iter_mut().zip(dumps) {
-        looked.dump.sockets = sockets;
+    for (dumped, sockets) in survey.namespaces.iter_mut().zip(dumps) {
+        dumped.dump.sockets = sockets;
     }
     Ok(survey)
 }
@@ -210,7 +210,7 @@ fn walk(
                     })?;
                     let cpu_ns = thread_cpu_ns().saturating_sub(cpu).saturating_sub(before);
                     let (met, local_ports) = (count, entered.local_ports);
-                    survey.looked.push(NetnsDump {
+                    survey.namespaces.push(NetnsDump {
                         netns,
                         place,
                         owner,
@@ -467,7 +467,7 @@ mod tests {
         let ask = DumpRequest { states: TcpState::Listen.bit(), info: false };
         let survey = survey(places, ask, None).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let [NetnsDump { netns, dump, .. }] = &survey.looked[..] else { panic!("{survey:?}") };
+        let [NetnsDump { netns, dump, .. }] = &survey.namespaces[..] else { panic!("{survey:?}") };
         assert_eq!(netns, &netns::own().unwrap());
         assert!(dump.sockets.iter().any(|socket| socket.flow.local_port == port));
     }

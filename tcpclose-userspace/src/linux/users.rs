@@ -68,8 +68,8 @@ mod tests {
         assert_eq!((user("root"), user("0"), user("4242")), (Ok(0), Ok(0), Ok(4242)));
         assert_eq!(group("root"), Ok(UnixGroup { name: "root".into(), gid: 0 }));
         assert_eq!(group("77").map(|group| group.gid), Ok(77));
-        let said = user("no-such-user").unwrap_err();
-        assert_eq!(said, "no such user in /etc/passwd; write one that is there, or a number");
+        let printed = user("no-such-user").unwrap_err();
+        assert_eq!(printed, "no such user in /etc/passwd; write one that is there, or a number");
         for bad in ["", "-1", "4294967295", "4294967296", "root:x"] {
             assert!(group(bad).is_err_and(|why| why.starts_with("no such group in /etc/group; ")), "{bad}");
         }

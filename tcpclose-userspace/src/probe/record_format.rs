@@ -125,25 +125,28 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_and_named() {
-        let said = |from: &str, to: &str| {
+        let printed = |from: &str, to: &str| {
             assert!(MAINLINE.contains(from), "{from}");
             parse(&MAINLINE.replacen(from, to, 1)).unwrap_err()
         };
         let protocol = "field:__u16 protocol;	offset:30;	size:2;";
         // As before 5.6.
         let byte = "field:__u8 protocol;	offset:30;	size:1;";
-        assert_eq!(said(protocol, byte), FormatError::Size { field: "protocol", bytes: 1, expected: 2 });
-        assert_eq!(said(protocol, "field:__u16 proto;	offset:30;	size:2;"), FormatError::Missing("protocol"));
-        assert_eq!(said("skaddr;	offset:8;", "skaddr;"), FormatError::Malformed("skaddr"));
-        assert_eq!(said("skaddr;	offset:8;", "skaddr;	offset:-8;"), FormatError::Malformed("skaddr"));
+        assert_eq!(printed(protocol, byte), FormatError::Size { field: "protocol", bytes: 1, expected: 2 });
         assert_eq!(
-            said("skaddr;	offset:8;", "skaddr;	offset:4294967295;"),
+            printed(protocol, "field:__u16 proto;	offset:30;	size:2;"),
+            FormatError::Missing("protocol")
+        );
+        assert_eq!(printed("skaddr;	offset:8;", "skaddr;"), FormatError::Malformed("skaddr"));
+        assert_eq!(printed("skaddr;	offset:8;", "skaddr;	offset:-8;"), FormatError::Malformed("skaddr"));
+        assert_eq!(
+            printed("skaddr;	offset:8;", "skaddr;	offset:4294967295;"),
             FormatError::Beyond { field: "skaddr", offset: u32::MAX }
         );
         let twice = format!("{protocol}	signed:0;\n{protocol}");
-        assert_eq!(said(protocol, &twice), FormatError::Twice("protocol"));
+        assert_eq!(printed(protocol, &twice), FormatError::Twice("protocol"));
         assert_eq!(parse(""), Err(FormatError::Missing("skaddr")));
-        assert_eq!(said(protocol, byte).to_string(), "its field protocol has 1 bytes, not 2");
+        assert_eq!(printed(protocol, byte).to_string(), "its field protocol has 1 bytes, not 2");
     }
 
     proptest! {

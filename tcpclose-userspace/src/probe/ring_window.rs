@@ -78,7 +78,7 @@ pub(super) struct RingWindow {
     window_at: usize,
     /// Up to here records have been handed out, and the kernel knows it.
     at: usize,
-    told: usize,
+    reported: usize,
     /// Up to here there were records when last looked.
     end: usize,
     torn: [u8; LONGEST],
@@ -106,7 +106,7 @@ impl RingWindow {
             size,
             window_at,
             at,
-            told: at,
+            reported: at,
             end: at,
             torn: [0; LONGEST],
         })
@@ -130,7 +130,7 @@ impl RingWindow {
     /// When memory for a page table is lacking: nothing is lost by it yet.
     pub(super) fn next(&mut self) -> io::Result<Option<&[u8]>> {
         loop {
-            if self.at.wrapping_sub(self.told) >= UNTOLD.min(self.size / 4) {
+            if self.at.wrapping_sub(self.reported) >= UNTOLD.min(self.size / 4) {
                 self.tell();
             }
             if self.at == self.end {
@@ -166,8 +166,8 @@ impl RingWindow {
 
     /// Says how far records are taken. Those handed out before are gone then.
     pub(super) fn tell(&mut self) {
-        if self.told != self.at {
-            self.told = self.at;
+        if self.reported != self.at {
+            self.reported = self.at;
             self.consumed.position().store(self.at, Ordering::Release);
         }
     }

@@ -50,7 +50,7 @@ pub fn of_undumped(owners: &Owners, sockets: usize) -> Option<String> {
 
 /// Namespaces that were skipped, whose `sockets` are missing: `refused` may not be entered, the processes of `denied`
 /// may not be inspected.
-pub fn not_looked_at(sockets: &str, refused: usize, denied: usize) -> Vec<String> {
+pub fn not_inspected(sockets: &str, refused: usize, denied: usize) -> Vec<String> {
     let others = |n: usize| match n {
         1 => "1 other network namespace".to_owned(),
         n => format!("{n} other network namespaces"),

@@ -153,16 +153,16 @@ mod tests {
             let [OwnerLabels { comm, unit, .. }] = labels[..] else { panic!("{labels:?}") };
             (comm.clone(), unit.clone())
         };
-        let said = |comm: &str, unit: &str| (comm.to_owned(), unit.to_owned());
+        let printed = |comm: &str, unit: &str| (comm.to_owned(), unit.to_owned());
         let workers = [1, 2, 3].map(|pid| in_unit(pid, "nginx", "nginx.service"));
-        assert_eq!(labels(&workers), said("nginx (shared by 3)", "nginx.service"));
-        assert_eq!(labels(&workers[1..2]), said("nginx", "nginx.service"));
+        assert_eq!(labels(&workers), printed("nginx (shared by 3)", "nginx.service"));
+        assert_eq!(labels(&workers[1..2]), printed("nginx", "nginx.service"));
         let differ = [in_unit(1, "sshd", "a.service"), in_unit(2, "bash", "a.service")];
-        assert_eq!(labels(&differ), said("shared by 2", "a.service"));
+        assert_eq!(labels(&differ), printed("shared by 2", "a.service"));
         let differ = [in_unit(1, "api", "a.service"), in_unit(2, "api", "b.service")];
-        assert_eq!(labels(&differ), said("api (shared by 2)", ""));
+        assert_eq!(labels(&differ), printed("api (shared by 2)", ""));
         let crowd: Vec<Owner> = (1..=50).map(|pid| in_unit(pid, "httpd", "w.service")).collect();
-        assert_eq!(labels(&crowd), said("httpd (shared by 10 or more)", "w.service"));
+        assert_eq!(labels(&crowd), printed("httpd (shared by 10 or more)", "w.service"));
     }
 
     #[test]

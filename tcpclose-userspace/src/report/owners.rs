@@ -196,10 +196,10 @@ mod tests {
         assert_eq!(described[0].unread_bytes, 5);
         assert_eq!((described[0].netns, described[0].netns_name.as_deref()), (1, Some("blue")));
         assert!(described[1].owners.is_empty());
-        let said = incomplete(&Dump::default(), &owners, &described, &[]);
+        let printed = incomplete(&Dump::default(), &owners, &described, &[]);
         assert!(
-            said.len() == 1 && said[0].starts_with("owners of 1 socket are unknown: no process"),
-            "{said:?}"
+            printed.len() == 1 && printed[0].starts_with("owners of 1 socket are unknown: no process"),
+            "{printed:?}"
         );
         let mut late = owners.clone();
         (late.unanswered, late.unread) = ((1..=7).collect(), vec![42]);
@@ -222,8 +222,8 @@ mod tests {
                 "CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed to read other users'",
             ),
         ] {
-            let said = incomplete(&Dump::default(), &denied, &described, missing);
-            assert!(said[0].contains(words), "{said:?}");
+            let printed = incomplete(&Dump::default(), &denied, &described, missing);
+            assert!(printed[0].contains(words), "{printed:?}");
         }
     }
 }

@@ -52,18 +52,18 @@ fn who_may_destroy_is_decided_by_the_agent() {
     grow_old();
 
     // Whoever may connect may look, and no more.
-    let looked = as_user(&user, USER, USER, &[])
+    let output = as_user(&user, USER, USER, &[])
         .args(["kill", "--older-than", BOUND, "--port", &port.to_string(), "--socket"])
         .arg(roots.socket())
         .output()
         .unwrap();
-    assert!(text(&looked).contains("Would destroy 1 socket"));
-    let said = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP]), &roots, port));
+    assert!(text(&output).contains("Would destroy 1 socket"));
+    let printed = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP]), &roots, port));
     let words =
         "only root (there is no --kill-group) may destroy sockets through this agent, and this is pid ";
-    assert!(said.contains(words) && said.contains(&format!(" uid {USER} gid {USER}; ")), "{said}");
-    let said = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP + 1]), &groups, port));
-    assert!(said.contains(&format!("only root and members of the group {GROUP} may")), "{said}");
+    assert!(printed.contains(words) && printed.contains(&format!(" uid {USER} gid {USER}; ")), "{printed}");
+    let printed = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP + 1]), &groups, port));
+    assert!(printed.contains(&format!("only root and members of the group {GROUP} may")), "{printed}");
     pair.assert_alive();
     groups.until_it_says(&format!("uid {USER} gid {USER}"));
 
@@ -75,9 +75,9 @@ fn who_may_destroy_is_decided_by_the_agent() {
         groups.until_it_says_line(|line| {
             line.contains("destroyed 127.0.0.1:") && line.ends_with(&format!(" uid {uid} gid {gid}"))
         });
-        let said = groups.said();
-        assert!(said.contains("POST /v1/kill asked by pid "), "{said}");
-        assert!(!said.contains("GET /v1/sockets asked by"), "not at info: {said}");
+        let printed = groups.printed();
+        assert!(printed.contains("POST /v1/kill asked by pid "), "{printed}");
+        assert!(!printed.contains("GET /v1/sockets asked by"), "not at info: {printed}");
         pair = Pair::new(&listener, port, b"");
         grow_old();
     }
@@ -101,8 +101,8 @@ fn the_group_can_change_while_it_runs() {
     let more = format!("{settings}kill-group = {GROUP}\nsocket-group = {GROUP}\n");
     // What it said of the refusal comes first.
     agent.until_it_says("POST /v1/kill refused");
-    let said = agent.reloaded(|| fs::write(&file, more).unwrap());
-    assert_eq!(said, "tcpclose: reloaded: kill-group; restart it for socket-group");
+    let printed = agent.reloaded(|| fs::write(&file, more).unwrap());
+    assert_eq!(printed, "tcpclose: reloaded: kill-group; restart it for socket-group");
     assert!(text(&ask()).contains("destroyed 1 of 1"));
     pair.assert_destroyed();
 }
@@ -119,7 +119,7 @@ fn everybody_who_asks_is_logged_at_debug() {
 
 #[test]
 #[ignore = "needs root"]
-fn the_socket_is_whose_it_is_told_to_be() {
+fn the_socket_is_whose_it_is_reported_to_be() {
     let user = Nobody::new();
     let file = |agent: &Agent| {
         let file = fs::metadata(agent.socket()).unwrap();
@@ -139,8 +139,9 @@ fn the_socket_is_whose_it_is_told_to_be() {
     assert!(asks(&[GROUP]).status.success());
     // Nobody else gets in, and `ports` says that it looked by itself.
     let other = asks(&[]);
-    let said = String::from_utf8_lossy(&other.stdout).into_owned() + &String::from_utf8_lossy(&other.stderr);
-    assert!(!said.contains("source: agent"), "{said}");
+    let printed =
+        String::from_utf8_lossy(&other.stdout).into_owned() + &String::from_utf8_lossy(&other.stderr);
+    assert!(!printed.contains("source: agent"), "{printed}");
     let path = agent.socket();
     agent.end(rustix::process::Signal::TERM);
     assert!(!path.exists(), "it is removed at the end");
@@ -166,17 +167,17 @@ fn what_cannot_be_is_one_line() {
         (["--socket-mode", "rw-rw----"], "not a mode; write it in octal"),
         (["--socket-mode", "0999"], "not a mode; write it in octal"),
     ] {
-        let said = refused(Command::new(BINARY), &arguments);
-        assert!(said.contains(words), "{said}");
+        let printed = refused(Command::new(BINARY), &arguments);
+        assert!(printed.contains(words), "{printed}");
     }
     // To give a file away takes a capability that the agent's own user has not.
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set=-chown", "--inh-caps=-chown", "--", BINARY]);
-    let said = refused(command, &["--socket-group", &GROUP.to_string()]);
-    assert!(said.contains(": its group cannot be 64300: ") && said.contains("CAP_CHOWN"), "{said}");
+    let printed = refused(command, &["--socket-group", &GROUP.to_string()]);
+    assert!(printed.contains(": its group cannot be 64300: ") && printed.contains("CAP_CHOWN"), "{printed}");
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set=-chown", "--inh-caps=-chown", "--", BINARY]);
-    let said = refused(command, &["--socket-owner", &USER.to_string()]);
-    assert!(said.contains(": its owner cannot be 64200: ") && said.contains("CAP_CHOWN"), "{said}");
+    let printed = refused(command, &["--socket-owner", &USER.to_string()]);
+    assert!(printed.contains(": its owner cannot be 64200: ") && printed.contains("CAP_CHOWN"), "{printed}");
     assert!(!folder.path().join("s").exists(), "nothing stays behind");
 }

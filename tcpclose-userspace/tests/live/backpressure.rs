@@ -71,7 +71,7 @@ fn close_many(listener: &TcpListener, duration: Duration) -> Vec<TcpStream> {
 
 /// The metrics when the port's gauges are those that are expected: a reconcile comes as soon as a loss is noticed, and
 /// again when dumps have taken no more than 1 % of a core.
-fn mended(agent: &Agent, port: &str, expected: &[(&str, usize)]) -> Metrics {
+fn corrected(agent: &Agent, port: &str, expected: &[(&str, usize)]) -> Metrics {
     // By then the first TIME-WAITs end.
     let until = Instant::now() + Duration::from_secs(45);
     loop {
@@ -141,8 +141,8 @@ fn stopped_here(duration: Duration) {
             ("last_ack", 0),
             ("closing", 0),
         ];
-        let mended = mended(agent, &port, &expected);
-        assert!(mended.sum("tcpclose_reconcile_corrections_total", &[]) > 0.0);
+        let corrected = corrected(agent, &port, &expected);
+        assert!(corrected.sum("tcpclose_reconcile_corrections_total", &[]) > 0.0);
     }
     assert_eq!(witness.metrics().sum("tcpclose_events_lost_total", &[("stage", "ring")]), 0.0);
 }

@@ -49,10 +49,13 @@ fn check_config_prints_what_holds_and_refuses_what_is_wrong() {
             "TCPCLOSE_NETNS \"some\": not a possible value",
         ),
     ] {
-        let said = String::from_utf8(output.stderr).unwrap();
-        print!("{said}");
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(output.stdout.is_empty() && said.contains(expected) && said.lines().count() == 1, "{said}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        print!("{printed}");
+        assert_eq!(output.status.code(), Some(2), "{printed}");
+        assert!(
+            output.stdout.is_empty() && printed.contains(expected) && printed.lines().count() == 1,
+            "{printed}"
+        );
     }
 }
 
@@ -64,14 +67,14 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
     let first = "stuck-after = \"2m,1h\"\nring-size = \"1M\"\n";
     fs::write(&file, first).unwrap();
     let agent = Agent::start(&["--config", file.to_str().unwrap()]);
-    let until_ready = agent.said();
+    let until_ready = agent.printed();
     let bound = || agent.metrics().sum("tcpclose_stuck_after_seconds", &[]);
     assert_eq!(bound(), 120.0);
 
-    let said = |settings: &str| agent.reloaded(|| fs::write(&file, settings).unwrap());
-    assert_eq!(said(first), "tcpclose: reloaded: nothing has changed");
+    let printed = |settings: &str| agent.reloaded(|| fs::write(&file, settings).unwrap());
+    assert_eq!(printed(first), "tcpclose: reloaded: nothing has changed");
     assert_eq!(
-        said(
+        printed(
             "stuck-after = \"3s\"\ndump-interval = \"7s\"\nring-size = \"2M\"\nname-port = 80\nowner-interval = \"off\"\n"
         ),
         "tcpclose: reloaded: stuck-after, dump-interval, owner-interval; restart it for name-port, ring-size"
@@ -82,7 +85,7 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
     agent.metrics_when(Duration::from_secs(60), "dumps are 7 s apart", interval);
 
     // What is wrong changes nothing, and the agent goes on.
-    let wrong = said("stuck-afer = \"9s\"\n");
+    let wrong = printed("stuck-afer = \"9s\"\n");
     assert!(
         wrong.ends_with("did you mean stuck-after? else see tcpclose agent --help; nothing is reloaded"),
         "{wrong}"
@@ -92,8 +95,8 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
     assert_eq!(bound(), 3.0);
     // Against what runs, not against what was asked for last: the ring is what it was, and so are names.
     assert_eq!(
-        said("stuck-after = \"3s\"\nring-size = \"1M\"\nlog-level = \"info\""),
+        printed("stuck-after = \"3s\"\nring-size = \"1M\"\nlog-level = \"info\""),
         "tcpclose: reloaded: dump-interval, owner-interval, log-level"
     );
-    assert!(agent.said().starts_with(&until_ready));
+    assert!(agent.printed().starts_with(&until_ready));
 }

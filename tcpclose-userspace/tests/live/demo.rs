@@ -24,7 +24,7 @@ struct Demo {
     /// Cargo, and from a certain point on xtask in its place.
     process: Child,
     lines: Receiver<String>,
-    said: String,
+    printed: String,
 }
 
 /// What a demo has made.
@@ -60,7 +60,7 @@ impl Demo {
                 let _ = tell.send(line);
             }
         });
-        Self { process, lines, said: String::new() }
+        Self { process, lines, printed: String::new() }
     }
 
     /// Reads on until a line has `text`, and returns that line.
@@ -68,8 +68,8 @@ impl Demo {
         let until = Instant::now() + PATIENCE;
         loop {
             let line = self.lines.recv_timeout(until.saturating_duration_since(Instant::now()));
-            let line = line.unwrap_or_else(|why| panic!("no {text:?} ({why}): {}", self.said));
-            self.said.push_str(&line);
+            let line = line.unwrap_or_else(|why| panic!("no {text:?} ({why}): {}", self.printed));
+            self.printed.push_str(&line);
             if line.contains(text) {
                 return line;
             }

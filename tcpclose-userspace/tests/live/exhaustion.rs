@@ -230,9 +230,9 @@ fn a_look_begins_where_the_most_sockets_are_and_counts_what_it_leaves_out() {
         .filter(|place| namespaces.iter().any(|netns| netns.inum == u64::from(place.inum)))
         .collect();
     let seen = |budget| {
-        let looked: EphemeralUse = ephemeral_ports::look(&ours, budget).unwrap();
-        let inums = looked.tables.iter().map(|ports| u64::from(ports.netns.inum)).collect::<Vec<_>>();
-        (inums, looked.left)
+        let port_use: EphemeralUse = ephemeral_ports::look(&ours, budget).unwrap();
+        let inums = port_use.tables.iter().map(|ports| u64::from(ports.netns.inum)).collect::<Vec<_>>();
+        (inums, port_use.left)
     };
     let [few, many] = namespaces.each_ref().map(|netns| netns.inum);
     assert_eq!(seen(Duration::ZERO), (vec![many], 1));

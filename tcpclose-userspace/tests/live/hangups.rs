@@ -84,7 +84,7 @@ fn prometheus_hangs_up_in_the_middle_of_a_scrape() {
         assert!(scrape(&address).contains("\ntcpclose_build_info"));
         still_counts(&agent, counted, "a close after the hang-ups");
         until_let_go(&agent, before);
-        println!("{hook}: {before} descriptors before and after; it said\n{}", agent.said());
+        println!("{hook}: {before} descriptors before and after; it said\n{}", agent.printed());
         agent.metrics().missed_by_the_kernel();
     }
 }

@@ -38,21 +38,24 @@ fn a_dry_run_touches_nothing_and_yes_takes_exactly_the_neglected() {
     };
 
     let dry = without_agent(port, &[]);
-    let said = text(&dry);
-    println!("{said}");
+    let printed = text(&dry);
+    println!("{printed}");
     assert_eq!(dry.status.code(), Some(0));
-    assert!(said.starts_with("Would destroy 2 sockets: in CLOSE-WAIT, for 300ms or longer\n"), "{said}");
-    assert!(said.contains("left alone: 1 still sending"), "{said}");
-    assert!(said.contains("not accepted yet") && said.contains("--yes"), "{said}");
+    assert!(
+        printed.starts_with("Would destroy 2 sockets: in CLOSE-WAIT, for 300ms or longer\n"),
+        "{printed}"
+    );
+    assert!(printed.contains("left alone: 1 still sending"), "{printed}");
+    assert!(printed.contains("not accepted yet") && printed.contains("--yes"), "{printed}");
     not_read.assert_alive();
     not_closed.assert_alive();
 
     let done = without_agent(port, &["--yes"]);
-    let said = text(&done);
-    println!("{said}");
+    let printed = text(&done);
+    println!("{printed}");
     assert_eq!(done.status.code(), Some(0));
-    assert_eq!(said.lines().filter(|line| line.starts_with("destroyed  ")).count(), 2, "{said}");
-    assert!(said.contains("\ndestroyed 2 of 2\n"), "{said}");
+    assert_eq!(printed.lines().filter(|line| line.starts_with("destroyed  ")).count(), 2, "{printed}");
+    assert!(printed.contains("\ndestroyed 2 of 2\n"), "{printed}");
     not_read.assert_destroyed();
     not_closed.assert_destroyed();
     other_port_pair.assert_alive();
@@ -274,8 +277,8 @@ fn an_agent_destroys_only_where_it_was_allowed_to() {
     // Looking is allowed.
     let dry = through(&strict, port, &[]);
     assert!(text(&dry).contains("Would destroy 4 sockets") && text(&dry).contains("source: agent"));
-    let said = refusal(&through(&strict, port, &["--yes"]));
-    assert!(said.contains("without --allow-kill") && said.contains("--no-agent"), "{said}");
+    let printed = refusal(&through(&strict, port, &["--yes"]));
+    assert!(printed.contains("without --allow-kill") && printed.contains("--no-agent"), "{printed}");
     pairs.iter().for_each(Pair::assert_alive);
 
     let unix = |agent: &Agent| UnixStream::connect(agent.socket()).unwrap();
@@ -299,8 +302,8 @@ fn an_agent_destroys_only_where_it_was_allowed_to() {
             line.contains("destroyed 127.0.0.1:") && line.contains("asked by pid ") && line.contains("uid 0")
         };
         let until = Instant::now() + PATIENCE;
-        while agent.said().lines().filter(|line| is_logged(line)).count() != 2 {
-            assert!(Instant::now() < until, "{}", agent.said());
+        while agent.printed().lines().filter(|line| is_logged(line)).count() != 2 {
+            assert!(Instant::now() < until, "{}", agent.printed());
             sleep(Duration::from_millis(10));
         }
     }

@@ -51,7 +51,7 @@ fn program_leaking_server() {
 
 struct Server {
     process: Child,
-    said: BufReader<ChildStdout>,
+    printed: BufReader<ChildStdout>,
     port: u16,
 }
 
@@ -65,8 +65,8 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let said = BufReader::new(process.stdout.take().unwrap());
-        let mut server = Self { process, said, port };
+        let printed = BufReader::new(process.stdout.take().unwrap());
+        let mut server = Self { process, printed, port };
         server.until_done();
         server
     }
@@ -76,7 +76,7 @@ impl Server {
         let mut line = String::new();
         while !line.contains(DONE) {
             line.clear();
-            assert_ne!(self.said.read_line(&mut line).unwrap(), 0, "the server ended");
+            assert_ne!(self.printed.read_line(&mut line).unwrap(), 0, "the server ended");
         }
     }
 

@@ -27,7 +27,7 @@ fn made(metrics: &Metrics) -> f64 {
 
 #[test]
 #[ignore = "needs root"]
-fn an_overflow_is_counted_exactly_and_mended_in_every_namespace() {
+fn an_overflow_is_counted_exactly_and_corrected_in_every_namespace() {
     let namespaces = [Named::new("lossy"), Named::new("lossier")];
     let mut services = namespaces.each_ref().map(|netns| Service::listen(netns, free_port()));
     let ports = services.each_ref().map(Service::port);

@@ -80,7 +80,7 @@ fn incomplete(document: &Value) -> String {
 
 #[test]
 #[ignore = "needs root"]
-fn the_fullest_table_of_time_waits_is_told_wherever_it_is() {
+fn the_fullest_table_of_time_waits_is_reported_wherever_it_is() {
     let full = Named::new("full");
     full.inside(|| fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "10").unwrap());
     Service::listen(&full, free_port()).close(&full, 0, 9);
@@ -216,7 +216,7 @@ fn a_deleted_namespace_goes_while_agents_run_and_leaves_no_life() {
 /// Without CAP_SYS_ADMIN nobody enters a namespace: of others the hooks tell, and it is said what is missing.
 #[test]
 #[ignore = "needs root"]
-fn without_the_privilege_others_are_covered_by_hooks_and_that_is_said() {
+fn without_the_privilege_others_are_covered_by_hooks_and_that_is_reported() {
     let other = Named::new("closed");
     let mut service = Service::listen(&other, free_port());
     let port = service.port();
@@ -226,15 +226,15 @@ fn without_the_privilege_others_are_covered_by_hooks_and_that_is_said() {
     without.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--", BINARY]);
     let agent = match Agent::try_start_by(without, &[names[0].as_str()]) {
         Ok(agent) => agent,
-        Err(said) => {
-            assert!(said.contains("CAP_") || said.contains("setpriv"), "{said}");
-            eprintln!("SKIPPED: this kernel loads no probe without CAP_SYS_ADMIN: {said}");
+        Err(printed) => {
+            assert!(printed.contains("CAP_") || printed.contains("setpriv"), "{printed}");
+            eprintln!("SKIPPED: this kernel loads no probe without CAP_SYS_ADMIN: {printed}");
             return;
         }
     };
     let until = Instant::now() + PATIENCE;
-    while !agent.said().contains("CAP_SYS_ADMIN") {
-        assert!(Instant::now() < until, "{}", agent.said());
+    while !agent.printed().contains("CAP_SYS_ADMIN") {
+        assert!(Instant::now() < until, "{}", agent.printed());
         sleep(Duration::from_millis(20));
     }
     service.close(&other, 3, 3);
@@ -243,8 +243,8 @@ fn without_the_privilege_others_are_covered_by_hooks_and_that_is_said() {
     let sockets = at_port(&document, port);
     assert_eq!(sockets.len(), 3);
     assert_eq!(sockets[0]["netns"], other.inum);
-    let said = incomplete(&document);
-    assert!(said.contains("CAP_SYS_ADMIN") && said.contains("older than the agent"), "{said}");
+    let printed = incomplete(&document);
+    assert!(printed.contains("CAP_SYS_ADMIN") && printed.contains("older than the agent"), "{printed}");
     // A minisocket that nobody will hear of again is not held on to.
     assert_eq!(gauge(&agent.metrics(), port, "time_wait"), 0);
 

@@ -71,7 +71,7 @@ fn check(agent: &Agent, owner: &str) {
 
 #[test]
 #[ignore = "needs root"]
-fn a_user_fills_a_namespace_of_their_own_and_the_hosts_is_not_said_to_be_full() {
+fn a_user_fills_a_namespace_of_their_own_and_the_hosts_is_not_called_full() {
     let script = format!("set -e\nip link set lo up\n{NARROW}");
     let Some(tenant) = Tenant::start(&["--net"], &script) else { return };
     let agent = Agent::start(&[]);

@@ -47,8 +47,8 @@ impl Askers {
     fn ask(&self, port: u16, before: impl Fn()) -> Vec<(&'static str, SocketsDocument)> {
         let arguments = ["--json", "--older-than", "0s", "--port", &port.to_string()];
         let document = |output: std::process::Output| {
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && said.is_empty(), "{said}");
+            let printed = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && printed.is_empty(), "{printed}");
             serde_json::from_slice(&output.stdout).unwrap()
         };
         let mut answers: Vec<(&str, SocketsDocument)> = Vec::new();
@@ -284,7 +284,7 @@ fn a_million_descriptors_of_others_hide_no_owner() {
         assert_eq!(&*owner(&document, running.pid()).comm, "sleep", "{asker}");
     }
     for (_, agent) in &askers.0 {
-        assert!(!agent.said().contains("the iterator over files failed"), "{}", agent.said());
+        assert!(!agent.printed().contains("the iterator over files failed"), "{}", agent.printed());
     }
 }
 

@@ -182,13 +182,13 @@ fn the_iterator_names_processes_that_the_agent_may_not_look_into() {
     assert_eq!((owner.pid, &*owner.comm, &owner.exe), (child.pid(), "sleep", &None));
     let walked = ask(&start("proc"));
     assert!(stage::only(&walked).owners.is_empty());
-    let said = |words: &str| walked.incomplete.iter().any(|remark| remark.contains(words));
-    assert!(said("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"), "{:?}", walked.incomplete);
+    let printed = |words: &str| walked.incomplete.iter().any(|remark| remark.contains(words));
+    assert!(printed("CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"), "{:?}", walked.incomplete);
 }
 
 #[test]
 #[ignore = "needs root"]
-fn who_closed_is_told_while_the_socket_lasts() {
+fn who_closed_is_reported_while_the_socket_lasts() {
     let _alone = stage::alone();
     let agents = Agent::on_each_hook(&[]);
     let server = Server::new();

@@ -230,7 +230,8 @@ fn by_screen_reader(browser: &mut Browser) {
 
 /// No violation of the policy, no error, no request but to the agent; and the policy does forbid.
 fn nothing_from_elsewhere(browser: &mut Browser, address: &str) {
-    let document = browser.told("Network.responseReceived").find(|told| told["type"] == "Document").unwrap();
+    let document =
+        browser.reported("Network.responseReceived").find(|reported| reported["type"] == "Document").unwrap();
     let policy = document["response"]["headers"]["content-security-policy"]
         .as_str()
         .or(document["response"]["headers"]["Content-Security-Policy"].as_str());
@@ -239,16 +240,16 @@ fn nothing_from_elsewhere(browser: &mut Browser, address: &str) {
     assert!(!policy.contains("unsafe"), "{policy}");
 
     let asked: Vec<&str> = browser
-        .told("Network.requestWillBeSent")
-        .map(|told| told["request"]["url"].as_str().unwrap())
+        .reported("Network.requestWillBeSent")
+        .map(|reported| reported["request"]["url"].as_str().unwrap())
         .collect();
     for file in ["", "page.js", "page.css", "metrics"] {
         assert!(asked.contains(&&*format!("{address}{file}")), "{asked:?}");
     }
     assert!(asked.iter().all(|url| url.starts_with(address)), "{asked:?}");
     assert_eq!(browser.evaluate("probes.violations"), json!([]));
-    for told in ["Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"] {
-        assert_eq!(browser.told(told).collect::<Vec<_>>(), Vec::<&serde_json::Value>::new());
+    for reported in ["Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"] {
+        assert_eq!(browser.reported(reported).collect::<Vec<_>>(), Vec::<&serde_json::Value>::new());
     }
 
     browser.evaluate("fetch('http://127.0.0.1:9/').catch(() => {}).then(() => null)");

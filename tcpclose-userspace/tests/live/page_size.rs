@@ -81,7 +81,7 @@ fn a_ring_of_less_than_a_page_is_refused_with_the_smallest_size() {
     let page = rustix::param::page_size();
     let agent =
         Command::new(BINARY).args(["agent", "--ring-size", &(page / 2).to_string()]).output().unwrap();
-    let said = String::from_utf8(agent.stderr).unwrap();
+    let printed = String::from_utf8(agent.stderr).unwrap();
     let smallest = format!("from {}K (a page of this kernel) to 1024M", page >> 10);
-    assert!(!agent.status.success() && said.contains(&smallest), "{said}");
+    assert!(!agent.status.success() && printed.contains(&smallest), "{printed}");
 }

@@ -67,13 +67,13 @@ fn in_group(group: Option<u32>, user: &Nobody, capabilities: &[&str]) -> Command
 
 fn start(user: &Nobody, capabilities: &[&str], arguments: &[&str]) -> Agent {
     let agent = Agent::try_start_as(USER, as_own_user(user, capabilities), arguments);
-    agent.unwrap_or_else(|said| panic!("with {capabilities:?}: {said}"))
+    agent.unwrap_or_else(|printed| panic!("with {capabilities:?}: {printed}"))
 }
 
 /// What it says when it is ready, up to its addresses.
 fn summary(agent: &Agent) -> String {
     agent.address();
-    agent.said()
+    agent.printed()
 }
 
 /// The lines of each thread's status: that of the first one first.
@@ -155,7 +155,7 @@ impl Scene {
     }
 
     /// A step that the agent must tell by its events: one more CLOSE-WAIT in our namespace.
-    fn assert_events_are_told(&mut self, agent: &Agent) {
+    fn assert_events_are_reported(&mut self, agent: &Agent) {
         let mut watch = Command::new(BINARY)
             .args(["watch", "--json", "--port", &self.port.to_string(), "--socket"])
             .arg(agent.socket())
@@ -218,14 +218,14 @@ fn an_own_user_with_six_capabilities_has_every_feature_and_keeps_four() {
         assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "owners"), ("backend", owners)]), 1.0);
         let working = ["dac_read_search", "sys_ptrace", "sys_admin"];
         assert_holds(&agent, &[&working[..], &["net_admin"]].concat(), &working);
-        let said = summary(&agent);
+        let printed = summary(&agent);
         assert!(
-            said.contains(&format!(
+            printed.contains(&format!(
                 "user        {USER}; capabilities kept: CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_PTRACE, CAP_SYS_ADMIN\n"
             )),
-            "{said}"
+            "{printed}"
         );
-        assert!(!said.contains("without CAP"), "{said}");
+        assert!(!printed.contains("without CAP"), "{printed}");
 
         let seen = scene.stuck(&agent);
         assert_eq!((seen.here.len(), seen.there.len(), seen.lacking()), (1, 1, vec![]));
@@ -235,10 +235,10 @@ fn an_own_user_with_six_capabilities_has_every_feature_and_keeps_four() {
         let held_sockets = agent.stuck(&["--json", "--older-than", "1ms", "--port", &held_port.to_string()]);
         let held_sockets: Value = serde_json::from_slice(&held_sockets.stdout).unwrap();
         assert_eq!(held_sockets["sockets"][0]["netns"], held.inum, "{held_sockets}");
-        scene.assert_events_are_told(&agent);
+        scene.assert_events_are_reported(&agent);
 
-        let said = text(&through(&agent, scene.port, &["--yes"]));
-        assert!(said.contains("destroyed 2 of 2"), "{said}");
+        let printed = text(&through(&agent, scene.port, &["--yes"]));
+        assert!(printed.contains("destroyed 2 of 2"), "{printed}");
         scene.here.assert_destroyed();
         assert!(scene.there.half_closed[0].take_error().unwrap().is_some());
         assert_holds(&agent, &[&working[..], &["net_admin"]].concat(), &working);
@@ -264,7 +264,7 @@ fn the_classic_tracepoint_is_read_and_mounted_by_an_own_user() {
     let user = Nobody::new();
     let mut scene = Scene::new("classic");
     let agent = start(&user, &all_but(&["net_admin"]), &["--state-hook", "tracepoint"]);
-    scene.assert_events_are_told(&agent);
+    scene.assert_events_are_reported(&agent);
     assert_holds(
         &agent,
         &["dac_read_search", "sys_ptrace", "sys_admin"],
@@ -274,7 +274,7 @@ fn the_classic_tracepoint_is_read_and_mounted_by_an_own_user() {
 
 #[test]
 #[ignore = "needs root"]
-fn without_each_capability_that_is_said_and_the_rest_works() {
+fn without_each_capability_that_is_reported_and_the_rest_works() {
     let user = Nobody::new();
     let mut scene = Scene::new("lacking");
     let refused = |without: &[&str], arguments: &[&str]| {
@@ -305,8 +305,8 @@ fn without_each_capability_that_is_said_and_the_rest_works() {
     let seen = scene.stuck(&agent);
     assert_eq!((seen.here.len(), seen.there.len(), seen.lacking()), (1, 1, vec![]));
     seen.assert_owner(true);
-    let said = refusal(&kill(scene.port, &["--yes", "--socket"]).arg(agent.socket()).output().unwrap());
-    assert!(said.contains("without --allow-kill"), "{said}");
+    let printed = refusal(&kill(scene.port, &["--yes", "--socket"]).arg(agent.socket()).output().unwrap());
+    assert!(printed.contains("without --allow-kill"), "{printed}");
 
     let agent = start(&user, &all_but(&["sys_admin"]), &["--allow-kill"]);
     assert_holds(&agent, &["dac_read_search", "net_admin", "sys_ptrace"], &["dac_read_search", "sys_ptrace"]);
@@ -315,7 +315,7 @@ fn without_each_capability_that_is_said_and_the_rest_works() {
     assert_eq!((seen.here.len(), seen.there.len()), (1, 0));
     assert!(seen.incomplete.contains("CAP_SYS_ADMIN is needed to enter them"), "{}", seen.incomplete);
     seen.assert_owner(true);
-    scene.assert_events_are_told(&agent);
+    scene.assert_events_are_reported(&agent);
     // One that nobody is to look for is not missed.
     let agent = start(&user, &all_but(&["sys_admin", "net_admin"]), &["--netns", "current"]);
     assert_eq!(scene.stuck(&agent).lacking(), [""; 0]);
@@ -333,7 +333,7 @@ fn without_each_capability_that_is_said_and_the_rest_works() {
         seen.incomplete
     );
     seen.assert_owner(false);
-    scene.assert_events_are_told(&agent);
+    scene.assert_events_are_reported(&agent);
 
     let without = all_but(&["dac_read_search", "net_admin"]);
     let agent = start(&user, &without, &["--owners", "proc"]);
@@ -348,7 +348,7 @@ fn without_each_capability_that_is_said_and_the_rest_works() {
     );
     assert!(seen.incomplete.contains("CAP_DAC_READ_SEARCH is needed to see those"), "{}", seen.incomplete);
     assert!(seen.here[0]["owners"].as_array().is_none_or(Vec::is_empty));
-    scene.assert_events_are_told(&agent);
+    scene.assert_events_are_reported(&agent);
     // The iterator asks for none of it.
     let agent = start(&user, &without, &[]);
     scene.stuck(&agent).assert_owner(true);

@@ -48,12 +48,12 @@ fn wait(nth: u8, port: u16) -> Waiting {
 
 /// Checks every age that `output`, of `tcpclose stuck --state time_wait --json`, gives. `bounded`: each has an upper bound.
 fn check(who: &str, output: &Output, waiting: &[Waiting], asked: Instant, bounded: bool) {
-    let told = Instant::now();
+    let reported = Instant::now();
     assert!(output.status.success(), "{who}: {output:?}");
     let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
     for Waiting { here, entered, .. } in waiting {
         let socket = document.sockets.iter().find(|socket| socket.local == *here).unwrap();
-        let (least, most) = ((asked - entered.1).as_secs_f64(), (told - entered.0).as_secs_f64());
+        let (least, most) = ((asked - entered.1).as_secs_f64(), (reported - entered.0).as_secs_f64());
         let age = socket.age;
         let holds = age.min_seconds <= most && age.max_seconds.is_none_or(|max| max >= least);
         assert!(holds, "{who}: {age:?}, true {least} to {most}");

@@ -67,7 +67,7 @@ fn ages_outlive_a_killed_agent() {
             let _stop = Raise(&ready);
             scrape_from_the_first_moment(&mut second, port.port, stayed.len() + new.len());
         });
-        assert!(!second.said().contains("WARN"), "{}", second.said());
+        assert!(!second.printed().contains("WARN"), "{}", second.printed());
         let metrics = second.metrics();
         assert_eq!(metrics.sum("tcpclose_closes_total", &here), 0.0, "counters start at 0");
         assert_eq!(metrics.sum("tcpclose_state_duration_seconds_count", &here), 0.0);
@@ -112,7 +112,7 @@ fn ages_outlive_a_killed_agent() {
 
 #[test]
 #[ignore = "needs root"]
-fn told_to_end_an_agent_saves_what_it_has_just_seen() {
+fn asked_to_end_an_agent_saves_what_it_has_just_seen() {
     let folder = tempfile::tempdir().unwrap();
     let port = Port::new();
     let mut first = Agent::begin_in(folder.path(), &[]);
@@ -151,15 +151,15 @@ fn a_state_of_no_use_is_one_line_and_the_agent_starts_without_it() {
         fs::write(&path, bytes).unwrap();
         let mut agent = Agent::begin_in(folder.path(), &[]);
         agent.until_ready().unwrap();
-        let said = agent.said();
-        let lines: Vec<&str> = said.lines().filter(|line| line.contains("is not used")).collect();
+        let printed = agent.printed();
+        let lines: Vec<&str> = printed.lines().filter(|line| line.contains("is not used")).collect();
         println!("{lines:?}");
         match complaint {
             Some(why) => assert!(
                 matches!(lines[..], [line] if line.contains(why) && line.contains(path.to_str().unwrap()) && line.contains("no action is needed")),
-                "{said}"
+                "{printed}"
             ),
-            None => assert_eq!(lines.len(), 0, "{said}"),
+            None => assert_eq!(lines.len(), 0, "{printed}"),
         }
         let answer = port.ask(&agent, Phase::CloseWait);
         answer.holds(&stayed);
@@ -192,7 +192,7 @@ fn killed_again_and_again_under_load() {
         for round in 0..=10 {
             let mut agent = Agent::begin_in(folder.path(), &arguments);
             agent.until_ready().unwrap();
-            assert!(!agent.said().contains("is not used"), "{}", agent.said());
+            assert!(!agent.printed().contains("is not used"), "{}", agent.printed());
             let answer = port.ask(&agent, Phase::CloseWait);
             assert_eq!(answer.sockets.len(), stayed.len());
             for connection in &stayed {
@@ -219,7 +219,7 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     let socket = folder.path().join("tcpclose.sock");
     let disk = folder.path().join("disk");
     fs::create_dir(&disk).unwrap();
-    let said = folder.path().join("said");
+    let printed = folder.path().join("said");
     // Room for all that other tests do meanwhile.
     let mounts = "mount -t tmpfs -o size=8m,mode=0700 none \"$DISK\"; exec \"$@\"";
     let agent = Command::new("unshare")
@@ -229,16 +229,16 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
         .arg("--state-dir")
         .arg(&disk)
         .env("DISK", &disk)
-        .stderr(fs::File::create(&said).unwrap())
+        .stderr(fs::File::create(&printed).unwrap())
         .spawn()
         .unwrap();
     let mut agents = Started(vec![agent]);
     let agent = &mut agents.0[0];
-    let said = || fs::read_to_string(&said).unwrap();
+    let printed = || fs::read_to_string(&printed).unwrap();
     let until = |what: &str, done: &dyn Fn() -> bool| {
         let start = Instant::now();
         while !done() {
-            assert!(start.elapsed() < 2 * PATIENCE, "not {what}: {}", said());
+            assert!(start.elapsed() < 2 * PATIENCE, "not {what}: {}", printed());
             sleep(Duration::from_millis(20));
         }
     };
@@ -249,15 +249,19 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     while filling.write_all(&[0; 4096]).is_ok() {}
     let port = Port::new();
     let many = port.close_waits(200);
-    until("full", &|| said().contains("cannot be written"));
+    until("full", &|| printed().contains("cannot be written"));
     sleep(Duration::from_secs(2));
-    assert_eq!(said().lines().filter(|line| line.contains("WARN")).count(), 1, "{}", said());
-    assert!(said().contains("No space left on device") && said().contains("free disk space"), "{}", said());
+    assert_eq!(printed().lines().filter(|line| line.contains("WARN")).count(), 1, "{}", printed());
+    assert!(
+        printed().contains("No space left on device") && printed().contains("free disk space"),
+        "{}",
+        printed()
+    );
     assert_eq!(try_get_unix(&socket, "/healthz").unwrap().0, 200);
     drop(filling);
     fs::remove_file(&filler).unwrap();
     let kept = port.close_wait();
-    until("saved again", &|| said().contains("is saved again"));
+    until("saved again", &|| printed().contains("is saved again"));
     drop(many);
     until_kept(&there, &[&kept]);
     rustix::process::kill_process(rustix::process::Pid::from_child(agent), Signal::TERM).unwrap();
@@ -288,8 +292,8 @@ fn measure_what_saving_costs_under_load() {
     }
     println!("{} closes a second, each of two sockets", closes as f64 / start.elapsed().as_secs_f64());
     println!("{} TIME-WAITs", agent.metrics().sum("tcpclose_sockets", &[("state", "time_wait")]));
-    let said = agent.said();
-    let costs: Vec<&str> = said.lines().filter(|line| line.contains(" saves in ")).collect();
+    let printed = agent.printed();
+    let costs: Vec<&str> = printed.lines().filter(|line| line.contains(" saves in ")).collect();
     println!("{}", costs.join("\n"));
     assert_ne!(costs.len(), 0);
 }

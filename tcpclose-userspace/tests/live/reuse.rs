@@ -249,20 +249,20 @@ fn judge(watcher: &Watcher, port: u16, truth: &Truth) -> Vec<String> {
     let port = port.to_string();
     let of = |side: &'static str| [("port", port.as_str()), ("side", side)];
     let mut wrong = Vec::new();
-    let mut check = |what: &str, right: bool, told: String| {
+    let mut check = |what: &str, right: bool, reported: String| {
         if !right {
-            wrong.push(format!("{}: port {port}: {what}: {told}, and not as in {truth:?}", watcher.name));
+            wrong.push(format!("{}: port {port}: {what}: {reported}, and not as in {truth:?}", watcher.name));
         }
     };
     let n = truth.connections as f64;
     for (side, role) in [("client", "passive"), ("server", "active")] {
         let closes =
             |more: &[(&str, &str)]| metrics.sum("tcpclose_closes_total", &[&of(side), more].concat());
-        let told = (closes(&[]), closes(&[("role", role)]));
-        check("closes", told == (n, n), format!("{side} {told:?}"));
+        let reported = (closes(&[]), closes(&[("role", role)]));
+        check("closes", reported == (n, n), format!("{side} {reported:?}"));
         if side == "client" || watcher.hooks {
-            let told = closes(&[("outcome", "graceful")]);
-            check("graceful closes", told == n, format!("{side} {told}"));
+            let reported = closes(&[("outcome", "graceful")]);
+            check("graceful closes", reported == n, format!("{side} {reported}"));
         }
     }
     let stays = |side, state| {
@@ -312,7 +312,7 @@ fn try_once(offset: u16) -> BTreeMap<String, Option<Vec<String>>> {
         eprintln!("{truth:?}");
     }
 
-    let mut told = BTreeMap::new();
+    let mut reported = BTreeMap::new();
     for watcher in &watchers {
         // One TIME-WAIT a flow is left.
         let kernel = watcher.until_equal("after the last round");
@@ -322,9 +322,9 @@ fn try_once(offset: u16) -> BTreeMap<String, Option<Vec<String>>> {
         let whole = watcher.lost(left_out) == 0.0;
         let wrong =
             || load.ports().zip(&truths).flat_map(|(port, truth)| judge(watcher, port, truth)).collect();
-        told.insert(watcher.name.clone(), whole.then(wrong));
+        reported.insert(watcher.name.clone(), whole.then(wrong));
     }
-    told
+    reported
 }
 
 #[test]

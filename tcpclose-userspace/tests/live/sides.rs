@@ -46,7 +46,7 @@ fn half_closed(listener: &TcpListener, from: u16) -> (TcpStream, TcpStream) {
 }
 
 /// Side and port of the CLOSE-WAIT at `local`, as `command` tells it; `None` when it lists none there.
-fn told(command: &mut Command, local: SocketAddr) -> Option<(String, u64)> {
+fn reported(command: &mut Command, local: SocketAddr) -> Option<(String, u64)> {
     let output = command.args(["--json", "--older-than", "0s"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -56,11 +56,11 @@ fn told(command: &mut Command, local: SocketAddr) -> Option<(String, u64)> {
 }
 
 fn by_snapshot(local: SocketAddr) -> Option<(String, u64)> {
-    told(Command::new(BINARY).args(["stuck", "--no-agent"]), local)
+    reported(Command::new(BINARY).args(["stuck", "--no-agent"]), local)
 }
 
 fn by_agent(agent: &Agent, local: SocketAddr) -> Option<(String, u64)> {
-    told(Command::new(BINARY).arg("stuck").arg("--socket").arg(agent.socket()), local)
+    reported(Command::new(BINARY).arg("stuck").arg("--socket").arg(agent.socket()), local)
 }
 
 fn agents() -> Vec<(&'static str, Agent)> {
@@ -214,10 +214,10 @@ fn a_restored_socket_is_a_server_under_its_listener_and_unknown_without_one() {
         let (server, client) = restored_pair(port, CHANCE);
         client.shutdown(Shutdown::Write).unwrap();
         until_state(&server, CLOSE_WAIT);
-        let told_server = Some(("server".to_owned(), port.into()));
-        assert_eq!(by_snapshot(at(port)), told_server, "snapshot");
+        let reported_server = Some(("server".to_owned(), port.into()));
+        assert_eq!(by_snapshot(at(port)), reported_server, "snapshot");
         for (hook, agent) in &agents {
-            assert_eq!(by_agent(agent, at(port)), told_server, "{hook}");
+            assert_eq!(by_agent(agent, at(port)), reported_server, "{hook}");
         }
         drop((server, client, listener));
         for (hook, agent) in &agents {

@@ -119,12 +119,12 @@ fn a_hook_that_hears_nothing_while_sockets_close_says_so() {
     leak.grow(8);
     let old = |metrics: &Metrics| metrics.sum("tcpclose_gauges_age_seconds", &[("netns", "host")]) < 30.0;
     deaf.metrics_when(PATIENCE, "the gauges are as old as the last reconcile", old);
-    let said = deaf.said();
-    assert_eq!(said.matches("reports nothing").count(), 1, "{said}");
+    let printed = deaf.printed();
+    assert_eq!(printed.matches("reports nothing").count(), 1, "{printed}");
 
     for agent in hearing {
         let metrics = agent.metrics();
-        assert!(!degraded(&metrics), "{}", agent.said());
+        assert!(!degraded(&metrics), "{}", agent.printed());
         assert!(close_waits_seen(&metrics) >= 16.0);
         assert_eq!(agent.get("/readyz").0, 200);
     }
@@ -140,7 +140,7 @@ fn fields_are_read_where_the_format_says() {
     let port = leak.listener.local_addr().unwrap().port().to_string();
     let names = ["--state-hook", "tracepoint", "--time-wait", "diag", "--name-port", &port];
     let agent = Agent::start_by(with_format(&folder, &swapped), &names);
-    assert!(!degraded(&agent.metrics()), "{}", agent.said());
+    assert!(!degraded(&agent.metrics()), "{}", agent.printed());
     leak.grow(8);
     agent.metrics_when(PATIENCE, "records come", |metrics| close_waits_seen(metrics) >= 8.0);
     // The program keys sockets by their address, so the end of each is told too.
@@ -168,6 +168,6 @@ fn a_record_of_another_form_is_refused_and_named() {
     assert!(why.contains("try --state-hook auto"), "{why}");
     if !is_lacking("btf") {
         let agent = Agent::start_by(with_format(&folder, &without), &[]);
-        assert!(!degraded(&agent.metrics()), "{}", agent.said());
+        assert!(!degraded(&agent.metrics()), "{}", agent.printed());
     }
 }

@@ -36,14 +36,14 @@ fn bound() -> Duration {
 /// A process that is under way. Killed and waited for when dropped.
 struct Started {
     child: Child,
-    said: Option<JoinHandle<String>>,
+    printed: Option<JoinHandle<String>>,
     mark: String,
 }
 
 /// How one ended.
 struct Ended {
     status: ExitStatus,
-    said: String,
+    printed: String,
 }
 
 impl Started {
@@ -55,12 +55,12 @@ impl Started {
         let mut child =
             command.env(name, value).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
-        let said = std::thread::spawn(move || {
-            let mut said = String::new();
-            stderr.read_to_string(&mut said).unwrap();
-            said
+        let printed = std::thread::spawn(move || {
+            let mut printed = String::new();
+            stderr.read_to_string(&mut printed).unwrap();
+            printed
         });
-        Self { child, said: Some(said), mark }
+        Self { child, printed: Some(printed), mark }
     }
 
     fn pid(&self) -> u32 {
@@ -110,10 +110,10 @@ impl Started {
             "{signal:?}: took {took:?}, of which {delayed:?} for want of a CPU and at most {rcu:?} for RCU"
         );
         // What still holds its standard error would keep this from its end; so would a process that it left.
-        let said = self.said.take().unwrap().join().unwrap();
+        let printed = self.printed.take().unwrap().join().unwrap();
         let left: Vec<String> = processes_with(&self.mark);
         assert!(left.is_empty(), "{left:?} is left of it");
-        Ended { status, said }
+        Ended { status, printed }
     }
 }
 
@@ -182,7 +182,7 @@ fn until_ready(agent: &mut Started, socket: &Path) {
     let until = Instant::now() + Duration::from_secs(300);
     while !try_get_unix(socket, "/readyz").is_ok_and(|(status, _)| status == 200) {
         if let Some(status) = agent.child.try_wait().unwrap() {
-            panic!("it ended instead: {status}: {}", agent.said.take().unwrap().join().unwrap());
+            panic!("it ended instead: {status}: {}", agent.printed.take().unwrap().join().unwrap());
         }
         assert!(Instant::now() < until, "not ready");
         sleep(Duration::from_millis(5));
@@ -191,16 +191,16 @@ fn until_ready(agent: &mut Started, socket: &Path) {
 
 /// Sees that the agent ended as it should: `heard` if it had begun to hear signals by then.
 fn check(ended: &Ended, signal: Signal, heard: bool) {
-    let Ended { status, said } = ended;
+    let Ended { status, printed } = ended;
     let by_signal = !heard && status.signal() == Some(signal.as_raw());
-    assert!(status.success() || by_signal, "{status}: {said}");
+    assert!(status.success() || by_signal, "{status}: {printed}");
     let (summary, words): (Vec<&str>, Vec<&str>) =
-        said.lines().partition(|line| line.starts_with("tcpclose ") || line.starts_with("  "));
-    assert!(words.iter().all(|line| line.contains(" INFO ")), "{said}");
+        printed.lines().partition(|line| line.starts_with("tcpclose ") || line.starts_with("  "));
+    assert!(words.iter().all(|line| line.contains(" INFO ")), "{printed}");
     let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGINT" };
-    let told = words.iter().filter(|line| line.contains(name)).count();
-    assert_eq!(told, usize::from(!by_signal), "{said}");
-    assert!(words.len() == told || !summary.is_empty(), "{said}");
+    let reported = words.iter().filter(|line| line.contains(name)).count();
+    assert_eq!(reported, usize::from(!by_signal), "{printed}");
+    assert!(words.len() == reported || !summary.is_empty(), "{printed}");
 }
 
 /// Sees that nothing in `folder` is in the way of another agent.
@@ -221,10 +221,10 @@ fn beside(hook: &'static str) -> (Agent, &'static str) {
     match Agent::try_start_by(Command::new(BINARY), &["--state-hook", hook]) {
         Ok(agent) => (agent, hook),
         // Linux below 5.12.
-        Err(said) if said.contains("unknown func bpf_get_socket_cookie") => {
+        Err(printed) if printed.contains("unknown func bpf_get_socket_cookie") => {
             (Agent::start(&["--state-hook", "tracepoint"]), "tracepoint")
         }
-        Err(said) => panic!("the agent ended: {said}"),
+        Err(printed) => panic!("the agent ended: {printed}"),
     }
 }
 
@@ -302,10 +302,13 @@ fn an_agent_that_waits_for_another_one_ends_and_the_other_stays() {
         let agent = Started::new(command);
         agent.until_it_hears(signal);
         sleep(Duration::from_millis(300));
-        let Ended { status, said } = agent.end(signal);
-        assert!(status.success(), "{status}: {said}");
-        let others = said.lines().filter(|line| !line.contains("waiting up to"));
-        assert!(others.clone().count() == 1 && others.clone().all(|line| line.contains(" INFO ")), "{said}");
+        let Ended { status, printed } = agent.end(signal);
+        assert!(status.success(), "{status}: {printed}");
+        let others = printed.lines().filter(|line| !line.contains("waiting up to"));
+        assert!(
+            others.clone().count() == 1 && others.clone().all(|line| line.contains(" INFO ")),
+            "{printed}"
+        );
         assert!(!folder.path().join("socket").exists());
         assert_eq!(fs::read_to_string(&lock).unwrap().trim(), beside.pid().to_string());
     }
@@ -330,11 +333,11 @@ fn a_command_ends_on_either_signal() {
             command.args(*words).stdin(Stdio::null());
             let command = Started::new(command);
             sleep(Duration::from_millis(pause));
-            let Ended { status, said } = command.end(signal);
+            let Ended { status, printed } = command.end(signal);
             // Neither is caught: a shell sees that it was ended by a signal.
             let ended = status.success() || status.signal() == Some(signal.as_raw());
-            assert!(ended, "{words:?}: {status}: {said}");
-            assert!(!said.contains("WARN") && !said.contains("panicked"), "{words:?}: {said}");
+            assert!(ended, "{words:?}: {status}: {printed}");
+            assert!(!printed.contains("WARN") && !printed.contains("panicked"), "{words:?}: {printed}");
         }
     }
     assert_eq!(beside.get("/readyz").0, 200);

@@ -323,9 +323,9 @@ fn without_privileges_sockets_are_listed_and_owners_are_unknown() {
 
     let document = document(nobody.arg("--json"));
     assert!(document.sockets[0].owners.is_empty());
-    let said = |words: &str| document.incomplete.iter().any(|remark| remark.contains(words));
-    assert!(said("are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"));
-    assert!(said("may not connect to it"));
+    let printed = |words: &str| document.incomplete.iter().any(|remark| remark.contains(words));
+    assert!(printed("are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"));
+    assert!(printed("may not connect to it"));
 }
 
 #[test]
@@ -355,9 +355,9 @@ fn nonsense_is_one_line_and_status_two() {
         let output = run(Command::new(BINARY).args(*arguments));
         assert_eq!(output.status.code(), Some(2));
         assert!(output.stdout.is_empty());
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.starts_with("tcpclose: ") && said.ends_with('\n') && said.lines().count() == 1);
-        assert!(line.is_empty() || said == *line);
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert!(printed.starts_with("tcpclose: ") && printed.ends_with('\n') && printed.lines().count() == 1);
+        assert!(line.is_empty() || printed == *line);
     }
     for help in [&["--help"][..], &["stuck", "--help"], &["--version"]] {
         let output = run(Command::new(BINARY).args(help));
@@ -377,9 +377,9 @@ fn an_agent_that_dies_mid_answer_is_one_line_and_none_is_a_snapshot() {
     // Nothing there: a snapshot, unless the user named the socket.
     document(&mut ask());
     let named = run(ask().arg("--socket").arg(&path));
-    let said = String::from_utf8(named.stderr).unwrap();
+    let printed = String::from_utf8(named.stderr).unwrap();
     assert_eq!((named.status.code(), named.stdout.len()), (Some(2), 0));
-    assert!(said.contains("no agent is running there; ") && said.lines().count() == 1, "{said}");
+    assert!(printed.contains("no agent is running there; ") && printed.lines().count() == 1, "{printed}");
 
     let listener = UnixListener::bind(&path).unwrap();
     let agent = std::thread::spawn(move || {
@@ -391,8 +391,8 @@ fn an_agent_that_dies_mid_answer_is_one_line_and_none_is_a_snapshot() {
     agent.join().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(output.stdout.is_empty());
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("hung up in the middle of its answer") && said.lines().count() == 1);
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(printed.contains("hung up in the middle of its answer") && printed.lines().count() == 1);
 
     // The listener is gone, its socket file is still there.
     document(&mut ask());

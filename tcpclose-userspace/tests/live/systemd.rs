@@ -54,7 +54,7 @@ impl Heard {
 
 #[test]
 #[ignore = "needs root"]
-fn systemd_is_told_of_readiness_reloads_and_the_end() {
+fn systemd_learns_of_readiness_reloads_and_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let mut heard = Heard::at(&path);
@@ -95,7 +95,7 @@ fn systemd_is_told_of_readiness_reloads_and_the_end() {
 
 #[test]
 #[ignore = "needs root"]
-fn the_watchdog_of_another_process_and_nobody_are_told_nothing() {
+fn the_watchdog_of_another_process_and_nobody_get_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let mut heard = Heard::at(&path);
@@ -122,21 +122,21 @@ impl Drop for Activated {
 }
 
 impl Activated {
-    fn start(listen: &[&str], said: &Path, arguments: &[&str]) -> Self {
+    fn start(listen: &[&str], printed: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new("systemd-socket-activate");
         for address in listen {
             command.args(["-l", address]);
         }
         command.arg(BINARY).arg("agent").args(arguments);
-        let child = command.stdin(Stdio::null()).stderr(File::create(said).unwrap()).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stderr(File::create(printed).unwrap()).spawn().unwrap();
         Self(child)
     }
 
     /// It is started by whoever connects first.
-    fn until_ready(&mut self, socket: &Path, said: &Path) {
+    fn until_ready(&mut self, socket: &Path, printed: &Path) {
         let end = Instant::now() + Duration::from_secs(60);
         while !try_get_unix(socket, "/readyz").is_ok_and(|(status, _)| status == 200) {
-            let text = fs::read_to_string(said).unwrap();
+            let text = fs::read_to_string(printed).unwrap();
             assert!(self.0.try_wait().unwrap().is_none() && Instant::now() < end, "not ready: {text}");
             sleep(Duration::from_millis(50));
         }
@@ -157,24 +157,24 @@ fn status(address: &str) -> u16 {
 fn sockets_of_systemd_are_served_in_place_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (socket, said) = (folder.path().join("x.sock"), folder.path().join("said"));
+    let (socket, printed) = (folder.path().join("x.sock"), folder.path().join("said"));
     let (v4, v6) = (format!("127.0.0.1:{}", free_port()), format!("[::1]:{}", free_port()));
     // An address that this host has not, and a folder that is not there: neither is looked at.
     let state = path("state");
     let own = ["--listen", "203.0.113.1:1", "--socket", "/nowhere/x.sock", "--state-dir", &state];
-    let mut agent = Activated::start(&[&v4, &v6, &path("x.sock")], &said, &own);
+    let mut agent = Activated::start(&[&v4, &v6, &path("x.sock")], &printed, &own);
     let end = Instant::now() + Duration::from_secs(30);
     while !socket.exists() {
         assert!(Instant::now() < end, "systemd-socket-activate does not listen");
         sleep(Duration::from_millis(20));
     }
-    agent.until_ready(&socket, &said);
+    agent.until_ready(&socket, &printed);
     assert_eq!((status(&v4), status(&v6)), (200, 200));
     let stuck = Command::new(BINARY).args(["stuck", "--json", "--socket", &path("x.sock")]).output().unwrap();
     assert!(
         stuck.status.success() && String::from_utf8(stuck.stdout).unwrap().contains(r#""source":"agent""#)
     );
-    let text = fs::read_to_string(&said).unwrap();
+    let text = fs::read_to_string(&printed).unwrap();
     for line in [
         format!("  metrics     http://{v4}/metrics"),
         format!("  metrics     http://{v6}/metrics"),
@@ -204,22 +204,22 @@ fn what_systemd_passes_must_be_listeners() {
         for address in &listen {
             command.args(["-l", address]);
         }
-        let said = folder.path().join("said");
+        let printed = folder.path().join("said");
         command.arg(BINARY).args(["agent", "--config", "/dev/null"]);
-        let child = command.stdin(Stdio::null()).stderr(File::create(&said).unwrap()).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stderr(File::create(&printed).unwrap()).spawn().unwrap();
         let mut agent = Activated(child);
         let (end, first) = (Instant::now() + Duration::from_secs(30), Path::new(&listen[0]));
         // Whoever comes first has it started.
-        let told = || match more {
+        let reported = || match more {
             Some(_) => UnixDatagram::unbound().unwrap().send_to(b"x", first).is_ok(),
             None => std::os::unix::net::UnixStream::connect(first).is_ok(),
         };
-        while !told() {
+        while !reported() {
             assert!(Instant::now() < end);
             sleep(Duration::from_millis(20));
         }
         let status = agent.0.wait().unwrap();
-        let text = fs::read_to_string(&said).unwrap();
+        let text = fs::read_to_string(&printed).unwrap();
         print!("{text}");
         assert_eq!(status.code(), Some(2), "{text}");
         assert!(
@@ -242,9 +242,9 @@ fn every_address_of_several_is_served_and_one_in_use_is_a_line() {
     {
         assert_eq!(status(&address), 200, "{address}");
     }
-    let said = agent.said();
-    assert!(said.contains(&format!("  metrics     http://[::]:{port}/metrics")), "{said}");
-    assert_eq!(said.matches("at all addresses, IPv6 and IPv4").count(), 1, "{said}");
+    let printed = agent.printed();
+    assert!(printed.contains(&format!("  metrics     http://[::]:{port}/metrics")), "{printed}");
+    assert_eq!(printed.matches("at all addresses, IPv6 and IPv4").count(), 1, "{printed}");
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let taken = TcpListener::bind::<SocketAddr>(taken).unwrap();
@@ -266,11 +266,11 @@ fn every_address_of_several_is_served_and_one_in_use_is_a_line() {
         .arg(folder.path())
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
+    let printed = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        said.starts_with(&format!("tcpclose: cannot listen on {address}: the address is in use; ")),
-        "{said}"
+        printed.starts_with(&format!("tcpclose: cannot listen on {address}: the address is in use; ")),
+        "{printed}"
     );
-    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(printed.lines().count(), 1, "{printed}");
 }

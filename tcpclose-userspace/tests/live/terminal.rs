@@ -54,14 +54,14 @@ fn a_large_kill_shows_how_far_it_is() {
             assert_eq!(server.read(&mut [0]).unwrap(), 0);
         }
         let words = format!("kill --no-agent --possibly --older-than 1ms --port {port} --rate 1 --yes");
-        let said = match terminal {
+        let printed = match terminal {
             true => on_a_terminal(&format!("{BINARY} {words}"), &[]),
             false => text(Command::new(BINARY).args(words.split(' ')).output().unwrap()),
         };
-        println!("{said:?}");
-        assert!(said.contains("destroyed 4 of 4"), "{said:?}");
-        assert_eq!(said.contains("\r\u{1b}[K1 of 4, "), terminal, "{said:?}");
-        assert_eq!(said.contains(ESCAPE), terminal, "{said:?}");
+        println!("{printed:?}");
+        assert!(printed.contains("destroyed 4 of 4"), "{printed:?}");
+        assert_eq!(printed.contains("\r\u{1b}[K1 of 4, "), terminal, "{printed:?}");
+        assert_eq!(printed.contains(ESCAPE), terminal, "{printed:?}");
         drop(clients);
     }
 }

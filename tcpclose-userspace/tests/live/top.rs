@@ -194,9 +194,12 @@ fn a_panic_gives_the_terminal_back() {
 #[test]
 fn where_there_is_no_terminal_one_line_says_so() {
     let output = Command::new(BINARY).arg("top").stdin(Stdio::null()).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
-    assert!(said.starts_with("tcpclose: top: standard input and output are not a terminal; "), "{said}");
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), printed.lines().count()), (Some(2), 1), "{printed}");
+    assert!(
+        printed.starts_with("tcpclose: top: standard input and output are not a terminal; "),
+        "{printed}"
+    );
 
     let tmux = Tmux::new();
     tmux.keys(&[&format!("clear; TERM=dumb {BINARY} top; echo left $?"), "Enter"]);

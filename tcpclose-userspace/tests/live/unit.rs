@@ -83,8 +83,8 @@ fn systemd_understands_every_line() {
         fs::write(unit.path(), text.replace("/usr/bin/tcpclose", env!("CARGO_BIN_EXE_tcpclose"))).unwrap();
         let output =
             Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(unit.path()).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && !said.contains("tcpclose.service"), "{drop_ins:?}: {said}");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !printed.contains("tcpclose.service"), "{drop_ins:?}: {printed}");
     }
 }
 

@@ -47,7 +47,7 @@ impl Vanished {
 }
 
 /// What `output`, of `tcpclose stuck --json`, says of the one socket whose peer is `peer`.
-fn told(output: &std::process::Output, peer: SocketAddr) -> StuckSocket {
+fn reported(output: &std::process::Output, peer: SocketAddr) -> StuckSocket {
     assert!(output.status.success(), "{output:?}");
     let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
     let mut found = document.sockets.into_iter().filter(|socket| socket.peer == peer);
@@ -101,14 +101,14 @@ fn what_the_kernel_sends_again_is_no_work_of_the_program() {
             let asked = Instant::now();
             if asked.duration_since(written.1) > 2 * BOUND {
                 let output = agent.stuck(&arguments);
-                check(hook, &told(&output, scene.here), written, (asked, Instant::now()));
+                check(hook, &reported(&output, scene.here), written, (asked, Instant::now()));
             }
         }
         let asked = Instant::now();
         if asked.duration_since(written.1) > 2 * BOUND {
             let snapshot =
                 Command::new(BINARY).args(["stuck", "--no-agent"]).args(arguments).output().unwrap();
-            check("snapshot", &told(&snapshot, scene.here), written, (asked, Instant::now()));
+            check("snapshot", &reported(&snapshot, scene.here), written, (asked, Instant::now()));
         }
         sleep(Duration::from_millis(100));
     }
@@ -116,7 +116,7 @@ fn what_the_kernel_sends_again_is_no_work_of_the_program() {
     scene.server.write_all(b"more").unwrap();
     let again = Instant::now();
     for (hook, agent) in &agents {
-        let socket = told(&agent.stuck(&arguments), scene.here);
+        let socket = reported(&agent.stuck(&arguments), scene.here);
         assert_eq!(socket.written_bytes, Some(10));
         let write = socket.last_write.unwrap();
         assert!(write.min_seconds <= again.elapsed().as_secs_f64(), "{hook}: {write:?}");

@@ -75,7 +75,7 @@ impl Load {
     /// In a network namespace, or in this one.
     fn start_in(netns: Option<&Named>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let reported = Arc::clone(&stop);
         let netns = netns.map(Named::file);
         let thread = std::thread::spawn(move || {
             if let Some(netns) = netns {
@@ -84,7 +84,7 @@ impl Load {
             let listener = listen().0;
             let mut made = 0;
             // It ends by itself, should nobody stop it.
-            while made < 20_000 && !told.load(Ordering::Relaxed) {
+            while made < 20_000 && !reported.load(Ordering::Relaxed) {
                 one_close(&listener, made);
                 made += 1;
                 sleep(Duration::from_millis(3));
@@ -228,8 +228,8 @@ fn without_departures(mut ask: impl FnMut() -> Output) -> Output {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         let output = ask();
-        let said = String::from_utf8_lossy(&output.stdout);
-        if !["gone meanwhile", "to which no process"].iter().any(|excuse| said.contains(excuse)) {
+        let printed = String::from_utf8_lossy(&output.stdout);
+        if !["gone meanwhile", "to which no process"].iter().any(|excuse| printed.contains(excuse)) {
             return output;
         }
         println!("a network namespace has gone meanwhile, or nothing leads there any more: again");
@@ -276,8 +276,12 @@ fn every_namespace_is_added_up_and_none_is_an_excuse() {
         let least = if hook == "own only" { 0 } else { 7 };
         assert!(close_waits["kernel"]["min"].as_i64().unwrap() >= least, "{close_waits}");
         assert!(close_waits["agent"]["min"].as_i64().unwrap() >= 7, "{close_waits}");
-        let said = document["incomplete"].to_string();
-        assert_eq!(said.contains("does not dump every network namespace"), hook == "own only", "{said}");
+        let printed = document["incomplete"].to_string();
+        assert_eq!(
+            printed.contains("does not dump every network namespace"),
+            hook == "own only",
+            "{printed}"
+        );
     }
 
     // It says more than there is in all of them, which another namespace would have excused.
@@ -342,21 +346,21 @@ fn events_that_were_lost_explain_what_is_missing() {
 fn without_an_agent_that_answers_it_is_one_line() {
     let refusal = |socket: &Path| {
         let output = verify(socket, &["--for", "1s"]).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        println!("{said}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        println!("{printed}");
         assert_eq!(
-            (output.status.code(), output.stdout.len(), said.lines().count()),
+            (output.status.code(), output.stdout.len(), printed.lines().count()),
             (Some(2), 0, 1),
-            "{said}"
+            "{printed}"
         );
-        said
+        printed
     };
     let folder = tempfile::tempdir().unwrap();
     assert!(refusal(&folder.path().join("none.sock")).contains("no agent is running there; start one"));
     let agent = Agent::start(&[]);
     agent.signal(Signal::STOP);
     let began = Instant::now();
-    let said = refusal(&agent.socket());
+    let printed = refusal(&agent.socket());
     agent.signal(Signal::CONT);
-    assert!(said.contains("no answer within 10s"), "{said} after {:?}", began.elapsed());
+    assert!(printed.contains("no answer within 10s"), "{printed} after {:?}", began.elapsed());
 }

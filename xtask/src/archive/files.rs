@@ -31,8 +31,8 @@ impl Listed {
 
     pub fn is_whole(&self, path: &Path) -> Result<bool> {
         let (program, sum) = &self.sum;
-        let said = captured(Command::new(program).arg("--").arg(path))?;
-        Ok(said.split_ascii_whitespace().next() == Some(sum))
+        let printed = captured(Command::new(program).arg("--").arg(path))?;
+        Ok(printed.split_ascii_whitespace().next() == Some(sum))
     }
 }
 
@@ -62,7 +62,7 @@ pub fn extract(package: &Path, folder: &Path) -> Result<()> {
     let mut unpack = unpack.spawn().context("cannot start dpkg-deb")?;
     let mut tar = Command::new("tar");
     tar.args(["--extract", "--keep-directory-symlink", "--directory"]).arg(folder);
-    let extracted = unpack.stdout.take().map(|tarball| said(&mut tar, tarball.into()));
+    let extracted = unpack.stdout.take().map(|tarball| printed(&mut tar, tarball.into()));
     let status = unpack.wait().context("cannot wait for dpkg-deb")?;
     extracted.transpose()?;
     if !status.success() {
@@ -90,22 +90,22 @@ pub fn write_if_changed(file: &Path, content: &str) -> Result<()> {
 
 /// What a command writes; its failure is one line, the first that it complains in.
 pub fn captured(command: &mut Command) -> Result<String> {
-    said(command, Stdio::null())
+    printed(command, Stdio::null())
 }
 
-fn said(command: &mut Command, input: Stdio) -> Result<String> {
+fn printed(command: &mut Command, input: Stdio) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(input).output();
     let output = output.with_context(|| format!("cannot start {program}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    bail!("{program}: {}", complaint(&said).unwrap_or("failed without a message"))
+    let printed = String::from_utf8_lossy(&output.stderr);
+    bail!("{program}: {}", complaint(&printed).unwrap_or("failed without a message"))
 }
 
 /// The line in which apt or dpkg says what is wrong.
-pub fn complaint(said: &str) -> Option<&str> {
-    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
+pub fn complaint(printed: &str) -> Option<&str> {
+    let lines = || printed.lines().map(str::trim).filter(|line| !line.is_empty());
     lines().find_map(|line| line.strip_prefix("E: ")).or_else(|| lines().next_back())
 }

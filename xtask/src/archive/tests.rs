@@ -23,7 +23,7 @@ fn backports_come_with_the_release_they_were_made_for() {
 }
 
 #[test]
-fn files_are_told_with_their_sums() {
+fn files_are_listed_with_their_sums() {
     let file = Listed::parse("'http://m/pool/a_1%2b1_amd64.deb' a_1+1_amd64.deb 7 SHA256:00ff").unwrap();
     assert_eq!(file.name, "a_1+1_amd64.deb");
     assert_eq!(file.sum, ("sha256sum", "00ff".to_owned()));
@@ -34,9 +34,9 @@ fn files_are_told_with_their_sums() {
 
 #[test]
 fn what_apt_complains_of_is_one_line() {
-    let said =
+    let printed =
         "W: a warning\nE: Failed to fetch http://m/ Could not resolve 'm'\nE: Some index files failed\n";
-    assert_eq!(complaint(said), Some("Failed to fetch http://m/ Could not resolve 'm'"));
+    assert_eq!(complaint(printed), Some("Failed to fetch http://m/ Could not resolve 'm'"));
     assert_eq!(
         complaint("dpkg: warning\ntar: No space left on device\n\n"),
         Some("tar: No space left on device")

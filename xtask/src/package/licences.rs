@@ -45,9 +45,9 @@ are free, it can be linked anew with other versions of any of them.
 pub fn collect(source: &Source) -> Result<String> {
     let mut command = sh::cargo();
     command.current_dir(&source.folder).args(["metadata", "--format-version", "1", "--locked"]);
-    let said = sh::ask(command.args(["--filter-platform", &source.architecture.target()]))
+    let printed = sh::ask(command.args(["--filter-platform", &source.architecture.target()]))
         .context("cargo metadata failed")?;
-    let metadata: Value = serde_json::from_str(&said).context("cargo metadata printed no JSON")?;
+    let metadata: Value = serde_json::from_str(&printed).context("cargo metadata printed no JSON")?;
     let mut crates = String::new();
     // Texts, the same ones once, with whose they are.
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();

@@ -216,8 +216,8 @@ pub fn filled(text: &str, values: &[(&str, &str)]) -> Result<String> {
 /// What `date` writes for the source's time.
 pub fn date(source: &Source, format: &str) -> Result<String> {
     let mut date = Command::new("date");
-    let said = date.env("LC_ALL", "C").args(["--utc", &format!("--date=@{}", source.epoch), format]);
-    Ok(sh::ask(said).context("date failed")?.trim().to_owned())
+    let printed = date.env("LC_ALL", "C").args(["--utc", &format!("--date=@{}", source.epoch), format]);
+    Ok(sh::ask(printed).context("date failed")?.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -365,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_kernel_is_told_by_its_numbers() {
+    fn the_newest_kernel_is_known_by_its_numbers() {
         let names = [
             "linux-image-6.1.0-9-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64",

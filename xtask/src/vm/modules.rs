@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_from_files() {
+    fn names_are_distinguished_from_files() {
         assert_eq!(module_name("kernel/net/sched/sch-netem.ko.xz").as_deref(), Some("sch_netem"));
         assert_eq!(module_name("veth.ko").as_deref(), Some("veth"));
         assert_eq!(module_name("modules.order"), None);

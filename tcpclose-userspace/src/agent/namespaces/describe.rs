@@ -16,7 +16,7 @@ impl Namespaces {
     /// Namespaces that the last round was not allowed to dump.
     pub fn refusals(&self) -> Vec<String> {
         let sockets = "sockets that are older than the agent";
-        report::incomplete::not_looked_at(sockets, self.refused as usize, self.denied as usize)
+        report::incomplete::not_inspected(sockets, self.refused as usize, self.denied as usize)
     }
 
     /// Namespaces that no search can find.

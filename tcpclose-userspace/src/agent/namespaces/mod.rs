@@ -295,8 +295,8 @@ impl Namespaces {
 
     /// Records which namespaces were dumped, and which could not be.
     pub fn dumped(&mut self, dumps: &NetnsDumps) {
-        for looked in &dumps.looked {
-            let netns = looked.netns.clone();
+        for dumped in &dumps.namespaces {
+            let netns = dumped.netns.clone();
             if netns.id == self.own.id {
                 self.own.name.clone_from(&netns.name);
             }
@@ -305,11 +305,11 @@ impl Namespaces {
             }
             let known = KnownNetns {
                 netns,
-                place: looked.place.clone(),
+                place: dumped.place.clone(),
                 dumped_ns: dumps.started_ns,
-                owner: looked.owner,
-                limit_used: looked.limit_used,
-                cpu_ns: looked.cpu_ns,
+                owner: dumped.owner,
+                limit_used: dumped.limit_used,
+                cpu_ns: dumped.cpu_ns,
             };
             self.former.insert(known.netns.id);
             // A former namespace had this inode.

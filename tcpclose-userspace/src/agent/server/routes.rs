@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_method_is_told_the_right_ones() {
+    fn a_wrong_method_learns_the_right_ones() {
         for (methods, text, allow) in [
             (READ, "GET and HEAD only\n", "GET, HEAD"),
             (READ_OR_POST, "GET, HEAD and POST only\n", "GET, HEAD, POST"),

@@ -102,33 +102,39 @@ fn every_argument_of_the_agent_is_a_variable_and_a_key() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_its_place() {
-    let said = |file: &str| {
-        let said = complaint(&["agent"], &[], Some(file));
-        assert!(!said.contains('\n'), "{said}");
-        said.split_once("tcpclose.toml").unwrap().1.to_owned()
+fn what_is_wrong_is_reported_with_its_place() {
+    let printed = |file: &str| {
+        let printed = complaint(&["agent"], &[], Some(file));
+        assert!(!printed.contains('\n'), "{printed}");
+        printed.split_once("tcpclose.toml").unwrap().1.to_owned()
     };
     assert_eq!(
-        said("stuck_after = \"1m\""),
+        printed("stuck_after = \"1m\""),
         ": stuck_after: no such setting; did you mean stuck-after? else see tcpclose agent --help"
     );
     assert_eq!(
-        said("lisen = \"x\""),
+        printed("lisen = \"x\""),
         ": lisen: no such setting; did you mean listen? else see tcpclose agent --help"
     );
-    assert_eq!(said("config = \"x\"").split("; ").next(), Some(": config: no such setting"));
-    assert_eq!(said("check-config = true").split("; ").next(), Some(": check-config: no such setting"));
-    assert_eq!(said("[agent]\nwait = \"1s\"").split("; ").next(), Some(": agent: no such setting"));
+    assert_eq!(printed("config = \"x\"").split("; ").next(), Some(": config: no such setting"));
+    assert_eq!(printed("check-config = true").split("; ").next(), Some(": check-config: no such setting"));
+    assert_eq!(printed("[agent]\nwait = \"1s\"").split("; ").next(), Some(": agent: no such setting"));
     assert_eq!(
-        said("wait = \"banana\""),
+        printed("wait = \"banana\""),
         r#": wait "banana": not a duration; write for example 60s, 10m or 1h30m"#
     );
-    assert_eq!(said("max-ports = -1").split("; ").next(), Some(r#": max-ports "-1": not a number of ports"#));
-    assert_eq!(said("allow-kill = \"yes\""), ": allow-kill: neither true nor false; write true or false");
-    assert_eq!(said("listen = []"), ": listen: an empty list; write at least one value, or remove the key");
-    assert!(said("wait = 1.5").starts_with(": wait: not a text, a number or a list; "));
-    assert!(said("wait = \"1s\"\nwait = \"2s\"").starts_with(", line 2: "));
-    assert!(said("\n\nlisten").starts_with(", line 3: "));
+    assert_eq!(
+        printed("max-ports = -1").split("; ").next(),
+        Some(r#": max-ports "-1": not a number of ports"#)
+    );
+    assert_eq!(printed("allow-kill = \"yes\""), ": allow-kill: neither true nor false; write true or false");
+    assert_eq!(
+        printed("listen = []"),
+        ": listen: an empty list; write at least one value, or remove the key"
+    );
+    assert!(printed("wait = 1.5").starts_with(": wait: not a text, a number or a list; "));
+    assert!(printed("wait = \"1s\"\nwait = \"2s\"").starts_with(", line 2: "));
+    assert!(printed("\n\nlisten").starts_with(", line 3: "));
     assert_eq!(
         complaint(&["agent"], &[("TCPCLOSE_LISTEN", "nowhere")], None),
         r#"tcpclose: TCPCLOSE_LISTEN "nowhere": not an address; write for example 127.0.0.1:9923 or [::]:9923"#

@@ -97,20 +97,23 @@ fn filters_narrow_down_and_the_oldest_comes_first() {
 }
 
 #[test]
-fn nothing_stuck_is_said_clearly() {
+fn nothing_stuck_is_reported_clearly() {
     let stuck = arguments(&[]);
-    let said = |sockets: Vec<StuckSocket>| {
+    let printed = |sockets: Vec<StuckSocket>| {
         let sorted = Sorted::new(sockets, 60.0);
         stuck.text(&findings(60), &sorted, &FdRates::default(), None).lines().next().unwrap().to_owned()
     };
-    assert_eq!(said(Vec::new()), "No socket has been in CLOSE-WAIT for 1m or longer");
-    assert_eq!(said(zoo()[4..].to_vec()), "No socket has been in CLOSE-WAIT for 1m or longer; 1 younger one");
+    assert_eq!(printed(Vec::new()), "No socket has been in CLOSE-WAIT for 1m or longer");
     assert_eq!(
-        said(zoo()[2..3].to_vec()),
+        printed(zoo()[4..].to_vec()),
+        "No socket has been in CLOSE-WAIT for 1m or longer; 1 younger one"
+    );
+    assert_eq!(
+        printed(zoo()[2..3].to_vec()),
         "No socket is proven to have been in CLOSE-WAIT for 1m or longer, 1 possibly"
     );
     assert_eq!(
-        said(zoo()[3..4].to_vec()),
+        printed(zoo()[3..4].to_vec()),
         "No socket has been in CLOSE-WAIT for 1m or longer; 1 still sending (not listed)"
     );
 }

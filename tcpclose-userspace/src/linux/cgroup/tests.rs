@@ -7,7 +7,7 @@ const INNER: &str = "fedcba9876543210fedcba9876543210fedcba9876543210fedcba98765
 const UID: &str = "2c48913c-b29f-4d4b-8d4c-5e0bb5c3a6f1";
 
 /// The place that `layout` tells, with ID, INNER, UID and U_ID (its underscored form) written out.
-fn told(layout: &str) -> (Option<String>, Option<String>, Option<String>) {
+fn reported(layout: &str) -> (Option<String>, Option<String>, Option<String>) {
     let text = layout.replace("INNER", INNER).replace("U_ID", &UID.replace('-', "_"));
     let Workload { unit, container_id, pod_uid } = parse(&text.replace("UID", UID).replace("ID", ID));
     (unit, container_id, pod_uid)
@@ -15,7 +15,11 @@ fn told(layout: &str) -> (Option<String>, Option<String>, Option<String>) {
 
 fn is(layout: &str, unit: Option<&str>, container: Option<&str>, pod: bool) {
     let container = container.map(|id| id.replace("INNER", INNER).replace("ID", ID));
-    assert_eq!(told(layout), (unit.map(str::to_owned), container, pod.then(|| UID.to_owned())), "{layout}");
+    assert_eq!(
+        reported(layout),
+        (unit.map(str::to_owned), container, pod.then(|| UID.to_owned())),
+        "{layout}"
+    );
 }
 
 #[test]
@@ -110,7 +114,7 @@ fn kubernetes() {
     is(&format!("0::/kubepods/podUID/ID/kubepods/pod{other}/INNER\n"), None, Some("ID"), true);
     is("0::/system.slice/docker-ID.scope/docker/INNER\n", None, Some("docker://ID"), false);
     // A static pod's uid is a hash.
-    let (_, _, pod) = told("0::/kubepods/burstable/pod0123456789abcdef0123456789abcdef/ID\n");
+    let (_, _, pod) = reported("0::/kubepods/burstable/pod0123456789abcdef0123456789abcdef/ID\n");
     assert_eq!(pod.as_deref(), Some("0123456789abcdef0123456789abcdef"));
     for no_pod in ["podium", "pod", "tripod01234567-89ab-cdef-0123-456789abcdef", "pod01234567-89ab"] {
         assert_eq!(pod_uid(no_pod), None);
@@ -226,7 +230,7 @@ fn any_bytes_are_read() {
     for garbage in
         ["", "\n", ":", "::", "0::", "a:b", "0::/\u{fffd}\u{fffd}", "0::/docker/..", "::::/docker/ID"]
     {
-        let _ = told(garbage);
+        let _ = reported(garbage);
     }
     let long = format!("0::/{}.service", "a".repeat(4096));
     assert_eq!(parse(&long), Workload::default());

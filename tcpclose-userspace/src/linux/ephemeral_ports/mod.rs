@@ -186,8 +186,8 @@ mod tests {
     fn a_connection_of_ours_is_in_the_table() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let looked = look::<Sockets>(&[netns::own_place().unwrap()], Duration::ZERO).unwrap();
-        let [NetnsPorts { table, .. }] = &looked.tables[..] else { panic!("one namespace") };
+        let port_use = look::<Sockets>(&[netns::own_place().unwrap()], Duration::ZERO).unwrap();
+        let [NetnsPorts { table, .. }] = &port_use.tables[..] else { panic!("one namespace") };
         let (local, remote) = (client.local_addr().unwrap(), listener.local_addr().unwrap());
         let of_client = |socket: &&Socket| socket.flow.remote() == remote;
         assert_eq!(

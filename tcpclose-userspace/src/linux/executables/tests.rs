@@ -17,7 +17,7 @@ fn helper() -> (OwnedFd, JoinHandle<()>) {
 }
 
 /// What a helper says of the file at `path`.
-fn said_of(path: &Path) -> HelperVerdict {
+fn reported_of(path: &Path) -> HelperVerdict {
     let (socket, thread) = helper();
     let held = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
     helper::ask(&socket, 7, &held).unwrap();
@@ -33,17 +33,17 @@ fn said_of(path: &Path) -> HelperVerdict {
 #[test]
 fn only_regular_files_are_opened_and_none_is_waited_for() {
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(said_of(&std::env::current_exe().unwrap()), HelperVerdict::Runs(Runtime::Native));
+    assert_eq!(reported_of(&std::env::current_exe().unwrap()), HelperVerdict::Runs(Runtime::Native));
     let fifo = folder.path().join("fifo");
     rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
     for no_file in [&*fifo, folder.path(), Path::new("/dev/null")] {
-        assert_eq!(said_of(no_file), HelperVerdict::Refused, "{}", no_file.display());
+        assert_eq!(reported_of(no_file), HelperVerdict::Refused, "{}", no_file.display());
     }
 }
 
 /// F_SETLEASE wants the file to be the caller's and opened by nobody else.
 #[test]
-fn a_leased_file_is_said_to_be_one() {
+fn a_leased_file_is_recognized() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("leased");
     fs::copy("/bin/true", &path).unwrap();
@@ -53,9 +53,9 @@ fn a_leased_file_is_said_to_be_one() {
         libc::signal(libc::SIGIO, libc::SIG_IGN);
         assert_eq!(libc::fcntl(leased.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK), 0);
     }
-    assert_eq!(said_of(&path), HelperVerdict::Leased);
+    assert_eq!(reported_of(&path), HelperVerdict::Leased);
     drop(leased);
-    assert_eq!(said_of(&path), HelperVerdict::Runs(Runtime::Native));
+    assert_eq!(reported_of(&path), HelperVerdict::Runs(Runtime::Native));
 }
 
 /// Fewer are asked at a time than there are, and nobody answers for a process that is gone.

@@ -35,7 +35,7 @@ fn beside_a_namespace(test: impl FnOnce(&Netns)) -> Option<()> {
 }
 
 #[test]
-fn a_threads_namespace_is_found_and_entered_and_told_from_our_own() {
+fn a_threads_namespace_is_found_and_entered_and_distinguished_from_our_own() {
     beside_a_namespace(|other| {
         let here = own().unwrap();
         assert!(here.id != other.id && here.inum != other.inum);

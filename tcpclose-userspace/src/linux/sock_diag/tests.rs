@@ -94,7 +94,7 @@ fn decodes_what_a_kernel_sent() {
 
 #[test]
 #[cfg(target_endian = "little")]
-fn what_is_sent_again_is_told_from_what_was_written() {
+fn what_is_sent_again_is_distinguished_from_what_was_written() {
     // Where the payload of INET_DIAG_INFO begins.
     const INFO: usize = 108 + 4;
     let with = |fields: &[(usize, u32)]| {
@@ -251,7 +251,7 @@ fn one_dump_brings_both_families_and_a_lookup_finds_each() {
 }
 
 #[test]
-fn a_minisocket_is_told_by_its_timer() {
+fn a_minisocket_is_known_by_its_timer() {
     for (address, host) in [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "127.0.0.1")] {
         let (_listener, client, server) = connection(address, host);
         let orphan = flow(&server);

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_by_port_and_socket() {
+    fn a_change_is_known_by_port_and_socket() {
         const S: u64 = 1_000_000_000;
         // 1000 to 1009; then 1000 and 1001 are given back, 1002 has changed hands, 1010 to 1014 are new.
         let before = table((1000..1010).map(|port| (port, u64::from(port))));

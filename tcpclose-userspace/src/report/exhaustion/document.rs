@@ -20,7 +20,7 @@ use crate::names::words::named_or_null;
 use crate::report::envelope::{DocumentSource, Envelope, Versioned, document};
 use crate::report::exhaustion::change::UsageSample;
 use crate::report::exhaustion::port_table::{EphemeralUse, Kind, PortHolder, PortTable, Tuple};
-use crate::report::incomplete::{not_looked_at, unanswered};
+use crate::report::incomplete::{not_inspected, unanswered};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -117,9 +117,9 @@ pub struct LocalUse {
 }
 
 /// The `limit` fullest local addresses.
-pub fn fullest_locals(looked: &EphemeralUse, limit: usize) -> Vec<LocalUse> {
+pub fn fullest_locals(port_use: &EphemeralUse, limit: usize) -> Vec<LocalUse> {
     let mut locals = Vec::new();
-    for NetnsPorts { netns, owner, table } in &looked.tables {
+    for NetnsPorts { netns, owner, table } in &port_use.tables {
         let mut destinations: HashMap<Ipv6Addr, u32> = HashMap::new();
         table.tuples().for_each(|(tuple, _)| *destinations.entry(tuple.local).or_default() += 1);
         locals.extend(table.locals().map(|(local, used)| LocalUse {
@@ -177,8 +177,8 @@ pub struct Pick<'a> {
 }
 
 /// The `limit` fullest tuples of `looked`, the fullest first, and how many tuples there are.
-pub fn fullest(looked: &EphemeralUse, limit: usize) -> (Vec<Pick<'_>>, usize) {
-    let mut picks: Vec<Pick<'_>> = looked
+pub fn fullest(port_use: &EphemeralUse, limit: usize) -> (Vec<Pick<'_>>, usize) {
+    let mut picks: Vec<Pick<'_>> = port_use
         .tables
         .iter()
         .flat_map(|NetnsPorts { netns, owner, table }| {
@@ -188,7 +188,7 @@ pub fn fullest(looked: &EphemeralUse, limit: usize) -> (Vec<Pick<'_>>, usize) {
         .collect();
     let all = picks.len();
     // The ratio of a namespace grows with the number of ports; its two terms are computed once each.
-    let ratios: HashMap<u32, (f64, f64)> = looked
+    let ratios: HashMap<u32, (f64, f64)> = port_use
         .tables
         .iter()
         .map(|NetnsPorts { netns, table, .. }| {
@@ -293,7 +293,7 @@ fn largest(counts: BTreeMap<u32, u32>, share: impl Fn(u32, u32) -> ProcessShare)
 
 /// The samples that a document compares, and what is known besides.
 pub struct ExhaustionInputs<'a> {
-    pub looked: &'a EphemeralUse,
+    pub port_use: &'a EphemeralUse,
     /// An earlier sample.
     pub before: Option<&'a UsageSample>,
     pub closers: &'a HashMap<u64, Closer>,
@@ -316,26 +316,26 @@ pub fn assemble(
     name_of: NameOf<'_>,
     envelope: Envelope,
 ) -> ExhaustionDocument {
-    let ExhaustionInputs { looked, before, closers, source, denied, unread, .. } = inputs;
+    let ExhaustionInputs { port_use, before, closers, source, denied, unread, .. } = inputs;
     let tuples: Vec<TupleUse> =
-        picks.iter().map(|pick| describe(pick, *before, looked.at_ns, owners, closers, name_of)).collect();
-    let refused = looked.failed.iter().filter(|(_, why)| why.kind() == ErrorKind::PermissionDenied).count();
-    let mut incomplete = not_looked_at("sockets", refused, *denied);
+        picks.iter().map(|pick| describe(pick, *before, port_use.at_ns, owners, closers, name_of)).collect();
+    let refused = port_use.failed.iter().filter(|(_, why)| why.kind() == ErrorKind::PermissionDenied).count();
+    let mut incomplete = not_inspected("sockets", refused, *denied);
     incomplete.extend(unread.clone());
-    if looked.left > 0 {
+    if port_use.left > 0 {
         incomplete.push(format!(
             "{} network namespaces with few sockets were skipped: all of them take more than {BUDGET:?} of CPU",
-            looked.left
+            port_use.left
         ));
     }
-    if looked.imperfect {
+    if port_use.imperfect {
         incomplete.push("the kernel's table changed during the dump: sockets may be missing".to_owned());
     }
-    let forgotten = looked.tables.iter().map(|ports| ports.table.forgotten).max().unwrap_or(0);
+    let forgotten = port_use.tables.iter().map(|ports| ports.table.forgotten).max().unwrap_or(0);
     if forgotten > 0 {
         incomplete.push(format!("too many tuples: up to {forgotten} ports of each may be missing"));
     }
-    let forgotten = looked.tables.iter().map(|ports| ports.table.locals_forgotten).max().unwrap_or(0);
+    let forgotten = port_use.tables.iter().map(|ports| ports.table.locals_forgotten).max().unwrap_or(0);
     if forgotten > 0 {
         incomplete.push(format!(
             "too many local addresses: up to {forgotten} ports of each may be missing in BIND TO"
@@ -357,8 +357,8 @@ pub fn assemble(
 }
 
 /// The part of a sample that the next one is compared with.
-pub fn remember(looked: &EphemeralUse) -> UsageSample {
-    UsageSample::of(looked.tables.iter().map(|ports| (ports.netns.id, &ports.table)), looked.at_ns)
+pub fn remember(port_use: &EphemeralUse) -> UsageSample {
+    UsageSample::of(port_use.tables.iter().map(|ports| (ports.netns.id, &ports.table)), port_use.at_ns)
 }
 
 #[cfg(test)]
@@ -370,7 +370,7 @@ mod tests {
     use crate::report::exhaustion::port_table::tests::{choice, socket};
     use tcpclose_common::state::TcpState;
 
-    fn looked() -> EphemeralUse {
+    fn port_use() -> EphemeralUse {
         let mut table = PortTable::new(choice(1000..=1009, "1009"));
         table.bind(&socket(TcpState::Listen, "0.0.0.0:1000", "0.0.0.0:0"));
         for port in 1001..1006u32 {
@@ -390,8 +390,8 @@ mod tests {
 
     #[test]
     fn a_tuple_is_described_by_what_has_its_ports() {
-        let looked = looked();
-        let (picks, all) = fullest(&looked, 1);
+        let port_use = port_use();
+        let (picks, all) = fullest(&port_use, 1);
         assert_eq!((picks.len(), all), (1, 2));
         let holders =
             |pid, inodes: std::ops::Range<u32>| inodes.map(move |inode| (inode, FdHolder { pid, fd: 3 }));
@@ -400,7 +400,7 @@ mod tests {
         let owners = Owners::new(held, processes, 0);
         let closers = HashMap::from([(1006, (u32::MAX, 1)), (1007, (u32::MAX, 2))]);
         let before = UsageSample::default();
-        let tuple = describe(&picks[0], Some(&before), looked.at_ns, &owners, &closers, &|_, _| None);
+        let tuple = describe(&picks[0], Some(&before), port_use.at_ns, &owners, &closers, &|_, _| None);
         assert_eq!((tuple.ports, tuple.reserved, tuple.used, tuple.bound), (9, 1, 8, 1));
         assert_eq!((tuple.time_wait, tuple.reusable, tuple.left()), (2, 2, 3));
         assert_eq!(tuple.taken_per_second, None, "the look before knew of no more than it remembers");

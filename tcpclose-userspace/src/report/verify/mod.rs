@@ -269,7 +269,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn sockets_are_told_apart_as_the_kernels_sums_do_it() {
+    fn sockets_are_distinguished_as_the_kernels_sums_do_it() {
         let sockets = DumpedSockets::new(&[
             socket(TcpState::Listen, 1, false),
             socket(TcpState::SynRecv, 2, false),

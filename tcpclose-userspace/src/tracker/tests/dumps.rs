@@ -338,7 +338,7 @@ fn the_memory_of_a_flood_is_given_back_and_the_rest_is_still_found() {
 
 /// The host's range is 32768 to 60999, that of the namespace 2000 to 2100.
 #[test]
-fn a_port_is_told_by_the_range_of_its_own_namespace() {
+fn a_port_is_known_by_the_range_of_its_own_namespace() {
     const ELSEWHERE: u32 = 9;
     let adopted = DumpedSocket {
         netns: ELSEWHERE,

@@ -99,10 +99,10 @@ fn a_namespace_that_is_gone_ends_its_minisockets_as_purged() {
         round(&mut bench, &[], former, (sure, false), T0 + S);
         assert_eq!(bench.events(), [], "found, and heard of since");
         round(&mut bench, &[], former, (sure, false), T0 + 3 * S);
-        let told = bench.events();
+        let reported = bench.events();
         if found_before && sure {
             assert_eq!(
-                told,
+                reported,
                 [
                     TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: S },
                     transition(TimeWait, Close),
@@ -111,7 +111,7 @@ fn a_namespace_that_is_gone_ends_its_minisockets_as_purged() {
             );
         } else {
             assert_eq!(
-                told,
+                reported,
                 [TrackerEvent::Unmeasured { phase: Phase::TimeWait, why: UnmeasuredReason::Namespace }]
             );
         }
@@ -186,7 +186,7 @@ fn other_namespaces_minisockets_are_unseen_but_their_steps_count() {
 
 /// What is saved for the next agent may say again until when every step is known.
 #[test]
-fn a_loss_is_mended_when_two_whole_rounds_have_compared_every_life() {
+fn a_loss_is_corrected_when_two_whole_rounds_have_compared_every_life() {
     let lossy = || {
         let mut bench = everywhere(true);
         bench.netns = HERE;

@@ -79,16 +79,19 @@ fn hooks_tell_the_minisocket_of_a_socket_that_was_there_first() {
         assert_eq!(bench.dump(T0 + 2 * S, false, &[then]), []);
         bench.hook(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
         assert!(bench.tracker.is_empty());
-        let told = bench.events();
-        assert!(!told.iter().any(|event| matches!(event, TrackerEvent::Corrected { .. })), "{told:?}");
+        let reported = bench.events();
+        assert!(
+            !reported.iter().any(|event| matches!(event, TrackerEvent::Corrected { .. })),
+            "{reported:?}"
+        );
         let stay = TrackerEvent::StateDuration { phase: Phase::TimeWait, pair: CLIENT, ns: 60 * S };
-        assert!(told.contains(&stay), "{told:?}");
+        assert!(reported.contains(&stay), "{reported:?}");
     }
 }
 
 /// While hooks are attached, and the state hook is not yet: the first dump tells what is left of it.
 #[test]
-fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
+fn what_hooks_reported_before_the_state_hook_was_there_is_no_life() {
     for by_cookie in [true, false] {
         let mut bench = hooked(by_cookie);
         bench.tracker.set_hooks(HookCoverage { since_ns: T0, ..EVERYTHING });
@@ -103,7 +106,7 @@ fn what_hooks_told_before_the_state_hook_was_there_is_no_life() {
 
 /// The timer's handler runs while another CPU, which found the minisocket before, ends it too, or flips it: one end.
 #[test]
-fn what_is_told_of_a_minisocket_after_its_end_is_nothing() {
+fn what_is_reported_of_a_minisocket_after_its_end_is_nothing() {
     let again = [
         HookKind::Expired,
         HookKind::Reset,

@@ -233,10 +233,10 @@ fn a_reset_that_looks_like_a_hand_over_ends_a_long_phase_at_its_record() {
     bench.events();
     let suspects = bench.dump(T0 + 4 * S, false, &[]);
     bench.tracker.gone(&suspects[0], T0 + 4 * S + MS, &mut bench.heard);
-    let told = bench.events();
+    let reported = bench.events();
     assert!(
-        matches!(told[0], TrackerEvent::StateDuration { phase: Phase::FinWait2, ns, .. } if ns == 3 * S),
-        "{told:?}"
+        matches!(reported[0], TrackerEvent::StateDuration { phase: Phase::FinWait2, ns, .. } if ns == 3 * S),
+        "{reported:?}"
     );
 }
 
@@ -313,17 +313,17 @@ fn a_socket_that_connects_again_and_its_own_time_wait_are_two_lives() {
 }
 
 #[test]
-fn who_closed_is_kept_from_the_step_that_told() {
+fn who_closed_is_kept_from_the_step_that_reported() {
     let mut bench = Bench::btf();
     let flow = Flow::new("10.0.0.1:80".parse().unwrap(), "10.0.0.2:4000".parse().unwrap());
     let closer = |bench: &Bench| bench.tracker.find(HERE, 7, &flow).unwrap().closer();
     let mut open = bench.head(7, &flow, T0, (Established, FinWait1), 0);
     open.set_closer(4_194_304);
     bench.take(open, &flow);
-    let told = Some(Closer { pid: 4_194_304.try_into().unwrap(), at_ns: T0 });
-    assert_eq!(closer(&bench), told);
+    let reported = Some(Closer { pid: 4_194_304.try_into().unwrap(), at_ns: T0 });
+    assert_eq!(closer(&bench), reported);
     bench.step(7, &flow, T0 + S, (FinWait1, FinWait2), 0);
-    assert_eq!(closer(&bench), told);
+    assert_eq!(closer(&bench), reported);
 
     let mut bench = Bench::btf();
     bench.step(7, &flow, T0, (Established, CloseWait), 0);

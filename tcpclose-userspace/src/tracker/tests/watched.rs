@@ -11,7 +11,7 @@ fn steps(bench: &mut Bench) -> Vec<(TcpState, TcpState, Age)> {
 const UNKNOWN: Age = Age { min_ns: 0, max_ns: None };
 
 #[test]
-fn an_active_close_is_told_with_its_socket_and_its_numbers() {
+fn an_active_close_is_reported_with_its_socket_and_its_numbers() {
     for mut bench in Bench::backends() {
         bench.dump(T0 - S, true, &[]);
         bench.numbers = Numbers { snd: 1000, rcv: 5000 };
@@ -22,19 +22,28 @@ fn an_active_close_is_told_with_its_socket_and_its_numbers() {
         bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), FIN_ACKED);
         bench.numbers.rcv = 5001;
         bench.step(7, &client(), T0 + 3 * MS, (FinWait2, Close), DONE | FIN_ACKED);
-        let told = bench.watched();
+        let reported = bench.watched();
         if !bench.has_facts() {
             // The last one may as well be a FIN-WAIT-2 that goes on.
-            assert_eq!(told.len(), 2);
-            assert!(told.iter().all(|step| (step.snd, step.rcv) == (None, None)));
+            assert_eq!(reported.len(), 2);
+            assert!(reported.iter().all(|step| (step.snd, step.rcv) == (None, None)));
             continue;
         }
         let step = |from, to, at_ns, spent, snd, rcv| {
             (from, to, at_ns, spent, Some(snd), Some(rcv), TransitionSource::Tracepoint)
         };
         assert_eq!(
-            told.iter()
-                .map(|told| (told.from, told.to, told.at_ns, told.spent, told.snd, told.rcv, told.source))
+            reported
+                .iter()
+                .map(|reported| (
+                    reported.from,
+                    reported.to,
+                    reported.at_ns,
+                    reported.spent,
+                    reported.snd,
+                    reported.rcv,
+                    reported.source
+                ))
                 .collect::<Vec<_>>(),
             [
                 step(Established, FinWait1, T0, UNKNOWN, 1000, 5000),
@@ -42,7 +51,7 @@ fn an_active_close_is_told_with_its_socket_and_its_numbers() {
                 step(FinWait2, TimeWait, T0 + 3 * MS, Age::exact(2 * MS), 1001, 5001),
             ]
         );
-        for step in &told {
+        for step in &reported {
             let closer = step.closer.map(|closer| closer.pid.get());
             assert_eq!((step.side, step.port, step.role, closer), (Side::Client, 80, Role::Active, Some(42)));
             assert_eq!((step.flow, step.inum, step.outcome), (client(), HERE, None));
@@ -70,7 +79,7 @@ fn the_last_step_tells_the_outcome() {
 }
 
 #[test]
-fn a_simultaneous_close_is_told_as_one_from_closing_on() {
+fn a_simultaneous_close_is_reported_as_one_from_closing_on() {
     let mut bench = Bench::btf();
     bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
     bench.step(7, &client(), T0 + MS, (FinWait1, Closing), DONE);
@@ -81,7 +90,7 @@ fn a_simultaneous_close_is_told_as_one_from_closing_on() {
 }
 
 #[test]
-fn a_reset_is_told_when_its_outcome_is_settled() {
+fn a_reset_is_reported_when_its_outcome_is_settled() {
     for resets in [false, true] {
         let mut bench = hooked(true);
         let reset = |bench: &mut Bench, key| {
@@ -97,8 +106,8 @@ fn a_reset_is_told_when_its_outcome_is_settled() {
             bench.tracker.settle(T0 + S, &mut bench.heard);
         }
         let outcome = if resets { Outcome::ResetSent } else { Outcome::ResetReceived };
-        let told = bench.watched();
-        assert_eq!((told.len(), told[0].outcome, told[0].at_ns), (1, Some(outcome), T0 + MS));
+        let reported = bench.watched();
+        assert_eq!((reported.len(), reported[0].outcome, reported[0].at_ns), (1, Some(outcome), T0 + MS));
     }
 }
 
@@ -108,8 +117,8 @@ fn hooks_tell_the_flip_with_the_peers_number_and_the_end() {
     fin_wait_2_orphan(&mut bench);
     bench.hook(HookKind::Flipped, T0 + S, (FinWait2, TimeWait), 5001);
     bench.hook(HookKind::Expired, T0 + 61 * S, (TimeWait, Close), 0);
-    let told = bench.watched();
-    let (flip, end) = (&told[2], &told[3]);
+    let reported = bench.watched();
+    let (flip, end) = (&reported[2], &reported[3]);
     assert_eq!((flip.source, flip.snd, flip.rcv), (TransitionSource::Hooks, None, Some(5001)));
     assert_eq!((flip.from, flip.to, flip.spent), (FinWait2, TimeWait, Age::exact(S - MS)));
     assert_eq!((end.from, end.to, end.spent), (TimeWait, Close, Age::exact(60 * S)));
@@ -150,16 +159,19 @@ fn a_socket_that_was_there_first_has_an_age_within_bounds() {
 }
 
 #[test]
-fn a_socket_that_vanished_is_told_to_whoever_watches() {
+fn a_socket_that_vanished_is_reported_to_whoever_watches() {
     let mut bench = Bench::btf();
     bench.step(7, &server(), T0, (Established, CloseWait), ACCEPTED);
     let suspects = bench.dump(T0 + S, false, &[]);
     bench.watched();
     bench.tracker.gone(&suspects[0], T0 + 2 * S, &mut bench.heard);
-    let told = bench.watched();
-    assert_eq!((told[0].from, told[0].to, told[0].outcome), (CloseWait, Close, Some(Outcome::Unknown)));
+    let reported = bench.watched();
     assert_eq!(
-        (told[0].source, told[0].spent),
+        (reported[0].from, reported[0].to, reported[0].outcome),
+        (CloseWait, Close, Some(Outcome::Unknown))
+    );
+    assert_eq!(
+        (reported[0].source, reported[0].spent),
         (TransitionSource::Diag, Age { min_ns: 0, max_ns: Some(2_050 * MS) })
     );
 }

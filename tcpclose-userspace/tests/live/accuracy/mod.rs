@@ -63,8 +63,8 @@ fn measure() {
     }
     truths.extend(play::outwait(waiting));
     sleep(DUMPS);
-    let told: Vec<_> = agents.iter().map(|(backend, agent)| (*backend, agent.metrics())).collect();
-    report::print(&told, &truths, CLOSES);
+    let reported: Vec<_> = agents.iter().map(|(backend, agent)| (*backend, agent.metrics())).collect();
+    report::print(&reported, &truths, CLOSES);
 }
 
 fn play_in(netns: &Netns, closes: &mut [Close]) -> Vec<(Vec<Truth>, Option<play::Waiting>)> {

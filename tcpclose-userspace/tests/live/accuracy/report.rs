@@ -17,20 +17,20 @@ const HOOKS: f64 = 5.0;
 const DIAG: f64 = 50.0;
 
 /// Prints the section.
-pub fn print(told: &[(Backend, Metrics)], truths: &[Truth], closes: usize) {
+pub fn print(reported: &[(Backend, Metrics)], truths: &[Truth], closes: usize) {
     println!("{BEGIN}");
     println!("{}\n", machine(closes));
     println!(
         "| kernel | backend | phase | told of | median | p99 | worst | to reach | truth known to, median | worst |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    for (backend, metrics) in told {
+    for (backend, metrics) in reported {
         for phase in Phase::ALL {
             let truths: Vec<&Truth> = truths.iter().filter(|truth| truth.phase == phase).collect();
             println!("{}", row(*backend, phase, metrics, &truths));
         }
     }
-    for (backend, metrics) in told {
+    for (backend, metrics) in reported {
         for (labels, lost) in
             metrics.select("tcpclose_events_lost_total", &[]).filter(|(_, lost)| *lost > 0.0)
         {
@@ -57,8 +57,8 @@ fn row(backend: Backend, phase: Phase, metrics: &Metrics, truths: &[&Truth]) -> 
         let labels = [("state", phase.state()), ("port", port.as_str())];
         // One that could not be told to 5 % is counted as unseen instead.
         if metrics.sum("tcpclose_state_duration_seconds_count", &labels) == 1.0 {
-            let told = metrics.sum("tcpclose_state_duration_seconds_sum", &labels) * 1e3;
-            errors.push((told - ms(truth.ns)).abs());
+            let reported = metrics.sum("tcpclose_state_duration_seconds_sum", &labels) * 1e3;
+            errors.push((reported - ms(truth.ns)).abs());
             known.push(ms(truth.error_ns));
         }
     }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn nonsense_of_the_agents_arguments_is_named_and_mended() {
+fn nonsense_of_the_agents_arguments_is_named_with_a_remedy() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["--stuck-after", "banana"], &["--stuck-after \"banana\"", "not a list of durations", "1m,10m,1h"]),
         (&["--stuck-after", "10m,1m"], &["must ascend", "1m,10m,1h"]),

@@ -43,7 +43,7 @@ fn a_missing_privilege_is_named_before_anything_else() {
 fn two_capabilities_are_enough_for_the_best_backend() {
     let agent = Agent::start_by(with_capabilities("-all,+bpf,+perfmon"), &[]);
     agent.address();
-    assert!(agent.said().contains("capabilities kept: none"), "{}", agent.said());
+    assert!(agent.printed().contains("capabilities kept: none"), "{}", agent.printed());
     let metrics = agent.metrics();
     assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", "btf")]), 1.0);
     assert_eq!(metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]), 0.0);
@@ -106,9 +106,9 @@ fn with_one_attach_point_masked_the_other_is_used() {
     let metrics = agent.metrics();
     assert_eq!(metrics.sum("tcpclose_hook_info", &[("hook", "state"), ("backend", "tracepoint")]), 1.0);
     assert_eq!(metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]), 1.0);
-    let said = agent.said();
-    assert!(said.contains("tracepoint (classic, no BTF"), "{said}");
-    assert!(said.contains("not in use: state hook btf: this kernel has no BTF"), "{said}");
+    let printed = agent.printed();
+    assert!(printed.contains("tracepoint (classic, no BTF"), "{printed}");
+    assert!(printed.contains("not in use: state hook btf: this kernel has no BTF"), "{printed}");
 
     let agent = Agent::start_by(after_mounts(NO_TRACEFS), &[]);
     let metrics = agent.metrics();
@@ -165,7 +165,7 @@ fn ticks(pid: u32) -> u64 {
 
 #[test]
 #[ignore = "needs root"]
-fn few_descriptors_are_said_or_shared_out() {
+fn few_descriptors_are_reported_or_shared_out() {
     let folder = tempfile::tempdir().unwrap();
     let limited = |files: u32| {
         let mut command = Command::new("prlimit");
@@ -191,6 +191,6 @@ fn few_descriptors_are_said_or_shared_out() {
         }
         let (taken, used) = (start.elapsed(), ticks(agent.pid()) - before);
         assert!((used * 10) as f64 / (taken.as_millis() as f64) < 0.5, "{used} ticks in {taken:?}");
-        assert!(!agent.said().contains("Too many open files"));
+        assert!(!agent.printed().contains("Too many open files"));
     }
 }

@@ -44,13 +44,13 @@ fn run_within(patience: Duration, command: &mut Command) -> Output {
 /// The one line that `command` has to say, when it can do nothing else.
 fn refusal_within(patience: Duration, command: &mut Command) -> String {
     let output = run_within(patience, command);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    println!("{said}");
-    assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    println!("{printed}");
+    assert_eq!(output.status.code(), Some(2), "{command:?}: {printed}");
     assert!(output.stdout.is_empty(), "{command:?}");
-    let line = said.strip_suffix('\n').unwrap();
-    assert!(line.starts_with("tcpclose: ") && !line.contains(char::is_control), "{command:?}: {said}");
-    assert!(!line.contains("panicked") && !line.contains("backtrace"), "{said}");
+    let line = printed.strip_suffix('\n').unwrap();
+    assert!(line.starts_with("tcpclose: ") && !line.contains(char::is_control), "{command:?}: {printed}");
+    assert!(!line.contains("panicked") && !line.contains("backtrace"), "{printed}");
     // What to do stands behind the only kind of semicolon there is.
     assert!(line.contains("; "), "nothing to do about it: {line}");
     line.to_owned()
@@ -110,24 +110,24 @@ fn with_capabilities(capabilities: &str) -> Command {
 struct Running {
     child: Child,
     socket: PathBuf,
-    said: PathBuf,
+    printed: PathBuf,
 }
 
 impl Running {
-    fn spawn(command: &mut Command, socket: PathBuf, said: PathBuf) -> Self {
-        let child = command.stdin(Stdio::null()).stderr(File::create(&said).unwrap()).spawn().unwrap();
-        Self { child, socket, said }
+    fn spawn(command: &mut Command, socket: PathBuf, printed: PathBuf) -> Self {
+        let child = command.stdin(Stdio::null()).stderr(File::create(&printed).unwrap()).spawn().unwrap();
+        Self { child, socket, printed }
     }
 
-    fn said(&self) -> String {
-        fs::read_to_string(&self.said).unwrap()
+    fn printed(&self) -> String {
+        fs::read_to_string(&self.printed).unwrap()
     }
 
     fn wait_until_ready(&mut self) {
         let start = Instant::now();
         while UnixStream::connect(&self.socket).is_err() || get_unix(&self.socket, "/readyz").0 != 200 {
-            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.said());
-            assert!(start.elapsed() < Duration::from_secs(90), "not ready: {}", self.said());
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.printed());
+            assert!(start.elapsed() < Duration::from_secs(90), "not ready: {}", self.printed());
             sleep(Duration::from_millis(20));
         }
     }

@@ -68,8 +68,8 @@ fn the_default_directory_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = after_mounts("mount -t tmpfs none /run;");
     command.args(["agent", "--listen", "127.0.0.1:0"]);
-    let said = folder.path().join("said");
-    let mut agent = Running::spawn(&mut command, PathBuf::new(), said);
+    let printed = folder.path().join("said");
+    let mut agent = Running::spawn(&mut command, PathBuf::new(), printed);
     agent.socket = format!("/proc/{}/root/run/tcpclose/tcpclose.sock", agent.child.id()).into();
     agent.wait_until_ready();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -96,20 +96,21 @@ fn a_live_agents_socket_is_waited_for() {
     command.arg(&socket).arg("--state-dir").arg(folder.path());
     let mut second = Running::spawn(&mut command, socket.clone(), folder.path().join("said"));
     sleep(Duration::from_millis(500));
-    assert!(second.child.try_wait().unwrap().is_none(), "{}", second.said());
-    let said = second.said();
+    assert!(second.child.try_wait().unwrap().is_none(), "{}", second.printed());
+    let printed = second.printed();
     assert!(
-        said.contains("waiting up to 10s for another agent, which serves at") && said.lines().count() == 1,
-        "{said}"
+        printed.contains("waiting up to 10s for another agent, which serves at")
+            && printed.lines().count() == 1,
+        "{printed}"
     );
     // The folder of the socket goes with `first`, which therefore stays.
     assert!(first.end(Signal::TERM).success());
     second.wait_until_ready();
-    assert!(second.said().contains(&format!("http://{address}/metrics")));
+    assert!(second.printed().contains(&format!("http://{address}/metrics")));
 
     // Told to end while it waits, it goes and leaves the socket to its owner.
-    let said = folder.path().join("third");
-    let mut third = Running::spawn(agent_at(&socket).args(["--wait", "1h"]), socket.clone(), said);
+    let printed = folder.path().join("third");
+    let mut third = Running::spawn(agent_at(&socket).args(["--wait", "1h"]), socket.clone(), printed);
     sleep(Duration::from_millis(500));
     let start = Instant::now();
     assert!(third.end(Signal::TERM).success());
@@ -168,16 +169,16 @@ fn agents_with_sockets_of_their_own_run_side_by_side() {
 
 #[test]
 #[ignore = "needs root"]
-fn told_to_end_while_it_starts_an_agent_ends_cleanly() {
+fn asked_to_end_while_it_starts_an_agent_ends_cleanly() {
     let folder = tempfile::tempdir().unwrap();
     for signal in [Signal::TERM, Signal::INT] {
         let mut agent = stopped_while_it_starts(&folder);
         let pid = Pid::from_child(&agent.child);
-        let told = Instant::now();
+        let reported = Instant::now();
         kill_process(pid, signal).unwrap();
         let status = agent.end(Signal::CONT);
-        assert!(status.success(), "{status}: {}", agent.said());
-        assert!(told.elapsed() < Duration::from_secs(2));
+        assert!(status.success(), "{status}: {}", agent.printed());
+        assert!(reported.elapsed() < Duration::from_secs(2));
         assert!(!agent.socket.exists());
     }
 }
@@ -190,11 +191,11 @@ fn stopped_while_it_starts(folder: &TempDir) -> Running {
         let mut agent = Running::spawn(&mut agent_at(&socket), socket, folder.path().join("said"));
         let start = Instant::now();
         while !agent.socket.exists() {
-            assert!(start.elapsed() < SOON, "{}", agent.said());
+            assert!(start.elapsed() < SOON, "{}", agent.printed());
             sleep(Duration::from_micros(200));
         }
         kill_process(Pid::from_child(&agent.child), Signal::STOP).unwrap();
-        if agent.said().is_empty() {
+        if agent.printed().is_empty() {
             return agent;
         }
         kill_process(Pid::from_child(&agent.child), Signal::CONT).unwrap();

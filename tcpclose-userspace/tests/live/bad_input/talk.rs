@@ -76,10 +76,10 @@ fn output_that_nobody_takes() {
     for json in [&[][..], &["--json"]] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let output = ask().args(json).stdout(full).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.starts_with("tcpclose: writing to standard output: No space left"), "{said}");
-        assert_eq!(said.lines().count(), 1);
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{printed}");
+        assert!(printed.starts_with("tcpclose: writing to standard output: No space left"), "{printed}");
+        assert_eq!(printed.lines().count(), 1);
     }
 }
 
@@ -90,7 +90,7 @@ fn an_agent_whose_summary_nobody_takes_serves_all_the_same() {
     let socket = folder.path().join("tcpclose.sock");
     let full = File::options().write(true).open("/dev/full").unwrap();
     let child = agent_at(&socket).args(["--log-level", "debug"]).stderr(full).spawn().unwrap();
-    let mut agent = Running { child, socket, said: "/dev/null".into() };
+    let mut agent = Running { child, socket, printed: "/dev/null".into() };
     agent.wait_until_ready();
     assert_eq!(get_unix(&agent.socket, "/metrics").0, 200);
     assert!(agent.end(Signal::TERM).success());

@@ -165,7 +165,7 @@ impl Truth {
     }
 
     /// What `backend` reports of it.
-    pub fn told(self, backend: Backend) -> &'static str {
+    pub fn reported(self, backend: Backend) -> &'static str {
         let row = COVERAGE.get(self.row());
         let row = row.unwrap_or_else(|| panic!("docs/coverage.toml has no row `{}`", self.row()));
         let column = Backend::ALL.iter().position(|&r| r == backend).expect("every backend has a column");

@@ -48,7 +48,9 @@ fn every_truth_of_a_case_is_in_the_coverage_file() {
         for life in case.lives {
             let times = life.stays.iter().map(|stay| stay.time);
             for truth in times.chain([life.side, life.outcome]).chain(life.waited) {
-                backends::Backend::ALL.into_iter().for_each(|backend| assert_ne!(truth.told(backend), ""));
+                backends::Backend::ALL
+                    .into_iter()
+                    .for_each(|backend| assert_ne!(truth.reported(backend), ""));
             }
         }
     }

@@ -25,9 +25,9 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
     // By agent, how many cases were too brief for it.
     let mut brief = vec![0; watchers.len()];
     let mut errors: BTreeMap<Backend, Vec<Error>> = BTreeMap::new();
-    let told: Vec<_> = watchers.iter().map(|watcher| (watcher, watcher.agent.metrics())).collect();
+    let reported: Vec<_> = watchers.iter().map(|watcher| (watcher, watcher.agent.metrics())).collect();
     for played in played {
-        let seeing = told.iter().enumerate().filter(|(_, (watcher, _))| watcher.sees(played.case.place));
+        let seeing = reported.iter().enumerate().filter(|(_, (watcher, _))| watcher.sees(played.case.place));
         for (agent, (watcher, metrics)) in seeing {
             let errors = errors.entry(watcher.backend).or_default();
             let found = differences(played, watcher.backend, metrics, watcher.dumps, errors);
@@ -50,16 +50,16 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
             }
         }
     }
-    let mended: Vec<f64> = told
+    let corrected: Vec<f64> = reported
         .iter()
         .map(|(watcher, metrics)| watcher.grown(metrics, "tcpclose_reconcile_corrections_total", &[]))
         .collect();
     let sees = |agent: usize, number: usize| watchers[agent].sees(CASES[number].place);
-    for number in untold(&wrong, &mended, sees) {
+    for number in untold(&wrong, &corrected, sees) {
         let seeing = left_out.iter_mut().enumerate().filter(|&(agent, _)| sees(agent, number));
         seeing.for_each(|(_, left_out)| *left_out += 1);
     }
-    for (agent, ((watcher, metrics), &left_out)) in told.iter().zip(&left_out).enumerate() {
+    for (agent, ((watcher, metrics), &left_out)) in reported.iter().zip(&left_out).enumerate() {
         let Watcher { backend, place, .. } = watcher;
         let ends = ends(watcher, metrics, played, left_out + brief[agent]);
         right += line(&mut lines, &format!("{place:?}: how TIME-WAITs ended"), *backend, &ends);
@@ -68,7 +68,7 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
         hopeless.extend(ends.into_iter().chain(losses).map(|what| format!("{backend} {place:?}: {what}")));
     }
     println!("{lines}");
-    for ((watcher, _), left_out) in told.iter().zip(&left_out) {
+    for ((watcher, _), left_out) in reported.iter().zip(&left_out) {
         let Watcher { backend, place, dumps, .. } = watcher;
         println!(
             "dumps of {backend:<28} {place:?}: {:.3} s at the longest, {:.3} s apart; left out {left_out} times",
@@ -135,15 +135,17 @@ fn print_errors(errors: &BTreeMap<Backend, Vec<Error>>) {
     );
     for (backend, errors) in errors {
         let mut groups: BTreeMap<(&str, &str), Vec<&Error>> = BTreeMap::new();
-        for error in errors.iter().filter(|error| error.told != "dump" && error.known_to < 2.0 * MEASURABLE) {
-            groups.entry((error.state, error.told)).or_default().push(error);
+        for error in
+            errors.iter().filter(|error| error.reported != "dump" && error.known_to < 2.0 * MEASURABLE)
+        {
+            groups.entry((error.state, error.reported)).or_default().push(error);
         }
-        for ((state, told), mut group) in groups {
+        for ((state, reported), mut group) in groups {
             group.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
             let at = |share: f64| group[((group.len() - 1) as f64 * share).round() as usize].seconds * 1e3;
             let known = group.iter().map(|error| error.known_to).fold(0.0, f64::max) * 1e3;
             println!(
-                "{backend:<28} {state:<11} {told:<6} {:>4} {:>9.3} {:>9.3} {:>9.3} {known:>10.3}",
+                "{backend:<28} {state:<11} {reported:<6} {:>4} {:>9.3} {:>9.3} {:>9.3} {known:>10.3}",
                 group.len(),
                 at(0.5),
                 at(0.99),

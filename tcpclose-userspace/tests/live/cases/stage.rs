@@ -17,7 +17,7 @@ use super::left_out::Witness;
 use super::minisockets;
 use super::place::{Netns, hide_btf, set_sysctl};
 use super::report;
-use super::rounds::{Round, until_told};
+use super::rounds::{Round, until_reported};
 use super::scene::{Family, Moment, Scene, now_ns};
 use super::table::{CASES, Case, Place};
 use super::verdict::{Dumps, Played, ends};
@@ -69,7 +69,7 @@ pub fn play() {
         numbers.retain(|&number| !CASES[number].destroys_a_minisocket());
         println!("not on this kernel: SOCK_DESTROY on minisockets");
     }
-    until_told(numbers, round);
+    until_reported(numbers, round);
 }
 
 /// Plays these cases of the table, by their places there.
@@ -160,7 +160,7 @@ fn play_in(netns: &Netns, case: &Case, scene: &mut Scene) -> Result<Vec<Vec<supe
         assert_eq!(did, table, "the script and the table");
         scene.lives.clone()
     }))
-    .map_err(|panic| said(&*panic))
+    .map_err(|panic| printed(&*panic))
 }
 
 /// Plays a case in a namespace that has gone when this returns, or soon after. `home` is where to go from there.
@@ -178,7 +178,7 @@ fn play_doomed(home: &Netns, case: &Case, number: usize) -> Result<Vec<Vec<super
 }
 
 /// What a panic said.
-fn said(panic: &(dyn Any + Send)) -> String {
+fn printed(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic").to_owned()
 }

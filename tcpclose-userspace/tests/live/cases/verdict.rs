@@ -34,7 +34,7 @@ pub struct Played {
 /// One sample against the truth.
 pub struct Error {
     pub state: &'static str,
-    pub told: &'static str,
+    pub reported: &'static str,
     /// Seconds from the middle of what the script knows.
     pub seconds: f64,
     /// Half of that: the script knows no better.
@@ -71,7 +71,8 @@ pub fn too_brief(played: &Played, backend: Backend, dumps: Dumps) -> bool {
     // Without BTF the end of a full socket in FIN-WAIT-2 looks like its hand-over to a minisocket: which of the two it was is
     // known where the phase was longer than the time until the next dump.
     let by_dump = |stay: Stay| {
-        stay.time.told(backend) == "dump" || backend == Backend::BlindDiag && stay.time == Truth::FinWait2Cut
+        stay.time.reported(backend) == "dump"
+            || backend == Backend::BlindDiag && stay.time == Truth::FinWait2Cut
     };
     let lives = played.lives.iter().flatten().flatten();
     let mut dumped = lives.filter(|stayed| by_dump(stayed.stay));
@@ -107,14 +108,14 @@ fn samples(
     let mut wanted: BTreeMap<_, Vec<Wanted>> = BTreeMap::new();
     for (life, stays) in played.case.lives.iter().zip(lives) {
         for (stayed, next) in stays.iter().zip(stays.iter().skip(1).map(Some).chain([None])) {
-            let told = stayed.stay.time.told(backend);
+            let reported = stayed.stay.time.reported(backend);
             let truth = truth(stayed);
-            if let Some(mut bracket) = bracket(truth, told, dumps) {
-                if told == "timer" {
+            if let Some(mut bracket) = bracket(truth, reported, dumps) {
+                if reported == "timer" {
                     bracket.1 += next.map_or(0.0, |next| hidden_by_rearming(next, dumps));
                 }
-                let key = (stayed.stay.state, side_label(backend, life.side.told(backend)));
-                wanted.entry(key).or_default().push(Wanted { truth, bracket, told });
+                let key = (stayed.stay.state, side_label(backend, life.side.reported(backend)));
+                wanted.entry(key).or_default().push(Wanted { truth, bracket, reported });
             }
         }
     }
@@ -137,9 +138,9 @@ fn samples(
             if !(low - 1e-6..=high + 1e-6).contains(&sum) {
                 differences.push(format!("{state} ({side}): {sum:.6} s, not {low:.6} to {high:.6}"));
             }
-            if let [Wanted { truth: (low, high), told, .. }] = want[..] {
+            if let [Wanted { truth: (low, high), reported, .. }] = want[..] {
                 let (middle, known_to) = ((low + high) / 2.0, (high - low) / 2.0);
-                errors.push(Error { state, told, seconds: (sum - middle).abs(), known_to });
+                errors.push(Error { state, reported, seconds: (sum - middle).abs(), known_to });
             }
         }
     }
@@ -152,7 +153,7 @@ struct Wanted {
     truth: (f64, f64),
     /// Least and most that the backend may tell.
     bracket: (f64, f64),
-    told: &'static str,
+    reported: &'static str,
 }
 
 /// Least and most seconds that a state lasted, by the script's own clock.
@@ -173,10 +174,10 @@ fn hidden_by_rearming(waiting: &Stayed, dumps: Dumps) -> f64 {
 }
 
 /// Least and most that may be told of a state that lasted between `low` and `high`; `None` when nothing may be.
-fn bracket((low, high): (f64, f64), told: &str, dumps: Dumps) -> Option<(f64, f64)> {
+fn bracket((low, high): (f64, f64), reported: &str, dumps: Dumps) -> Option<(f64, f64)> {
     // When in a dump the kernel wrote idiag_expires is not told.
     let slack = TIMER_SLACK + dumps.took;
-    match told {
+    match reported {
         "exact" => Some((low, high)),
         "timer" => Some(((low - slack).max(0.0), high + slack)),
         // The entry may be read off a timer, the end is the last sighting.
@@ -190,8 +191,8 @@ fn bracket((low, high): (f64, f64), told: &str, dumps: Dumps) -> Option<(f64, f6
 fn closes(played: &Played, backend: Backend, metrics: &Metrics) -> Vec<String> {
     let mut wanted: BTreeMap<(String, String, String), f64> = BTreeMap::new();
     for life in played.case.lives {
-        let side = side_label(backend, life.side.told(backend));
-        let key = (side, life.role, life.outcome.told(backend));
+        let side = side_label(backend, life.side.reported(backend));
+        let key = (side, life.role, life.outcome.reported(backend));
         *wanted.entry((key.0.to_owned(), key.1.to_owned(), key.2.to_owned())).or_default() += 1.0;
     }
     let port = played.port.to_string();
@@ -207,7 +208,7 @@ fn closes(played: &Played, backend: Backend, metrics: &Metrics) -> Vec<String> {
 pub fn ends<'a>(played: impl Iterator<Item = &'a Played>, backend: Backend) -> BTreeMap<&'static str, f64> {
     let mut ends = BTreeMap::new();
     for life in played.flat_map(|played| played.case.lives) {
-        match life.waited.map(|how| how.told(backend)) {
+        match life.waited.map(|how| how.reported(backend)) {
             None | Some("none") => {}
             Some(reason) => *ends.entry(reason).or_default() += 1.0,
         }

@@ -106,9 +106,9 @@ pub fn round(plays: &[Play]) -> Round<Play> {
     let wrong = wrong.map(|wrong| Wrong { agent: wrong.agent, play: play(wrong.play), what: wrong.what });
     let wrong: Vec<_> = wrong.collect();
     let corrections = |metrics: &Metrics| metrics.sum("tcpclose_reconcile_corrections_total", &[]);
-    let mended: Vec<f64> =
+    let corrected: Vec<f64> =
         last.iter().zip(&before).map(|(last, before)| corrections(last) - corrections(before)).collect();
-    let untold = untold(&wrong, &mended, |_, _| true).len() as u64;
+    let untold = untold(&wrong, &corrected, |_, _| true).len() as u64;
     for (agent, watcher) in watchers.iter().enumerate() {
         left_out[agent] += untold;
         let wrong = judge_totals(watcher, &runs, &before[agent], &last[agent], left_out[agent]);
@@ -155,7 +155,7 @@ fn watch_the_ends(runs: &mut [Run]) -> Vec<String> {
         }
     }
     let until = now() + 100_000_000_000;
-    let mut looked: Vec<u64> = waiting.iter().map(|(.., entered)| entered.from).collect();
+    let mut checked: Vec<u64> = waiting.iter().map(|(.., entered)| entered.from).collect();
     while !waiting.is_empty() {
         assert!(now() < until, "{} TIME-WAITs stay", waiting.len());
         sleep(Duration::from_millis(20));
@@ -166,18 +166,18 @@ fn watch_the_ends(runs: &mut [Run]) -> Vec<String> {
         while i < waiting.len() {
             let (name, timeline, entered) = &mut waiting[i];
             if state_of(&timeline.flow).is_some() {
-                looked[i] = before;
+                checked[i] = before;
                 i += 1;
                 continue;
             }
-            let gone = Bracket { from: looked[i], to: now() };
+            let gone = Bracket { from: checked[i], to: now() };
             timeline.steps.push(gone);
             let (least, most) = entered.until(gone);
             if most < LENGTH - ENTRY || least > LENGTH + LATENESS {
                 wrong.push(format!("{name}: TIME-WAIT lasted {least} to {most} s"));
             }
             waiting.swap_remove(i);
-            looked.swap_remove(i);
+            checked.swap_remove(i);
         }
     }
     wrong

@@ -32,13 +32,13 @@ use watcher::Watcher;
 #[test]
 #[ignore = "needs root"]
 fn every_close_is_counted_as_it_was() {
-    rounds::until_told(all::plays(), all::round);
+    rounds::until_reported(all::plays(), all::round);
 }
 
 #[test]
 #[ignore = "needs root"]
 fn what_was_there_before_the_agent_has_its_true_age() {
-    rounds::until_told(Family::ALL.to_vec(), older::round);
+    rounds::until_reported(Family::ALL.to_vec(), older::round);
 }
 
 /// A lock for the start of agents. One after the other they are up as soon as side by side, and the first ones sooner: the

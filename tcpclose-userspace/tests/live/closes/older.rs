@@ -145,10 +145,10 @@ fn ages_of_close_waits(watcher: &Watcher, standing: &[Standing]) -> Vec<(Family,
     for Standing { older, width, .. } in standing {
         let asking = now();
         let port = older.port.to_string();
-        let said = watcher.agent.stuck(&["--json", "--older-than", "0s", "--port", &port]);
+        let printed = watcher.agent.stuck(&["--json", "--older-than", "0s", "--port", &port]);
         let asked = Bracket { from: asking, to: now() };
         let (least, most) = older.entered.until(asked);
-        let age = age_of(&serde_json::from_slice(&said.stdout).unwrap(), older);
+        let age = age_of(&serde_json::from_slice(&printed.stdout).unwrap(), older);
         // The interval contains the true age, is not exact, and no wider than from handshake to FIN.
         let proven = age.is_some_and(|(min, max)| {
             max.is_some_and(|max| min <= most && max >= least && max > min && max - min <= width + ENTRY)
@@ -238,8 +238,8 @@ fn judge_time_wait(metrics: &Metrics, older: &Older) -> Option<(Family, String)>
     let port = older.port.to_string();
     let all = metrics.sum("tcpclose_state_duration_seconds_count", &[("port", &port)]);
     let closes = closes(metrics, older.port);
-    let told = format!("{all} samples; closes are {closes:?}");
-    (all != 0.0 || !closes.is_empty()).then_some((older.family, told))
+    let reported = format!("{all} samples; closes are {closes:?}");
+    (all != 0.0 || !closes.is_empty()).then_some((older.family, reported))
 }
 
 /// The same of a CLOSE-WAIT.
@@ -253,6 +253,6 @@ fn judge_close_wait(metrics: &Metrics, standing: &Standing, end: Bracket) -> Opt
         && sum >= least - width - ENTRY
         && sum <= most
         && closes.contains(&("passive".to_owned(), "server".to_owned(), 1.0));
-    let told = format!("{count} CLOSE-WAITs, {sum} s, not {least}; closes are {closes:?}");
-    (!right).then_some((older.family, told))
+    let reported = format!("{count} CLOSE-WAITs, {sum} s, not {least}; closes are {closes:?}");
+    (!right).then_some((older.family, reported))
 }

@@ -225,13 +225,13 @@ pub fn judge_totals(
         // namespaces are one to that agent, until a dump finds the minisocket of the other, whose entry is not known.
         let mistaken = watcher.backend == StateBackend::Blind && phase == Phase::TimeWait;
         let lost = if mistaken { unseen("lost") } else { 0.0 };
-        let told = samples + unseen("before_agent") + unseen("between_dumps") + lost;
+        let reported = samples + unseen("before_agent") + unseen("between_dumps") + lost;
         // Without BTF a socket that leaves CLOSING goes on as a minisocket or is gone: the step is told when a dump has
         // looked, and another program's may be waiting for that now. Those of `runs` have all been looked for.
         let untold = watcher.backend == StateBackend::Blind && phase == Phase::Closing;
-        if (steps - told).abs() > missed && !(untold && steps < told) {
+        if (steps - reported).abs() > missed && !(untold && steps < reported) {
             wrong.push(format!(
-                "{phase:?} was left {steps} times, and told {told} times, {samples} with a sample"
+                "{phase:?} was left {steps} times, and told {reported} times, {samples} with a sample"
             ));
         }
         if unseen("lost") - lost > missed {

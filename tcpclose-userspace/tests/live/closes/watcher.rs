@@ -78,9 +78,9 @@ impl Watcher {
         let agent = Agent::try_start_by(command, &arguments)?;
         let metrics = agent.metrics();
         let degraded = metrics.sum("tcpclose_hook_degraded", &[("hook", "state")]);
-        assert_eq!(degraded == 1.0, backend == StateBackend::Blind, "{}", agent.said());
+        assert_eq!(degraded == 1.0, backend == StateBackend::Blind, "{}", agent.printed());
         let in_use = [("hook", "time_wait"), ("backend", time_wait)];
-        assert_eq!(metrics.sum("tcpclose_hook_info", &in_use), 1.0, "{}", agent.said());
+        assert_eq!(metrics.sum("tcpclose_hook_info", &in_use), 1.0, "{}", agent.printed());
         Ok(Self { backend, hooks, agent, gap: Mutex::new(0.0), took: Mutex::new(0.0) })
     }
 
@@ -139,8 +139,8 @@ impl Watcher {
     }
 
     /// Whether it may tell the side `told` of a socket of this `side`.
-    pub fn may_tell(&self, told: Side, side: Side) -> bool {
-        told == side || self.backend == StateBackend::Blind && told == Side::Unknown
+    pub fn may_tell(&self, reported: Side, side: Side) -> bool {
+        reported == side || self.backend == StateBackend::Blind && reported == Side::Unknown
     }
 
     /// The outcome that it can report. Without BTF, only a TIME-WAIT proves one.

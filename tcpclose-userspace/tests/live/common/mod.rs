@@ -58,7 +58,7 @@ pub struct Agent {
     child: Child,
     folder: TempDir,
     /// What it has written to standard error so far.
-    said: Arc<Mutex<String>>,
+    printed: Arc<Mutex<String>>,
 }
 
 impl Agent {
@@ -69,7 +69,7 @@ impl Agent {
 
     /// Starts an agent through `command`, to which `agent` and its arguments are added.
     pub fn start_by(command: Command, arguments: &[&str]) -> Self {
-        Self::try_start_by(command, arguments).unwrap_or_else(|said| panic!("the agent ended: {said}"))
+        Self::try_start_by(command, arguments).unwrap_or_else(|printed| panic!("the agent ended: {printed}"))
     }
 
     /// As [`Self::start_by`]; an agent that ends instead of getting ready is an error: what it said.
@@ -111,15 +111,15 @@ impl Agent {
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let said = Arc::new(Mutex::new(String::new()));
-        let (stderr, heard) = (child.stderr.take().unwrap(), Arc::clone(&said));
+        let printed = Arc::new(Mutex::new(String::new()));
+        let (stderr, heard) = (child.stderr.take().unwrap(), Arc::clone(&printed));
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 eprintln!("agent: {line}");
                 heard.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        Self { child, folder, said }
+        Self { child, folder, printed }
     }
 
     /// Returns when it is ready; an agent that ends instead is an error: what it said.
@@ -130,14 +130,14 @@ impl Agent {
             if let Some(status) = self.child.try_wait().unwrap() {
                 // Its last words may still be on their way.
                 sleep(Duration::from_millis(100));
-                return Err(format!("{status}: {}", self.said()));
+                return Err(format!("{status}: {}", self.printed()));
             }
-            assert!(Instant::now() < until, "the agent is not ready: {}", self.said());
+            assert!(Instant::now() < until, "the agent is not ready: {}", self.printed());
             sleep(Duration::from_millis(20));
         }
         // It answers before it has printed what it is ready for, and that has to be read, too.
         let until = Instant::now() + Duration::from_secs(30);
-        while !self.said().contains("\n  try ") && Instant::now() < until {
+        while !self.printed().contains("\n  try ") && Instant::now() < until {
             sleep(Duration::from_millis(5));
         }
         Ok(())
@@ -166,21 +166,21 @@ impl Agent {
     }
 
     /// What it has written to standard error.
-    pub fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
+    pub fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
     }
 
     /// The address of its metrics, as its summary prints it: `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         let until = Instant::now() + Duration::from_secs(5);
         loop {
-            let said = self.said();
+            let printed = self.printed();
             // `http://127.0.0.1:PORT/metrics`, or with https.
-            let line = said.lines().find_map(|line| line.strip_prefix("  metrics "));
+            let line = printed.lines().find_map(|line| line.strip_prefix("  metrics "));
             if let Some((_, rest)) = line.and_then(|line| line.split_once("://")) {
                 return rest.split('/').next().unwrap().to_owned();
             }
-            assert!(Instant::now() < until, "no address in {said}");
+            assert!(Instant::now() < until, "no address in {printed}");
             sleep(Duration::from_millis(10));
         }
     }
@@ -244,20 +244,20 @@ impl Agent {
     /// Returns when it has said a line that `fits`.
     pub fn until_it_says_line(&self, fits: impl Fn(&str) -> bool) {
         let until = Instant::now() + Duration::from_secs(30);
-        while !self.said().lines().any(&fits) {
-            assert!(Instant::now() < until, "it has not said so: {}", self.said());
+        while !self.printed().lines().any(&fits) {
+            assert!(Instant::now() < until, "it has not said so: {}", self.printed());
             sleep(Duration::from_millis(10));
         }
     }
 
     /// Has it reload what `change` makes of its settings, and returns what it says.
     pub fn reloaded(&self, change: impl FnOnce()) -> String {
-        let before = self.said().lines().count();
+        let before = self.printed().lines().count();
         change();
         self.signal(rustix::process::Signal::HUP);
         let until = Instant::now() + Duration::from_secs(30);
         loop {
-            if let Some(line) = self.said().lines().nth(before) {
+            if let Some(line) = self.printed().lines().nth(before) {
                 return line.to_owned();
             }
             assert!(Instant::now() < until, "it says nothing of a reload");

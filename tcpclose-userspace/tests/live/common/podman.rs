@@ -73,8 +73,8 @@ impl Podman {
 
     /// What podman says of a container, by a Go template.
     pub fn inspect(&self, id: &str, format: &str) -> String {
-        let said = self.command().args(["inspect", "--format", format, id]).output().unwrap();
-        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+        let printed = self.command().args(["inspect", "--format", format, id]).output().unwrap();
+        String::from_utf8(printed.stdout).unwrap().trim().to_owned()
     }
 
     /// Tells a container to end, and waits for it.

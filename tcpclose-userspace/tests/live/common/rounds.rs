@@ -72,23 +72,23 @@ impl<P: Copy + Ord + Debug> Round<P> {
 /// is rare: more than [`UNTOLD`] in one round are ours.
 pub fn untold<P: Copy + Ord>(
     wrong: &[Wrong<P>],
-    mended: &[f64],
+    corrected: &[f64],
     sees: impl Fn(usize, P) -> bool,
 ) -> BTreeSet<P> {
-    let told_wrong: BTreeSet<(usize, P)> = wrong.iter().map(|wrong| (wrong.agent, wrong.play)).collect();
+    let reported_wrong: BTreeSet<(usize, P)> = wrong.iter().map(|wrong| (wrong.agent, wrong.play)).collect();
     let plays: BTreeSet<P> = wrong.iter().map(|wrong| wrong.play).collect();
-    let agents = 0..mended.len();
+    let agents = 0..corrected.len();
     let by_all =
-        |&play: &P| agents.clone().all(|agent| !sees(agent, play) || told_wrong.contains(&(agent, play)));
+        |&play: &P| agents.clone().all(|agent| !sees(agent, play) || reported_wrong.contains(&(agent, play)));
     let untold: BTreeSet<P> = plays.into_iter().filter(by_all).collect();
     let seen = |agent| untold.iter().filter(|&&play| sees(agent, play)).count();
-    let said = agents.clone().all(|agent| seen(agent) as f64 <= mended[agent]);
-    if said && untold.len() <= UNTOLD { untold } else { BTreeSet::new() }
+    let printed = agents.clone().all(|agent| seen(agent) as f64 <= corrected[agent]);
+    if printed && untold.len() <= UNTOLD { untold } else { BTreeSet::new() }
 }
 
 /// Plays `plays`, and again those that were told wrong for want of what the kernel left out, until none is; fails when
 /// something is wrong for another reason, or stays.
-pub fn until_told<P: Copy + Ord + Debug>(mut plays: Vec<P>, mut round: impl FnMut(&[P]) -> Round<P>) {
+pub fn until_reported<P: Copy + Ord + Debug>(mut plays: Vec<P>, mut round: impl FnMut(&[P]) -> Round<P>) {
     for _ in 0..ROUNDS {
         let round = round(&plays);
         match round.again(&plays) {
@@ -149,7 +149,7 @@ fn only_what_the_kernel_left_out_is_asked_again() {
 }
 
 #[test]
-fn what_nobody_was_told_of_is_what_all_had_to_mend() {
+fn what_was_sent_to_nobody_is_what_all_had_to_mend() {
     let wrong = |agent, play: &'static str| Wrong { agent, play, what: String::new() };
     let all = |_, _| true;
     let both = [wrong(0, "a"), wrong(1, "a"), wrong(1, "b")];

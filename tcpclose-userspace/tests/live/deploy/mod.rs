@@ -61,8 +61,8 @@ fn promtool_finds_the_rules_right_and_their_tests_pass() {
             eprintln!("SKIPPED: there is no promtool to check the rules with; install prometheus");
             return;
         };
-        let said = [output.stdout, output.stderr].concat();
-        println!("{}", String::from_utf8_lossy(&said));
+        let printed = [output.stdout, output.stderr].concat();
+        println!("{}", String::from_utf8_lossy(&printed));
         assert!(output.status.success(), "promtool {arguments:?}");
     }
 }

@@ -61,10 +61,10 @@ impl Scene {
         let leak = leak.collect();
         let [listener, _] = listeners;
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let reported = Arc::clone(&stop);
         let traffic = std::thread::spawn(move || {
             let mut waiting = VecDeque::new();
-            while !told.load(Ordering::Relaxed) {
+            while !reported.load(Ordering::Relaxed) {
                 every_end(&listener, &mut waiting);
                 sleep(Duration::from_millis(200));
             }

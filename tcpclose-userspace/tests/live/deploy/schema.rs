@@ -166,7 +166,7 @@ fn number(value: &Value) -> f64 {
 }
 
 #[test]
-fn what_does_not_fit_is_said_with_its_place() {
+fn what_does_not_fit_is_reported_with_its_place() {
     let schema = serde_json::json!({
         "type": "object", "additionalProperties": false, "required": ["a"],
         "properties": {

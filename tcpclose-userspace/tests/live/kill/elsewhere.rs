@@ -42,12 +42,12 @@ impl TwoNamespaces {
 fn a_socket_of_another_namespace_is_named_and_goes_and_ours_stays() {
     let mut two = TwoNamespaces::new("kill");
     grow_old();
-    let said = text(&without_agent(two.port, &[]));
-    println!("{said}");
-    assert!(said.contains("Would destroy 2 sockets") && said.contains(&two.other.name), "{said}");
+    let printed = text(&without_agent(two.port, &[]));
+    println!("{printed}");
+    assert!(printed.contains("Would destroy 2 sockets") && printed.contains(&two.other.name), "{printed}");
     // Ours, and not the one there.
-    let said = text(&without_agent(two.port, &["--yes", "--netns", "current"]));
-    assert!(said.contains("destroyed 1 of 1") && !said.contains(&two.other.name), "{said}");
+    let printed = text(&without_agent(two.port, &["--yes", "--netns", "current"]));
+    assert!(printed.contains("destroyed 1 of 1") && !printed.contains(&two.other.name), "{printed}");
     two.here.assert_destroyed();
     assert!(two.lives_there());
     // The one there, and not ours.
@@ -61,10 +61,13 @@ fn a_socket_of_another_namespace_is_named_and_goes_and_ours_stays() {
     two.there.half_closed.clear();
     two.there.close(&two.other, 1, 0);
     grow_old();
-    let said = text(&without_agent(two.port, &["--yes"]));
-    println!("{said}");
-    assert!(said.contains("destroyed 2 of 2"), "{said}");
-    assert!(said.contains(&format!("destroyed  127.0.0.1:{} in {}  ", two.port, two.other.name)), "{said}");
+    let printed = text(&without_agent(two.port, &["--yes"]));
+    println!("{printed}");
+    assert!(printed.contains("destroyed 2 of 2"), "{printed}");
+    assert!(
+        printed.contains(&format!("destroyed  127.0.0.1:{} in {}  ", two.port, two.other.name)),
+        "{printed}"
+    );
     two.here.assert_destroyed();
     assert!(two.is_destroyed_there());
 }
@@ -81,9 +84,9 @@ fn an_agent_goes_into_the_namespace_of_the_socket() {
             assert!(Instant::now() < until, "{}", text(&through(agent, two.port, &[])));
             sleep(Duration::from_millis(100));
         }
-        let said = text(&through(agent, two.port, &["--yes"]));
-        println!("{hook}: {said}");
-        assert!(said.contains("destroyed 2 of 2") && said.contains(&two.other.name), "{said}");
+        let printed = text(&through(agent, two.port, &["--yes"]));
+        println!("{hook}: {printed}");
+        assert!(printed.contains("destroyed 2 of 2") && printed.contains(&two.other.name), "{printed}");
         two.here.assert_destroyed();
         assert!(two.is_destroyed_there());
         let logged = format!("(net:[{}], cookie ", two.other.inum);
@@ -105,15 +108,17 @@ fn without_the_right_to_enter_it_is_refused_with_the_capabilitys_name() {
         .args(["kill", "--older-than", BOUND, "--no-agent", "--yes", "--port", &two.port.to_string()])
         .output()
         .unwrap();
-    let said = text(&done);
-    println!("{said}");
-    assert!(said.contains("destroyed 1 of 1") && said.contains("CAP_SYS_ADMIN"), "{said}");
+    let printed = text(&done);
+    println!("{printed}");
+    assert!(printed.contains("destroyed 1 of 1") && printed.contains("CAP_SYS_ADMIN"), "{printed}");
     two.here.assert_destroyed();
     assert!(two.lives_there());
     // An agent that is to, and may not go there.
     let agent = match Agent::try_start_by(setpriv(), &["--allow-kill", "--stuck-after", BOUND]) {
         Ok(agent) => agent,
-        Err(said) => return eprintln!("SKIPPED: this kernel loads no probe without CAP_SYS_ADMIN: {said}"),
+        Err(printed) => {
+            return eprintln!("SKIPPED: this kernel loads no probe without CAP_SYS_ADMIN: {printed}");
+        }
     };
     let mut document = stuck_in(&two);
     assert_eq!(document["sockets"].as_array().unwrap().len(), 1);

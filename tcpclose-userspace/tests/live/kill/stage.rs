@@ -69,10 +69,13 @@ pub fn text(output: &Output) -> String {
 pub fn refusal(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
-    let said = String::from_utf8(output.stderr.clone()).unwrap();
-    println!("{said}");
-    assert!(said.starts_with("tcpclose: ") && said.lines().count() == 1 && said.contains("; "), "{said}");
-    said
+    let printed = String::from_utf8(output.stderr.clone()).unwrap();
+    println!("{printed}");
+    assert!(
+        printed.starts_with("tcpclose: ") && printed.lines().count() == 1 && printed.contains("; "),
+        "{printed}"
+    );
+    printed
 }
 
 /// Past [`BOUND`] by what a dump proves: the lower bound is the time since the last ACK.

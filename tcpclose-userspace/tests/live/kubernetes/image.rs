@@ -101,14 +101,14 @@ impl Node {
         let id = self.podman.run(&options)?;
         let until = Instant::now() + PATIENCE;
         while !self.get("/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            assert!(Instant::now() < until, "the agent is not ready: {}", self.said(&id));
+            assert!(Instant::now() < until, "the agent is not ready: {}", self.printed(&id));
             sleep(Duration::from_millis(100));
         }
-        println!("{}", self.said(&id));
+        println!("{}", self.printed(&id));
         Ok(id)
     }
 
-    fn said(&self, id: &str) -> String {
+    fn printed(&self, id: &str) -> String {
         let output = self.podman.command().args(["logs", id]).output().unwrap();
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     }

@@ -134,9 +134,9 @@ fn a_misspelt_field_is_found_wherever_it_stands() {
             let value = object.remove(last).unwrap();
             object.insert(format!("{last}s"), value);
             // Or there is such a field, of another type.
-            let said = format!("{key}s: ");
+            let printed = format!("{key}s: ");
             let found = errors(&manifest);
-            let is_found = found.iter().any(|what| what.starts_with(&said));
+            let is_found = found.iter().any(|what| what.starts_with(&printed));
             assert!(is_found, "{name}: {key} can be misspelt: {found:?}");
             misspelt += 1;
         }
@@ -155,9 +155,9 @@ fn the_agent_takes_its_arguments_and_serves_where_it_is_asked() {
         .env_clear()
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains(&format!("listen = [\"{POD_IP}:9923\"]  # argument")), "{said}");
+    assert!(printed.contains(&format!("listen = [\"{POD_IP}:9923\"]  # argument")), "{printed}");
 
     let template = &daemonset["spec"]["template"];
     let [port] = list(&container["ports"]) else { panic!("not one port") };

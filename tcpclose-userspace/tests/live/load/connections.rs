@@ -79,7 +79,7 @@ fn connect(listener: &TcpListener) -> (TcpStream, TcpStream) {
 
 /// `end`, once it has taken the FIN that was sent to it. The softirq that takes it can come late (ksoftirqd), and an end
 /// that closes before is a second first one: a simultaneous close.
-fn told(mut end: TcpStream) -> TcpStream {
+fn reported(mut end: TcpStream) -> TcpStream {
     assert_eq!(end.read(&mut [0]).unwrap(), 0);
     end
 }
@@ -102,12 +102,12 @@ fn play(listeners: &[TcpListener], connections: usize, in_total: Duration, until
         match (n / listeners.len()) % 4 {
             0 | 1 => {
                 drop(client);
-                drop(told(server));
+                drop(reported(server));
                 played[at].by_client += 1;
             }
             2 => {
                 drop(server);
-                drop(told(client));
+                drop(reported(client));
                 played[at].by_server += 1;
             }
             // The peer's FIN comes when a FIN-WAIT-2 minisocket waits for it.

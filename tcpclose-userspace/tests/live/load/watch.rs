@@ -187,12 +187,12 @@ impl Watcher {
             ];
             for (side, active, passive) in sides.into_iter().filter(|_| lost == 0.0) {
                 let labels = [("port", port.as_str()), ("side", side)];
-                let told: Vec<_> = metrics.select("tcpclose_closes_total", &labels).collect();
+                let reported: Vec<_> = metrics.select("tcpclose_closes_total", &labels).collect();
                 let got = ["active", "passive"].map(|role| closes(&[("side", side), ("role", role)]));
                 assert_eq!(
                     got,
                     [active, passive].map(|n| n as f64),
-                    "{}: closes at {port}, {side}, of {told:?}",
+                    "{}: closes at {port}, {side}, of {reported:?}",
                     self.name
                 );
             }

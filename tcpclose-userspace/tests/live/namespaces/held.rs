@@ -7,7 +7,7 @@ use super::*;
 
 #[test]
 #[ignore = "needs root"]
-fn what_only_a_descriptor_holds_is_dumped_and_what_only_sockets_hold_is_said() {
+fn what_only_a_descriptor_holds_is_dumped_and_what_only_sockets_hold_is_reported() {
     let held = Named::new("held");
     let mut service = Service::listen(&held, free_port());
     let port = service.port();
@@ -81,14 +81,14 @@ fn what_only_a_descriptor_holds_is_dumped_and_what_only_sockets_hold_is_said() {
         let own = |socket: &Value| socket["owners"][0]["pid"] == std::process::id();
         let named = sockets.iter().filter(|socket| own(socket)).count();
         assert_eq!(named, if *hook == "btf" { 8 } else { 7 }, "{hook}: {document}");
-        let said = incomplete(&document);
+        let printed = incomplete(&document);
         // The number is that of all such namespaces, those of other tests among them.
-        let sockets: Option<u64> = said.split(" sockets are").next().and_then(|before| {
+        let sockets: Option<u64> = printed.split(" sockets are").next().and_then(|before| {
             before.rsplit(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
         });
-        let exact = said.matches("net:[").count() == 1;
+        let exact = printed.matches("net:[").count() == 1;
         let right = sockets.is_some_and(|sockets| if exact { sockets == 8 } else { sockets >= 8 });
-        assert!(said.contains(&inode) && right, "{hook}: {said}");
+        assert!(printed.contains(&inode) && right, "{hook}: {printed}");
     }
     drop(server);
     service.abort();

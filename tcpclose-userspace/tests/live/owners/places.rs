@@ -13,7 +13,7 @@ use super::stage::{Askers, Child, Server, only};
 
 #[test]
 #[ignore = "needs root"]
-fn units_containers_and_pods_are_told_by_real_cgroups() {
+fn units_containers_and_pods_are_known_by_real_cgroups() {
     let askers = Askers::start();
     let id = "0123456789abcdef".repeat(4);
     let uid = "2c48913c-b29f-4d4b-8d4c-5e0bb5c3a6f1";

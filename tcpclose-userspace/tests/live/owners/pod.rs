@@ -20,7 +20,7 @@ fn owner(output: &Output, pid: u32) -> Owner {
 
 #[test]
 #[ignore = "needs root"]
-fn a_container_of_the_agents_own_pod_is_told_with_its_pod() {
+fn a_container_of_the_agents_own_pod_is_reported_with_its_pod() {
     let _alone = alone();
     let [agents, others, elsewheres] = ["0", "1", "2"].map(|digit| digit.repeat(64));
     let pod = format!("kubepods-pod{}.slice", UID.replace('-', "_"));

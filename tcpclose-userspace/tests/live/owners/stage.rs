@@ -52,8 +52,8 @@ impl Askers {
     pub fn ask_with(&self, arguments: &[&str]) -> Vec<(&'static str, SocketsDocument)> {
         let arguments = [&["--json"], arguments].concat();
         let document = |output: std::process::Output| {
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && said.is_empty(), "{said}");
+            let printed = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && printed.is_empty(), "{printed}");
             serde_json::from_slice(&output.stdout).unwrap()
         };
         let mut answers: Vec<(&str, SocketsDocument)> = self
@@ -126,15 +126,15 @@ pub fn owned(file: &impl AsFd) -> OwnedFd {
 /// A process; ended when dropped.
 pub struct Child {
     process: std::process::Child,
-    said: Option<BufReader<ChildStdout>>,
+    printed: Option<BufReader<ChildStdout>>,
 }
 
 impl Child {
     /// Starts `command` with `file` as its standard input.
     pub fn holding(command: &mut Command, file: &impl AsFd) -> Self {
         let mut process = command.stdin(Stdio::from(owned(file))).spawn().unwrap();
-        let said = process.stdout.take().map(BufReader::new);
-        Self { process, said }
+        let printed = process.stdout.take().map(BufReader::new);
+        Self { process, printed }
     }
 
     pub fn pid(&self) -> u32 {
@@ -142,11 +142,11 @@ impl Child {
     }
 
     pub fn until_it_says(&mut self, word: &str) {
-        let said = self.said.as_mut().unwrap();
+        let printed = self.printed.as_mut().unwrap();
         let mut line = String::new();
         while !line.contains(word) {
             line.clear();
-            assert_ne!(said.read_line(&mut line).unwrap(), 0, "the helper ended");
+            assert_ne!(printed.read_line(&mut line).unwrap(), 0, "the helper ended");
         }
     }
 

@@ -60,7 +60,7 @@ impl Browser {
         }
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (to, from) = (process.stdin.take(), process.stdout.take().unwrap());
-        let (tell, told) = channel();
+        let (tell, reported) = channel();
         std::thread::spawn(move || {
             for message in BufReader::new(from).split(0).map_while(Result::ok) {
                 if tell.send(serde_json::from_slice(&message).unwrap()).is_err() {
@@ -69,7 +69,7 @@ impl Browser {
             }
         });
         let mut browser =
-            Self { process, to, from: told, session: None, calls: 0, events: Vec::new(), _home: home };
+            Self { process, to, from: reported, session: None, calls: 0, events: Vec::new(), _home: home };
         browser.attach();
         Some(browser)
     }
@@ -122,8 +122,8 @@ impl Browser {
     }
 
     fn died(&self, method: &str, why: &str) -> ! {
-        let said = std::fs::read_to_string(self._home.path().join("said")).unwrap_or_default();
-        panic!("the browser does not answer {method}: {why}\n{said}")
+        let printed = std::fs::read_to_string(self._home.path().join("said")).unwrap_or_default();
+        panic!("the browser does not answer {method}: {why}\n{printed}")
     }
 
     /// The value of an expression in the page.
@@ -170,7 +170,7 @@ impl Browser {
     }
 
     /// The events of this kind so far: their parameters.
-    pub fn told<'a>(&'a self, method: &'a str) -> impl DoubleEndedIterator<Item = &'a Value> {
+    pub fn reported<'a>(&'a self, method: &'a str) -> impl DoubleEndedIterator<Item = &'a Value> {
         self.events.iter().filter(move |event| event["method"] == method).map(|event| &event["params"])
     }
 }

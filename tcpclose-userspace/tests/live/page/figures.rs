@@ -36,12 +36,13 @@ pub fn equal_metrics(browser: &mut Browser) {
 fn last(browser: &mut Browser) -> Option<Scrape> {
     // A call, so that what has happened is told.
     browser.evaluate("null");
-    let ended: Vec<&Value> = browser.told("Network.loadingFinished").map(|told| &told["requestId"]).collect();
-    let of_metrics = |told: &&Value| {
-        let url = told["response"]["url"].as_str().unwrap_or_default();
-        url.ends_with("/metrics") && ended.contains(&&told["requestId"])
+    let ended: Vec<&Value> =
+        browser.reported("Network.loadingFinished").map(|reported| &reported["requestId"]).collect();
+    let of_metrics = |reported: &&Value| {
+        let url = reported["response"]["url"].as_str().unwrap_or_default();
+        url.ends_with("/metrics") && ended.contains(&&reported["requestId"])
     };
-    let answer = browser.told("Network.responseReceived").rfind(of_metrics)?.clone();
+    let answer = browser.reported("Network.responseReceived").rfind(of_metrics)?.clone();
     let ask = json!({ "requestId": answer["requestId"] });
     let body = browser.try_call("Network.getResponseBody", ask).ok()?;
     let headers = answer["response"]["headers"].as_object().unwrap();
@@ -54,14 +55,14 @@ fn last(browser: &mut Browser) -> Option<Scrape> {
 fn differences(shown: &Value, scrape: &Scrape) -> Vec<String> {
     let metrics = &scrape.metrics;
     let mut wrong = Vec::new();
-    let mut compare = |what: String, shown: &Value, told: Value| {
-        if *shown != told {
-            wrong.push(format!("{what}: {shown}, and /metrics {told}"));
+    let mut compare = |what: String, shown: &Value, reported: Value| {
+        if *shown != reported {
+            wrong.push(format!("{what}: {shown}, and /metrics {reported}"));
         }
     };
     for state in ["fin_wait_1", "fin_wait_2", "closing", "time_wait", "close_wait", "last_ack"] {
-        let told = metrics.sum("tcpclose_sockets", &[("state", state)]);
-        compare(state.to_owned(), &shown["boxes"][state], json!(told as u64));
+        let reported = metrics.sum("tcpclose_sockets", &[("state", state)]);
+        compare(state.to_owned(), &shown["boxes"][state], json!(reported as u64));
     }
     let began = metrics.sum("tcpclose_transitions_total", &[("from", "established")]);
     compare("established".to_owned(), &shown["boxes"]["established"], json!(began as u64));
@@ -74,29 +75,29 @@ fn differences(shown: &Value, scrape: &Scrape) -> Vec<String> {
 
     for (labels, _) in metrics.select("tcpclose_sockets", &[]) {
         let (side, port, state) = (&*labels["side"], &*labels["port"], &*labels["state"]);
-        let told = metrics.sum("tcpclose_sockets", &[("side", side), ("port", port), ("state", state)]);
+        let reported = metrics.sum("tcpclose_sockets", &[("side", side), ("port", port), ("state", state)]);
         let pair = format!("{side} {port}");
         // A row without any number but zero is left out.
-        if told == 0.0 && shown["ports"][&pair].is_null() {
+        if reported == 0.0 && shown["ports"][&pair].is_null() {
             continue;
         }
-        compare(format!("{pair} {state}"), &shown["ports"][&pair][state], json!(grouped(told as u64)));
+        compare(format!("{pair} {state}"), &shown["ports"][&pair][state], json!(grouped(reported as u64)));
     }
     let name = |state: &str| state.to_uppercase().replace('_', "-");
     let uptime = scrape.clock - metrics.sum("process_start_time_seconds", &[]);
     let mut steps = 0;
-    for (labels, told) in metrics.select("tcpclose_transitions_total", &[]) {
+    for (labels, reported) in metrics.select("tcpclose_transitions_total", &[]) {
         let (from, to) = (&*labels["from"], &*labels["to"]);
         let step = &shown["steps"][format!("{} {}", name(from), name(to))];
-        compare(format!("{from} to {to}"), &step["count"], json!(told as u64));
+        compare(format!("{from} to {to}"), &step["count"], json!(reported as u64));
         steps += 1;
         let arrow = &shown["arrows"][format!("{from} {to}")];
         if arrow.is_null() {
             continue;
         }
         compare(format!("{from} to {to}"), &arrow["rate"], step["rate"].clone());
-        if !alike(parse(&arrow["rate"]), Some(told / uptime), 0.01) {
-            compare(format!("rate of {from} to {to}"), &arrow["rate"], json!(told / uptime));
+        if !alike(parse(&arrow["rate"]), Some(reported / uptime), 0.01) {
+            compare(format!("rate of {from} to {to}"), &arrow["rate"], json!(reported / uptime));
         }
         let median = median(metrics, from);
         if !arrow["median"].is_null() && !alike(parse(&arrow["median"]), median, 0.0) {
@@ -142,9 +143,9 @@ fn parse(text: &Value) -> Option<f64> {
 }
 
 /// Whether what is shown is what is told, to its two digits; a rate has two decimals at most.
-fn alike(shown: Option<f64>, told: Option<f64>, coarse: f64) -> bool {
-    match (shown, told) {
-        (Some(shown), Some(told)) => (shown - told).abs() <= coarse.max(0.06 * told.max(shown)),
+fn alike(shown: Option<f64>, reported: Option<f64>, coarse: f64) -> bool {
+    match (shown, reported) {
+        (Some(shown), Some(reported)) => (shown - reported).abs() <= coarse.max(0.06 * reported.max(shown)),
         (None, None) => true,
         _ => false,
     }

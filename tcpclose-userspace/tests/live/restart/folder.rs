@@ -25,11 +25,11 @@ fn a_directory_that_will_not_do_is_refused() {
             .arg(path(name))
             .output()
             .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        print!("{said}");
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(said.starts_with("tcpclose: cannot keep state in ") && said.contains(why), "{said}");
-        assert_eq!(said.lines().count(), 1);
+        let printed = String::from_utf8(output.stderr).unwrap();
+        print!("{printed}");
+        assert_eq!(output.status.code(), Some(2), "{printed}");
+        assert!(printed.starts_with("tcpclose: cannot keep state in ") && printed.contains(why), "{printed}");
+        assert_eq!(printed.lines().count(), 1);
     }
     // In a directory that is fit it makes one more, for itself.
     let mut agent = Agent::begin_in(&path("new"), &[]);
@@ -47,23 +47,26 @@ fn a_second_agent_waits_for_the_directory_and_takes_over() {
     let stayed = port.close_waits(3);
 
     let mut refused = Agent::begin_in(folder.path(), &["--wait", "0s"]);
-    let said = refused.until_ready().unwrap_err();
+    let printed = refused.until_ready().unwrap_err();
     let holder = format!(
         "another agent (pid {}) has it; stop it, or give this one a directory of its own",
         first.pid()
     );
-    assert!(said.contains("exit status: 2") && said.contains(&holder), "{said}");
+    assert!(printed.contains("exit status: 2") && printed.contains(&holder), "{printed}");
 
     let mut second = Agent::begin_in(folder.path(), &["--wait", "1h"]);
     let start = Instant::now();
-    while second.said().is_empty() {
+    while second.printed().is_empty() {
         assert!(start.elapsed() < PATIENCE);
         sleep(Duration::from_millis(10));
     }
     // It says so once.
     sleep(Duration::from_millis(500));
-    let said = second.said();
-    assert!(said.contains("waiting up to 1h for another agent (pid ") && said.lines().count() == 1, "{said}");
+    let printed = second.printed();
+    assert!(
+        printed.contains("waiting up to 1h for another agent (pid ") && printed.lines().count() == 1,
+        "{printed}"
+    );
     assert!(!second.socket().exists());
     assert!(first.end(Signal::TERM).success());
     second.until_ready().unwrap();

@@ -198,7 +198,7 @@ pub fn scrape_from_the_first_moment(agent: &mut Agent, port: u16, close_waits: u
     let start = Instant::now();
     let port = port.to_string();
     loop {
-        assert!(start.elapsed() < PATIENCE, "not ready: {}", agent.said());
+        assert!(start.elapsed() < PATIENCE, "not ready: {}", agent.printed());
         // The first one is in the socket's queue before anything is served.
         let Ok((200, text)) = try_get_unix(&agent.socket(), "/metrics") else { continue };
         let metrics = Metrics::parse(&text);

@@ -86,8 +86,8 @@ fn starve(each: Duration, hooks: &[&str]) {
         println!("{text}");
         assert_eq!(verdict.status.code(), Some(0), "{verdict:?}");
         agent.until_it_says("records lost");
-        let said = agent.said();
-        assert!(!said.contains("panicked"), "{said}");
+        let printed = agent.printed();
+        assert!(!printed.contains("panicked"), "{printed}");
     }
 }
 
@@ -133,7 +133,7 @@ fn long_killed_a_hundred_times_under_load() {
                     sleep(Duration::from_millis(17 * (round % 13)));
                 }
                 agent.end(Signal::KILL);
-                assert!(!agent.said().contains("is not used"), "{}", agent.said());
+                assert!(!agent.printed().contains("is not used"), "{}", agent.printed());
                 // What stands in the file is whole, but for its end.
                 assert!(on_file(folder.path()).unwrap().len() >= stayed.len());
             }
@@ -192,8 +192,8 @@ fn long_killed_on_a_full_disk() {
         until_kept(&disk, &early.iter().collect::<Vec<_>>());
         let late = port.close_waits(1500);
         let start = Instant::now();
-        while !first.said().contains("cannot be written") {
-            assert!(start.elapsed() < 2 * PATIENCE, "not full: {}", first.said());
+        while !first.printed().contains("cannot be written") {
+            assert!(start.elapsed() < 2 * PATIENCE, "not full: {}", first.printed());
             sleep(Duration::from_millis(50));
         }
         first.end(Signal::KILL);
@@ -201,16 +201,16 @@ fn long_killed_on_a_full_disk() {
     };
     let mut second = Agent::begin_in(&disk, &[]);
     second.until_ready().unwrap();
-    let said = second.said();
+    let printed = second.printed();
     let answer = port.ask(&second, Phase::CloseWait);
     assert_eq!(answer.sockets.len(), early.len() + late.len());
     // Those on file are exact, the others an interval, and all of them true.
     for connection in &early {
-        assert!(answer.holds(connection), "{said} {:?}", answer.find(connection));
+        assert!(answer.holds(connection), "{printed} {:?}", answer.find(connection));
     }
     let exact = late.iter().filter(|connection| answer.holds(connection)).count();
     println!("{exact} of {} late ones were on file", late.len());
-    assert!(!said.contains("is not used"), "{said}");
+    assert!(!printed.contains("is not used"), "{printed}");
 }
 
 /// A tmpfs of 64 KiB; gone when dropped.

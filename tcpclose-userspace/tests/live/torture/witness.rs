@@ -91,7 +91,7 @@ impl<'a> Witness<'a> {
             // Without a descriptor to spare it may have none for this.
             match try_get_unix(&self.agent.socket(), "/metrics") {
                 Ok((200, text)) => break text,
-                _ => assert!(begun.elapsed() < PATIENCE, "no answer: {}", self.agent.said()),
+                _ => assert!(begun.elapsed() < PATIENCE, "no answer: {}", self.agent.printed()),
             }
             sleep(Duration::from_millis(20));
         };
@@ -165,14 +165,16 @@ pub fn agrees(agent: &Agent, port: u16) {
         let before = kernel();
         let Ok((200, text)) = try_get_unix(&agent.socket(), "/metrics") else { continue };
         let metrics = Metrics::parse(&text);
-        let said = ["close_wait", "fin_wait_2", "time_wait"].map(|state| {
+        let printed = ["close_wait", "fin_wait_2", "time_wait"].map(|state| {
             (state, metrics.sum("tcpclose_sockets", &[("state", state), ("port", name.as_str())]) as usize)
         });
-        if before == kernel() && said.iter().all(|(state, n)| before.get(state).copied().unwrap_or(0) == *n) {
-            println!("{port}: {said:?}, as the kernel has it, after {:.1?}", begun.elapsed());
+        if before == kernel()
+            && printed.iter().all(|(state, n)| before.get(state).copied().unwrap_or(0) == *n)
+        {
+            println!("{port}: {printed:?}, as the kernel has it, after {:.1?}", begun.elapsed());
             return;
         }
-        assert!(begun.elapsed() < 3 * PATIENCE, "{said:?}, and the kernel has {before:?}");
+        assert!(begun.elapsed() < 3 * PATIENCE, "{printed:?}, and the kernel has {before:?}");
         sleep(Duration::from_millis(100));
     }
 }

@@ -72,8 +72,8 @@ fn an_agent_in_another_network_namespace_is_held_against_its_own() {
         assert_eq!(flagged(&document), [""; 0]);
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(document["netns"], other.inum);
-        let said = document["incomplete"].to_string();
-        assert_eq!(said.contains("does not dump every network namespace"), !reaches_all, "{said}");
+        let printed = document["incomplete"].to_string();
+        assert_eq!(printed.contains("does not dump every network namespace"), !reaches_all, "{printed}");
 
         let mut without = Command::new("setpriv");
         without.args([
@@ -85,10 +85,10 @@ fn an_agent_in_another_network_namespace_is_held_against_its_own() {
             "--socket",
         ]);
         let output = without.arg(agent.socket()).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        println!("{said}");
-        assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
-        assert!(said.contains(&other.inum.to_string()) && said.contains("CAP_SYS_ADMIN"), "{said}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        println!("{printed}");
+        assert_eq!((output.status.code(), printed.lines().count()), (Some(2), 1), "{printed}");
+        assert!(printed.contains(&other.inum.to_string()) && printed.contains("CAP_SYS_ADMIN"), "{printed}");
     }
     load.end();
 }

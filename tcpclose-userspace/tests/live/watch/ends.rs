@@ -50,9 +50,9 @@ fn an_agent_that_ends_is_one_clear_line() {
         let mut reader = Reader::json(&agent, &[]);
         agent.end(signal);
         assert_eq!(reader.end().code(), Some(2));
-        let said = reader.said();
-        let line = said.lines().last().unwrap();
-        assert_eq!(said.lines().count(), 2, "{said}");
+        let printed = reader.printed();
+        let line = printed.lines().last().unwrap();
+        assert_eq!(printed.lines().count(), 2, "{printed}");
         assert!(line.contains("it hung up in the middle of its stream; start it again"), "{line}");
     }
 }
@@ -64,8 +64,8 @@ fn without_an_agent_it_attaches_by_itself() {
     let nobody = folder.path().join("nobody.sock");
     let port = free_port();
     let mut reader = Reader::at(&nobody, &["--json", "--port", &port.to_string()]);
-    let said = reader.said();
-    assert!(said.contains("no agent at ") && said.lines().count() == 1, "{said}");
+    let printed = reader.printed();
+    assert!(printed.contains("no agent at ") && printed.lines().count() == 1, "{printed}");
     let stage = Stage::at(port);
     let close = stage.graceful(Duration::from_millis(20));
     let client = reader.steps_when(PATIENCE, &close.client, |steps| steps.len() >= 3);
@@ -83,13 +83,13 @@ fn without_an_agent_and_without_privileges_it_says_what_it_lacks() {
     let user = Nobody::new();
     let refusal = |socket: &Path| {
         let done = user.command().arg("watch").env("TCPCLOSE_SOCKET", socket).output().unwrap();
-        let said = String::from_utf8(done.stderr).unwrap();
-        assert_eq!((done.status.code(), said.lines().count()), (Some(2), 1), "{said}");
-        said
+        let printed = String::from_utf8(done.stderr).unwrap();
+        assert_eq!((done.status.code(), printed.lines().count()), (Some(2), 1), "{printed}");
+        printed
     };
-    let said = refusal(Path::new("/nonexistent/tcpclose.sock"));
-    assert!(said.contains("CAP_BPF") && said.contains("run it as root"), "{said}");
+    let printed = refusal(Path::new("/nonexistent/tcpclose.sock"));
+    assert!(printed.contains("CAP_BPF") && printed.contains("run it as root"), "{printed}");
     let agent = Agent::start(&[]);
-    let said = refusal(&agent.socket());
-    assert!(said.contains("this user may not connect to it"), "{said}");
+    let printed = refusal(&agent.socket());
+    assert!(printed.contains("this user may not connect to it"), "{printed}");
 }

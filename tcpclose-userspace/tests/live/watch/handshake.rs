@@ -58,8 +58,9 @@ fn steps(drawing: &str) -> Vec<String> {
         let number = line.chars().next().filter(|c| "①②③④✕".contains(*c))?;
         let what = ["FIN sent", "FIN received", "ACK sent", "ACK received", "RST received"];
         let what = what.into_iter().find(|what| line.contains(what))?;
-        let told = line.trim_end_matches(['─', '▶', '◀', ' ']).rsplit(['─', '◀']).next()?.trim().to_owned();
-        Some(format!("{number}|{what}|{told}"))
+        let reported =
+            line.trim_end_matches(['─', '▶', '◀', ' ']).rsplit(['─', '◀']).next()?.trim().to_owned();
+        Some(format!("{number}|{what}|{reported}"))
     };
     drawing.lines().filter_map(step).collect()
 }

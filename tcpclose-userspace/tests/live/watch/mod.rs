@@ -50,7 +50,7 @@ const KEYS: [&str; 16] = [
 
 #[test]
 #[ignore = "needs root"]
-fn every_step_of_both_sides_is_told_as_it_was_made() {
+fn every_step_of_both_sides_is_reported_as_it_was_made() {
     for (hook, agent) in Agent::on_each_hook(&[]) {
         println!("--- {hook}");
         let port = free_port();
@@ -179,10 +179,10 @@ fn filters_let_through_what_they_name_and_nothing_else() {
     }
     all.steps_when(PATIENCE, &closes[2].server, |steps| !steps.is_empty());
     all.steps_when(PATIENCE, &closes[0].server, |steps| steps.len() >= 3);
-    let told: Vec<Value> = all.lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let reported: Vec<Value> = all.lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let mut something = 0;
     for (reader, passes) in &mut readers {
-        let expected: Vec<&Value> = told.iter().filter(|line| passes(line)).collect();
+        let expected: Vec<&Value> = reported.iter().filter(|line| passes(line)).collect();
         reader.when(PATIENCE, "its lines", |lines| lines.len() >= expected.len());
         let lines: Vec<Value> =
             reader.lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect();

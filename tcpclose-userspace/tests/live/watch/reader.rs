@@ -18,7 +18,7 @@ use super::common::{Agent, BINARY};
 pub struct Reader {
     pub child: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    said: Arc<Mutex<String>>,
+    printed: Arc<Mutex<String>>,
 }
 
 impl Reader {
@@ -44,33 +44,33 @@ impl Reader {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (lines, said) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
+        let (lines, printed) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(String::new())));
         let (stdout, heard) = (child.stdout.take().unwrap(), Arc::clone(&lines));
         std::thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 heard.lock().unwrap().push(line);
             }
         });
-        let (stderr, heard) = (child.stderr.take().unwrap(), Arc::clone(&said));
+        let (stderr, heard) = (child.stderr.take().unwrap(), Arc::clone(&printed));
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 heard.lock().unwrap().push_str(&(line + "\n"));
             }
         });
-        Self { child, lines, said }
+        Self { child, lines, printed }
     }
 
     fn until_it_watches(&mut self) {
         let until = Instant::now() + PATIENCE;
-        while !self.said().contains("watching ") {
+        while !self.printed().contains("watching ") {
             let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < until, "it does not watch: {}", self.said());
+            assert!(ended.is_none() && Instant::now() < until, "it does not watch: {}", self.printed());
             sleep(Duration::from_millis(5));
         }
     }
 
-    pub fn said(&self) -> String {
-        self.said.lock().unwrap().clone()
+    pub fn printed(&self) -> String {
+        self.printed.lock().unwrap().clone()
     }
 
     /// All that it has printed.
@@ -82,7 +82,7 @@ impl Reader {
     pub fn when(&mut self, patience: Duration, what: &str, done: impl Fn(&[String]) -> bool) {
         let until = Instant::now() + patience;
         while !done(&self.lines()) {
-            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.said());
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.printed());
             assert!(Instant::now() < until, "not within {patience:?}: {what}\n{}", self.lines().join("\n"));
             sleep(Duration::from_millis(20));
         }
@@ -141,5 +141,5 @@ pub fn steps_of(lines: &[Value]) -> Vec<String> {
 pub fn refused(path: &Path, arguments: &[&str]) -> String {
     let mut reader = Reader::begin(path, arguments);
     assert_eq!(reader.end().code(), Some(2));
-    reader.said()
+    reader.printed()
 }

@@ -115,7 +115,7 @@ fn scrapes_in_a_crowd(agent: &Agent, fresh: &dyn Fn() -> bool, kept: &mut dyn Fn
             let (one, other) = (fresh(), kept());
             if !one || !other {
                 over.store(true, Ordering::Relaxed);
-                panic!("a scrape failed: fresh {one}, kept {other}: {}", agent.said());
+                panic!("a scrape failed: fresh {one}, kept {other}: {}", agent.printed());
             }
             slowest = slowest.max(begun.elapsed());
             scrapes += 1;
@@ -156,7 +156,7 @@ fn ten_thousand_of_them_stop_no_scrape_over_tls_with_a_password_either() {
     let scrape = || {
         let answer = curl(&url, &["--cacert", &ca, "-u", "alice:right"]);
         if answer.status != 200 {
-            println!("{}", answer.said);
+            println!("{}", answer.printed);
         }
         answer.status == 200
     };

@@ -17,7 +17,7 @@ struct Curled {
     exit: i32,
     status: u16,
     body: String,
-    said: String,
+    printed: String,
 }
 
 fn curl(url: &str, arguments: &[&str]) -> Curled {
@@ -33,7 +33,7 @@ fn curl(url: &str, arguments: &[&str]) -> Curled {
         exit: output.status.code().unwrap(),
         status: status.parse().unwrap(),
         body: body.to_owned(),
-        said: String::from_utf8_lossy(&output.stderr).into_owned(),
+        printed: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
 
@@ -41,15 +41,15 @@ impl Curled {
     /// An answer with this status came.
     #[track_caller]
     fn is(self, status: u16) -> Self {
-        assert_eq!((self.exit, self.status), (0, status), "{}{}", self.said, self.body);
+        assert_eq!((self.exit, self.status), (0, status), "{}{}", self.printed, self.body);
         self
     }
 
     /// None came, for this reason.
     #[track_caller]
     fn fails(self, exits: &[i32], why: &str) -> Self {
-        assert!(exits.contains(&self.exit), "{}: {}", self.exit, self.said);
-        assert!(self.said.contains(why), "no {why:?} in {}", self.said);
+        assert!(exits.contains(&self.exit), "{}: {}", self.exit, self.printed);
+        assert!(self.printed.contains(why), "no {why:?} in {}", self.printed);
         self
     }
 }

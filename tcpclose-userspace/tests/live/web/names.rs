@@ -32,8 +32,8 @@ fn a_strangers_name_reads_nothing_and_scrapes_come_by_any() {
     // The Unix socket has no such names.
     assert_eq!(agent.get("/ports").0, 200);
 
-    let said = agent.reloaded(|| fs::write(&file, "allowed-host = [\"Evil.example.\"]\n").unwrap());
-    assert_eq!(said, "tcpclose: reloaded: allowed-host");
+    let printed = agent.reloaded(|| fs::write(&file, "allowed-host = [\"Evil.example.\"]\n").unwrap());
+    assert_eq!(printed, "tcpclose: reloaded: allowed-host");
     curl(&url("/ports"), &["-H", EVIL, "-H", BROWSER]).is(200);
 }
 

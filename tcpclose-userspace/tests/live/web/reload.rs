@@ -11,9 +11,9 @@ use super::*;
 
 /// Has `agent` read its web configuration now.
 pub fn takes_effect(agent: &Agent) -> String {
-    let before = agent.said().lines().count();
+    let before = agent.printed().lines().count();
     agent.signal(Signal::HUP);
-    until(|| agent.said().lines().skip(before).find(|line| line.contains("reloaded:")).map(str::to_owned))
+    until(|| agent.printed().lines().skip(before).find(|line| line.contains("reloaded:")).map(str::to_owned))
 }
 
 #[track_caller]
@@ -32,7 +32,7 @@ fn until<T>(mut done: impl FnMut() -> Option<T>) -> T {
 fn shown(agent: &Agent, pki: &Pki) -> String {
     let answer =
         curl(&format!("https://{}/healthz", agent.address()), &["--cacert", &pki.path("ca.pem")]).is(200);
-    let subject = answer.said.lines().find_map(|line| line.strip_prefix("*  subject: CN=")).unwrap();
+    let subject = answer.printed.lines().find_map(|line| line.strip_prefix("*  subject: CN=")).unwrap();
     subject.to_owned()
 }
 
@@ -54,7 +54,7 @@ fn a_new_certificate_is_used_and_a_wrong_one_is_not() {
 
     pki.write("server.pem", "no certificate\n");
     let complaint = format!("{}: there is no certificate in it", pki.path("server.pem"));
-    let complaints = || agent.said().lines().filter(|line| line.contains(&complaint)).count();
+    let complaints = || agent.printed().lines().filter(|line| line.contains(&complaint)).count();
     until(|| {
         assert_eq!(shown(&agent, &pki), "second");
         (complaints() == 1).then_some(())
@@ -64,8 +64,11 @@ fn a_new_certificate_is_used_and_a_wrong_one_is_not() {
     assert_eq!(complaints(), 1);
     let wrong = agent.metrics().sum("tcpclose_web_config_wrong", &[]);
     assert_eq!(wrong, 1.0);
-    let said = takes_effect(&agent);
-    assert!(said.contains("nothing has changed; the former web configuration stays in use: "), "{said}");
+    let printed = takes_effect(&agent);
+    assert!(
+        printed.contains("nothing has changed; the former web configuration stays in use: "),
+        "{printed}"
+    );
 
     // Half of a pair is no pair, for as long as the other half is missing.
     pki.issue("third", "ca", "IP:127.0.0.1");
@@ -99,7 +102,7 @@ fn who_is_taken_off_the_list_is_not_let_in_by_an_open_connection_either() {
     fs::remove_file(&path).unwrap();
     until(|| {
         assert_eq!(kept.scrape(), 401);
-        agent.said().contains("No such file").then_some(())
+        agent.printed().contains("No such file").then_some(())
     });
     assert_eq!(passwords::Scraper::connect(&agent, "alice:two").scrape(), 200);
 }

@@ -17,7 +17,11 @@ fn a_real_prometheus_scrapes_with_a_certificate_and_a_password() {
         &pki.web_config(&(more.to_owned() + &user("prom", "secret", 10))),
     ]);
     let address = agent.address();
-    assert!(agent.said().contains(&format!("  metrics     https://{address}/metrics")), "{}", agent.said());
+    assert!(
+        agent.printed().contains(&format!("  metrics     https://{address}/metrics")),
+        "{}",
+        agent.printed()
+    );
     let job = |name: &str, client: &str, password: &str| {
         format!(
             "  - job_name: {name}\n    scheme: https\n    basic_auth: {{username: prom, password: {password}}}\n    \
@@ -58,7 +62,7 @@ fn joined<'a>(some: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 #[ignore = "needs root"]
-fn every_refusal_is_told_to_curl() {
+fn every_refusal_is_explained_to_curl() {
     let pki = Pki::new();
     let more = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n\
                 http_server_config:\n  headers:\n    X-Frame-Options: deny\n    Strict-Transport-Security: max-age=60\n\
@@ -74,19 +78,23 @@ fn every_refusal_is_told_to_curl() {
     let scraped = curl(&url("/metrics"), &joined(&certificate, &password)).is(200);
     assert!(scraped.body.contains("tcpclose_build_info{"));
     assert!(
-        scraped.said.contains("ALPN: server accepted http/1.1") || scraped.said.contains("http/1.1"),
+        scraped.printed.contains("ALPN: server accepted http/1.1") || scraped.printed.contains("http/1.1"),
         "{}",
-        scraped.said
+        scraped.printed
     );
     for header in ["< x-frame-options: deny", "< strict-transport-security: max-age=60"] {
-        assert!(scraped.said.contains(header), "{}", scraped.said);
+        assert!(scraped.printed.contains(header), "{}", scraped.printed);
     }
     curl(&url("/metrics"), &joined(&certificate, &["-u", "alice:a:b", "--tls-max", "1.2"])).is(200);
     // All paths, as the toolkit does it, and all answers have the headers.
     for path in ["/metrics", "/healthz", "/readyz", "/", "/page.js", "/ports", "/nowhere"] {
         let refused = curl(&url(path), &certificate).is(401);
-        assert!(refused.said.contains("< www-authenticate: Basic realm=\"tcpclose\""), "{}", refused.said);
-        assert!(refused.said.contains("< x-frame-options: deny"), "{}", refused.said);
+        assert!(
+            refused.printed.contains("< www-authenticate: Basic realm=\"tcpclose\""),
+            "{}",
+            refused.printed
+        );
+        assert!(refused.printed.contains("< x-frame-options: deny"), "{}", refused.printed);
     }
     curl(&url("/metrics"), &joined(&certificate, &["-u", "alice:b"])).is(401);
     curl(&url("/metrics"), &joined(&certificate, &["-u", "alice:"])).is(401);
@@ -112,7 +120,7 @@ fn every_refusal_is_told_to_curl() {
     let old = ["--tlsv1.1", "--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"];
     curl(&url("/metrics"), &joined(&certificate, &old)).fails(&[35], "alert");
     // None of which it has to say anything about.
-    assert!(!agent.said().contains("WARN") && !agent.said().contains("ERROR"), "{}", agent.said());
+    assert!(!agent.printed().contains("WARN") && !agent.printed().contains("ERROR"), "{}", agent.printed());
 }
 
 #[test]
@@ -135,7 +143,7 @@ fn each_policy_takes_the_certificates_that_it_names() {
             // On either version: they tell it at different moments.
             for version in ["1.2", "1.3"] {
                 let answer = scrape(who, &["--tls-max", version]);
-                assert_eq!(answer.exit == 0, taken, "{settings}: {who:?}: {}", answer.said);
+                assert_eq!(answer.exit == 0, taken, "{settings}: {who:?}: {}", answer.printed);
             }
         }
     };
@@ -162,7 +170,7 @@ fn each_policy_takes_the_certificates_that_it_names() {
     speaks("  max_version: TLS12\n", &["--tlsv1.3"]).fails(&[35], "alert protocol version");
     let suite = "  max_version: TLS12\n  cipher_suites: [TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256]\n";
     let answer = speaks(suite, &[]).is(200);
-    assert!(answer.said.contains("ECDHE-ECDSA-CHACHA20-POLY1305"), "{}", answer.said);
+    assert!(answer.printed.contains("ECDHE-ECDSA-CHACHA20-POLY1305"), "{}", answer.printed);
     speaks(suite, &["--ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256"]).fails(&[35], "alert handshake failure");
     speaks("  curve_preferences: [CurveP384]\n", &["--curves", "X25519"])
         .fails(&[35], "alert handshake failure");
@@ -214,10 +222,10 @@ fn a_wrong_web_configuration_is_one_line_before_anything_is_attached() {
             command.arg("--socket").arg(pki.path("s.sock")).arg("--state-dir").arg(pki.path("state"));
             command.args(check.then_some("--check-config"));
             let output = command.output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            print!("{said}");
+            let printed = String::from_utf8_lossy(&output.stderr);
+            print!("{printed}");
             assert_eq!(output.status.code(), Some(2));
-            assert!(said.contains(expected) && said.lines().count() == 1, "{text}: {said}");
+            assert!(printed.contains(expected) && printed.lines().count() == 1, "{text}: {printed}");
         }
     }
 }

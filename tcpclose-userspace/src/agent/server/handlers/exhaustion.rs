@@ -38,11 +38,11 @@ pub async fn document(
     };
     let looking = spawn_blocking(move || {
         let found = scope.find(&descriptors)?;
-        let looked = ephemeral_ports::look(&found.places, document::BUDGET)?;
-        let fullest = Fullest::of(&looked);
-        anyhow::Ok((looked, fullest, found.denied, found.unread.words()))
+        let port_use = ephemeral_ports::look(&found.places, document::BUDGET)?;
+        let fullest = Fullest::of(&port_use);
+        anyhow::Ok((port_use, fullest, found.denied, found.unread.words()))
     });
-    let (looked, fullest, denied, unread) =
+    let (port_use, fullest, denied, unread) =
         looking.await.context("the dump's thread died")?.context("cannot dump the kernel's sockets")?;
     let at = host::wall_clock();
     let (closers, before, look) = {
@@ -50,12 +50,12 @@ pub async fn document(
         let mut usage = usage.borrow_mut();
         tracking.drain_all();
         usage.fullest = fullest;
-        let (picks, _) = document::fullest(&looked, limit);
-        (closers(&picks, &tracking), usage.before(looked.at_ns), tracking.probe.owners_lookup())
+        let (picks, _) = document::fullest(&port_use, limit);
+        (closers(&picks, &tracking), usage.before(port_use.at_ns), tracking.probe.owners_lookup())
     };
     let describing = spawn_blocking(move || {
         let inputs = ExhaustionInputs {
-            looked: &looked,
+            port_use: &port_use,
             before: before.as_deref(),
             closers: &closers,
             at,

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_the_files_is_told_so() {
+    fn a_client_that_has_the_files_is_informed() {
         let first = ask("/", None);
         assert_eq!(first.status(), StatusCode::OK);
         let tag = first.headers()[ETAG].to_str().unwrap();

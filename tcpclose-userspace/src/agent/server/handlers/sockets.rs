@@ -199,9 +199,9 @@ impl TrackedFacts {
     fn gather(phase: Phase, dumps: &NetnsDumps, depth: Depth, tracking: &mut Tracking) -> Self {
         tracking.drain_all();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
-        let met = dumps.looked.iter().map(|looked| looked.dump.sockets.len()).sum();
+        let met = dumps.namespaces.iter().map(|dumped| dumped.dump.sockets.len()).sum();
         let mut facts = FxHashMap::with_capacity_and_hasher(met, FxBuildHasher);
-        for NetnsDump { netns, dump, .. } in &dumps.looked {
+        for NetnsDump { netns, dump, .. } in &dumps.namespaces {
             for socket in &dump.sockets {
                 let known = match socket.mptcp {
                     Some(_) => tracking.mptcp.get(socket.cookie),
@@ -220,7 +220,7 @@ impl TrackedFacts {
                 }
             }
         }
-        let dumped: HashSet<u32> = dumps.looked.iter().map(|looked| looked.netns.id).collect();
+        let dumped: HashSet<u32> = dumps.namespaces.iter().map(|dumped| dumped.netns.id).collect();
         let (mut elsewhere, mut unseen) = (Vec::new(), BTreeMap::new());
         let (tracker, namespaces) = (&tracking.tracker, &tracking.namespaces);
         let outside = |socket: &&TrackedSocket| socket.netns != 0 && !dumped.contains(&socket.netns);

@@ -169,8 +169,8 @@ struct ProcessNames(HashMap<u32, Name>);
 /// The name of a process.
 struct Name {
     /// When it was read, by two clocks.
-    looked: Instant,
-    looked_ns: u64,
+    checked: Instant,
+    checked_ns: u64,
     /// Start of the process, nanoseconds since boot.
     began_ns: u64,
     comm: String,
@@ -181,15 +181,15 @@ impl ProcessNames {
         let pid = closer.pid.get();
         let (closed_ns, closed_since_boot_ns) =
             (closer.at_ns, now.uptime_ns.saturating_sub(now.ago_ns(closer.at_ns)));
-        let is_current = |name: &Name| closed_ns <= name.looked_ns || name.looked.elapsed() < NAMES_LAST;
+        let is_current = |name: &Name| closed_ns <= name.checked_ns || name.checked.elapsed() < NAMES_LAST;
         if !self.0.get(&pid).is_some_and(is_current) {
             if self.0.len() >= MOST_NAMES {
                 self.0.clear();
             }
             match process::started(pid) {
                 Some((began_ns, comm)) => {
-                    let looked_ns = now.monotonic_ns;
-                    self.0.insert(pid, Name { looked: Instant::now(), looked_ns, began_ns, comm });
+                    let checked_ns = now.monotonic_ns;
+                    self.0.insert(pid, Name { checked: Instant::now(), checked_ns, began_ns, comm });
                 }
                 None => drop(self.0.remove(&pid)),
             }

@@ -171,8 +171,9 @@ fn a_socket_that_stayed_keeps_its_entry_its_side_and_its_role() {
 
     let mut b = tracker(true);
     let now = T0 + 100 * S;
-    let told = first_dump(&mut b, file.read(now), now, &[seen(sock(1), FinWait2, now, between(0, 100 * S))]);
-    assert_eq!(told, [], "what went on while no agent ran is counted by none");
+    let reported =
+        first_dump(&mut b, file.read(now), now, &[seen(sock(1), FinWait2, now, between(0, 100 * S))]);
+    assert_eq!(reported, [], "what went on while no agent ran is counted by none");
     let socket = only(&b);
     assert_eq!(socket.since, EnteredAt::exact(T0 + S));
     assert_eq!((socket.side, socket.port, socket.role), (Side::Server, 80, Role::Active));
@@ -289,11 +290,11 @@ fn a_step_before_the_first_dump_ends_the_phase_that_was_kept() {
     let mut b = tracker(true);
     let now = T0 + 100 * S;
     b.set_former(file.read(now));
-    let told = step(&mut b, sock(1), now, (CloseWait, LastAck));
+    let reported = step(&mut b, sock(1), now, (CloseWait, LastAck));
     assert!(
-        told.iter()
+        reported.iter()
             .any(|event| matches!(event, TrackerEvent::StateDuration { phase: Phase::CloseWait, ns, .. } if *ns == 100 * S)),
-        "{told:?}"
+        "{reported:?}"
     );
     // A restored socket that nothing was heard of and no dump sees is not there.
     let mut b = tracker(true);

@@ -74,8 +74,8 @@ fn whatever_happened_what_is_taken_up_holds() {
             truth.insert(sock(n as u64).cookie, (entered, state_at(history, saved), seen));
         }
         let mut b = tracker(by_cookie);
-        let told = first_dump(&mut b, file.read(now), now, &seen_now);
-        assert_eq!(told, []);
+        let reported = first_dump(&mut b, file.read(now), now, &seen_now);
+        assert_eq!(reported, []);
         assert_eq!(b.len(), truth.len());
         for socket in b.sockets() {
             let (entered, then, seen) = &truth[&socket.cookie];

@@ -177,14 +177,14 @@ fn exact(backend: Backend, moves: &[Move]) {
         let stays = host.truth.stays.iter();
         stays.filter(move |stay| !stay.3 || minisockets).map(|&(phase, pair, ns, _)| (phase, pair, ns))
     };
-    let told = sorted(closes(&events));
+    let reported = sorted(closes(&events));
     let true_closes = |all: bool| {
         let closes = host.truth.closes.iter();
         closes.filter(move |close| all || !close.3).map(|&(pair, role, outcome, _)| (pair, role, outcome))
     };
     if backend.hooks {
         assert_eq!(dwelt(&events), sorted(stays(true)));
-        assert_eq!(told, sorted(true_closes(true)));
+        assert_eq!(reported, sorted(true_closes(true)));
         let ended = events.iter().filter_map(|event| match event {
             TrackerEvent::TimeWaitEnded { how } => Some(*how),
             _ => None,
@@ -198,9 +198,9 @@ fn exact(backend: Backend, moves: &[Move]) {
     if backend.events {
         // FIN-WAIT-2 goes on in the minisocket: its whole length is told at its end, if that is.
         let of_sockets = |phase| !matches!(phase, Phase::FinWait2 | Phase::TimeWait);
-        let told_stays = dwelt(&events).into_iter().filter(|stay| of_sockets(stay.0));
-        assert_eq!(sorted(told_stays), sorted(stays(false).filter(|stay| of_sockets(stay.0))));
-        without(told, true_closes(false));
+        let reported_stays = dwelt(&events).into_iter().filter(|stay| of_sockets(stay.0));
+        assert_eq!(sorted(reported_stays), sorted(stays(false).filter(|stay| of_sockets(stay.0))));
+        without(reported, true_closes(false));
     }
     // A minisocket that ended early, long after the last dump, cannot be told from one whose timer ran out.
     let stays = host.truth.stays.iter().map(|&(phase, _, ns, _)| (phase, ns));
@@ -395,14 +395,14 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn what_is_told_is_what_was_true(moves in moves(false)) {
+    fn what_is_reported_is_what_was_true(moves in moves(false)) {
         for backend in BACKENDS {
             exact(backend, &moves);
         }
     }
 
     #[test]
-    fn what_was_lost_is_missing_and_mended(moves in moves(true)) {
+    fn what_was_lost_is_missing_and_corrected(moves in moves(true)) {
         for backend in BACKENDS {
             lossy(backend, &moves);
         }
