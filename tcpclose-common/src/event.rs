@@ -5,7 +5,10 @@
 //! [`RecordHeader`]. The kind of a record is its length and its [`flags::OPEN`] bit, which must agree.
 //!
 //! What is no state change of a socket comes as a [`HookRecord`], 40 bytes: the birth, flip and end of a minisocket, and a
-//! RST that was sent.
+//! RST that was sent. A step of an MPTCP socket into CLOSE-WAIT or out of it is an [`OpenRecord`] with both [`flags::OPEN`] and
+//! [`flags::HOOK`].
+
+use crate::state::TcpState;
 
 /// Bits of [`RecordHeader::flags`].
 pub mod flags {
@@ -32,7 +35,7 @@ pub mod flags {
     pub const LINGER2_NEGATIVE: u16 = 1 << 8;
     /// `snd_una` = `write_seq`: all that this side sent is acknowledged, its FIN too if it sent one.
     pub const FIN_ACKED: u16 = 1 << 9;
-    /// The record is a [`HookRecord`](super::HookRecord).
+    /// The record is a [`HookRecord`](super::HookRecord), or with [`Self::OPEN`](OPEN) a step of an MPTCP socket.
     pub const HOOK: u16 = 1 << 10;
     /// [`RecordHeader::closer`](super::RecordHeader::closer) is known.
     pub const CLOSER: u16 = 1 << 11;
@@ -75,8 +78,8 @@ pub struct RecordHeader {
     pub detail: HeaderDetail,
 }
 
-/// At a step to CLOSE two errors, at a step of a known closer its PID, in a [`HookRecord`] the [`HookKind`]; the flags and
-/// the states say which.
+/// At a step to CLOSE two errors, at a step of a known closer its PID, at a step into CLOSE_WAIT whether the socket is a subflow,
+/// in a [`HookRecord`] the [`HookKind`]; the flags and the states say which.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeaderDetail {
@@ -96,6 +99,12 @@ impl HeaderDetail {
     #[inline(always)]
     pub const fn of_closer(pid: u32) -> Self {
         Self { low: pid as u16, high: (pid >> 16) as u16 }
+    }
+
+    /// Whether the socket is a subflow of an MPTCP connection.
+    #[inline(always)]
+    pub const fn of_subflow(is_subflow: bool) -> Self {
+        Self { low: is_subflow as u16, high: 0 }
     }
 
     #[inline(always)]
@@ -132,6 +141,14 @@ impl RecordHeader {
             return None;
         }
         Some(self.detail.closer())
+    }
+
+    /// Whether the socket is a subflow of an MPTCP connection, whose close its MPTCP socket tells: known at a step into
+    /// CLOSE_WAIT.
+    pub const fn is_subflow(&self) -> bool {
+        self.new == TcpState::CloseWait.raw()
+            && self.flags & (flags::FACTS | flags::HOOK) == flags::FACTS
+            && self.detail.low == 1
     }
 
     /// Writes what [`Self::closer`] reads.
@@ -297,6 +314,8 @@ pub enum Record {
     /// And the [`FlowStepRecord::flow`] of it; 0 at the tp_btf backend.
     Step(StepRecord, u64),
     Hook(HookRecord, HookKind),
+    /// A step of an MPTCP socket into CLOSE_WAIT, or out of it. It has no numbers.
+    Mptcp(OpenRecord),
 }
 
 impl Record {
@@ -304,7 +323,13 @@ impl Record {
     /// transition that the probe never sends.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let record = match bytes.len() {
-            n if n == size_of::<OpenRecord>() => Self::Open(OpenRecord::decode(bytes)?),
+            n if n == size_of::<OpenRecord>() => {
+                let open = OpenRecord::decode(bytes)?;
+                if open.head.flags & flags::HOOK != 0 {
+                    return Self::of_mptcp(open);
+                }
+                Self::Open(open)
+            }
             n if n == size_of::<StepRecord>() => {
                 let step = StepRecord::decode(bytes)?;
                 if step.head.flags & flags::HOOK != 0 {
@@ -325,14 +350,24 @@ impl Record {
         let kind = if open { flags::OPEN } else { 0 };
         let sound = head.flags & (flags::OPEN | flags::HOOK) == kind
             && crate::state::is_close_step(old, new)
-            && crate::state::TcpState::from_raw(head.old).is_some()
+            && TcpState::from_raw(head.old).is_some()
             && open == crate::state::is_first_step(old);
         sound.then_some(record)
     }
 
+    fn of_mptcp(step: OpenRecord) -> Option<Self> {
+        let RecordHeader { old, new, flags, .. } = step.head;
+        let is_close_wait = |state| state == TcpState::CloseWait.raw();
+        let sound = flags & flags::OPEN != 0
+            && crate::state::is_close_step(old.into(), new.into())
+            && TcpState::from_raw(old).is_some()
+            && is_close_wait(old) != is_close_wait(new);
+        sound.then_some(Self::Mptcp(step))
+    }
+
     pub fn head(&self) -> &RecordHeader {
         match self {
-            Self::Open(open) => &open.head,
+            Self::Open(open) | Self::Mptcp(open) => &open.head,
             Self::Step(step, _) => &step.head,
             Self::Hook(hook, _) => &hook.head,
         }
@@ -482,9 +517,31 @@ mod tests {
         // Its length is a hook record's and no other's.
         let step = StepRecord { head: RecordHeader { old: 5, new: 7, ..head }, numbers: Numbers::default() };
         assert_eq!(Record::decode(&bytes(&FlowStepRecord { step, flow: 1 })), None);
-        let mut open = open();
-        open.head.flags |= flags::HOOK;
-        assert_eq!(Record::decode(&bytes(&open)), None);
+    }
+
+    #[test]
+    fn a_step_of_an_mptcp_socket_is_into_close_wait_or_out_of_it() {
+        let step = |old, new, more| {
+            let head = RecordHeader { old, new, flags: flags::HOOK | more, ..open().head };
+            OpenRecord { head, ..open() }
+        };
+        for (old, new) in [(1, 8), (8, 9), (8, 7)] {
+            let of_mptcp = step(old, new, flags::OPEN);
+            assert_eq!(Record::decode(&bytes(&of_mptcp)), Some(Record::Mptcp(of_mptcp)), "{old} → {new}");
+            assert!(!of_mptcp.head.is_subflow());
+        }
+        for (old, new, more) in [(1, 4, flags::OPEN), (8, 8, flags::OPEN), (1, 8, 0), (77, 8, flags::OPEN)] {
+            assert_eq!(Record::decode(&bytes(&step(old, new, more))), None, "{old} → {new}");
+        }
+    }
+
+    #[test]
+    fn a_subflow_is_one_at_its_step_into_close_wait() {
+        let with = |new, flags, detail| RecordHeader { new, flags, detail, ..open().head }.is_subflow();
+        let yes = HeaderDetail::of_subflow(true);
+        assert!(with(8, flags::FACTS, yes) && !with(8, flags::FACTS, HeaderDetail::of_subflow(false)));
+        // Elsewhere it is an error or a PID, or nothing was read.
+        assert!(!with(7, flags::FACTS, yes) && !with(8, 0, yes) && !with(8, flags::FACTS | flags::HOOK, yes));
     }
 
     #[test]

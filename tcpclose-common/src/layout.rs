@@ -87,6 +87,8 @@ layout! {
     bytes_retrans: "tcp_sock", "bytes_retrans";
     /// `u8 : 1`, in bits.
     repair: "tcp_sock", "repair:1";
+    /// `bool`; 0 in a kernel without MPTCP, which has no such field.
+    is_mptcp: "tcp_sock", "is_mptcp";
     /// `u32`.
     write_seq: "tcp_sock", "write_seq";
     /// `atomic64_t`; a minisocket begins with a sock_common too.
@@ -129,7 +131,7 @@ layout! {
     sb_magic: "super_block", "s_magic";
 }
 
-const _: () = assert!(size_of::<Layout>() == 45 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 46 * size_of::<u32>());
 
 /// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
 /// `events/sock/inet_sock_set_state/format`.

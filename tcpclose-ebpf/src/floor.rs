@@ -58,7 +58,7 @@ pub fn empty_classic(_: TracePointContext) -> u32 {
 #[tracepoint(category = "sock", name = "inet_sock_set_state")]
 pub fn record_classic(ctx: TracePointContext) -> u32 {
     let (old, new) = sock::classic::step::<InPlace>(&ctx);
-    if is_close_step(old, new) && sock::classic::is_tcp::<InPlace>(&ctx) {
+    if is_close_step(old, new) && sock::classic::protocol::<InPlace>(&ctx) == sock::IPPROTO_TCP {
         send();
     }
     0

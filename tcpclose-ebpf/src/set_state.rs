@@ -7,14 +7,16 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
-use tcpclose_common::event::{FlowStepRecord, OpenRecord, RecordHeader, StepRecord, flags, flow_hash};
+use tcpclose_common::event::{
+    FlowStepRecord, HeaderDetail, OpenRecord, RecordHeader, StepRecord, flags, flow_hash,
+};
 use tcpclose_common::state::{BEFORE_FIN, TcpState, is_close_step, is_first_step, is_in};
 
 use crate::openings;
 use crate::reset;
 use crate::ring;
 use crate::sock::classic::{self, ByFormat, Fields, InPlace};
-use crate::sock::{self, Copied, Facts, IPPROTO_TCP, Load, Typed};
+use crate::sock::{self, Copied, Facts, IPPROTO_MPTCP, IPPROTO_TCP, Load, Typed};
 
 /// The errors of `tcp_reset()`.
 const EPIPE: u16 = 32;
@@ -34,10 +36,17 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     let opening = if is_close_step(old, new) { 0 } else { unsafe { openings::kind::<Typed>(sk, old, new) } };
     let is_wanted = is_close_step(old, new) || opening != 0;
     // SAFETY: as above.
-    if !is_wanted || unsafe { sock::protocol::<Typed>(sk) } != IPPROTO_TCP {
+    if !is_wanted {
         return;
     }
-    // SAFETY: a helper call; NULL when this is no TCP socket (an MPTCP one has protocol 262 and was dropped above).
+    // SAFETY: as above.
+    match unsafe { sock::protocol::<Typed>(sk) } {
+        IPPROTO_TCP => {}
+        // SAFETY: as above.
+        IPPROTO_MPTCP => return unsafe { mptcp_step::<Typed>(sk, || cookie(sk), old, new, flags::COOKIE) },
+        _ => return,
+    }
+    // SAFETY: a helper call; NULL when this is no TCP socket.
     let tcp: *const u8 = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) }.cast();
     if tcp.is_null() {
         return;
@@ -83,8 +92,13 @@ fn by_record<F: Fields>(ctx: &TracePointContext) {
     if !is_close_step(old, new) {
         return by_record_opening::<F>(ctx, sk, old, new);
     }
-    if !classic::is_tcp::<F>(ctx) {
-        return;
+    match classic::protocol::<F>(ctx) {
+        IPPROTO_TCP => {}
+        IPPROTO_MPTCP if sock::resolved() => {
+            // SAFETY: the tracepoint's own socket. The loads are checked by the helper.
+            return unsafe { mptcp_step::<Copied>(sk as *const u8, || sk, old, new, 0) };
+        }
+        _ => return,
     }
     let (local_port, remote_port) = classic::ports::<F>(ctx);
     let (local, remote) = classic::addresses::<F>(ctx);
@@ -112,7 +126,8 @@ fn by_record<F: Fields>(ctx: &TracePointContext) {
 /// An opening at the classic tracepoint, whose sockets are known by their address.
 #[inline(always)]
 fn by_record_opening<F: Fields>(ctx: &TracePointContext, sk: u64, old: u32, new: u32) {
-    if new != TcpState::Established as u32 || !sock::resolved() || !classic::is_tcp::<F>(ctx) {
+    let is_opening = new == TcpState::Established as u32;
+    if !is_opening || !sock::resolved() || classic::protocol::<F>(ctx) != IPPROTO_TCP {
         return;
     }
     let at = sk as *const u8;
@@ -123,6 +138,42 @@ fn by_record_opening<F: Fields>(ctx: &TracePointContext, sk: u64, old: u32, new:
             openings::mark::<Copied>(at, kind, sk);
         }
     }
+}
+
+/// Reports a step of an MPTCP socket into CLOSE-WAIT or out of it. At the end of the peer's data (DATA_FIN) it is this socket that
+/// changes its state, and its subflows, TCP sockets, stay ESTABLISHED (net/mptcp/protocol.c, mptcp_check_data_fin(), 5.9 to 6.18).
+/// Its addresses and ports are the first subflow's (mptcp_copy_inaddrs()), and it keeps them.
+///
+/// # Safety
+/// `sk` is the tracepoint's own socket, an MPTCP socket; the offsets are known.
+#[inline(always)]
+unsafe fn mptcp_step<L: Load>(sk: *const u8, key: impl FnOnce() -> u64, old: u32, new: u32, backend: u16) {
+    const CLOSE_WAIT: u32 = TcpState::CloseWait as u32;
+    if (old == CLOSE_WAIT) == (new == CLOSE_WAIT) {
+        return;
+    }
+    // SAFETY: the caller's promise.
+    let ((local_port, remote_port), (local, remote), netns, inum) = unsafe {
+        (
+            sock::common_ports::<L>(sk),
+            sock::addresses::<L>(sk),
+            sock::netns::<L>(sk),
+            sock::netns_inum::<L>(sk),
+        )
+    };
+    let head = RecordHeader {
+        key: key(),
+        // SAFETY: a helper without arguments.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        local_port,
+        remote_port,
+        old: old as u8,
+        new: new as u8,
+        flags: flags::HOOK | backend,
+        netns,
+        detail: HeaderDetail::NONE,
+    };
+    open(head, OpenRecord { local, remote, inum, ..OpenRecord::default() });
 }
 
 /// Adds what is known of the opening, where the backlog does not tell it and this side's FIN is not sent yet.
@@ -142,7 +193,7 @@ unsafe fn with_opening<L: Load>(facts: Facts, tcp: *const u8, key: u64, old: u32
 /// Adds whether the error at a step to CLOSE is that of a reset.
 #[inline(always)]
 fn with_reset(facts: Facts, sk: u64, new: u32) -> Facts {
-    let is_error = matches!(facts.errors.err(), ECONNRESET | EPIPE);
+    let is_error = matches!(facts.detail.err(), ECONNRESET | EPIPE);
     let is_reset = new == TcpState::Close as u32 && is_error && reset::is_received(sk);
     Facts { flags: facts.flags | if is_reset { flags::RESET } else { 0 }, ..facts }
 }
@@ -181,7 +232,7 @@ fn head<L: Load>(
         new: new as u8,
         flags: facts.flags | backend,
         netns: facts.netns,
-        detail: facts.errors,
+        detail: facts.detail,
     };
     // These two are entered by close() and shutdown() alone. With the lock owned it is this task that holds it; in softirq
     // it would be whoever was interrupted.

@@ -31,6 +31,7 @@ pub fn resolved() -> bool {
 
 const AF_INET6: u16 = 10;
 pub const IPPROTO_TCP: u16 = 6;
+pub const IPPROTO_MPTCP: u16 = 262;
 
 /// `enum sock_flags` (include/net/sock.h, 5.8 to 6.18).
 const SOCK_DEAD: u64 = 1 << 0;
@@ -100,14 +101,14 @@ impl Load for Copied {
 pub struct Facts {
     pub flags: u16,
     pub netns: u32,
-    pub errors: HeaderDetail,
+    pub detail: HeaderDetail,
     pub numbers: Numbers,
 }
 
 impl Facts {
     /// Nothing is known: a kernel without BTF.
     pub const NONE: Self =
-        Self { flags: 0, netns: 0, errors: HeaderDetail::NONE, numbers: Numbers { snd: 0, rcv: 0 } };
+        Self { flags: 0, netns: 0, detail: HeaderDetail::NONE, numbers: Numbers { snd: 0, rcv: 0 } };
 }
 
 /// Where `skc_state` is in a sock_common.
@@ -260,6 +261,17 @@ pub unsafe fn acknowledged_unsent<L: Load>(tcp: *const u8) -> i64 {
     }
 }
 
+/// Whether the socket is a subflow of an MPTCP connection.
+///
+/// # Safety
+/// `tcp` is a live struct tcp_sock.
+#[inline(always)]
+unsafe fn is_subflow<L: Load>(tcp: *const u8) -> bool {
+    let at = offset(&LAYOUT.is_mptcp);
+    // SAFETY: the caller's promise; a bool is read as the byte that it is.
+    at != 0 && unsafe { L::load::<u8>(tcp, at) } != 0
+}
+
 /// The states at whose entry [`Numbers::snd`] is `write_seq`.
 const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() | TcpState::CloseWait.bit();
 
@@ -295,7 +307,11 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
                 | when(in_repair, flags::REPAIR)
                 | when(snd_una == write_seq, flags::FIN_ACKED),
             netns: netns::<L>(sk),
-            errors: HeaderDetail::of_errors(err as u16, err_soft as u16),
+            detail: if new == TcpState::CloseWait as u32 {
+                HeaderDetail::of_subflow(is_subflow::<L>(tcp))
+            } else {
+                HeaderDetail::of_errors(err as u16, err_soft as u16)
+            },
             numbers: Numbers {
                 snd: if is_in(new, FIN_TAKES_NEXT) { write_seq } else { snd_una },
                 rcv: rcv_nxt,
@@ -358,7 +374,7 @@ pub mod classic {
     use tcpclose_common::event::Words;
     use tcpclose_common::layout::RecordLayout;
 
-    use super::{IPPROTO_TCP, offset};
+    use super::offset;
 
     /// Written by the agent before the load, from the tracepoint's format; a constant to the verifier, as [`super::LAYOUT`].
     #[unsafe(no_mangle)]
@@ -430,11 +446,11 @@ pub mod classic {
         }
     }
 
-    /// Whether the socket is a TCP socket.
+    /// The socket's protocol.
     #[inline(always)]
-    pub fn is_tcp<F: Fields>(ctx: &TracePointContext) -> bool {
+    pub fn protocol<F: Fields>(ctx: &TracePointContext) -> u16 {
         // SAFETY: as in `step`.
-        unsafe { F::load::<u16>(ctx, F::at(|record| &record.protocol)) == IPPROTO_TCP }
+        unsafe { F::load(ctx, F::at(|record| &record.protocol)) }
     }
 
     /// The socket's address.

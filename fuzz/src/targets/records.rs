@@ -70,7 +70,7 @@ pub fn read(bytes: &[u8]) {
         let Some(mut record) = Record::decode(bytes) else { continue };
         assert_eq!(Record::decode(&encode(&record)), Some(record));
         let head = match &mut record {
-            Record::Open(open) => &mut open.head,
+            Record::Open(open) | Record::Mptcp(open) => &mut open.head,
             Record::Step(step, _) => &mut step.head,
             Record::Hook(hook, _) => &mut hook.head,
         };
@@ -119,7 +119,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         bytes.extend(numbers.rcv.to_ne_bytes());
     };
     match record {
-        Record::Open(open) => {
+        Record::Open(open) | Record::Mptcp(open) => {
             head(&mut bytes, &open.head);
             numbers(&mut bytes, &open.numbers);
             for word in open.local.iter().chain(&open.remote).chain([&open.inum, &open.spare]) {

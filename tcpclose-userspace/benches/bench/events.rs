@@ -168,7 +168,7 @@ pub fn as_classic(stream: &Stream) -> Stream {
                 classic.push(FlowStepRecord { step, flow });
             }
             // That backend has no hooks' notices here: dumps tell the ends.
-            Record::Hook(..) => {}
+            Record::Hook(..) | Record::Mptcp(_) => {}
         }
     }
     classic

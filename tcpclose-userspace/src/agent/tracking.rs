@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use tcpclose_common::control::Counters;
+use tcpclose_common::event::Record;
 use tcpclose_common::state::{CLOSE_PHASE, TcpState};
 use tokio::sync::Notify;
 
@@ -106,8 +107,11 @@ impl Tracking {
     /// Takes records from the ring. Returns whether there may be more.
     pub fn drain(&mut self) -> bool {
         let before_ns = host::monotonic_ns();
-        let Self { probe, tracker, output, .. } = self;
-        let taken = probe.ring.drain(|record| tracker.record(record, output));
+        let Self { probe, tracker, mptcp, output, .. } = self;
+        let taken = probe.ring.drain(|record| match record {
+            Record::Mptcp(step) => mptcp.record(step, tracker, output),
+            record => tracker.record(record, output),
+        });
         // These records were made before; events that wait for one that has not come yet wait no longer.
         if !taken.more {
             tracker.settle(before_ns, output);
@@ -171,7 +175,7 @@ impl Tracking {
         let more = lost.saturating_sub(self.ring.lost);
         if more > 0 {
             log::warn!(
-                "{more} records lost: gauges are corrected by the next reconcile (tcpclose_events_lost_total has the stage)"
+                "{more} records lost: the next reconcile corrects the gauges (tcpclose_events_lost_total shows the stage)"
             );
             self.tracker.records_lost(host::monotonic_ns());
             self.output.watchers.send_lost(more);
@@ -243,6 +247,9 @@ impl Tracking {
         self.tracker.dump_chunk(&scope, &merged, &mut self.output);
         for (netns, socket) in of_mptcp {
             self.mptcp.see(socket, *netns, uptime_ns, &self.tracker);
+        }
+        if !self.mptcp.is_empty() {
+            of_tcp.iter().for_each(|(netns, socket)| self.mptcp.see_tcp(socket, *netns, &self.tracker));
         }
         self.note_ports(&of_tcp);
     }
@@ -331,13 +338,13 @@ impl Tracking {
         let Self { output, tracker, mptcp, stuck_after, namespaces, .. } = self;
         let reached = |netns| namespaces.reaches(netns);
         let kind = |socket: &TrackedSocket| tracker.port_kind(socket);
-        let sockets = tracker.sockets_and_writes().chain(mptcp.iter());
+        let sockets = mptcp.without_subflows(tracker.sockets_and_writes()).chain(mptcp.iter());
         output.metrics.gauges(sockets, &kind, stuck_after, &reached, now_ns)
     }
 
     /// Every socket that is known, with its program's last write if a dump has seen it in CLOSE-WAIT.
     pub fn sockets_and_writes(&self) -> impl Iterator<Item = (&TrackedSocket, Option<&LastWrite>)> {
-        self.tracker.sockets_and_writes().chain(self.mptcp.iter())
+        self.mptcp.without_subflows(self.tracker.sockets_and_writes()).chain(self.mptcp.iter())
     }
 
     /// The tracked counterpart of a dumped socket.

@@ -9,6 +9,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use rustc_hash::FxHashMap;
 
 use tcpclose_common::state::TcpState;
 
@@ -19,7 +20,7 @@ use crate::linux::netns;
 use crate::linux::netns::{Netns, NetnsPath, Population};
 use crate::linux::sock_diag;
 use crate::linux::sock_diag::{Dump, Socket, SocketLookup, lookups};
-use crate::names::{Flow, NetnsOwner};
+use crate::names::{Flow, NetnsOwner, Opening};
 
 /// What to dump in each namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,7 @@ impl NetnsDumps {
             let (listeners, mut sockets): (Vec<Socket>, Vec<Socket>) =
                 dump.sockets.into_iter().partition(|socket| socket.state == TcpState::Listen);
             distinct(&mut sockets);
+            without_subflows(&mut sockets);
             DumpedNetns { netns, place, local_ports, sockets, listeners }
         };
         (std::mem::take(&mut self.namespaces).into_iter().map(sort).collect(), all)
@@ -109,6 +111,28 @@ pub struct DumpedNetns {
 fn distinct(sockets: &mut Vec<Socket>) {
     sockets.sort_unstable_by_key(|socket| (socket.cookie, socket.seen_ns));
     sockets.dedup_by_key(|socket| socket.cookie);
+}
+
+/// Leaves out the subflows of MPTCP sockets in CLOSE-WAIT. If the peer knows only TCP, the one subflow goes to CLOSE-WAIT too
+/// (net/mptcp/subflow.c, `subflow_sched_work_if_closed()`), and its MPTCP socket is what the program holds and reads from. What the
+/// subflow proves of the opening, it proves of both.
+fn without_subflows(sockets: &mut Vec<Socket>) {
+    let of_mptcp = sockets.iter().filter(|socket| socket.mptcp.is_some());
+    let mut openings: FxHashMap<Flow, Opening> =
+        of_mptcp.map(|socket| (socket.flow, socket.opening)).collect();
+    if openings.is_empty() {
+        return;
+    }
+    sockets.retain(|socket| match openings.get_mut(&socket.flow) {
+        Some(opening) if socket.mptcp.is_none() && socket.state == TcpState::CloseWait => {
+            *opening = socket.opening;
+            false
+        }
+        _ => true,
+    });
+    for socket in sockets.iter_mut().filter(|socket| socket.mptcp.is_some()) {
+        socket.opening = openings.get(&socket.flow).copied().unwrap_or(socket.opening);
+    }
 }
 
 /// A namespace whose dump begins.

@@ -236,6 +236,7 @@ mod tests {
             seen_ns: u64::MAX / 2,
             missed: false,
             between_dumps: false,
+            is_subflow: false,
             closed_ns: 0,
             closer_pid: None,
         }

@@ -30,7 +30,11 @@ pub fn resolve() -> Result<Layout> {
 }
 
 fn from_btf(btf: &Btf) -> Result<Layout> {
-    let layout = Layout::resolve(|name, path| offset(btf, name, path))?;
+    let layout = Layout::resolve(|name, path| match offset(btf, name, path) {
+        // CONFIG_MPTCP (include/linux/tcp.h, since 5.6).
+        Err(_) if (name, path) == ("tcp_sock", "is_mptcp") => Ok(0),
+        found => found,
+    })?;
     Ok(Layout { net_id: net_id(btf)?, ..layout })
 }
 

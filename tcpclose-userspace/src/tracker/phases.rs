@@ -27,6 +27,9 @@ impl Tracker {
     /// Reports the duration of the phase `left`.
     pub(super) fn leave(&mut self, at: usize, left: Phase, now: u64, out: &mut impl EventSink) {
         let socket = &self.sockets[at];
+        if left == Phase::CloseWait && socket.is_subflow {
+            return;
+        }
         let kind = self.port_kind(socket);
         let event = match socket.since.until(now) {
             // The record of the step into the phase that is left is missing.

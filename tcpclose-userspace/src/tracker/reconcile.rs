@@ -327,6 +327,7 @@ impl Tracker {
             event_ns: 0,
             missed: false,
             between_dumps: false,
+            is_subflow: false,
             seen_ns: if asked.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
             closed_ns: 0,
             closer_pid: None,

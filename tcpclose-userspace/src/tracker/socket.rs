@@ -131,6 +131,8 @@ pub struct TrackedSocket {
     /// [`Self::since`] lies between two dumps that followed each other, or a record and the next dump: no wider than the error of an
     /// end that a dump tells.
     pub between_dumps: bool,
+    /// A subflow of an MPTCP connection: the time until the program closes is the MPTCP socket's.
+    pub is_subflow: bool,
     /// When [`Self::closer_pid`] closed it.
     pub(crate) closed_ns: u64,
     pub(crate) closer_pid: Option<NonZeroU32>,
@@ -158,6 +160,7 @@ impl TrackedSocket {
             seen_ns: 0,
             missed: false,
             between_dumps: false,
+            is_subflow: head.is_subflow(),
             closed_ns: closer.map_or(0, |closer| closer.at_ns),
             closer_pid: closer.map(|closer| closer.pid),
         }

@@ -20,7 +20,7 @@ impl Tracker {
         let (Some(old), Some(new)) = (TcpState::from_raw(head.old), TcpState::from_raw(head.new)) else {
             return;
         };
-        if !matches!(record, Record::Hook(..)) {
+        if !matches!(record, Record::Hook(..) | Record::Mptcp(_)) {
             self.silence.ends(head.time_ns);
         }
         match record {
@@ -39,6 +39,8 @@ impl Tracker {
                 self.step(at, head, (left, new), Evidence::by_record(head, step.numbers), out);
             }
             Record::Hook(hook, kind) => self.hook(hook, *kind, out),
+            // Its subflows are tracked.
+            Record::Mptcp(_) => {}
         }
     }
 

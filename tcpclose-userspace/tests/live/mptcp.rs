@@ -3,10 +3,11 @@
 use crate::common;
 use crate::namespaces::named::Named;
 
-use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::{Agent, BINARY, free_port};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -40,22 +41,105 @@ fn check(who: &str, sockets: &[StuckSocket], (of_mptcp, of_tcp): (&Socket, &Sock
     }
 }
 
-#[test]
-#[ignore = "needs root"]
-fn a_leaked_mptcp_connection_is_stuck_and_counted_once() {
-    let port = free_port();
-    let netns = Named::new("mptcp");
-    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+/// An MPTCP listener at `at`; `None`, said as skipped, where this kernel has no MPTCP.
+fn listener(netns: &Named, at: SocketAddr) -> Option<Socket> {
     let made = netns.inside(|| {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).ok()?;
         listener.bind(&at.into()).unwrap();
         listener.listen(8).unwrap();
         Some(listener)
     });
-    let Some(listener) = made else {
+    if made.is_none() {
         println!("SKIPPED: this kernel has no MPTCP");
+    }
+    made
+}
+
+/// The program closes a while after its peer: the time between is one sample, and none of the subflows', which are told to close
+/// after that.
+#[test]
+#[ignore = "needs root"]
+fn the_time_until_the_program_closes_is_measured_once() {
+    let port = free_port();
+    let netns = Named::new("mptcp-time");
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let Some(listener) = listener(&netns, at) else { return };
+    let name = port.to_string();
+    let agents = Agent::on_each_hook(&["--name-port", &name]);
+    let (client, server) = netns.inside(|| connected(&listener, at, Protocol::MPTCP));
+    let before = Instant::now();
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(server.recv(&mut [std::mem::MaybeUninit::uninit(); 16]).unwrap(), 0);
+    let entered = Instant::now();
+    sleep(Duration::from_millis(80));
+    let least = entered.elapsed().as_secs_f64();
+    drop(server);
+    let most = before.elapsed().as_secs_f64();
+    drop(client);
+    let labels = [("port", name.as_str()), ("state", "close_wait")];
+    let closed = [("port", name.as_str())];
+    for (hook, agent) in &agents {
+        // Both subflows have ended, whatever they did.
+        let metrics = agent.metrics_when(PATIENCE, "both ends have closed", |metrics| {
+            metrics.sum("tcpclose_closes_total", &closed) == 2.0
+        });
+        let samples = metrics.sum("tcpclose_state_duration_seconds_count", &labels);
+        let sum = metrics.sum("tcpclose_state_duration_seconds_sum", &labels);
+        assert_eq!(samples, 1.0, "{hook}: {sum} s");
+        assert!((least..=most).contains(&sum), "{hook}: {sum} s, and it was {least} s to {most} s");
+    }
+    netns.delete();
+}
+
+/// Its peer knows only TCP: then the subflow is in CLOSE-WAIT as well, and proves the side.
+#[test]
+#[ignore = "needs root"]
+fn a_connection_that_fell_back_to_tcp_is_counted_once() {
+    let port = free_port();
+    let netns = Named::new("mptcp-tcp");
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    if listener(&netns, SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()))).is_none() {
         return;
+    }
+    let name = port.to_string();
+    let agents =
+        Agent::on_each_hook(&["--stuck-after=1s,1h", "--reconcile-interval=1s", "--name-port", &name]);
+    let (client, server) = netns.inside(|| {
+        let listener = TcpListener::bind(at).unwrap();
+        let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).unwrap();
+        client.connect(&at.into()).unwrap();
+        (client, listener.accept().unwrap().0)
+    });
+    server.shutdown(Shutdown::Write).unwrap();
+    let (stuck, standing) = ([("port", name.as_str())], [("port", name.as_str()), ("state", "close_wait")]);
+    let is_ours = |socket: &StuckSocket| {
+        let pids: Vec<u32> = socket.owners.iter().map(|owner| owner.pid).collect();
+        (socket.mptcp, socket.side, pids) == (true, Side::Client, vec![std::process::id()])
     };
+    let arguments = ["--json", "--older-than", "1s", "--port", &name];
+    for (hook, agent) in &agents {
+        let metrics = agent.metrics_when(PATIENCE, "it is stuck", |metrics| {
+            metrics.sum("tcpclose_stuck_sockets", &stuck) > 0.0
+        });
+        assert_eq!(metrics.sum("tcpclose_stuck_sockets", &stuck), 1.0, "{hook}");
+        assert_eq!(metrics.sum("tcpclose_sockets", &standing), 1.0, "{hook}");
+        let sockets = listed(&agent.stuck(&arguments));
+        assert!(matches!(&sockets[..], [socket] if is_ours(socket)), "{hook}: {sockets:?}");
+    }
+    let snapshot = Command::new(BINARY).args(["stuck", "--no-agent"]).args(arguments).output().unwrap();
+    let sockets = listed(&snapshot);
+    assert!(matches!(&sockets[..], [socket] if is_ours(socket)), "snapshot: {sockets:?}");
+    drop((client, server));
+    netns.delete();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_leaked_mptcp_connection_is_stuck_and_counted_once() {
+    let port = free_port();
+    let netns = Named::new("mptcp");
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let Some(listener) = listener(&netns, at) else { return };
     let name = port.to_string();
     let agents =
         Agent::on_each_hook(&["--stuck-after=1s,1h", "--reconcile-interval=1s", "--name-port", &name]);

@@ -204,7 +204,7 @@ impl TrackedFacts {
         for NetnsDump { netns, dump, .. } in &dumps.namespaces {
             for socket in &dump.sockets {
                 let known = match socket.mptcp {
-                    Some(_) => tracking.mptcp.get(socket.cookie),
+                    Some(_) => tracking.mptcp.get(netns.id, &socket.flow),
                     None => tracking
                         .find(netns.id, socket.cookie, &socket.flow)
                         .map(|tracked| (tracked, tracking.tracker.last_write(tracked))),
