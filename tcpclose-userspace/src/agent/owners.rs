@@ -1,4 +1,4 @@
-//! Counts stuck sockets by owner at an interval, for `/metrics`.
+//! Counts stuck sockets by owner and by diagnosis at an interval, for `/metrics`.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::agent::tracking::Tracking;
 use crate::linux::host;
 use crate::metrics::gauges::Stuckness;
 use crate::names::Phase;
-use crate::report::owner_counts::tally;
+use crate::report::owner_counts::{StuckCounts, diagnoses, tally};
 use crate::report::owner_series::OwnerSeries;
 use crate::report::sockets::Depth;
 use crate::report::sockets::seconds;
 
 /// Counts for as long as the agent runs; costs nothing while no socket is stuck.
 pub async fn run(parts: Parts, interval: Duration) {
-    let Parts { tracking, intervals, stuck_owners, .. } = parts;
+    let Parts { tracking, intervals, stuck_counts, .. } = parts;
     let mut pause = interval;
     let mut series = OwnerSeries::default();
     loop {
@@ -27,14 +27,15 @@ pub async fn run(parts: Parts, interval: Duration) {
         pause = interval;
         let bound_ns = tracking.borrow().stuck_after.first_ns();
         if !any_stuck(&tracking.borrow()) {
-            stuck_owners.borrow_mut().clear();
+            stuck_counts.take();
             continue;
         }
         let bound = Duration::from_nanos(bound_ns);
         match sockets::describe(&tracking, Phase::CloseWait, bound, Depth::Owners).await {
             Ok(Described { document, cpu_ns }) => {
-                let counts = tally(&document.sockets, seconds(bound_ns));
-                *stuck_owners.borrow_mut() = series.name(counts, host::monotonic_ns());
+                let (sockets, bound) = (&document.sockets, seconds(bound_ns));
+                let owners = series.name(tally(sockets, bound), host::monotonic_ns());
+                stuck_counts.replace(StuckCounts { owners, diagnoses: diagnoses(sockets, bound) });
                 let paced = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);
                 pause = interval.max(paced.min(intervals.max.get()));
             }

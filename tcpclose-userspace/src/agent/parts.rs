@@ -11,7 +11,7 @@ use crate::agent::reconcile_requests::ReconcileRequests;
 use crate::agent::server::allowed_hosts::AllowedHost;
 use crate::agent::tracking::Tracking;
 use crate::metrics::rates::RateHistory;
-use crate::report::owner_counts::OwnerLabels;
+use crate::report::owner_counts::StuckCounts;
 
 #[derive(Clone)]
 pub struct Parts {
@@ -22,8 +22,8 @@ pub struct Parts {
     /// Counters of the last minute.
     pub rates: Rc<RefCell<RateHistory>>,
     pub port_usage: Rc<RefCell<PortUsage>>,
-    /// Stuck sockets by owner, as of the last look.
-    pub stuck_owners: Rc<RefCell<Vec<(OwnerLabels, u64)>>>,
+    /// As of the last owner scan.
+    pub stuck_counts: Rc<RefCell<StuckCounts>>,
     /// `--allowed-host`.
     pub allowed_hosts: Rc<RefCell<Vec<AllowedHost>>>,
     /// A `--web-config` file is wrong, and its former content is in use.
@@ -39,7 +39,7 @@ impl Parts {
             kill: Rc::new(KillPermission::of(config)),
             rates: Rc::default(),
             port_usage: Rc::default(),
-            stuck_owners: Rc::default(),
+            stuck_counts: Rc::default(),
             allowed_hosts: Rc::new(RefCell::new(config.allowed_hosts.clone())),
             web_config_wrong,
         }

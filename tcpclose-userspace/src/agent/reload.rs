@@ -56,7 +56,7 @@ impl Reload {
                     let web = self.access.reread().await;
                     self.apply(next, web)
                 }
-                Err(failure) => format!("{failure}; nothing is reloaded"),
+                Err(failure) => format!("{failure} (nothing was reloaded)"),
             };
             // Whatever the log level: a user has asked. A closed standard error is no failure.
             let _ = writeln!(io::stderr(), "{}", printable(&message));
@@ -69,7 +69,7 @@ impl Reload {
         let (merged, Differences { mut reloadable, fixed }) = merge(&self.now, next);
         self.now = merged;
         if web == access::WebReload::New {
-            reloadable.push("what web-config says");
+            reloadable.push("the content of web-config");
         }
         let changed = |name| reloadable.contains(&name);
         if changed("allow-kill") {
@@ -94,10 +94,10 @@ impl Reload {
             listed(&reloadable).unwrap_or("nothing has changed".to_owned())
         );
         if let Some(fixed) = listed(&fixed) {
-            message += &format!("; restart it for {fixed}");
+            message += &format!("; restart the agent to apply {fixed}");
         }
         if let Some(Failure { what, why, .. }) = self.access.wrong() {
-            message += &format!("; the former web configuration stays in use: {what}: {why}");
+            message += &format!("; the previous web configuration stays in use: {what}: {why}");
         }
         message
     }
@@ -106,7 +106,7 @@ impl Reload {
     fn count_owners(&mut self) {
         if let Some(running) = self.owners.take() {
             running.abort();
-            self.parts.stuck_owners.borrow_mut().clear();
+            self.parts.stuck_counts.take();
         }
         let count = |interval| spawn_local(owners::run(self.parts.clone(), interval));
         self.owners = self.now.owner_interval.map(count);

@@ -93,11 +93,11 @@ descriptors! {
     HELPERS_KILLED = Counter "tcpclose_helpers_killed_total" []
         "Helper processes killed because reading an executable took too long.";
     HOOK_DEGRADED = Gauge "tcpclose_hook_degraded" ["hook"]
-        "1 if this kernel refused a better backend than the one in use; state: also 1 while dumps see sockets close and the hook reports nothing; reset: the hook that distinguishes resets sent from those received.";
+        "1 if this kernel refused a better backend than the one in use. hook=\"state\": also 1 while dumps see sockets close and the hook reports nothing. hook=\"reset\": the hook that distinguishes sent from received resets.";
     HOOK_INFO = Gauge "tcpclose_hook_info" ["hook", "backend"]
         "The backend in use, per hook.";
     NETNS_INFO = Gauge "tcpclose_netns_info" ["dumped"]
-        "The network namespaces that dumps cover: all, found (others exist that nothing leads to), some (others may not be entered), or own (the agent's own).";
+        "The network namespaces that dumps cover: all, found (some others cannot be found), some (some others cannot be entered), or own (the agent's own).";
     OLDEST_SOCKET_AGE = Gauge "tcpclose_oldest_socket_age_seconds" ["state", "side", "port"]
         "Proven minimum age of the oldest socket that is still in the state.";
     PORTS_FOLDED = Counter "tcpclose_ports_folded_total" []
@@ -109,7 +109,7 @@ descriptors! {
     RECONCILE_CORRECTIONS = Counter "tcpclose_reconcile_corrections_total" ["kind"]
         "Corrections of tracked sockets by dumps of the kernel's sockets.";
     RECONCILE_INTERVAL = Gauge "tcpclose_reconcile_interval_seconds" []
-        "Present time between dumps; it grows up to --reconcile-max so that dumps take at most 1 % of a core.";
+        "Current interval between dumps; it grows up to --reconcile-max so that dumps take at most 1 % of a core.";
     RECONCILE_LAST_SUCCESS = Gauge "tcpclose_reconcile_last_success_timestamp_seconds" []
         "Unix time of the last complete comparison of tracked sockets with the kernel.";
     RING_USED = Gauge "tcpclose_ring_used_bytes_max" []
@@ -122,13 +122,16 @@ descriptors! {
         "Time that sockets spent in a close-phase state, observed when they left it.";
     STUCK_AFTER = Gauge "tcpclose_stuck_after_seconds" []
         "The age from which a socket in CLOSE-WAIT is stuck.";
+    STUCK_DIAGNOSIS_SOCKETS = Gauge "tcpclose_stuck_diagnosis_sockets" ["diagnosis"]
+        "Stuck sockets by what their program has not done: not_accepted, not_read, not_closed or unknown, as of the last owner scan \
+         (--owner-interval).";
     STUCK_OWNER_SOCKETS = Gauge "tcpclose_stuck_owner_sockets" ["comm", "unit", "container_id", "uid"]
         "Stuck sockets by owner, each counted once (comm says how many processes share it), as of the last owner scan \
          (--owner-interval).";
     STUCK_SOCKETS = Gauge "tcpclose_stuck_sockets" ["side", "port", "age"]
         "Sockets stuck in CLOSE-WAIT, by the last --stuck-after bound that they passed; the classes are disjoint.";
     STUCK_SOCKETS_UNPROVEN = Gauge "tcpclose_stuck_sockets_unproven" ["side", "port"]
-        "Sockets in CLOSE-WAIT that may be past the first --stuck-after bound: their entry, or when they were last written to, is not proven.";
+        "Sockets in CLOSE-WAIT that may be past the first --stuck-after bound: the time of their entry or of their last write is not proven.";
     TIME_WAIT_ENDED = Counter "tcpclose_time_wait_ended_total" ["reason"]
         "TIME-WAITs that ended, by reason.";
     TIME_WAIT_LIMIT_USED = Gauge "tcpclose_time_wait_limit_used_ratio" ["netns_owner"]
@@ -138,7 +141,7 @@ descriptors! {
     TRANSITIONS = Counter "tcpclose_transitions_total" ["from", "to"]
         "Close-phase transitions seen.";
     UNSEEN_PHASES = Counter "tcpclose_unseen_phases_total" ["state", "why"]
-        "Phases without a duration sample because their entry or their end was not seen.";
+        "Stays in a close-phase state without a duration sample, because their start or end was not seen.";
     WEB_CONFIG_WRONG = Gauge "tcpclose_web_config_wrong" []
         "1 while the --web-config file, or a file that it names, is invalid; the last valid configuration stays in use.";
 }
@@ -147,8 +150,8 @@ descriptors! {
 pub fn document(how: &str) -> String {
     let mut text = format!(
         "# Every metric\n\nEvery metric of `tcpclose agent`. This file is generated from `src/metrics/descriptors.rs`, and a test compares both with a\n\
-         live agent; to write it again:\n\n    {how}\n\nWhat the words mean, how series are bounded and which buckets there are: \
-         [Metrics](metrics.md). Rules and alerts on them: [Prometheus and Grafana](prometheus.md).\n\n\
+         live agent; to regenerate it:\n\n    {how}\n\n[Metrics](metrics.md) explains the terms, the limits on series and the buckets. \
+         [Prometheus and Grafana](prometheus.md) has rules and alerts.\n\n\
          | metric | type | unit | what it is |\n|---|---|---|---|\n"
     );
     for metric in ALL {

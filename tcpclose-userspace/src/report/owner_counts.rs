@@ -1,4 +1,4 @@
-//! Stuck sockets per process, which the agent exports by owner.
+//! Stuck sockets by owner and by diagnosis, which the agent exports.
 
 use std::collections::BTreeMap;
 
@@ -78,16 +78,37 @@ pub struct OwnerCount {
     pub uid: u32,
 }
 
-/// Counts those of `sockets` that are stuck: in CLOSE-WAIT for `bound` seconds by the proven minimum, and not at work.
-/// Each counts once. Several processes that hold it, or may have it in their queue, share it, for nothing proves which of them
+/// The last count of stuck sockets; empty where none is stuck.
+#[derive(Clone, Debug, Default)]
+pub struct StuckCounts {
+    pub owners: Vec<(OwnerLabels, u64)>,
+    pub diagnoses: BTreeMap<Diagnosis, u64>,
+}
+
+/// Those of `sockets` that are stuck: in CLOSE-WAIT for `bound` seconds by the proven minimum, and not at work. Each has its
+/// diagnosis.
+fn stuck(sockets: &[StuckSocket], bound: f64) -> impl Iterator<Item = (&StuckSocket, Diagnosis)> {
+    sockets.iter().filter_map(move |socket| match socket.diagnosis {
+        Some(why) if why != Diagnosis::StillSending && socket.is_past(bound) => Some((socket, why)),
+        _ => None,
+    })
+}
+
+/// Counts those of `sockets` that are stuck by what their programs have not done.
+pub fn diagnoses(sockets: &[StuckSocket], bound: f64) -> BTreeMap<Diagnosis, u64> {
+    let mut counts = BTreeMap::new();
+    for (_, why) in stuck(sockets, bound) {
+        *counts.entry(why).or_default() += 1;
+    }
+    counts
+}
+
+/// Counts those of `sockets` that are stuck by owner. Each counts once. Several processes that hold it, or may have it in their queue, share it, for nothing proves which of them
 /// should act: the labels are what they have in common. One without a known owner counts as `unknown`.
 /// [`OwnerSeries`](crate::report::owner_series::OwnerSeries) says which owners are named.
 pub fn tally(sockets: &[StuckSocket], bound: f64) -> BTreeMap<OwnerLabels, OwnerCount> {
     let mut counts: BTreeMap<OwnerLabels, OwnerCount> = BTreeMap::new();
-    let stuck = sockets.iter().filter(|socket| {
-        socket.diagnosis.is_some_and(|why| why != Diagnosis::StillSending) && socket.is_past(bound)
-    });
-    for socket in stuck {
+    for (socket, _) in stuck(sockets, bound) {
         let labels = OwnerLabels::of_all(&socket.owners);
         let count = counts.entry(labels).or_insert(OwnerCount { sockets: 0, uid: socket.uid });
         count.sockets += 1;
@@ -119,6 +140,9 @@ mod tests {
         sockets.push(socket(60, &[]));
         sockets.push(socket(59, &[owner(1, "young", (1, 2))]));
         sockets.push(StuckSocket { diagnosis: Some(Diagnosis::StillSending), ..socket(60, &[]) });
+        let whys = diagnoses(&sockets, 60.0);
+        assert_eq!(whys.values().sum::<u64>(), (1..=40).sum::<u64>() + 1);
+        assert!(!whys.contains_key(&Diagnosis::StillSending));
         let counts = named(&sockets);
         assert_eq!(counts.len(), MOST + 1);
         assert_eq!(counts[0], (OwnerLabels::named(r"p40\n"), 40));

@@ -23,7 +23,7 @@ const SERIES: usize = 3200;
 /// Of those, what the unit test of the worst case leaves for metrics that no connection and no owner adds to.
 const OWN: usize = 140;
 /// Those that the unit test counts.
-const COUNTED: [&str; 13] = [
+const COUNTED: [&str; 14] = [
     "tcpclose_state_duration_seconds",
     "tcpclose_transitions_total",
     "tcpclose_closes_total",
@@ -37,6 +37,7 @@ const COUNTED: [&str; 13] = [
     "tcpclose_stuck_sockets",
     "tcpclose_stuck_sockets_unproven",
     "tcpclose_stuck_owner_sockets",
+    "tcpclose_stuck_diagnosis_sockets",
 ];
 /// For the TIME-WAITs, which the agent tracks one by one, and whatever it takes to keep the ports apart.
 const MEMORY: u64 = 64 << 20;

@@ -53,8 +53,18 @@ fn the_page_tells_what_metrics_tell_to_everybody_and_says_when_it_cannot() {
     let named = port.to_string();
     let idle = free_port().to_string();
     // No more ports than the page shows, whatever other tests do.
-    let bounds =
-        ["--listen", &listen, "--stuck-after", "1s,1h", "--reconcile-interval", "1s", "--max-ports", "16"];
+    let bounds = [
+        "--listen",
+        &listen,
+        "--stuck-after",
+        "1s,1h",
+        "--reconcile-interval",
+        "1s",
+        "--owner-interval",
+        "1s",
+        "--max-ports",
+        "16",
+    ];
     let arguments = [&bounds[..], &["--name-port", &named, "--name-port", &idle]].concat();
     let mut agent = Agent::start(&arguments);
     let _scene = Scene::play(port);
@@ -121,6 +131,14 @@ fn the_scene_is_shown(browser: &mut Browser, agent: &Agent, port: &str) {
     for state in ["close_wait", "last_ack", "fin_wait_1", "fin_wait_2", "closing", "time_wait"] {
         assert_eq!(row[state], json!(sockets(state).to_string()), "{state}");
     }
+    // Whose they are, and what the program has not done: the scene has read everything.
+    let listed = |id: &str, words: &str| {
+        format!(
+            "[...document.querySelectorAll('#{id} li')].some((line) => line.textContent.includes('{words}'))"
+        )
+    };
+    browser.until(&listed("owners", "live"));
+    browser.until(&listed("reasons", "read to the end, never closed"));
     // The same page, where the sockets are answered for as well.
     let (status, body) = agent.get("/");
     assert!(status == 200 && body.starts_with("<!doctype html>"));

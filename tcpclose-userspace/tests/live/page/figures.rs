@@ -83,6 +83,14 @@ fn differences(shown: &Value, scrape: &Scrape) -> Vec<String> {
         }
         compare(format!("{pair} {state}"), &shown["ports"][&pair][state], json!(grouped(reported as u64)));
     }
+    for (list, family) in
+        [("owners", "tcpclose_stuck_owner_sockets"), ("reasons", "tcpclose_stuck_diagnosis_sockets")]
+    {
+        let mut counts: Vec<u64> = metrics.select(family, &[]).map(|(_, n)| n as u64).collect();
+        counts.sort_unstable_by(|a, b| b.cmp(a));
+        counts.truncate(8);
+        compare(list.to_owned(), &shown[list], json!(counts));
+    }
     let name = |state: &str| state.to_uppercase().replace('_', "-");
     let uptime = scrape.clock - metrics.sum("process_start_time_seconds", &[]);
     let mut steps = 0;

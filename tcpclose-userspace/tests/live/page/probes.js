@@ -27,7 +27,9 @@ probes.numbers = () => {
     const text = (name) => step.querySelector(name)?.textContent ?? null;
     arrows[step.dataset.step] = { rate: text(".rate"), median: text(".median") };
   }
-  return { boxes, ports, steps, arrows, stuck: number(document.getElementById("stuck").textContent) };
+  const list = (id) => [...document.querySelectorAll(`#${id} li`)].map((line) => number(line.querySelector("b").textContent));
+  const [owners, reasons] = [list("owners"), list("reasons")];
+  return { boxes, ports, steps, arrows, owners, reasons, stuck: number(document.getElementById("stuck").textContent) };
 };
 
 const channels = (color) => {

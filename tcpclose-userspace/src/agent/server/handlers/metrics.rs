@@ -21,7 +21,7 @@ use crate::metrics::port_labels::PortLabel;
 use crate::names::{NetnsOwner, Phase};
 use crate::probe::Hook;
 use crate::probe::prog_stats::ProgramStats;
-use crate::report::owner_counts::OwnerLabels;
+use crate::report::owner_counts::{OwnerLabels, StuckCounts};
 
 use crate::agent::gauge_ages::GaugeAges;
 use crate::agent::parts::Parts;
@@ -54,7 +54,7 @@ fn render(parts: &Parts) -> prometheus::Result<String> {
         families.push(ages(tracking.ages(host::monotonic_ns())));
     }
     limits(&mut families, &tracking.namespaces.time_wait_limit_used(), &parts.port_usage.borrow().fullest);
-    owners(&mut families, &parts.stuck_owners.borrow());
+    stuck_counts(&mut families, &parts.stuck_counts.borrow());
     counters(&mut families, &tracking.output.metrics, tracking.overflows());
     agent(&mut families, &tracking);
     let web_config_wrong = f64::from(u8::from(parts.web_config_wrong.get()));
@@ -128,12 +128,16 @@ fn limits(
     family(&descriptors::EPHEMERAL_PORTS_BIND, &mut ports(|fullest| fullest.bind));
 }
 
-fn owners(families: &mut Vec<MetricFamily>, counts: &[(OwnerLabels, u64)]) {
+fn stuck_counts(families: &mut Vec<MetricFamily>, counts: &StuckCounts) {
     let mut owners = Family::new(&descriptors::STUCK_OWNER_SOCKETS);
-    for (OwnerLabels { comm, unit, container_id, uid }, n) in counts {
+    for (OwnerLabels { comm, unit, container_id, uid }, n) in &counts.owners {
         owners.add(&[comm, unit, container_id, uid], *n as f64);
     }
-    families.push(owners.done());
+    let mut diagnoses = Family::new(&descriptors::STUCK_DIAGNOSIS_SOCKETS);
+    for (why, n) in &counts.diagnoses {
+        diagnoses.add(&[why.name()], *n as f64);
+    }
+    families.extend([owners, diagnoses].map(Family::done));
 }
 
 fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overflows: u64) {

@@ -7,7 +7,7 @@ use crate::metrics::charge::Charge;
 use crate::metrics::gauges::Standing;
 use crate::metrics::port_labels::{LabelRequest, PortLabels};
 use crate::names::{
-    Correction, Outcome, Phase, PortKey, PortKind, Role, Side, TimeWaitEnd, UnmeasuredReason,
+    Correction, Diagnosis, Outcome, Phase, PortKey, PortKind, Role, Side, TimeWaitEnd, UnmeasuredReason,
 };
 use crate::report::owner_counts;
 use crate::tracker::event::{EventSink, TrackerEvent};
@@ -76,12 +76,15 @@ fn the_worst_case_stays_within_the_promise() {
     }
     assert_eq!(now.stuck.len(), 32 + Side::ALL.len(), "each pair that can have a name has one");
     let holder = |nth: usize| OwnerLabels { comm: nth.to_string(), ..OwnerLabels::default() };
-    let holders: Vec<(OwnerLabels, u64)> = (0..=owner_counts::MOST).map(|nth| (holder(nth), 1)).collect();
+    let counts = StuckCounts {
+        owners: (0..=owner_counts::MOST).map(|nth| (holder(nth), 1)).collect(),
+        diagnoses: Diagnosis::ALL.map(|why| (why, 1)).into(),
+    };
 
     let mut families = Vec::new();
     counters(&mut families, &metrics, 1);
     gauges(&mut families, &now, &["1m", "10m", "1h"].map(str::to_owned));
-    owners(&mut families, &holders);
+    stuck_counts(&mut families, &counts);
     for family in &families {
         println!("{:<40} {:>5}", family.name(), series_of(family));
     }

@@ -15,7 +15,14 @@ const OLD = 5;
 const SLACK = 500;
 
 /** The hooks of tcpclose_hook_info. */
-const HOOKS = { state: "States seen by", time_wait: "TIME-WAIT seen by", owners: "Owners found by" };
+const HOOKS = { state: "State backend", time_wait: "TIME-WAIT backend", owners: "Owners backend" };
+/** The diagnoses of tcpclose_stuck_diagnosis_sockets. */
+const DIAGNOSES = {
+  not_accepted: "never accepted by the program",
+  not_read: "the peer’s close not read yet",
+  not_closed: "read to the end, never closed",
+  unknown: "reason unknown",
+};
 
 const at = (id) => document.getElementById(id);
 const table = new PortTable(at("port-table"), at("filter"), at("ports-empty"));
@@ -109,6 +116,7 @@ function show() {
   machine(over);
   facts(now);
   owners(now);
+  reasons(now);
   table.show(over);
   steps(over);
   const stuck = now.sum("tcpclose_stuck_sockets");
@@ -197,15 +205,24 @@ function facts(now) {
   });
 }
 
-/** Whose the stuck sockets are, the most first. */
+/** The owners of the stuck sockets. */
 function owners(now) {
-  const named = now.select("tcpclose_stuck_owner_sockets").filter(({ value }) => value > 0);
+  ranking("owners", now.select("tcpclose_stuck_owner_sockets"), ({ comm, unit, container_id: container }) =>
+    [comm, unit || container].filter(Boolean).join(" · "));
+}
+
+/** What their programs have not done. */
+function reasons(now) {
+  ranking("reasons", now.select("tcpclose_stuck_diagnosis_sockets"), ({ diagnosis: why }) => DIAGNOSES[why] ?? why);
+}
+
+/** Fills a list of numbers and names, the largest first; without any it is hidden. */
+function ranking(id, samples, name) {
+  const named = samples.filter(({ value }) => value > 0);
   named.sort((a, b) => b.value - a.value);
-  at("owners").hidden = named.length === 0;
-  const lines = named.slice(0, 8).map(({ labels: { comm, unit, container_id: container }, value }) => {
-    return [count(value), [comm, unit || container].filter(Boolean).join(" · ")];
-  });
-  const list = at("owner-list");
+  at(id).hidden = named.length === 0;
+  const lines = named.slice(0, 8).map(({ labels, value }) => [count(value), name(labels)]);
+  const list = at(id).querySelector("ul");
   if (list.dataset.shown === JSON.stringify(lines)) return;
   list.dataset.shown = JSON.stringify(lines);
   list.replaceChildren(...lines.map(([number, name]) => {

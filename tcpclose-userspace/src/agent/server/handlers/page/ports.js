@@ -21,7 +21,7 @@ const COLUMNS = [
     id: "stuck",
     title: "Stuck",
     value: (row) => row.stuck + row.possibly / 1e6,
-    text: (row) => count(row.stuck) + (row.possibly > 0 ? ` (${count(row.possibly)} more?)` : ""),
+    text: (row) => count(row.stuck) + (row.possibly > 0 ? ` (+${count(row.possibly)} possibly)` : ""),
   },
   { id: "oldest", title: "Oldest CLOSE-WAIT", value: (row) => row.oldest ?? 0, text: (row) => age(row.oldest) },
   { id: "median", title: "Median CLOSE-WAIT", value: (row) => row.median?.value ?? 0, text: (row) => about(row.median?.value) },
@@ -122,7 +122,7 @@ export class PortTable {
   remark(all, matching, fitting) {
     let words = "";
     const unused = matching - fitting;
-    if (all === 0) words = "No connection has closed since the agent began.";
+    if (all === 0) words = "No connection has closed since the agent started.";
     else if (matching === 0) words = "No port matches the filter.";
     else if (fitting > MOST) words = `${count(fitting - MOST)} more ports: use the filter above.`;
     else if (unused > 0) words = `Not shown: ${count(unused)} with no socket and no close in this time. The filter finds them.`;
