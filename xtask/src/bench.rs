@@ -21,7 +21,7 @@ pub struct Arguments {
     /// 30 minutes, and runs only if named)
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<OsString>,
-    /// Turns of each contender [default: 15]
+    /// Runs per contender [default: 15]
     #[arg(long, value_name = "N")]
     pairs: Option<u32>,
     /// Seconds per run, for figures that are rates [default: 1; long: 1800]

@@ -20,7 +20,7 @@ use crate::{build, sh};
 /// In the order that they are published.
 const CRATES: [&str; 2] = ["tcpclose-common", "tcpclose"];
 
-/// Make the crates that `cargo install` takes, and install the agent from them
+/// Package the crates for `cargo install`, and install the agent from them
 #[derive(clap::Args)]
 #[command(after_help = "Example: cargo xtask crates")]
 pub struct Arguments {

@@ -121,7 +121,7 @@ fn show(binary: &Path, arguments: &Arguments, ending: Arc<AtomicBool>) -> Result
             agent.part.still_there()?;
         }
         if !until.reported() {
-            say("\nHow it is now:\n");
+            say("\nState at the end:\n");
             look(binary, &looks, &socket)?;
         }
     }
@@ -129,7 +129,7 @@ fn show(binary: &Path, arguments: &Arguments, ending: Arc<AtomicBool>) -> Result
     // The players are killed with the stage, and this is open until the last of them has gone.
     drop(players.map(|mut players| players.read_to_end(&mut Vec::new())));
     agent.part.end()?;
-    say("\nAll of it has gone.\n");
+    say("\nThe demo has ended; everything is removed.\n");
     Ok(())
 }
 

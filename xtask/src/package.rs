@@ -35,7 +35,7 @@ pub struct Arguments {
     /// Build everything twice, in two folders, and fail unless the files are identical
     #[arg(long)]
     twice: bool,
-    /// Check the .deb with lintian; install, run and remove each package in a root of its own (needs root)
+    /// Check the .deb with lintian; install, run and remove each package in its own chroot (needs root)
     #[arg(long)]
     test: bool,
 }

@@ -67,13 +67,13 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
     let work = if done.anything { "ready" } else { "nothing to do" };
     let tests = match purpose {
         Purpose::Build => "",
-        Purpose::Vm => " and what guests take",
-        Purpose::Test => ", the tests' tools and what guests take",
-        Purpose::Bench => " and what benchmarks compare with",
-        Purpose::Fuzz => " and what builds libFuzzer",
-        Purpose::Package => " and what makes packages",
-        Purpose::Trial => " and what makes and tries packages",
-        Purpose::All => ", the tests', benchmarks' and packages' tools and what guests take",
+        Purpose::Vm => " and the guests' tools",
+        Purpose::Test => ", and the tools of tests and guests",
+        Purpose::Bench => " and the tools that benchmarks compare with",
+        Purpose::Fuzz => " and the tools that build libFuzzer",
+        Purpose::Package => " and the packaging tools",
+        Purpose::Trial => " and the tools that make and test packages",
+        Purpose::All => ", and the tools of tests, benchmarks, packages and guests",
     };
     let but = match done.lacking.len() {
         0 => String::new(),

@@ -18,7 +18,7 @@ use crate::{crates as cargo_crates, docs as book, fuzz, live, package, roots, sh
     after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all\n  cargo xtask test --step fmt --step clippy"
 )]
 pub struct Arguments {
-    /// Also run what takes long: a fuzzer, torture, floods, guests of all kernels and of arm64, packages, workflows
+    /// Also run the slow steps: fuzzing, stress tests, floods, guests with all kernels and arm64, packages, workflows
     #[arg(long)]
     all: bool,
     /// Run this step only; can be repeated

@@ -127,7 +127,7 @@ impl Group {
         let machine = machine.context("no Debian packages for this architecture")?;
         if !["/bin", "/lib", "/sbin"].iter().all(|folder| Path::new(folder).is_symlink()) {
             bail!(
-                "unpacked programs run over /usr, and this system's /bin, /lib and /sbin are not links to it"
+                "cannot run unpacked programs: /bin, /lib and /sbin are not symlinks to /usr on this system"
             );
         }
         let root = folder()?.join(self.packages.join("-"));

@@ -151,7 +151,7 @@ pub fn test(long: bool) -> Result<Result<(), &'static str>> {
     if !absent.is_empty() {
         let absent: Vec<&str> = absent.into_iter().map(Kernel::name).collect();
         eprintln!("\nSKIPPED: guests with these kernels: {}\n", absent.join(", "));
-        return Ok(Err("for some kernels, which are not here (`cargo xtask setup` fetches them)"));
+        return Ok(Err("some kernels are missing (`cargo xtask setup` fetches them)"));
     }
     Ok(Ok(()))
 }

@@ -93,10 +93,10 @@ impl Tracking {
         let which = match (ages.host_ns > bound_ns, ages.others_ns > bound_ns) {
             (false, false) => return None,
             (true, _) => "the numbers",
-            (false, true) => "the numbers of other network namespaces than the host's",
+            (false, true) => "the numbers of network namespaces other than the host's",
         };
         let seconds = ages.oldest_ns() / 1_000_000_000;
-        Some(format!("{which} are {seconds} s old: no dump of the kernel's sockets since"))
+        Some(format!("{which} are {seconds} s old: no dump of the kernel's sockets has succeeded since"))
     }
 }
 

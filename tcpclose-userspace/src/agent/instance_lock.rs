@@ -42,7 +42,7 @@ impl LockWait {
             return false;
         }
         if !std::mem::replace(&mut self.logged, true) {
-            log::warn!("waiting up to {} for {holder} to end", humantime::format_duration(self.wait));
+            log::warn!("waiting up to {}: {holder}", humantime::format_duration(self.wait));
         }
         sleep(CHECK_AGAIN).await;
         true
@@ -91,7 +91,7 @@ pub async fn state_dir(
             }
             Ok(None) => {
                 let holder = holder(path);
-                if !lock_wait.wait_for(&format!("{holder}, which has the state directory {name},")).await {
+                if !lock_wait.wait_for(&format!("{holder} uses the state directory {name}")).await {
                     let todo = "stop it, or give this one a directory of its own with --state-dir";
                     return Err(Failure::new(
                         format!("cannot keep state in {name}"),
@@ -101,7 +101,7 @@ pub async fn state_dir(
                 }
             }
             Err(Unfit { why, todo }) if given.is_none() => {
-                log::warn!("no state is kept for the next agent: {name}: {why} ({todo})");
+                log::warn!("cannot keep state for the next agent in {name}: {why} ({todo})");
                 return Ok(None);
             }
             Err(Unfit { why, todo }) => {

@@ -300,7 +300,7 @@ impl Reconcile {
         self.scheduler.set_backlog(tracking.namespaces.backlog(needing, now_ns, limits.max_ns));
         if self.scheduler.is_warning_due(now_ns, limits) {
             log::warn!(
-                "dumps take more than 1 % of a core: no number may be older than {} (raise --reconcile-max to lower the cost)",
+                "dumps take more than 1 % of a core: they must keep every number younger than {} (raise --reconcile-max to lower the cost)",
                 humantime::format_duration(intervals.max.get())
             );
         }

@@ -59,7 +59,11 @@ pub async fn run(tracking: Rc<RefCell<Tracking>>, notify: Rc<Notify>) {
     // ends, and the AsyncFd ends before that.
     let wakeup = match unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) } {
         Ok(wakeup) => wakeup,
-        Err(why) => return log::error!("cannot poll the ring buffer, so no record will be read: {why}"),
+        Err(why) => {
+            return log::error!(
+                "cannot poll the ring buffer: {why} (no records are read until the agent is restarted)"
+            );
+        }
     };
     let batch = batch(tracking.borrow().probe.ring.size());
     // As of the last pause; handlers have drained in the meantime.

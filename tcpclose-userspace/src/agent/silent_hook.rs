@@ -29,7 +29,7 @@ impl SilenceWatch {
     pub fn judge(&mut self, silent: Option<SilentHook>, hook: StateHook) {
         let before = std::mem::replace(&mut self.now, silent);
         if before.is_some() && silent.is_none() {
-            log::info!("the state hook is no longer known to be silent");
+            log::info!("the state hook is no longer considered silent");
         }
         if let Some(SilentHook { sockets, .. }) = silent
             && !std::mem::replace(&mut self.logged, true)

@@ -215,7 +215,11 @@ pub async fn attach(config: &Config, web_config_wrong: Rc<Cell<bool>>) -> Result
     let time_wait_ns = spawn_blocking(time_wait_length::measure)
         .await
         .unwrap_or_else(|died| Err(died.into()))
-        .inspect_err(|why| log::warn!("the length of TIME-WAIT is unknown until one ends: {why}"))
+        .inspect_err(|why| {
+            log::warn!(
+                "cannot measure the length of TIME-WAIT: {why} (it is unknown until the first one ends)"
+            )
+        })
         .ok();
     let probe = probe::Builder {
         state: config.state_hook,

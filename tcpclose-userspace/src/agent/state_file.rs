@@ -45,7 +45,10 @@ pub fn former(dir: &StateDir, boot_id: &str) -> Option<SavedState> {
         Ok(Err(why)) => (why.to_string(), "no action is needed, a new file replaces it"),
         Err(why) => (why.to_string(), "repair or remove it"),
     };
-    log::warn!("{} is not used: {why}; the ages of older sockets are intervals ({todo})", path.display());
+    log::warn!(
+        "cannot use the state file {}: {why}; the ages of older sockets are intervals ({todo})",
+        path.display()
+    );
     None
 }
 
@@ -235,7 +238,7 @@ impl Saver {
         match done {
             Ok(()) => {
                 if self.pause > PAUSE {
-                    log::warn!("{} is saved again", path_in(&folder).display());
+                    log::warn!("{} can be written again", path_in(&folder).display());
                 }
                 self.pause = PAUSE;
             }
@@ -244,7 +247,7 @@ impl Saver {
                 if self.pause == PAUSE {
                     let path = path_in(&folder);
                     log::warn!(
-                        "{} cannot be written: {why}; until it can, the next agent will not know the ages of new sockets \
+                        "cannot write {}: {why}; until this works again, the next agent will not know the ages of new sockets \
                          (free disk space, or repair the file system)",
                         path.display()
                     );

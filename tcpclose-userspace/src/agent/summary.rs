@@ -88,7 +88,7 @@ pub fn summary(
     }
     match state_dir {
         Some(folder) => line("state", &folder.display().to_string()),
-        None => line("state", "none: ages will not outlive this agent"),
+        None => line("state", "none: ages will not survive a restart"),
     }
     line("queries", &endpoints.queries);
     if config.allow_kill {

@@ -39,7 +39,10 @@ pub async fn send(
                 }
                 ErrorKind::PermissionDenied => Ok(Reply::Denied),
                 // The backlog is full.
-                ErrorKind::WouldBlock => Err("it accepts no connections: it may be stopped".to_owned()),
+                ErrorKind::WouldBlock => {
+                    Err("it does not accept connections: the process may be suspended (state T in ps)"
+                        .to_owned())
+                }
                 _ => Err(error.to_string()),
             };
         }
@@ -107,7 +110,7 @@ pub fn in_words(error: &hyper::Error, part: &str) -> String {
             matches!(io.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof)
         })
     {
-        format!("it hung up in the middle of {part}")
+        format!("it closed the connection in the middle of {part}")
     } else {
         match source {
             Some(source) => format!("{error}: {source}"),

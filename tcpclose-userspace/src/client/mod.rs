@@ -206,9 +206,9 @@ mod tests {
     fn whatever_else_answers_is_one_clear_line() {
         let cut = http("", DOCUMENT);
         let cases: &[(Vec<u8>, &str)] = &[
-            (cut[..cut.len() - 10].to_vec(), "hung up in the middle"),
-            (cut[..20].to_vec(), "hung up in the middle"),
-            (Vec::new(), "hung up in the middle"),
+            (cut[..cut.len() - 10].to_vec(), "closed the connection in the middle"),
+            (cut[..20].to_vec(), "closed the connection in the middle"),
+            (Vec::new(), "closed the connection in the middle"),
             (b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(), "does not speak HTTP"),
             (vec![0xff; 5000], "does not speak HTTP"),
             (http("", "\x00\x01garbage"), "no document of tcpclose"),

@@ -53,8 +53,10 @@ impl Unseen {
             crate::report::incomplete::not_inspected("the kernel's numbers", self.refused, self.denied);
         if self.gone > 0 {
             let which = match self.gone {
-                1 => "1 network namespace has gone meanwhile: its last counts are".to_owned(),
-                n => format!("{n} network namespaces have gone meanwhile: their last counts are"),
+                1 => "1 network namespace disappeared during the comparison: its last counts are".to_owned(),
+                n => {
+                    format!("{n} network namespaces disappeared during the comparison: their last counts are")
+                }
             };
             words.push(format!("{which} missing from the kernel's numbers"));
         }

@@ -35,13 +35,13 @@ const TUNING: &str = "Tuning";
     after_help = "Examples:\n  tcpclose agent\n  tcpclose agent --listen 0.0.0.0:9923 --stuck-after 30s,10m --name-port 8080\n  tcpclose agent --config ./tcpclose.toml --check-config"
 )]
 pub struct Agent {
-    /// Serve metrics at this address and port; may be repeated. [::]:9923 and :9923 are every address, IPv6 and IPv4, unless
-    /// an IPv4 address has the same port. TCP sockets passed by systemd replace it.
+    /// Serve metrics at this address and port; may be repeated. [::]:9923 and :9923 mean every IPv6 and IPv4 address, but
+    /// only IPv6 if another --listen has an IPv4 address with this port. TCP sockets passed by systemd replace this setting.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9923", value_parser = address, alias = "web.listen-address", help_heading = LISTEN)]
     listen: Vec<SocketAddr>,
 
-    /// Protect the metrics as this file says (TLS, client certificates, passwords), in the format of Prometheus' exporter
-    /// toolkit. It is read again when it changes.
+    /// File that protects the metrics (TLS, client certificates, passwords), in the format of Prometheus' exporter toolkit.
+    /// The agent reloads it when it changes.
     #[arg(long, value_name = "PATH", alias = "web.config.file", value_hint = ValueHint::FilePath, help_heading = LISTEN)]
     web_config: Option<PathBuf>,
 
@@ -66,7 +66,7 @@ pub struct Agent {
     #[arg(long, value_name = "GROUP", value_parser = users::group, value_hint = ValueHint::Other, help_heading = SOCKET)]
     socket_group: Option<UnixGroup>,
 
-    /// Destroy sockets on request of `tcpclose kill`, for root and the --kill-group. Each one is logged.
+    /// Let root and members of the --kill-group destroy sockets with `tcpclose kill`. Each destroyed socket is logged.
     #[arg(long, help_heading = SOCKET)]
     allow_kill: bool,
 
@@ -74,20 +74,21 @@ pub struct Agent {
     #[arg(long, value_name = "GROUP", value_parser = users::group, value_hint = ValueHint::Other, help_heading = SOCKET)]
     kill_group: Option<UnixGroup>,
 
-    /// Directory for ages that outlive the agent; one agent per directory [default: /run/tcpclose; where that cannot be
-    /// used, ages are not kept]
+    /// Directory for socket ages that survive a restart; one agent per directory [default: /run/tcpclose; if that cannot be
+    /// used, ages do not survive]
     #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath, help_heading = STATE)]
     state_dir: Option<PathBuf>,
 
-    /// How long to wait until another agent leaves the socket and the state directory; 0s: do not wait
+    /// How long to wait for another agent to release the socket and the state directory; 0s: do not wait
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, value_hint = ValueHint::Other, help_heading = STATE)]
     wait: Duration,
 
-    /// Ages from which a socket in CLOSE-WAIT is stuck, ascending; each is a class of tcpclose_stuck_sockets
+    /// Ages from which a socket in CLOSE-WAIT counts as stuck, in ascending order; each is a value of the label age of
+    /// tcpclose_stuck_sockets
     #[arg(long, value_name = "DURATIONS", default_value = "1m,10m,1h", value_parser = stuck_after, value_hint = ValueHint::Other, help_heading = METRICS)]
     stuck_after: StuckAfter,
 
-    /// Number of ports per side with their own series; the others share port="other"
+    /// Number of pairs of side and port with their own series; the others share port="other"
     #[arg(long, value_name = "N", default_value = "32", value_parser = max_ports, allow_negative_numbers = true, value_hint = ValueHint::Other, help_heading = METRICS)]
     max_ports: u16,
 
@@ -111,26 +112,27 @@ pub struct Agent {
     #[arg(long, value_name = "WHICH", value_enum, default_value = "all", help_heading = BACKENDS)]
     netns: NetnsChoice,
 
-    /// Interval between comparisons of the tracked sockets with all of the kernel's
+    /// Interval between reconciles (comparisons of the tracked sockets with the kernel's)
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
     reconcile_interval: Duration,
 
-    /// Maximum age of numbers that come from dumps. To keep it, dumps may take more than 1 % of a core.
+    /// Maximum age of metrics that come from dumps. Dumps use more than 1 % of a core if that is needed to keep it.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
     reconcile_max: Duration,
 
-    /// Interval between dumps of minisockets. It grows up to --reconcile-max, so that all dumps take 1 % of a core.
+    /// Interval between dumps of minisockets. It grows up to --reconcile-max to keep all dumps within 1 % of a core.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
     dump_interval: Duration,
 
-    /// Interval between counts of stuck sockets per owner (tcpclose_stuck_owner_sockets), or off. While any socket is stuck,
-    /// each count dumps CLOSE-WAIT and reads all processes' files: 17 ms of CPU for 45,000 sockets with task_file, 151 ms
-    /// with proc. It grows up to --reconcile-max, to take 1 % of a core.
+    /// Interval between counts of stuck sockets per owner and diagnosis (tcpclose_stuck_owner_sockets,
+    /// tcpclose_stuck_diagnosis_sockets), or off. While any socket is stuck,
+    /// each count dumps CLOSE-WAIT and reads all processes' files: 17 ms of CPU for 45,000 sockets with task_file, 153 ms
+    /// with proc. It grows up to --reconcile-max to stay within 1 % of a core.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off, value_hint = ValueHint::Other, help_heading = TUNING)]
     owner_interval: OwnerInterval,
 
-    /// Size of the ring buffer between probe and agent: a power of two in bytes, K or M. 8M hold 150,000 steps, more than
-    /// one core makes per second.
+    /// Size of the ring buffer between probe and agent: a power of two in bytes, K or M. 8M holds 150,000 records, more
+    /// than one core produces per second.
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size, value_hint = ValueHint::Other, help_heading = TUNING)]
     ring_size: u32,
 
@@ -166,7 +168,7 @@ enum TimeWaitChoice {
     Auto,
     /// fentry and fexit on the minisocket's functions (Linux 5.17 with BTF, where the kernel allows them).
     Hooks,
-    /// Dumps by sock_diag at an interval.
+    /// Periodic sock_diag dumps (--dump-interval).
     Diag,
 }
 

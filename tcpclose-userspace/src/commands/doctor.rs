@@ -141,8 +141,11 @@ impl Facts {
 
     fn user_namespace(&self) -> Check {
         let (status, detail) = match self.in_user_namespace {
-            false => (Status::Ok, "the host's first one"),
-            true => (Status::Failed, "another one: its capabilities do not count; run it as the host's root"),
+            false => (Status::Ok, "the host's initial one"),
+            true => (
+                Status::Failed,
+                "not the initial one: its capabilities do not count; run it as root on the host",
+            ),
         };
         Check { check: "user namespace", status, detail: detail.to_owned() }
     }
@@ -202,7 +205,7 @@ impl Facts {
     }
 
     fn time_wait_hook(&self) -> Check {
-        let dumps = "TIME-WAIT is followed by dumps";
+        let dumps = "the agent tracks TIME-WAIT by dumps";
         let is_locked = self.lockdown.as_deref() == Some("confidentiality");
         let (status, detail) = match &self.fentry {
             _ if is_locked => {
@@ -232,7 +235,7 @@ impl Facts {
         let missing: Vec<&str> =
             needed.into_iter().filter(|needed| !self.has(*needed)).map(Capability::name).collect();
         let (status, detail) = match missing.is_empty() {
-            true => (Status::Ok, "of all processes".to_owned()),
+            true => (Status::Ok, "known for all processes".to_owned()),
             false => (
                 Status::Limited,
                 format!("{} missing: other users' processes may be unknown", missing.join(" and ")),
@@ -254,7 +257,7 @@ impl Facts {
 fn tracepoint() -> Result<(), String> {
     match tracefs::visible(|| tracefs::has_tracepoint().then(tracefs::format)) {
         Ok(Some(Ok(format))) => {
-            record_format::parse(&format).map(drop).map_err(|why| format!("of another form: {why}"))
+            record_format::parse(&format).map(drop).map_err(|why| format!("unsupported record format: {why}"))
         }
         Ok(Some(Err(why))) => Err(format!("{} of tracefs: {why}", tracefs::FORMAT)),
         Ok(None) => Err("this kernel has none".to_owned()),

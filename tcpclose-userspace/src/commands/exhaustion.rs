@@ -105,9 +105,9 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
 /// The local addresses whose ports are in use towards several destinations; of one, its tuple tells as much.
 fn locals(document: &ExhaustionDocument, own: u32, width: Option<u16>) -> String {
     const MOST: usize = 5;
-    const MEANING: &str = "bind() to an address without a port needs one that no destination uses, and takes it from all of \
-                           them: at 100 % it fails with EADDRINUSE. With IP_BIND_ADDRESS_NO_PORT set before it, connect() \
-                           chooses the port per destination.";
+    const MEANING: &str = "bind() without a port takes one that no destination uses, and blocks it for all of them: at 100 % it \
+                           fails with EADDRINUSE. Set IP_BIND_ADDRESS_NO_PORT before bind() to let connect() choose the port \
+                           per destination.";
     let shown: Vec<&LocalUse> =
         document.locals.iter().filter(|local| local.destinations > 1).take(MOST).collect();
     if shown.is_empty() {

@@ -26,16 +26,16 @@ mod text;
 /// next write fails with ECONNABORTED. The process keeps the descriptor until it closes it: this ends connections and does
 /// not fix the leak.
 ///
-/// By default this destroys sockets with a proven age that the program neglects (not_read, not_closed). still_sending is
-/// still in use, and not_accepted would stay in its listener's queue: both have to be named by --diagnosis, and other
-/// states by --state.
+/// By default this destroys only sockets whose age is proven and that the program neglects (not_read, not_closed). A
+/// still_sending socket is still in use, and a not_accepted one would stay in its listener's queue: select them with
+/// --diagnosis, and other states with --state.
 ///
 /// Without an agent, the age of a socket whose peer still acknowledges is not proven: --possibly includes it.
 ///
-/// Each socket is looked up by addresses and cookie just before. If it has gone, is in another state, or its program writes
-/// again, it is spared. A socket that its program closes within microseconds after that is destroyed.
+/// Each socket is looked up again, by addresses and cookie, right before it is destroyed. A socket that is gone, has changed
+/// state or has sent data again is spared. One that its program closes in the microseconds in between is still destroyed.
 ///
-/// A running agent destroys the sockets if it was started with --allow-kill; --no-agent destroys them from here and needs
+/// A running agent destroys the sockets if it was started with --allow-kill; with --no-agent, this command does and needs
 /// CAP_NET_ADMIN, and CAP_SYS_ADMIN for other network namespaces.
 ///
 /// Exit status: 0 if all were destroyed, 1 if some were spared or refused or a signal interrupted it, 2 if it failed.
@@ -63,7 +63,7 @@ pub struct Kill {
     /// Destroy the sockets (default: dry run)
     #[arg(long)]
     yes: bool,
-    /// With --yes, allow every socket: without --port, --pid or --unit
+    /// With --yes, destroy every matching socket even without --port, --pid or --unit
     #[arg(long)]
     all: bool,
     /// Print JSON, once all is done

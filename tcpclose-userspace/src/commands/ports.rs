@@ -19,11 +19,11 @@ const PORTS: usize = 20;
 
 /// Show sockets per port and state: count, oldest, time in state, closes per second, stuck
 ///
-/// Asks the agent, whose numbers are those of its /metrics. Without one it takes a snapshot, which has the current sockets
-/// and the proven minimum of their ages.
+/// Asks the agent; the numbers match its /metrics. Without one it takes a snapshot, which shows the current sockets and the
+/// proven minimum of their ages.
 ///
-/// MEDIAN and P99 cover the sockets that left the state since the agent started, as the bucket of the histogram that the
-/// quantile is in. CLOSES/S covers the last minute. A leak shows in STUCK and OLDEST, never in MEDIAN.
+/// MEDIAN and P99 cover the sockets that left the state since the agent started; each is shown as the histogram bucket
+/// that contains it. CLOSES/S covers the last minute. A leak shows in STUCK and OLDEST, never in MEDIAN.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose ports\n  \
     tcpclose ports --json | jq '.ports[] | select(.stuck > 0)'")]

@@ -21,11 +21,11 @@ const GROUPS: usize = 20;
 
 /// List sockets stuck in CLOSE-WAIT, with age, owner and cause
 ///
-/// Asks the agent. Without one it takes a snapshot, in which the ages are proven intervals. Without privileges the sockets
-/// are listed, and other users' processes are unknown.
+/// Asks the agent. Without one it takes a snapshot, in which ages are proven intervals. Without privileges it still lists
+/// the sockets, but not other users' processes.
 ///
-/// WHY: not_accepted: the socket waits in the listener's queue; its owner is the listener's, or one of the candidates if several
-/// listeners may have it. not_read: the program has not read the end of the stream, or data before it. not_closed: the program
+/// WHY: not_accepted: the socket waits in the listener's queue; its owner is the listening process, or one of the candidates
+/// if several listeners match. not_read: the program has not read the end of the stream, or data before it. not_closed: the program
 /// has read everything and has not closed.
 /// still_sending: the program still writes to a peer that has closed its side; counted, not listed.
 #[derive(Debug, Args)]

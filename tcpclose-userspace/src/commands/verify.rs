@@ -37,16 +37,16 @@ const TRIES: usize = 10;
 const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 /// The tracker leaves steps this short before a dump to the next one (`MARGIN_NS`); with some time for the agent itself.
 const MARGIN: Duration = Duration::from_millis(500);
-const OWN_ONLY: &str = "the agent does not dump every network namespace: of the others it knows what hooks report, and its \
-    counts are between the numbers of its own namespace and those of all";
-const HIDDEN: &str = "the agent tracks sockets in network namespaces without a process, a file in /run/netns, a mount or a \
-    descriptor: the kernel's numbers lack them";
+const OWN_ONLY: &str = "the agent does not dump every network namespace: it knows the others only from hooks, so its \
+    counts lie between those of its own namespace and those of all";
+const HIDDEN: &str = "the agent tracks sockets in network namespaces that no process, file in /run/netns, mount or \
+    descriptor leads to: the kernel's numbers do not include them";
 
 /// Compare the agent's metrics with the kernel's: sock_diag, sockstat and the MIB counters
 ///
-/// The agent first reconciles itself with the kernel. Then two samples are taken, --for apart: the counts between them have
-/// to be equal, and the sockets at the second one, too. The kernel's numbers are the sums over all network namespaces. The
-/// agent is sampled between two samples of the kernel, so on a busy host a number of the kernel's is an interval. Each
+/// The agent first reconciles itself with the kernel. Then this command takes two samples, --for apart. The counts between them
+/// must be equal, and so must the sockets at the second one. The kernel's numbers are the sums over all network namespaces. The
+/// agent is sampled between two samples of the kernel, so on a busy host the kernel's numbers are intervals. Each
 /// difference is explained (events that the agent lost, namespaces that could not be entered or have gone) or flagged.
 ///
 /// Exit status: 0 if nothing is flagged, 1 if something is, 2 if the comparison failed.
@@ -113,7 +113,11 @@ impl Verify {
             }
             let began_at = |sample: &AuditSample| sample.metrics.sum("process_start_time_seconds", &[]);
             if began_at(&from) != began_at(&to) {
-                return Err(Failure::new("verify", "the agent was restarted meanwhile", "run it again"));
+                return Err(Failure::new(
+                    "verify",
+                    "the agent was restarted during the comparison",
+                    "run it again",
+                ));
             }
             let hidden = has_hidden(&from.metrics) || has_hidden(&to.metrics);
             let elsewhere = hidden || sampler.unseen(&to).any();
@@ -175,8 +179,8 @@ impl Verify {
         if !is_usable {
             answer.expect_ok().map_err(|why| client.failure(why))?;
         }
-        let own =
-            netns::own().map_err(|error| Failure::new("this network namespace", error, "mount /proc"))?;
+        let own = netns::own()
+            .map_err(|error| Failure::new("cannot identify this network namespace", error, "mount /proc"))?;
         let place = agent.and_then(|pid| netns::place_of(u32::try_from(pid).ok()?).ok().zip(Some(pid)));
         let Some((place, pid)) = place else {
             incomplete.push("the agent's network namespace is unknown (CAP_SYS_PTRACE is needed)".to_owned());

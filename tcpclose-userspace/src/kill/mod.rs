@@ -51,7 +51,7 @@ fn carry_out(order: &KillOrder) -> KillOutcome {
     match lookup() {
         Ok(Some(still)) if still.state == order.state.state() => KillOutcome::Refused {
             errno: None,
-            why: "the kernel reported success and left the socket as it is (before 6.11, if no program holds it)".to_owned(),
+            why: "the kernel reported success but did not destroy the socket (Linux before 6.11, if no program holds it)".to_owned(),
         },
         _ => KillOutcome::Destroyed,
     }
@@ -86,6 +86,6 @@ mod tests {
         // just below.
         let nowhere = KillOrder { netns: 1, ..here };
         let KillOutcome::Refused { errno: None, why } = execute(&nowhere, &mut places) else { panic!() };
-        assert!(why.contains("leads to its network namespace net:[1]"), "{why}");
+        assert!(why.contains("its network namespace net:[1] can no longer be found"), "{why}");
     }
 }

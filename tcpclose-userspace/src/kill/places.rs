@@ -96,10 +96,12 @@ impl Places {
             }
             SkipReason::NotFound if self.denied > 0 => format!(
                 "its network namespace net:[{inum}] was not found: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter \
-                 those that processes are in"
+                 the namespaces of other processes"
             ),
             SkipReason::NotFound => {
-                format!("no process, file or descriptor leads to its network namespace net:[{inum}] any more")
+                format!(
+                    "its network namespace net:[{inum}] can no longer be found through any process, file or descriptor"
+                )
             }
             SkipReason::Failed(why) if why.kind() == ErrorKind::PermissionDenied => {
                 format!("CAP_SYS_ADMIN is needed to enter its network namespace net:[{inum}] ({why})")

@@ -44,7 +44,7 @@ impl Builder {
     pub fn attach(self) -> Result<Probe, Failure> {
         let mut declined = DeclinedHooks::default();
         let layout = offsets::resolve().unwrap_or_else(|why| {
-            declined.push(Hook::State, format!("no fields are read from sockets: {why:#}"));
+            declined.push(Hook::State, format!("reading socket fields: {why:#}"));
             Layout::default()
         });
         let reads_fields = layout.resolved != 0;
@@ -125,7 +125,7 @@ impl Builder {
         let attached = match btf {
             Some(btf) => fentry::attach(ebpf, btf, by_cookie, programs, declined),
             None => {
-                declined.push(Hook::TimeWait, "hooks need BTF");
+                declined.push(Hook::TimeWait, "hooks: this kernel has no BTF");
                 None
             }
         };

@@ -57,9 +57,9 @@ pub(super) fn cannot_load(why: &anyhow::Error) -> Failure {
         Some(libc::ENOMEM) => "choose a smaller --ring-size, or give it more memory",
         Some(libc::EPERM | libc::EACCES) => {
             "see whether a seccomp filter, lockdown or a security module forbids bpf(2); \
-             `tcpclose stuck --no-agent` works without"
+             `tcpclose stuck --no-agent` needs no probe"
         }
-        _ => "see --log-level debug; `tcpclose stuck --no-agent` works without",
+        _ => "run it with --log-level debug for details; `tcpclose stuck --no-agent` needs no probe",
     };
     Failure::new(CANNOT_LOAD, one_line(why) + lockdown, todo)
 }

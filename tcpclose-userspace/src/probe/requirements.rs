@@ -29,7 +29,7 @@ pub fn require(only: Option<StateHook>) -> Result<(), Failure> {
 /// build.rs embeds no object where it is told to, and in debug builds without the eBPF toolchain.
 fn require_object() -> Result<(), Failure> {
     if OBJECT.is_empty() {
-        let todo = "build it with `cargo xtask build`; `tcpclose stuck --no-agent` works without";
+        let todo = "build it with `cargo xtask build`; `tcpclose stuck --no-agent` needs no probe";
         return Err(Failure::new(CANNOT_LOAD, "this binary was built without it", todo));
     }
     Ok(())
@@ -67,7 +67,7 @@ fn require_ring_buffer() -> Result<(), Failure> {
         Ok(false) => Err(Failure::new(
             CANNOT_LOAD,
             "this kernel has no BPF ring buffer",
-            "use Linux 5.8 or later; `tcpclose stuck --no-agent` works without",
+            "use Linux 5.8 or later; `tcpclose stuck --no-agent` needs no probe",
         )),
         // An unknown answer is no refusal: the load will report one.
         Ok(true) | Err(_) => Ok(()),
@@ -101,7 +101,7 @@ fn require_tracepoint(only: Option<StateHook>) -> Result<(), Failure> {
         true => "try --state-hook auto",
         false => {
             "mount tracefs at /sys/kernel/tracing, or use Linux 5.8 or later with CONFIG_FTRACE or BTF; \
-             `tcpclose stuck --no-agent` works without"
+             `tcpclose stuck --no-agent` needs no probe"
         }
     };
     Err(Failure::new("cannot watch TCP states", format!("this kernel shows {why}"), todo))

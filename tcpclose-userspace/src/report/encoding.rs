@@ -69,7 +69,7 @@ impl Form {
         };
         match (self.parse(body), error) {
             (Ok(Version { schema }), _) if schema != expected => Err(format!(
-                "it speaks schema {schema}, and this tcpclose {} reads schema {expected}: use the two of one version",
+                "it speaks schema {schema}, but this tcpclose {} reads schema {expected}: use the same version of both",
                 env!("CARGO_PKG_VERSION")
             )),
             (Ok(_), None) => Err("its answer contradicts itself".to_owned()),

@@ -64,7 +64,7 @@ pub fn not_inspected(sockets: &str, refused: usize, denied: usize) -> Vec<String
     }
     if denied > 0 {
         words.push(format!(
-            "{sockets} in {} are missing: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter those that processes are in",
+            "{sockets} in {} are missing: CAP_SYS_PTRACE and CAP_SYS_ADMIN are needed to enter the namespaces of other processes",
             others(denied)
         ));
     }
@@ -85,7 +85,7 @@ fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capabilit
         return None;
     }
     let missing: Vec<&str> = missing.iter().map(|capability| capability.name()).collect();
-    let elsewhere = "another PID namespace, a descriptor in flight over a unix socket, a call that still uses a closed descriptor, \
+    let elsewhere = "possible holders: another PID namespace, a descriptor in flight over a unix socket, a call that still uses a closed descriptor, \
         io_uring on a kernel that does not list its sockets, or the kernel itself";
     if !owners.unanswered.is_empty() {
         // [`unanswered`] names the processes.
@@ -101,7 +101,7 @@ fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capabilit
             }
         ),
         denied => format!(
-            "owners of {sockets} are unknown: {} not show their files to this one, and no other holds them \
+            "owners of {sockets} are unknown: {} not let this one list their files, and no other process holds them \
              ({elsewhere})",
             if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
         ),
@@ -129,7 +129,7 @@ fn unknown_listeners(sockets: &[StuckSocket]) -> Option<String> {
 pub fn too_many_listeners(queues: &[AcceptQueues]) -> Option<String> {
     let cut = queues.iter().map(AcceptQueues::cut).max().filter(|cut| *cut > 0)?;
     Some(format!(
-        "sockets that were not accepted may wait for up to {cut} more listeners: the {} with the longest queues are named",
+        "sockets that were not accepted may belong to up to {cut} more listeners: only the {} with the longest queues are shown",
         accept_queues::MOST
     ))
 }
@@ -145,7 +145,7 @@ pub fn unanswered(owners: &Owners) -> Vec<String> {
     });
     let executables = (!owners.unread.is_empty()).then(|| {
         format!(
-            "what runs {} is unknown: the executable was not read within {:?} (a lease on it, a file system that does not \
+            "the runtime of {} is unknown: the executable was not read within {:?} (a lease on it, a file system that does not \
              answer, or no helper process)",
             processes(&owners.unread),
             executables::WITHIN

@@ -208,14 +208,14 @@ mod tests {
             [
                 "owners of 1 socket are unknown",
                 "owners may be missing: the descriptors of 7 processes (pid 1, 2, 3, 4, 5, …) were not all read within 4s",
-                "what runs 1 process (pid 42) is unknown: the executable was not read within 2s (a lease on it, a file system \
+                "the runtime of 1 process (pid 42) is unknown: the executable was not read within 2s (a lease on it, a file system \
                  that does not answer, or no helper process)",
             ]
         );
         let mut denied = owners;
         denied.denied = 3;
         for (missing, words) in [
-            (&[][..], "3 processes do not show their files"),
+            (&[][..], "3 processes do not let this one list their files"),
             (&[Capability::SysPtrace], "CAP_SYS_PTRACE is needed to read other users'"),
             (
                 &[Capability::SysPtrace, Capability::DacReadSearch],

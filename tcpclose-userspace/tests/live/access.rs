@@ -60,7 +60,7 @@ fn who_may_destroy_is_decided_by_the_agent() {
     assert!(text(&output).contains("Would destroy 1 socket"));
     let printed = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP]), &roots, port));
     let words =
-        "only root (there is no --kill-group) may destroy sockets through this agent, and this is pid ";
+        "only root (there is no --kill-group) may destroy sockets through this agent; the caller is pid ";
     assert!(printed.contains(words) && printed.contains(&format!(" uid {USER} gid {USER}; ")), "{printed}");
     let printed = refusal(&killed_by(as_user(&user, USER, USER, &[GROUP + 1]), &groups, port));
     assert!(printed.contains(&format!("only root and members of the group {GROUP} may")), "{printed}");
@@ -102,7 +102,7 @@ fn the_group_can_change_while_it_runs() {
     // What it said of the refusal comes first.
     agent.until_it_says("POST /v1/kill refused");
     let printed = agent.reloaded(|| fs::write(&file, more).unwrap());
-    assert_eq!(printed, "tcpclose: reloaded: kill-group; restart it for socket-group");
+    assert_eq!(printed, "tcpclose: reloaded: kill-group; restart the agent to apply socket-group");
     assert!(text(&ask()).contains("destroyed 1 of 1"));
     pair.assert_destroyed();
 }

@@ -77,7 +77,7 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
         printed(
             "stuck-after = \"3s\"\ndump-interval = \"7s\"\nring-size = \"2M\"\nname-port = 80\nowner-interval = \"off\"\n"
         ),
-        "tcpclose: reloaded: stuck-after, dump-interval, owner-interval; restart it for name-port, ring-size"
+        "tcpclose: reloaded: stuck-after, dump-interval, owner-interval; restart the agent to apply name-port, ring-size"
     );
     assert_eq!(bound(), 3.0);
     // What is between two dumps is as the agent was told, or longer where dumps are dear.
@@ -87,11 +87,11 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
     // What is wrong changes nothing, and the agent goes on.
     let wrong = printed("stuck-afer = \"9s\"\n");
     assert!(
-        wrong.ends_with("did you mean stuck-after? else see tcpclose agent --help; nothing is reloaded"),
+        wrong.ends_with("did you mean stuck-after? else see tcpclose agent --help (nothing was reloaded)"),
         "{wrong}"
     );
     let gone = agent.reloaded(|| fs::remove_file(&file).unwrap());
-    assert!(gone.contains("No such file") && gone.ends_with("; nothing is reloaded"), "{gone}");
+    assert!(gone.contains("No such file") && gone.ends_with(" (nothing was reloaded)"), "{gone}");
     assert_eq!(bound(), 3.0);
     // Against what runs, not against what was asked for last: the ring is what it was, and so are names.
     assert_eq!(

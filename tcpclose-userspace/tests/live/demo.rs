@@ -181,7 +181,7 @@ fn the_demo_shows_the_leak_and_leaves_nothing_behind_however_it_ends() {
     demo.line_with("$ tcpclose ports ");
     demo.line_with("$ tcpclose exhaustion ");
     demo.line_with("port-eater[");
-    demo.line_with("All of it has gone.");
+    demo.line_with("The demo has ended; everything is removed.");
     assert!(demo.end().success());
     nothing_is_left(&made);
 

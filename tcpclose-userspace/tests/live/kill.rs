@@ -42,7 +42,7 @@ fn a_dry_run_touches_nothing_and_yes_takes_exactly_the_neglected() {
     println!("{printed}");
     assert_eq!(dry.status.code(), Some(0));
     assert!(
-        printed.starts_with("Would destroy 2 sockets: in CLOSE-WAIT, for 300ms or longer\n"),
+        printed.starts_with("Would destroy 2 sockets (in CLOSE-WAIT, for 300ms or longer)\n"),
         "{printed}"
     );
     assert!(printed.contains("left alone: 1 still sending"), "{printed}");

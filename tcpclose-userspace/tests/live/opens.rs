@@ -142,7 +142,7 @@ fn owner(document: &SocketsDocument, pid: u32) -> &Owner {
 }
 
 fn names(document: &SocketsDocument, pid: u32) -> bool {
-    let words = format!("what runs 1 process (pid {pid}) is unknown");
+    let words = format!("the runtime of 1 process (pid {pid}) is unknown");
     document.incomplete.iter().any(|remark| remark.starts_with(&words))
 }
 

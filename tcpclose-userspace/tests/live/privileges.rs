@@ -376,7 +376,10 @@ fn who_is_to_destroy_nothing_holds_no_cap_net_admin_and_a_reload_gives_it_up() {
     };
     reload("allow-kill = false\n", "tcpclose: reloaded: allow-kill");
     assert_holds(&agent, &working, &working);
-    reload("allow-kill = true\n", "tcpclose: reloaded: nothing has changed; restart it for allow-kill");
+    reload(
+        "allow-kill = true\n",
+        "tcpclose: reloaded: nothing has changed; restart the agent to apply allow-kill",
+    );
     assert_holds(&agent, &working, &working);
     let (listener, port) = listen();
     let pair = Pair::new(&listener, port, b"");

@@ -152,7 +152,8 @@ fn a_state_of_no_use_is_one_line_and_the_agent_starts_without_it() {
         let mut agent = Agent::begin_in(folder.path(), &[]);
         agent.until_ready().unwrap();
         let printed = agent.printed();
-        let lines: Vec<&str> = printed.lines().filter(|line| line.contains("is not used")).collect();
+        let lines: Vec<&str> =
+            printed.lines().filter(|line| line.contains("cannot use the state file")).collect();
         println!("{lines:?}");
         match complaint {
             Some(why) => assert!(
@@ -192,7 +193,7 @@ fn killed_again_and_again_under_load() {
         for round in 0..=10 {
             let mut agent = Agent::begin_in(folder.path(), &arguments);
             agent.until_ready().unwrap();
-            assert!(!agent.printed().contains("is not used"), "{}", agent.printed());
+            assert!(!agent.printed().contains("cannot use the state file"), "{}", agent.printed());
             let answer = port.ask(&agent, Phase::CloseWait);
             assert_eq!(answer.sockets.len(), stayed.len());
             for connection in &stayed {
@@ -249,7 +250,7 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     while filling.write_all(&[0; 4096]).is_ok() {}
     let port = Port::new();
     let many = port.close_waits(200);
-    until("full", &|| printed().contains("cannot be written"));
+    until("full", &|| printed().contains("until this works again"));
     sleep(Duration::from_secs(2));
     assert_eq!(printed().lines().filter(|line| line.contains("WARN")).count(), 1, "{}", printed());
     assert!(
@@ -261,7 +262,7 @@ fn a_full_disk_is_one_line_until_there_is_room_again() {
     drop(filling);
     fs::remove_file(&filler).unwrap();
     let kept = port.close_wait();
-    until("saved again", &|| printed().contains("is saved again"));
+    until("saved again", &|| printed().contains("can be written again"));
     drop(many);
     until_kept(&there, &[&kept]);
     rustix::process::kill_process(rustix::process::Pid::from_child(agent), Signal::TERM).unwrap();

@@ -392,7 +392,9 @@ fn an_agent_that_dies_mid_answer_is_one_line_and_none_is_a_snapshot() {
     assert_eq!(output.status.code(), Some(2));
     assert!(output.stdout.is_empty());
     let printed = String::from_utf8(output.stderr).unwrap();
-    assert!(printed.contains("hung up in the middle of its answer") && printed.lines().count() == 1);
+    assert!(
+        printed.contains("closed the connection in the middle of its answer") && printed.lines().count() == 1
+    );
 
     // The listener is gone, its socket file is still there.
     document(&mut ask());

@@ -229,7 +229,10 @@ fn without_departures(mut ask: impl FnMut() -> Output) -> Output {
     while Instant::now() < until {
         let output = ask();
         let printed = String::from_utf8_lossy(&output.stdout);
-        if !["gone meanwhile", "to which no process"].iter().any(|excuse| printed.contains(excuse)) {
+        if !["disappeared during the comparison", "no process, file in /run/netns"]
+            .iter()
+            .any(|excuse| printed.contains(excuse))
+        {
             return output;
         }
         println!("a network namespace has gone meanwhile, or nothing leads there any more: again");

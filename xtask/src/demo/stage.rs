@@ -17,7 +17,7 @@ use super::with_parent;
 use crate::sh;
 
 /// A description of the demo, for people.
-pub const WORDS: &str = "On the stage, in a network namespace of its own:
+pub const WORDS: &str = "The demo runs these processes in their own network namespace:
   leaky-api     answers on port 8080 and never closes: CLOSE-WAIT
   tidy-web      answers on port 8443 and closes
   visitors      call both, and close first: TIME-WAIT

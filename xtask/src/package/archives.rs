@@ -46,7 +46,7 @@ fn deb(source: &Source, parts: &Parts) -> Result<PathBuf> {
     let version = format!("{VERSION}-{REVISION}");
     let date = tree::date(source, "--rfc-email")?;
     let changes = format!(
-        "tcpclose ({version}) unstable; urgency=medium\n\n  * What has changed stands in changelog.gz.\n\n -- {MAINTAINER}  {date}\n"
+        "tcpclose ({version}) unstable; urgency=medium\n\n  * See changelog.gz for the changes.\n\n -- {MAINTAINER}  {date}\n"
     );
     tree.put_packed("usr/share/doc/tcpclose/changelog.Debian", changes)?;
     tree.put("usr/share/lintian/overrides/tcpclose", read("lintian-overrides")?)?;

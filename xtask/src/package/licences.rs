@@ -35,9 +35,9 @@ const ALLOWED: &[&str] = &[
 const ROOTS: &[&str] = &["tcpclose", "tcpclose-ebpf"];
 
 const INTRODUCTION: &str = "\
-What the tcpclose binary contains besides tcpclose, by others' hands: the GNU C Library (LGPL-2.1-or-later), the standard
-library of Rust (MIT OR Apache-2.0), and these crates, with the texts of their licences. With tcpclose's sources, which
-are free, it can be linked anew with other versions of any of them.
+Third-party software in the tcpclose binary: the GNU C Library (LGPL-2.1-or-later), the Rust standard library (MIT OR
+Apache-2.0) and the crates below, with the texts of their licences. The sources of tcpclose are free, so the binary can be
+relinked with other versions of any of them.
 
 ";
 

@@ -221,7 +221,7 @@ pub async fn listen_for_queries(
             }
             Occupant::Live => {
                 drop(folder_lock);
-                let holder = format!("another agent, which serves at {},", path.display());
+                let holder = format!("another agent listens at {}", path.display());
                 if !lock_wait.wait_for(&holder).await {
                     return Err(failure(
                         &"another agent is serving there",

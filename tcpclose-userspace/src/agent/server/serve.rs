@@ -63,7 +63,7 @@ pub async fn serve_queries(listener: UnixListener, connections: Connections, par
     let connections = RefCell::new(connections);
     let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(why) => return log::error!("cannot serve the command line: {why}"),
+        Err(why) => return log::error!("cannot serve the Unix socket: {why}"),
     };
     loop {
         match listener.accept().await {

@@ -111,8 +111,10 @@ impl Kill {
             let what = format!("agent at {}", self.address.socket.display());
             let why = answer.first_line();
             let todo = match why == KILL_NOT_ALLOWED.trim_end() {
-                true => "restart it with --allow-kill, or add --no-agent to destroy them from here",
-                false => "run it as one of them, or add --no-agent to destroy them from here",
+                true => "restart the agent with --allow-kill, or add --no-agent to destroy them without it",
+                false => {
+                    "run tcpclose kill as such a user, or add --no-agent to destroy them without the agent"
+                }
             };
             return Err(Failure::new(what, why, todo));
         }

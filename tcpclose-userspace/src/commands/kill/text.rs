@@ -33,7 +33,7 @@ impl Kill {
         };
         let sure = if self.possibly { "possibly " } else { "" };
         let line = format!(
-            "{what}: in {}, {sure}for {} or longer",
+            "{what} (in {}, {sure}for {} or longer)",
             self.filter.state_in_words(),
             humantime::format_duration(findings.bound)
         );
@@ -54,9 +54,9 @@ impl Kill {
         if !going.is_empty() {
             let yes = match self.filter.has_target() {
                 true => "--yes",
-                false => "--yes with --all",
+                false => "--yes --all",
             };
-            text.push_str(&format!("dry run: nothing was destroyed; {yes} destroys them\n"));
+            text.push_str(&format!("dry run: nothing was destroyed (add {yes} to destroy them)\n"));
         }
         text
     }
@@ -69,7 +69,7 @@ impl Kill {
         };
         let line = match all {
             0 => format!(
-                "No socket to destroy: in {} for {} or longer",
+                "No socket to destroy (in {}, for {} or longer)",
                 self.filter.state_in_words(),
                 humantime::format_duration(findings.bound)
             ),

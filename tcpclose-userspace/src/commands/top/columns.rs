@@ -71,7 +71,7 @@ pub fn compact(n: u64, width: u16) -> String {
 }
 
 pub const STATES: [Column; 6] =
-    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("LEFT IT", 10), ("MEDIAN", 10), ("P99", 10)];
+    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("EXITED", 10), ("MEDIAN", 10), ("P99", 10)];
 
 /// The row of a state, in the table below that of ports.
 pub fn state(of: &StateUse) -> Vec<String> {

@@ -157,7 +157,7 @@ fn draw_states(port: &PortUse, frame: &mut Frame<'_>, area: Rect) {
 fn draw_sockets(app: &App, label: PortLabel, frame: &mut Frame<'_>, area: Rect) {
     let rows = app.socket_rows();
     let remarks =
-        app.left_out.iter().map(|what| format!("not listed: too many sockets, {what} on this host"));
+        app.left_out.iter().map(|what| format!("not listed: {what} on this host (too many sockets)"));
     let remarks: Vec<String> = remarks.collect();
     let [list, below] =
         Layout::vertical([Constraint::Min(3), Constraint::Length(remarks.len() as u16)]).areas(area);

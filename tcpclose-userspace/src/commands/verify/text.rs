@@ -35,7 +35,10 @@ impl Verify {
             text.push_str(&wrapped(line));
         }
         if audit.lost > 0 {
-            text.push_str(&wrapped(format!("the agent reports {} lost events meanwhile", audit.lost)));
+            text.push_str(&wrapped(format!(
+                "the agent reported {} lost events during the comparison",
+                audit.lost
+            )));
         }
         text.push_str(&wrapped(counters::NOT_COMPARED.to_owned()));
         for remark in &audit.incomplete {

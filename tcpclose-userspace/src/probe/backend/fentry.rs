@@ -49,7 +49,7 @@ impl Report {
         match self {
             Self::Cookie => "minisockets cannot be joined to their sockets",
             Self::Birth => "a full TIME-WAIT table shows in the kernel's counter only",
-            Self::Lifetime => "the flip to TIME-WAIT and its end are seen by dumps only",
+            Self::Lifetime => "only dumps show the change to TIME-WAIT and its end",
             Self::Reuse => "a TIME-WAIT that connect() reuses ends as `early`",
             Self::Destroy => "a destroyed TIME-WAIT ends as `early`",
             Self::Purge => "TIME-WAITs of a vanished namespace end as `early`",

@@ -324,7 +324,7 @@ pub fn assemble(
     incomplete.extend(unread.clone());
     if port_use.left > 0 {
         incomplete.push(format!(
-            "{} network namespaces with few sockets were skipped: all of them take more than {BUDGET:?} of CPU",
+            "{} network namespaces with few sockets were skipped: dumping all would take more than {BUDGET:?} of CPU time",
             port_use.left
         ));
     }
@@ -333,17 +333,20 @@ pub fn assemble(
     }
     let forgotten = port_use.tables.iter().map(|ports| ports.table.forgotten).max().unwrap_or(0);
     if forgotten > 0 {
-        incomplete.push(format!("too many tuples: up to {forgotten} ports of each may be missing"));
+        incomplete
+            .push(format!("too many destinations: up to {forgotten} ports per destination may be missing"));
     }
     let forgotten = port_use.tables.iter().map(|ports| ports.table.locals_forgotten).max().unwrap_or(0);
     if forgotten > 0 {
         incomplete.push(format!(
-            "too many local addresses: up to {forgotten} ports of each may be missing in BIND TO"
+            "too many local addresses: up to {forgotten} ports per address may be missing in BIND TO"
         ));
     }
     if owners.denied > 0 {
         let processes = owners.denied;
-        incomplete.push(format!("the files of {processes} processes may not be read: owners may be missing"));
+        incomplete.push(format!(
+            "this process is not allowed to read the files of {processes} processes: owners may be missing"
+        ));
     }
     incomplete.extend(unanswered(owners));
     if before.is_none() {

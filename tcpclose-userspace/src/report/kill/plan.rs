@@ -82,7 +82,7 @@ impl Left {
         let each = [
             (self.still_sending, "still sending (--diagnosis still_sending)"),
             (self.not_accepted, "not accepted yet (--diagnosis not_accepted)"),
-            (self.other_diagnosis, "of a diagnosis that was not named"),
+            (self.other_diagnosis, "with a diagnosis that --diagnosis does not select"),
             (self.mptcp, "MPTCP (the kernel cannot destroy these)"),
             (self.unknown, "of unknown diagnosis"),
             (self.possibly, "possibly younger (--possibly)"),

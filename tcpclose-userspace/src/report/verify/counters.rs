@@ -8,8 +8,8 @@ use crate::report::verify::{
 };
 
 /// Counters of the kernel without an equivalent counter of the agent, and why.
-pub const NOT_COMPARED: &str = "not compared: OutRsts also counts RSTs for ports without a listener, \
-    TCPAbortOnTimeout also attempts to connect, TCPAbortOnData both closes with linger 0 and data after close";
+pub const NOT_COMPARED: &str = "not compared: OutRsts (also counts RSTs for ports without a listener), \
+    TCPAbortOnTimeout (also counts connection attempts), TCPAbortOnData (counts closes with linger 0 and data after close)";
 
 /// Compares the counts from `from` to `to`. `own`: the agent's network namespace; `reach`: the namespaces in which
 /// minisockets are followed. Records come from all.

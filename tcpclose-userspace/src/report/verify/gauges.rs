@@ -29,8 +29,8 @@ pub fn agent(
         let verdict = match agent.beyond(kernel) {
             beyond if is_of_minisockets(phase) && (1..=skipped).contains(&beyond) => {
                 Verdict::Explained(format!(
-                    "the kernel's table of TIME-WAITs was full: {skipped} were skipped (TCPTimeWaitOverflow), which the agent \
-                     notices by the next dump"
+                    "the kernel's TIME-WAIT table was full: it skipped {skipped} (TCPTimeWaitOverflow), and the agent notices \
+                     that at its next dump"
                 ))
             }
             _ => causes.judge(agent, kernel),
@@ -131,7 +131,7 @@ fn orphans(sample: &AuditSample) -> AuditRow {
     let verdict = match dumped.beyond(counted) {
         0 => Verdict::Equal,
         ..0 => Verdict::Explained(
-            "the kernel counts the orphans of all network namespaces together, also of those to which no path leads"
+            "the kernel counts orphans of all network namespaces together, including those that cannot be found"
                 .to_owned(),
         ),
         1.. => Verdict::Differs,
@@ -206,7 +206,7 @@ mod tests {
             of(&rows, Phase::TimeWait).verdict.clone()
         };
         assert_eq!((at(10), at(11)), (Verdict::Differs, Verdict::Differs));
-        assert!(matches!(at(12), Verdict::Explained(why) if why.contains("2 were skipped")));
+        assert!(matches!(at(12), Verdict::Explained(why) if why.contains("it skipped 2 (")));
         // With hooks the agent is told of each.
         let sample = sample_at(ONE, [(1, Some(view(12)), Some(view(12)))]);
         let rows = agent(&sample, None, Reach::All, &Causes::default());

@@ -99,8 +99,7 @@ fn a_live_agents_socket_is_waited_for() {
     assert!(second.child.try_wait().unwrap().is_none(), "{}", second.printed());
     let printed = second.printed();
     assert!(
-        printed.contains("waiting up to 10s for another agent, which serves at")
-            && printed.lines().count() == 1,
+        printed.contains("waiting up to 10s: another agent listens at") && printed.lines().count() == 1,
         "{printed}"
     );
     // The folder of the socket goes with `first`, which therefore stays.

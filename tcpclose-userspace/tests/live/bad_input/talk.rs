@@ -26,7 +26,10 @@ fn an_agent_that_dies_mid_answer_and_others_that_are_none_are_one_line() {
     }
     agent.end(Signal::KILL);
     let line = asking.join().unwrap();
-    assert!(line.contains("it hung up in the middle of its answer; restart the agent"), "{line}");
+    assert!(
+        line.contains("it closed the connection in the middle of its answer; restart the agent"),
+        "{line}"
+    );
     assert!(line.contains("--no-agent"), "{line}");
 
     // No HTTP.
@@ -58,7 +61,7 @@ fn silence_and_a_full_queue_end_too() {
     let line = refusal_within(Duration::from_secs(15), &mut ask());
     assert!(line.contains("no answer within 10s; restart the agent"), "{line}");
     // And leaves it taken: nobody has accepted the call.
-    refuses(&mut ask(), &["accepts no connections", "--no-agent"]);
+    refuses(&mut ask(), &["does not accept connections", "--no-agent"]);
     refuses(agent_at(&path).args(["--wait", "0s"]), &["another agent is serving there"]);
 }
 

@@ -64,7 +64,7 @@ fn a_second_agent_waits_for_the_directory_and_takes_over() {
     sleep(Duration::from_millis(500));
     let printed = second.printed();
     assert!(
-        printed.contains("waiting up to 1h for another agent (pid ") && printed.lines().count() == 1,
+        printed.contains("waiting up to 1h: another agent (pid ") && printed.lines().count() == 1,
         "{printed}"
     );
     assert!(!second.socket().exists());

@@ -53,7 +53,10 @@ fn an_agent_that_ends_is_one_clear_line() {
         let printed = reader.printed();
         let line = printed.lines().last().unwrap();
         assert_eq!(printed.lines().count(), 2, "{printed}");
-        assert!(line.contains("it hung up in the middle of its stream; start it again"), "{line}");
+        assert!(
+            line.contains("it closed the connection in the middle of its stream; start it again"),
+            "{line}"
+        );
     }
 }
 

@@ -66,7 +66,7 @@ fn a_new_certificate_is_used_and_a_wrong_one_is_not() {
     assert_eq!(wrong, 1.0);
     let printed = takes_effect(&agent);
     assert!(
-        printed.contains("nothing has changed; the former web configuration stays in use: "),
+        printed.contains("nothing has changed; the previous web configuration stays in use: "),
         "{printed}"
     );
 
@@ -82,7 +82,7 @@ fn a_new_certificate_is_used_and_a_wrong_one_is_not() {
     // As configuration management does it: a new file takes the old one's place.
     pki.write("new.yml", &fs::read_to_string(pki.path("web.yml")).unwrap().replace("server.", "second."));
     fs::rename(pki.path("new.yml"), pki.path("web.yml")).unwrap();
-    assert_eq!(takes_effect(&agent), "tcpclose: reloaded: what web-config says");
+    assert_eq!(takes_effect(&agent), "tcpclose: reloaded: the content of web-config");
     assert_eq!(shown(&agent, &pki), "second");
 }
 

@@ -55,7 +55,7 @@ fn wrong_user(caller: &Caller, group: Option<&UnixGroup>) -> String {
         Some(group) => format!("only root and members of the group {}", group.name),
         None => "only root (there is no --kill-group)".to_owned(),
     };
-    format!("{allowed} may destroy sockets through this agent, and this is {caller}\n")
+    format!("{allowed} may destroy sockets through this agent; the caller is {caller}\n")
 }
 
 /// # Errors

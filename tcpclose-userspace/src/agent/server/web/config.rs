@@ -128,7 +128,7 @@ fn users(field: &Field<'_, '_>) -> Result<Users, Failure> {
         if cost > HIGHEST_COST {
             let seconds = 1_u64 << (cost - HIGHEST_COST).min(32);
             let why = format!(
-                "a check of bcrypt cost {cost} takes {seconds} s of CPU or more, the limit is {HIGHEST_COST}"
+                "a password check at bcrypt cost {cost} takes {seconds} s of CPU or more (the limit is cost {HIGHEST_COST})"
             );
             return Err(field.wrong(why, MAKE));
         }

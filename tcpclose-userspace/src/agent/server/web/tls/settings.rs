@@ -143,11 +143,11 @@ pub fn settings(field: &Field<'_, '_>, file: &Path) -> Result<Option<Settings>, 
     let auth = fields.at("client_auth_type");
     let client_auth = auth.choice(&CLIENT_AUTH)?.unwrap_or(ClientAuth::None);
     if client_auth.verifies() && client_ca.is_none() {
-        return Err(auth.wrong("there is no CA to verify certificates by", "set client_ca_file"));
+        return Err(auth.wrong("verifying client certificates needs a CA", "set client_ca_file"));
     }
     if !client_auth.verifies() && client_ca.is_some() {
         let todo = "write client_auth_type: RequireAndVerifyClientCert, or remove the CA";
-        return Err(auth.wrong("client_ca is set, and no certificate is verified by it", todo));
+        return Err(auth.wrong("client_ca is set, but this client_auth_type verifies no certificates", todo));
     }
     let sans = fields.at("client_allowed_sans");
     let allowed_sans = allowed_sans(&sans)?;
