@@ -114,7 +114,13 @@ impl Tracking {
     /// not found yet.
     pub fn places_of(&self, phase: Phase) -> Option<Vec<NetnsPath>> {
         let sockets = self.sockets_and_writes().map(|(socket, _)| socket);
-        let mut ids = ids_of(sockets.filter(|socket| socket.phase == phase));
+        // A minisocket that was in FIN-WAIT-2 at the last dump may be in TIME-WAIT by now, and only a dump tells.
+        let may_be_next = |socket: &TrackedSocket| {
+            phase == Phase::TimeWait
+                && socket.phase == Phase::FinWait2
+                && socket.kind == SocketKind::Minisocket
+        };
+        let mut ids = ids_of(sockets.filter(|socket| socket.phase == phase || may_be_next(socket)));
         ids.insert(self.namespaces.own().id);
         let all_found = !ids.iter().any(|id| self.namespaces.is_new(*id));
         let places = self.namespaces.places(Some(&ids));

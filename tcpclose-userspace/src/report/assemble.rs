@@ -117,6 +117,15 @@ pub struct DumpClock {
     pub time_wait_ns: Option<u64>,
 }
 
+/// What a dump alone proves of the age of one of its sockets at `clock`.
+pub fn dumped_age(socket: &Socket, clock: DumpClock) -> Age {
+    let proven = match (socket.state, clock.time_wait_ns, socket.expires_ns) {
+        (TcpState::TimeWait, Some(length_ns), Some(left_ns)) => time_wait_age(length_ns, left_ns),
+        _ => proven_age(socket, clock.uptime_ns),
+    };
+    proven.later(clock.now_ns.saturating_sub(socket.seen_ns))
+}
+
 /// What a dump alone proves of one of its sockets at `clock`: an age, and by the socket's counters a side. `writes`: the last write
 /// by earlier looks, by cookie.
 pub fn dumped_facts(
@@ -134,11 +143,7 @@ pub fn dumped_facts(
     // What waits in a queue was accepted by the kernel, whatever its listener's address is.
     let side = if not_accepted(socket) { Side::Server } else { socket.opening.side(listening) };
     let Flow { local_port, remote_port, .. } = socket.flow;
-    let proven = match (socket.state, clock.time_wait_ns, socket.expires_ns) {
-        (TcpState::TimeWait, Some(length_ns), Some(left_ns)) => time_wait_age(length_ns, left_ns),
-        _ => proven_age(socket, clock.uptime_ns),
-    };
-    let age = proven.later(clock.now_ns.saturating_sub(socket.seen_ns));
+    let age = dumped_age(socket, clock);
     let last_write = last_write(socket, writes.get(&socket.cookie), clock.uptime_ns, clock.now_ns);
     let port = side.service_port(local_port, remote_port, ephemeral);
     SocketFacts { side, port, age, last_write, closer: None }

@@ -52,7 +52,8 @@ fn check(who: &str, output: &Output, waiting: &[Waiting], asked: Instant, bounde
     assert!(output.status.success(), "{who}: {output:?}");
     let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
     for Waiting { here, entered, .. } in waiting {
-        let socket = document.sockets.iter().find(|socket| socket.local == *here).unwrap();
+        let found = document.sockets.iter().find(|socket| socket.local == *here);
+        let socket = found.unwrap_or_else(|| panic!("{who}: no {here} in {document:?}"));
         let (least, most) = ((asked - entered.1).as_secs_f64(), (reported - entered.0).as_secs_f64());
         let age = socket.age;
         let holds = age.min_seconds <= most && age.max_seconds.is_none_or(|max| max >= least);
@@ -71,6 +72,15 @@ fn the_age_of_a_time_wait_holds_its_entry_though_its_timer_was_set_anew() {
     let netns = Named::new("rearmed");
     let diag = ["--time-wait", "diag"];
     let before = Agent::on_each_hook(&diag);
+    // Their dumps do not see that FIN-WAIT-2 has ended before somebody asks: it was there at the last record.
+    let seldom = Agent::on_each_hook(&[
+        "--time-wait",
+        "diag",
+        "--dump-interval",
+        "60s",
+        "--reconcile-interval",
+        "60s",
+    ]);
     let waiting: Vec<Waiting> = netns.inside(|| (0..CONNECTIONS).map(|nth| wait(nth, port)).collect());
     // Their dumps have seen all.
     sleep(Duration::from_secs(3));
@@ -79,6 +89,10 @@ fn the_age_of_a_time_wait_holds_its_entry_though_its_timer_was_set_anew() {
     for (hook, agent) in &before {
         let asked = Instant::now();
         check(hook, &agent.stuck(&arguments), &waiting, asked, true);
+    }
+    for (hook, agent) in &seldom {
+        let asked = Instant::now();
+        check(&format!("{hook}, seldom"), &agent.stuck(&arguments), &waiting, asked, true);
     }
     for (hook, agent) in &Agent::on_each_hook(&diag) {
         let asked = Instant::now();

@@ -23,7 +23,7 @@ use crate::linux::owners::OwnersLookup;
 use crate::linux::proc_fd::OpenFiles;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Diagnosis, Phase};
-use crate::report::assemble::{DumpClock, NetnsSockets, SocketFacts, assemble, dumped_facts};
+use crate::report::assemble::{DumpClock, NetnsSockets, SocketFacts, assemble, dumped_age, dumped_facts};
 use crate::report::diagnosis::last_write;
 use crate::report::encoding::Form;
 use crate::report::incomplete;
@@ -199,6 +199,7 @@ impl TrackedFacts {
     fn gather(phase: Phase, dumps: &NetnsDumps, depth: Depth, tracking: &mut Tracking) -> Self {
         tracking.drain_all();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
+        let clock = DumpClock { now_ns, uptime_ns, time_wait_ns: tracking.tracker.time_wait_ns() };
         let met = dumps.namespaces.iter().map(|dumped| dumped.dump.sockets.len()).sum();
         let mut facts = FxHashMap::with_capacity_and_hasher(met, FxBuildHasher);
         for NetnsDump { netns, dump, .. } in &dumps.namespaces {
@@ -211,9 +212,13 @@ impl TrackedFacts {
                 };
                 let Some((tracked, written)) = known else { continue };
                 let body = if socket.minisocket { SocketKind::Minisocket } else { SocketKind::Socket };
-                if (tracked.phase, tracked.kind) == (phase, body) {
-                    let proven = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
-                    let age = tighter(tracked.since.age(now_ns), proven);
+                let proven = proven_age(socket, uptime_ns).later(now_ns.saturating_sub(socket.seen_ns));
+                let age = if (tracked.phase, tracked.kind) == (phase, body) {
+                    Some(tighter(tracked.since.age(now_ns), proven))
+                } else {
+                    age_of_next(tracked, socket, clock)
+                };
+                if let Some(age) = age {
                     let last_write = last_write(socket, written, uptime_ns, now_ns);
                     let (side, port, closer) = (tracked.side, tracked.port, closer(tracked, now_ns));
                     facts.insert(socket.cookie, SocketFacts { side, port, age, last_write, closer });
@@ -238,7 +243,7 @@ impl TrackedFacts {
                 .concat(),
             elsewhere,
             at: host::wall_clock(),
-            clock: DumpClock { now_ns, uptime_ns, time_wait_ns: tracking.tracker.time_wait_ns() },
+            clock,
             look: tracking.probe.owners_lookup(),
             depth,
         }
@@ -284,6 +289,19 @@ impl TrackedFacts {
         let envelope = collect::envelope(DocumentSource::Agent, self.at, incomplete);
         Ok(SocketsDocument { sockets: described, ..SocketsDocument::within(envelope) })
     }
+}
+
+/// The age of `socket` in a state that the tracker does not know of yet, since only dumps tell of it: it was entered after the last
+/// that is known. `None` where the tracker knows more than this dump, or it may be another connection.
+fn age_of_next(tracked: &TrackedSocket, socket: &Socket, clock: DumpClock) -> Option<Age> {
+    let known_ns = tracked.event_ns.max(tracked.seen_ns);
+    let is_older = known_ns != 0 && known_ns < socket.seen_ns;
+    let is_same = tracked.flow == socket.flow && (tracked.cookie == 0 || tracked.cookie == socket.cookie);
+    (is_older && is_same).then(|| {
+        let (proven, most_ns) = (dumped_age(socket, clock), clock.now_ns.saturating_sub(known_ns));
+        let max_ns = proven.max_ns.map_or(most_ns, |max| max.min(most_ns));
+        Age { min_ns: proven.min_ns.min(max_ns), max_ns: Some(max_ns) }
+    })
 }
 
 /// Combines two proofs of one age: an exact one of the tracker's holds, an interval is narrowed by a fresh
