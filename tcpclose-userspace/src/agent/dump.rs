@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use crate::linux::netns::NetnsPath;
 use crate::linux::netns_dump;
@@ -15,7 +16,7 @@ use crate::tracker::vanished::Suspect;
 
 use crate::agent::cpu_budget::timed;
 use crate::agent::malloc_trim;
-use crate::agent::scheduler::Charge;
+use crate::agent::scheduler::NetnsCost;
 use crate::agent::tracking::Tracking;
 
 /// A dump that met more sockets is worth a malloc_trim().
@@ -48,7 +49,7 @@ impl Bounds {
 /// The result of a dump.
 pub struct Dumped {
     /// CPU time by namespace.
-    pub charges: Vec<Charge>,
+    pub charges: Vec<NetnsCost>,
     /// What the next dump is to repeat: more sockets were absent there than are looked up at a time.
     pub again: Option<(DumpRequest, Vec<NetnsPath>)>,
     /// Namespaces that it did not get to.
@@ -66,6 +67,11 @@ impl Dumped {
         Duration::from_nanos(self.charges.iter().map(|charge| charge.cpu_ns).sum())
     }
 }
+
+/// How long the record of a full socket's end is waited for when dump and lookup find none. The kernel takes a socket out of its
+/// tables before it reports the last step (net/ipv4/tcp.c, `tcp_set_state()`: `unhash()`, then `inet_sk_state_store()`, 5.8 to
+/// 6.18), and a hypervisor can take the processor away in between. Without losses nothing waits.
+const LATE_RECORD: Duration = Duration::from_millis(250);
 
 /// Dumps `places`, within `bounds`. `all`: there are no other namespaces that dumps can look at.
 pub async fn dump(
@@ -105,12 +111,12 @@ pub async fn dump(
     cpu_ns += took.as_nanos() as u64;
     let taken_ns = dumps.finished_ns - dumps.started_ns;
     let rest = std::mem::take(&mut dumps.rest);
-    let charge = |dumped: &netns_dump::NetnsDump| Charge {
+    let charge = |dumped: &netns_dump::NetnsDump| NetnsCost {
         id: dumped.netns.id,
         cpu_ns: dumped.cpu_ns,
         met: dumped.met,
     };
-    let charges: Vec<Charge> = dumps.namespaces.iter().map(charge).collect();
+    let charges: Vec<NetnsCost> = dumps.namespaces.iter().map(charge).collect();
     let met: u64 = charges.iter().map(|charge| charge.met).sum();
     let keep_places = || dumps.namespaces.into_iter().map(|dumped| (dumped.netns.id, dumped.place)).collect();
     let (places, freeing): (Vec<(u32, NetnsPath)>, Duration) = timed(keep_places);
@@ -122,6 +128,9 @@ pub async fn dump(
     if !suspects.is_empty() {
         let (gone, lookup_ns) =
             spawn_blocking(move || absent(&places, suspects)).await.context("the lookup's thread died")??;
+        if gone.iter().any(|suspect| suspect.is_full) {
+            sleep(LATE_RECORD).await;
+        }
         tracking.borrow_mut().end_vanished(&gone);
         cpu_ns += lookup_ns;
     }
@@ -134,7 +143,7 @@ pub async fn dump(
 
 /// Charges `cpu_ns`, the cost of a whole dump: what exceeds the sum of `charges` by the number of sockets, of
 /// which there are `met` in all.
-fn shared_out(mut charges: Vec<Charge>, met: u64, cpu_ns: u64) -> Vec<Charge> {
+fn shared_out(mut charges: Vec<NetnsCost>, met: u64, cpu_ns: u64) -> Vec<NetnsCost> {
     let rest = cpu_ns.saturating_sub(charges.iter().map(|charge| charge.cpu_ns).sum());
     let namespaces = charges.len() as u64;
     for charge in &mut charges {
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_cost_of_a_dump_is_shared_out_by_sockets() {
-        let charge = |id, cpu_ns, met| Charge { id, cpu_ns, met };
+        let charge = |id, cpu_ns, met| NetnsCost { id, cpu_ns, met };
         let shared = shared_out(vec![charge(1, 10, 3), charge(2, 20, 1)], 4, 130);
         assert_eq!(shared, [charge(1, 85, 3), charge(2, 45, 1)]);
         assert_eq!(shared_out(vec![charge(1, 0, 0), charge(2, 0, 0)], 0, 8)[1].cpu_ns, 4);

@@ -39,6 +39,8 @@ pub struct Suspect {
     pub flow: Flow,
     pub cookie: u64,
     pub interface: u32,
+    /// A full socket, no minisocket.
+    pub is_full: bool,
     /// May be stale when it comes back: [`Tracker::gone`] compares the rest.
     slot: usize,
     event_ns: u64,
@@ -108,6 +110,7 @@ impl Tracker {
                     flow: socket.flow,
                     cookie: socket.cookie,
                     interface: interface_of(socket),
+                    is_full: socket.kind == SocketKind::Socket,
                     slot: at,
                     event_ns: socket.event_ns,
                     seen_ns: socket.seen_ns,
