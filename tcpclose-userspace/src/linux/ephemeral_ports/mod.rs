@@ -97,39 +97,42 @@ pub fn look<T: PortSink>(places: &[NetnsPath], budget: Duration) -> io::Result<E
         let cpu = thread_cpu_ns();
         let spent = || Duration::from_nanos(thread_cpu_ns().saturating_sub(cpu));
         let mut result = EphemeralUse::default();
-        let mut crowds = Vec::new();
-        // Entering takes time too. Those that are charged to root, the host's among them, are all entered.
         let (roots, users): (Vec<&NetnsPath>, Vec<&NetnsPath>) =
             places.iter().partition(|place| place.user == 0);
-        for place in roots.into_iter().chain(users) {
-            if place.user != 0 && spent() > budget {
-                result.left += 1;
-                continue;
-            }
-            match visitor.enter(place) {
-                Ok(_) => {
-                    let (owner, _) = netns::owner();
-                    result.owners.insert(owner);
-                    let sockets = netns::population().map_or(u64::MAX, |p| p.sockets + p.minisockets);
-                    if sockets > 0 {
-                        crowds.push((owner, sockets, place));
+        // Even to enter a namespace takes time: users' are entered when root's have been walked.
+        for group in [roots, users] {
+            let mut crowds = Vec::new();
+            for place in group {
+                // Those that are charged to root, the host's among them, are all entered.
+                if place.user != 0 && spent() > budget {
+                    result.left += 1;
+                    continue;
+                }
+                match visitor.enter(place) {
+                    Ok(_) => {
+                        let (owner, _) = netns::owner();
+                        result.owners.insert(owner);
+                        let sockets = netns::population().map_or(u64::MAX, |p| p.sockets + p.minisockets);
+                        if sockets > 0 {
+                            crowds.push((owner, sockets, place));
+                        }
                     }
+                    Err(why) => result.failed.push((place.clone(), why)),
                 }
-                Err(why) => result.failed.push((place.clone(), why)),
             }
-        }
-        crowds.sort_by_key(|&(owner, sockets, _)| (owner, Reverse(sockets)));
-        for (nth, (owner, _, place)) in crowds.iter().enumerate() {
-            if nth > 0 && spent() > budget {
-                result.left += crowds.len() - nth;
-                break;
-            }
-            match visitor.enter(place) {
-                Ok(netns) => {
-                    let table = table(&mut result.imperfect)?;
-                    result.tables.push(NetnsPorts { netns, owner: *owner, table });
+            crowds.sort_by_key(|&(owner, sockets, _)| (owner, Reverse(sockets)));
+            for (nth, (owner, _, place)) in crowds.iter().enumerate() {
+                if !result.tables.is_empty() && spent() > budget {
+                    result.left += crowds.len() - nth;
+                    break;
                 }
-                Err(why) => result.failed.push(((*place).clone(), why)),
+                match visitor.enter(place) {
+                    Ok(netns) => {
+                        let table = table(&mut result.imperfect)?;
+                        result.tables.push(NetnsPorts { netns, owner: *owner, table });
+                    }
+                    Err(why) => result.failed.push(((*place).clone(), why)),
+                }
             }
         }
         result.at_ns = monotonic_ns();
