@@ -44,7 +44,13 @@ fn check(who: &str, sockets: &[StuckSocket], (of_mptcp, of_tcp): (&Socket, &Sock
 /// An MPTCP listener at `at`; `None`, said as skipped, where this kernel has no MPTCP.
 fn listener(netns: &Named, at: SocketAddr) -> Option<Socket> {
     let made = netns.inside(|| {
-        let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).ok()?;
+        let listener = match Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) {
+            // CONFIG_MPTCP, or the sysctl net.mptcp.enabled.
+            Err(why) if matches!(why.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::ENOPROTOOPT)) => {
+                return None;
+            }
+            listener => listener.unwrap(),
+        };
         listener.bind(&at.into()).unwrap();
         listener.listen(8).unwrap();
         Some(listener)

@@ -3,7 +3,7 @@
 
 use crate::common;
 use crate::namespaces::named;
-use crate::stale::Tenant;
+use crate::stale::{self, Tenant};
 
 use std::fs;
 use std::io::Read;
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use common::{Agent, Metrics};
 use named::{Named, enter};
+use rustix::process::Uid;
+use rustix::thread::set_thread_res_uid;
 use socket2::{Domain, Socket, Type};
 
 /// The TIME-WAITs first, which last a minute.
@@ -26,12 +28,15 @@ const LIMITS: [&str; 3] = [
 const NARROW: &str = "echo 20000 20005 >/proc/sys/net/ipv4/ip_local_port_range\n\
                       echo 4 >/proc/sys/net/ipv4/tcp_max_tw_buckets";
 
-/// In the namespace at `file`: all of six ports in use towards one address, and all of four TIME-WAITs.
-fn fill(file: PathBuf) -> Vec<(TcpStream, TcpStream)> {
+/// In the namespace at `file`, as `user`: all of six ports in use towards one address, and all of four TIME-WAITs.
+fn fill(file: PathBuf, user: u32) -> Vec<(TcpStream, TcpStream)> {
     std::thread::scope(|scope| {
         let filling = scope.spawn(move || {
             enter(&file);
-            let listeners = [80, 81].map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap());
+            let user = Uid::from_raw(user);
+            // This thread alone; with another user than root its capabilities go.
+            set_thread_res_uid(user, user, user).unwrap();
+            let listeners = [8080, 8081].map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap());
             let connect = |listener: &TcpListener| {
                 let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
                 (client, listener.accept().unwrap().0)
@@ -75,7 +80,7 @@ fn a_user_fills_a_namespace_of_their_own_and_the_hosts_is_not_called_full() {
     let script = format!("set -e\nip link set lo up\n{NARROW}");
     let Some(tenant) = Tenant::start(&["--net"], &script) else { return };
     let agent = Agent::start(&[]);
-    let _open = fill(format!("/proc/{}/ns/net", tenant.pid()).into());
+    let _open = fill(format!("/proc/{}/ns/net", tenant.pid()).into(), stale::USER);
     check(&agent, "user");
 }
 
@@ -88,6 +93,6 @@ fn a_namespace_that_root_made_is_a_containers() {
         fs::write("/proc/sys/net/ipv4/tcp_max_tw_buckets", "4").unwrap();
     });
     let agent = Agent::start(&[]);
-    let _open = fill(container.file());
+    let _open = fill(container.file(), 0);
     check(&agent, "container");
 }

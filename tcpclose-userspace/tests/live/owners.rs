@@ -5,9 +5,11 @@
 pub mod cgroups;
 use crate::common;
 pub mod container;
+pub mod handles;
 pub mod places;
 pub mod pod;
 pub mod ring;
+pub mod series;
 pub mod stage;
 
 use std::io::{IoSlice, Write};
@@ -76,33 +78,6 @@ fn a_descriptor_that_was_handed_over_belongs_to_the_receiver() {
     for (asker, document) in askers.ask(server.port()) {
         let owners = &stage::only(&document).owners;
         assert_eq!(owners.iter().map(|owner| owner.pid).collect::<Vec<_>>(), [receiver.pid()], "{asker}");
-    }
-}
-
-/// A socket that is registered with a ring of io_uring needs no descriptor.
-#[test]
-#[ignore = "needs root"]
-fn who_holds_a_socket_by_a_ring_of_io_uring_is_named() {
-    let askers = Askers::start();
-    let server = Server::new();
-    let Pair { server: registered, client: _client } = server.pair();
-    let ring = match ring::with_file(registered.as_fd()) {
-        Ok(ring) => ring,
-        Err(why) => return println!("SKIPPED: the kernel refuses io_uring: {why}"),
-    };
-    let inode = stage::inode(&registered);
-    drop(registered);
-    let lists = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_raw_fd())).unwrap();
-    let is_listed = lists.contains(&format!("socket:[{inode}]"));
-    for (asker, document) in askers.ask(server.port()) {
-        let socket = stage::only(&document);
-        if is_listed {
-            let holder = (std::process::id(), ring.as_raw_fd() as u32);
-            assert_eq!(stage::holders(&socket.owners), [holder], "{asker}");
-        } else {
-            assert!(socket.owners.is_empty(), "{asker}: this kernel does not list it");
-            assert!(document.incomplete.iter().any(|remark| remark.contains("io_uring")), "{asker}");
-        }
     }
 }
 

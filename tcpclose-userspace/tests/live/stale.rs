@@ -18,7 +18,7 @@ use common::{Agent, BINARY, free_port};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// An ordinary user of the host, who has no account and needs none.
-const USER: u32 = 64_123;
+pub const USER: u32 = 64_123;
 /// The states whose gauges are held against `ss`, by both names.
 const STATES: [(&str, &str); 3] =
     [("close_wait", "close-wait"), ("time_wait", "time-wait"), ("fin_wait_2", "fin-wait-2")];

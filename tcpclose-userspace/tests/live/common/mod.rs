@@ -274,9 +274,29 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell_losses();
+        }
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             self.end(rustix::process::Signal::TERM);
         }
+    }
+}
+
+impl Agent {
+    /// Prints what the agent has lost, which it may not have logged yet: the suite runs a test again whose agents lost records.
+    fn tell_losses(&self) {
+        let Ok((200, text)) = try_get_unix(&self.socket(), "/metrics") else { return };
+        let metrics = Metrics::parse(&text);
+        let lost = metrics.sum("tcpclose_events_lost_total", &[]);
+        if lost > 0.0 {
+            println!("agent: {lost} records lost, by its metrics");
+        }
+        let families =
+            ["tcpclose_events_lost_total", "tcpclose_reconcile_corrections_total", "tcpclose_unseen"];
+        let is_told =
+            |line: &&str| families.iter().any(|family| line.starts_with(family)) && !line.ends_with(" 0");
+        text.lines().filter(is_told).for_each(|line| println!("agent: {line}"));
     }
 }
 

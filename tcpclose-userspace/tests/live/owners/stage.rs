@@ -9,7 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tcpclose::linux::sock_diag;
 use tcpclose::names::Flow;
 use tcpclose::report::sockets::{Owner, SocketsDocument, StuckSocket};
@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const ROLE: &str = "TCPCLOSE_TEST_OWNER_ROLE";
 /// How many connections the helper `leak` takes.
 pub const COUNT: &str = "TCPCLOSE_TEST_OWNER_COUNT";
+/// The file with the name that the helper `renamed` takes.
+pub const NAME_FILE: &str = "TCPCLOSE_TEST_OWNER_NAME";
 
 /// One test at a time: a child that another test forks holds our sockets too, until it runs its program.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -204,6 +206,7 @@ fn program_in_a_role() {
     match std::env::var(ROLE).as_deref() {
         Ok("receiver") => receiver(),
         Ok("leak") => leak(),
+        Ok("renamed") => renamed(),
         _ => {}
     }
 }
@@ -244,6 +247,35 @@ fn leak() {
     println!("taken");
     until_the_test_is_gone();
     drop(leaked);
+}
+
+/// Makes a socket in CLOSE-WAIT as an ordinary user, and calls itself what the file says.
+fn renamed() {
+    const USER: libc::uid_t = 20_001;
+    let file = std::env::var(NAME_FILE).unwrap();
+    // SAFETY: no pointers; glibc sets the user of all threads.
+    assert_eq!(unsafe { libc::setresuid(USER, USER, USER) }, 0);
+    // Who has changed its user may not write to its own /proc otherwise.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let held = listener.accept().unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut name = String::new();
+    let parent = rustix::process::getppid();
+    while rustix::process::getppid() == parent {
+        if let Ok(next) = std::fs::read_to_string(&file)
+            && next != name
+        {
+            std::fs::write("/proc/self/comm", &next).unwrap();
+            if name.is_empty() {
+                println!("leaks");
+            }
+            name = next;
+        }
+        sleep(Duration::from_millis(5));
+    }
+    drop(held);
 }
 
 /// The test ends its helpers; one whose test died ends by itself.
