@@ -15,8 +15,8 @@ use tcpclose_common::state::{BEFORE_FIN, TcpState, is_close_step, is_first_step,
 use crate::openings;
 use crate::reset;
 use crate::ring;
-use crate::sock::classic::{self, ByFormat, Fields, InPlace};
-use crate::sock::{self, Copied, Facts, IPPROTO_MPTCP, IPPROTO_TCP, Load, Typed};
+use crate::sock::classic::{self, ByFormat, InPlace, RecordFields};
+use crate::sock::{self, Copied, IPPROTO_MPTCP, IPPROTO_TCP, Load, SocketFields, Typed};
 
 /// The errors of `tcp_reset()`.
 const EPIPE: u16 = 32;
@@ -86,7 +86,7 @@ pub fn by_tracepoint(ctx: &TracePointContext) {
 }
 
 #[inline(always)]
-fn by_record<F: Fields>(ctx: &TracePointContext) {
+fn by_record<F: RecordFields>(ctx: &TracePointContext) {
     let (old, new) = classic::step::<F>(ctx);
     let sk = classic::sk::<F>(ctx);
     if !is_close_step(old, new) {
@@ -108,7 +108,7 @@ fn by_record<F: Fields>(ctx: &TracePointContext) {
         let facts = unsafe { with_opening::<Copied>(sock::facts::<Copied>(at, at, new), at, sk, old) };
         with_reset(facts, sk, new)
     } else {
-        Facts::NONE
+        SocketFields::NONE
     };
     let numbers = facts.numbers;
     let head = head::<Copied>(sk, (local_port, remote_port), old, new, facts, 0);
@@ -125,7 +125,7 @@ fn by_record<F: Fields>(ctx: &TracePointContext) {
 
 /// An opening at the classic tracepoint, whose sockets are known by their address.
 #[inline(always)]
-fn by_record_opening<F: Fields>(ctx: &TracePointContext, sk: u64, old: u32, new: u32) {
+fn by_record_opening<F: RecordFields>(ctx: &TracePointContext, sk: u64, old: u32, new: u32) {
     let is_opening = new == TcpState::Established as u32;
     if !is_opening || !sock::resolved() || classic::protocol::<F>(ctx) != IPPROTO_TCP {
         return;
@@ -181,21 +181,21 @@ unsafe fn mptcp_step<L: Load>(sk: *const u8, key: impl FnOnce() -> u64, old: u32
 /// # Safety
 /// `tcp` is the tracepoint's own socket.
 #[inline(always)]
-unsafe fn with_opening<L: Load>(facts: Facts, tcp: *const u8, key: u64, old: u32) -> Facts {
+unsafe fn with_opening<L: Load>(facts: SocketFields, tcp: *const u8, key: u64, old: u32) -> SocketFields {
     if facts.flags & flags::ACCEPTED != 0 || !is_in(old, BEFORE_FIN) {
         return facts;
     }
     // SAFETY: the caller's promise.
     let opening = unsafe { openings::facts::<L>(tcp, key, is_first_step(old)) };
-    Facts { flags: facts.flags | opening, ..facts }
+    SocketFields { flags: facts.flags | opening, ..facts }
 }
 
 /// Adds whether the error at a step to CLOSE is that of a reset.
 #[inline(always)]
-fn with_reset(facts: Facts, sk: u64, new: u32) -> Facts {
+fn with_reset(facts: SocketFields, sk: u64, new: u32) -> SocketFields {
     let is_error = matches!(facts.detail.err(), ECONNRESET | EPIPE);
     let is_reset = new == TcpState::Close as u32 && is_error && reset::is_received(sk);
-    Facts { flags: facts.flags | if is_reset { flags::RESET } else { 0 }, ..facts }
+    SocketFields { flags: facts.flags | if is_reset { flags::RESET } else { 0 }, ..facts }
 }
 
 /// The socket's cookie, which it gets here if it has none.
@@ -219,7 +219,7 @@ fn head<L: Load>(
     ports: (u16, u16),
     old: u32,
     new: u32,
-    facts: Facts,
+    facts: SocketFields,
     backend: u16,
 ) -> RecordHeader {
     let mut head = RecordHeader {

@@ -98,14 +98,14 @@ impl Load for Copied {
 }
 
 /// What is read from a socket at one step. See [`tcpclose_common::event::RecordHeader`] for the fields.
-pub struct Facts {
+pub struct SocketFields {
     pub flags: u16,
     pub netns: u32,
     pub detail: HeaderDetail,
     pub numbers: Numbers,
 }
 
-impl Facts {
+impl SocketFields {
     /// Nothing is known: a kernel without BTF.
     pub const NONE: Self =
         Self { flags: 0, netns: 0, detail: HeaderDetail::NONE, numbers: Numbers { snd: 0, rcv: 0 } };
@@ -281,7 +281,7 @@ const FIN_TAKES_NEXT: u32 = TcpState::FinWait1.bit() | TcpState::LastAck.bit() |
 /// # Safety
 /// Both pointers are to the live socket of the tracepoint; [`resolved`] is true.
 #[inline(always)]
-pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
+pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> SocketFields {
     let closing = new == TcpState::Close as u32;
     // SAFETY: the offsets are of struct sock, struct net and struct tcp_sock in this kernel's own BTF.
     unsafe {
@@ -296,7 +296,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> Facts {
         let err: i32 = if closing { L::load(sk, offset(&LAYOUT.sk_err)) } else { 0 };
         let err_soft: i32 = if closing { L::load(sk, offset(&LAYOUT.sk_err_soft)) } else { 0 };
         let when = |fact: bool, flag: u16| if fact { flag } else { 0 };
-        Facts {
+        SocketFields {
             flags: flags::FACTS
                 | when(has_backlog::<L>(sk), flags::ACCEPTED)
                 | when(owned != 0, flags::OWNED)
@@ -387,7 +387,7 @@ pub mod classic {
     }
 
     /// How the record's fields are read.
-    pub trait Fields {
+    pub trait RecordFields {
         /// The offset of a field.
         fn at(field: fn(&RecordLayout) -> &u32) -> usize;
 
@@ -400,7 +400,7 @@ pub mod classic {
     /// (kernel/bpf/verifier.c, check_ctx_reg, 5.8; __check_ptr_off_reg, 6.18).
     pub struct InPlace;
 
-    impl Fields for InPlace {
+    impl RecordFields for InPlace {
         #[inline(always)]
         fn at(field: fn(&RecordLayout) -> &u32) -> usize {
             *field(&RecordLayout::MAINLINE) as usize
@@ -418,7 +418,7 @@ pub mod classic {
     /// Copied, at the offsets that tracefs told.
     pub struct ByFormat;
 
-    impl Fields for ByFormat {
+    impl RecordFields for ByFormat {
         #[inline(always)]
         fn at(field: fn(&RecordLayout) -> &u32) -> usize {
             offset(field(&RECORD))
@@ -439,7 +439,7 @@ pub mod classic {
 
     /// The states that it leads from and to.
     #[inline(always)]
-    pub fn step<F: Fields>(ctx: &TracePointContext) -> (u32, u32) {
+    pub fn step<F: RecordFields>(ctx: &TracePointContext) -> (u32, u32) {
         // SAFETY: fields of these sizes, as the agent has checked.
         unsafe {
             (F::load(ctx, F::at(|record| &record.oldstate)), F::load(ctx, F::at(|record| &record.newstate)))
@@ -448,21 +448,21 @@ pub mod classic {
 
     /// The socket's protocol.
     #[inline(always)]
-    pub fn protocol<F: Fields>(ctx: &TracePointContext) -> u16 {
+    pub fn protocol<F: RecordFields>(ctx: &TracePointContext) -> u16 {
         // SAFETY: as in `step`.
         unsafe { F::load(ctx, F::at(|record| &record.protocol)) }
     }
 
     /// The socket's address.
     #[inline(always)]
-    pub fn sk<F: Fields>(ctx: &TracePointContext) -> u64 {
+    pub fn sk<F: RecordFields>(ctx: &TracePointContext) -> u64 {
         // SAFETY: as in `step`.
         unsafe { F::load(ctx, F::at(|record| &record.skaddr)) }
     }
 
     /// Local and remote port, host order.
     #[inline(always)]
-    pub fn ports<F: Fields>(ctx: &TracePointContext) -> (u16, u16) {
+    pub fn ports<F: RecordFields>(ctx: &TracePointContext) -> (u16, u16) {
         // SAFETY: as in `step`.
         unsafe { (F::load(ctx, F::at(|record| &record.sport)), F::load(ctx, F::at(|record| &record.dport))) }
     }
@@ -470,7 +470,7 @@ pub mod classic {
     /// Local and remote address. The record's IPv6 fields hold IPv4 addresses too, v4-mapped
     /// (include/trace/events/sock.h, TP_STORE_ADDRS, 5.8 to 6.18).
     #[inline(always)]
-    pub fn addresses<F: Fields>(ctx: &TracePointContext) -> (Words, Words) {
+    pub fn addresses<F: RecordFields>(ctx: &TracePointContext) -> (Words, Words) {
         // SAFETY: as in `step`: 16 bytes.
         let address = |at: usize| unsafe {
             [F::load(ctx, at), F::load(ctx, at + 4), F::load(ctx, at + 8), F::load(ctx, at + 12)]

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[derive(Clone, Default)]
 pub struct Leftovers {
-    held: Arc<Mutex<Held>>,
+    held: Arc<Mutex<HeldFiles>>,
 }
 
 #[derive(Default)]
-pub struct Held {
+pub struct HeldFiles {
     /// The query socket's file.
     pub socket: Option<SocketFile>,
     /// The lock of the state directory.
@@ -22,7 +22,7 @@ pub struct Held {
 
 impl Leftovers {
     /// Locked while something is made and recorded here, so that no signal comes between the two.
-    pub fn hold(&self) -> MutexGuard<'_, Held> {
+    pub fn hold(&self) -> MutexGuard<'_, HeldFiles> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

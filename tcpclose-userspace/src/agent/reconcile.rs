@@ -22,7 +22,7 @@ use crate::agent::cpu_budget::timed;
 use crate::agent::dump::{Bounds, Dumped, dump};
 use crate::agent::netns_search::{FinishedSearch, NetnsSearch};
 use crate::agent::parts::Parts;
-use crate::agent::scheduler::{Action, Charge, Inputs, Limits, OthersTurn, SLICE, Scheduler, Turn};
+use crate::agent::scheduler::{Action, Inputs, Limits, NetnsCost, OthersTurn, SLICE, Scheduler, Turn};
 use crate::agent::tracking::{EVERYTHING, Tracking};
 
 /// Makes the first dumps, whatever they cost: one of every namespace, and then one of those with tracked
@@ -159,7 +159,7 @@ impl Reconcile {
         if tracking.check_for_losses() {
             self.scheduler.records_lost();
         }
-        for Charge { id, met, .. } in self.scheduler.expensive(limits) {
+        for NetnsCost { id, met, .. } in self.scheduler.expensive(limits) {
             // A namespace that is no longer known was gone at the last search.
             let now = match tracking.namespaces.place(id) {
                 Some(place) => place.population(),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::agent::cpu_budget::SHARE;
 use crate::agent::scheduler::lane::Lane;
 
-pub use crate::agent::scheduler::lane::Charge;
+pub use crate::agent::scheduler::lane::NetnsCost;
 
 /// The CPU time after which the rest of a dump's namespaces wait for the next one.
 pub const SLICE: Duration = Duration::from_millis(50);
@@ -207,10 +207,10 @@ impl Scheduler {
         limits: Limits,
         turn: Turn,
         host: Option<u32>,
-        charges: &[Charge],
+        charges: &[NetnsCost],
     ) -> bool {
         self.charge(now_ns, host, charges);
-        let is_host = |charge: &Charge| Some(charge.id) == host;
+        let is_host = |charge: &NetnsCost| Some(charge.id) == host;
         let host_alone = charges.iter().all(is_host);
         if turn == Turn::Host && !charges.iter().any(is_host) {
             self.idle_host(now_ns, limits);
@@ -276,8 +276,8 @@ impl Scheduler {
     }
 
     /// Charges a dump that ended at `now_ns`. `host`: the id of the host's namespace.
-    fn charge(&mut self, now_ns: u64, host: Option<u32>, charges: &[Charge]) {
-        let (of_host, of_others): (Vec<Charge>, Vec<Charge>) =
+    fn charge(&mut self, now_ns: u64, host: Option<u32>, charges: &[NetnsCost]) {
+        let (of_host, of_others): (Vec<NetnsCost>, Vec<NetnsCost>) =
             charges.iter().partition(|charge| Some(charge.id) == host);
         if !of_others.is_empty() {
             self.owed_ns = 0;
@@ -318,7 +318,7 @@ impl Scheduler {
 
     /// The namespaces that make a pause long, with the sockets that a dump met there: the caller checks
     /// whether these are still there.
-    pub fn expensive(&self, limits: Limits) -> Vec<Charge> {
+    pub fn expensive(&self, limits: Limits) -> Vec<NetnsCost> {
         let mut expensive = Vec::new();
         if self.host_pause_ns(limits) > LONG_NS {
             expensive.extend(&self.host.expensive);

@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::Notify;
 
-use crate::agent::leftovers::{Held, Leftovers};
+use crate::agent::leftovers::{HeldFiles, Leftovers};
 
 /// An agent that has not ended so long after a signal is ended by force. Longer than its last save and its
 /// last dump may take together.
@@ -79,11 +79,11 @@ fn wait(set: &libc::sigset_t) -> libc::c_int {
 
 #[derive(Clone, Default)]
 pub struct Signals {
-    shared: Arc<Shared>,
+    shared: Arc<SignalState>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct SignalState {
     end: Notify,
     hangup: Notify,
     leftovers: Leftovers,
@@ -152,14 +152,14 @@ impl Signals {
 
 /// Removes what the process holds, and ends it. The exit may wait for a thread in the kernel; the path of the
 /// socket and the state directory are free for the next agent before that.
-fn exit(mut held: MutexGuard<'_, Held>) -> ! {
+fn exit(mut held: MutexGuard<'_, HeldFiles>) -> ! {
     remove(&mut held);
     // SAFETY: it ends every thread where it is and runs nothing of this process. The guard is not released,
     // so that the starting thread makes nothing new meanwhile.
     unsafe { libc::_exit(0) }
 }
 
-fn remove(held: &mut Held) {
+fn remove(held: &mut HeldFiles) {
     if let Some(file) = held.socket.take() {
         file.remove();
     }

@@ -73,7 +73,7 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
         .map_err(cannot_start)?;
     let mut held = AtExit::default();
     let inbound = Inbound { passed, access: Rc::new(access), connections, kept };
-    let process = Process { config, read, signals: &signals, notify: &notify };
+    let process = StartingAgent { config, read, signals: &signals, notify: &notify };
     let done = LocalSet::new().block_on(&runtime, process.until_stopped(inbound, &mut held));
     runtime.shutdown_timeout(LAST_WAIT);
     drop(held);
@@ -105,14 +105,14 @@ pub fn cannot_start(why: io::Error) -> Failure {
 }
 
 /// What tells the agent what to do, and whom it tells.
-struct Process<'a> {
+struct StartingAgent<'a> {
     config: &'a Config,
     read: ReadSettings<'a>,
     signals: &'a Signals,
     notify: &'a Rc<Notify>,
 }
 
-impl Process<'_> {
+impl StartingAgent<'_> {
     async fn until_stopped(&self, inbound: Inbound, held: &mut AtExit) -> Result<(), Failure> {
         let done = tokio::select! {
             biased;

@@ -43,22 +43,22 @@ pub fn pid(text: &str) -> Result<u32, &'static str> {
 }
 
 /// A TCP state of the close phase, in capitals and with hyphens too.
-pub fn state() -> Words<Phase> {
-    Words { all: || Phase::ALL.into_iter().map(|phase| (phase, phase.name())).collect() }
+pub fn state() -> NamedValues<Phase> {
+    NamedValues { all: || Phase::ALL.into_iter().map(|phase| (phase, phase.name())).collect() }
 }
 
 /// The outcome of a close, in capitals and with hyphens too.
-pub fn outcome() -> Words<Outcome> {
-    Words { all: || Outcome::ALL.into_iter().map(|outcome| (outcome, outcome.name())).collect() }
+pub fn outcome() -> NamedValues<Outcome> {
+    NamedValues { all: || Outcome::ALL.into_iter().map(|outcome| (outcome, outcome.name())).collect() }
 }
 
 /// Values with names, for completions and help; case and hyphens make no difference.
 #[derive(Clone)]
-pub struct Words<T> {
+pub struct NamedValues<T> {
     all: fn() -> Vec<(T, &'static str)>,
 }
 
-impl<T: Clone + Send + Sync + 'static> TypedValueParser for Words<T> {
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for NamedValues<T> {
     type Value = T;
 
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<T, clap::Error> {

@@ -66,7 +66,7 @@ struct Check {
 
 /// What `tcpclose doctor --json` prints.
 #[derive(Debug, Serialize)]
-struct Report {
+struct DoctorReport {
     /// [`SCHEMA`].
     schema: u32,
     host: String,
@@ -77,7 +77,7 @@ struct Report {
 
 /// What was found on the host.
 #[derive(Clone, Debug)]
-struct Facts {
+struct HostFacts {
     release: String,
     in_user_namespace: bool,
     /// The effective ones.
@@ -91,7 +91,7 @@ struct Facts {
     enter_netns: Result<(), String>,
 }
 
-impl Facts {
+impl HostFacts {
     fn of_host() -> Self {
         Self {
             release: rustix::system::uname().release().to_string_lossy().into_owned(),
@@ -275,7 +275,7 @@ fn enter_netns() -> io::Result<()> {
 
 impl Doctor {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let report = report(&Facts::of_host());
+        let report = report(&HostFacts::of_host());
         let text = match self.json {
             true => json(&report)?,
             false => text(&report, table::width()),
@@ -285,13 +285,13 @@ impl Doctor {
     }
 }
 
-fn report(facts: &Facts) -> Report {
+fn report(facts: &HostFacts) -> DoctorReport {
     let checks = facts.checks();
     let agent_can_run = checks.iter().all(|check| check.status != Status::Failed);
-    Report { schema: SCHEMA, host: host::hostname(), agent_can_run, checks }
+    DoctorReport { schema: SCHEMA, host: host::hostname(), agent_can_run, checks }
 }
 
-fn text(report: &Report, width: Option<u16>) -> String {
+fn text(report: &DoctorReport, width: Option<u16>) -> String {
     let row =
         |check: &Check| vec![check.check.to_owned(), check.status.name().to_owned(), check.detail.clone()];
     let rows: Vec<Vec<String>> = report.checks.iter().map(row).collect();
@@ -307,8 +307,8 @@ fn text(report: &Report, width: Option<u16>) -> String {
 mod tests {
     use super::*;
 
-    fn capable() -> Facts {
-        Facts {
+    fn capable() -> HostFacts {
+        HostFacts {
             release: "6.12.57-amd64".to_owned(),
             in_user_namespace: false,
             capabilities: Capability::ALL.to_vec(),
@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn the_whole_text() {
         let denied = || "Operation not permitted (os error 1)".to_owned();
-        let powerless = Facts {
+        let powerless = HostFacts {
             release: "5.4.0".to_owned(),
             in_user_namespace: true,
             capabilities: Vec::new(),
@@ -345,22 +345,22 @@ mod tests {
 
     #[test]
     fn the_agent_runs_without_what_is_only_limited() {
-        let report = |facts: Facts| super::report(&facts).agent_can_run;
+        let report = |facts: HostFacts| super::report(&facts).agent_can_run;
         assert!(report(capable()));
         let bare = vec![Capability::Bpf, Capability::Perfmon];
         let denied = || Err("no".to_owned());
-        assert!(report(Facts { capabilities: bare, enter_netns: denied(), ..capable() }));
-        assert!(report(Facts { btf: denied(), fentry: Ok(false), ..capable() }));
-        assert!(report(Facts { capabilities: vec![Capability::SysAdmin], lockdown: None, ..capable() }));
-        assert!(!report(Facts { btf: denied(), tracepoint: denied(), ..capable() }));
-        assert!(!report(Facts { capabilities: vec![Capability::Bpf], ..capable() }));
-        assert!(!report(Facts { release: "5.7.19".to_owned(), ..capable() }));
-        assert!(!report(Facts { ring_buffer: Ok(false), ..capable() }));
+        assert!(report(HostFacts { capabilities: bare, enter_netns: denied(), ..capable() }));
+        assert!(report(HostFacts { btf: denied(), fentry: Ok(false), ..capable() }));
+        assert!(report(HostFacts { capabilities: vec![Capability::SysAdmin], lockdown: None, ..capable() }));
+        assert!(!report(HostFacts { btf: denied(), tracepoint: denied(), ..capable() }));
+        assert!(!report(HostFacts { capabilities: vec![Capability::Bpf], ..capable() }));
+        assert!(!report(HostFacts { release: "5.7.19".to_owned(), ..capable() }));
+        assert!(!report(HostFacts { ring_buffer: Ok(false), ..capable() }));
     }
 
     #[test]
     fn this_host_can_be_examined() {
-        let report = report(&Facts::of_host());
+        let report = report(&HostFacts::of_host());
         assert_eq!(report.checks.len(), 10);
         assert!(text(&report, Some(80)).contains("The agent can"), "{report:?}");
     }

@@ -20,7 +20,7 @@ use crate::commands::output::{note, written};
 use crate::failure::{Failure, harmless_json};
 use crate::names::{Outcome, Phase};
 use crate::report::watch::filter::WatchFilter;
-use crate::report::watch::handshake::{Connection, Handshakes};
+use crate::report::watch::handshake::{ClosedConnection, Handshakes};
 use crate::report::watch::line::{Item, Line};
 use crate::ui::drawing;
 use crate::ui::watch_columns;
@@ -119,7 +119,7 @@ impl Watch {
     }
 
     /// Whether a connection is to be drawn.
-    fn chooses(&self, connection: &Connection) -> bool {
+    fn chooses(&self, connection: &ClosedConnection) -> bool {
         let bound = self.longer_than.map_or(0, |bound| bound.as_nanos());
         let long = |step: &Line| u128::from(step.spent().min_ns) >= bound;
         let by = |step: &Line| step.owner.as_ref().map(|owner| owner.pid);

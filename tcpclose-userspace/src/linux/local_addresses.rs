@@ -10,7 +10,7 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustc_hash::FxHashSet;
 
-use crate::linux::sock_diag::{Connection, SEQUENCE, messages};
+use crate::linux::sock_diag::{NetlinkConnection, SEQUENCE, messages};
 
 /// Routes and addresses that are read at most. Anybody can fill the tables of a namespace of their own.
 const MOST: usize = 1 << 16;
@@ -144,7 +144,7 @@ fn dump(kind: u16, request: &[u8], mut take: impl FnMut(&[u8]) -> ControlFlow<()
     header.set_sequence_number(SEQUENCE);
     header.set_port_number(0);
     header.payload_mut().copy_from_slice(request);
-    let mut connection = Connection::open(NETLINK_ROUTE, BATCH)?;
+    let mut connection = NetlinkConnection::open(NETLINK_ROUTE, BATCH)?;
     // Since 4.20: the kernel filters.
     connection.ask_strictly();
     connection.send(&bytes)?;

@@ -7,7 +7,7 @@ use crate::linux::netns::{Netns, NetnsPath};
 use crate::linux::netns_dump;
 use crate::linux::netns_dump::DumpRequest;
 use crate::linux::proc_net;
-use crate::linux::proc_net::{Counters, SockStat};
+use crate::linux::proc_net::{MibCounters, SockStat};
 use crate::linux::sock_diag::Socket;
 
 /// Every state of a socket that is in the kernel's tables: TCP_ESTABLISHED to TCP_CLOSING.
@@ -24,7 +24,7 @@ pub enum SampleOrder {
 #[derive(Clone, Debug)]
 pub struct NetnsCounters {
     pub netns: Netns,
-    pub counters: Counters,
+    pub counters: MibCounters,
     pub stat: SockStat,
     pub sockets: Vec<Socket>,
 }

@@ -34,9 +34,9 @@ const NAMES: [(&str, &str); 11] = [
 /// Counters since the creation of the namespace, by the kernel's names; those that this kernel lacks are missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Counters(pub BTreeMap<&'static str, u64>);
+pub struct MibCounters(pub BTreeMap<&'static str, u64>);
 
-impl Counters {
+impl MibCounters {
     /// The counter `name`; 0 where it is missing.
     pub fn get(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
@@ -55,7 +55,7 @@ pub struct SockStat {
 }
 
 /// Reads the counters and the sums.
-pub fn read() -> io::Result<(Counters, SockStat)> {
+pub fn read() -> io::Result<(MibCounters, SockStat)> {
     let file = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}"));
     let counters = counters(&file("netstat")?, &file("snmp")?);
     // A kernel without IPv6 lacks this file.
@@ -63,12 +63,12 @@ pub fn read() -> io::Result<(Counters, SockStat)> {
     Ok((counters, sockstat))
 }
 
-fn counters(netstat: &str, snmp: &str) -> Counters {
+fn counters(netstat: &str, snmp: &str) -> MibCounters {
     let one = |&(group, name): &(&str, &'static str)| {
         let text = if group == "Tcp:" { snmp } else { netstat };
         Some((name, counter(text, group, name)?))
     };
-    Counters(NAMES.iter().filter_map(one).collect())
+    MibCounters(NAMES.iter().filter_map(one).collect())
 }
 
 /// A counter of /proc/net/netstat or /proc/net/snmp, where a line of names precedes a line of values.

@@ -49,7 +49,7 @@ impl Builder {
         });
         let reads_fields = layout.resolved != 0;
         let btf = if reads_fields { Btf::from_sys_fs().ok() } else { None };
-        let record = tracepoint::Record::read();
+        let record = tracepoint::RecordSource::read();
         let mut ebpf = self.load(btf.as_ref(), &layout, &record.layout()).map_err(|why| cannot_load(&why))?;
 
         let loaded_btf = self.load_state(&mut ebpf, btf.as_ref(), &mut declined);
@@ -143,7 +143,7 @@ impl Builder {
         &self,
         ebpf: &mut Ebpf,
         loaded_btf: bool,
-        record: &tracepoint::Record,
+        record: &tracepoint::RecordSource,
         declined: &mut DeclinedHooks,
     ) -> Result<(StateHook, OwnedFd), Failure> {
         if loaded_btf {

@@ -58,7 +58,7 @@ struct Class {
 
 impl Class {
     /// Whether listeners of `group` may have its connections: of its family and device, and as transparent as they are.
-    fn fits(&self, group: &GroupKey) -> bool {
+    fn fits(&self, group: &QueueKey) -> bool {
         let family = match (self.is_v4, is_v4(group.address)) {
             (true, false) => group.address == Ipv6Addr::UNSPECIFIED && !group.v6_only,
             (own, others) => own == others,
@@ -66,7 +66,7 @@ impl Class {
         family && [0, self.interface].contains(&group.interface) && self.is_as_transparent(group)
     }
 
-    fn is_as_transparent(&self, group: &GroupKey) -> bool {
+    fn is_as_transparent(&self, group: &QueueKey) -> bool {
         self.transparent.is_none() || group.transparent.is_none() || self.transparent == group.transparent
     }
 }
@@ -77,7 +77,7 @@ fn is_v4(address: Ipv6Addr) -> bool {
 
 /// What listeners that share a port (SO_REUSEPORT) have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct GroupKey {
+struct QueueKey {
     address: Ipv6Addr,
     port: u16,
     interface: u32,
@@ -87,7 +87,7 @@ struct GroupKey {
 
 #[derive(Debug)]
 struct Group<'a> {
-    key: GroupKey,
+    key: QueueKey,
     listeners: Vec<&'a Socket>,
     /// The length of all their queues.
     queued: u64,
@@ -98,7 +98,7 @@ struct Group<'a> {
 /// By their keys.
 struct Groups<'a> {
     all: Vec<Group<'a>>,
-    by_key: FxHashMap<GroupKey, usize>,
+    by_key: FxHashMap<QueueKey, usize>,
 }
 
 impl<'a> Groups<'a> {
@@ -107,7 +107,7 @@ impl<'a> Groups<'a> {
         for listener in listeners.iter().filter(|listener| listener.state == TcpState::Listen) {
             let Socket { flow, interface, transparent, v6_only, .. } = *listener;
             let key =
-                GroupKey { address: flow.local, port: flow.local_port, interface, transparent, v6_only };
+                QueueKey { address: flow.local, port: flow.local_port, interface, transparent, v6_only };
             let at = *groups.by_key.entry(key).or_insert(groups.all.len());
             if at == groups.all.len() {
                 groups.all.push(Group { key, listeners: Vec::new(), queued: 0, known: 0 });
@@ -135,7 +135,7 @@ impl<'a> Groups<'a> {
         });
         places.map(move |(address, interface)| {
             let keys = [None, Some(false), Some(true)].into_iter().flat_map(|transparent| {
-                [false, true].map(|v6_only| GroupKey {
+                [false, true].map(|v6_only| QueueKey {
                     address,
                     port: to.port,
                     interface,
@@ -184,7 +184,7 @@ impl<'a> Groups<'a> {
 }
 
 /// Groups by their places, and what says which listeners elsewhere may have a connection, if those may.
-type Places = (Vec<usize>, Option<Class>);
+type QueuePlaces = (Vec<usize>, Option<Class>);
 
 /// The listeners in whose queues the waiting connections of one network namespace can be.
 #[derive(Debug, Default)]
@@ -226,7 +226,7 @@ impl AcceptQueues {
     fn named(groups: &Groups<'_>, own: Vec<(Destination, Vec<usize>, bool)>) -> Self {
         let mut queues = Self::default();
         // Not one list for each of many addresses, for all may be of the same groups.
-        let mut by_groups: FxHashMap<Places, Arc<[Listener]>> = FxHashMap::default();
+        let mut by_groups: FxHashMap<QueuePlaces, Arc<[Listener]>> = FxHashMap::default();
         let mut spare: FxHashMap<Class, Vec<&Socket>> = FxHashMap::default();
         for (to, places, waits_here) in own {
             let mut of_places = places.iter().filter_map(|&at| groups.get(at));

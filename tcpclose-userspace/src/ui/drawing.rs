@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use tcpclose_common::state::TcpState;
 
 use crate::names::{Outcome, Role};
-use crate::report::watch::handshake::Connection;
+use crate::report::watch::handshake::ClosedConnection;
 use crate::report::watch::line::Line;
 use crate::ui::durations::span;
 use crate::ui::labels::state;
@@ -57,7 +57,7 @@ impl Number {
 }
 
 /// Draws `connection`. `own_netns`: the namespace that is not named.
-pub fn draw(connection: &Connection, own_netns: u32) -> String {
+pub fn draw(connection: &ClosedConnection, own_netns: u32) -> String {
     let mut drawing = Drawing { text: header(connection, own_netns), ..Drawing::default() };
     let mut before = TcpState::Established;
     let mut numbers: (Option<u32>, Option<u32>) = (None, None);
@@ -85,7 +85,7 @@ pub fn draw(connection: &Connection, own_netns: u32) -> String {
 }
 
 /// The ends, the time, the outcome and the roles.
-fn header(connection: &Connection, own_netns: u32) -> String {
+fn header(connection: &ClosedConnection, own_netns: u32) -> String {
     let Some(last) = connection.steps.last() else { return String::new() };
     let first = connection.steps.first().unwrap_or(last);
     let mut text = format!("{}  local {}  peer {}  {}", first.time, last.local, last.peer, last.side.name());

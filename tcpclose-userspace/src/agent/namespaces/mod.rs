@@ -16,7 +16,7 @@ use crate::linux::netns_dump::NetnsDumps;
 use crate::names::NetnsOwner;
 use crate::tracker::socket::TrackedSocket;
 
-use crate::agent::scheduler::{Backlog, Charge, SLICE, in_turn};
+use crate::agent::scheduler::{Backlog, NetnsCost, SLICE, in_turn};
 
 /// The pause between two searches through all descriptors is this many times the CPU time of one. They are
 /// not charged to the dumps, of which they would be the most expensive by far.
@@ -254,7 +254,7 @@ impl Namespaces {
     }
 
     /// Records the cost of dumps.
-    pub fn charge(&mut self, charges: &[Charge]) {
+    pub fn charge(&mut self, charges: &[NetnsCost]) {
         for charge in charges {
             if let Some(known) = self.known.get_mut(&charge.id) {
                 known.cpu_ns = charge.cpu_ns;

@@ -7,7 +7,7 @@ const MOST_EXPENSIVE: usize = 4;
 
 /// What the dump of one namespace has cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charge {
+pub struct NetnsCost {
     /// The namespace's id.
     pub id: u32,
     pub cpu_ns: u64,
@@ -22,14 +22,14 @@ pub struct Lane {
     /// End of the last one.
     pub over_ns: u64,
     /// Its cost, for which a pause is made: the most expensive namespaces, and all the others.
-    pub expensive: Vec<Charge>,
+    pub expensive: Vec<NetnsCost>,
     rest_ns: u64,
     /// The usual cost of these dumps: no more than that counts.
     usual_ns: u64,
 }
 
 impl Lane {
-    pub fn charge(&mut self, over_ns: u64, charges: &[Charge]) {
+    pub fn charge(&mut self, over_ns: u64, charges: &[NetnsCost]) {
         let all_ns = charges.iter().map(|charge| charge.cpu_ns).sum();
         self.over_ns = over_ns;
         self.usual_ns = self.budget.usual_ns(all_ns);

@@ -6,12 +6,12 @@ const MS: u64 = 1_000_000;
 const LIMITS: Limits = Limits { interval_ns: SECOND_NS, max_ns: 60 * SECOND_NS };
 const HOST: u32 = 1;
 
-fn charge(id: u32, ms: u64, met: u64) -> Charge {
-    Charge { id, cpu_ns: ms * MS, met }
+fn charge(id: u32, ms: u64, met: u64) -> NetnsCost {
+    NetnsCost { id, cpu_ns: ms * MS, met }
 }
 
 /// A scheduler after dumps that cost so much, at one second after the other.
-fn after(dumps: &[&[Charge]]) -> Scheduler {
+fn after(dumps: &[&[NetnsCost]]) -> Scheduler {
     let mut scheduler = Scheduler::default();
     for (second, charges) in dumps.iter().enumerate() {
         scheduler.charge(second as u64 * SECOND_NS, Some(HOST), charges);

@@ -17,7 +17,7 @@ use crate::agent::server::handlers::{
 };
 use crate::agent::server::peer_creds::Caller;
 use crate::agent::server::response::{Answer, plain, written_json};
-use crate::agent::server::routes::{Endpoint, Listener, find};
+use crate::agent::server::routes::{Endpoint, ListenerKind, find};
 use crate::agent::server::web::source::ClientNetwork;
 use crate::report::encoding::Form;
 use crate::report::requests;
@@ -62,7 +62,7 @@ fn refusal_by_name(request: &Request<Incoming>, parts: &Parts) -> Option<Answer>
 
 /// `caller`: of the unix socket.
 async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Parts) -> Response<Body> {
-    let listener = if caller.is_some() { Listener::Everything } else { Listener::Aggregates };
+    let listener = if caller.is_some() { ListenerKind::Everything } else { ListenerKind::Aggregates };
     let endpoint = match find(listener, request.method(), request.uri().path()) {
         Ok(endpoint) => endpoint,
         Err(refusal) => return refusal.answer().map(Either::Left),

@@ -25,7 +25,7 @@ pub enum Endpoint {
 
 /// Where a route is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listener {
+pub enum ListenerKind {
     /// TCP: no single socket can be told from what is served there.
     Aggregates,
     /// The unix socket, which serves everything.
@@ -36,7 +36,7 @@ pub enum Listener {
 pub struct Route {
     path: &'static str,
     methods: &'static [Method],
-    listener: Listener,
+    listener: ListenerKind,
     pub endpoint: Endpoint,
 }
 
@@ -48,22 +48,22 @@ const GET: &[Method] = &[Method::GET];
 const fn route(
     path: &'static str,
     methods: &'static [Method],
-    listener: Listener,
+    listener: ListenerKind,
     endpoint: Endpoint,
 ) -> Route {
     Route { path, methods, listener, endpoint }
 }
 
 const ROUTES: [Route; 9] = [
-    route(requests::METRICS_PATH, READ, Listener::Aggregates, Endpoint::Metrics),
-    route(requests::HEALTH_PATH, READ, Listener::Aggregates, Endpoint::Health),
-    route(requests::READY_PATH, READ, Listener::Aggregates, Endpoint::Readiness),
-    route(requests::PORTS_PATH, READ, Listener::Aggregates, Endpoint::Ports),
-    route(requests::SOCKETS_PATH, READ, Listener::Everything, Endpoint::Sockets),
-    route(requests::EXHAUSTION_PATH, READ, Listener::Everything, Endpoint::Exhaustion),
-    route(requests::RECONCILE_PATH, READ_OR_POST, Listener::Everything, Endpoint::Reconcile),
-    route(requests::KILL_PATH, POST, Listener::Everything, Endpoint::Kill),
-    route(requests::WATCH_PATH, GET, Listener::Everything, Endpoint::Watch),
+    route(requests::METRICS_PATH, READ, ListenerKind::Aggregates, Endpoint::Metrics),
+    route(requests::HEALTH_PATH, READ, ListenerKind::Aggregates, Endpoint::Health),
+    route(requests::READY_PATH, READ, ListenerKind::Aggregates, Endpoint::Readiness),
+    route(requests::PORTS_PATH, READ, ListenerKind::Aggregates, Endpoint::Ports),
+    route(requests::SOCKETS_PATH, READ, ListenerKind::Everything, Endpoint::Sockets),
+    route(requests::EXHAUSTION_PATH, READ, ListenerKind::Everything, Endpoint::Exhaustion),
+    route(requests::RECONCILE_PATH, READ_OR_POST, ListenerKind::Everything, Endpoint::Reconcile),
+    route(requests::KILL_PATH, POST, ListenerKind::Everything, Endpoint::Kill),
+    route(requests::WATCH_PATH, GET, ListenerKind::Everything, Endpoint::Watch),
 ];
 
 /// Why a request has no endpoint.
@@ -75,11 +75,12 @@ pub enum Refusal {
 }
 
 /// The endpoint of a request that came to `listener`.
-pub fn find(listener: Listener, method: &Method, path: &str) -> Result<Endpoint, Refusal> {
+pub fn find(listener: ListenerKind, method: &Method, path: &str) -> Result<Endpoint, Refusal> {
     let page =
-        Page::at(path).map(|page| route(page.path(), READ, Listener::Aggregates, Endpoint::Page(page)));
+        Page::at(path).map(|page| route(page.path(), READ, ListenerKind::Aggregates, Endpoint::Page(page)));
     let mut routes = ROUTES.into_iter().chain(page);
-    let served = |route: &Route| listener == Listener::Everything || route.listener == Listener::Aggregates;
+    let served =
+        |route: &Route| listener == ListenerKind::Everything || route.listener == ListenerKind::Aggregates;
     let route = routes.find(|route| route.path == path && served(route)).ok_or(Refusal::UnknownPath)?;
     if route.methods.contains(method) { Ok(route.endpoint) } else { Err(Refusal::WrongMethod(route.methods)) }
 }
@@ -108,7 +109,7 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    fn status(listener: Listener, method: &Method, path: &str) -> u16 {
+    fn status(listener: ListenerKind, method: &Method, path: &str) -> u16 {
         find(listener, method, path).map_or_else(|refusal| refusal.answer().status().as_u16(), |_| 200)
     }
 
@@ -118,13 +119,17 @@ mod tests {
         for Route { path, methods: allowed, listener, endpoint } in ROUTES {
             for method in &methods {
                 let expected = if allowed.contains(method) { 200 } else { 405 };
-                assert_eq!(status(Listener::Everything, method, path), expected, "{method} {path}");
-                let expected = if listener == Listener::Aggregates { expected } else { 404 };
-                assert_eq!(status(Listener::Aggregates, method, path), expected, "{method} {path} on TCP");
+                assert_eq!(status(ListenerKind::Everything, method, path), expected, "{method} {path}");
+                let expected = if listener == ListenerKind::Aggregates { expected } else { 404 };
+                assert_eq!(
+                    status(ListenerKind::Aggregates, method, path),
+                    expected,
+                    "{method} {path} on TCP"
+                );
             }
-            assert_eq!(find(Listener::Everything, &allowed[0], path).unwrap(), endpoint);
+            assert_eq!(find(ListenerKind::Everything, &allowed[0], path).unwrap(), endpoint);
         }
-        for listener in [Listener::Aggregates, Listener::Everything] {
+        for listener in [ListenerKind::Aggregates, ListenerKind::Everything] {
             assert_eq!(status(listener, &Method::GET, "/"), 200);
             assert_eq!(status(listener, &Method::POST, "/page.js"), 405);
             for path in ["", "/x", "/metrics/", "/v1/", "//"] {

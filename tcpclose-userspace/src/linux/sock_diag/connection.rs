@@ -16,12 +16,12 @@ pub const SEQUENCE: u32 = 1;
 const BATCH: usize = 64 << 10;
 
 /// A netlink socket, closed when this is dropped.
-pub struct Connection {
+pub struct NetlinkConnection {
     netlink: Netlink,
     buffer: Vec<u8>,
 }
 
-impl Connection {
+impl NetlinkConnection {
     /// Opens one to `protocol`, for datagrams of up to `longest` bytes.
     pub fn open(protocol: isize, longest: usize) -> io::Result<Self> {
         let netlink = Netlink::new(protocol)?;
@@ -62,7 +62,7 @@ impl Connection {
 }
 
 /// One message of an answer, and when the kernel wrote it.
-pub(super) struct Answer<'a> {
+pub(super) struct NetlinkAnswer<'a> {
     pub(super) flags: u16,
     pub(super) payload: &'a [u8],
     pub(super) seen_ns: u64,
@@ -76,8 +76,8 @@ fn by_ticks(now_ns: u64) -> u64 {
 }
 
 /// Sends `request` on a connection of its own and passes every message of the answer to `take`.
-pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::Result<()> {
-    let mut connection = Connection::open(NETLINK_SOCK_DIAG, BATCH)?;
+pub(super) fn exchange(request: &[u8], mut take: impl FnMut(NetlinkAnswer<'_>)) -> io::Result<()> {
+    let mut connection = NetlinkConnection::open(NETLINK_SOCK_DIAG, BATCH)?;
     let dumping = is_dump(request);
 
     // The kernel answers a lookup, and fills the first batch of a dump, inside send(); it fills each batch after
@@ -92,7 +92,7 @@ pub(super) fn exchange(request: &[u8], mut take: impl FnMut(Answer<'_>)) -> io::
         let datagram = connection.receive()?;
         seen_ns = monotonic_ns();
         let over = messages(datagram, |flags, payload| {
-            take(Answer { flags, payload, seen_ns: batch_ns, window_ns });
+            take(NetlinkAnswer { flags, payload, seen_ns: batch_ns, window_ns });
             if dumping { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         if over.is_break() {

@@ -10,7 +10,7 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::linux::host::monotonic_ns;
-use crate::linux::sock_diag::connection::{Connection, status};
+use crate::linux::sock_diag::connection::{NetlinkConnection, status};
 use crate::linux::sock_diag::request::{exact, message};
 use crate::linux::sock_diag::socket::{Socket, decode};
 use crate::names::Flow;
@@ -43,7 +43,7 @@ const LONGEST_ANSWER: usize = 8 << 10;
 /// When the kernel cannot be asked at all.
 pub fn lookups(wanted: &[SocketLookup]) -> io::Result<Vec<io::Result<Option<Socket>>>> {
     let mut lookups =
-        Lookups { connection: Connection::open(NETLINK_SOCK_DIAG, LONGEST_ANSWER)?, sequence: 0 };
+        Lookups { connection: NetlinkConnection::open(NETLINK_SOCK_DIAG, LONGEST_ANSWER)?, sequence: 0 };
     // Both ends v4-mapped are looked up as IPv4, whatever family the socket has (net/ipv4/inet_diag.c,
     // inet_diag_find_one_icsk(), 5.8 to 6.18); a kernel without IPv6 knows AF_INET alone.
     let mut answers = lookups.all(libc::AF_INET6, wanted)?;
@@ -87,7 +87,7 @@ fn matching(answer: io::Result<Option<Socket>>, wanted: &SocketLookup) -> io::Re
 
 /// Many lookups on one connection.
 struct Lookups {
-    connection: Connection,
+    connection: NetlinkConnection,
     /// The sequence number of the last request.
     sequence: u32,
 }

@@ -15,7 +15,7 @@ mod mptcp;
 mod request;
 mod socket;
 
-pub use crate::linux::sock_diag::connection::{Connection, SEQUENCE, messages};
+pub use crate::linux::sock_diag::connection::{NetlinkConnection, SEQUENCE, messages};
 pub use crate::linux::sock_diag::destroy::{destroy, is_gone};
 pub use crate::linux::sock_diag::dump::{Dump, dump, visit};
 pub use crate::linux::sock_diag::lookup::{SocketLookup, lookup, lookups};

@@ -16,7 +16,7 @@ pub const NAME: &str = "inet_sock_set_state";
 
 /// How the program is to read the tracepoint's record.
 #[derive(Debug)]
-pub enum Record {
+pub enum RecordSource {
     /// As tracefs tells.
     Read(RecordLayout),
     /// As in mainline, since tracefs cannot be read.
@@ -25,7 +25,7 @@ pub enum Record {
     Refused(FormatError),
 }
 
-impl Record {
+impl RecordSource {
     /// Reads the tracepoint's format.
     pub fn read() -> Self {
         let format = tracefs::visible(|| tracefs::format().with_context(|| tracefs::FORMAT.to_owned()));
@@ -63,7 +63,7 @@ impl Record {
 ///
 /// # Errors
 /// When tracefs cannot be read, its record has another form, or the kernel refuses the program.
-pub fn attach(ebpf: &mut Ebpf, record: &Record) -> Result<OwnedFd> {
+pub fn attach(ebpf: &mut Ebpf, record: &RecordSource) -> Result<OwnedFd> {
     if let Some(refusal) = record.refusal() {
         return Err(refusal);
     }

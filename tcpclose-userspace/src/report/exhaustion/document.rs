@@ -165,7 +165,7 @@ impl TupleUse {
 }
 
 /// The process that closed a socket: its pid, and how many nanoseconds before the sample.
-pub type Closer = (u32, u64);
+pub type TupleCloser = (u32, u64);
 
 /// One of the fullest tuples.
 pub struct Pick<'a> {
@@ -217,7 +217,7 @@ fn describe(
     before: Option<&UsageSample>,
     at_ns: u64,
     owners: &Owners,
-    closers: &HashMap<u64, Closer>,
+    closers: &HashMap<u64, TupleCloser>,
     name_of: NameOf<'_>,
 ) -> TupleUse {
     let Pick { netns, owner, table, tuple, taken } = *pick;
@@ -267,7 +267,7 @@ fn shares_of_owners(taken: &[PortHolder], owners: &Owners) -> Vec<ProcessShare> 
 
 fn shares_of_closers(
     taken: &[PortHolder],
-    closers: &HashMap<u64, Closer>,
+    closers: &HashMap<u64, TupleCloser>,
     name_of: NameOf<'_>,
 ) -> Vec<ProcessShare> {
     let mut counts: BTreeMap<u32, (u32, u64)> = BTreeMap::new();
@@ -296,7 +296,7 @@ pub struct ExhaustionInputs<'a> {
     pub port_use: &'a EphemeralUse,
     /// An earlier sample.
     pub before: Option<&'a UsageSample>,
-    pub closers: &'a HashMap<u64, Closer>,
+    pub closers: &'a HashMap<u64, TupleCloser>,
     pub at: String,
     pub source: DocumentSource,
     /// Namespaces whose processes may not be inspected.

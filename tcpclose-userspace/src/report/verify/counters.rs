@@ -171,7 +171,7 @@ impl Comparison<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linux::proc_net::Counters;
+    use crate::linux::proc_net::MibCounters;
     use crate::report::verify::tests::sample as sample_at;
 
     fn sample(metrics: &str, before: &[(&'static str, u64)], after: &[(&'static str, u64)]) -> AuditSample {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     fn view(counters: &[(&'static str, u64)]) -> KernelSample {
-        KernelSample { counters: Counters(counters.iter().copied().collect()), ..KernelSample::default() }
+        KernelSample { counters: MibCounters(counters.iter().copied().collect()), ..KernelSample::default() }
     }
 
     fn between<'a>(from: &'a AuditSample, to: &'a AuditSample) -> Comparison<'a> {

@@ -143,7 +143,7 @@ fn orphans(sample: &AuditSample) -> AuditRow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::linux::proc_net::Counters;
+    use crate::linux::proc_net::MibCounters;
     use crate::report::verify::tests::{sample as sample_at, socket};
 
     fn view(sockets: &[(TcpState, u64)]) -> KernelSample {
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn what_the_kernel_skipped_since_is_explained_and_no_more() {
         let view = |overflows| KernelSample {
-            counters: Counters([("TCPTimeWaitOverflow", overflows)].into()),
+            counters: MibCounters([("TCPTimeWaitOverflow", overflows)].into()),
             ..view(&[(TcpState::TimeWait, 1)])
         };
         let earlier = BTreeMap::from([(1, view(10))]);

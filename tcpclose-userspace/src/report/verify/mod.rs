@@ -15,7 +15,7 @@ use serde::Serialize;
 use tcpclose_common::state::TcpState;
 
 use crate::linux::netns::Netns;
-use crate::linux::proc_net::{Counters, SockStat};
+use crate::linux::proc_net::{MibCounters, SockStat};
 use crate::linux::sock_diag::Socket;
 use crate::report::verify::samples::Samples;
 use crate::report::verify::verdict::{Span, Verdict};
@@ -116,7 +116,7 @@ pub fn span(before: &HashSet<u64>, after: &HashSet<u64>) -> Span {
 /// The kernel's counters and sums of one network namespace, read next to a dump.
 #[derive(Clone, Debug, Default)]
 pub struct KernelSample {
-    pub counters: Counters,
+    pub counters: MibCounters,
     pub stat: SockStat,
     pub sockets: DumpedSockets,
 }

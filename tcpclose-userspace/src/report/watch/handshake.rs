@@ -13,12 +13,12 @@ const MOST: usize = 16_384;
 
 /// The transitions, in order, of a connection that is over or waits for its timer only.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Connection {
+pub struct ClosedConnection {
     /// Never empty.
     pub steps: Vec<Line>,
 }
 
-impl Connection {
+impl ClosedConnection {
     /// Its outcome. A connection in TIME-WAIT has exchanged both FINs; of one that was closed in repair mode
     /// nothing is known.
     pub fn outcome(&self) -> Outcome {
@@ -48,7 +48,7 @@ pub struct Handshakes {
 
 impl Handshakes {
     /// Adds a transition. Returns the connection that it ends.
-    pub fn take(&mut self, line: Line) -> Option<Connection> {
+    pub fn take(&mut self, line: Line) -> Option<ClosedConnection> {
         let key = (line.netns, line.local, line.peer);
         let (from, to) = (line.from, line.to);
         // The close was over when TIME-WAIT began.
@@ -64,7 +64,7 @@ impl Handshakes {
         };
         steps.push(line);
         if matches!(to, TcpState::TimeWait | TcpState::Close) {
-            return Some(Connection { steps });
+            return Some(ClosedConnection { steps });
         }
         self.insert(key, steps);
         None

@@ -11,7 +11,7 @@ const OWN: u32 = 1;
 /// A step, the time spent before it in microseconds, and its numbers.
 type Step = (TcpState, TcpState, Option<u64>, Option<u32>, Option<u32>);
 
-fn connection(role: Role, steps: &[Step], outcome: Option<Outcome>) -> Connection {
+fn connection(role: Role, steps: &[Step], outcome: Option<Outcome>) -> ClosedConnection {
     let line = |(from, to, us, snd, rcv): &Step| {
         let us = us.map(|us| us as f64 / 1e6);
         Line {
@@ -28,7 +28,7 @@ fn connection(role: Role, steps: &[Step], outcome: Option<Outcome>) -> Connectio
             ..sample()
         }
     };
-    Connection { steps: steps.iter().map(line).collect() }
+    ClosedConnection { steps: steps.iter().map(line).collect() }
 }
 
 /// The drawing without the line that names the connection.

@@ -11,7 +11,7 @@ use crate::linux::ephemeral_ports;
 use crate::linux::host;
 use crate::names::Flow;
 use crate::report::exhaustion::document;
-use crate::report::exhaustion::document::{Closer, ExhaustionInputs, Pick};
+use crate::report::exhaustion::document::{ExhaustionInputs, Pick, TupleCloser};
 use crate::report::exhaustion::port_table::Kind;
 use crate::report::sockets::DocumentSource;
 
@@ -85,7 +85,7 @@ pub fn parse(query: &str) -> Result<usize, String> {
 }
 
 /// The closers of the TIME-WAITs of `picks` that are known from records, by cookie.
-fn closers(picks: &[Pick<'_>], tracking: &Tracking) -> HashMap<u64, Closer> {
+fn closers(picks: &[Pick<'_>], tracking: &Tracking) -> HashMap<u64, TupleCloser> {
     let now_ns = host::monotonic_ns();
     let mut closers = HashMap::new();
     for Pick { netns, tuple, taken, .. } in picks {

@@ -1,6 +1,6 @@
 use crate::agent::server::web::config::{WebConfig, parse};
 use crate::agent::server::web::rate_limit::Rate;
-use crate::agent::server::web::tls::{ClientAuth, Pem, Version};
+use crate::agent::server::web::tls::{ClientAuth, Pem, TlsVersion};
 use std::path::Path;
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ rate_limit:
     assert_eq!(tls.client_ca, Some(Pem::Inline("-----BEGIN CERTIFICATE-----\n".to_owned())));
     assert_eq!(tls.client_auth, ClientAuth::RequireAndVerify);
     assert_eq!(tls.allowed_sans.len(), 3);
-    assert_eq!((tls.min_version, tls.max_version), (Version::Tls12, Version::Tls13));
+    assert_eq!((tls.min_version, tls.max_version), (TlsVersion::Tls12, TlsVersion::Tls13));
     assert_eq!(tls.suites.unwrap(), [rustls::CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]);
     assert_eq!(tls.curves, [rustls::NamedGroup::secp256r1, rustls::NamedGroup::X25519]);
     assert!(!tls.prefer_server);
@@ -78,7 +78,7 @@ fn every_section_is_optional() {
     }
     let config = good(&tls(""));
     let tls = config.tls.unwrap();
-    assert_eq!((tls.client_auth, tls.min_version), (ClientAuth::None, Version::Tls12));
+    assert_eq!((tls.client_auth, tls.min_version), (ClientAuth::None, TlsVersion::Tls12));
     assert!(tls.suites.is_none() && tls.curves.is_empty() && tls.prefer_server);
     assert_eq!(good("rate_limit:\n  interval: 0\n  burst: 5\n").rate, None);
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::agent::server::web::yaml::{Node, Value, YamlKey, short};
+use crate::agent::server::web::yaml::{Node, YamlKey, YamlValue, short};
 use crate::failure::Failure;
 
 /// The location of a value, for error messages.
@@ -42,8 +42,8 @@ impl FieldLocation<'_> {
 
     pub fn entries<'n>(&self, node: &'n Node) -> Result<&'n [(YamlKey, Node)], Failure> {
         match &node.value {
-            Value::Table(entries) => Ok(entries),
-            Value::Nothing => Ok(&[]),
+            YamlValue::Table(entries) => Ok(entries),
+            YamlValue::Nothing => Ok(&[]),
             _ => Err(self.wrong("not a table", "write keys with values below it")),
         }
     }
@@ -95,22 +95,22 @@ impl<'a, 'n> Field<'a, 'n> {
     /// The text; `None` if absent or empty.
     pub fn text(&self) -> Result<Option<&'n str>, Failure> {
         match self.node.map(|node| &node.value) {
-            None | Some(Value::Nothing) => Ok(None),
-            Some(Value::Text(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            None | Some(YamlValue::Nothing) => Ok(None),
+            Some(YamlValue::Text(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
             Some(_) => Err(self.wrong("not a text", "write one value")),
         }
     }
 
     pub fn texts(&self) -> Result<Vec<(FieldLocation<'a>, &'n str)>, Failure> {
         let items = match self.node.map(|node| &node.value) {
-            None | Some(Value::Nothing) => return Ok(Vec::new()),
-            Some(Value::List(items)) => items,
+            None | Some(YamlValue::Nothing) => return Ok(Vec::new()),
+            Some(YamlValue::List(items)) => items,
             Some(_) => return Err(self.wrong("not a list", "write one value a line, each after a hyphen")),
         };
         let text = |item: &'n Node| {
             let place = FieldLocation { line: item.line, ..self.place.clone() };
             match &item.value {
-                Value::Text(text) => Ok((place, text.as_str())),
+                YamlValue::Text(text) => Ok((place, text.as_str())),
                 _ => Err(place.wrong("not a text", "write one value a line, each after a hyphen")),
             }
         };

@@ -7,7 +7,7 @@ use std::path::Path;
 use tokio::net::TcpStream;
 
 use crate::agent::server::web::fields::Field;
-use crate::agent::server::web::yaml::Value;
+use crate::agent::server::web::yaml::YamlValue;
 use crate::failure::Failure;
 
 /// Reads a file that the configuration names.
@@ -33,8 +33,8 @@ impl Acceptor {
 /// When the section `tls_server_config` says anything.
 pub fn settings(field: &Field<'_, '_>, _: &Path) -> Result<Option<Settings>, Failure> {
     match field.node.map(|node| &node.value) {
-        None | Some(Value::Nothing) => Ok(None),
-        Some(Value::Table(entries)) if entries.is_empty() => Ok(None),
+        None | Some(YamlValue::Nothing) => Ok(None),
+        Some(YamlValue::Table(entries)) if entries.is_empty() => Ok(None),
         Some(_) => Err(field.wrong("this build has no TLS", "build it with the feature tls")),
     }
 }

@@ -42,13 +42,13 @@ struct Waiting {
 
 /// The result of waiting.
 pub enum QueueOutcome {
-    Turn(Turn),
+    PasswordTurn(PasswordTurn),
     /// Another request with the same name and password was checked: whether they are right.
     Verdict(bool),
 }
 
 /// The right to make one check; the next turn begins when it is dropped.
-pub struct Turn(PasswordQueue);
+pub struct PasswordTurn(PasswordQueue);
 
 impl PasswordQueue {
     /// Waits for a turn; `None` when the agent ends.
@@ -57,7 +57,7 @@ impl PasswordQueue {
             let mut state = self.state();
             if !state.is_busy {
                 state.begin(source);
-                return Some(QueueOutcome::Turn(Turn(self.clone())));
+                return Some(QueueOutcome::PasswordTurn(PasswordTurn(self.clone())));
             }
             let (sender, answer) = oneshot::channel();
             // Without clients that hung up.
@@ -108,7 +108,7 @@ fn next(waiting: &[ClientNetwork], served: &VecDeque<ClientNetwork>) -> Option<u
     newest.take(NEWEST).last()
 }
 
-impl Turn {
+impl PasswordTurn {
     /// Hands the result of the check of `tag` to all requests that wait for the same.
     pub fn found(&self, tag: &Tag, is_right: bool) {
         let mut same = Vec::new();
@@ -129,7 +129,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for PasswordTurn {
     fn drop(&mut self) {
         let next = {
             let mut state = self.0.state();
@@ -138,7 +138,7 @@ impl Drop for Turn {
         };
         if let Some(next) = next {
             // If the client has just hung up, this drops the turn, and the next one begins.
-            let _ = next.answer.send(QueueOutcome::Turn(Self(self.0.clone())));
+            let _ = next.answer.send(QueueOutcome::PasswordTurn(Self(self.0.clone())));
         }
     }
 }
@@ -173,7 +173,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_crowd_delays_another_address_by_one_check_and_itself_by_a_few() {
         let queue = PasswordQueue::default();
-        let Some(QueueOutcome::Turn(first)) = queue.turn(address(1), tag("0")).await else {
+        let Some(QueueOutcome::PasswordTurn(first)) = queue.turn(address(1), tag("0")).await else {
             panic!("no turn")
         };
         let order = Arc::new(Mutex::new(Vec::new()));
@@ -181,7 +181,7 @@ mod tests {
         let mut come = |source: u8, name: &'static str| {
             let (waits, order) = (queue.clone(), Arc::clone(&order));
             tasks.push(tokio::spawn(async move {
-                if let Some(QueueOutcome::Turn(turn)) = waits.turn(address(source), tag(name)).await {
+                if let Some(QueueOutcome::PasswordTurn(turn)) = waits.turn(address(source), tag(name)).await {
                     order.lock().unwrap().push(name);
                     drop(turn);
                 }
@@ -204,13 +204,13 @@ mod tests {
             let _ = task.await;
         }
         assert_eq!(*order.lock().unwrap(), ["scrape", "1", "3"]);
-        assert!(matches!(queue.turn(address(1), tag("free")).await, Some(QueueOutcome::Turn(_))));
+        assert!(matches!(queue.turn(address(1), tag("free")).await, Some(QueueOutcome::PasswordTurn(_))));
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn the_same_name_and_password_are_checked_once() {
         let queue = PasswordQueue::default();
-        let Some(QueueOutcome::Turn(turn)) = queue.turn(address(1), tag("a")).await else {
+        let Some(QueueOutcome::PasswordTurn(turn)) = queue.turn(address(1), tag("a")).await else {
             panic!("no turn")
         };
         let waits = |name: &'static str| {
@@ -225,6 +225,6 @@ mod tests {
         assert!(matches!(same.await.unwrap(), Some(QueueOutcome::Verdict(true))));
         assert!(!other.is_finished());
         drop(turn);
-        assert!(matches!(other.await.unwrap(), Some(QueueOutcome::Turn(_))));
+        assert!(matches!(other.await.unwrap(), Some(QueueOutcome::PasswordTurn(_))));
     }
 }

@@ -73,7 +73,7 @@ impl Passwords {
         }
         let tag = hmac::sign(&self.key, &message);
         let turn = match self.queue.turn(source, tag).await {
-            Some(QueueOutcome::Turn(turn)) => turn,
+            Some(QueueOutcome::PasswordTurn(turn)) => turn,
             Some(QueueOutcome::Verdict(is_right)) => return is_right && known,
             None => return false,
         };

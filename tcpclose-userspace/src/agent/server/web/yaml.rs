@@ -18,11 +18,11 @@ const DEEPEST: usize = 8;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Node {
     pub line: usize,
-    pub value: Value,
+    pub value: YamlValue,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum YamlValue {
     /// A key without a value, or `null`.
     Nothing,
     Text(String),
@@ -62,7 +62,7 @@ enum Open {
     Table { line: usize, entries: Vec<(YamlKey, Node)>, names: HashSet<String>, key: Option<YamlKey> },
 }
 
-/// The only document of `text`; [`Value::Nothing`] if there is none.
+/// The only document of `text`; [`YamlValue::Nothing`] if there is none.
 ///
 /// # Errors
 /// When `text` is not YAML, or uses a part of YAML that the format does not need.
@@ -112,12 +112,12 @@ pub fn tree(text: &str) -> Result<Node, YamlError> {
             Event::Scalar(text, style, ..) => {
                 let nothing =
                     style == ScalarStyle::Plain && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
-                let value = if nothing { Value::Nothing } else { Value::Text(text.into_owned()) };
+                let value = if nothing { YamlValue::Nothing } else { YamlValue::Text(text.into_owned()) };
                 Node { line, value }
             }
             Event::SequenceEnd | Event::MappingEnd => match open.pop() {
-                Some(Open::List(line, items)) => Node { line, value: Value::List(items) },
-                Some(Open::Table { line, entries, .. }) => Node { line, value: Value::Table(entries) },
+                Some(Open::List(line, items)) => Node { line, value: YamlValue::List(items) },
+                Some(Open::Table { line, entries, .. }) => Node { line, value: YamlValue::Table(entries) },
                 None => return Err(YamlError::new(line, "an end without a beginning", "write it as YAML")),
             },
             _ => continue,
@@ -127,7 +127,7 @@ pub fn tree(text: &str) -> Result<Node, YamlError> {
             Some(Open::List(_, items)) => items.push(node),
             Some(Open::Table { entries, names, key, .. }) => match (key.take(), node.value) {
                 (Some(key), value) => entries.push((key, Node { line: node.line, value })),
-                (None, Value::Text(name)) => {
+                (None, YamlValue::Text(name)) => {
                     if !names.insert(name.clone()) {
                         return Err(YamlError::new(
                             node.line,
@@ -143,7 +143,7 @@ pub fn tree(text: &str) -> Result<Node, YamlError> {
             },
         }
     }
-    Ok(root.unwrap_or(Node { line: 1, value: Value::Nothing }))
+    Ok(root.unwrap_or(Node { line: 1, value: YamlValue::Nothing }))
 }
 
 #[cfg(test)]
@@ -158,16 +158,16 @@ mod tests {
     #[test]
     fn values_have_their_lines() {
         let root = tree("# one\na:\n  b: [x, \"~\"]\n  c:\nd: |\n  1\n  2\n").unwrap();
-        let Value::Table(entries) = root.value else { panic!("no table") };
+        let YamlValue::Table(entries) = root.value else { panic!("no table") };
         let (a, d) = (&entries[0], &entries[1]);
         assert_eq!((a.0.name.as_str(), a.0.line, d.0.line), ("a", 2, 5));
-        assert_eq!(d.1.value, Value::Text("1\n2\n".to_owned()));
-        let Value::Table(inner) = &a.1.value else { panic!("no table") };
-        let text = |text: &str| Node { line: 3, value: Value::Text(text.to_owned()) };
-        assert_eq!(inner[0].1.value, Value::List(vec![text("x"), text("~")]));
-        assert_eq!(inner[1].1.value, Value::Nothing);
+        assert_eq!(d.1.value, YamlValue::Text("1\n2\n".to_owned()));
+        let YamlValue::Table(inner) = &a.1.value else { panic!("no table") };
+        let text = |text: &str| Node { line: 3, value: YamlValue::Text(text.to_owned()) };
+        assert_eq!(inner[0].1.value, YamlValue::List(vec![text("x"), text("~")]));
+        assert_eq!(inner[1].1.value, YamlValue::Nothing);
         for nothing in ["", "\n\n", "# a word\n", "---\n", "~"] {
-            assert_eq!(tree(nothing).unwrap().value, Value::Nothing, "{nothing:?}");
+            assert_eq!(tree(nothing).unwrap().value, YamlValue::Nothing, "{nothing:?}");
         }
     }
 

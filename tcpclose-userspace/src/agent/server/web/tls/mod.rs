@@ -21,7 +21,7 @@ use tokio_rustls::server::TlsStream;
 use crate::agent::server::web::tls::client_certificates::Clients;
 use crate::failure::Failure;
 
-pub use crate::agent::server::web::tls::settings::{ClientAuth, Pem, Settings, Version, settings};
+pub use crate::agent::server::web::tls::settings::{ClientAuth, Pem, Settings, TlsVersion, settings};
 
 /// Accepts TLS connections.
 #[derive(Clone, Debug)]
@@ -55,12 +55,12 @@ pub fn server(tls: &Settings, read: Read<'_>) -> Result<Acceptor, Failure> {
         provider.kx_groups = tls.curves.iter().filter_map(|name| group(*name)).collect();
     }
     let provider = Arc::new(provider);
-    let versions: Vec<_> = [(Version::Tls13, &TLS13), (Version::Tls12, &TLS12)]
+    let versions: Vec<_> = [(TlsVersion::Tls13, &TLS13), (TlsVersion::Tls12, &TLS12)]
         .into_iter()
         .filter(|(version, _)| (tls.min_version..=tls.max_version).contains(version))
         // Without suites of TLS 1.2, only 1.3 is spoken.
         .filter(|(version, _)| {
-            *version == Version::Tls13 || tls.suites.as_ref().is_none_or(|s| !s.is_empty())
+            *version == TlsVersion::Tls13 || tls.suites.as_ref().is_none_or(|s| !s.is_empty())
         })
         .map(|(_, version)| version)
         .collect();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustls::{CipherSuite, NamedGroup};
 
 use crate::agent::server::web::fields::{Field, choice};
-use crate::agent::server::web::yaml::{Node, Value, short};
+use crate::agent::server::web::yaml::{Node, YamlValue, short};
 use crate::failure::Failure;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -21,8 +21,8 @@ pub struct Settings {
     pub suites: Option<Vec<CipherSuite>>,
     /// In order of preference; empty: all.
     pub curves: Vec<NamedGroup>,
-    pub min_version: Version,
-    pub max_version: Version,
+    pub min_version: TlsVersion,
+    pub max_version: TlsVersion,
     /// The server's order of preference counts, not the client's.
     pub prefer_server: bool,
 }
@@ -45,7 +45,7 @@ impl fmt::Debug for Pem {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
+pub enum TlsVersion {
     Tls12,
     Tls13,
 }
@@ -103,7 +103,7 @@ const CURVES: [(&str, NamedGroup); 3] = [
     ("CurveP384", NamedGroup::secp384r1),
 ];
 
-const VERSIONS: [(&str, Version); 2] = [("TLS12", Version::Tls12), ("TLS13", Version::Tls13)];
+const VERSIONS: [(&str, TlsVersion); 2] = [("TLS12", TlsVersion::Tls12), ("TLS13", TlsVersion::Tls13)];
 
 const TLS_KEYS: [&str; 13] = [
     "cert",
@@ -151,19 +151,19 @@ pub fn settings(field: &Field<'_, '_>, file: &Path) -> Result<Option<Settings>, 
     }
     let sans = fields.at("client_allowed_sans");
     let allowed_sans = allowed_sans(&sans)?;
-    if !client_auth.requires() && sans.node.is_some_and(|node| node.value != Value::Nothing) {
+    if !client_auth.requires() && sans.node.is_some_and(|node| node.value != YamlValue::Nothing) {
         let todo = "write client_auth_type: RequireAndVerifyClientCert";
         return Err(sans.wrong("clients need no certificate", todo));
     }
 
     let min = fields.at("min_version");
-    let min_version = version(&min)?.unwrap_or(Version::Tls12);
-    let max_version = version(&fields.at("max_version"))?.unwrap_or(Version::Tls13);
+    let min_version = version(&min)?.unwrap_or(TlsVersion::Tls12);
+    let max_version = version(&fields.at("max_version"))?.unwrap_or(TlsVersion::Tls13);
     if min_version > max_version {
         return Err(min.wrong("it is above max_version", "lower it, or raise max_version"));
     }
     let suites = suites(&fields.at("cipher_suites"))?;
-    if max_version == Version::Tls12 && suites.as_ref().is_some_and(Vec::is_empty) {
+    if max_version == TlsVersion::Tls12 && suites.as_ref().is_some_and(Vec::is_empty) {
         let todo = "add one of TLS 1.2, for example TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256";
         return Err(fields
             .at("cipher_suites")
@@ -186,7 +186,7 @@ pub fn settings(field: &Field<'_, '_>, file: &Path) -> Result<Option<Settings>, 
     }))
 }
 
-fn version(field: &Field<'_, '_>) -> Result<Option<Version>, Failure> {
+fn version(field: &Field<'_, '_>) -> Result<Option<TlsVersion>, Failure> {
     if matches!(field.text()?, Some("TLS10" | "TLS11")) {
         return Err(field.wrong("TLS below 1.2 is not supported", "write TLS12 or TLS13"));
     }
@@ -196,7 +196,7 @@ fn version(field: &Field<'_, '_>) -> Result<Option<Version>, Failure> {
 /// DNS names, addresses and URIs.
 fn allowed_sans(field: &Field<'_, '_>) -> Result<Vec<String>, Failure> {
     let sans = field.texts()?;
-    if sans.is_empty() && matches!(field.node, Some(Node { value: Value::List(_), .. })) {
+    if sans.is_empty() && matches!(field.node, Some(Node { value: YamlValue::List(_), .. })) {
         return Err(field.wrong("an empty list refuses every client", "add a name, or remove the key"));
     }
     // A URI may contain an @ too.
