@@ -15,9 +15,9 @@ use anyhow::{Context, Result, bail};
 /// A module's name and what is inserted.
 pub type Module = (String, Vec<u8>);
 
-/// The modules `wanted` and all that they need, each after those it needs, from `folder`: lib/modules/RELEASE of a
-/// package. What is built into the kernel is left out. Compressed ones are unpacked by `busybox`.
-pub fn resolve(folder: &Path, wanted: &[&str], busybox: &Path) -> Result<Vec<Module>> {
+/// The modules `wanted`, those of `optional` that there are, and all that they need, each after those it needs, from `folder`:
+/// lib/modules/RELEASE of a package. What is built into the kernel is left out. Compressed ones are unpacked by `busybox`.
+pub fn resolve(folder: &Path, wanted: &[&str], optional: &[&str], busybox: &Path) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     index(&folder.join("kernel"), &mut files)?;
     let file = folder.join("modules.builtin");
@@ -28,7 +28,9 @@ pub fn resolve(folder: &Path, wanted: &[&str], busybox: &Path) -> Result<Vec<Mod
     };
     let builtin: BTreeSet<String> = builtin.lines().filter_map(module_name).collect();
 
-    in_order(wanted, &builtin, |name| files.get(name).map(|file| read(file, busybox)).transpose())
+    let found = optional.iter().copied().filter(|name| files.contains_key(*name));
+    let wanted: Vec<&str> = wanted.iter().copied().chain(found).collect();
+    in_order(&wanted, &builtin, |name| files.get(name).map(|file| read(file, busybox)).transpose())
 }
 
 /// The order, given what is built in and how a module is read (`None`: there is none of that name).
