@@ -7,6 +7,7 @@ use netlink_packet_core::{NLM_F_DUMP, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer};
 use netlink_sys::{Socket as Netlink, SocketAddr as NetlinkAddr, protocols::NETLINK_SOCK_DIAG};
 
 use crate::linux::host::{TICKS_NS, monotonic_ns, tick_ns};
+use crate::linux::sock_diag::socket::Socket;
 use crate::linux::sock_diag::socket::take;
 
 /// The sequence number of the one request of an [`exchange`].
@@ -67,11 +68,22 @@ pub(super) struct NetlinkAnswer<'a> {
     pub(super) payload: &'a [u8],
     pub(super) seen_ns: u64,
     pub(super) window_ns: u64,
+    /// How much more than [`TICKS_NS`] the tick counter was late when the kernel began to write it.
+    pub(super) late_ns: u64,
+}
+
+impl NetlinkAnswer<'_> {
+    /// `socket`, which this is about, with the moment of the answer. What is left of a timer is counted from the last tick, so a late
+    /// tick makes it longer (net/ipv4/inet_diag.c, inet_twsk_diag_fill()).
+    pub(super) fn dated(&self, socket: Socket) -> Socket {
+        let expires_ns = socket.expires_ns.map(|left| left.saturating_sub(self.late_ns));
+        Socket { seen_ns: self.seen_ns, window_ns: self.window_ns, expires_ns, ..socket }
+    }
 }
 
 /// The moment up to which a socket's times are counted at `now_ns`: the last tick. [`crate::linux::age`] allows for a tick
 /// that is late by no more than a tick; where it is later, all ages in the answer are too short by that.
-fn by_ticks(now_ns: u64) -> u64 {
+pub(super) fn by_ticks(now_ns: u64) -> u64 {
     now_ns.min(tick_ns() + TICKS_NS)
 }
 
@@ -83,16 +95,19 @@ pub(super) fn exchange(request: &[u8], mut take: impl FnMut(NetlinkAnswer<'_>)) 
     // The kernel answers a lookup, and fills the first batch of a dump, inside send(); it fills each batch after
     // that at the end of the recv() that hands out the one before (netlink_dump_start(), netlink_recvmsg()). So the
     // time that `take` needs widens no window.
-    let mut filling_ns = by_ticks(monotonic_ns());
+    let mut began_ns = monotonic_ns();
+    let mut filling_ns = by_ticks(began_ns);
     connection.send(request)?;
     let mut seen_ns = monotonic_ns();
     loop {
         let (batch_ns, window_ns) = (seen_ns, seen_ns.saturating_sub(filling_ns));
-        filling_ns = by_ticks(monotonic_ns());
+        let late_ns = began_ns.saturating_sub(filling_ns);
+        began_ns = monotonic_ns();
+        filling_ns = by_ticks(began_ns);
         let datagram = connection.receive()?;
         seen_ns = monotonic_ns();
         let over = messages(datagram, |flags, payload| {
-            take(NetlinkAnswer { flags, payload, seen_ns: batch_ns, window_ns });
+            take(NetlinkAnswer { flags, payload, seen_ns: batch_ns, window_ns, late_ns });
             if dumping { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         if over.is_break() {

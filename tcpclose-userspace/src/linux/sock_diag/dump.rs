@@ -45,9 +45,7 @@ pub fn visit(states: u32, with_info: bool, mut take: impl FnMut(Socket)) -> io::
     exchange(&request, |answer| {
         dump.interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
         match decode(answer.payload) {
-            Some(socket) => {
-                take(Socket { seen_ns: answer.seen_ns, window_ns: answer.window_ns, ..socket });
-            }
+            Some(socket) => take(answer.dated(socket)),
             None => dump.malformed += 1,
         }
     })

@@ -10,7 +10,7 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use crate::linux::host::monotonic_ns;
-use crate::linux::sock_diag::connection::{NetlinkConnection, status};
+use crate::linux::sock_diag::connection::{NetlinkAnswer, NetlinkConnection, by_ticks, status};
 use crate::linux::sock_diag::request::{exact, message};
 use crate::linux::sock_diag::socket::{Socket, decode};
 use crate::names::Flow;
@@ -113,8 +113,10 @@ impl Lookups {
         }
         // The kernel answers inside send() (net/netlink/af_netlink.c, netlink_rcv_skb()).
         let asked_ns = monotonic_ns();
+        let filling_ns = by_ticks(asked_ns);
         self.connection.send(&request)?;
         let seen_ns = monotonic_ns();
+        let (window_ns, late_ns) = (seen_ns - filling_ns, asked_ns - filling_ns);
         let mut answers: Vec<Option<io::Result<Option<Socket>>>> = wanted.iter().map(|_| None).collect();
         let mut open = wanted.len();
         while open > 0 {
@@ -124,11 +126,11 @@ impl Lookups {
             let Some(place @ None) = answers.get_mut(nth) else { continue };
             let answer = match message.message_type() {
                 NLMSG_ERROR => status(message.payload()).map(|()| None),
-                _ => Ok(decode(message.payload()).map(|socket| Socket {
-                    seen_ns,
-                    window_ns: seen_ns - asked_ns,
-                    ..socket
-                })),
+                _ => {
+                    let (flags, payload) = (message.flags(), message.payload());
+                    let answer = NetlinkAnswer { flags, payload, seen_ns, window_ns, late_ns };
+                    Ok(decode(payload).map(|socket| answer.dated(socket)))
+                }
             };
             *place = Some(answer);
             open -= 1;

@@ -46,7 +46,7 @@ pub fn visit_mptcp(states: u32, mut take: impl FnMut(Socket)) -> io::Result<()> 
     for family in [libc::AF_INET, libc::AF_INET6] {
         let listed = exchange(&request(family, states), |answer| {
             if let Some(socket) = decode_mptcp(answer.payload) {
-                take(Socket { seen_ns: answer.seen_ns, window_ns: answer.window_ns, ..socket });
+                take(answer.dated(socket));
             }
         });
         match listed {

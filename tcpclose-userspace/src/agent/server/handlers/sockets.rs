@@ -198,6 +198,8 @@ struct TrackedFacts {
 impl TrackedFacts {
     fn gather(phase: Phase, dumps: &NetnsDumps, depth: Depth, tracking: &mut Tracking) -> Self {
         tracking.drain_all();
+        // The ages are of this instant, or one that is later by as long as this thread has to wait now.
+        let at = host::wall_clock();
         let (now_ns, uptime_ns) = (host::monotonic_ns(), host::uptime_ns());
         let clock = DumpClock { now_ns, uptime_ns, time_wait_ns: tracking.tracker.time_wait_ns() };
         let met = dumps.namespaces.iter().map(|dumped| dumped.dump.sockets.len()).sum();
@@ -242,7 +244,7 @@ impl TrackedFacts {
             incomplete: [tracking.namespaces.incomplete(&unseen), Vec::from_iter(tracking.silence())]
                 .concat(),
             elsewhere,
-            at: host::wall_clock(),
+            at,
             clock,
             look: tracking.probe.owners_lookup(),
             depth,
