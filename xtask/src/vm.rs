@@ -428,7 +428,7 @@ mod tests {
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(
             commands(Kernel::V5_10, &job(), environment.into_iter()),
-            "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\nexport TCPCLOSE_LACKING=btf,hooks,destroy_minisockets,ktls\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
+            "export CI=1\nexport TCPCLOSE_NO_SKIP=1\nexport TCPCLOSE_EMULATED=1\nexport TCPCLOSE_LACKING=btf,hooks,destroy_minisockets,ktls,sockmap\nexport TCPCLOSE_TEST_LONG=1\nrun closes closes 'it'\\''s'\n"
         );
     }
 

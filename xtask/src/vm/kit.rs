@@ -98,7 +98,7 @@ impl Kernel {
     /// bpf_get_socket_cookie(), which they cannot before 5.12.
     pub const fn lacking(self) -> &'static str {
         match self {
-            Self::V5_10 => "btf,hooks,destroy_minisockets,ktls",
+            Self::V5_10 => "btf,hooks,destroy_minisockets,ktls,sockmap",
             _ => "",
         }
     }

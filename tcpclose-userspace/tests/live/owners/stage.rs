@@ -257,20 +257,19 @@ fn renamed() {
     assert_eq!(unsafe { libc::setresuid(USER, USER, USER) }, 0);
     // Who has changed its user may not write to its own /proc otherwise.
     set_dumpable_behavior(DumpableBehavior::Dumpable).unwrap();
+    let mut name = std::fs::read_to_string(&file).unwrap();
+    std::fs::write("/proc/self/comm", &name).unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let held = listener.accept().unwrap();
     client.shutdown(Shutdown::Write).unwrap();
-    let mut name = String::new();
+    println!("leaks");
     let parent = rustix::process::getppid();
     while rustix::process::getppid() == parent {
         if let Ok(next) = std::fs::read_to_string(&file)
             && next != name
         {
             std::fs::write("/proc/self/comm", &next).unwrap();
-            if name.is_empty() {
-                println!("leaks");
-            }
             name = next;
         }
         sleep(Duration::from_millis(5));
