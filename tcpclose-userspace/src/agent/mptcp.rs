@@ -1,9 +1,9 @@
 //! MPTCP sockets in CLOSE-WAIT, which no program has closed yet. They have records and dumps of their own, and are kept apart from
 //! the TCP sockets of the tracker, among which are their subflows.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
-use rustc_hash::FxHashMap;
+use foldhash::fast::RandomState;
 use tcpclose_common::event::{OpenRecord, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
@@ -17,8 +17,8 @@ use crate::tracker::vanished::DumpCoverage;
 
 /// A walk over so few is one batch of the dump, and skips none.
 const ONE_BATCH: usize = 64;
-/// Ends that are kept for dumps that began before them.
-const ENDS: usize = 1024;
+/// Ends that are kept at most for dumps that began before them.
+const ENDS: usize = 4096;
 
 /// The network namespace and the addresses of a connection.
 type Ends = (u32, Flow);
@@ -26,9 +26,10 @@ type Ends = (u32, Flow);
 /// What records and dumps have told.
 #[derive(Debug, Default)]
 pub struct MptcpSockets {
-    sockets: FxHashMap<Ends, (TrackedSocket, Option<LastWrite>)>,
-    /// The sockets that left CLOSE-WAIT last, and when, CLOCK_MONOTONIC nanoseconds.
-    left: VecDeque<(Ends, u64)>,
+    /// Users choose addresses and ports, so the hash has a secret.
+    sockets: HashMap<Ends, (TrackedSocket, Option<LastWrite>), RandomState>,
+    /// The sockets that left CLOSE-WAIT since the last dump began, and when, CLOCK_MONOTONIC nanoseconds.
+    left: HashMap<Ends, u64, RandomState>,
 }
 
 impl MptcpSockets {
@@ -48,10 +49,10 @@ impl MptcpSockets {
             self.sockets.insert(ends, (TrackedSocket { event_ns: time_ns, ..entered }, None));
             return;
         }
-        if self.left.len() == ENDS {
-            self.left.pop_front();
+        // Of more, one that a running dump has seen before is listed until the next dump.
+        if self.left.len() < ENDS {
+            self.left.insert(ends, time_ns);
         }
-        self.left.push_back((ends, time_ns));
         let known = self.sockets.remove(&ends);
         let (socket, _) = known.unwrap_or_else(|| {
             (tracked(ends, 0, EnteredAt { earliest_ns: 0, latest_ns: time_ns }, tracker), None)
@@ -66,7 +67,7 @@ impl MptcpSockets {
     /// Takes what a dump of the namespace `netns` saw of `socket`.
     pub fn see(&mut self, socket: &Socket, netns: u32, uptime_ns: u64, tracker: &Tracker) {
         let ends = (netns, socket.flow);
-        if self.left.iter().any(|(left, at_ns)| *left == ends && *at_ns >= socket.seen_ns) {
+        if self.left.get(&ends).is_some_and(|&at_ns| at_ns >= socket.seen_ns) {
             return;
         }
         let proven = EnteredAt::of_age(proven_age(socket, uptime_ns), socket.seen_ns);
@@ -95,6 +96,8 @@ impl MptcpSockets {
 
     /// A dump that `covers` these namespaces, and began at `started_ns`, is in: what it did not see is over.
     pub fn dumped(&mut self, covers: &DumpCoverage, started_ns: u64) {
+        // The next dump begins later.
+        self.left.retain(|_, at_ns| *at_ns >= started_ns);
         let few = self.sockets.len() <= ONE_BATCH;
         self.sockets.retain(|_, (socket, _)| {
             let known_ns = socket.seen_ns.max(socket.event_ns);

@@ -9,7 +9,6 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
-use rustc_hash::FxHashMap;
 
 use tcpclose_common::state::TcpState;
 
@@ -118,7 +117,8 @@ fn distinct(sockets: &mut Vec<Socket>) {
 /// subflow proves of the opening, it proves of both.
 fn without_subflows(sockets: &mut Vec<Socket>) {
     let of_mptcp = sockets.iter().filter(|socket| socket.mptcp.is_some());
-    let mut openings: FxHashMap<Flow, Opening> =
+    // Users choose flows, so the hash has a secret.
+    let mut openings: HashMap<Flow, Opening, RandomState> =
         of_mptcp.map(|socket| (socket.flow, socket.opening)).collect();
     if openings.is_empty() {
         return;
