@@ -1,7 +1,7 @@
 //! Servers, sockets in CLOSE-WAIT, processes that hold them, and who is asked about them.
 
 use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use socket2::{Domain, Socket, Type};
 use tcpclose::linux::sock_diag;
 use tcpclose::names::Flow;
 use tcpclose::report::sockets::{Owner, SocketsDocument, StuckSocket};
@@ -95,7 +96,18 @@ impl Server {
 
     /// A client that has sent `data` and its FIN, and the server's kernel has taken both.
     pub fn half_closed_client(&self, data: &[u8]) -> TcpStream {
-        let mut client = self.client();
+        Self::half_closed(self.client(), data)
+    }
+
+    /// As [`Self::half_closed_client`], from this address.
+    pub fn half_closed_client_from(&self, address: Ipv4Addr) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((address, 0)).into()).unwrap();
+        socket.connect(&SocketAddr::from((Ipv4Addr::LOCALHOST, self.port())).into()).unwrap();
+        Self::half_closed(socket.into(), b"")
+    }
+
+    fn half_closed(mut client: TcpStream, data: &[u8]) -> TcpStream {
         client.write_all(data).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
