@@ -1,4 +1,4 @@
-//! Returns freed memory to the kernel, which glibc's malloc would keep.
+//! Keeps the agent's memory small: what glibc's malloc would keep goes back to the kernel.
 
 /// Maps large blocks on their own, so that they are unmapped when freed. By default glibc raises the size
 /// from which it does so up to 32 MB as large blocks come and go, and the memory of a flood of connections
@@ -11,6 +11,15 @@ pub fn map_large_blocks() {
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM);
+    }
+}
+
+/// Asks for pages of the usual size alone. Where the kernel gives huge ones to all (`transparent_hugepage/enabled` is
+/// `always`, as in Debian), the stack and the heap of each thread would take 2 MiB for a few KiB.
+pub fn avoid_huge_pages() {
+    // A kernel that refuses has none, or takes more memory: no reason not to start.
+    if let Err(why) = rustix::thread::disable_transparent_huge_pages(true) {
+        log::debug!("huge pages stay enabled: {why}");
     }
 }
 

@@ -20,7 +20,7 @@
 //! * [`state_file`]: the file by which ages outlive the agent; [`instance_lock`]: one agent at a time.
 //! * [`systemd`]: socket activation and notifications; [`signals`]: what ends the agent, at any moment;
 //!   [`leftovers`]: what must be removed then.
-//! * `malloc_trim`: returns free memory to the kernel.
+//! * `malloc_trim`: returns free memory to the kernel, and takes no huge pages.
 
 pub mod config;
 pub mod cpu_budget;

@@ -52,6 +52,7 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
     // The logger takes all levels, so that a reload can raise the level, which is checked before.
     env_logger::Builder::new().filter_level(LevelFilter::Trace).format_target(false).init();
     log::set_max_level(config.log_level);
+    malloc_trim::avoid_huge_pages();
     let enter = config.netns == Scope::All || namespace::is_narrow();
     let kept = KeptCapabilities { enter, kill: config.allow_kill };
     kept.begin();
