@@ -50,7 +50,7 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         let bytes = resident.all.saturating_sub(none.all) as f64;
         tell("memory", bytes, format!("{:.0} B each", bytes / sockets as f64));
         if let Some(rate) = throughput::with_tracked(sockets as u64, turns) {
-            tell("tracker + ledger", rate.median, format!("{:.1} ns a record", 1e9 / rate.median));
+            tell("tracker + metrics", rate.median, format!("{:.1} ns per record", 1e9 / rate.median));
         }
         rows.push(row);
         progress::note(&format!("growth: {sockets} sockets are done"));
@@ -73,7 +73,7 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
             "scrape",
             "agent, at rest",
             "memory",
-            "tracker + ledger",
+            "tracker + metrics",
         ],
         rows,
         samples: json!(samples),

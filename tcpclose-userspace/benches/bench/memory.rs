@@ -90,9 +90,9 @@ pub fn measure(_: &Setting) -> Result<Figure> {
                  dump of them is over. Its ring is the kernel's, 8 MiB by default, of which it maps 256 KiB \
                  at a time: `bpftool map` shows it, these figures do not. The tracker alone: a socket for each of so many TIME-WAITs of generated \
                  records, by what malloc has handed out (mallinfo2). Tables double when they are full, so \
-                 that the bytes a socket depend on how far that is away."
+                 that the bytes per socket depend on how far that is away."
             .to_owned(),
-        columns: vec!["what", "sockets", "MiB", "bytes a socket", "to reach"],
+        columns: vec!["what", "sockets", "MiB", "bytes per socket", "to reach"],
         rows,
         samples: json!(samples),
     })

@@ -85,7 +85,7 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         name: "owners",
         title: "Whose 45,000 sockets are",
         method: format!(
-            "One pass over the files of all processes (`kernel::owners::find`, as the agent makes it for `stuck` and at \
+            "One pass over the files of all processes (`linux::owners::find`, as the agent makes it for `stuck` and at \
              --owner-interval), {} of them sockets, for the owners of 45,000 CLOSE-WAITs that three processes hold; {} \
              turns; the probe is loaded before. Milliseconds, median (quartiles).",
             runs.sockets, setting.pairs

@@ -1,4 +1,4 @@
-//! How many records a second tracker and ledger take, on one core, without a kernel.
+//! How many records per second tracker and metrics take, on one core, without a kernel.
 
 use anyhow::Result;
 use serde_json::json;
@@ -38,7 +38,7 @@ impl Way {
         match self {
             Self::Decoded => "decoded",
             Self::Tracked => "decoded, tracked",
-            Self::Counted => "decoded, tracked, counted in the ledger",
+            Self::Counted => "decoded, tracked, counted in the metrics",
         }
     }
 }
@@ -60,7 +60,7 @@ fn run(stream: &Stream, way: Way, by_cookie: bool) -> f64 {
     stream.records as f64 / (host::thread_cpu_ns() - begun) as f64 * 1e9
 }
 
-/// Records a second that tracker and ledger take with so many TIME-WAITs tracked.
+/// Records per second that tracker and metrics take with so many TIME-WAITs tracked.
 pub fn with_tracked(waiting: u64, turns: usize) -> Option<Spread> {
     let stream = events::connections(2 * waiting.max(CONNECTIONS / 4), waiting);
     Spread::of((0..turns).map(|_| run(&stream, Way::Counted, true)))
@@ -96,15 +96,15 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
     }
     Ok(Figure {
         name: "throughput",
-        title: "Tracker and ledger, records a second",
+        title: "Tracker and metrics, records per second",
         method: format!(
             "Generated records of {CONNECTIONS} whole connections (64 and more at a time, 8 ports), taken \
              from memory by one thread, by a fresh tracker each time, {} times; by its CPU time. A \
-             TIME-WAIT is ended by a notice when so many more connections have begun; at the classic tracepoint \
-             by nothing, so that all stay. Median (quartiles).",
+             TIME-WAIT is ended by a record of `hooks` when so many more connections have begun; at the \
+             classic tracepoint by nothing, so that all stay. Median (quartiles).",
             setting.pairs
         ),
-        columns: vec!["records", "TIME-WAITs tracked", "million/s", "ns a record", "to reach"],
+        columns: vec!["records", "TIME-WAITs tracked", "million/s", "ns per record", "to reach"],
         rows,
         samples: json!(samples),
     })

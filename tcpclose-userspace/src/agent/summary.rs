@@ -111,7 +111,7 @@ pub fn summary(
 fn namespaces(tracking: &Tracking) -> Vec<String> {
     let namespaces = &tracking.namespaces;
     let others = namespaces.places(None).len().saturating_sub(1);
-    let own = "this one only; sockets of others as far as hooks report them";
+    let own = "this one only; of others, only what the probe reports";
     match namespaces.scope() {
         Scope::Current => vec![own.to_owned()],
         Scope::All => {

@@ -46,7 +46,8 @@ pub fn fetch<T>(
             }
             Reply::NoAgent => (format!("snapshot (no agent at {path})"), None),
             Reply::Denied => {
-                let remark = format!("the agent at {path} was not asked: this user may not connect to it");
+                let remark =
+                    format!("the agent at {path} was not asked: this user is not allowed to connect to it");
                 (format!("snapshot (no access to {path})"), Some(remark))
             }
         },

@@ -15,7 +15,7 @@ pub enum Reply<T> {
     Answer(T),
     /// Nobody listens at the path.
     NoAgent,
-    /// The path exists, and this user may not connect to it.
+    /// The path exists, and this user is not allowed to connect to it.
     Denied,
 }
 
@@ -45,10 +45,10 @@ pub fn no_agent(socket: &Path) -> Failure {
     Failure::new(format!("agent at {}", socket.display()), "no agent is running there", todo)
 }
 
-/// This user may not connect to `socket`, and the command needs the agent there.
+/// This user is not allowed to connect to `socket`, and the command needs the agent there.
 pub fn denied(socket: &Path) -> Failure {
     let todo = "run it as root, or as the user that the agent runs as";
-    Failure::new(format!("agent at {}", socket.display()), "this user may not connect to it", todo)
+    Failure::new(format!("agent at {}", socket.display()), "this user is not allowed to connect to it", todo)
 }
 
 /// An HTTP answer of any status.

@@ -28,7 +28,7 @@ pub struct Sampler<'a> {
     found: BTreeSet<u32>,
     /// Those of the last search.
     last: BTreeSet<u32>,
-    /// Of the last pass and search: those that may not be entered, and processes that may not be read.
+    /// Of the last pass and search: those that the command is not allowed to enter, and processes that it is not allowed to read.
     refused: BTreeSet<u32>,
     denied: u32,
 }

@@ -122,7 +122,7 @@ fn second_look(
 }
 
 /// Dumps every namespace and, on another thread, reads all processes' files. Also returns how many namespaces belong to
-/// processes that may not be inspected, and the mount tables that were skipped.
+/// processes that the caller is not allowed to inspect, and the mount tables that were skipped.
 fn dump_with_files(ask: DumpRequest, scope: Scope) -> io::Result<(u32, UnreadMounts, OpenFiles, NetnsDumps)> {
     thread::scope(|threads| {
         let walk = || proc_fd::read_within(Urgency::Hurried, FileFilter::NamespacesAndSockets, WITHIN);

@@ -108,7 +108,7 @@ pub struct Agent {
     #[arg(long, value_name = "BACKEND", value_enum, default_value = "auto", help_heading = BACKENDS)]
     owners: OwnersChoice,
 
-    /// Network namespaces to dump: all, or the agent's own. Hooks cover all of them.
+    /// Network namespaces to dump: all, or the agent's own. The probe covers all of them.
     #[arg(long, value_name = "WHICH", value_enum, default_value = "all", help_heading = BACKENDS)]
     netns: NetnsChoice,
 

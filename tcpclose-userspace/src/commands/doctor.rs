@@ -171,7 +171,7 @@ impl HostFacts {
             Some("none") => (Status::Ok, "none"),
             Some("confidentiality") => (
                 Status::Limited,
-                "confidentiality: no TIME-WAIT hooks and no classic tracepoint, since eBPF programs may not read kernel memory \
+                "confidentiality: no TIME-WAIT hooks and no classic tracepoint, since eBPF programs cannot read kernel memory \
                  by helpers and tracefs has no events; boot with lockdown=integrity",
             ),
             Some(_) => (Status::Ok, "integrity: eBPF programs may read kernel memory"),

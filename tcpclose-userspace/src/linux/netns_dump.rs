@@ -81,7 +81,7 @@ impl NetnsDumps {
         (std::mem::take(&mut self.namespaces).into_iter().map(sort).collect(), all)
     }
 
-    /// The number of namespaces that this process may not enter.
+    /// The number of namespaces that this process is not allowed to enter.
     pub fn refused(&self) -> usize {
         self.failed.iter().filter(|(_, why)| why.kind() == io::ErrorKind::PermissionDenied).count()
     }

@@ -37,7 +37,7 @@ pub struct Owners {
     by_cookie: Option<FxHashMap<u64, u32>>,
     /// The processes of `held`, by pid.
     pub processes: FxHashMap<u32, Arc<Process>>,
-    /// Processes whose files the caller may not read.
+    /// Processes whose files the caller is not allowed to read.
     pub denied: u32,
     /// Processes whose files were not all read within [`WITHIN`], in order.
     pub unanswered: Vec<u32>,

@@ -21,12 +21,12 @@ pub struct Process {
     pub comm: String,
     /// The process that started it, or that it was left to; `None` where that is outside this PID namespace.
     pub parent: Option<u32>,
-    /// The path of its executable below its own root, as lossy UTF-8; `None` where it may not be read.
+    /// The path of its executable below its own root, as lossy UTF-8; `None` where reading it is not allowed.
     pub exe: Option<String>,
     /// What executes its program; `None` where only its executable tells ([`crate::linux::executables`]) and that was not read.
     pub runs: Option<Runtime>,
     pub place: Workload,
-    /// File descriptors in use; `None` where that may not be read.
+    /// File descriptors in use; `None` where reading them is not allowed.
     pub fds_used: Option<u64>,
     /// The soft limit of open files; `None` when unlimited or unreadable.
     pub fds_limit: Option<u64>,

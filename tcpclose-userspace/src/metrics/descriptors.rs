@@ -83,7 +83,7 @@ descriptors! {
     EPHEMERAL_PORTS_BLOCKED = Gauge "tcpclose_ephemeral_ports_blocked_ratio" ["netns_owner"]
         "Like tcpclose_ephemeral_ports_used_ratio, without TIME-WAITs whose ports connect() may choose again (net.ipv4.tcp_tw_reuse).";
     EPHEMERAL_PORTS_USED = Gauge "tcpclose_ephemeral_ports_used_ratio" ["netns_owner"]
-        "Local ports in use divided by the ports that connect() may take, for the fullest tuple of local address, remote address and remote port; TIME-WAITs included. By owner of the network namespace.";
+        "Local ports in use divided by the ports that connect() may take, for the fullest destination (local address, remote address and remote port); TIME-WAITs included. By owner of the network namespace.";
     EVENTS_LOST = Counter "tcpclose_events_lost_total" ["stage"]
         "Events lost, by stage: ring full (ring), program skipped by the kernel (recursion), record not decoded (decode).";
     EVENTS_RECEIVED = Counter "tcpclose_events_received_total" []
@@ -111,7 +111,7 @@ descriptors! {
     RECONCILE_INTERVAL = Gauge "tcpclose_reconcile_interval_seconds" []
         "Current interval between dumps; it grows up to --reconcile-max so that dumps take at most 1 % of a core.";
     RECONCILE_LAST_SUCCESS = Gauge "tcpclose_reconcile_last_success_timestamp_seconds" []
-        "Unix time of the last complete comparison of tracked sockets with the kernel.";
+        "Unix time of the last complete reconcile.";
     RING_USED = Gauge "tcpclose_ring_used_bytes_max" []
         "Largest number of unread bytes in the ring since the agent started.";
     SERIES = Gauge "tcpclose_series" []

@@ -22,7 +22,7 @@ pub struct PinnedLinks {
 
 impl PinnedLinks {
     /// # Errors
-    /// Where this process may not mount (CAP_SYS_ADMIN).
+    /// Where this process is not allowed to mount (CAP_SYS_ADMIN).
     pub fn new() -> Result<Self> {
         let context = fsopen("bpf", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&context)?;

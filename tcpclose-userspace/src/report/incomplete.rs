@@ -48,8 +48,8 @@ pub fn of_undumped(owners: &Owners, sockets: usize) -> Option<String> {
     })
 }
 
-/// Namespaces that were skipped, whose `sockets` are missing: `refused` may not be entered, the processes of `denied`
-/// may not be inspected.
+/// Namespaces that were skipped, whose `sockets` are missing: this process is not allowed to enter `refused`, nor
+/// to inspect the processes of `denied`.
 pub fn not_inspected(sockets: &str, refused: usize, denied: usize) -> Vec<String> {
     let others = |n: usize| match n {
         1 => "1 other network namespace".to_owned(),

@@ -325,7 +325,7 @@ fn without_privileges_sockets_are_listed_and_owners_are_unknown() {
     assert!(document.sockets[0].owners.is_empty());
     let printed = |words: &str| document.incomplete.iter().any(|remark| remark.contains(words));
     assert!(printed("are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"));
-    assert!(printed("may not connect to it"));
+    assert!(printed("is not allowed to connect to it"));
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl Namespaces {
         };
         let why = match self.scope {
             Scope::Current => "which --netns current leaves out",
-            Scope::All if self.refused > 0 || self.denied > 0 => "which may not be entered",
+            Scope::All if self.refused > 0 || self.denied > 0 => "which the agent is not allowed to enter",
             Scope::All => "to which no process, file in /run/netns, mount or descriptor leads",
         };
         let unknown = match elsewhere.values().any(|&n| n > 0) {

@@ -42,7 +42,7 @@ struct SearchRound {
     /// Namespaces that it has not dumped yet.
     queue: Vec<NetnsPath>,
     found: HashSet<u32>,
-    /// Namespaces that may not be entered, and processes whose namespaces may not be read.
+    /// Namespaces that the agent is not allowed to enter, and processes whose namespaces it is not allowed to read.
     refused: u32,
     denied: u32,
     started_ns: u64,
@@ -138,8 +138,8 @@ impl Namespaces {
         self.scope == Scope::All && host::has_cap(Capability::SysAdmin)
     }
 
-    /// What dumps cover: `all` namespaces, `found` (others exist and cannot be found), `some` (others may not
-    /// be entered) or the agent's `own`.
+    /// What dumps cover: `all` namespaces, `found` (others exist and cannot be found), `some` (the agent
+    /// is not allowed to enter others) or the agent's `own`.
     pub fn coverage(&self) -> &'static str {
         match self.everywhere() {
             false => "own",

@@ -16,8 +16,8 @@ use crate::agent::server::response::{Answer, plain};
 use crate::linux::host;
 use crate::report::requests::PORTS_PATH;
 
-const REFUSAL: &str = "browsers may not use this host name; use an IP address or the host's own name, or start the agent with \
-                       --allowed-host NAME\n";
+const REFUSAL: &str = "browsers are not allowed to use this host name; use an IP address or the host's own name, or start \
+                       the agent with --allowed-host NAME\n";
 
 /// A name of `--allowed-host`.
 #[derive(Clone, Debug, PartialEq, Eq)]

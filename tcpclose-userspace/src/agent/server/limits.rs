@@ -20,7 +20,7 @@ const OWN: usize = 32;
 /// and send nothing cannot take the descriptors that dumps and queries need.
 ///
 /// # Errors
-/// When this process may not have enough descriptors. The runtime would panic if it found none left.
+/// When this process is not allowed enough descriptors. The runtime would panic if it found none left.
 pub fn connections(addresses: usize) -> Result<usize, Failure> {
     // Without /proc, the three standard ones and the listing's own.
     let used = fs::read_dir("/proc/self/fd").map_or(4, |fds| fds.count());

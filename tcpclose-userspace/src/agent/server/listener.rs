@@ -137,8 +137,8 @@ fn first_mode(access: SocketAccess) -> u32 {
     if access.owner.is_none() && access.group.is_none() { access.mode } else { 0o600 }
 }
 
-/// Sets mode, owner and group of the file at `path`, if it is the one of `made`. At no moment may a process
-/// connect that may not at the end.
+/// Sets mode, owner and group of the file at `path`, if it is the one of `made`. At no moment can a process
+/// connect that is not allowed to in the end.
 fn set_access(access: SocketAccess, path: &Path, made: Option<(u64, u64)>) -> Result<(), Failure> {
     let SocketAccess { mode, owner, group } = access;
     if owner.is_none() && group.is_none() {

@@ -28,7 +28,7 @@ pub const COMMAND: &str = "read-executables";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HelperVerdict {
     Runs(Runtime),
-    /// It may not be read, or is not a regular file.
+    /// The helper is not allowed to read it, or it is not a regular file.
     Refused,
     /// A process holds a lease on it.
     Leased,

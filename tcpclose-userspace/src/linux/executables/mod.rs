@@ -59,7 +59,7 @@ pub fn killed() -> u64 {
 /// What helpers have found out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeAnswers {
-    /// Runtimes by pid, without those whose executable this user may not read.
+    /// Runtimes by pid, without those whose executable this user is not allowed to read.
     pub runs: FxHashMap<u32, Runtime>,
     /// Processes whose executables were not read: the file's server hangs, a lease is held on it, or no helper runs.
     pub unanswered: Vec<u32>,

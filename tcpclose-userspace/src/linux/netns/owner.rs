@@ -9,7 +9,7 @@ use crate::names::NetnsOwner;
 
 /// To whom the calling thread's network namespace belongs, and the user who made it; 0 for root.
 ///
-/// Where PID 1's may not be read, the one that this program was started in counts as the host's. A namespace of a user
+/// Where reading PID 1's is not allowed, the one that this program was started in counts as the host's. A namespace of a user
 /// namespace around the caller's own cannot be told (EPERM), and was made by somebody with more rights than the caller.
 pub fn owner() -> (NetnsOwner, u32) {
     let own = "/proc/thread-self/ns/net";

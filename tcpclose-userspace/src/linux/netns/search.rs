@@ -38,7 +38,7 @@ const WAYS: usize = 3;
 pub struct FoundNetns {
     /// The caller's own first.
     pub places: Vec<NetnsPath>,
-    /// Namespaces other than the caller's whose processes it may not inspect.
+    /// Namespaces other than the caller's whose processes it is not allowed to inspect.
     pub denied: u32,
     /// The CPU time spent on descriptors, nanoseconds.
     pub descriptors_ns: u64,
@@ -128,8 +128,8 @@ pub fn held(files: &OpenFiles, known: &[NetnsPath]) -> io::Result<Vec<NetnsPath>
     Ok(places)
 }
 
-/// Distinguishes the network namespaces of processes that the caller may not inspect: /proc/PID/net needs no such right, and
-/// each namespace has entries of its own there, with inodes of their own (fs/proc/proc_net.c,
+/// Distinguishes the network namespaces of processes that the caller is not allowed to inspect: /proc/PID/net needs no such
+/// right, and each namespace has entries of its own there, with inodes of their own (fs/proc/proc_net.c,
 /// get_proc_task_net(); fs/proc/inode.c, proc_get_inode(), 5.8 to 6.18).
 fn net_of(process: impl AsRef<Path>) -> Option<u64> {
     fs::metadata(process.as_ref().join("net/sockstat")).ok().map(|meta| meta.ino())
@@ -153,7 +153,7 @@ struct Search {
     nsfs: u64,
     /// [`net_of`] the caller.
     net: u64,
-    /// [`net_of`] the processes that may not be inspected.
+    /// [`net_of`] the processes that the caller is not allowed to inspect.
     denied: HashSet<u64>,
     found: FoundNetns,
     /// The index in `found` of each namespace, by inode.

@@ -56,7 +56,7 @@ pub struct OpenFiles {
     pub mounts: Vec<FdHolder>,
     /// Rings of io_uring, which hold the files that are registered with them.
     pub rings: Vec<FdHolder>,
-    /// Processes whose files the caller may not read.
+    /// Processes whose files the caller is not allowed to read.
     pub denied: u32,
     /// Processes whose files were not all read in time.
     pub unanswered: FxHashSet<u32>,

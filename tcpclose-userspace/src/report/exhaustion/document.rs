@@ -299,7 +299,7 @@ pub struct ExhaustionInputs<'a> {
     pub closers: &'a HashMap<u64, TupleCloser>,
     pub at: String,
     pub source: DocumentSource,
-    /// Namespaces whose processes may not be inspected.
+    /// Namespaces whose processes this one is not allowed to inspect.
     pub denied: usize,
     /// What the search for namespaces skipped, in words.
     pub unread: Option<String>,

@@ -21,7 +21,7 @@ pub fn print(reported: &[(Backend, Metrics)], truths: &[Truth], closes: usize) {
     println!("{BEGIN}");
     println!("{}\n", machine(closes));
     println!(
-        "| kernel | backend | phase | told of | median | p99 | worst | to reach | truth known to, median | worst |"
+        "| kernel | backend | state | reported | median | p99 | worst | to reach | truth known to, median | worst |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
     for (backend, metrics) in reported {

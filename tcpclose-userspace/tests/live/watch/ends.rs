@@ -94,5 +94,5 @@ fn without_an_agent_and_without_privileges_it_says_what_it_lacks() {
     assert!(printed.contains("CAP_BPF") && printed.contains("run it as root"), "{printed}");
     let agent = Agent::start(&[]);
     let printed = refusal(&agent.socket());
-    assert!(printed.contains("this user may not connect to it"), "{printed}");
+    assert!(printed.contains("this user is not allowed to connect to it"), "{printed}");
 }

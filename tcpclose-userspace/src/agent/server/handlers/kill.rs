@@ -41,7 +41,7 @@ pub async fn answer(
     written_json(kill(&body, caller, permission).await)
 }
 
-/// Why `caller` may not destroy sockets here; `None` if it may.
+/// Why `caller` is not allowed to destroy sockets here; `None` if it is.
 fn refusal(caller: &Caller, permission: &KillPermission) -> Option<String> {
     if !permission.allowed.get() {
         return Some(requests::KILL_NOT_ALLOWED.to_owned());
