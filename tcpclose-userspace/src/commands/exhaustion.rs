@@ -24,7 +24,7 @@ use crate::ui::table;
 /// by a listener, is in use for all destinations.
 ///
 /// bind() to a local address, without a port and before connect(), takes a port that no destination uses. A second table shows
-/// local addresses by the ports in use over all destinations.
+/// local addresses by the ports in use over all destinations. Where bind() took them, connect() cannot take them either.
 ///
 /// REUSE counts the TIME-WAITs in USED whose ports connect() may reuse (tcp_tw_reuse, by default only on loopback, after a
 /// second). TAKEN/S and LEFT cover the time since the agent's previous sample; without an agent, the time of --for.
@@ -105,11 +105,12 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
 /// The local addresses whose ports are in use towards several destinations; of one, its tuple tells as much.
 fn locals(document: &ExhaustionDocument, own: u32, width: Option<u16>) -> String {
     const MOST: usize = 5;
-    const MEANING: &str = "bind() without a port takes one that no destination uses, and blocks it for all of them: at 100 % it \
-                           fails with EADDRINUSE. Set IP_BIND_ADDRESS_NO_PORT before bind() to let connect() choose the port \
-                           per destination.";
-    let shown: Vec<&LocalUse> =
-        document.locals.iter().filter(|local| local.destinations > 1).take(MOST).collect();
+    const MEANING: &str = "bind() without a port takes one that no destination uses, and blocks it for all of them, for connect() too: at \
+                           100 % bind() fails with EADDRINUSE, and, as far as bind() took these ports, connect() to any destination \
+                           with EADDRNOTAVAIL. Let the programs that bind set IP_BIND_ADDRESS_NO_PORT before bind(): connect() then \
+                           chooses the port per destination.";
+    let several: Vec<&LocalUse> = document.locals.iter().filter(|local| local.destinations > 1).collect();
+    let shown = several.get(..MOST).unwrap_or(&several);
     if shown.is_empty() {
         return String::new();
     }
@@ -135,6 +136,9 @@ fn locals(document: &ExhaustionDocument, own: u32, width: Option<u16>) -> String
     let (first, lines) = table::lines(&header, &rows, width);
     let mut text = first.map_or_else(|| "\n".to_owned(), |first| format!("\n{first}\n"));
     lines.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+    if several.len() > shown.len() {
+        text.push_str(&format!("… {} more\n", several.len() - shown.len()));
+    }
     text + &table::wrap(MEANING, width) + "\n"
 }
 
@@ -165,11 +169,23 @@ fn cells(tuple: &TupleUse) -> Vec<String> {
 /// `held by api[42] 7; closed by curl[43] 12`.
 fn users(tuple: &TupleUse) -> Option<String> {
     let list = |shares: &[ProcessShare]| {
-        let name = |share: &ProcessShare| {
-            share.comm.as_deref().map_or("ended".into(), |comm| printable(comm).into_owned())
-        };
-        let one = |share: &ProcessShare| format!("{}[{}] {}", name(share), share.pid, share.sockets);
-        shares.iter().map(one).collect::<Vec<String>>().join(", ")
+        let mut named: Vec<String> = Vec::new();
+        let (mut ended, mut sockets) = (0, 0);
+        for share in shares {
+            match &share.comm {
+                Some(comm) => named.push(format!("{}[{}] {}", printable(comm), share.pid, share.sockets)),
+                None => {
+                    ended += 1;
+                    sockets += share.sockets;
+                }
+            }
+        }
+        match ended {
+            0 => {}
+            1 => named.push(format!("a process that has ended {sockets}")),
+            _ => named.push(format!("{ended} processes that have ended {sockets}")),
+        }
+        named.join(", ")
     };
     let mut parts = Vec::new();
     if !tuple.owners.is_empty() {

@@ -208,6 +208,9 @@ fn bind_fails_when_it_says_so_though_every_destination_has_ports_left() {
     let text = Command::new(BINARY).args(["exhaustion", "--limit", "1000", "--socket"]).arg(&socket).output();
     let text = String::from_utf8(text.unwrap().stdout).unwrap();
     assert!(text.contains("BIND TO") && text.contains("IP_BIND_ADDRESS_NO_PORT"), "{text}");
+    // connect() takes no port of bind()'s, though nothing is connected to this destination.
+    let mut other = Server::new(&netns, &format!("{HERE}:9003"));
+    assert_eq!(other.connect(), Err(libc::EADDRNOTAVAIL));
     bind(&netns, "127.0.0.1").expect("another address has all the ports");
     // A port that is given back by one destination is free again for bind().
     let (client, (server, _)) = open.pop().unwrap();

@@ -345,7 +345,8 @@ pub fn assemble(
     if owners.denied > 0 {
         let processes = owners.denied;
         incomplete.push(format!(
-            "this process is not allowed to read the files of {processes} processes: owners may be missing"
+            "owners may be missing: this process is not allowed to read the files of {processes} {}",
+            if processes == 1 { "process" } else { "processes" }
         ));
     }
     incomplete.extend(unanswered(owners));

@@ -7,7 +7,7 @@
 //!
 //! connect() skips a port that bind() has taken, whatever its address (`tb->fastreuse >= 0`): listeners, connections that they
 //! accepted, and sockets that are bound and not connected count for every tuple. The kernel does not show that a connected
-//! socket was bound before: it counts for its own tuple only.
+//! socket was bound before: it counts for its own tuple only, and so connect() can fail before a tuple is full.
 //!
 //! A TIME-WAIT keeps its port until it ends, unless connect() may reuse it (`tcp_twsk_unique()`): see
 //! [`Reuse`](crate::linux::ephemeral_ports::Reuse).
