@@ -10,12 +10,15 @@ use crate::report::sockets::{Owner, StuckSocket};
 pub struct FdRates {
     /// By pid.
     ages: FxHashMap<u32, FdAges>,
+    /// The age from which sockets count, seconds.
+    bound: f64,
 }
 
-/// The ages in seconds of the sockets of one process, with a descriptor each.
+/// The sockets of one process, with a descriptor each.
 #[derive(Debug)]
 struct FdAges {
     held: u32,
+    /// The age of the oldest and of the youngest in seconds.
     oldest: f64,
     youngest: f64,
 }
@@ -23,7 +26,7 @@ struct FdAges {
 impl FdRates {
     /// Of the sockets that are proven to be `bound` seconds old and not still sending.
     pub fn of(sockets: &[StuckSocket], bound: f64) -> Self {
-        let mut rates = Self::default();
+        let mut rates = Self { bound, ..Self::default() };
         let takes_descriptors = |socket: &&StuckSocket| {
             !matches!(socket.diagnosis, Some(Diagnosis::NotAccepted | Diagnosis::StillSending))
                 && socket.is_past(bound)
@@ -48,8 +51,10 @@ impl FdRates {
             return Some(0.0);
         }
         let ages = self.ages.get(&owner.pid)?;
-        let (span, steps) = (ages.oldest - ages.youngest, ages.held - 1);
+        let (burst, steps) = (ages.oldest - ages.youngest, ages.held - 1);
+        // The time without a new one counts: a leak that has ended slows down. Younger sockets than the bound are not here yet.
+        let span = ages.oldest - self.bound.min(ages.youngest);
         // Two sockets, or a single burst, give no rate.
-        (steps >= 2 && span >= 1.0).then(|| left as f64 * span / f64::from(steps))
+        (steps >= 2 && burst >= 1.0).then(|| left as f64 * span / f64::from(steps))
     }
 }
