@@ -46,9 +46,8 @@ pub fn fetch<T>(
             }
             Reply::NoAgent => (format!("snapshot (no agent at {path})"), None),
             Reply::Denied => {
-                let remark =
-                    format!("the agent at {path} was not asked: this user is not allowed to connect to it");
-                (format!("snapshot (no access to {path})"), Some(remark))
+                let remark = format!("no agent was asked: this user has no access to {path}");
+                ("snapshot".to_owned(), Some(remark))
             }
         },
     };

@@ -166,7 +166,7 @@ impl HostFacts {
         let (status, detail) = match self.lockdown.as_deref() {
             None => (
                 Status::Ok,
-                "unknown: /sys/kernel/security/lockdown is missing (this kernel has none, or securityfs is not mounted)",
+                "not known: /sys/kernel/security/lockdown is missing (this kernel has none, or securityfs is not mounted)",
             ),
             Some("none") => (Status::Ok, "none"),
             Some("confidentiality") => (
@@ -213,7 +213,7 @@ impl HostFacts {
             }
             Ok(true) => (Status::Ok, "fentry supported".to_owned()),
             Ok(false) => (Status::Limited, format!("fentry not supported: {dumps}")),
-            Err(why) => (Status::Limited, format!("fentry not checked ({why}): without it {dumps}")),
+            Err(why) => (Status::Limited, format!("fentry refused ({why}): {dumps}")),
         };
         Check { check: "TIME-WAIT hooks", status, detail }
     }

@@ -104,6 +104,22 @@ impl SocketFilter {
         sockets
     }
 
+    /// How many sockets that pass the other filters, and are stuck, have no known owner.
+    pub fn unowned(&self, sockets: &[StuckSocket], bound: Duration) -> usize {
+        let is_one = |socket: &&StuckSocket| {
+            socket.owners.is_empty()
+                && socket.state == self.state
+                && (self.ports.is_empty() || self.ports.contains(&socket.port))
+                && socket.is_past(bound.as_secs_f64())
+        };
+        sockets.iter().filter(is_one).count()
+    }
+
+    /// Whether it lets only some sockets of its state through.
+    pub fn is_selective(&self) -> bool {
+        self.has_target() || self.netns != NetnsChoice::All
+    }
+
     /// The state as people write it: `CLOSE-WAIT`.
     pub fn state_in_words(&self) -> String {
         labels::phase(self.state)
@@ -160,15 +176,17 @@ impl Sorted {
         self.listed().filter(|listed| !listed.possibly)
     }
 
-    pub fn summary(&self, state: &str, bound: Duration) -> String {
+    /// `selective`: the sockets passed filters.
+    pub fn summary(&self, state: &str, bound: Duration, selective: bool) -> String {
+        let no = if selective { "No matching socket" } else { "No socket" };
         let bound = humantime::format_duration(bound);
         let (stuck, listed) = (self.stuck().count(), self.listed().count());
         let mut text = match stuck {
-            0 => format!("No socket is proven to have been in {state} for {bound} or longer"),
+            0 => format!("{no} is proven to have been in {state} for {bound} or longer"),
             n => format!("{} in {state} for {bound} or longer", table::count(n, "socket", "sockets")),
         };
         if listed == 0 {
-            text = format!("No socket has been in {state} for {bound} or longer");
+            text = format!("{no} has been in {state} for {bound} or longer");
         }
         if listed > stuck {
             text.push_str(&format!(", {} possibly", listed - stuck));

@@ -88,7 +88,8 @@ fn rows(port: &PortUse) -> Vec<Vec<String>> {
     let [side, number, closes, stuck] = whole;
     let mut rows: Vec<Vec<String>> = port.states.iter().map(state_cells).collect();
     if rows.is_empty() {
-        rows.push(vec![String::new(), "0".to_owned(), String::new(), String::new(), String::new()]);
+        let none = || "-".to_owned();
+        rows.push(vec![none(), "0".to_owned(), none(), none(), none()]);
     }
     for (at, row) in rows.iter_mut().enumerate() {
         let first = |cell: &str| if at == 0 { cell.to_owned() } else { String::new() };

@@ -64,9 +64,22 @@ impl Stuck {
         let sockets = std::mem::take(&mut findings.document.sockets);
         // Before the filters: all of them take descriptors of the process.
         let rates = FdRates::of(&sockets, findings.bound.as_secs_f64());
+        let unknown = if self.check && self.filter.names_owner() {
+            self.filter.unowned(&sockets, findings.bound)
+        } else {
+            0
+        };
         let mut sorted = Sorted::new(self.filter.select(sockets), findings.bound.as_secs_f64());
         let code = match self.check && sorted.stuck().count() > self.max {
             true => ExitCode::FAILURE,
+            false if unknown > 0 => {
+                let why = format!("the owners of {} are unknown", table::count(unknown, "socket", "sockets"));
+                return Err(Failure::new(
+                    "--check",
+                    why,
+                    "run it as root, or ask an agent (leave out --no-agent)",
+                ));
+            }
             false => ExitCode::SUCCESS,
         };
         let text = if self.json {
@@ -83,7 +96,7 @@ impl Stuck {
 
     fn text(&self, findings: &Findings, sorted: &Sorted, rates: &FdRates, width: Option<u16>) -> String {
         let state = self.filter.state_in_words();
-        let mut text = table::wrap(&sorted.summary(&state, findings.bound), width);
+        let mut text = table::wrap(&sorted.summary(&state, findings.bound, self.filter.is_selective()), width);
         text.push('\n');
         let listed: Vec<Listed<'_>> = sorted.listed().collect();
         if !listed.is_empty() {

@@ -151,6 +151,16 @@ impl StuckSocket {
         !self.is_past(bound) && may(&self.age) && self.write_counts().is_none_or(|write| may(&write))
     }
 
+    /// Whether its program is proven to have written to it within so many seconds, and after the peer's FIN.
+    pub fn is_written_to(&self, within: f64) -> bool {
+        /// As in the diagnosis: a write may appear too young.
+        const LATE_TICKS: f64 = 0.2;
+        self.last_write.is_some_and(|write| {
+            write.max_seconds.is_some_and(|max| max < within)
+                && self.age.max_seconds.is_none_or(|age| write.min_seconds + LATE_TICKS <= age)
+        })
+    }
+
     fn write_counts(&self) -> Option<AgeSeconds> {
         self.last_write.filter(|_| self.diagnosis != Some(Diagnosis::StillSending))
     }

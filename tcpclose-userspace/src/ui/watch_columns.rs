@@ -124,7 +124,10 @@ impl Columns {
 pub fn lost(Lost { lost, in_kernel }: Lost) -> String {
     let lines = if lost == 1 { "line" } else { "lines" };
     match in_kernel {
-        true => format!("… {lost} {lines} lost in the kernel, of these or of other connections"),
+        true => {
+            let events = if lost == 1 { "event" } else { "events" };
+            format!("… {lost} {events} lost in the kernel; they may belong to connections shown here")
+        }
         false => format!("… {lost} {lines} lost"),
     }
 }

@@ -112,9 +112,10 @@ impl Kill {
             let why = answer.first_line();
             let todo = match why == KILL_NOT_ALLOWED.trim_end() {
                 true => "restart the agent with --allow-kill, or add --no-agent to destroy them without it",
-                false => {
+                false if has_cap(Capability::NetAdmin) => {
                     "run tcpclose kill as such a user, or add --no-agent to destroy them without the agent"
                 }
+                false => "run tcpclose kill as root or as such a user",
             };
             return Err(Failure::new(what, why, todo));
         }

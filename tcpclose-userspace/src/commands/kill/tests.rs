@@ -79,6 +79,6 @@ fn the_dry_run_lists_what_it_would_destroy() {
     };
     let targeted = text(&["--port", "8080"], &going);
     crate::ui::golden::check("kill-dry-run.txt", &targeted);
-    assert!(text(&[], &going).ends_with("(add --yes --all to destroy them)\n"));
+    assert!(text(&[], &going).ends_with("(add --yes --all to destroy them; that takes root)\n"));
     assert!(text(&[], &[]).starts_with("No socket to destroy (") && !text(&[], &[]).contains("dry run"));
 }

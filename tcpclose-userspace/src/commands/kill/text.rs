@@ -14,7 +14,7 @@ use crate::failure::printable;
 use crate::kill::KillOutcome;
 use crate::names::Diagnosis;
 use crate::report::kill::plan::Left;
-use crate::report::sockets::StuckSocket;
+use crate::report::sockets::{DocumentSource, StuckSocket};
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 
@@ -28,6 +28,7 @@ impl Kill {
         width: Option<u16>,
     ) -> String {
         let what = match going.len() {
+            0 if self.filter.is_selective() => "No matching socket to destroy".to_owned(),
             0 => "No socket to destroy".to_owned(),
             n => format!("Would destroy {}", table::count(n, "socket", "sockets")),
         };
@@ -56,7 +57,11 @@ impl Kill {
                 true => "--yes",
                 false => "--yes --all",
             };
-            text.push_str(&format!("dry run: nothing was destroyed (add {yes} to destroy them)\n"));
+            let needs = match findings.document.source {
+                DocumentSource::Agent => "; the agent needs --allow-kill",
+                DocumentSource::Snapshot => "; that takes root",
+            };
+            text.push_str(&format!("dry run: nothing was destroyed (add {yes} to destroy them{needs})\n"));
         }
         text
     }

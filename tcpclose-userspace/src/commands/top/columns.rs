@@ -56,11 +56,17 @@ pub fn port(port: &PortUse, phase: Phase) -> Vec<String> {
     row
 }
 
-/// A time in its larger unit alone where two do not fit: `4m` of `4m 50s`.
+/// A time in its larger unit alone where two do not fit: `4m` of `4m 50s`, and `≤5m` of `≤4m 50s`.
 fn shortened(time: &str, width: u16) -> String {
     let fits = time.chars().count() <= usize::from(width);
-    let words = if fits { time } else { time.split(' ').next().unwrap_or_default() };
-    words.to_owned()
+    let larger = time.split(' ').next().unwrap_or_default();
+    let rounded_up = || {
+        let bound = larger.strip_prefix('≤')?;
+        let unit = bound.trim_start_matches(|c: char| c.is_ascii_digit());
+        let number: u64 = bound.strip_suffix(unit)?.parse().ok()?;
+        Some(format!("≤{}{unit}", number + 1))
+    };
+    if fits { time.to_owned() } else { rounded_up().unwrap_or_else(|| larger.to_owned()) }
 }
 
 /// `n` in at most `width` characters: `12345`, `123k`, `1M`. Rounded down.
@@ -71,7 +77,7 @@ pub fn compact(n: u64, width: u16) -> String {
 }
 
 pub const STATES: [Column; 6] =
-    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("EXITED", 10), ("MEDIAN", 10), ("P99", 10)];
+    [("STATE", 10), ("SOCKETS", 8), ("OLDEST", 8), ("EXITED", 10), ("MEDIAN", 15), ("P99", 15)];
 
 /// The row of a state, in the table below that of ports.
 pub fn state(of: &StateUse) -> Vec<String> {
@@ -146,5 +152,6 @@ mod tests {
         );
         assert_eq!(compact(u64::MAX, 4), "many");
         assert_eq!((shortened("4m 50s", 6), shortened("4m 50s", 5)), ("4m 50s".into(), "4m".into()));
+        assert_eq!((shortened("≤31m 49s", 6), shortened("≤1h 30m", 6)), ("≤32m".into(), "≤2h".into()));
     }
 }

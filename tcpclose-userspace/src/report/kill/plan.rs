@@ -24,6 +24,9 @@ pub struct Leave {
 /// stays in its listener's queue until the program accepts it.
 pub const DIAGNOSES: [Diagnosis; 2] = [Diagnosis::NotRead, Diagnosis::NotClosed];
 
+/// A socket whose program has written to it so lately is at work, however short the bound is.
+const AT_WORK_SECONDS: f64 = 60.0;
+
 /// Matching sockets that are left alone, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Left {
@@ -52,10 +55,14 @@ pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left
         if !proven && !socket.may_be_past(leave.bound) {
             continue;
         }
+        let is_sending =
+            socket.is_written_to(AT_WORK_SECONDS) && !leave.diagnoses.contains(&Diagnosis::StillSending);
         let allowed = socket.diagnosis.is_none_or(|diagnosis| leave.diagnoses.contains(&diagnosis))
             && (socket.state != Phase::CloseWait || socket.diagnosis.is_some());
         if socket.mptcp {
             left.mptcp += 1;
+        } else if is_sending {
+            left.still_sending += 1;
         } else if !allowed {
             *match socket.diagnosis {
                 Some(Diagnosis::StillSending) => &mut left.still_sending,
@@ -153,6 +160,21 @@ mod tests {
         let (going, left) = plan(vec![waiting.clone()], &by_owner);
         assert_eq!((going.len(), left), (0, Left { candidates: 1, ..Left::default() }));
         assert_eq!(plan(vec![waiting], &Leave { possibly: true, ..by_owner }).0.len(), 1);
+    }
+
+    #[test]
+    fn a_short_bound_destroys_no_socket_that_is_written_to() {
+        let write = |min_seconds, max_seconds| {
+            let last_write = Some(AgeSeconds { exact: false, min_seconds, max_seconds: Some(max_seconds) });
+            StuckSocket { last_write, ..of(Some(Diagnosis::NotClosed)) }
+        };
+        let asked = |diagnoses: &[Diagnosis]| Leave { bound: 0.0, ..leave(diagnoses) };
+        let (going, left) = plan(vec![write(2.0, 3.0)], &asked(&DIAGNOSES));
+        assert_eq!((going.len(), left.still_sending), (0, 1));
+        let both = [Diagnosis::NotClosed, Diagnosis::StillSending];
+        assert_eq!(plan(vec![write(2.0, 3.0)], &asked(&both)).0.len(), 1);
+        // Before the FIN came, or long ago.
+        assert_eq!(plan(vec![write(90.0, 90.5), write(61.0, 70.0)], &asked(&DIAGNOSES)).0.len(), 2);
     }
 
     #[test]

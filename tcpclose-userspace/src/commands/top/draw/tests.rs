@@ -40,9 +40,9 @@ server    443     0     0    0     0     0    0     0    12      -      -      -
 
 
 server port 8080: 9 closes, 12/s, 10–12 stuck
-STATE       SOCKETS   OLDEST     EXITED     MEDIAN        P99
-TIME-WAIT         4      50s          0          -          -
-CLOSE-WAIT       12    2h 3m        200      0–1ms        >1d
+STATE       SOCKETS   OLDEST     EXITED          MEDIAN             P99
+TIME-WAIT         4      50s          0               -               -
+CLOSE-WAIT       12    2h 3m        200           0–1ms             >1d
 
 
 
