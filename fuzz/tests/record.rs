@@ -70,6 +70,7 @@ fn records() {
         [("real-btf", StateHook::Btf, 3u8), ("real-tracepoint", StateHook::Tracepoint, 2)]
     {
         let mut probe = Builder {
+            stacks: false,
             state: Some(hook),
             time_wait: None,
             owners: None,

@@ -129,9 +129,17 @@ layout! {
     inode_sb: "inode", "i_sb";
     /// `unsigned long`.
     sb_magic: "super_block", "s_magic";
+    /// 64 bits: the instruction pointer. The agent names the registers of its architecture.
+    regs_ip: "pt_regs", "ip";
+    /// 64 bits: the stack pointer.
+    regs_sp: "pt_regs", "sp";
+    /// 64 bits: the frame pointer.
+    regs_fp: "pt_regs", "bp";
+    /// 64 bits: the link register; 0 where there is none.
+    regs_lr: "pt_regs", "lr";
 }
 
-const _: () = assert!(size_of::<Layout>() == 46 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 50 * size_of::<u32>());
 
 /// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
 /// `events/sock/inet_sock_set_state/format`.

@@ -5,6 +5,7 @@
 //! * [`reset`]: `tcp_receive_reset` and `tcp_send_reset`, which settle whether an error was a reset, and what data after
 //!   close was.
 //! * [`openings`]: marks for the few openings that a socket does not tell of itself.
+//! * [`stacks`]: the user's stack at the moments that matter for a leak, of armed processes.
 //! * [`task_file`]: the processes that hold sockets, by an iterator over all tasks' files.
 //! * [`sock`]: the only place that reads sockets.
 //! * [`ring`]: reserve, submit, wake, count what was lost.
@@ -17,6 +18,7 @@ mod reset;
 mod ring;
 mod set_state;
 mod sock;
+mod stacks;
 mod task_file;
 mod time_wait;
 
@@ -46,6 +48,24 @@ pub fn send_reset(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn receive_reset(ctx: BtfTracePointContext) -> i32 {
     reset::received(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn stack_opened(ctx: BtfTracePointContext) -> i32 {
+    stacks::opened(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn stack_received(ctx: BtfTracePointContext) -> i32 {
+    stacks::received(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn stack_sent(ctx: BtfTracePointContext) -> i32 {
+    stacks::sent(&ctx);
     0
 }
 

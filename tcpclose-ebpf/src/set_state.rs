@@ -203,7 +203,7 @@ fn with_reset(facts: SocketFields, sk: u64, new: u32) -> SocketFields {
 /// # Safety
 /// `sk` is the tracepoint's own socket.
 #[inline(always)]
-unsafe fn cookie(sk: *const u8) -> u64 {
+pub unsafe fn cookie(sk: *const u8) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
         match sock::cookie::<Typed>(sk) {

@@ -40,6 +40,7 @@ fn run(turns: usize) -> Result<Runs> {
         let dump = sock_diag::dump(TcpState::CloseWait.bit(), false)?;
         let inodes: FxHashSet<u32> = dump.sockets.iter().map(|socket| socket.inode).collect();
         let mut probe = Builder {
+            stacks: false,
             state: None,
             time_wait: None,
             owners: Some(OwnersHook::TaskFile),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::agent::server::allowed_hosts::AllowedHost;
+use crate::agent::stacks::arming::{ArmingRule, StacksMode};
 use crate::linux::netns::Scope;
 use crate::linux::users::UnixGroup;
 use crate::metrics::gauges::StuckAfter;
@@ -50,6 +51,12 @@ pub struct Config {
     pub dump_interval: Duration,
     /// Between counts of the owners of stuck sockets, for metrics; `None` for never.
     pub owner_interval: Option<Duration>,
+    /// When stacks of leaking processes are taken.
+    pub stacks: StacksMode,
+    /// From so many stuck sockets of a process on.
+    pub stacks_after: u64,
+    /// For so long.
+    pub stacks_for: Duration,
     /// Bytes, a power of two.
     pub ring_size: u32,
     /// Whether `tcpclose kill` may destroy sockets through this agent.
@@ -76,6 +83,12 @@ impl Default for SocketAccess {
 }
 
 impl Config {
+    /// When a process is armed by itself; `None` for never.
+    pub fn arming_rule(&self) -> Option<ArmingRule> {
+        let rule = ArmingRule { after: self.stacks_after, time: self.stacks_for };
+        (self.stacks == StacksMode::Auto).then_some(rule)
+    }
+
     /// For watching without an agent: the best backends, the defaults of `tcpclose agent`, and nothing served
     /// or kept.
     pub fn alone() -> Self {
@@ -98,6 +111,9 @@ impl Config {
             reconcile_max: Duration::from_secs(60),
             dump_interval: Duration::from_secs(1),
             owner_interval: None,
+            stacks: StacksMode::Off,
+            stacks_after: 10,
+            stacks_for: Duration::from_secs(600),
             ring_size: 8 << 20,
             allow_kill: false,
             kill_group: None,

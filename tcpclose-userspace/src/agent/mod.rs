@@ -47,6 +47,7 @@ pub mod scheduler;
 pub mod server;
 pub mod signals;
 mod silent_hook;
+pub mod stacks;
 pub mod start;
 pub mod state_file;
 pub mod summary;

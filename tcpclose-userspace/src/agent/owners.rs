@@ -19,7 +19,7 @@ use crate::report::sockets::seconds;
 
 /// Counts for as long as the agent runs; costs nothing while no socket is stuck.
 pub async fn run(parts: Parts, interval: Duration) {
-    let Parts { tracking, intervals, stuck_counts, .. } = parts;
+    let Parts { tracking, intervals, stuck_counts, stacks, stacks_wake, .. } = parts;
     let mut pause = interval;
     let mut series = OwnerSeries::default();
     loop {
@@ -34,6 +34,7 @@ pub async fn run(parts: Parts, interval: Duration) {
         match sockets::describe(&tracking, Phase::CloseWait, bound, Depth::Owners).await {
             Ok(Described { document, cpu_ns }) => {
                 let (sockets, bound) = (&document.sockets, seconds(bound_ns));
+                stacks.borrow_mut().counted(sockets, bound, &mut tracking.borrow_mut(), &stacks_wake);
                 let owners = series.name(tally(sockets, bound), host::monotonic_ns());
                 stuck_counts.replace(StuckCounts { owners, diagnoses: diagnoses(sockets, bound) });
                 let paced = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);

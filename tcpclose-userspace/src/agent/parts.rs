@@ -3,12 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use tokio::sync::Notify;
+
 use crate::agent::config::Config;
 use crate::agent::intervals::Intervals;
 use crate::agent::kill_permission::KillPermission;
 use crate::agent::port_usage::PortUsage;
 use crate::agent::reconcile_requests::ReconcileRequests;
 use crate::agent::server::allowed_hosts::AllowedHost;
+use crate::agent::stacks::Stacks;
 use crate::agent::tracking::Tracking;
 use crate::metrics::rates::RateHistory;
 use crate::report::owner_counts::StuckCounts;
@@ -24,6 +27,9 @@ pub struct Parts {
     pub port_usage: Rc<RefCell<PortUsage>>,
     /// As of the last owner scan.
     pub stuck_counts: Rc<RefCell<StuckCounts>>,
+    pub stacks: Rc<RefCell<Stacks>>,
+    /// Wakes the task that takes stacks.
+    pub stacks_wake: Rc<Notify>,
     /// `--allowed-host`.
     pub allowed_hosts: Rc<RefCell<Vec<AllowedHost>>>,
     /// A `--web-config` file is wrong, and its former content is in use.
@@ -40,6 +46,8 @@ impl Parts {
             rates: Rc::default(),
             port_usage: Rc::default(),
             stuck_counts: Rc::default(),
+            stacks: Rc::new(RefCell::new(Stacks::new(config.arming_rule()))),
+            stacks_wake: Rc::default(),
             allowed_hosts: Rc::new(RefCell::new(config.allowed_hosts.clone())),
             web_config_wrong,
         }

@@ -152,6 +152,9 @@ fn merge(now: &Config, next: Config) -> (Config, Differences) {
         time_wait: settings.fixed("time-wait", &now.time_wait, &next.time_wait),
         owners: settings.fixed("owners", &now.owners, &next.owners),
         netns: settings.fixed("netns", &now.netns, &next.netns),
+        stacks: settings.fixed("stacks", &now.stacks, &next.stacks),
+        stacks_after: settings.fixed("stacks-after", &now.stacks_after, &next.stacks_after),
+        stacks_for: settings.fixed("stacks-for", &now.stacks_for, &next.stacks_for),
         ring_size: settings.fixed("ring-size", &now.ring_size, &next.ring_size),
         stuck_after: settings.reloadable("stuck-after", &now.stuck_after, next.stuck_after),
         reconcile_interval: settings.reloadable(

@@ -24,6 +24,8 @@ use crate::agent::server::listener::{QuerySocket, listen, listen_for_queries, ur
 use crate::agent::server::{limits, serve};
 use crate::agent::signals;
 use crate::agent::signals::Signals;
+use crate::agent::stacks::arming::StacksMode;
+use crate::agent::stacks::collect;
 use crate::agent::state_file;
 use crate::agent::state_file::StateSaver;
 use crate::agent::summary::{Endpoints, summary};
@@ -54,7 +56,8 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
     log::set_max_level(config.log_level);
     malloc_trim::avoid_huge_pages();
     let enter = config.netns == Scope::All || namespace::is_narrow();
-    let kept = KeptCapabilities { enter, kill: config.allow_kill };
+    let takes_stacks = config.stacks != StacksMode::Off;
+    let kept = KeptCapabilities { enter, kill: config.allow_kill, stacks: takes_stacks };
     kept.begin();
     let signals = blocked.listen(move || kept.on_thread()).map_err(cannot_start)?;
     // First the checks that no waiting would change.
@@ -201,6 +204,11 @@ impl StartingAgent<'_> {
             Rc::clone(&parts.port_usage),
             Rc::clone(&parts.intervals),
         ));
+        spawn_local(collect::run(
+            Rc::clone(tracking),
+            Rc::clone(&parts.stacks),
+            Rc::clone(&parts.stacks_wake),
+        ));
         let mut reload = Reload::new(parts.clone(), access, config);
         tokio::select! {
             () = reconcile::run(parts) => {}
@@ -226,6 +234,7 @@ pub async fn attach(config: &Config, web_config_wrong: Rc<Cell<bool>>) -> Result
         state: config.state_hook,
         time_wait: config.time_wait,
         owners: config.owners,
+        stacks: config.stacks != StacksMode::Off,
         ring_size: config.ring_size,
         log_level: config.log_level,
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::agent::config::Config;
+use crate::agent::stacks::arming::StacksMode;
 use crate::agent::tracking::Tracking;
 use crate::failure::printable;
 use crate::linux::netns::Scope;
@@ -43,7 +44,7 @@ pub fn summary(
     };
     let interval = humantime::format_duration(config.dump_interval);
     let length = match tracking.tracker.time_wait_ns() {
-        Some(ns) => format!("TIME-WAIT lasts {:.1} s", ns as f64 / 1e9),
+        Some(ns) => format!("TIME-WAIT lasts {:.1}s", ns as f64 / 1e9),
         None => "the length of TIME-WAIT is not known yet".to_owned(),
     };
     let mut line = |name: &str, value: &str| {
@@ -60,7 +61,7 @@ pub fn summary(
     not_in_use(&mut line, Hook::Reset);
     let seen = match tracking.probe.time_wait {
         TimeWaitHook::Hooks => format!("hooks (fentry and fexit on the minisocket; {length})"),
-        TimeWaitHook::Diag => format!("diag (a sock_diag dump each {interval}; {length})"),
+        TimeWaitHook::Diag => format!("diag (a sock_diag dump every {interval}; {length})"),
     };
     line("time wait", &seen);
     not_in_use(&mut line, Hook::TimeWait);
@@ -73,6 +74,16 @@ pub fn summary(
     };
     line("owners", owners);
     not_in_use(&mut line, Hook::Owners);
+    let stacks = match config.stacks {
+        StacksMode::Off => None,
+        _ if tracking.probe.stacks().is_none() => Some("none"),
+        StacksMode::Auto => Some("auto (of processes whose stuck sockets grow in number)"),
+        StacksMode::Ask => Some("ask (for tcpclose stuck --stacks --for)"),
+    };
+    if let Some(stacks) = stacks {
+        line("stacks", stacks);
+        not_in_use(&mut line, Hook::Stacks);
+    }
     let mut privileges = capabilities::in_words().into_iter();
     let user = users::user_name(rustix::process::geteuid().as_raw());
     line("user", &format!("{user}; capabilities kept: {}", privileges.next().unwrap_or_default()));

@@ -7,7 +7,7 @@
 //!
 //! * [`reply`]: the outcome of a request. [`http`]: the request itself.
 //! * [`fetch`]: a document from the agent, or from a snapshot. [`stream`]: lines as they come.
-//! * [`reconcile`], [`sampling`]: for `tcpclose verify`.
+//! * [`stacks`]: for `tcpclose stuck --stacks`. [`reconcile`], [`sampling`]: for `tcpclose verify`.
 
 pub mod fetch;
 pub mod http;
@@ -15,6 +15,7 @@ pub mod reconcile;
 pub mod reply;
 pub mod sampling;
 pub mod snapshot;
+pub mod stacks;
 pub mod stream;
 
 use std::path::{Path, PathBuf};

@@ -12,6 +12,7 @@ use crate::agent;
 use crate::agent::config::Config;
 use crate::agent::config::SocketAccess;
 use crate::agent::server::allowed_hosts::AllowedHost;
+use crate::agent::stacks::arming::StacksMode;
 use crate::commands::arguments::{NetnsChoice, duration, port, socket_path};
 use crate::failure::Failure;
 use crate::linux::users;
@@ -27,6 +28,7 @@ const SOCKET: &str = "Socket";
 const STATE: &str = "State";
 const METRICS: &str = "Metrics";
 const BACKENDS: &str = "Backends";
+const STACKS: &str = "Stacks";
 const TUNING: &str = "Tuning";
 
 /// Run the agent: track how connections end, for Prometheus and the other commands
@@ -83,8 +85,8 @@ pub struct Agent {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, value_hint = ValueHint::Other, help_heading = STATE)]
     wait: Duration,
 
-    /// Ages from which a socket in CLOSE-WAIT counts as stuck, in ascending order; each is a value of the label age of
-    /// tcpclose_stuck_sockets
+    /// Ages from which a socket in CLOSE-WAIT counts as stuck, in ascending order. Each is a value of the label age of
+    /// tcpclose_stuck_sockets, which counts a socket once: at the highest age that it has passed.
     #[arg(long, value_name = "DURATIONS", default_value = "1m,10m,1h", value_parser = stuck_after, value_hint = ValueHint::Other, help_heading = METRICS)]
     stuck_after: StuckAfter,
 
@@ -130,6 +132,19 @@ pub struct Agent {
     /// with proc. It grows up to --reconcile-max to stay within 1 % of a core.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off, value_hint = ValueHint::Other, help_heading = TUNING)]
     owner_interval: OwnerInterval,
+
+    /// When to take the stacks of programs that leave sockets open: auto attaches further programs while the number of a
+    /// process's stuck sockets grows; ask only for tcpclose stuck --stacks --for; off loads none
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "off", help_heading = STACKS)]
+    stacks: StacksChoice,
+
+    /// Number of a process's stuck sockets from which --stacks auto takes its stacks, while it grows
+    #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one, allow_negative_numbers = true, value_hint = ValueHint::Other, help_heading = STACKS)]
+    stacks_after: u64,
+
+    /// How long --stacks auto takes the stacks of a process, and of all processes of a user in an hour
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = stacks_for, value_hint = ValueHint::Other, help_heading = STACKS)]
+    stacks_for: Duration,
 
     /// Size of the ring buffer between probe and agent: a power of two in bytes, K or M. 8M holds 150,000 records, more
     /// than one core produces per second.
@@ -183,6 +198,16 @@ enum OwnersChoice {
     Proc,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum StacksChoice {
+    /// Never; no program for it is loaded.
+    Off,
+    /// While the number of a process's stuck sockets grows, and for tcpclose stuck --stacks --for.
+    Auto,
+    /// For tcpclose stuck --stacks --for only.
+    Ask,
+}
+
 impl Agent {
     /// Runs; `again` reads the settings anew on a reload.
     pub fn run(self, again: &dyn Fn() -> Result<Config, Failure>) -> Result<(), Failure> {
@@ -220,6 +245,13 @@ impl Agent {
                 OwnersChoice::TaskFile => Some(OwnersHook::TaskFile),
                 OwnersChoice::Proc => Some(OwnersHook::Proc),
             },
+            stacks: match self.stacks {
+                StacksChoice::Off => StacksMode::Off,
+                StacksChoice::Auto => StacksMode::Auto,
+                StacksChoice::Ask => StacksMode::Ask,
+            },
+            stacks_after: self.stacks_after,
+            stacks_for: self.stacks_for,
             netns: self.netns.scope(),
             reconcile_interval: self.reconcile_interval,
             reconcile_max: self.reconcile_max,
@@ -263,6 +295,21 @@ fn interval(text: &str) -> Result<Duration, String> {
         Ok(interval)
     } else {
         Err("it must be between 10ms and 1day; write for example 1s".to_owned())
+    }
+}
+
+fn at_least_one(text: &str) -> Result<u64, &'static str> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or("not a number of sockets; write one from 1 on, for example 10")
+}
+
+fn stacks_for(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    let range = Duration::from_secs(1)..=Duration::from_secs(3600);
+    if range.contains(&time) {
+        Ok(time)
+    } else {
+        Err("it must be between 1s and 1h; write for example 10m".to_owned())
     }
 }
 

@@ -43,6 +43,8 @@ enum Who {
     Owners(Vec<u32>),
     /// The same of those that only may have the sockets in their queues.
     Candidates(Vec<u32>),
+    /// The program that closed it; `None` for processes that have ended.
+    ClosedBy(Option<String>),
     /// The user that opened it, where the kernel still knows.
     Unknown(Option<u32>),
     Peer(IpAddr),
@@ -76,6 +78,9 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<SocketGroup<'a>> {
         let who = match by {
             By::Port => Who::Anyone,
             By::Peer => Who::Peer(socket.peer.ip()),
+            By::Owner if socket.owners.is_empty() && socket.closed_by.is_some() => {
+                Who::ClosedBy(socket.closed_by.as_ref().and_then(|closer| closer.comm.clone()))
+            }
             _ if socket.owners.is_empty() => Who::Unknown((socket.inode != 0).then_some(socket.uid)),
             By::Owner => {
                 let mut pids: Vec<u32> = socket.owners.iter().map(|owner| owner.pid).collect();
@@ -108,7 +113,7 @@ fn places(socket: &StuckSocket, place: impl Fn(&Owner) -> Option<&String>) -> Wh
     Who::Places(socket.owners.iter().filter_map(place).cloned().collect())
 }
 
-/// The table of the first `limit` groups, the number of the others, and commands to run next.
+/// The table of the first `limit` groups, and the number of the others.
 pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, width: Option<u16>) -> String {
     let who: &[&str] = match by {
         By::Owner => &["~OWNER", "SIDE", ">PORT"],
@@ -135,14 +140,16 @@ pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, w
     if groups.len() > limit {
         text.push_str(&format!("… {} more\n", groups.len() - limit));
     }
-    text + &next_steps(shown, width)
+    text
 }
 
 /// Commands to run next, one per process, for the first processes of `groups`.
-fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
+pub fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
     const MOST: usize = 3;
     let mut seen = HashSet::new();
-    let steps = groups.iter().filter_map(|group| {
+    // In other states it is the peer's turn.
+    let in_close_wait = groups.iter().filter(|group| group.key.diagnosis.is_some());
+    let steps = in_close_wait.filter_map(|group| {
         let owner = group.sockets.first()?.first_owner().filter(|owner| seen.insert(owner.pid))?;
         suggest::step(owner, group.key.diagnosis)
     });
@@ -154,6 +161,15 @@ fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
 }
 
 impl SocketGroup<'_> {
+    pub fn sockets(&self) -> &[&StuckSocket] {
+        &self.sockets
+    }
+
+    /// `api[4242], server port 8080`.
+    pub fn title(&self) -> String {
+        format!("{}, {} port {}", self.who(), self.key.side.name(), self.key.port)
+    }
+
     fn row(&self, by: By, rates: &FdRates) -> Vec<String> {
         let (side, port) = (self.key.side.name().to_owned(), self.key.port.to_string());
         let mut row = match by {
@@ -176,6 +192,8 @@ impl SocketGroup<'_> {
         match &self.key.who {
             Who::Owners(pids) => self.first_of(pids.len()),
             Who::Candidates(pids) => format!("candidate {}", self.first_of(pids.len())),
+            Who::ClosedBy(Some(comm)) => format!("closed by {}{}", printable(comm), self.closers()),
+            Who::ClosedBy(None) => "closed by ended processes".to_owned(),
             Who::Unknown(Some(uid)) => format!("unknown, uid {uid}"),
             Who::Unknown(None) => "unknown".to_owned(),
             Who::Peer(address) => address.to_string(),
@@ -184,6 +202,20 @@ impl SocketGroup<'_> {
                 places.iter().map(|place| short(&printable(place))).collect::<Vec<_>>().join(", ")
             }
             Who::Anyone => String::new(),
+        }
+    }
+
+    /// The process that closed the sockets, if it is one: `[4242]`.
+    fn closers(&self) -> String {
+        let pids: BTreeSet<u32> = self
+            .sockets
+            .iter()
+            .filter_map(|socket| socket.closed_by.as_ref())
+            .map(|closer| closer.pid)
+            .collect();
+        match pids.first() {
+            Some(pid) if pids.len() == 1 => format!("[{pid}]"),
+            _ => format!(", {} processes", pids.len()),
         }
     }
 

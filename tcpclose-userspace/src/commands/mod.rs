@@ -41,6 +41,7 @@ use crate::commands::output::{note, print, written};
 use crate::failure::Failure;
 use crate::linux::executables;
 use crate::linux::executables::helper;
+use crate::linux::stacks;
 
 /// Runs the command line `arguments` (the program's name first) and returns the exit status: 0, 1 for a check that found
 /// something, 2 for a failure.
@@ -49,6 +50,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Not one of clap's: no user types it, and it has to begin at once.
     if matches!(&arguments[..], [_, word] if word == helper::COMMAND) {
         return helper::serve();
+    }
+    if matches!(&arguments[..], [_, word] if word == stacks::helper::COMMAND) {
+        return stacks::helper::serve();
     }
     executables::has_command();
     if let Some(warning) = config::unknown_variables() {

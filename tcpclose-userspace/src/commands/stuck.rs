@@ -1,11 +1,13 @@
 //! `tcpclose stuck`: stuck sockets with their age, owner and cause.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
+use crate::client;
 use crate::client::fetch::AgentAddress;
-use crate::commands::arguments::number;
+use crate::commands::arguments::{duration, number};
 use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::filter::{Findings, SocketFilter, Sorted};
 use crate::commands::groups;
@@ -16,6 +18,10 @@ use crate::report::sockets::Depth;
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 
+mod stacks;
+
+/// Stacks of a group and moment that are shown.
+const STACKS: usize = 5;
 /// Groups that are shown by default.
 const GROUPS: usize = 20;
 
@@ -40,6 +46,13 @@ pub struct Stuck {
     /// List every socket instead of groups, the oldest first
     #[arg(long)]
     sockets: bool,
+    /// Print the stacks of the code that left the sockets open, with counts. The agent takes them of a process while the
+    /// number of its stuck sockets grows, or for the time of --for.
+    #[arg(long, conflicts_with_all = ["sockets", "json"])]
+    stacks: bool,
+    /// First take the stacks of the process --pid for this long
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, requires = "stacks", requires = "pid", value_hint = ValueHint::Other)]
+    time: Option<Duration>,
     /// Maximum number of lines [default: 20 groups, all sockets]
     #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: Option<usize>,
@@ -58,6 +71,9 @@ pub struct Stuck {
 
 impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
+        if let (Some(time), Some(pid)) = (self.time, self.filter.pid) {
+            client::stacks::take(&self.address, pid, time)?;
+        }
         // Groups do not show the owners of the other ends.
         let depth = if self.json || self.sockets { Depth::WithPeers } else { Depth::Owners };
         let mut findings = self.filter.find(&self.address, depth)?;
@@ -96,7 +112,8 @@ impl Stuck {
 
     fn text(&self, findings: &Findings, sorted: &Sorted, rates: &FdRates, width: Option<u16>) -> String {
         let state = self.filter.state_in_words();
-        let mut text = table::wrap(&sorted.summary(&state, findings.bound, self.filter.is_selective()), width);
+        let mut text =
+            table::wrap(&sorted.summary(&state, findings.bound, self.filter.is_selective()), width);
         text.push('\n');
         let listed: Vec<Listed<'_>> = sorted.listed().collect();
         if !listed.is_empty() {
@@ -105,7 +122,14 @@ impl Stuck {
                 true => list(&listed, self.limit.unwrap_or(usize::MAX), width),
                 false => {
                     let groups = groups::group(&listed, self.by);
-                    groups::text(&groups, self.by, rates, self.limit.unwrap_or(GROUPS), width)
+                    let limit = self.limit.unwrap_or(GROUPS);
+                    let shown = groups.get(..limit).unwrap_or(&groups);
+                    let code = match self.stacks {
+                        true => stacks::whole(shown, &findings.document.stacks, STACKS),
+                        false => stacks::places(shown, &findings.document.stacks, width),
+                    };
+                    let next = groups::next_steps(shown, width);
+                    groups::text(&groups, self.by, rates, limit, width) + &code + &next
                 }
             });
             text.push('\n');

@@ -11,7 +11,8 @@ use std::thread;
 use rustix::io::Errno;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs,
 };
 
 use crate::linux::host::Capability;
@@ -39,6 +40,8 @@ pub struct KeptCapabilities {
     pub enter: bool,
     /// CAP_NET_ADMIN, to destroy sockets.
     pub kill: bool,
+    /// The helper that names stacks gets what reading other users' processes takes.
+    pub stacks: bool,
 }
 
 impl KeptCapabilities {
@@ -52,14 +55,16 @@ impl KeptCapabilities {
         if self.kill { self.working() | CapabilitySet::NET_ADMIN } else { self.working() }
     }
 
-    /// To be called by the first thread before it starts another. No program that it executes gains a capability; CAP_NET_ADMIN
-    /// is dropped unless sockets may be destroyed.
+    /// To be called by the first thread before it starts another. No program that it executes gains a capability, but for those of
+    /// [`passing_on`]; CAP_NET_ADMIN is dropped unless sockets may be destroyed.
     pub fn begin(self) {
-        // Only this program is executed, as a helper without capabilities. A seccomp filter or a lack of CAP_SETPCAP can
+        // Only this program is executed, as a helper. A seccomp filter or a lack of CAP_SETPCAP can
         // refuse each of these.
         let _ = set_no_new_privs(true);
         let _ = clear_ambient_capability_set();
-        for bit in 0..u64::BITS {
+        // A helper that names stacks reads other users' processes.
+        let passed_on = if self.stacks { OWNERS } else { CapabilitySet::empty() };
+        for bit in (0..u64::BITS).filter(|bit| passed_on.bits() & 1 << bit == 0) {
             if remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)).is_err() {
                 break;
             }
@@ -105,6 +110,37 @@ pub fn give_up_all() -> io::Result<()> {
     // 5.8 to 6.18).
     let _ = clear_ambient_capability_set();
     Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
+}
+
+/// Runs `work`, and lets the programs that it starts have what reading other users' processes takes, as far as this thread has
+/// that.
+pub fn passing_on<T>(work: impl FnOnce() -> T) -> T {
+    let inheritable = |set: CapabilitySet| {
+        let sets = capabilities(None)?;
+        set_capabilities(None, CapabilitySets { inheritable: set & sets.permitted, ..sets })
+    };
+    // Each of these may be refused; then the helper says what it cannot read.
+    let _ = inheritable(OWNERS);
+    for bit in (0..u64::BITS).filter(|bit| OWNERS.bits() & 1 << bit != 0) {
+        let _ = configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(1 << bit), true);
+    }
+    let done = work();
+    let _ = clear_ambient_capability_set();
+    let _ = inheritable(CapabilitySet::empty());
+    done
+}
+
+/// Drops all capabilities on this thread but those that reading other users' processes takes; programs that it executes gain
+/// none.
+///
+/// # Errors
+/// When a seccomp filter refuses that.
+pub fn keep_for_reading_processes() -> io::Result<()> {
+    set_no_new_privs(true)?;
+    let _ = clear_ambient_capability_set();
+    let kept = capabilities(None)?.permitted & OWNERS;
+    let none = CapabilitySet::empty();
+    Ok(set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: none })?)
 }
 
 /// Runs `work` on a thread of its own, on which all capabilities of the calling one are effective.
@@ -177,8 +213,10 @@ mod tests {
     #[test]
     fn what_is_given_up_is_gone_and_nothing_comes_by_it() {
         let (before, _) = sets();
-        let (kill, without) =
-            (KeptCapabilities { enter: true, kill: true }, KeptCapabilities { enter: false, kill: false });
+        let (kill, without) = (
+            KeptCapabilities { enter: true, kill: true, stacks: true },
+            KeptCapabilities { enter: false, kill: false, stacks: false },
+        );
         for kept in [kill, without] {
             on_a_thread(|| {
                 kept.begin();
@@ -215,7 +253,7 @@ mod tests {
         let (before, _) = sets();
         let bpf = before & CapabilitySet::BPF;
         on_a_thread(|| {
-            let kept = KeptCapabilities { enter: false, kill: false };
+            let kept = KeptCapabilities { enter: false, kill: false, stacks: false };
             kept.settle(|| {
                 assert!(!sets().1.contains(CapabilitySet::BPF));
                 false
@@ -228,7 +266,7 @@ mod tests {
     fn only_who_destroys_has_it_in_effect() {
         let (before, _) = sets();
         on_a_thread(|| {
-            let kept = KeptCapabilities { enter: false, kill: true };
+            let kept = KeptCapabilities { enter: false, kill: true, stacks: false };
             kept.begin();
             kept.settle(|| true);
             let (tell, reported) = std::sync::mpsc::channel();

@@ -7,6 +7,7 @@
 //! * [`time_wait_length`]: how long TIME-WAIT lasts on this host.
 //! * [`owners`]: the processes that hold a socket; [`proc_fd`]: their open files; [`process`]: what is known of one;
 //!   [`cgroup`]: its unit, container and pod; [`executables`]: its runtime, which a helper process reads; [`elf`]: from a file.
+//! * [`stacks`]: names the frames of user stacks.
 //! * [`ephemeral_ports`]: the ports that connect() may take, and the sockets that have them.
 //! * [`host`]: names, clocks, limits. [`users`]: users and groups. [`capabilities`]: capabilities, and how they are dropped.
 
@@ -26,5 +27,6 @@ pub mod proc_fd;
 pub mod proc_net;
 pub mod process;
 pub mod sock_diag;
+pub mod stacks;
 pub mod time_wait_length;
 pub mod users;

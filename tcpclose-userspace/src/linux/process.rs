@@ -65,6 +65,11 @@ pub fn started(pid: u32) -> Option<(u64, String)> {
     stat(pid).map(|Stat { comm, began_ns, .. }| (began_ns, comm))
 }
 
+/// The user whom the process `pid` runs as; `None` when it has ended.
+pub fn uid(pid: u32) -> Option<u32> {
+    fs::metadata(format!("/proc/{pid}")).ok().map(|process| process.uid())
+}
+
 /// What is used of `/proc/PID/stat`.
 struct Stat {
     comm: String,

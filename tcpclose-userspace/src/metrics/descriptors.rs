@@ -79,7 +79,7 @@ descriptors! {
     DUMPS_OVER_BUDGET = Gauge "tcpclose_dumps_over_budget" []
         "1 while dumps exceed 1 % of a core to keep every value younger than --reconcile-max.";
     EPHEMERAL_PORTS_BIND = Gauge "tcpclose_ephemeral_ports_bind_ratio" ["netns_owner"]
-        "Local ports in use on the fullest local address, over all destinations, divided by the ports that bind() to it may choose; at 1 bind() without a port fails. By owner of the network namespace.";
+        "Local ports in use on the fullest local address, over all destinations, divided by the ports that bind() to it may choose; at 1 bind() without a port fails, and connect() to any destination as far as bind() took these ports. By owner of the network namespace.";
     EPHEMERAL_PORTS_BLOCKED = Gauge "tcpclose_ephemeral_ports_blocked_ratio" ["netns_owner"]
         "Like tcpclose_ephemeral_ports_used_ratio, without TIME-WAITs whose ports connect() may choose again (net.ipv4.tcp_tw_reuse).";
     EPHEMERAL_PORTS_USED = Gauge "tcpclose_ephemeral_ports_used_ratio" ["netns_owner"]
@@ -91,7 +91,7 @@ descriptors! {
     GAUGES_AGE = Gauge "tcpclose_gauges_age_seconds" ["netns"]
         "Age of the oldest data behind the socket gauges, for the host's network namespace and for all others: 0 where records cover everything, else the time since the last dump.";
     HELPERS_KILLED = Counter "tcpclose_helpers_killed_total" []
-        "Helper processes killed because reading an executable took too long.";
+        "Helper processes killed because reading an executable, or naming stacks, took too long.";
     HOOK_DEGRADED = Gauge "tcpclose_hook_degraded" ["hook"]
         "1 if this kernel refused a better backend than the one in use. hook=\"state\": also 1 while dumps see sockets close and the hook reports nothing. hook=\"reset\": the hook that distinguishes sent from received resets.";
     HOOK_INFO = Gauge "tcpclose_hook_info" ["hook", "backend"]
@@ -118,6 +118,11 @@ descriptors! {
         "Series exported by this agent.";
     SOCKETS = Gauge "tcpclose_sockets" ["state", "side", "port"]
         "Sockets in the state now, minisockets included.";
+    STACK_PROCESSES = Gauge "tcpclose_stack_processes" []
+        "Processes whose stacks are taken now (--stacks).";
+    STACKS = Counter "tcpclose_stacks_total" ["result"]
+        "Stacks of leaking processes: taken by the probe, not kept because too many were (full), not named by the helper process \
+         (unnamed), dropped for newer ones (evicted).";
     STATE_DURATION = Histogram "tcpclose_state_duration_seconds" ["state", "side", "port"]
         "Time that sockets spent in a close-phase state, observed when they left it.";
     STUCK_AFTER = Gauge "tcpclose_stuck_after_seconds" []

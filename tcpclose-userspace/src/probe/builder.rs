@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::linux::host;
 use crate::names::HookCoverage;
 use crate::probe::backend::fentry::Minisockets;
+use crate::probe::backend::stacks::StackHook;
 use crate::probe::backend::tp_btf::ResetHook;
 use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook, fentry, task_file, tp_btf, tracepoint};
 use crate::probe::declined::{DeclinedHooks, Hook};
@@ -27,6 +28,8 @@ pub struct Builder {
     pub state: Option<StateHook>,
     pub time_wait: Option<TimeWaitHook>,
     pub owners: Option<OwnersHook>,
+    /// Whether to load the programs that take user stacks.
+    pub stacks: bool,
     /// In bytes: a power of two, a page of this kernel or more.
     pub ring_size: u32,
     /// The log level of the whole agent. The probe logs at debug (a lost record) and trace (each step).
@@ -63,6 +66,8 @@ impl Builder {
         let since_ns = host::monotonic_ns();
         let (hook, program) = self.attach_state(&mut ebpf, loaded_btf, &record, &mut declined)?;
         let owners = self.load_owners(&mut ebpf, btf.as_ref(), &mut declined)?;
+        let stacks =
+            if self.stacks { StackHook::load(&mut ebpf, btf.as_ref(), &layout, &mut declined) } else { None };
         let ring = Ring::take(&mut ebpf).map_err(|why| cannot_load(&why))?;
         programs.push(program);
         let (time_wait, births, links) = match minisockets {
@@ -78,6 +83,7 @@ impl Builder {
             declined,
             coverage: HookCoverage { births, ends: lives, resets, received_resets, since_ns },
             ring,
+            stacks,
             programs,
             ebpf,
             _links: links,
@@ -95,6 +101,10 @@ impl Builder {
             .override_global("RECORD", GlobalData::from(&record), true)
             .override_global(aya_log::LEVEL, GlobalData::from(&level), false)
             .map_max_entries("EVENTS", self.ring_size);
+        if !self.stacks {
+            // The kernel makes every map of the object.
+            loader.map_max_entries("STACKS", 1);
+        }
         Ok(loader.load(OBJECT)?)
     }
 

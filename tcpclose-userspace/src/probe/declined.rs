@@ -13,6 +13,8 @@ pub enum Hook {
     Owners,
     /// Resets that the kernel sends.
     Reset,
+    /// User stacks of armed processes.
+    Stacks,
 }
 
 /// A better backend, or a part of one, that is not in use.

@@ -30,12 +30,40 @@ pub fn resolve() -> Result<Layout> {
 }
 
 fn from_btf(btf: &Btf) -> Result<Layout> {
-    let layout = Layout::resolve(|name, path| match offset(btf, name, path) {
+    let layout = Layout::resolve(|name, path| match field_offset(btf, name, path) {
         // CONFIG_MPTCP (include/linux/tcp.h, since 5.6).
         Err(_) if (name, path) == ("tcp_sock", "is_mptcp") => Ok(0),
         found => found,
     })?;
     Ok(Layout { net_id: net_id(btf)?, ..layout })
+}
+
+/// The offset of a field of [`Layout`].
+fn field_offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
+    match name {
+        // Only stacks need registers.
+        "pt_regs" => Ok(register_offset(btf, path).unwrap_or(0)),
+        _ => offset(btf, name, path),
+    }
+}
+
+/// The offset of a register in `struct pt_regs` (arch/*/include/asm/ptrace.h, 5.8 to 6.18), by its name on x86-64; 0 for one
+/// that this architecture has not.
+fn register_offset(btf: &Btf, name: &str) -> Result<u32> {
+    if cfg!(target_arch = "x86_64") {
+        return if name == "lr" { Ok(0) } else { offset(btf, "pt_regs", name) };
+    }
+    if !cfg!(target_arch = "aarch64") {
+        bail!("the registers of this architecture are not known");
+    }
+    // `regs[31]`: x29 is the frame pointer, x30 the link register.
+    let of_number = |number: u32| Ok(offset(btf, "pt_regs", "regs")? + 8 * number);
+    match name {
+        "ip" => offset(btf, "pt_regs", "pc"),
+        "bp" => of_number(29),
+        "lr" => of_number(30),
+        name => offset(btf, "pt_regs", name),
+    }
 }
 
 /// The offset of the 32 bits that identify a namespace: records and dumps must name the same number.

@@ -2,10 +2,12 @@
 
 use std::os::fd::OwnedFd;
 
+use anyhow::{Context, Result};
 use aya::Ebpf;
 
 use crate::linux::owners::OwnersLookup;
 use crate::names::HookCoverage;
+use crate::probe::backend::stacks::StackHook;
 use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook, task_file};
 use crate::probe::declined::DeclinedHooks;
 use crate::probe::pinned_links::PinnedLinks;
@@ -27,6 +29,8 @@ pub struct Probe {
     /// What the hooks on minisockets and resets report.
     pub coverage: HookCoverage,
     pub ring: Ring,
+    /// The programs that take user stacks; `None` where none is loaded.
+    pub(super) stacks: Option<StackHook>,
     /// Every attached program.
     pub(super) programs: Vec<OwnedFd>,
     /// Holds the programs and the other links.
@@ -39,6 +43,26 @@ impl Probe {
     /// Starts a search for owners by the backend in use.
     pub fn owners_lookup(&mut self) -> OwnersLookup {
         task_file::lookup(&mut self.ebpf, self.owners)
+    }
+
+    /// The stacks in the kernel; `None` where no program that takes them is loaded.
+    pub const fn stacks(&self) -> Option<&StackHook> {
+        self.stacks.as_ref()
+    }
+
+    /// Takes stacks of a process from now on.
+    ///
+    /// # Errors
+    /// When the kernel refuses it, or no program is loaded.
+    pub fn arm(&mut self, pid: u32) -> Result<()> {
+        self.stacks.as_mut().context("no program that takes stacks is loaded")?.arm(&mut self.ebpf, pid)
+    }
+
+    /// Takes no more stacks of a process.
+    pub fn disarm(&mut self, pid: u32) {
+        if let Some(stacks) = &mut self.stacks {
+            stacks.disarm(pid);
+        }
     }
 
     /// The loaded object, for [`aya_log::EbpfLogger`].

@@ -56,5 +56,6 @@ pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
         listeners: Vec::new(),
         closed_by: None,
         peer_owners: Vec::new(),
+        stacks: None,
     }
 }

@@ -25,5 +25,6 @@ pub mod ports;
 pub mod reconcile;
 pub mod requests;
 pub mod sockets;
+pub mod stacks;
 pub mod verify;
 pub mod watch;

@@ -9,6 +9,8 @@ pub const DEFAULT_SOCKET: &str = "/run/tcpclose/tcpclose.sock";
 pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
 
 pub const SOCKETS_PATH: &str = "/v1/sockets";
+/// Takes the stacks of a process: `POST /v1/stacks?pid=4242&for=60s`.
+pub const STACKS_PATH: &str = "/v1/stacks";
 pub const EXHAUSTION_PATH: &str = "/exhaustion";
 pub const KILL_PATH: &str = "/v1/kill";
 pub const WATCH_PATH: &str = "/v1/watch";

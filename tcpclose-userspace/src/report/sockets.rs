@@ -15,11 +15,13 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::linux::cgroup::Workload;
 use crate::linux::process::Process;
+use crate::linux::stacks::frames::Stack;
 use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Diagnosis, Phase, Side};
 use crate::names::{Runtime, words};
 use crate::report::envelope::document;
 pub use crate::report::envelope::{DocumentSource, Versioned};
+use crate::report::stacks::StackIndices;
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -35,6 +37,9 @@ document! {
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     pub struct SocketsDocument: SCHEMA {} {
         pub sockets: Vec<StuckSocket>,
+        /// The user stacks that sockets have indices of.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub stacks: Vec<Stack>,
     }
 }
 
@@ -108,6 +113,9 @@ pub struct StuckSocket {
     /// Every process that holds the peer's end, where that is in the same network namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_owners: Vec<Owner>,
+    /// The stacks of its program that were taken, while its process was armed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stacks: Option<StackIndices>,
 }
 
 impl StuckSocket {

@@ -55,6 +55,7 @@ mod restart;
 mod reuse;
 mod sides;
 mod silent_hook;
+mod stacks;
 mod stale;
 mod start_stop;
 mod stuck_snapshot;

@@ -13,7 +13,7 @@ use crate::agent::server::access::ScrapeAccess;
 use crate::agent::server::allowed_hosts;
 use crate::agent::server::handlers::watch::WatchStream;
 use crate::agent::server::handlers::{
-    exhaustion, kill, metrics, ports, readiness, reconcile, sockets, watch,
+    exhaustion, kill, metrics, ports, readiness, reconcile, sockets, stacks, watch,
 };
 use crate::agent::server::peer_creds::Caller;
 use crate::agent::server::response::{Answer, plain, written_json};
@@ -73,7 +73,8 @@ async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Part
         Endpoint::Health => plain(StatusCode::OK, "ok\n"),
         Endpoint::Readiness => readiness::answer(&parts.tracking.borrow()),
         Endpoint::Ports => ports::answer(&mut parts.tracking.borrow_mut(), &parts.rates.borrow()),
-        Endpoint::Sockets => sockets::answer(query, Form::accepted(request.headers()), &parts.tracking).await,
+        Endpoint::Sockets => sockets::answer(query, Form::accepted(request.headers()), parts).await,
+        Endpoint::Stacks => stacks::answer(query, parts),
         Endpoint::Exhaustion => {
             written_json(exhaustion::document(query, &parts.tracking, &parts.port_usage).await)
         }

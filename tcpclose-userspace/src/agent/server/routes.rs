@@ -15,6 +15,7 @@ pub enum Endpoint {
     Readiness,
     Ports,
     Sockets,
+    Stacks,
     Exhaustion,
     Reconcile,
     Kill,
@@ -54,12 +55,13 @@ const fn route(
     Route { path, methods, listener, endpoint }
 }
 
-const ROUTES: [Route; 9] = [
+const ROUTES: [Route; 10] = [
     route(requests::METRICS_PATH, READ, ListenerKind::Aggregates, Endpoint::Metrics),
     route(requests::HEALTH_PATH, READ, ListenerKind::Aggregates, Endpoint::Health),
     route(requests::READY_PATH, READ, ListenerKind::Aggregates, Endpoint::Readiness),
     route(requests::PORTS_PATH, READ, ListenerKind::Aggregates, Endpoint::Ports),
     route(requests::SOCKETS_PATH, READ, ListenerKind::Everything, Endpoint::Sockets),
+    route(requests::STACKS_PATH, POST, ListenerKind::Everything, Endpoint::Stacks),
     route(requests::EXHAUSTION_PATH, READ, ListenerKind::Everything, Endpoint::Exhaustion),
     route(requests::RECONCILE_PATH, READ_OR_POST, ListenerKind::Everything, Endpoint::Reconcile),
     route(requests::KILL_PATH, POST, ListenerKind::Everything, Endpoint::Kill),

@@ -15,6 +15,7 @@ pub fn findings(bound: u64) -> Findings {
             "owners of 1 sockets are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed".into(),
         ],
         sockets: Vec::new(),
+        stacks: Vec::new(),
     };
     Findings { document, bound: Duration::from_secs(bound), source: "snapshot (no agent at /x)".into() }
 }

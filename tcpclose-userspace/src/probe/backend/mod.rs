@@ -1,6 +1,7 @@
 //! The backends: each a way to attach, tried in the order of what it can see.
 
 pub mod fentry;
+pub mod stacks;
 pub mod task_file;
 pub mod tp_btf;
 pub mod tracepoint;

@@ -33,9 +33,18 @@ pub fn lookup(ebpf: &mut Ebpf, hook: OwnersHook) -> OwnersLookup {
 /// processes as the first one does.
 pub fn load(ebpf: &mut Ebpf, btf: Option<&Btf>) -> Result<()> {
     let btf = btf.context("this kernel has no BTF")?;
+    require_first_pid_namespace()?;
+    program(ebpf)?.load("task_file", btf).map_err(refusal)
+}
+
+/// Programs number processes as the first PID namespace does.
+///
+/// # Errors
+/// When this process is in another one.
+pub fn require_first_pid_namespace() -> Result<()> {
     let namespace = fs::metadata("/proc/self/ns/pid").context("/proc/self/ns/pid cannot be read")?.ino();
     ensure!(namespace == FIRST_PID_NAMESPACE, "this process runs in a PID namespace of its own");
-    program(ebpf)?.load("task_file", btf).map_err(refusal)
+    Ok(())
 }
 
 /// Opens a pass over all files, which reading the file runs.

@@ -13,6 +13,7 @@ use prometheus::proto::{Bucket, Histogram, MetricFamily};
 
 use crate::linux::executables;
 use crate::linux::host;
+use crate::linux::stacks::namer;
 use crate::metrics::Metrics;
 use crate::metrics::descriptors;
 use crate::metrics::descriptors::Descriptor;
@@ -20,6 +21,7 @@ use crate::metrics::gauges::Gauges;
 use crate::metrics::port_labels::PortLabel;
 use crate::names::{NetnsOwner, Phase};
 use crate::probe::Hook;
+use crate::probe::backend::stacks::StackCounts;
 use crate::probe::prog_stats::ProgramStats;
 use crate::report::owner_counts::{OwnerLabels, StuckCounts};
 
@@ -28,6 +30,7 @@ use crate::agent::parts::Parts;
 use crate::agent::port_usage::Fullest;
 use crate::agent::server::handlers::metrics::family::{Family, series_of, single};
 use crate::agent::server::response::{Answer, compressible, plain};
+use crate::agent::stacks::Stacks;
 use crate::agent::tracking::Tracking;
 
 /// prometheus::TEXT_FORMAT with its charset.
@@ -57,6 +60,7 @@ fn render(parts: &Parts) -> prometheus::Result<String> {
     stuck_counts(&mut families, &parts.stuck_counts.borrow());
     counters(&mut families, &tracking.output.metrics, tracking.overflows());
     agent(&mut families, &tracking);
+    stacks(&mut families, &tracking, &parts.stacks.borrow());
     let web_config_wrong = f64::from(u8::from(parts.web_config_wrong.get()));
     families.push(single(&descriptors::WEB_CONFIG_WRONG, web_config_wrong).done());
     families.extend(ProcessCollector::for_self().collect());
@@ -220,10 +224,23 @@ fn agent(families: &mut Vec<MetricFamily>, tracking: &Tracking) {
         info,
         namespaces,
         degraded,
-        single(&descriptors::HELPERS_KILLED, executables::killed() as f64),
+        single(&descriptors::HELPERS_KILLED, (executables::killed() + namer::killed()) as f64),
         build,
     ];
     families.extend(all.map(Family::done));
+}
+
+/// Without samples where no program that takes stacks is loaded.
+fn stacks(families: &mut Vec<MetricFamily>, tracking: &Tracking, stacks: &Stacks) {
+    let Some(hook) = tracking.probe.stacks() else { return };
+    let StackCounts { taken, full } = hook.counts();
+    let total = Family::new(&descriptors::STACKS)
+        .with(&["taken"], taken as f64)
+        .with(&["full"], full as f64)
+        .with(&["unnamed"], stacks.unnamed as f64)
+        .with(&["evicted"], stacks.table.evicted as f64);
+    let armed = single(&descriptors::STACK_PROCESSES, stacks.arming.armed().len() as f64);
+    families.extend([armed, total].map(Family::done));
 }
 
 /// The cost of the probe's programs; without samples where the kernel keeps no run statistics.

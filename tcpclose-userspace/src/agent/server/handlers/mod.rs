@@ -8,4 +8,5 @@ pub mod ports;
 pub mod readiness;
 pub mod reconcile;
 pub mod sockets;
+pub mod stacks;
 pub mod watch;

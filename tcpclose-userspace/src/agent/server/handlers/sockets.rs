@@ -34,6 +34,7 @@ use crate::tracker::Tracker;
 use crate::tracker::socket::{Closer, SocketKind, TrackedSocket};
 
 use crate::agent::malloc_trim;
+use crate::agent::parts::Parts;
 use crate::agent::server::response::{Answer, QueryError, with_type};
 use crate::agent::tracking::Tracking;
 
@@ -45,8 +46,8 @@ struct SocketsReply {
 }
 
 /// Answers `query`, the part after the `?`.
-pub async fn answer(query: &str, form: Form, tracking: &RefCell<Tracking>) -> Answer {
-    match sockets(query, form, tracking).await {
+pub async fn answer(query: &str, form: Form, parts: &Parts) -> Answer {
+    match sockets(query, form, parts).await {
         Ok(reply) => {
             let mut answer = with_type(StatusCode::OK, form.media_type(), reply.written);
             if let Ok(bound) = HeaderValue::from_str(&reply.stuck_after) {
@@ -58,11 +59,13 @@ pub async fn answer(query: &str, form: Form, tracking: &RefCell<Tracking>) -> An
     }
 }
 
-async fn sockets(query: &str, form: Form, tracking: &RefCell<Tracking>) -> Result<SocketsReply, QueryError> {
+async fn sockets(query: &str, form: Form, parts: &Parts) -> Result<SocketsReply, QueryError> {
+    let Parts { tracking, stacks, .. } = parts;
     let SocketsQuery { phase, older_than, owners_once, depth } = parse(query).map_err(QueryError::Request)?;
     let first = || Duration::from_nanos(tracking.borrow().stuck_after.first_ns());
     let bound = older_than.unwrap_or_else(first);
     let Described { mut document, .. } = describe(tracking, phase, bound, depth).await?;
+    stacks.borrow().add_to(&mut document);
     // malloc would keep the memory of so many.
     let many = document.sockets.len() > 1000;
     let written = spawn_blocking(move || {
@@ -352,6 +355,7 @@ fn undumped(socket: &TrackedSocket, tracker: &Tracker, netns: Option<&Netns>, no
         listeners: Vec::new(),
         closed_by: closer(socket, now_ns).map(ClosedBy::from),
         peer_owners: Vec::new(),
+        stacks: None,
     }
 }
 

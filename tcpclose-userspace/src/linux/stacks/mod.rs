@@ -1,0 +1,17 @@
+//! Names the frames of user stacks.
+//!
+//! * [`frames`]: a stack before and after.
+//! * [`namer`]: asks a [`helper`], another process of this program, which does all of the rest:
+//! * `maps`, `process_files`, `module`: what a process executes. `unwind`: callers that frame pointers do not show.
+//! * `symbols`: names from ELF and DWARF. `generated`, `perf_map`: names of code that a runtime has made.
+
+pub mod frames;
+mod generated;
+pub mod helper;
+mod maps;
+mod module;
+pub mod namer;
+mod perf_map;
+mod process_files;
+mod symbols;
+mod unwind;

@@ -1,0 +1,94 @@
+//! A file whose code a process executes: its build id, its segments, and its tables for unwinding.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
+use gimli::{BaseAddresses, EhFrame, EhFrameHdr, EndianArcSlice, LittleEndian, ParsedEhFrameHdr};
+use object::elf::FileHeader64;
+use object::read::elf::ElfFile;
+use object::{Endianness, Object, ObjectSection, ObjectSegment, ReadCache};
+
+/// The bytes of a section.
+type Bytes = EndianArcSlice<LittleEndian>;
+
+/// The largest section that is read.
+const LARGEST: u64 = 24 << 20;
+
+/// An opened file, and what unwinding needs of it.
+pub struct Module {
+    file: File,
+    pub build_id: Option<String>,
+    /// Offset in the file, size there, address.
+    segments: Vec<(u64, u64, u64)>,
+    tables: Option<Tables>,
+}
+
+/// `.eh_frame` and its index.
+pub struct Tables {
+    pub frames: EhFrame<Bytes>,
+    pub index: Option<ParsedEhFrameHdr<Bytes>>,
+    pub bases: BaseAddresses,
+}
+
+impl Module {
+    /// Reads the headers and tables of an ELF file.
+    ///
+    /// # Errors
+    /// When it is no 64-bit ELF file, or cannot be read.
+    pub fn read(file: File) -> io::Result<Self> {
+        let cache = ReadCache::new(file.try_clone()?);
+        let (build_id, segments, tables) = {
+            let elf = ElfFile::<FileHeader64<Endianness>, _>::parse(&cache).map_err(io::Error::other)?;
+            let build_id = elf.build_id().ok().flatten().map(hexadecimal);
+            let segments = elf.segments().map(|segment| {
+                let (offset, size) = segment.file_range();
+                (offset, size, segment.address())
+            });
+            (build_id, segments.collect(), tables(&elf))
+        };
+        Ok(Self { file, build_id, segments, tables })
+    }
+
+    /// A path that leads to this very file, whatever became of its name.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
+
+    /// The address that the file says its byte at `offset` has.
+    pub fn address(&self, offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|&(start, size, address)| {
+            let into = offset.checked_sub(start).filter(|into| *into < size)?;
+            address.checked_add(into)
+        })
+    }
+
+    pub const fn tables(&self) -> Option<&Tables> {
+        self.tables.as_ref()
+    }
+}
+
+fn tables<'data>(elf: &ElfFile<'data, FileHeader64<Endianness>, &'data ReadCache<File>>) -> Option<Tables> {
+    let section = |name: &str| {
+        let section = elf.section_by_name(name).filter(|section| section.size() <= LARGEST)?;
+        let bytes = Bytes::new(section.data().ok()?.into(), LittleEndian);
+        Some((bytes, section.address()))
+    };
+    let (bytes, at) = section(".eh_frame")?;
+    let mut bases = BaseAddresses::default().set_eh_frame(at);
+    if let Some(text) = elf.section_by_name(".text") {
+        bases = bases.set_text(text.address());
+    }
+    let mut frames = EhFrame::from(bytes);
+    frames.set_address_size(8);
+    let index = section(".eh_frame_hdr").and_then(|(bytes, at)| {
+        bases = bases.clone().set_eh_frame_hdr(at);
+        EhFrameHdr::from(bytes).parse(&bases, 8).ok()
+    });
+    Some(Tables { frames, index, bases })
+}
+
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

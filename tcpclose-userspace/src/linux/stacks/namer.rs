@@ -1,0 +1,109 @@
+//! Asks a helper process to name stacks.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::linux::capabilities;
+use crate::linux::stacks::helper::{self, NameReply, NameRequest};
+
+static KILLED: AtomicU64 = AtomicU64::new(0);
+
+/// How many helpers were killed at their deadline.
+pub fn killed() -> u64 {
+    KILLED.load(Ordering::Relaxed)
+}
+
+/// A helper process, started when it is first asked.
+#[derive(Debug, Default)]
+pub struct Namer {
+    helper: Option<Helper>,
+    /// Helpers that were killed and have not ended, since they wait for a file system, and the users whose processes they read.
+    hanging: Vec<(Child, u32)>,
+}
+
+#[derive(Debug)]
+struct Helper {
+    child: Child,
+    socket: UnixStream,
+}
+
+/// The most helpers that may hang after they were killed, one on the files of each user: then no other is started.
+const MOST_HANGING: usize = 16;
+
+impl Namer {
+    /// Names stacks of a process of the user `uid`, within `time`.
+    ///
+    /// # Errors
+    /// When no helper can be started, or it does not answer in time.
+    pub fn name(&mut self, request: &NameRequest, uid: u32, time: Duration) -> io::Result<NameReply> {
+        self.hanging.retain_mut(|(child, _)| matches!(child.try_wait(), Ok(None)));
+        if self.hanging.len() >= MOST_HANGING || self.hanging.iter().any(|(_, of)| *of == uid) {
+            return Err(io::Error::other("an earlier helper process hangs on files of this user"));
+        }
+        let mut helper = match self.helper.take() {
+            Some(helper) => helper,
+            None => Helper::start()?,
+        };
+        match helper.ask(request, time) {
+            Ok(reply) => {
+                self.helper = Some(helper);
+                Ok(reply)
+            }
+            Err(why) => {
+                KILLED.fetch_add(1, Ordering::Relaxed);
+                // It has not been waited for, so its pid is still its own.
+                let _ = helper.child.kill();
+                self.hanging.push((helper.child, uid));
+                Err(why)
+            }
+        }
+    }
+
+    /// Ends the helper, which has nothing to do for now.
+    pub fn rest(&mut self) {
+        if let Some(Helper { mut child, socket }) = self.helper.take() {
+            drop(socket);
+            // It has answered, so it reads no file and ends.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Namer {
+    fn drop(&mut self) {
+        self.rest();
+    }
+}
+
+impl Helper {
+    fn start() -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        // This very program, whatever file its path leads to by now.
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0("tcpclose")
+            .arg(helper::COMMAND)
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = capabilities::passing_on(|| command.spawn())?;
+        Ok(Self { child, socket })
+    }
+
+    fn ask(&mut self, request: &NameRequest, time: Duration) -> io::Result<NameReply> {
+        let until = Instant::now() + time;
+        self.socket.set_write_timeout(Some(time))?;
+        helper::send(&mut self.socket, request)?;
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.socket.set_read_timeout(Some(left))?;
+        let reply = helper::receive(&mut self.socket)?;
+        reply.ok_or_else(|| io::Error::other("the helper process has ended"))
+    }
+}

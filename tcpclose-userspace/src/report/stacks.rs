@@ -1,0 +1,390 @@
+//! What stacks say of the code that leaves sockets open: which frame is the program's own, and when that is an event loop. Pure.
+
+use serde::{Deserialize, Serialize};
+use tcpclose_common::stack::Moment;
+
+use crate::linux::stacks::frames::{Cut, Frame, Stack};
+
+/// The stacks of a socket: indices into the document's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StackIndices {
+    /// Who opened it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub opened: Option<u32>,
+    /// Who read the end of its stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_read: Option<u32>,
+    /// Who wrote last after the peer's FIN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<u32>,
+}
+
+impl StackIndices {
+    pub const fn set(&mut self, moment: Moment, index: u32) {
+        match moment {
+            Moment::Opened => self.opened = Some(index),
+            Moment::EndRead => self.end_read = Some(index),
+            Moment::Written => self.written = Some(index),
+        }
+    }
+
+    pub const fn get(self, moment: Moment) -> Option<u32> {
+        match moment {
+            Moment::Opened => self.opened,
+            Moment::EndRead => self.end_read,
+            Moment::Written => self.written,
+        }
+    }
+}
+
+/// Where in the program something was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// The innermost frame of the program's own code.
+    Code(&'a Frame),
+    /// Only a loop that serves all sockets, with the function that it called, if that is the program's.
+    EventLoop { of: &'a Frame, handler: Option<&'a Frame> },
+    /// Only frames of a runtime that executes the program's code by itself, and does not list its functions.
+    Inside(Interpreter),
+    /// No frame of the program has a name; the innermost one outside libraries.
+    Unnamed(&'a Frame),
+    /// No user stack.
+    Nowhere,
+}
+
+/// A runtime whose functions no symbol names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interpreter {
+    Python,
+    Jvm,
+    Node,
+}
+
+impl Interpreter {
+    /// The runtime that a frame is of.
+    fn of(frame: &Frame) -> Option<Self> {
+        let function = frame.function.as_deref().unwrap_or_default();
+        let module = frame.module.as_deref().unwrap_or_default();
+        if function.starts_with("_PyEval_EvalFrame") || function.starts_with("PyEval_Eval") {
+            Some(Self::Python)
+        } else if module.ends_with("/libjvm.so") {
+            Some(Self::Jvm)
+        } else if function.starts_with("Builtins_") || function.starts_with("v8::internal::Execution") {
+            Some(Self::Node)
+        } else {
+            None
+        }
+    }
+
+    /// What it is, and how it lists its functions.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Python => "inside the Python interpreter: python -X perf (3.12) shows which function",
+            Self::Jvm => {
+                "inside the JVM: -XX:+PreserveFramePointer and `jcmd PID Compiler.perfmap` show which method"
+            }
+            Self::Node => {
+                "inside Node.js: --perf-basic-prof --interpreted-frames-native-stack shows which function"
+            }
+        }
+    }
+}
+
+/// Functions of event loops, by how their names begin: what they call serves a socket, they themselves serve all.
+const LOOPS: &[&str] = &[
+    "uv_run",
+    "uv__run",
+    "uv__io_poll",
+    "uv__io_uring",
+    "uv__stream_io",
+    "ngx_epoll_process_events",
+    "ngx_process_events_and_timers",
+    "ngx_worker_process_cycle",
+    "ngx_single_process_cycle",
+    "ngx_event_",
+    "event_base_loop",
+    "event_process_active",
+    "ev_run",
+    "ev_invoke_pending",
+    "aeMain",
+    "aeProcessEvents",
+    "g_main_context_iterate",
+    "g_main_loop_run",
+    "io.netty.channel.",
+    "io/netty/channel/",
+    "Lio/netty/channel/",
+    "py::_run_once:",
+    "py::run_forever:",
+    "node::SpinEventLoop",
+    "node::LibuvStreamWrap::",
+    "node::EmitRead",
+    "node::MakeCallback",
+];
+
+/// Functions of libraries and runtimes, by how their names begin: they do what the program asks of them.
+const PLUMBING: &[&str] = &[
+    // Go.
+    "runtime.",
+    "runtime/internal/",
+    "internal/runtime/",
+    "syscall.",
+    "internal/poll.",
+    "internal/syscall/",
+    "net.(*",
+    "net.sys",
+    "net.dial",
+    "net.internetSocket",
+    "net.socket",
+    "bufio.",
+    "io.",
+    "crypto/tls.",
+    // Rust.
+    "std::",
+    "<std::",
+    "core::",
+    "<core::",
+    "alloc::",
+    "<alloc::",
+    "<&std::",
+    "mio::",
+    "<mio::",
+    "<&mio::",
+    "tokio::net::",
+    "<tokio::net::",
+    "tokio::io::",
+    "<tokio::io::",
+    "socket2::",
+    "<socket2::",
+    "rustix::",
+    // C and C++.
+    "__libc_",
+    "__GI_",
+    "SSL_",
+    "ssl3_",
+    "tls_",
+    "BIO_",
+    "bio_",
+    "std::istream",
+    // The JVM and its class library.
+    "Java_java_net_",
+    "Java_sun_nio_",
+    "NET_",
+    "Interpreter",
+    "call_stub",
+    "java.net.",
+    "java.io.",
+    "sun.nio.",
+    "java/net/",
+    "java/io/",
+    "sun/nio/",
+    "Ljava/net/",
+    "Ljava/io/",
+    "Lsun/nio/",
+    // CPython.
+    "Py",
+    "_Py",
+    "py_",
+    "sock_",
+    "socket_",
+    "method_vectorcall_",
+    "cfunction_",
+    "object_vacall",
+    "slot_tp_",
+    // V8, libuv and Node.
+    "uv_",
+    "v8::",
+    "Builtins_",
+    "node::",
+];
+
+/// Files whose functions do what a program asks of them, by what their names begin with.
+const LIBRARIES: &[&str] = &[
+    "libc.so",
+    "libc-",
+    "libpthread",
+    "ld-linux",
+    "ld-musl",
+    "libssl",
+    "libcrypto",
+    "libgnutls",
+    "libuv",
+    "libevent",
+    "libjvm",
+    "libnet.so",
+    "libnio.so",
+    "libjava.so",
+    "libstdc++",
+    "libgcc_s",
+    "libcurl",
+    "libnghttp2",
+];
+
+/// Finds the place in a stack.
+pub fn place(stack: &Stack) -> Place<'_> {
+    let runtime =
+        stack.frames.iter().find_map(|frame| Some((Interpreter::of(frame)?, frame.module.as_deref())));
+    // All of a runtime's own code does what the program asks of it, its main() as well.
+    let is_of_runtime = |frame: &Frame| {
+        frame.module.is_some() && runtime.is_some_and(|(_, module)| module == frame.module.as_deref())
+    };
+    let mut unnamed = None;
+    for (nth, frame) in stack.frames.iter().enumerate() {
+        if is_loop(frame) {
+            return Place::EventLoop { of: frame, handler: None };
+        }
+        if is_plumbing(frame) || is_of_runtime(frame) {
+            continue;
+        }
+        if frame.function.is_none() {
+            unnamed = unnamed.or(Some(frame));
+            continue;
+        }
+        // What a loop calls serves one socket.
+        return match stack.frames.iter().skip(nth).find(|frame| is_loop(frame)) {
+            Some(of) => Place::EventLoop { of, handler: Some(frame) },
+            None => Place::Code(frame),
+        };
+    }
+    match (runtime, unnamed.or(stack.frames.first())) {
+        (Some((interpreter, _)), _) => Place::Inside(interpreter),
+        (None, Some(frame)) => Place::Unnamed(frame),
+        (None, None) => Place::Nowhere,
+    }
+}
+
+fn is_loop(frame: &Frame) -> bool {
+    begins_with_one_of(frame, LOOPS)
+}
+
+fn is_plumbing(frame: &Frame) -> bool {
+    let module = frame.module.as_deref().unwrap_or_default();
+    let file = module.rsplit('/').next().unwrap_or(module);
+    begins_with_one_of(frame, PLUMBING) || LIBRARIES.iter().any(|library| file.starts_with(library))
+}
+
+fn begins_with_one_of(frame: &Frame, names: &[&str]) -> bool {
+    frame.function.as_deref().is_some_and(|function| names.iter().any(|name| function.starts_with(name)))
+}
+
+/// A function as CPython lists it, `py::leak:/srv/app.py`, is `leak` in that file.
+fn python_function(frame: &Frame) -> Option<(&str, &str)> {
+    frame.function.as_deref()?.strip_prefix("py::")?.split_once(':')
+}
+
+/// A frame in a line: `handle_conn (server.go:88)`, or the offset in its file.
+pub fn in_a_line(frame: &Frame) -> String {
+    let short = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
+    if let Some((function, file)) = python_function(frame) {
+        return format!("{function} ({})", short(file));
+    }
+    let at = match (&frame.file, frame.line, &frame.module) {
+        (Some(file), Some(line), _) => format!("{}:{line}", short(file)),
+        (Some(file), None, _) => short(file),
+        (None, _, Some(module)) if frame.function.is_none() => {
+            return format!("{}+{:#x}", short(module), frame.offset);
+        }
+        (None, _, Some(module)) => short(module),
+        (None, _, None) if frame.function.is_none() => return format!("{:#x}", frame.offset),
+        (None, _, None) => return frame.function.clone().unwrap_or_default(),
+    };
+    format!("{} ({at})", frame.function.as_deref().unwrap_or("?"))
+}
+
+/// What a moment is, before the place.
+pub const fn words(moment: Moment) -> &'static str {
+    match moment {
+        Moment::Opened => "opened",
+        Moment::EndRead => "end of stream read",
+        Moment::Written => "last written to after the peer's FIN",
+    }
+}
+
+/// A place in words, after those of the moment: `in handle_conn (server.go:88)`.
+pub fn in_words(place: &Place<'_>) -> String {
+    match place {
+        Place::Code(frame) => format!("in {}", in_a_line(frame)),
+        Place::EventLoop { of, handler: Some(handler) } => {
+            format!("in {}, called by the event loop {}", in_a_line(handler), in_a_line(of))
+        }
+        Place::EventLoop { of, handler: None } => {
+            format!("by the event loop {}, which serves all sockets", in_a_line(of))
+        }
+        Place::Inside(interpreter) => interpreter.words().to_owned(),
+        Place::Unnamed(frame) => format!("at {} (no symbols)", in_a_line(frame)),
+        Place::Nowhere => "by a worker of io_uring, which has no user stack".to_owned(),
+    }
+}
+
+/// Why a stack is cut, in words.
+pub const fn cut_in_words(cut: Cut) -> &'static str {
+    match cut {
+        Cut::Depth => "deeper frames are not kept",
+        Cut::NoFramePointers => "deeper frames are unknown: the program keeps no frame pointers",
+        Cut::NoUserStack => "no user stack: a worker of io_uring",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(function: &str, module: &str) -> Frame {
+        Frame { function: Some(function.to_owned()), module: Some(module.to_owned()), ..Frame::default() }
+    }
+
+    fn stack(frames: &[Frame]) -> Stack {
+        Stack { frames: frames.to_vec(), cut: None }
+    }
+
+    #[test]
+    fn the_programs_own_function_is_the_place() {
+        let libc = frame("__libc_recv", "/usr/lib/x86_64-linux-gnu/libc.so.6");
+        let own =
+            Frame { file: Some("/src/server.c".to_owned()), line: Some(88), ..frame("handle", "/opt/api") };
+        let main = frame("main", "/opt/api");
+        let c = stack(&[libc.clone(), own.clone(), main.clone()]);
+        assert_eq!(place(&c), Place::Code(&own));
+        assert_eq!(in_words(&place(&c)), "in handle (server.c:88)");
+        let go = stack(&[
+            frame("internal/runtime/syscall.Syscall6", "/opt/api"),
+            frame("internal/poll.(*FD).Read", "/opt/api"),
+            frame("net.(*conn).Read", "/opt/api"),
+            frame("main.handle", "/opt/api"),
+            frame("runtime.goexit.abi0", "/opt/api"),
+        ]);
+        assert_eq!(place(&go), Place::Code(&go.frames[3]));
+        let stripped = stack(&[libc.clone(), Frame { function: None, offset: 0x1234, ..main.clone() }]);
+        assert_eq!(in_words(&place(&stripped)), "at api+0x1234 (no symbols)");
+        assert_eq!(place(&stack(&[])), Place::Nowhere);
+        let python = stack(&[
+            libc.clone(),
+            frame("sock_recv", "/usr/bin/python3.12"),
+            frame("_PyEval_EvalFrameDefault", "/usr/bin/python3.12"),
+            frame("main", "/usr/bin/python3.12"),
+        ]);
+        assert_eq!(place(&python), Place::Inside(Interpreter::Python));
+        let started =
+            stack(&[python.frames.as_slice(), &[frame("run_eval_code_obj", "/usr/bin/python3.12")]].concat());
+        assert_eq!(place(&started), Place::Inside(Interpreter::Python));
+        let listed = Frame { function: Some("py::leak:/srv/app.py".to_owned()), ..Frame::default() };
+        let python = stack(&[libc.clone(), python.frames[1].clone(), listed, python.frames[2].clone()]);
+        assert_eq!(in_words(&place(&python)), "in leak (app.py)");
+        assert_eq!(place(&stack(std::slice::from_ref(&libc))), Place::Unnamed(&libc));
+    }
+
+    #[test]
+    fn an_event_loop_is_never_the_place() {
+        let nginx = stack(&[
+            frame("recv", "/usr/lib/libc.so.6"),
+            frame("ngx_epoll_process_events", "/usr/sbin/nginx"),
+            frame("ngx_process_events_and_timers", "/usr/sbin/nginx"),
+        ]);
+        let Place::EventLoop { of, handler: None } = place(&nginx) else { panic!("{:?}", place(&nginx)) };
+        assert_eq!(of.function.as_deref(), Some("ngx_epoll_process_events"));
+        assert!(in_words(&place(&nginx)).contains("serves all sockets"));
+        let node = stack(&[frame("uv__read", "/usr/bin/node"), frame("uv__io_poll", "/usr/bin/node")]);
+        assert!(matches!(place(&node), Place::EventLoop { handler: None, .. }));
+        let called = stack(&[frame("on_read", "/opt/api"), frame("uv_run", "/opt/api")]);
+        assert_eq!(in_words(&place(&called)), "in on_read (api), called by the event loop uv_run (api)");
+    }
+}
