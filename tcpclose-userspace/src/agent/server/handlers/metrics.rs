@@ -21,7 +21,7 @@ use crate::metrics::gauges::Gauges;
 use crate::metrics::port_labels::PortLabel;
 use crate::names::{NetnsOwner, Phase};
 use crate::probe::Hook;
-use crate::probe::backend::stacks::StackCounts;
+use crate::probe::backend::stacks::{StackCounts, StackHook};
 use crate::probe::prog_stats::ProgramStats;
 use crate::report::owner_counts::{OwnerLabels, StuckCounts};
 
@@ -230,10 +230,10 @@ fn agent(families: &mut Vec<MetricFamily>, tracking: &Tracking) {
     families.extend(all.map(Family::done));
 }
 
-/// Without samples where no program that takes stacks is loaded.
+/// All are 0 where no program that takes stacks is loaded.
 fn stacks(families: &mut Vec<MetricFamily>, tracking: &Tracking, stacks: &Stacks) {
-    let Some(hook) = tracking.probe.stacks() else { return };
-    let StackCounts { taken, full } = hook.counts();
+    let StackCounts { taken, full } =
+        tracking.probe.stacks().map_or_else(StackCounts::default, StackHook::counts);
     let total = Family::new(&descriptors::STACKS)
         .with(&["taken"], taken as f64)
         .with(&["full"], full as f64)
