@@ -25,6 +25,8 @@ struct Waiting {
     here: SocketAddr,
     /// Before and after it was entered.
     entered: (Instant, Instant),
+    /// After its timer was set anew.
+    again: Instant,
 }
 
 /// A connection that the server closed first and whose peer has sent its FIN twice.
@@ -43,7 +45,7 @@ fn wait(nth: u8, port: u16) -> Waiting {
     let entered = (before, Instant::now());
     sleep(AGAIN);
     peer.again();
-    Waiting { _peer: peer, here, entered }
+    Waiting { _peer: peer, here, entered, again: Instant::now() }
 }
 
 /// Checks every age that `output`, of `tcpclose stuck --state time_wait --json`, gives. `bounded`: each has an upper bound.
@@ -51,7 +53,7 @@ fn check(who: &str, output: &Output, waiting: &[Waiting], asked: Instant, bounde
     let reported = Instant::now();
     assert!(output.status.success(), "{who}: {output:?}");
     let document: SocketsDocument = serde_json::from_slice(&output.stdout).unwrap();
-    for Waiting { here, entered, .. } in waiting {
+    for Waiting { here, entered, again, .. } in waiting {
         let found = document.sockets.iter().find(|socket| socket.local == *here);
         let socket = found.unwrap_or_else(|| panic!("{who}: no {here} in {document:?}"));
         let (least, most) = ((asked - entered.1).as_secs_f64(), (reported - entered.0).as_secs_f64());
@@ -60,7 +62,7 @@ fn check(who: &str, output: &Output, waiting: &[Waiting], asked: Instant, bounde
         assert!(holds, "{who}: {age:?}, true {least} to {most}");
         assert_eq!(age.max_seconds.is_some(), bounded, "{who}: {age:?}");
         // Nor is it less than its timer tells.
-        let timer = least - AGAIN.as_secs_f64() - 0.2;
+        let timer = (asked - *again).as_secs_f64() - 0.2;
         assert!(age.min_seconds >= timer, "{who}: {age:?}, by its timer {timer}");
     }
 }
