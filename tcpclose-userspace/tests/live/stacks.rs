@@ -185,10 +185,12 @@ fn a_growing_leak_is_armed_by_itself() {
         "500ms",
         "--owner-interval",
         "500ms",
+        "--reconcile-max",
+        "1s",
     ]);
     let folder = tempfile::tempdir().unwrap();
     let program = compile(c(&[]), "leak.c", folder.path());
-    // Counts are as far apart as they cost, and that depends on what else this machine leaks.
+    // Counts are as far apart as they cost, up to --reconcile-max, and that depends on what else this machine leaks.
     let leaker = Leaker::start_by(Command::new(&program), 10_000);
     let until = Instant::now() + 2 * PATIENCE;
     let mut named = 0;
