@@ -83,7 +83,7 @@ const _: () = assert!(size_of::<StackRecord>() == 56 + 8 * (FRAMES + WORDS));
 
 /// Most processes whose stacks are taken at a time.
 pub const MOST_ARMED: u32 = 16;
-/// Most stacks that the kernel holds: 13 MiB.
+/// Most stacks that the kernel holds: 13 MB of records.
 pub const MOST_STACKS: u32 = 8_192;
 
 /// Counters, indices into a per-CPU array.

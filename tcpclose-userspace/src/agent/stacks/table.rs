@@ -28,7 +28,7 @@ pub struct StackTable {
 }
 
 impl StackTable {
-    /// Keeps a stack. `None` if its bytes are beyond all bounds.
+    /// Keeps a stack, but for one that is larger than all together may be.
     pub fn insert(&mut self, key: StackKey, stack: Stack) {
         let Some(moment) = Moment::ALL.into_iter().find(|moment| *moment as u32 == key.moment) else {
             return;
