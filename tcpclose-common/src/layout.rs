@@ -115,6 +115,12 @@ layout! {
     task_flags: "task_struct", "flags";
     /// `pid_t`.
     task_tgid: "task_struct", "tgid";
+    /// `struct fdtable *`.
+    files_fdt: "files_struct", "fdt";
+    /// `unsigned int`.
+    fdt_max_fds: "fdtable", "max_fds";
+    /// `struct file **`.
+    fdt_fd: "fdtable", "fd";
     /// `struct inode *`.
     file_inode: "file", "f_inode";
     /// `void *`: a socket's `struct socket *`.
@@ -137,9 +143,11 @@ layout! {
     regs_fp: "pt_regs", "bp";
     /// 64 bits: the link register; 0 where there is none.
     regs_lr: "pt_regs", "lr";
+    /// The number of the system call, of which the low 32 bits are read.
+    regs_nr: "pt_regs", "nr";
 }
 
-const _: () = assert!(size_of::<Layout>() == 50 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 54 * size_of::<u32>());
 
 /// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
 /// `events/sock/inet_sock_set_state/format`.

@@ -10,18 +10,23 @@ pub enum Moment {
     EndRead = 1,
     /// A write after the peer's FIN.
     Written = 2,
+    /// `accept()`, only where somebody asked for it.
+    Accepted = 3,
 }
 
 impl Moment {
-    pub const ALL: [Self; 3] = [Self::Opened, Self::EndRead, Self::Written];
+    pub const ALL: [Self; 4] = [Self::Opened, Self::EndRead, Self::Written, Self::Accepted];
+    /// Those whose stacks are kept by the socket's cookie.
+    pub const BY_COOKIE: [Self; 3] = [Self::Opened, Self::EndRead, Self::Written];
 }
 
 /// The key of a [`StackRecord`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StackKey {
-    /// The socket's.
-    pub cookie: u64,
+    /// The socket's cookie. Of [`Moment::Accepted`], whose socket has none yet: the process (`tgid`) in the upper half, and the
+    /// descriptor that accept() returned.
+    pub id: u64,
     /// A [`Moment`].
     pub moment: u32,
     /// 0, so that no byte of the key is undefined.
@@ -30,7 +35,12 @@ pub struct StackKey {
 
 impl StackKey {
     pub const fn new(cookie: u64, moment: Moment) -> Self {
-        Self { cookie, moment: moment as u32, padding: 0 }
+        Self { id: cookie, moment: moment as u32, padding: 0 }
+    }
+
+    /// Of what a process accepted last with a descriptor.
+    pub const fn accepted(pid: u32, fd: u32) -> Self {
+        Self::new((pid as u64) << 32 | fd as u64, Moment::Accepted)
     }
 }
 
@@ -56,6 +66,8 @@ pub struct StackRecord {
     pub fp: u64,
     /// The link register; 0 where there is none (x86-64).
     pub lr: u64,
+    /// The inode number of the socket that was accepted; else 0.
+    pub inode: u64,
     /// How many bytes of `frames` are valid; negative: the kernel's error.
     pub frame_bytes: i32,
     /// How many of `words` are valid.
@@ -79,7 +91,7 @@ impl StackRecord {
     }
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 56 + 8 * (FRAMES + WORDS));
+const _: () = assert!(size_of::<StackRecord>() == 64 + 8 * (FRAMES + WORDS));
 
 /// Most processes whose stacks are taken at a time.
 pub const MOST_ARMED: u32 = 16;

@@ -69,6 +69,12 @@ pub fn stack_sent(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+#[btf_tracepoint(function = "sys_exit")]
+pub fn stack_accepted(ctx: BtfTracePointContext) -> i32 {
+    stacks::accepted(&ctx);
+    0
+}
+
 #[fentry(function = "tcp_time_wait")]
 pub fn tw_cookie(ctx: FEntryContext) -> i32 {
     time_wait::enter_time_wait(&ctx);

@@ -1,5 +1,5 @@
 //! The user's stack where an armed process opens a socket, reads the end of its stream, or writes to it after that. These
-//! programs are attached only while a process is armed.
+//! programs are attached only while a process is armed; the one that sees accept(), only while somebody asks for that.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_F_USER_STACK, task_struct};
@@ -16,7 +16,7 @@ use tcpclose_common::stack::{
 use tcpclose_common::state::TcpState;
 
 use crate::set_state;
-use crate::sock::{self, IPPROTO_MPTCP, IPPROTO_TCP, LAYOUT, Load, Typed, offset};
+use crate::sock::{self, Copied, IPPROTO_MPTCP, IPPROTO_TCP, LAYOUT, Load, Typed, offset};
 
 /// Armed processes (`tgid`).
 #[map]
@@ -25,6 +25,10 @@ static ARMED: HashMap<u32, u32> = HashMap::with_max_entries(MOST_ARMED, 0);
 /// The newest stack of each moment, by socket. Memory is taken as it is needed.
 #[map]
 static STACKS: HashMap<StackKey, StackRecord> = HashMap::with_max_entries(MOST_STACKS, BPF_F_NO_PREALLOC);
+
+/// Processes whose accept() is asked for (`tgid`), and the numbers of the system calls accept() (low half) and accept4().
+#[map]
+static ACCEPTING: HashMap<u32, u64> = HashMap::with_max_entries(MOST_ARMED, 0);
 
 /// Where a record is made, one a moment: a program is never entered again on the same CPU while it runs, also if it is
 /// preempted there (kernel/trace/bpf_trace.c, __bpf_trace_run(), `prog->active`, 5.15 to 6.18).
@@ -51,7 +55,7 @@ pub fn opened(ctx: &BtfTracePointContext) {
         // SAFETY: as above.
         let cookie = unsafe { sock::cookie::<Typed>(sk) };
         if cookie != 0 {
-            for moment in Moment::ALL {
+            for moment in Moment::BY_COOKIE {
                 let _ = STACKS.remove(StackKey::new(cookie, moment));
             }
         }
@@ -89,6 +93,52 @@ fn after_fin(ctx: &BtfTracePointContext, moment: Moment) {
     }
 }
 
+/// `TP_PROTO(struct pt_regs *regs, long ret)` of `sys_exit`: a connection that was accepted has a descriptor by now, and its
+/// socket no cookie yet. Runs at the end of every system call of the host.
+#[inline(always)]
+pub fn accepted(ctx: &BtfTracePointContext) {
+    // SAFETY: a helper without arguments.
+    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+    let pid = (pid_tgid >> 32) as u32;
+    let Some(numbers) = ACCEPTING.get_ptr(pid) else { return };
+    let regs: *const u8 = ctx.arg(0);
+    let fd: i64 = ctx.arg(1);
+    // SAFETY: the map's value; the tracepoint's first argument is a live struct pt_regs.
+    let (numbers, number) = unsafe { (*numbers, Typed::load::<u32>(regs, offset(&LAYOUT.regs_nr))) };
+    if fd < 0 || (number != numbers as u32 && number != (numbers >> 32) as u32) {
+        return;
+    }
+    // SAFETY: the current task is this one's; the descriptor is of its own table.
+    unsafe {
+        let inode = inode_of(fd as u64);
+        if inode != 0 {
+            keep(ctx, StackKey::accepted(pid, fd as u32), Moment::Accepted, inode);
+        }
+    }
+}
+
+/// The inode number of a descriptor of the current process; 0 if it has none.
+///
+/// # Safety
+/// Only for programs that run for the current task.
+#[inline(always)]
+unsafe fn inode_of(fd: u64) -> u64 {
+    // SAFETY: the offsets are this kernel's own. All of these are copies, which read zero where another thread has freed what they
+    // are made from.
+    unsafe {
+        let task = bpf_get_current_task_btf() as *const u8;
+        let files: *const u8 = Typed::load(task, offset(&LAYOUT.task_files));
+        let table: *const u8 = Copied::load(files, offset(&LAYOUT.files_fdt));
+        if fd >= u64::from(Copied::load::<u32>(table, offset(&LAYOUT.fdt_max_fds))) {
+            return 0;
+        }
+        let of_table: *const u8 = Copied::load(table, offset(&LAYOUT.fdt_fd));
+        let file: *const u8 = Copied::load(of_table, fd as usize * size_of::<u64>());
+        let inode: *const u8 = Copied::load(file, offset(&LAYOUT.file_inode));
+        Copied::load(inode, offset(&LAYOUT.inode_ino))
+    }
+}
+
 /// Keeps the stack of the calling thread, if its process is armed.
 ///
 /// # Safety
@@ -96,22 +146,32 @@ fn after_fin(ctx: &BtfTracePointContext, moment: Moment) {
 #[inline(always)]
 unsafe fn take(ctx: &BtfTracePointContext, sk: *const u8, moment: Moment) {
     // SAFETY: a helper without arguments.
-    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
-    let pid = (pid_tgid >> 32) as u32;
+    let pid = (unsafe { bpf_get_current_pid_tgid() } >> 32) as u32;
     if ARMED.get_ptr(pid).is_none() {
         return;
     }
     // SAFETY: the caller's promise.
-    let (protocol, cookie) = unsafe { (sock::protocol::<Typed>(sk), set_state::cookie(sk)) };
-    if !matches!(protocol, IPPROTO_TCP | IPPROTO_MPTCP) {
-        return;
+    unsafe {
+        if matches!(sock::protocol::<Typed>(sk), IPPROTO_TCP | IPPROTO_MPTCP) {
+            keep(ctx, StackKey::new(set_state::cookie(sk), moment), moment, 0);
+        }
     }
+}
+
+/// Keeps the stack of the calling thread. `inode`: of the socket, where the key has not its cookie.
+///
+/// # Safety
+/// Only for programs that run for the current task.
+#[inline(always)]
+unsafe fn keep(ctx: &BtfTracePointContext, key: StackKey, moment: Moment, inode: u64) {
     let Some(record) = STACK_SCRATCH.get_ptr_mut(moment as u32) else { return };
     // SAFETY: this CPU's own record, which nothing else uses while this program runs; the helpers write no more than their
     // sizes say. A task has a struct pt_regs (its user registers) for as long as it lives.
     unsafe {
+        let pid_tgid = bpf_get_current_pid_tgid();
         (*record).time_ns = bpf_ktime_get_ns();
-        (*record).pid = pid;
+        (*record).inode = inode;
+        (*record).pid = (pid_tgid >> 32) as u32;
         (*record).tid = pid_tgid as u32;
         let regs = bpf_task_pt_regs(bpf_get_current_task_btf().cast::<task_struct>()) as *const u8;
         let register = |at: &'static u32| Typed::load::<u64>(regs, offset(at));
@@ -126,7 +186,7 @@ unsafe fn take(ctx: &BtfTracePointContext, sk: *const u8, moment: Moment) {
         (*record).word_count = copy_words(&raw mut (*record).words, sp);
         // By reference: it is larger than this program's stack.
         let whole: &StackRecord = &*record;
-        match STACKS.insert(StackKey::new(cookie, moment), whole, 0) {
+        match STACKS.insert(key, whole, 0) {
             Ok(()) => count(counter::TAKEN),
             Err(_) => count(counter::FULL),
         }

@@ -17,7 +17,7 @@ use tcpclose_common::toolchain::{self, Machine};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask bench --only rate idle\n  cargo xtask bench --write")]
 pub struct Arguments {
-    /// Only these figures: rate, closers, program, idle, stuck, owners, dump, memory, scrape, throughput, growth, long (takes
+    /// Only these figures: rate, closers, program, stacks, idle, stuck, owners, dump, memory, scrape, throughput, growth, long (takes
     /// 30 minutes, and runs only if named)
     #[arg(long, value_name = "NAME", num_args = 1..)]
     only: Vec<OsString>,
@@ -44,6 +44,7 @@ const SECTIONS: &[&str] = &[
     "rate",
     "closers",
     "program",
+    "stacks",
     "idle",
     "stuck",
     "owners",

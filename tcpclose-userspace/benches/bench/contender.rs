@@ -145,7 +145,11 @@ impl Agent {
     }
 
     fn get(&self, path: &str) -> Result<String> {
-        exchange(UnixStream::connect(self.socket())?, path)
+        exchange(UnixStream::connect(self.socket())?, "GET", path)
+    }
+
+    pub fn post(&self, path: &str) -> Result<String> {
+        exchange(UnixStream::connect(self.socket())?, "POST", path)
     }
 
     /// By its socket, which makes no TCP connection to be watched.
@@ -167,11 +171,11 @@ impl Drop for Agent {
 
 /// `GET path` over TCP: the body.
 pub fn get(address: &str, path: &str) -> Result<String> {
-    exchange(TcpStream::connect(address)?, path)
+    exchange(TcpStream::connect(address)?, "GET", path)
 }
 
-fn exchange(mut stream: impl Read + Write, path: &str) -> Result<String> {
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: bench\r\n\r\n")?;
+fn exchange(mut stream: impl Read + Write, method: &str, path: &str) -> Result<String> {
+    write!(stream, "{method} {path} HTTP/1.0\r\nhost: bench\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;

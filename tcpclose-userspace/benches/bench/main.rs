@@ -1,7 +1,7 @@
 //! What tcpclose costs, side by side with the floor under it and with what people use now: `cargo xtask bench`.
 //!
-//! * [`rate`], [`closers`], [`program`], [`idle`], [`stuck`], [`owners`], [`dump`], [`memory`], [`scrape`], [`throughput`],
-//!   [`growth`], [`long`]: one figure each.
+//! * [`rate`], [`closers`], [`program`], [`stacks`], [`idle`], [`stuck`], [`owners`], [`dump`], [`memory`], [`scrape`],
+//!   [`throughput`], [`growth`], [`long`]: one figure each.
 //! * [`contender`]: who is measured; [`load`]: what by; [`process`]: how; [`place`]: where.
 //! * [`report`]: medians and quartiles, as a table and as JSON.
 //!
@@ -31,6 +31,7 @@ mod program;
 mod rate;
 mod report;
 mod scrape;
+mod stacks;
 mod stuck;
 mod throughput;
 
@@ -82,6 +83,7 @@ enum Name {
     Rate,
     Closers,
     Program,
+    Stacks,
     Idle,
     Stuck,
     Owners,
@@ -99,6 +101,7 @@ impl Name {
             Self::Rate => rate::measure(setting),
             Self::Closers => closers::measure(setting),
             Self::Program => program::measure(setting),
+            Self::Stacks => stacks::measure(setting),
             Self::Idle => idle::measure(setting),
             Self::Stuck => stuck::measure(setting),
             Self::Owners => owners::measure(setting),

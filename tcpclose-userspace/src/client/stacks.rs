@@ -16,13 +16,14 @@ use crate::report::requests::STACKS_PATH;
 const NAMED: Duration = Duration::from_secs(3);
 
 /// Returns when the agent has taken the stacks of `pid` for `time`, and shows progress on a terminal.
-pub fn take(address: &AgentAddress, pid: u32, time: Duration) -> Result<(), Failure> {
+/// `accept`: those of accept(), too.
+pub fn take(address: &AgentAddress, pid: u32, time: Duration, accept: bool) -> Result<(), Failure> {
     if address.no_agent {
         let todo = "start an agent, and leave out --no-agent";
         return Err(Failure { todo: todo.to_owned(), ..no_agent(&address.socket) });
     }
     let client = Client::new(&address.socket, PATIENCE)?;
-    let target = format!("{STACKS_PATH}?pid={pid}&for={}ms", (time + NAMED).as_millis());
+    let target = format!("{STACKS_PATH}?pid={pid}&for={}ms&accept={accept}", (time + NAMED).as_millis());
     let answer = client.post(&target, Vec::new())?.required(&address.socket)?;
     if answer.status != StatusCode::OK {
         let why = String::from_utf8_lossy(&answer.body).trim().to_owned();
@@ -31,6 +32,7 @@ pub fn take(address: &AgentAddress, pid: u32, time: Duration) -> Result<(), Fail
                 ("this agent takes no stacks".to_owned(), "restart it with this version")
             }
             StatusCode::BAD_REQUEST => (why, "see tcpclose stuck --help"),
+            StatusCode::FORBIDDEN => (why, "run it as root, or leave out --accept"),
             _ => (why, "see `tcpclose doctor` and the agent's --stacks"),
         };
         return Err(Failure::new(format!("stacks of process {pid}"), why, todo));

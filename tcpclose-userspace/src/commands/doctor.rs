@@ -21,6 +21,11 @@ const SCHEMA: u32 = 1;
 /// The first kernel with a ring buffer.
 const OLDEST: (u32, u32) = (5, 8);
 
+/// The first kernel whose programs can read a user's registers (bpf_task_pt_regs()).
+const STACKS_OF_OPENINGS: (u32, u32) = (5, 15);
+/// The first one with the tracepoints sock_recv_length and sock_send_length.
+const STACKS_OF_READS: (u32, u32) = (6, 3);
+
 /// Check what this host allows: capabilities, kernel features, network namespaces
 ///
 /// Run it as the agent runs: same user, capabilities and container. It changes nothing.
@@ -88,6 +93,7 @@ struct HostFacts {
     tracepoint: Result<(), String>,
     ring_buffer: Result<bool, String>,
     fentry: Result<bool, String>,
+    stacks: Result<(), String>,
     enter_netns: Result<(), String>,
 }
 
@@ -102,6 +108,7 @@ impl HostFacts {
             tracepoint: tracepoint(),
             ring_buffer: support::ring_buffer(),
             fentry: support::fentry(),
+            stacks: support::stacks(),
             enter_netns: enter_netns().map_err(|why| why.to_string()),
         }
     }
@@ -126,6 +133,7 @@ impl HostFacts {
             self.time_wait_hook(),
             self.namespaces(),
             self.owners(),
+            self.stacks(),
             self.destroying(),
         ]
     }
@@ -244,6 +252,27 @@ impl HostFacts {
         Check { check: "owners of sockets", status, detail }
     }
 
+    fn stacks(&self) -> Check {
+        let version = host::version_in(&self.release).unwrap_or_default();
+        let names = [Capability::SysPtrace, Capability::DacReadSearch];
+        let missing: Vec<&str> =
+            names.into_iter().filter(|needed| !self.has(*needed)).map(Capability::name).collect();
+        let (status, detail) = match (&self.btf, &self.stacks) {
+            (Err(why), _) => (Status::Limited, format!("not taken: no BTF ({why})")),
+            (_, Err(why)) => (Status::Limited, format!("not taken: {why}")),
+            _ if version < STACKS_OF_OPENINGS => (Status::Limited, "not taken: needs Linux 5.15".to_owned()),
+            _ if version < STACKS_OF_READS => {
+                (Status::Limited, "of connect() only: those of reads and writes need Linux 6.3".to_owned())
+            }
+            _ if !missing.is_empty() => (
+                Status::Limited,
+                format!("{} missing: those of other users' processes have no names", missing.join(" and ")),
+            ),
+            _ => (Status::Ok, "can be taken, with the agent's --stacks auto or ask".to_owned()),
+        };
+        Check { check: "stacks", status, detail: printable(&detail).into_owned() }
+    }
+
     fn destroying(&self) -> Check {
         let (status, detail) = match self.has(Capability::NetAdmin) {
             true => (Status::Ok, "CAP_NET_ADMIN"),
@@ -317,6 +346,7 @@ mod tests {
             tracepoint: Ok(()),
             ring_buffer: Ok(true),
             fentry: Ok(true),
+            stacks: Ok(()),
             enter_netns: Ok(()),
         }
     }
@@ -333,6 +363,7 @@ mod tests {
             tracepoint: Err("tracefs: Permission denied (os error 13)".to_owned()),
             ring_buffer: Err(denied()),
             fentry: Err(denied()),
+            stacks: Err("this process runs in a PID namespace of its own".to_owned()),
             enter_netns: Err(denied()),
         };
         let texts = [&capable(), &powerless].map(|facts| {
@@ -361,7 +392,7 @@ mod tests {
     #[test]
     fn this_host_can_be_examined() {
         let report = report(&HostFacts::of_host());
-        assert_eq!(report.checks.len(), 10);
+        assert_eq!(report.checks.len(), 11);
         assert!(text(&report, Some(80)).contains("The agent can"), "{report:?}");
     }
 }

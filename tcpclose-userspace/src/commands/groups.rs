@@ -9,8 +9,10 @@ use rustc_hash::FxHashMap;
 use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::suggest;
 use crate::failure::printable;
+use crate::linux::stacks::frames::Stack;
 use crate::names::{Diagnosis, Side};
 use crate::report::sockets::{AgeSeconds, Owner, StuckSocket};
+use crate::report::stacks;
 use crate::ui::{labels, table};
 
 /// What sockets are grouped by, besides side, port and diagnosis.
@@ -26,6 +28,8 @@ pub enum By {
     Unit,
     /// The containers of the processes that hold the socket.
     Container,
+    /// The code that left the socket open.
+    Stack,
 }
 
 /// A listed socket, and whether its age is proven to be past the bound.
@@ -50,6 +54,8 @@ enum Who {
     Peer(IpAddr),
     /// The units or containers of the owners; empty where they have none.
     Places(BTreeSet<String>),
+    /// In words; `None` for sockets without stacks.
+    Code(Option<String>),
     Anyone,
 }
 
@@ -71,13 +77,17 @@ pub struct SocketGroup<'a> {
     sockets: Vec<&'a StuckSocket>,
 }
 
-/// Groups `listed`: proven ones before possible ones, then the largest first.
-pub fn group<'a>(listed: &[Listed<'a>], by: By) -> Vec<SocketGroup<'a>> {
+/// Groups `listed`: proven ones before possible ones, then the largest first. `stacks`: of their document.
+pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketGroup<'a>> {
     let mut groups: FxHashMap<GroupKey, Vec<&StuckSocket>> = FxHashMap::default();
     for Listed { socket, possibly, elsewhere } in listed {
         let who = match by {
             By::Port => Who::Anyone,
             By::Peer => Who::Peer(socket.peer.ip()),
+            By::Stack => {
+                let first = stacks::of_socket(socket, stacks).next();
+                Who::Code(first.map(|(moment, stack)| stacks::in_one_phrase(moment, stack)))
+            }
             By::Owner if socket.owners.is_empty() && socket.closed_by.is_some() => {
                 Who::ClosedBy(socket.closed_by.as_ref().and_then(|closer| closer.comm.clone()))
             }
@@ -121,6 +131,7 @@ pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, w
         By::Peer => &["PEER", "SIDE", ">PORT"],
         By::Unit => &["~UNIT", "SIDE", ">PORT"],
         By::Container => &["~CONTAINER", "SIDE", ">PORT"],
+        By::Stack => &["~CODE", "SIDE", ">PORT"],
     };
     let mut header = [who, &["WHY", ">COUNT", ">OLDEST", ">UNREAD", ">FDS", ">FULL IN"]].concat();
     let shown = groups.get(..limit).unwrap_or(groups);
@@ -201,6 +212,8 @@ impl SocketGroup<'_> {
             Who::Places(places) => {
                 places.iter().map(|place| short(&printable(place))).collect::<Vec<_>>().join(", ")
             }
+            Who::Code(Some(words)) => printable(words).into_owned(),
+            Who::Code(None) => "no stack".to_owned(),
             Who::Anyone => String::new(),
         }
     }

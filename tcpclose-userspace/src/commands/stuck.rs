@@ -1,5 +1,6 @@
 //! `tcpclose stuck`: stuck sockets with their age, owner and cause.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,7 +19,11 @@ use crate::report::sockets::Depth;
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 
+mod flame;
 mod stacks;
+
+/// The longest time for stacks of accept().
+const ACCEPT: Duration = Duration::from_secs(60);
 
 /// Stacks of a group and moment that are shown.
 const STACKS: usize = 5;
@@ -53,6 +58,14 @@ pub struct Stuck {
     /// First take the stacks of the process --pid for this long
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, requires = "stacks", requires = "pid", value_hint = ValueHint::Other)]
     time: Option<Duration>,
+    /// Also take the stacks of accept(), for up to 60s. This slows every system call of the host for that time. Only root and
+    /// the agent's --kill-group may.
+    #[arg(long, requires = "time")]
+    accept: bool,
+    /// Write the stacks to this file as a flame graph (SVG), or folded (a line each, for other tools) if its name does not end in
+    /// .svg
+    #[arg(long, value_name = "FILE", conflicts_with = "sockets", value_hint = ValueHint::FilePath)]
+    flame: Option<PathBuf>,
     /// Maximum number of lines [default: 20 groups, all sockets]
     #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: Option<usize>,
@@ -72,7 +85,14 @@ pub struct Stuck {
 impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         if let (Some(time), Some(pid)) = (self.time, self.filter.pid) {
-            client::stacks::take(&self.address, pid, time)?;
+            if self.accept && time > ACCEPT {
+                let why = format!(
+                    "--accept slows every system call of the host: {} at most",
+                    table::span(ACCEPT.as_secs_f64())
+                );
+                return Err(Failure::new("--for", why, "write --for 60s or less"));
+            }
+            client::stacks::take(&self.address, pid, time, self.accept)?;
         }
         // Groups do not show the owners of the other ends.
         let depth = if self.json || self.sockets { Depth::WithPeers } else { Depth::Owners };
@@ -98,6 +118,9 @@ impl Stuck {
             }
             false => ExitCode::SUCCESS,
         };
+        if let Some(file) = &self.flame {
+            flame::write(file, &sorted, &findings.document.stacks)?;
+        }
         let text = if self.json {
             findings.document.sockets = std::mem::take(&mut sorted.matching);
             json(&findings.document)?
@@ -121,7 +144,7 @@ impl Stuck {
             text.push_str(&match self.sockets {
                 true => list(&listed, self.limit.unwrap_or(usize::MAX), width),
                 false => {
-                    let groups = groups::group(&listed, self.by);
+                    let groups = groups::group(&listed, self.by, &findings.document.stacks);
                     let limit = self.limit.unwrap_or(GROUPS);
                     let shown = groups.get(..limit).unwrap_or(&groups);
                     let code = match self.stacks {

@@ -51,7 +51,11 @@ fn field_offset(btf: &Btf, name: &str, path: &str) -> Result<u32> {
 /// that this architecture has not.
 fn register_offset(btf: &Btf, name: &str) -> Result<u32> {
     if cfg!(target_arch = "x86_64") {
-        return if name == "lr" { Ok(0) } else { offset(btf, "pt_regs", name) };
+        return match name {
+            "lr" => Ok(0),
+            "nr" => offset(btf, "pt_regs", "orig_ax"),
+            name => offset(btf, "pt_regs", name),
+        };
     }
     if !cfg!(target_arch = "aarch64") {
         bail!("the registers of this architecture are not known");
@@ -62,6 +66,7 @@ fn register_offset(btf: &Btf, name: &str) -> Result<u32> {
         "ip" => offset(btf, "pt_regs", "pc"),
         "bp" => of_number(29),
         "lr" => of_number(30),
+        "nr" => offset(btf, "pt_regs", "syscallno"),
         name => offset(btf, "pt_regs", name),
     }
 }

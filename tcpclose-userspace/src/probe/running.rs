@@ -58,6 +58,22 @@ impl Probe {
         self.stacks.as_mut().context("no program that takes stacks is loaded")?.arm(&mut self.ebpf, pid)
     }
 
+    /// Takes stacks of what an armed process accepts, too.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn arm_accept(&mut self, pid: u32) -> Result<()> {
+        let stacks = self.stacks.as_mut().context("no program that takes stacks is loaded")?;
+        stacks.arm_accept(&mut self.ebpf, pid)
+    }
+
+    /// Takes no more stacks of what a process accepts.
+    pub fn disarm_accept(&mut self, pid: u32) {
+        if let Some(stacks) = &mut self.stacks {
+            stacks.disarm_accept(pid);
+        }
+    }
+
     /// Takes no more stacks of a process.
     pub fn disarm(&mut self, pid: u32) {
         if let Some(stacks) = &mut self.stacks {

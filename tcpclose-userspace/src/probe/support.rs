@@ -5,6 +5,8 @@ use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{is_map_supported, is_program_supported};
 
+use crate::probe::backend::task_file;
+
 /// Whether a ring buffer can be made.
 ///
 /// # Errors
@@ -27,6 +29,17 @@ pub fn fentry() -> Result<bool, String> {
 /// Why not.
 pub fn btf() -> Result<(), String> {
     Btf::from_sys_fs().map(drop).map_err(|why| in_words(&why))
+}
+
+/// Whether user stacks can be taken here.
+///
+/// # Errors
+/// Why not.
+pub fn stacks() -> Result<(), String> {
+    if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        return Err("the registers of this architecture are not known".to_owned());
+    }
+    task_file::require_first_pid_namespace().map_err(|why| format!("{why:#}"))
 }
 
 /// The last of the causes of `why`: the kernel's.

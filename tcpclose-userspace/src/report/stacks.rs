@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tcpclose_common::stack::Moment;
 
 use crate::linux::stacks::frames::{Cut, Frame, Stack};
+use crate::report::sockets::StuckSocket;
 
 /// The stacks of a socket: indices into the document's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub struct StackIndices {
     /// Who wrote last after the peer's FIN.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<u32>,
+    /// Who accepted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepted: Option<u32>,
 }
 
 impl StackIndices {
@@ -25,6 +29,14 @@ impl StackIndices {
             Moment::Opened => self.opened = Some(index),
             Moment::EndRead => self.end_read = Some(index),
             Moment::Written => self.written = Some(index),
+            Moment::Accepted => self.accepted = Some(index),
+        }
+    }
+
+    /// The same indices into a list that has `by` stacks more before these.
+    pub fn shift(&mut self, by: u32) {
+        for index in [&mut self.opened, &mut self.end_read, &mut self.written, &mut self.accepted] {
+            *index = index.map(|index| index + by);
         }
     }
 
@@ -33,6 +45,7 @@ impl StackIndices {
             Moment::Opened => self.opened,
             Moment::EndRead => self.end_read,
             Moment::Written => self.written,
+            Moment::Accepted => self.accepted,
         }
     }
 }
@@ -290,12 +303,25 @@ pub fn in_a_line(frame: &Frame) -> String {
     format!("{} ({at})", frame.function.as_deref().unwrap_or("?"))
 }
 
+/// Moments in the order of what they tell of a socket that was not closed.
+pub const BY_WEIGHT: [Moment; 4] = [Moment::EndRead, Moment::Accepted, Moment::Opened, Moment::Written];
+
+/// The stacks of a socket, what tells most first. `stacks`: of its document.
+pub fn of_socket<'a>(
+    socket: &StuckSocket,
+    stacks: &'a [Stack],
+) -> impl Iterator<Item = (Moment, &'a Stack)> + use<'a> {
+    let indices = socket.stacks.unwrap_or_default();
+    BY_WEIGHT.into_iter().filter_map(move |moment| Some((moment, stacks.get(indices.get(moment)? as usize)?)))
+}
+
 /// What a moment is, before the place.
 pub const fn words(moment: Moment) -> &'static str {
     match moment {
         Moment::Opened => "opened",
         Moment::EndRead => "end of stream read",
         Moment::Written => "last written to after the peer's FIN",
+        Moment::Accepted => "accepted",
     }
 }
 
@@ -313,6 +339,11 @@ pub fn in_words(place: &Place<'_>) -> String {
         Place::Unnamed(frame) => format!("at {} (no symbols)", in_a_line(frame)),
         Place::Nowhere => "by a worker of io_uring, which has no user stack".to_owned(),
     }
+}
+
+/// A moment and its place: `end of stream read in handle_conn (server.go:88)`.
+pub fn in_one_phrase(moment: Moment, stack: &Stack) -> String {
+    format!("{} {}", words(moment), in_words(&place(stack)))
 }
 
 /// Why a stack is cut, in words.

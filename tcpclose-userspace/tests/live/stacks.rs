@@ -2,6 +2,8 @@
 
 use crate::common;
 
+mod answers;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;

@@ -74,7 +74,7 @@ async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Part
         Endpoint::Readiness => readiness::answer(&parts.tracking.borrow()),
         Endpoint::Ports => ports::answer(&mut parts.tracking.borrow_mut(), &parts.rates.borrow()),
         Endpoint::Sockets => sockets::answer(query, Form::accepted(request.headers()), parts).await,
-        Endpoint::Stacks => stacks::answer(query, parts),
+        Endpoint::Stacks => stacks::answer(query, caller, parts),
         Endpoint::Exhaustion => {
             written_json(exhaustion::document(query, &parts.tracking, &parts.port_usage).await)
         }

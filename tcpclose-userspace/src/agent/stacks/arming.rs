@@ -59,6 +59,8 @@ pub struct Armed {
     pub until_ns: u64,
     /// Somebody asked for it.
     pub is_asked: bool,
+    /// Until when stacks of accept() are taken; `None` if they are not.
+    accept_until_ns: Option<u64>,
     /// Counts without growth.
     quiet: u32,
 }
@@ -128,6 +130,7 @@ impl Arming {
                 since_ns: now_ns,
                 until_ns: now_ns.saturating_add(nanos(left)),
                 is_asked: false,
+                accept_until_ns: None,
                 quiet: 0,
             });
             new.push(owner.process);
@@ -155,8 +158,35 @@ impl Arming {
         if self.armed.iter().filter(|armed| armed.is_asked).count() >= MOST_ASKED {
             return Err(TooMany);
         }
-        self.armed.push(Armed { process, uid, since_ns: now_ns, until_ns, is_asked: true, quiet: 0 });
+        self.armed.push(Armed {
+            process,
+            uid,
+            since_ns: now_ns,
+            until_ns,
+            is_asked: true,
+            accept_until_ns: None,
+            quiet: 0,
+        });
         Ok(true)
+    }
+
+    /// Takes note that stacks of accept() are taken of an armed process.
+    pub fn ask_accept(&mut self, process: ProcessId, time: Duration, now_ns: u64) {
+        if let Some(armed) = self.armed.iter_mut().find(|armed| armed.process == process) {
+            let until_ns = now_ns.saturating_add(nanos(time));
+            armed.accept_until_ns = Some(armed.accept_until_ns.map_or(until_ns, |until| until.max(until_ns)));
+        }
+    }
+
+    /// Returns those whose time for stacks of accept() is over.
+    pub fn expire_accept(&mut self, now_ns: u64) -> Vec<ProcessId> {
+        let is_over = |armed: &&mut Armed| armed.accept_until_ns.is_some_and(|until| until <= now_ns);
+        let over = self.armed.iter_mut().filter(is_over);
+        over.map(|armed| {
+            armed.accept_until_ns = None;
+            armed.process
+        })
+        .collect()
     }
 
     /// Ends those whose time is over, and those that `is_gone`. Returns them.
@@ -283,6 +313,9 @@ mod tests {
         }
         assert_eq!(arming.ask(id(5), 0, minute, S), Err(TooMany));
         assert_eq!(arming.ask(id(4), 0, 2 * minute, S), Ok(false));
+        arming.ask_accept(id(4), minute / 2, S);
+        assert_eq!(arming.expire_accept(30 * S), []);
+        assert_eq!((arming.expire_accept(31 * S), arming.expire_accept(99 * S)), (vec![id(4)], vec![]));
         assert_eq!(arming.expire(61 * S, |_| false), [id(1), id(2), id(3)]);
         assert_eq!(arming.expire(121 * S, |_| false), [id(4)]);
     }

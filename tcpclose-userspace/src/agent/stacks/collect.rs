@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use tcpclose_common::stack::{FRAMES, StackKey, StackRecord};
+use tcpclose_common::stack::{FRAMES, Moment, StackKey, StackRecord};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -16,6 +16,7 @@ use crate::linux::stacks::helper::NameRequest;
 use crate::names::Phase;
 
 use crate::agent::stacks::arming::{Armed, ProcessId};
+use crate::agent::stacks::table::SocketId;
 use crate::agent::stacks::{Stacks, is_gone};
 use crate::agent::tracking::Tracking;
 
@@ -53,7 +54,11 @@ fn rest(stacks: &RefCell<Stacks>) {
 }
 
 fn expire(tracking: &mut Tracking, stacks: &mut Stacks) {
-    for process in stacks.arming.expire(host::monotonic_ns(), is_gone) {
+    let now_ns = host::monotonic_ns();
+    for process in stacks.arming.expire_accept(now_ns) {
+        tracking.probe.disarm_accept(process.pid);
+    }
+    for process in stacks.arming.expire(now_ns, is_gone) {
         tracking.probe.disarm(process.pid);
     }
 }
@@ -63,7 +68,7 @@ async fn look(tracking: &RefCell<Tracking>, stacks: &RefCell<Stacks>) -> Duratio
     let before = host::thread_cpu_ns();
     let taken = take(&tracking.borrow(), &mut stacks.borrow_mut());
     let mut cost_ns = host::thread_cpu_ns().saturating_sub(before);
-    for Taken { process, uid, request, keys } in taken {
+    for Taken { process, uid, request, of } in taken {
         let Some(mut namer) = stacks.borrow_mut().namer.take() else { break };
         let asked = spawn_blocking(move || {
             let reply = namer.name(&request, uid, PATIENCE);
@@ -77,16 +82,17 @@ async fn look(tracking: &RefCell<Tracking>, stacks: &RefCell<Stacks>) -> Duratio
                 cost_ns += reply.cpu_ns;
                 match reply.stacks {
                     Ok(named) => {
-                        keys.into_iter().zip(named).for_each(|(key, stack)| stacks.table.insert(key, stack))
+                        let of = of.into_iter().zip(named);
+                        of.for_each(|((id, moment), stack)| stacks.table.insert(id, moment, stack));
                     }
                     Err(why) => {
-                        stacks.unnamed += keys.len() as u64;
-                        log::debug!("cannot name {} stacks: {why}", keys.len());
+                        stacks.unnamed += of.len() as u64;
+                        log::debug!("cannot name {} stacks: {why}", of.len());
                     }
                 }
             }
             Err(why) => {
-                stacks.unnamed += keys.len() as u64;
+                stacks.unnamed += of.len() as u64;
                 cost_ns += PATIENCE.as_nanos() as u64 / u64::from(SHARE);
                 log::warn!(
                     "cannot name stacks of process {}: {why} (no more are taken of this user's processes for an hour)",
@@ -106,10 +112,10 @@ struct Taken {
     uid: u32,
     request: NameRequest,
     /// In the order of the request's stacks.
-    keys: Vec<StackKey>,
+    of: Vec<(SocketId, Moment)>,
 }
 
-/// The stacks of sockets in CLOSE-WAIT that are new, by process.
+/// The stacks of sockets in CLOSE-WAIT that are new, and those of accepted sockets, by process.
 fn take(tracking: &Tracking, stacks: &mut Stacks) -> Vec<Taken> {
     let Some(hook) = tracking.probe.stacks() else { return Vec::new() };
     let keys = hook.keys();
@@ -121,19 +127,32 @@ fn take(tracking: &Tracking, stacks: &mut Stacks) -> Vec<Taken> {
     let now_ns = host::monotonic_ns();
     let in_kernel: FxHashSet<StackKey> = keys.iter().copied().collect();
     stacks.taken_ns.retain(|key, _| in_kernel.contains(key));
-    let is_due = |key: &StackKey| {
-        waiting.contains(&key.cookie)
-            && stacks.taken_ns.get(key).is_none_or(|taken_ns| now_ns.saturating_sub(*taken_ns) >= AGAIN_NS)
-    };
-    let due: Vec<StackKey> = keys.into_iter().filter(is_due).take(AT_ONCE).collect();
-    let mut by_pid: FxHashMap<u32, (Vec<RawStack>, Vec<StackKey>)> = FxHashMap::default();
-    for key in due {
-        stacks.taken_ns.insert(key, now_ns);
+    let mut by_pid: FxHashMap<u32, (Vec<RawStack>, Vec<(SocketId, Moment)>)> = FxHashMap::default();
+    let mut left = AT_ONCE;
+    for key in keys {
+        if left == 0 {
+            break;
+        }
+        let Some(moment) = Moment::ALL.into_iter().find(|moment| *moment as u32 == key.moment) else {
+            continue;
+        };
+        let is_accepted = moment == Moment::Accepted;
+        let taken_ns = stacks.taken_ns.get(&key).copied();
+        let is_again = taken_ns.is_some_and(|taken_ns| now_ns.saturating_sub(taken_ns) < AGAIN_NS);
+        if !is_accepted && (is_again || !waiting.contains(&key.id)) {
+            continue;
+        }
         match hook.get(key) {
+            // The descriptor has accepted nothing since.
+            Ok(Some(record))
+                if is_accepted && taken_ns.is_some_and(|taken_ns| record.time_ns <= taken_ns) => {}
             Ok(Some(record)) => {
-                let (raw, keys) = by_pid.entry(record.pid).or_default();
+                left -= 1;
+                stacks.taken_ns.insert(key, now_ns);
+                let id = if is_accepted { SocketId::Inode(record.inode) } else { SocketId::Cookie(key.id) };
+                let (raw, of) = by_pid.entry(record.pid).or_default();
                 raw.push(raw_stack(&record));
-                keys.push(key);
+                of.push((id, moment));
             }
             // Closed meanwhile.
             Ok(None) => {}
@@ -141,14 +160,14 @@ fn take(tracking: &Tracking, stacks: &mut Stacks) -> Vec<Taken> {
         }
     }
     let armed = stacks.arming.armed();
-    let request = |(pid, (raw, keys)): (u32, (Vec<RawStack>, Vec<StackKey>))| {
+    let request = |(pid, (raw, of)): (u32, (Vec<RawStack>, Vec<(SocketId, Moment)>))| {
         let armed = armed.iter().find(|armed| armed.process.pid == pid)?;
         let Armed { process, uid, .. } = *armed;
         Some(Taken {
             process,
             uid,
             request: NameRequest { pid, began_ns: process.began_ns, stacks: raw },
-            keys,
+            of,
         })
     };
     by_pid.into_iter().filter_map(request).collect()

@@ -68,11 +68,18 @@ impl Stacks {
         wake.notify_waiters();
     }
 
-    /// Arms a process because somebody asks.
+    /// Arms a process because somebody asks; `accept`: for what it accepts, too.
     ///
     /// # Errors
     /// Why it cannot be armed.
-    pub fn ask(&mut self, pid: u32, time: Duration, tracking: &mut Tracking, wake: &Notify) -> Result<()> {
+    pub fn ask(
+        &mut self,
+        pid: u32,
+        time: Duration,
+        accept: bool,
+        tracking: &mut Tracking,
+        wake: &Notify,
+    ) -> Result<()> {
         let now_ns = host::monotonic_ns();
         let (began_ns, _) = process::started(pid).with_context(|| format!("no process has the pid {pid}"))?;
         let process = ProcessId { pid, began_ns };
@@ -84,6 +91,10 @@ impl Stacks {
             self.arming.end(process, now_ns);
             return Err(why);
         }
+        if accept {
+            tracking.probe.arm_accept(pid)?;
+            self.arming.ask_accept(process, time, now_ns);
+        }
         wake.notify_waiters();
         Ok(())
     }
@@ -92,9 +103,9 @@ impl Stacks {
     pub fn add_to(&self, document: &mut SocketsDocument) {
         let mut at = FxHashMap::default();
         for socket in &mut document.sockets {
-            let Some(stacks) = self.table.get(socket.cookie.0) else { continue };
-            for (moment, stack) in Moment::ALL.into_iter().zip(stacks) {
-                let Some(stack) = stack else { continue };
+            for moment in Moment::ALL {
+                let (cookie, inode) = (socket.cookie.0, u64::from(socket.inode));
+                let Some(stack) = self.table.get(cookie, inode, moment) else { continue };
                 let next = document.stacks.len() as u32;
                 let index = *at.entry(std::sync::Arc::as_ptr(stack)).or_insert_with(|| {
                     document.stacks.push((**stack).clone());

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use tcpclose_common::stack::{Moment, StackKey};
+use tcpclose_common::stack::Moment;
 
 use crate::linux::stacks::frames::{Frame, Stack};
 
@@ -12,14 +12,22 @@ pub const MOST_SOCKETS: usize = 4_096;
 /// The most bytes of all stacks.
 pub const MOST_BYTES: usize = 16 << 20;
 
+/// What stacks are kept by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SocketId {
+    Cookie(u64),
+    /// The inode number, for the stack of accept(): the socket has no cookie yet.
+    Inode(u64),
+}
+
 /// The stacks of a socket, by moment.
 pub type SocketStacks = [Option<Arc<Stack>>; Moment::ALL.len()];
 
 #[derive(Debug, Default)]
 pub struct StackTable {
-    sockets: HashMap<u64, SocketStacks>,
-    /// Cookies, the oldest first.
-    order: VecDeque<u64>,
+    sockets: HashMap<SocketId, SocketStacks>,
+    /// The oldest first.
+    order: VecDeque<SocketId>,
     /// Each stack once.
     stacks: HashSet<Arc<Stack>>,
     bytes: usize,
@@ -29,10 +37,7 @@ pub struct StackTable {
 
 impl StackTable {
     /// Keeps a stack, but for one that is larger than all together may be.
-    pub fn insert(&mut self, key: StackKey, stack: Stack) {
-        let Some(moment) = Moment::ALL.into_iter().find(|moment| *moment as u32 == key.moment) else {
-            return;
-        };
+    pub fn insert(&mut self, id: SocketId, moment: Moment, stack: Stack) {
         let size = size_of_stack(&stack);
         if size > MOST_BYTES {
             return;
@@ -47,8 +52,8 @@ impl StackTable {
             }
         };
         let order = &mut self.order;
-        let of_socket = self.sockets.entry(key.cookie).or_insert_with(|| {
-            order.push_back(key.cookie);
+        let of_socket = self.sockets.entry(id).or_insert_with(|| {
+            order.push_back(id);
             SocketStacks::default()
         });
         if let Some(slot) = of_socket.get_mut(moment as usize) {
@@ -61,16 +66,13 @@ impl StackTable {
         }
     }
 
-    /// The stacks of a socket.
-    pub fn get(&self, cookie: u64) -> Option<&SocketStacks> {
-        self.sockets.get(&cookie)
-    }
-
-    /// Forgets sockets for which `is_gone` holds.
-    pub fn forget(&mut self, is_gone: impl Fn(u64) -> bool) {
-        self.sockets.retain(|cookie, _| !is_gone(*cookie));
-        self.order.retain(|cookie| self.sockets.contains_key(cookie));
-        self.prune();
+    /// A stack of a socket. `inode`: 0 if it is not known.
+    pub fn get(&self, cookie: u64, inode: u64, moment: Moment) -> Option<&Arc<Stack>> {
+        let id = match moment {
+            Moment::Accepted => SocketId::Inode(inode),
+            Moment::Opened | Moment::EndRead | Moment::Written => SocketId::Cookie(cookie),
+        };
+        self.sockets.get(&id)?.get(moment as usize)?.as_ref()
     }
 
     /// The number of sockets with stacks, and the bytes of all stacks.
@@ -81,8 +83,8 @@ impl StackTable {
     /// Drops the oldest tenth. Returns whether there was any.
     fn evict(&mut self) -> bool {
         let some = self.order.len().div_ceil(10);
-        for cookie in self.order.drain(..some) {
-            self.sockets.remove(&cookie);
+        for id in self.order.drain(..some) {
+            self.sockets.remove(&id);
             self.evicted += 1;
         }
         self.prune();
@@ -121,40 +123,43 @@ mod tests {
         Stack { frames: vec![Frame { function, ..Frame::default() }], cut: None }
     }
 
-    fn key(cookie: u64) -> StackKey {
-        StackKey::new(cookie, Moment::EndRead)
+    fn insert(table: &mut StackTable, cookie: u64, stack: Stack) {
+        table.insert(SocketId::Cookie(cookie), Moment::EndRead, stack);
     }
 
     #[test]
     fn equal_stacks_are_kept_once_and_the_newest_counts() {
         let mut table = StackTable::default();
         for cookie in 0..100 {
-            table.insert(key(cookie), stack("leak"));
+            insert(&mut table, cookie, stack("leak"));
         }
         assert_eq!(table.size(), (100, size_of_stack(&stack("leak"))));
-        table.insert(key(1), stack("other"));
-        let of = |cookie| table.get(cookie).and_then(|stacks| stacks[1].as_deref()).cloned();
+        insert(&mut table, 1, stack("other"));
+        let of = |cookie| table.get(cookie, 0, Moment::EndRead).map(|stack| (**stack).clone());
         assert_eq!((of(1), of(2), of(100)), (Some(stack("other")), Some(stack("leak")), None));
-        table.forget(|cookie| cookie != 1);
-        assert_eq!(table.size(), (1, size_of_stack(&stack("other"))));
+        // An inode number is no cookie.
+        table.insert(SocketId::Inode(1), Moment::Accepted, stack("accept"));
+        assert_eq!(table.get(7, 1, Moment::Accepted).map(|stack| (**stack).clone()), Some(stack("accept")));
+        assert!(table.get(1, 7, Moment::Accepted).is_none());
     }
 
     #[test]
     fn the_oldest_sockets_go_first_and_bounds_hold() {
         let mut table = StackTable::default();
         for cookie in 0..3 * MOST_SOCKETS as u64 {
-            table.insert(key(cookie), stack(&cookie.to_string()));
+            insert(&mut table, cookie, stack(&cookie.to_string()));
             assert!(table.size().0 <= MOST_SOCKETS && table.size().1 <= MOST_BYTES);
         }
-        assert!(table.get(0).is_none() && table.get(3 * MOST_SOCKETS as u64 - 1).is_some());
+        let has = |cookie| table.get(cookie, 0, Moment::EndRead).is_some();
+        assert!(!has(0) && has(3 * MOST_SOCKETS as u64 - 1));
         assert_eq!(table.evicted as usize + table.size().0, 3 * MOST_SOCKETS);
         // Long names of a hostile program.
         let mut table = StackTable::default();
         for cookie in 0..100 {
-            table.insert(key(cookie), stack(&cookie.to_string().repeat(1 << 20)));
+            insert(&mut table, cookie, stack(&cookie.to_string().repeat(1 << 20)));
             assert!(table.size().1 <= MOST_BYTES);
         }
-        table.insert(key(999), stack(&"x".repeat(2 * MOST_BYTES)));
-        assert!(table.get(999).is_none());
+        insert(&mut table, 999, stack(&"x".repeat(2 * MOST_BYTES)));
+        assert!(table.get(999, 0, Moment::EndRead).is_none());
     }
 }

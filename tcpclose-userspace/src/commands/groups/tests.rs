@@ -14,7 +14,7 @@ fn one_leak_is_one_line_with_its_rate_and_the_room_left() {
     let mut sockets: Vec<StuckSocket> =
         (1..=5).map(|i| socket(i * 60, &[api.clone(), worker.clone()])).collect();
     sockets.push(socket(70, &[]));
-    let groups = group(&proven(&sockets), By::Owner);
+    let groups = group(&proven(&sockets), By::Owner, &[]);
     let text = text(&groups, By::Owner, &FdRates::of(&sockets, 60.0), 20, Some(100));
     let lines: Vec<&str> = text.lines().collect();
     // 100 descriptors are left, one goes every 60 s.
@@ -28,7 +28,7 @@ fn one_leak_is_one_line_with_its_rate_and_the_room_left() {
 #[test]
 fn groups_beyond_the_limit_are_counted() {
     let sockets: Vec<StuckSocket> = (1..=30).map(|pid| socket(60, &[owner(pid, "a", (1, 2))])).collect();
-    let groups = group(&proven(&sockets), By::Owner);
+    let groups = group(&proven(&sockets), By::Owner, &[]);
     let text = text(&groups, By::Owner, &FdRates::default(), 20, None);
     assert_eq!(text.lines().count(), 22);
     assert!(text.ends_with("… 10 more\n"), "{text}");
@@ -36,8 +36,9 @@ fn groups_beyond_the_limit_are_counted() {
 
 #[test]
 fn no_rate_is_made_up() {
-    let last =
-        |sockets: &[StuckSocket]| group(&proven(sockets), By::Owner)[0].full_in(&FdRates::of(sockets, 60.0));
+    let last = |sockets: &[StuckSocket]| {
+        group(&proven(sockets), By::Owner, &[])[0].full_in(&FdRates::of(sockets, 60.0))
+    };
     let one = owner(1, "a", (10, 1024));
     assert_eq!(last(&[socket(60, std::slice::from_ref(&one))]), "-");
     assert_eq!(last(&[socket(60, std::slice::from_ref(&one)), socket(90, std::slice::from_ref(&one))]), "-");
@@ -63,7 +64,7 @@ fn who_only_may_have_a_socket_is_called_a_candidate() {
         ..socket(60, &[holder(1, 7), holder(2, 8)])
     };
     let sockets = [waiting];
-    let text = text(&group(&proven(&sockets), By::Owner), By::Owner, &FdRates::default(), 20, None);
+    let text = text(&group(&proven(&sockets), By::Owner, &[]), By::Owner, &FdRates::default(), 20, None);
     assert!(text.contains("candidate api[2] +1"), "{text}");
     assert_eq!(
         labels::owners(&sockets[0]),
@@ -77,10 +78,10 @@ fn who_only_may_have_a_socket_is_called_a_candidate() {
 fn by_port_and_by_peer_owners_do_not_matter() {
     let sockets = [socket(60, &[owner(1, "a", (1, 2))]), socket(70, &[owner(2, "b", (1, 2))])];
     for by in [By::Port, By::Peer] {
-        assert_eq!(group(&proven(&sockets), by).len(), 1);
+        assert_eq!(group(&proven(&sockets), by, &[]).len(), 1);
     }
-    assert_eq!(group(&proven(&sockets), By::Owner).len(), 2);
-    let by_peer = text(&group(&proven(&sockets), By::Peer), By::Peer, &FdRates::default(), 20, None);
+    assert_eq!(group(&proven(&sockets), By::Owner, &[]).len(), 2);
+    let by_peer = text(&group(&proven(&sockets), By::Peer, &[]), By::Peer, &FdRates::default(), 20, None);
     assert!(by_peer.contains("10.0.0.9"));
 }
 
@@ -96,7 +97,7 @@ fn groups_of_one_process_share_its_descriptors() {
         socket(180, std::slice::from_ref(&api)),
         read(240),
     ];
-    let groups = group(&proven(&sockets), By::Owner);
+    let groups = group(&proven(&sockets), By::Owner, &[]);
     let rates = FdRates::of(&sockets, 60.0);
     let full: Vec<String> = groups.iter().map(|group| group.full_in(&rates)).collect();
     assert_eq!(full, ["1h 40m", "1h 40m"]);
@@ -117,7 +118,7 @@ fn units_and_containers_are_groups_of_their_own() {
         socket(60, &[]),
     ];
     let by = |by| {
-        let groups = group(&proven(&sockets), by);
+        let groups = group(&proven(&sockets), by, &[]);
         let text = text(&groups, by, &FdRates::default(), 20, None);
         text.lines().skip(1).map(|line| line.split("  ").next().unwrap().to_owned()).collect::<Vec<_>>()
     };

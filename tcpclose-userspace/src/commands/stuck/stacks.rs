@@ -10,11 +10,8 @@ use crate::commands::groups::SocketGroup;
 use crate::failure::printable;
 use crate::linux::stacks::frames::Stack;
 use crate::report::sockets::StuckSocket;
-use crate::report::stacks::{cut_in_words, in_a_line, in_words, place, words};
+use crate::report::stacks::{BY_WEIGHT, cut_in_words, in_a_line, in_words, place, words};
 use crate::ui::table;
-
-/// In the order of what tells most.
-const MOMENTS: [Moment; 3] = [Moment::EndRead, Moment::Written, Moment::Opened];
 
 /// One to three lines for each group that has stacks: the most frequent places.
 pub fn places(groups: &[SocketGroup<'_>], stacks: &[Stack], width: Option<u16>) -> String {
@@ -22,7 +19,7 @@ pub fn places(groups: &[SocketGroup<'_>], stacks: &[Stack], width: Option<u16>) 
     let mut text = String::new();
     for group in groups {
         let mut lines = Vec::new();
-        for moment in MOMENTS {
+        for moment in BY_WEIGHT {
             let mut counts: BTreeMap<String, usize> = BTreeMap::new();
             for stack in of(group.sockets(), moment, stacks) {
                 *counts.entry(in_words(&place(stack))).or_default() += 1;
@@ -51,7 +48,7 @@ pub fn places(groups: &[SocketGroup<'_>], stacks: &[Stack], width: Option<u16>) 
 pub fn whole(groups: &[SocketGroup<'_>], stacks: &[Stack], limit: usize) -> String {
     let mut text = String::new();
     for group in groups {
-        for moment in MOMENTS {
+        for moment in BY_WEIGHT {
             let mut counts: BTreeMap<usize, (usize, &Stack)> = BTreeMap::new();
             for stack in of(group.sockets(), moment, stacks) {
                 counts.entry(std::ptr::from_ref(stack) as usize).or_insert((0, stack)).0 += 1;

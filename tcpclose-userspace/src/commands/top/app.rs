@@ -5,6 +5,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use crate::commands::top::order;
 use crate::commands::top::order::{PortsBy, SocketsBy};
 use crate::commands::top::poller::Update;
+use crate::linux::stacks::frames::Stack;
 use crate::metrics::port_labels::PortLabel;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, PortsDocument};
@@ -30,6 +31,8 @@ pub struct App {
     pub ports: PortsDocument,
     /// The sockets of the port in view; `None` until the agent answers.
     pub sockets: Option<Vec<StuckSocket>>,
+    /// The stacks that these have indices of.
+    pub stacks: Vec<Stack>,
     /// States that are not listed, in words.
     pub left_out: Vec<String>,
     pub view: View,
@@ -59,6 +62,7 @@ impl App {
         Self {
             ports,
             sockets: None,
+            stacks: Vec::new(),
             left_out: Vec::new(),
             view: View::Ports,
             port: None,
@@ -89,6 +93,7 @@ impl App {
             Update::Ports(ports) => self.ports = *ports,
             Update::Sockets(found) if self.wanted() == Some(found.label) => {
                 self.sockets = Some(found.sockets);
+                self.stacks = found.stacks;
                 self.left_out = found.left_out;
             }
             Update::Sockets(_) => {}
@@ -190,6 +195,7 @@ impl App {
                 };
                 self.port = Some(label);
                 (self.sockets, self.socket) = (None, None);
+                self.stacks.clear();
                 self.left_out.clear();
                 self.leave_for(View::Sockets(label));
             }

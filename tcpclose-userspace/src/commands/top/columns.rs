@@ -3,9 +3,11 @@
 use crate::commands::ports;
 use crate::commands::suggest;
 use crate::failure::printable;
+use crate::linux::stacks::frames::Stack;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, StateUse};
 use crate::report::sockets::StuckSocket;
+use crate::report::stacks::{in_a_line, in_one_phrase, of_socket};
 use crate::ui::{labels, table};
 
 /// A column: its name in two lines, and how wide it is.
@@ -102,8 +104,11 @@ pub fn socket(socket: &StuckSocket) -> Vec<String> {
     ]
 }
 
-/// All facts about `socket`, a name and a value each.
-pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
+/// Frames of each stack.
+const FRAMES: usize = 8;
+
+/// All facts about `socket`, a name and a value each. `stacks`: of its document.
+pub fn facts(socket: &StuckSocket, stacks: &[Stack]) -> Vec<(&'static str, String)> {
     let mut facts = vec![
         ("state", format!("{} for {}", labels::phase(socket.state), table::age(&socket.age))),
         ("side, port", format!("{} {}", socket.side.name(), socket.port)),
@@ -124,6 +129,12 @@ pub fn facts(socket: &StuckSocket) -> Vec<(&'static str, String)> {
     }
     if socket.owners.is_empty() {
         facts.push(("owner", labels::owners(socket)));
+    }
+    for (moment, stack) in of_socket(socket, stacks) {
+        facts.push(("code", printable(&in_one_phrase(moment, stack)).into_owned()));
+        for frame in stack.frames.iter().take(FRAMES) {
+            facts.push(("", format!("  {}", printable(&in_a_line(frame)))));
+        }
     }
     for owner in &socket.peer_owners {
         facts.push(("peer's", format!("{}:{}", labels::process(owner), owner.fd)));

@@ -11,6 +11,7 @@ use crate::commands::top::app::{App, View};
 use crate::commands::top::columns;
 use crate::commands::top::columns::Column;
 use crate::failure::printable;
+use crate::linux::stacks::frames::Stack;
 use crate::metrics::port_labels::PortLabel;
 use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
@@ -28,7 +29,7 @@ const KEYS: &str = "\
 up, down, k, j   select a row
 PgUp, PgDn       ten rows up or down
 Home, End, g, G  first or last row
-Enter, right     open: a port's sockets, a socket's owners
+Enter, right     open: a port's sockets, a socket's owners and code
 Esc, left        back
 s                sort by the next column
 r                reverse the order
@@ -54,7 +55,7 @@ pub fn draw(app: &App, frame: &mut Frame<'_>) {
         View::Sockets(label) => draw_sockets(app, label, frame, body),
         View::Socket(_, cookie) => {
             let all = app.sockets.as_deref().unwrap_or_default();
-            draw_socket(all.iter().find(|socket| socket.cookie == cookie), frame, body);
+            draw_socket(all.iter().find(|socket| socket.cookie == cookie), &app.stacks, frame, body);
         }
     }
     frame.render_widget(footline(app), help);
@@ -186,14 +187,15 @@ fn draw_sockets(app: &App, label: PortLabel, frame: &mut Frame<'_>, area: Rect) 
     draw_table(&widths, &seen, usize::MAX, Some(chosen - from), frame, list);
 }
 
-fn draw_socket(socket: Option<&StuckSocket>, frame: &mut Frame<'_>, area: Rect) {
+fn draw_socket(socket: Option<&StuckSocket>, stacks: &[Stack], frame: &mut Frame<'_>, area: Rect) {
     let Some(socket) = socket else {
         return frame.render_widget(
             Paragraph::new("This socket is closed or in another state. Esc goes back."),
             area,
         );
     };
-    let lines = columns::facts(socket).into_iter().map(|(what, of)| Line::raw(format!("{what:<11} {of}")));
+    let lines =
+        columns::facts(socket, stacks).into_iter().map(|(what, of)| Line::raw(format!("{what:<11} {of}")));
     let text = Text::from(lines.collect::<Vec<_>>());
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), area);
 }

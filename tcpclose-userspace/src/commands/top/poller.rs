@@ -9,6 +9,7 @@ use crate::client;
 use crate::client::Client;
 use crate::commands::top::order::is_of;
 use crate::failure::Failure;
+use crate::linux::stacks::frames::Stack;
 use crate::metrics::port_labels::PortLabel;
 use crate::names::Phase;
 use crate::report::ports;
@@ -34,6 +35,8 @@ pub enum Update {
 pub struct PortSockets {
     pub label: PortLabel,
     pub sockets: Vec<StuckSocket>,
+    /// The stacks that these have indices of.
+    pub stacks: Vec<Stack>,
     /// States that were not listed, in words.
     pub left_out: Vec<String>,
 }
@@ -116,7 +119,7 @@ impl PollerThread {
 
     /// The sockets of `label` in the states in which it has some.
     fn sockets(&self, label: PortLabel) -> Result<PortSockets, Failure> {
-        let mut sockets = Vec::new();
+        let (mut sockets, mut stacks) = (Vec::new(), Vec::new());
         let mut left_out = Vec::new();
         let port = self.last.ports.iter().find(|port| port.label() == label);
         let has =
@@ -129,9 +132,15 @@ impl PollerThread {
             }
             let target = format!("{SOCKETS_PATH}?state={}", phase.name());
             let document: SocketsDocument = self.client.document(&target, SCHEMA)?.required(&self.socket)?;
-            sockets
-                .extend(document.sockets.into_iter().filter(|socket| is_of(socket, label, &self.last.ports)));
+            let before = stacks.len() as u32;
+            let of_label =
+                document.sockets.into_iter().filter(|socket| is_of(socket, label, &self.last.ports));
+            sockets.extend(of_label.map(|mut socket| {
+                socket.stacks.iter_mut().for_each(|indices| indices.shift(before));
+                socket
+            }));
+            stacks.extend(document.stacks);
         }
-        Ok(PortSockets { label, sockets, left_out })
+        Ok(PortSockets { label, sockets, stacks, left_out })
     }
 }

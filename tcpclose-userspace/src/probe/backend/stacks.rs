@@ -1,7 +1,7 @@
 //! The programs that take user stacks of armed processes. They are loaded at the start, while the agent has the privilege to,
 //! and attached only while a process is armed.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::BtfTracePoint;
 use aya::programs::tp_btf::BtfTracePointLink;
@@ -20,11 +20,26 @@ struct Attachment {
     takes: Moment,
 }
 
+/// Attached while a process is armed.
 const ATTACHMENTS: [Attachment; 3] = [
     Attachment { program: "stack_opened", tracepoint: "inet_sock_set_state", takes: Moment::Opened },
     Attachment { program: "stack_received", tracepoint: "sock_recv_length", takes: Moment::EndRead },
     Attachment { program: "stack_sent", tracepoint: "sock_send_length", takes: Moment::Written },
 ];
+
+/// Attached while somebody asks for what a process accepts: it runs at the end of each system call of the host, and the kernel takes a
+/// slower path for all of them.
+const ACCEPTED: Attachment =
+    Attachment { program: "stack_accepted", tracepoint: "sys_exit", takes: Moment::Accepted };
+
+/// The numbers of accept() and accept4(); `None` on architectures on which stacks are not taken.
+const ACCEPT_CALLS: Option<(u32, u32)> = if cfg!(target_arch = "x86_64") {
+    Some((43, 288))
+} else if cfg!(target_arch = "aarch64") {
+    Some((202, 242))
+} else {
+    None
+};
 
 /// Stacks that the probe took, and those that did not fit, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,7 +66,10 @@ unsafe impl Pod for RecordPod {}
 pub struct StackHook {
     loaded: Vec<&'static Attachment>,
     links: Vec<BtfTracePointLink>,
+    /// While somebody asks for what a process accepts.
+    accept_link: Option<BtfTracePointLink>,
     armed: HashMap<MapData, u32, u32>,
+    accepting: HashMap<MapData, u32, u64>,
     stacks: HashMap<MapData, KeyPod, RecordPod>,
     counts: PerCpuArray<MapData, u64>,
 }
@@ -80,7 +98,9 @@ impl StackHook {
         Ok(Self {
             loaded,
             links: Vec::new(),
+            accept_link: None,
             armed: HashMap::try_from(map("ARMED")?)?,
+            accepting: HashMap::try_from(map("ACCEPTING")?)?,
             stacks: HashMap::try_from(map("STACKS")?)?,
             counts: PerCpuArray::try_from(map("STACK_COUNTS")?)?,
         })
@@ -98,8 +118,12 @@ impl StackHook {
     pub fn arm(&mut self, ebpf: &mut Ebpf, pid: u32) -> Result<()> {
         self.armed.insert(pid, 1, 0).context("too many armed processes")?;
         if self.links.is_empty() {
-            let attached: Result<Vec<BtfTracePointLink>> =
-                self.loaded.iter().map(|at| attach(ebpf, at.program)).collect();
+            let attached: Result<Vec<BtfTracePointLink>> = self
+                .loaded
+                .iter()
+                .filter(|at| at.takes != Moment::Accepted)
+                .map(|at| attach(ebpf, at.program))
+                .collect();
             match attached {
                 Ok(links) => self.links = links,
                 Err(why) => {
@@ -111,8 +135,41 @@ impl StackHook {
         Ok(())
     }
 
+    /// Takes stacks of what an armed process accepts, too.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn arm_accept(&mut self, ebpf: &mut Ebpf, pid: u32) -> Result<()> {
+        if !self.takes(Moment::Accepted) {
+            bail!("the program that sees accept() is not loaded");
+        }
+        let (accept, accept4) =
+            ACCEPT_CALLS.context("the system calls of this architecture are not known")?;
+        let numbers = u64::from(accept4) << 32 | u64::from(accept);
+        self.accepting.insert(pid, numbers, 0).context("too many processes")?;
+        if self.accept_link.is_none() {
+            match attach(ebpf, ACCEPTED.program) {
+                Ok(link) => self.accept_link = Some(link),
+                Err(why) => {
+                    let _ = self.accepting.remove(&pid);
+                    return Err(why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes no more stacks of what a process accepts; after the last one that program is detached.
+    pub fn disarm_accept(&mut self, pid: u32) {
+        let _ = self.accepting.remove(&pid);
+        if self.accepting.keys().next().is_none() {
+            self.accept_link = None;
+        }
+    }
+
     /// Disarms a process; after the last one the programs are detached and all stacks are dropped.
     pub fn disarm(&mut self, pid: u32) {
+        self.disarm_accept(pid);
         let _ = self.armed.remove(&pid);
         if self.armed.keys().next().is_none() {
             self.links.clear();
@@ -172,7 +229,7 @@ fn load(
         return Vec::new();
     }
     let mut loaded = Vec::new();
-    for at in &ATTACHMENTS {
+    for at in ATTACHMENTS.iter().chain([&ACCEPTED]) {
         let done =
             program(ebpf, at.program).and_then(|program| program.load(at.tracepoint, btf).map_err(refusal));
         match done {

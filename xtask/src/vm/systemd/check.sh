@@ -93,6 +93,23 @@ two_are_stuck() {
     [ "$(stuck | grep -o '"state":"close_wait"' | wc -l)" = 2 ]
 }
 
+# Whether the agent takes a stack of a program: a bash that connects when it is armed, and never closes. 6.1 has openings only.
+takes_stacks() {
+    local pid go=/run/go.$RANDOM
+    bash -c "until [ -e $go ]; do sleep 0.2; done; exec 3<>/dev/tcp/127.0.0.1/8090; read -r -u 3; while :; do sleep 1; done" &
+    pid=$!
+    tcpclose stuck --stacks --for 60s --pid $pid >/run/stacks 2>&1 &
+    sleep 2
+    : >$go
+    eventually "a stack: $(cat /run/stacks)" has_stack $pid
+    kill $pid
+}
+
+# The process and, in brackets, its stacks.
+has_stack() {
+    tcpclose stuck --older-than 1ms --pid "$1" --json | cat | grep -q '"stacks":{"opened":'
+}
+
 check() {
     eventually "/readyz says ready" ready
     expect "active" systemctl is-active --quiet tcpclose
@@ -134,8 +151,12 @@ check() {
     tcpclose kill --older-than 1ms --port 8080 --yes >/run/kill 2>&1
     expect "nobody may kill" grep -q 'without --allow-kill' /run/kill
 
-    as netns-current.conf
+    busybox nc -ll -p 8090 -e /usr/bin/true &
+    as "" TCPCLOSE_STACKS=ask
+    takes_stacks
+    as netns-current.conf TCPCLOSE_STACKS=ask
     expect "two are left for one namespace" [ "$(status CapPrm)" = 0000000000080004 ]
+    takes_stacks
     as "" TCPCLOSE_STATE_HOOK=tracepoint TCPCLOSE_OWNERS=proc
     busybox wget -q -O /run/metrics http://127.0.0.1:9923/metrics
     expect "the classic tracepoint" grep -q 'tcpclose_hook_info{hook="state",backend="tracepoint"} 1' /run/metrics
@@ -143,9 +164,10 @@ check() {
     expect "both owners by /proc" [ "$(stuck | grep -o '"comm":"sleep"' | wc -l)" -ge 2 ]
 
     # Ages have outlived all of these: they are exact, or nothing would go.
-    as allow-kill.conf
+    as allow-kill.conf TCPCLOSE_STACKS=ask
     expect "one more, not in effect" [ "$(status CapPrm) $(status CapEff)" = "0000000000281004 0000000000280004" ]
     eventually "both are there still" two_are_stuck
+    takes_stacks
     tcpclose kill --older-than 1s --port 8080 --yes >/run/kill 2>&1
     cat /run/kill
     expect "root may kill" grep -q 'destroyed 2 of 2' /run/kill

@@ -1,23 +1,41 @@
-//! `POST /v1/stacks?pid=4242&for=60s`: takes the stacks of a process for a while.
+//! `POST /v1/stacks?pid=4242&for=60s&accept=true`: takes the stacks of a process for a while.
 
 use std::time::Duration;
 
 use hyper::StatusCode;
 
 use crate::agent::parts::Parts;
+use crate::agent::server::peer_creds::Caller;
 use crate::agent::server::response::{Answer, plain};
 
 /// The longest time that may be asked for.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// The longest time for stacks of accept(), which slow every system call of the host.
+const LONGEST_ACCEPT: Duration = Duration::from_secs(63);
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked {
+    pid: u32,
+    time: Duration,
+    /// Stacks of accept(), too.
+    accept: bool,
+}
+
 /// Answers `query`, the part after the `?`.
-pub fn answer(query: &str, parts: &Parts) -> Answer {
-    let (pid, time) = match parse(query) {
+pub fn answer(query: &str, caller: Option<&Caller>, parts: &Parts) -> Answer {
+    let Asked { pid, time, accept } = match parse(query) {
         Ok(asked) => asked,
         Err(why) => return plain(StatusCode::BAD_REQUEST, format!("{why}\n")),
     };
-    let Parts { tracking, stacks, stacks_wake, .. } = parts;
-    match stacks.borrow_mut().ask(pid, time, &mut tracking.borrow_mut(), stacks_wake) {
+    let Parts { tracking, stacks, stacks_wake, kill, .. } = parts;
+    let group = kill.group.borrow();
+    if accept && !caller.is_some_and(|caller| caller.may_kill(group.as_ref())) {
+        let why = "stacks of accept() slow every system call of this host: only root and --kill-group may take them\n";
+        return plain(StatusCode::FORBIDDEN, why);
+    }
+    match stacks.borrow_mut().ask(pid, time, accept, &mut tracking.borrow_mut(), stacks_wake) {
         Ok(()) => plain(StatusCode::OK, "ok\n"),
         Err(why) => plain(StatusCode::CONFLICT, format!("{why:#}\n")),
     }
@@ -25,21 +43,23 @@ pub fn answer(query: &str, parts: &Parts) -> Answer {
 
 /// # Errors
 /// What is wrong with a field.
-fn parse(query: &str) -> Result<(u32, Duration), String> {
-    let (mut pid, mut time) = (None, Duration::from_secs(60));
+fn parse(query: &str) -> Result<Asked, String> {
+    let (mut pid, mut time, mut accept) = (None, Duration::from_secs(60), false);
     for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
         match key {
             "pid" => pid = Some(value.parse().map_err(|_| format!("pid={value}: not a pid"))?),
             "for" => {
                 time = humantime::parse_duration(value).map_err(|why| format!("for={value}: {why}"))?;
             }
+            "accept" => accept = value.parse().map_err(|_| format!("accept={value}: not true or false"))?,
             _ => {}
         }
     }
-    if time.is_zero() || time > LONGEST {
-        return Err(format!("for: write a duration up to {}", humantime::format_duration(LONGEST)));
+    let longest = if accept { LONGEST_ACCEPT } else { LONGEST };
+    if time.is_zero() || time > longest {
+        return Err(format!("for: write a duration up to {}", humantime::format_duration(longest)));
     }
-    pid.map(|pid| (pid, time)).ok_or_else(|| "pid is missing".to_owned())
+    pid.map(|pid| Asked { pid, time, accept }).ok_or_else(|| "pid is missing".to_owned())
 }
 
 #[cfg(test)]
@@ -48,9 +68,21 @@ mod tests {
 
     #[test]
     fn a_query_names_a_process_and_a_time() {
-        assert_eq!(parse("pid=7&for=90s&x=1"), Ok((7, Duration::from_secs(90))));
-        assert_eq!(parse("pid=7"), Ok((7, Duration::from_secs(60))));
-        for bad in ["", "for=1s", "pid=x", "pid=-1", "pid=7&for=x", "pid=7&for=0s", "pid=7&for=601s"] {
+        let asked = |seconds, accept| Ok(Asked { pid: 7, time: Duration::from_secs(seconds), accept });
+        assert_eq!(parse("pid=7&for=90s&x=1"), asked(90, false));
+        assert_eq!(parse("pid=7"), asked(60, false));
+        assert_eq!(parse("accept=true&pid=7"), asked(60, true));
+        for bad in [
+            "pid=7&accept=1",
+            "pid=7&for=64s&accept=true",
+            "",
+            "for=1s",
+            "pid=x",
+            "pid=-1",
+            "pid=7&for=x",
+            "pid=7&for=0s",
+            "pid=7&for=601s",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -29,6 +29,7 @@ pub fn sockets(label: PortLabel) -> Update {
     Update::Sockets(PortSockets {
         label,
         sockets: vec![held(20, 1, 7), held(90, 2, 42)],
+        stacks: Vec::new(),
         left_out: Vec::new(),
     })
 }
