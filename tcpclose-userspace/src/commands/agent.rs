@@ -135,7 +135,7 @@ pub struct Agent {
 
     /// When to take the stacks of programs that leave sockets open: auto attaches further programs while the number of a
     /// process's stuck sockets grows; ask only for tcpclose stuck --stacks --for; off loads none
-    #[arg(long, value_name = "WHEN", value_enum, default_value = "off", help_heading = STACKS)]
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", help_heading = STACKS)]
     stacks: StacksChoice,
 
     /// Number of a process's stuck sockets from which --stacks auto takes its stacks, while it grows
