@@ -89,19 +89,21 @@ pub fn measure(setting: &Setting) -> Result<Figure> {
         }
         progress::note(&format!("stacks: round {} of {}", round + 1, setting.pairs));
     }
-    let of = |state, what: fn(&Sample) -> f64| {
-        Spread::of(samples.get(&state).into_iter().flatten().map(what))
-    };
+    let of =
+        |state, what: fn(&Sample) -> f64| Spread::of(samples.get(&state).into_iter().flatten().map(what));
     let pairs = |state| {
         let bare = samples.get(&State::Bare).into_iter().flatten();
-        Spread::of(samples.get(&state).into_iter().flatten().zip(bare).map(|(one, bare)| one.rate / bare.rate))
+        Spread::of(
+            samples.get(&state).into_iter().flatten().zip(bare).map(|(one, bare)| one.rate / bare.rate),
+        )
     };
     let time = |state, program| Spread::of(times.get(&(state, program)).into_iter().flatten().copied());
     let median = |spread: Option<Spread>| spread.map_or(0.0, |spread| spread.median);
     let rows = State::ALL.into_iter().map(|state| {
         let verdict = match state {
             State::Ready => {
-                let [off, ready] = [State::Off, State::Ready].map(|state| median(time(state, "set_state_btf")));
+                let [off, ready] =
+                    [State::Off, State::Ready].map(|state| median(time(state, "set_state_btf")));
                 reached(ready <= off + 5.0, "the state program within 5 ns of --stacks off")
             }
             State::Armed => {
