@@ -12,6 +12,7 @@ use crate::client::fetch::AgentAddress;
 use crate::linux::netns::Scope;
 use crate::names::{Outcome, Phase};
 use crate::report::requests::DEFAULT_SOCKET;
+use crate::report::sockets::Cookie;
 
 /// A duration such as `10m`.
 pub fn duration(text: &str) -> Result<Duration, &'static str> {
@@ -35,6 +36,13 @@ pub fn port(text: &str) -> Result<u16, &'static str> {
 /// A number of lines, ports or sockets.
 pub fn number(text: &str) -> Result<usize, &'static str> {
     text.parse().map_err(|_| "not a number; write for example 20")
+}
+
+/// A socket's cookie, in hexadecimal, with or without `sk:`.
+pub fn cookie(text: &str) -> Result<Cookie, &'static str> {
+    let digits = text.strip_prefix("sk:").unwrap_or(text);
+    let value = u64::from_str_radix(digits, 16).ok().filter(|cookie| *cookie != 0);
+    value.map(Cookie).ok_or("not a cookie; write it as `tcpclose stuck --json` does, for example 4fe4d")
 }
 
 /// A process id.

@@ -11,14 +11,14 @@ use crate::client;
 use crate::client::SocketsAnswer;
 use crate::client::fetch::{AgentAddress, Fetched, fetch};
 use crate::client::snapshot;
-use crate::commands::arguments::{NetnsChoice, duration, pid, port, state};
+use crate::commands::arguments::{NetnsChoice, cookie, duration, pid, port, state};
 use crate::commands::groups::Listed;
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
 use crate::report::requests::DEFAULT_STUCK_AFTER;
 use crate::report::sockets::Depth;
-use crate::report::sockets::{SocketsDocument, StuckSocket};
+use crate::report::sockets::{Cookie, SocketsDocument, StuckSocket};
 use crate::ui::{labels, table};
 
 // No doc comment: clap would make it the help of the command that this is a part of.
@@ -37,6 +37,9 @@ pub struct SocketFilter {
     /// Only sockets held by processes of this systemd unit
     #[arg(long, value_name = "UNIT", value_hint = ValueHint::Other)]
     pub unit: Option<String>,
+    /// Only the socket with this cookie (as stuck --json shows it, and ss -e as sk:); may be repeated
+    #[arg(long = "cookie", value_name = "COOKIE", value_parser = cookie, value_hint = ValueHint::Other)]
+    pub cookies: Vec<Cookie>,
     /// TCP state
     #[arg(long, value_name = "STATE", default_value = "close_wait", value_parser = state())]
     pub state: Phase,
@@ -78,7 +81,11 @@ impl SocketFilter {
 
     /// Whether it names sockets by more than their state and age.
     pub fn has_target(&self) -> bool {
-        !self.ports.is_empty() || self.names_owner()
+        !self.ports.is_empty() || self.names_owner() || self.names_cookies()
+    }
+
+    pub fn names_cookies(&self) -> bool {
+        !self.cookies.is_empty()
     }
 
     /// Whether it names sockets by their owner.
@@ -93,6 +100,7 @@ impl SocketFilter {
             socket.state == self.state
                 && (self.netns == NetnsChoice::All || socket.netns == own)
                 && (self.ports.is_empty() || self.ports.contains(&socket.port))
+                && (self.cookies.is_empty() || self.cookies.contains(&socket.cookie))
                 && self.pid.is_none_or(|pid| is_held_by(socket, pid))
                 && self.unit.as_ref().is_none_or(|unit| {
                     socket.owners.iter().any(|owner| owner.place.unit.as_ref() == Some(unit))
@@ -110,6 +118,7 @@ impl SocketFilter {
             socket.owners.is_empty()
                 && socket.state == self.state
                 && (self.ports.is_empty() || self.ports.contains(&socket.port))
+                && (self.cookies.is_empty() || self.cookies.contains(&socket.cookie))
                 && socket.is_past(bound.as_secs_f64())
         };
         sockets.iter().filter(is_one).count()

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use clap::ValueEnum;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::suggest;
@@ -45,6 +45,9 @@ pub struct Listed<'a> {
 enum Who {
     /// In order of pid; one entry a process.
     Owners(Vec<u32>),
+    /// The children of a process that holds a few sockets in each (a server that forks for each connection): their name, and the
+    /// parent's pid.
+    Children(String, u32),
     /// The same of those that only may have the sockets in their queues.
     Candidates(Vec<u32>),
     /// The program that closed it; `None` for processes that have ended.
@@ -80,6 +83,7 @@ pub struct SocketGroup<'a> {
 /// Groups `listed`: proven ones before possible ones, then the largest first. `stacks`: of their document.
 pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketGroup<'a>> {
     let mut groups: FxHashMap<GroupKey, Vec<&StuckSocket>> = FxHashMap::default();
+    let forking = if by == By::Owner { forking(listed) } else { FxHashSet::default() };
     for Listed { socket, possibly, elsewhere } in listed {
         let who = match by {
             By::Port => Who::Anyone,
@@ -92,6 +96,10 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketG
                 Who::ClosedBy(socket.closed_by.as_ref().and_then(|closer| closer.comm.clone()))
             }
             _ if socket.owners.is_empty() => Who::Unknown((socket.inode != 0).then_some(socket.uid)),
+            By::Owner if child(socket).is_some_and(|child| forking.contains(&child)) => {
+                let (comm, parent) = child(socket).unwrap_or_default();
+                Who::Children(comm.to_owned(), parent)
+            }
             By::Owner => {
                 let mut pids: Vec<u32> = socket.owners.iter().map(|owner| owner.pid).collect();
                 pids.sort_unstable();
@@ -117,6 +125,32 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketG
         (a.key.possibly, size(a)).cmp(&(b.key.possibly, size(b))).then_with(|| a.key.cmp(&b.key))
     });
     groups
+}
+
+/// The name and the parent of the one process that holds a socket, if its parent is not init, which any process may be left to.
+fn child(socket: &StuckSocket) -> Option<(&str, u32)> {
+    let owner = socket.owners.first()?;
+    let is_one = socket.owners.iter().all(|other| other.pid == owner.pid) && !owner.candidate;
+    let parent = owner.parent.filter(|parent| is_one && *parent != 1)?;
+    Some((owner.comm.as_str(), parent))
+}
+
+/// Names and parents of processes that are many, and hold few sockets each.
+fn forking<'a>(listed: &[Listed<'a>]) -> FxHashSet<(&'a str, u32)> {
+    /// Workers of a server are fewer as a rule, and each wants its line.
+    const MANY: usize = 10;
+    const FEW: usize = 2;
+    let mut families: FxHashMap<(&str, u32), (FxHashSet<u32>, usize)> = FxHashMap::default();
+    for Listed { socket, .. } in listed {
+        if let (Some(family), Some(owner)) = (child(socket), socket.owners.first()) {
+            let (pids, sockets) = families.entry(family).or_default();
+            pids.insert(owner.pid);
+            *sockets += 1;
+        }
+    }
+    let forks =
+        |(pids, sockets): &(FxHashSet<u32>, usize)| pids.len() >= MANY && *sockets <= FEW * pids.len();
+    families.into_iter().filter(|(_, of)| forks(of)).map(|(family, _)| family).collect()
 }
 
 fn places(socket: &StuckSocket, place: impl Fn(&Owner) -> Option<&String>) -> Who {
@@ -152,6 +186,27 @@ pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, w
         text.push_str(&format!("… {} more\n", groups.len() - limit));
     }
     text
+}
+
+/// A line for each group whose local peers wait for an answer, and so may be at work.
+pub fn waiting_peers(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
+    let line = |group: &SocketGroup<'_>| {
+        let waiting: Vec<&&StuckSocket> = group.sockets.iter().filter(|socket| socket.peer_waits).collect();
+        let peers: BTreeSet<String> =
+            waiting.iter().filter_map(|socket| socket.peer_owners.first()).map(labels::process).collect();
+        let peer = match peers.first() {
+            Some(peer) if peers.len() == 1 => peer.clone(),
+            Some(peer) => format!("{peer} +{}", peers.len() - 1),
+            None => "a process on this host".to_owned(),
+        };
+        let count = table::count(waiting.len(), "socket", "sockets");
+        let line = format!(
+            "half-closed: {}: {peer} holds the other end of {count}, has sent its FIN, and may wait for an answer",
+            group.title()
+        );
+        (!waiting.is_empty()).then(|| table::wrap(&line, width) + "\n")
+    };
+    groups.iter().filter_map(line).collect()
 }
 
 /// Commands to run next, one per process, for the first processes of `groups`.
@@ -202,6 +257,10 @@ impl SocketGroup<'_> {
     fn who(&self) -> String {
         match &self.key.who {
             Who::Owners(pids) => self.first_of(pids.len()),
+            Who::Children(comm, parent) => {
+                let pids: BTreeSet<u32> = self.owners().map(|owner| owner.pid).collect();
+                format!("{} ×{} of [{parent}]", printable(comm), pids.len())
+            }
             Who::Candidates(pids) => format!("candidate {}", self.first_of(pids.len())),
             Who::ClosedBy(Some(comm)) => format!("closed by {}{}", printable(comm), self.closers()),
             Who::ClosedBy(None) => "closed by ended processes".to_owned(),

@@ -28,7 +28,8 @@ mod text;
 ///
 /// By default this destroys only sockets whose age is proven and that the program neglects (not_read, not_closed). A
 /// still_sending socket is still in use, and a not_accepted one would stay in its listener's queue: select them with
-/// --diagnosis, and other states with --state.
+/// --diagnosis, and other states with --state. If a process on this host holds the other end in FIN-WAIT-2, it may wait for an
+/// answer: select these with --half-closed or --cookie.
 ///
 /// Without an agent, the age of a socket whose peer still acknowledges is not proven: --possibly includes it.
 ///
@@ -54,6 +55,9 @@ pub struct Kill {
     /// --unit
     #[arg(long)]
     possibly: bool,
+    /// Include sockets whose local peer has sent its FIN and may wait for an answer
+    #[arg(long)]
+    half_closed: bool,
     /// Maximum number of sockets, the oldest first
     #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: Option<usize>,
@@ -63,7 +67,7 @@ pub struct Kill {
     /// Destroy the sockets (default: dry run)
     #[arg(long)]
     yes: bool,
-    /// With --yes, destroy every matching socket even without --port, --pid or --unit
+    /// With --yes, destroy every matching socket even without --port, --pid, --unit or --cookie
     #[arg(long)]
     all: bool,
     /// Print JSON, once all is done
@@ -108,7 +112,8 @@ struct Done {
 impl Kill {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         if self.yes && !self.all && !self.filter.has_target() {
-            let todo = "add --port, --pid or --unit, or --all to destroy every socket of the dry run";
+            let todo =
+                "add --port, --pid, --unit or --cookie, or --all to destroy every socket of the dry run";
             return Err(Failure::new("kill --yes", "no target", todo));
         }
         let mut findings = self.filter.find(&self.address, Depth::WithPeers)?;
@@ -118,6 +123,7 @@ impl Kill {
             bound: findings.bound.as_secs_f64(),
             diagnoses: self.diagnoses(),
             possibly: self.possibly,
+            half_closed: self.half_closed || self.filter.names_cookies(),
             by_owner: self.filter.names_owner(),
             limit: self.limit.unwrap_or(usize::MAX),
         };

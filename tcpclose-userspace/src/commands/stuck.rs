@@ -94,9 +94,7 @@ impl Stuck {
             }
             client::stacks::take(&self.address, pid, time, self.accept)?;
         }
-        // Groups do not show the owners of the other ends.
-        let depth = if self.json || self.sockets { Depth::WithPeers } else { Depth::Owners };
-        let mut findings = self.filter.find(&self.address, depth)?;
+        let mut findings = self.filter.find(&self.address, Depth::WithPeers)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
         // Before the filters: all of them take descriptors of the process.
         let rates = FdRates::of(&sockets, findings.bound.as_secs_f64());
@@ -152,7 +150,8 @@ impl Stuck {
                         false => stacks::places(shown, &findings.document.stacks, width),
                     };
                     let next = groups::next_steps(shown, width);
-                    groups::text(&groups, self.by, rates, limit, width) + &code + &next
+                    let waiting = groups::waiting_peers(shown, width);
+                    groups::text(&groups, self.by, rates, limit, width) + &waiting + &code + &next
                 }
             });
             text.push('\n');

@@ -1,7 +1,6 @@
 //! The command to run next: a tool for the process's runtime that shows its threads. Printed, never run.
 
-use crate::names::Diagnosis;
-use crate::names::Runtime;
+use crate::names::{Diagnosis, ProcessState, Runtime};
 use crate::report::sockets::Owner;
 use crate::ui::labels;
 
@@ -9,6 +8,9 @@ use crate::ui::labels;
 /// runtime is unknown.
 pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, String)> {
     let pid = owner.pid;
+    if let Some((why, command)) = owner.state.map(|state| halted(state, pid)) {
+        return Some((format!("{}: {why}", labels::process(owner)), command));
+    }
     let debugger = format!("gdb -p {pid} -batch -ex 'thread apply all bt'");
     let (command, hint) = match owner.runs? {
         Runtime::Jvm => (format!("jcmd {pid} Thread.print"), ""),
@@ -17,6 +19,11 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
         Runtime::Go => (
             "curl -s 'http://HOST:PORT/debug/pprof/goroutine?debug=2'".to_owned(),
             ", if it serves net/http/pprof (else gdb)",
+        ),
+        // A native debugger shows no JavaScript.
+        Runtime::Node => (
+            format!("node inspect -p {pid}"),
+            ": there `exec process._getActiveHandles()` lists its sockets (it opens the inspector, on port 9229)",
         ),
         Runtime::Native => (debugger, ""),
     };
@@ -27,6 +34,27 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
         _ => "look at its threads",
     };
     Some((format!("{}: {look_for}{hint}", labels::process(owner)), command))
+}
+
+/// What comes before a look at the threads of a process that does not act.
+fn halted(state: ProcessState, pid: u32) -> (&'static str, String) {
+    match state {
+        ProcessState::Stopped => (
+            "it is stopped (SIGSTOP, or job control), and does nothing until SIGCONT",
+            format!("kill -CONT {pid}"),
+        ),
+        ProcessState::Traced => {
+            ("a debugger has stopped it: TracerPid is that", format!("grep TracerPid /proc/{pid}/status"))
+        }
+        ProcessState::Uninterruptible => (
+            "its first thread waited in the kernel when it was looked at (state D): find out for what",
+            format!("cat /proc/{pid}/stack"),
+        ),
+        ProcessState::Zombie => (
+            "its first thread has ended: look whether others hold its sockets",
+            format!("ls /proc/{pid}/task"),
+        ),
+    }
 }
 
 #[cfg(test)]
@@ -56,5 +84,11 @@ mod tests {
             assert!(printed.contains(words) && printed.starts_with(r"a\u{1b}[42]: "), "{printed}");
         }
         assert_eq!(printed(None, Diagnosis::NotRead), None);
+        assert!(printed(Some(Runtime::Node), Diagnosis::NotClosed).unwrap().ends_with("node inspect -p 42"));
+        // Threads of a process that is stopped tell nothing.
+        let owner = running(Some(Runtime::Jvm));
+        let process = Process { state: Some(ProcessState::Stopped), ..(*owner.process).clone() };
+        let (_, command) = step(&Owner { process: process.into(), ..owner }, None).unwrap();
+        assert_eq!(command, "kill -CONT 42");
     }
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use crate::linux::cgroup;
 use crate::linux::cgroup::Workload;
-use crate::names::Runtime;
+use crate::names::{ProcessState, Runtime};
 
 /// A process that holds at least one of the sockets asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Process {
     pub exe: Option<String>,
     /// What executes its program; `None` where only its executable tells ([`crate::linux::executables`]) and that was not read.
     pub runs: Option<Runtime>,
+    /// Why it did not act when it was looked at; `None` where it ran or waited as programs do.
+    pub state: Option<ProcessState>,
     pub place: Workload,
     /// File descriptors in use; `None` where reading them is not allowed.
     pub fds_used: Option<u64>,
@@ -48,9 +50,11 @@ impl Process {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
         let exe =
             fs::read_link(format!("/proc/{pid}/exe")).ok().map(|exe| exe.to_string_lossy().into_owned());
+        let (parent, state) = stat(pid).map_or((None, None), |stat| (stat.parent, stat.state));
         Some(Self {
             comm,
-            parent: stat(pid).and_then(|stat| stat.parent),
+            parent,
+            state,
             runs: exe.as_deref().and_then(runs),
             exe,
             place: cgroup::of(pid),
@@ -73,6 +77,7 @@ pub fn uid(pid: u32) -> Option<u32> {
 /// What is used of `/proc/PID/stat`.
 struct Stat {
     comm: String,
+    state: Option<ProcessState>,
     parent: Option<u32>,
     began_ns: u64,
 }
@@ -86,11 +91,12 @@ fn stat(pid: u32) -> Option<Stat> {
     let (before, after) = stat.rsplit_once(')')?;
     let (_, comm) = before.split_once('(')?;
     let mut fields = after.split_ascii_whitespace();
-    // Fields 4, ppid, and 22, starttime: the first after the comm is the third.
-    let parent: u32 = fields.nth(1)?.parse().ok()?;
+    // Fields 3, state, 4, ppid, and 22, starttime: the first after the comm is the third.
+    let state = fields.next()?.bytes().next().and_then(ProcessState::of_letter);
+    let parent: u32 = fields.next()?.parse().ok()?;
     let ticks: u64 = fields.nth(17)?.parse().ok()?;
     let parent = (parent != 0).then_some(parent);
-    Some(Stat { comm: comm.to_owned(), parent, began_ns: ticks.saturating_mul(TICK_NS) })
+    Some(Stat { comm: comm.to_owned(), state, parent, began_ns: ticks.saturating_mul(TICK_NS) })
 }
 
 /// How many files `pid` has open. Since 6.2 the directory's size is their number (fs/proc/fd.c, `proc_fd_getattr()`); before,
@@ -131,6 +137,7 @@ fn runs(exe: &str) -> Option<Runtime> {
     let name = exe.rsplit('/').next().unwrap_or(exe);
     match name {
         "java" | "jsvc" => Some(Runtime::Jvm),
+        "node" | "nodejs" => Some(Runtime::Node),
         _ if name.starts_with("python") || name.starts_with("pypy") => Some(Runtime::Python),
         _ => None,
     }
@@ -177,6 +184,7 @@ mod tests {
             ("/usr/lib/jvm/java-17-openjdk-amd64/bin/java", Some(Runtime::Jvm)),
             ("/usr/bin/python3.11 (deleted)", Some(Runtime::Python)),
             ("/opt/pypy3", Some(Runtime::Python)),
+            ("/usr/bin/node", Some(Runtime::Node)),
             ("/usr/bin/javac-like-name", None),
             ("", None),
         ] {

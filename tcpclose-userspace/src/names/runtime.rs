@@ -6,6 +6,7 @@ word! {
         Jvm = "jvm",
         Python = "python",
         Go = "go",
+        Node = "node",
         /// Machine code, or none of the above.
         Native = "native",
     }

@@ -87,6 +87,7 @@ pub fn assemble(
             listeners: namespace.queues.of(socket).to_vec(),
             closed_by: closer.filter(|_| is_closed).map(ClosedBy::from),
             peer_owners: peer_owners_of(socket, namespace.peers, namespace.owners, namespace.queues),
+            peer_waits: state == Phase::CloseWait && namespace.peers.waits(socket),
             stacks: None,
         })
     }));

@@ -107,7 +107,7 @@ mod tests {
         r#""inode":12345,"uid":4294967295,"netns":4026531840,"netns_id":7,"netns_name":"blue","#,
         r#""age":{"exact":false,"min_seconds":93.2,"max_seconds":null},"unread_bytes":1,"unsent_bytes":2,"#,
         r#""last_sent_seconds":null,"diagnosis":null,"owners":[{"pid":4242,"comm":"a\u001bpi","fd":17,"#,
-        r#""exe":"/usr/bin/api","runs":"jvm","unit":"api.service","container_id":"containerd://0123","#,
+        r#""exe":"/usr/bin/api","runs":"jvm","state":"stopped","unit":"api.service","container_id":"containerd://0123","#,
         r#""pod_uid":"2c48913c","fds_used":5,"fds_limit":18446744073709551615}],"#,
         r#""closed_by":{"pid":1,"comm":null,"seconds":0.1},"peer_owners":[{"pid":1,"comm":"","fd":2}]},"#,
         r#"{"state":"close_wait","side":"unknown","port":1,"local":"10.0.0.9:1","peer":"10.0.0.9:2","cookie":"0","#,
@@ -115,7 +115,7 @@ mod tests {
         r#""unread_bytes":0,"unsent_bytes":0,"last_sent_seconds":1.0,"diagnosis":"still_sending","owners":[],"#,
         r#""listeners":[{"local":"0.0.0.0:80","interface":2,"inode":3,"queued":19,"candidate":true},"#,
         r#"{"local":"[::]:80","inode":4,"queued":1}],"#,
-        r#""peer_owners":[{"pid":2,"comm":"b","fd":3,"listener":3,"candidate":true,"parent":1}]}]}"#,
+        r#""peer_owners":[{"pid":2,"comm":"b","fd":3,"listener":3,"candidate":true,"parent":1}],"peer_waits":true}]}"#,
     );
 
     #[test]

@@ -56,6 +56,7 @@ pub fn socket(age_seconds: u64, owners: &[Owner]) -> StuckSocket {
         listeners: Vec::new(),
         closed_by: None,
         peer_owners: Vec::new(),
+        peer_waits: false,
         stacks: None,
     }
 }

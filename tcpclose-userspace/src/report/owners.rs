@@ -52,6 +52,12 @@ impl Peers {
         self.0.get(&socket.cookie)
     }
 
+    /// Whether the peer of `socket` has sent its FIN and still reads: a process holds it.
+    pub fn waits(&self, socket: &Socket) -> bool {
+        let is_half_closed = |peer: &Socket| matches!(peer.state, TcpState::FinWait1 | TcpState::FinWait2);
+        self.of_socket(socket).is_some_and(|peer| is_half_closed(peer) && peer.inode != 0)
+    }
+
     /// Those of `sockets`.
     pub fn of<'a>(&'a self, sockets: &'a [Socket]) -> impl Iterator<Item = &'a Socket> {
         sockets.iter().filter_map(|socket| self.of_socket(socket))

@@ -18,7 +18,7 @@ use crate::linux::process::Process;
 use crate::linux::stacks::frames::Stack;
 use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Diagnosis, Phase, Side};
-use crate::names::{Runtime, words};
+use crate::names::{ProcessState, Runtime, words};
 use crate::report::envelope::document;
 pub use crate::report::envelope::{DocumentSource, Versioned};
 use crate::report::stacks::StackIndices;
@@ -113,21 +113,29 @@ pub struct StuckSocket {
     /// Every process that holds the peer's end, where that is in the same network namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peer_owners: Vec<Owner>,
+    /// In CLOSE-WAIT: that end is in FIN-WAIT-2 (or about to be), and a process holds it: it has sent its FIN, and may wait for an
+    /// answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub peer_waits: bool,
     /// The stacks of its program that were taken, while its process was armed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stacks: Option<StackIndices>,
 }
 
 impl StuckSocket {
-    /// The owner to look at first: the one with the longest queue; of several processes one that is not the parent of another of
-    /// them, for that is the worker as a rule.
+    /// The owner to look at first: the one with the longest queue; of several processes one that cannot act, and then one that is not
+    /// the parent of another of them, for that is the worker as a rule.
     pub fn first_owner(&self) -> Option<&Owner> {
         if let [] | [_] = self.owners.as_slice() {
             return self.owners.first();
         }
         let queued = |owner: &Owner| self.listener_of(owner).map_or(0, |listener| listener.queued);
         let parents: FxHashSet<u32> = self.owners.iter().filter_map(|owner| owner.parent).collect();
-        self.owners.iter().min_by_key(|owner| (Reverse(queued(owner)), parents.contains(&owner.pid)))
+        let may_act =
+            |owner: &Owner| !matches!(owner.state, Some(ProcessState::Stopped | ProcessState::Traced));
+        self.owners
+            .iter()
+            .min_by_key(|owner| (Reverse(queued(owner)), may_act(owner), parents.contains(&owner.pid)))
     }
 
     /// The listener that `owner` holds.
@@ -261,6 +269,9 @@ struct Flat<'a> {
     /// What executes it: `jvm`, `python`, `go` or `native`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "named_or_null")]
     runs: Option<Runtime>,
+    /// Why it did not act when it was looked at: `stopped`, `traced`, `uninterruptible` or `zombie`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "named_or_null")]
+    state: Option<ProcessState>,
     /// The systemd unit that it runs in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<Cow<'a, str>>,
@@ -281,7 +292,7 @@ struct Flat<'a> {
 impl Serialize for Owner {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let Self { pid, fd, listener, candidate, process } = self;
-        let Process { comm, parent, exe, runs, place, fds_used, fds_limit } = &**process;
+        let Process { comm, parent, exe, runs, state, place, fds_used, fds_limit } = &**process;
         let flat = Flat {
             pid: *pid,
             comm: comm.into(),
@@ -291,6 +302,7 @@ impl Serialize for Owner {
             parent: *parent,
             exe: exe.as_deref().map(Cow::from),
             runs: *runs,
+            state: *state,
             unit: place.unit.as_deref().map(Cow::from),
             container_id: place.container_id.as_deref().map(Cow::from),
             pod_uid: place.pod_uid.as_deref().map(Cow::from),
@@ -312,6 +324,7 @@ impl<'de> Deserialize<'de> for Owner {
             parent,
             exe,
             runs,
+            state,
             unit,
             container_id,
             pod_uid,
@@ -322,7 +335,7 @@ impl<'de> Deserialize<'de> for Owner {
         let place =
             Workload { unit: owned(unit), container_id: owned(container_id), pod_uid: owned(pod_uid) };
         let (comm, exe) = (comm.into_owned(), owned(exe));
-        let process = Process { comm, parent, exe, runs, place, fds_used, fds_limit };
+        let process = Process { comm, parent, exe, runs, state, place, fds_used, fds_limit };
         let process = if process.is_nothing() { no_details() } else { Arc::new(process) };
         Ok(Self { pid, fd, listener, candidate, process })
     }

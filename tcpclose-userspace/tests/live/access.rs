@@ -35,7 +35,16 @@ fn as_user(user: &Nobody, uid: u32, gid: u32, groups: &[u32]) -> Command {
 
 /// `tcpclose kill --yes` by `command`, through `agent`.
 fn killed_by(mut command: Command, agent: &Agent, port: u16) -> Output {
-    command.args(["kill", "--yes", "--older-than", BOUND, "--port", &port.to_string(), "--socket"]);
+    command.args([
+        "kill",
+        "--yes",
+        "--half-closed",
+        "--older-than",
+        BOUND,
+        "--port",
+        &port.to_string(),
+        "--socket",
+    ]);
     command.arg(agent.socket()).output().unwrap()
 }
 
@@ -53,7 +62,7 @@ fn who_may_destroy_is_decided_by_the_agent() {
 
     // Whoever may connect may look, and no more.
     let output = as_user(&user, USER, USER, &[])
-        .args(["kill", "--older-than", BOUND, "--port", &port.to_string(), "--socket"])
+        .args(["kill", "--half-closed", "--older-than", BOUND, "--port", &port.to_string(), "--socket"])
         .arg(roots.socket())
         .output()
         .unwrap();

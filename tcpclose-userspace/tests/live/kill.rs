@@ -92,6 +92,57 @@ fn a_dry_run_touches_nothing_and_yes_takes_exactly_the_neglected() {
     assert!(text(&nothing).starts_with("No socket to destroy"));
 }
 
+/// A client that has half-closed waits for the answer of a slow server: nothing of the server's leaks.
+#[test]
+#[ignore = "needs root"]
+fn a_live_half_close_is_left_alone_unless_it_is_named() {
+    let (listener, port) = listen();
+    let mut pair = Pair::new(&listener, port, b"a question");
+    pair.server.read_to_end(&mut Vec::new()).unwrap();
+    grow_old();
+    let ask = |words: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.args(["--older-than", BOUND, "--port", &port.to_string(), "--no-agent"]);
+        let command = Command::new(BINARY).args(words).args(command.get_args()).output().unwrap();
+        text(&command)
+    };
+    let stuck = ask(&["stuck"]);
+    let own = format!("[{}] holds the other end of 1 socket, has sent its FIN", std::process::id());
+    assert!(stuck.contains("half-closed: ") && stuck.replace('\n', " ").contains(&own), "{stuck}");
+    let killed = ask(&["kill", "--yes"]);
+    assert!(
+        killed.starts_with("No socket to destroy")
+            && killed.contains("left alone: 1 whose local peer may wait for an answer (--half-closed)"),
+        "{killed}"
+    );
+    pair.server.write_all(b"the answer").unwrap();
+    let mut answer = [0; 10];
+    pair.client.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"the answer");
+
+    // By its cookie it goes, whoever waits. The answer's ACK has made what a snapshot proves of its age younger.
+    grow_old();
+    let cookie = format!("sk:{:x}", pair.socket().unwrap().cookie);
+    let killed = ask(&[
+        "kill",
+        "--yes",
+        "--diagnosis",
+        "still_sending",
+        "--diagnosis",
+        "not_closed",
+        "--cookie",
+        &cookie,
+    ]);
+    assert!(killed.contains("destroyed 1 of 1"), "{killed}");
+    pair.assert_destroyed();
+    // A peer that has closed waits for nothing.
+    let mut pair = Pair::new(&listener, port, b"");
+    drop(std::mem::replace(&mut pair.client, TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap()));
+    grow_old();
+    let killed = ask(&["kill", "--yes"]);
+    assert!(killed.contains("destroyed 1 of 1"), "{killed}");
+}
+
 #[test]
 #[ignore = "needs root"]
 fn the_kernel_takes_no_other_cookie() {
@@ -234,7 +285,7 @@ fn last_ack_goes_when_named() {
     assert_eq!(state(), Some(TcpState::LastAck));
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(BINARY);
-        command.args(["kill", "--older-than", "0s", "--no-agent", "--yes", "--json"]);
+        command.args(["kill", "--half-closed", "--older-than", "0s", "--no-agent", "--yes", "--json"]);
         let output = command.args(["--port", &port.to_string()]).args(arguments).output().unwrap();
         let report: Value = serde_json::from_str(&text(&output)).unwrap();
         println!("{:?} {report}", output.status);

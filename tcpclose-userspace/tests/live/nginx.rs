@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Agent, Metrics, free_port};
+use common::{Agent, BINARY, Metrics, free_port, half_closed_client};
+use tcpclose::names::Diagnosis;
+use tcpclose::report::sockets::{SocketsDocument, StuckSocket};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,7 +26,8 @@ struct Nginx {
 }
 
 impl Nginx {
-    fn start() -> Self {
+    /// `listen`: further words for the loaded port.
+    fn start(listen: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (port, status) = (free_port(), free_port());
         let at = folder.path().display();
@@ -34,7 +37,7 @@ impl Nginx {
              http {{\n  access_log off;\n  keepalive_timeout 0;\n\
              client_body_temp_path {at}/body;\n  proxy_temp_path {at}/proxy;\n  fastcgi_temp_path {at}/fastcgi;\n\
              uwsgi_temp_path {at}/uwsgi;\n  scgi_temp_path {at}/scgi;\n\
-             server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 \"hello\\n\"; }} }}\n\
+             server {{ listen 127.0.0.1:{port} backlog=4096 {listen}; location / {{ return 200 \"hello\\n\"; }} }}\n\
              server {{ listen 127.0.0.1:{status}; location / {{ stub_status; }} }}\n}}\n"
         );
         std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
@@ -67,6 +70,13 @@ impl Nginx {
         Some((numbers.next()?, numbers.next()?))
     }
 
+    /// The pids of its workers.
+    fn workers(&self) -> Vec<u32> {
+        let pid = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+
     /// Whether every connection on its loaded port has ended, or waits in TIME-WAIT.
     fn is_quiet(&self) -> bool {
         let filter = format!("( sport = :{0} or dport = :{0} )", self.port);
@@ -79,7 +89,11 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // The master ends its workers when it is told to.
+        // The master ends its workers when it is told to; one that is stopped takes no signal.
+        for worker in self.workers() {
+            let pid = rustix::process::Pid::from_raw(worker as i32).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::CONT);
+        }
         let _ = rustix::process::kill_process(
             rustix::process::Pid::from_child(&self.process),
             rustix::process::Signal::TERM,
@@ -91,7 +105,7 @@ impl Drop for Nginx {
 #[test]
 #[ignore = "needs root"]
 fn closes_are_the_connections_that_nginx_handled() {
-    let nginx = Nginx::start();
+    let nginx = Nginx::start("");
     let port = nginx.port.to_string();
     let agents = Agent::on_each_hook(&["--name-port", &port]);
     let (_, before) = nginx.counts().unwrap();
@@ -132,4 +146,54 @@ fn closes_are_the_connections_that_nginx_handled() {
         assert_eq!(counted, handled, "{hook}");
         println!("{hook}: {} records", metrics.sum("tcpclose_events_received_total", &[]));
     }
+}
+
+/// Each worker has a listener of its own (reuseport), and every process of nginx holds all of them. One worker is stopped: what waits
+/// in its queue is its own, and not that of the one that serves.
+#[test]
+#[ignore = "needs root"]
+fn a_stopped_worker_is_named_and_not_its_siblings() {
+    let nginx = Nginx::start("reuseport");
+    let workers = nginx.workers();
+    assert_eq!(workers.len(), 2);
+    let stopped = workers[1];
+    let signal = |signal| {
+        let pid = rustix::process::Pid::from_raw(stopped as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    };
+    signal(rustix::process::Signal::STOP);
+    // The other one accepts its share, and closes.
+    let _clients: Vec<TcpStream> = (0..64).map(|_| half_closed_client(nginx.port, b"")).collect();
+    let stuck = |arguments: &[&str]| {
+        let output = Command::new(BINARY)
+            .args(["stuck", "--no-agent", "--older-than", "0s", "--port", &nginx.port.to_string()])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let document: SocketsDocument = serde_json::from_str(&stuck(&["--json"])).unwrap();
+        let waits = |socket: &&StuckSocket| socket.diagnosis == Some(Diagnosis::NotAccepted);
+        let first: Vec<u32> = document
+            .sockets
+            .iter()
+            .filter(waits)
+            .filter_map(|socket| socket.first_owner().map(|owner| owner.pid))
+            .collect();
+        // What the other one has not closed yet is not its queue's.
+        if !first.is_empty() && first.len() == document.sockets.len() {
+            assert!(first.iter().all(|pid| *pid == stopped), "{stopped}: {document:?}");
+            break;
+        }
+        assert!(Instant::now() < until, "{document:?}");
+        sleep(Duration::from_millis(100));
+    }
+    let text = stuck(&[]);
+    assert!(
+        text.contains(&format!("nginx[{stopped}]")) && text.contains(&format!("kill -CONT {stopped}")),
+        "{text}"
+    );
 }

@@ -1,5 +1,6 @@
 use crate::commands::groups::*;
 use crate::linux::cgroup::Workload;
+use crate::linux::process::Process;
 use crate::report::fixtures::{in_place, owner, socket};
 use crate::report::sockets::Listener;
 
@@ -23,6 +24,23 @@ fn one_leak_is_one_line_with_its_rate_and_the_room_left() {
         assert!(lines[1].contains(word), "{word}: {text}");
     }
     assert!(lines[2].starts_with("unknown, uid 1000"), "{text}");
+}
+
+#[test]
+fn children_of_a_forking_server_are_one_line_and_workers_are_not() {
+    let child = |pid, parent| {
+        let owner = owner(pid, "socat", (4, 1024));
+        let process = Process { parent: Some(parent), ..(*owner.process).clone() };
+        socket(60, &[Owner { process: process.into(), ..owner }])
+    };
+    let mut sockets: Vec<StuckSocket> = (100..300).map(|pid| child(pid, 7)).collect();
+    // Four workers; and what was left to init.
+    sockets.extend((400..404).map(|pid| child(pid, 8)));
+    sockets.extend((500..520).map(|pid| child(pid, 1)));
+    let groups = group(&proven(&sockets), By::Owner, &[]);
+    assert_eq!(groups.len(), 1 + 4 + 20);
+    let text = text(&groups, By::Owner, &FdRates::default(), 5, None);
+    assert!(text.lines().nth(1).unwrap().starts_with("socat ×200 of [7]"), "{text}");
 }
 
 #[test]

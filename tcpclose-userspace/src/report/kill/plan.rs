@@ -14,6 +14,8 @@ pub struct Leave {
     pub diagnoses: Vec<Diagnosis>,
     /// Also those that are only possibly past the bound, or only possibly the owner's.
     pub possibly: bool,
+    /// Also those whose local peer waits for an answer.
+    pub half_closed: bool,
     /// The filters name an owner.
     pub by_owner: bool,
     /// The most sockets to destroy: the first ones.
@@ -36,6 +38,8 @@ pub struct Left {
     pub other_diagnosis: usize,
     /// Not seen by any dump, so that it is unknown whether they are at work.
     pub unknown: usize,
+    /// Whose local peer has sent its FIN and may wait for an answer.
+    pub half_closed: usize,
     /// Not proven to be past the bound.
     pub possibly: usize,
     /// Whose owner is one of several candidates.
@@ -70,6 +74,8 @@ pub fn plan(sockets: Vec<StuckSocket>, leave: &Leave) -> (Vec<StuckSocket>, Left
                 Some(Diagnosis::NotRead | Diagnosis::NotClosed) => &mut left.other_diagnosis,
                 Some(Diagnosis::Unknown) | None => &mut left.unknown,
             } += 1;
+        } else if socket.peer_waits && !leave.half_closed {
+            left.half_closed += 1;
         } else if !proven && !leave.possibly {
             left.possibly += 1;
         } else if leave.by_owner && socket.has_candidates() && !leave.possibly {
@@ -92,6 +98,7 @@ impl Left {
             (self.other_diagnosis, "with a diagnosis that --diagnosis does not select"),
             (self.mptcp, "MPTCP (the kernel cannot destroy these)"),
             (self.unknown, "of unknown diagnosis"),
+            (self.half_closed, "whose local peer may wait for an answer (--half-closed)"),
             (self.possibly, "possibly younger (--possibly)"),
             (self.candidates, "possibly another program's (--possibly)"),
             (self.beyond_limit, "beyond the --limit"),
@@ -111,6 +118,7 @@ mod tests {
             bound: 60.0,
             diagnoses: diagnoses.to_vec(),
             possibly: false,
+            half_closed: false,
             by_owner: false,
             limit: usize::MAX,
         }
@@ -175,6 +183,15 @@ mod tests {
         assert_eq!(plan(vec![write(2.0, 3.0)], &asked(&both)).0.len(), 1);
         // Before the FIN came, or long ago.
         assert_eq!(plan(vec![write(90.0, 90.5), write(61.0, 70.0)], &asked(&DIAGNOSES)).0.len(), 2);
+    }
+
+    #[test]
+    fn a_live_half_close_is_destroyed_only_by_name() {
+        let waited_for = StuckSocket { peer_waits: true, ..of(Some(Diagnosis::NotClosed)) };
+        let (going, left) = plan(vec![waited_for.clone()], &leave(&DIAGNOSES));
+        assert_eq!((going.len(), left), (0, Left { half_closed: 1, ..Left::default() }));
+        let asked = Leave { half_closed: true, ..leave(&DIAGNOSES) };
+        assert_eq!(plan(vec![waited_for], &asked).0.len(), 1);
     }
 
     #[test]

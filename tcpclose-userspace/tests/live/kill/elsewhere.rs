@@ -32,7 +32,16 @@ impl TwoNamespaces {
 
     fn run_there(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.other.name, BINARY, "kill", "--older-than", BOUND]);
+        command.args([
+            "netns",
+            "exec",
+            &self.other.name,
+            BINARY,
+            "kill",
+            "--half-closed",
+            "--older-than",
+            BOUND,
+        ]);
         command.args(["--port", &self.port.to_string(), "--no-agent"]).args(arguments).output().unwrap()
     }
 }
@@ -105,7 +114,16 @@ fn without_the_right_to_enter_it_is_refused_with_the_capabilitys_name() {
     };
     grow_old();
     let done = setpriv()
-        .args(["kill", "--older-than", BOUND, "--no-agent", "--yes", "--port", &two.port.to_string()])
+        .args([
+            "kill",
+            "--half-closed",
+            "--older-than",
+            BOUND,
+            "--no-agent",
+            "--yes",
+            "--port",
+            &two.port.to_string(),
+        ])
         .output()
         .unwrap();
     let printed = text(&done);
@@ -154,7 +172,15 @@ fn without_the_capability_it_is_one_line_and_nothing_is_harmed() {
     grow_old();
     let powerless = |arguments: &[&str]| {
         let mut command = Command::new("setpriv");
-        command.args(["--bounding-set=-net_admin", BINARY, "kill", "--older-than", BOUND, "--no-agent"]);
+        command.args([
+            "--bounding-set=-net_admin",
+            BINARY,
+            "kill",
+            "--half-closed",
+            "--older-than",
+            BOUND,
+            "--no-agent",
+        ]);
         command.args(["--port", &port.to_string()]).args(arguments).output().unwrap()
     };
     assert!(text(&powerless(&[])).contains("Would destroy 1 socket ("));

@@ -53,7 +53,10 @@ impl Pair {
 /// `tcpclose kill` of what is past [`BOUND`] on `port`, with `arguments`.
 pub fn kill(port: u16, arguments: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
-    command.args(["kill", "--older-than", BOUND, "--port", &port.to_string()]).args(arguments);
+    // The other end of all of these pairs is this process's.
+    command
+        .args(["kill", "--half-closed", "--older-than", BOUND, "--port", &port.to_string()])
+        .args(arguments);
     command.stdin(Stdio::null());
     command
 }

@@ -355,6 +355,7 @@ fn undumped(socket: &TrackedSocket, tracker: &Tracker, netns: Option<&Netns>, no
         listeners: Vec::new(),
         closed_by: closer(socket, now_ns).map(ClosedBy::from),
         peer_owners: Vec::new(),
+        peer_waits: false,
         stacks: None,
     }
 }
