@@ -74,7 +74,12 @@ pub struct Arming {
     counts: Option<FxHashMap<ProcessId, u64>>,
     /// Who was armed from when to when, the earliest end first.
     used: VecDeque<(u32, u64, u64)>,
+    /// Root's processes whose stacks cannot be named, and since when; the earliest first.
+    banned: VecDeque<(ProcessId, u64)>,
 }
+
+/// The most processes of root that are left alone. Each takes a helper process that died for it.
+const MOST_BANNED: usize = 256;
 
 /// Why a process that somebody asks for is not armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +88,7 @@ pub struct TooMany;
 impl Arming {
     /// `rule`: `None` if only those are armed that somebody asks for.
     pub fn new(rule: Option<ArmingRule>) -> Self {
-        Self { rule, armed: Vec::new(), counts: None, used: VecDeque::new() }
+        Self { rule, armed: Vec::new(), counts: None, used: VecDeque::new(), banned: VecDeque::new() }
     }
 
     pub fn armed(&self) -> &[Armed] {
@@ -112,7 +117,7 @@ impl Arming {
         let mut wanted: Vec<&StuckOwner> = owners
             .iter()
             .filter(|owner| owner.stuck >= rule.after && grown(owner.process, owner.stuck))
-            .filter(|owner| !over.contains(&owner.process))
+            .filter(|owner| !over.contains(&owner.process) && !self.is_banned(owner.process, now_ns))
             .collect();
         wanted.sort_by_key(|owner| std::cmp::Reverse(owner.stuck));
         let mut new = Vec::new();
@@ -206,11 +211,27 @@ impl Arming {
         self.used.push_back((uid, since_ns, now_ns));
     }
 
-    /// Ends a process whose stacks cannot be named, and arms none of its user's by itself for an hour.
+    /// Ends a process whose stacks cannot be named, and arms none of its user's by itself for an hour. Of root's it is this process
+    /// alone: the others are most of a host's services, and who can start root's processes needs no such way to stop us.
     pub fn ban(&mut self, process: ProcessId, now_ns: u64) {
         let Some(at) = self.armed.iter().position(|armed| armed.process == process) else { return };
-        let Armed { uid, .. } = self.armed.remove(at);
-        self.used.push_back((uid, now_ns.saturating_sub(HOUR_NS), now_ns));
+        let Armed { uid, since_ns, .. } = self.armed.remove(at);
+        if uid == 0 {
+            self.banned.push_back((process, now_ns));
+            if self.banned.len() > MOST_BANNED {
+                self.banned.pop_front();
+            }
+            self.used.push_back((uid, since_ns, now_ns));
+        } else {
+            self.used.push_back((uid, now_ns.saturating_sub(HOUR_NS), now_ns));
+        }
+    }
+
+    fn is_banned(&self, process: ProcessId, now_ns: u64) -> bool {
+        let is_it = |(banned, since_ns): &(ProcessId, u64)| {
+            *banned == process && now_ns.saturating_sub(*since_ns) < HOUR_NS
+        };
+        self.banned.iter().any(is_it)
     }
 
     /// What a user's processes have left of this hour.
@@ -301,6 +322,32 @@ mod tests {
         assert_eq!(arming.counted(&[owner(1, 7, 11)], (hour + 1) * S).0, []);
         assert_eq!(arming.counted(&[owner(1, 7, 12), owner(2, 8, 12)], (hour + 2) * S).0, [id(2)]);
         assert_eq!(arming.counted(&[owner(1, 7, 13), owner(2, 8, 12)], (2 * hour + 1) * S).0, [id(1)]);
+    }
+
+    #[test]
+    fn a_strange_process_of_roots_does_not_stand_for_the_others() {
+        let mut arming = Arming::new(Some(RULE));
+        let hour = HOUR_NS / S;
+        arming.counted(&[], 0);
+        assert_eq!(arming.counted(&[owner(1, 0, 10)], hour * S).0, [id(1)]);
+        arming.ban(id(1), (hour + 1) * S);
+        // It grows faster than any other, and is left alone all the same.
+        assert_eq!(arming.counted(&[owner(1, 0, 99), owner(2, 0, 12)], (hour + 2) * S).0, [id(2)]);
+        arming.end(id(2), (hour + 3) * S);
+        // A later process with its pid is another one.
+        let later = StuckOwner { process: ProcessId { pid: 1, began_ns: 2 }, uid: 0, stuck: 10 };
+        assert_eq!(arming.counted(&[later, owner(2, 0, 12)], (hour + 4) * S).0, [later.process]);
+        arming.end(later.process, (hour + 5) * S);
+        assert_eq!(arming.counted(&[owner(1, 0, 100)], (2 * hour + 2) * S).0, [id(1)]);
+        // Somebody may ask for it.
+        arming.ban(id(1), (2 * hour + 3) * S);
+        assert_eq!(arming.ask(id(1), 0, RULE.time, (2 * hour + 4) * S), Ok(true));
+        for pid in 2..=MOST_BANNED as u32 + 9 {
+            arming.expire(u64::MAX, |_| true);
+            arming.ask(id(pid), 0, RULE.time, (2 * hour + 5) * S).unwrap();
+            arming.ban(id(pid), (2 * hour + 5) * S);
+        }
+        assert!(arming.banned.len() <= MOST_BANNED);
     }
 
     #[test]
