@@ -3,8 +3,9 @@
 //! * [`frames`]: a stack before and after.
 //! * [`namer`]: asks a [`helper`], another process of this program, which does all of the rest:
 //! * `maps`, `process_files`, `module`: what a process executes. `unwind`: callers that frame pointers do not show.
-//! * `symbols`: names from ELF and DWARF. `generated`, `perf_map`: names of code that a runtime has made.
+//! * `symbols`: names from ELF and DWARF. `debug_file`: where the DWARF of a stripped file is. `generated`, `perf_map`: names of code that a runtime has made.
 
+mod debug_file;
 pub mod frames;
 mod generated;
 pub mod helper;

@@ -20,9 +20,24 @@ const LARGEST: u64 = 24 << 20;
 pub struct Module {
     file: File,
     pub build_id: Option<String>,
+    /// Where its debugging information is, if that is another file.
+    pub debug: Option<DebugFile>,
+    /// It has debugging information.
+    pub has_debug: bool,
+    /// Its debugging information, or a part of it, is in another file, whose path it says.
+    pub leads_elsewhere: bool,
+    /// The name of the file with its debugging information, and the CRC of that.
+    pub debug_link: Option<(String, u32)>,
     /// Offset in the file, size there, address.
     segments: Vec<(u64, u64, u64)>,
     tables: Option<Tables>,
+}
+
+/// A file with the debugging information of another one.
+pub struct DebugFile {
+    pub module: Box<Module>,
+    /// It is root's, so that the paths in it may be followed.
+    pub is_trusted: bool,
 }
 
 /// `.eh_frame` and its index.
@@ -39,16 +54,26 @@ impl Module {
     /// When it is no 64-bit ELF file, or cannot be read.
     pub fn read(file: File) -> io::Result<Self> {
         let cache = ReadCache::new(file.try_clone()?);
-        let (build_id, segments, tables) = {
+        let is_there =
+            |elf: &Elf<'_>, names: &[&str]| names.iter().any(|name| elf.section_by_name(name).is_some());
+        let (build_id, segments, tables, has_debug, leads_elsewhere, debug_link) = {
             let elf = ElfFile::<FileHeader64<Endianness>, _>::parse(&cache).map_err(io::Error::other)?;
             let build_id = elf.build_id().ok().flatten().map(hexadecimal);
             let segments = elf.segments().map(|segment| {
                 let (offset, size) = segment.file_range();
                 (offset, size, segment.address())
             });
-            (build_id, segments.collect(), tables(&elf))
+            let has_debug = is_there(&elf, &[".debug_info", ".zdebug_info"]);
+            let leads_elsewhere = is_there(&elf, &[".gnu_debuglink", ".gnu_debugaltlink", ".debug_sup"]);
+            let link = elf.gnu_debuglink().ok().flatten();
+            let link = link.map(|(name, crc)| (String::from_utf8_lossy(name).into_owned(), crc));
+            (build_id, segments.collect(), tables(&elf), has_debug, leads_elsewhere, link)
         };
-        Ok(Self { file, build_id, segments, tables })
+        Ok(Self { file, build_id, debug: None, has_debug, leads_elsewhere, debug_link, segments, tables })
+    }
+
+    pub const fn file(&self) -> &File {
+        &self.file
     }
 
     /// A path that leads to this very file, whatever became of its name.
@@ -69,7 +94,9 @@ impl Module {
     }
 }
 
-fn tables<'data>(elf: &ElfFile<'data, FileHeader64<Endianness>, &'data ReadCache<File>>) -> Option<Tables> {
+type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, &'data ReadCache<File>>;
+
+fn tables(elf: &Elf<'_>) -> Option<Tables> {
     let section = |name: &str| {
         let section = elf.section_by_name(name).filter(|section| section.size() <= LARGEST)?;
         let bytes = Bytes::new(section.data().ok()?.into(), LittleEndian);

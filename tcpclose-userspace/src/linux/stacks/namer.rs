@@ -22,8 +22,22 @@ pub fn killed() -> u64 {
 #[derive(Debug, Default)]
 pub struct Namer {
     helper: Option<Helper>,
-    /// Helpers that were killed and have not ended, since they wait for a file system, and the users whose processes they read.
-    hanging: Vec<(Child, u32)>,
+    /// Helpers that were killed and have not ended, since they wait for a file system, and whose files those are.
+    hanging: Vec<(Child, Files)>,
+}
+
+/// Whose files a helper reads: those of a user, or of one of root's processes, which are most of a host's services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Files {
+    OfUser(u32),
+    OfProcess { pid: u32, began_ns: u64 },
+}
+
+impl Files {
+    const fn of(request: &NameRequest, uid: u32) -> Self {
+        let NameRequest { pid, began_ns, .. } = *request;
+        if uid == 0 { Self::OfProcess { pid, began_ns } } else { Self::OfUser(uid) }
+    }
 }
 
 #[derive(Debug)]
@@ -32,7 +46,7 @@ struct Helper {
     socket: UnixStream,
 }
 
-/// The most helpers that may hang after they were killed, one on the files of each user: then no other is started.
+/// The most helpers that may hang after they were killed: then no other is started.
 const MOST_HANGING: usize = 16;
 
 impl Namer {
@@ -42,8 +56,9 @@ impl Namer {
     /// When no helper can be started, or it does not answer in time.
     pub fn name(&mut self, request: &NameRequest, uid: u32, time: Duration) -> io::Result<NameReply> {
         self.hanging.retain_mut(|(child, _)| matches!(child.try_wait(), Ok(None)));
-        if self.hanging.len() >= MOST_HANGING || self.hanging.iter().any(|(_, of)| *of == uid) {
-            return Err(io::Error::other("an earlier helper process hangs on files of this user"));
+        let files = Files::of(request, uid);
+        if self.hanging.len() >= MOST_HANGING || self.hanging.iter().any(|(_, of)| *of == files) {
+            return Err(io::Error::other("an earlier helper process hangs on the same files"));
         }
         let mut helper = match self.helper.take() {
             Some(helper) => helper,
@@ -58,7 +73,7 @@ impl Namer {
                 KILLED.fetch_add(1, Ordering::Relaxed);
                 // It has not been waited for, so its pid is still its own.
                 let _ = helper.child.kill();
-                self.hanging.push((helper.child, uid));
+                self.hanging.push((helper.child, files));
                 Err(why)
             }
         }

@@ -3,11 +3,16 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
+
+use crate::linux::stacks::symbols::shortened;
 
 /// The most bytes of a list that are read.
 const LARGEST: u64 = 64 << 20;
 /// The longest line; longer ones are no entries.
 const LONGEST: u64 = 4096;
+/// The most matches of lines and addresses: an honest list has few at each address.
+const MOST_MATCHES: usize = 10_000_000;
 
 /// Finds the functions at `addresses`, in their order, in the list of a process of the user `uid`, to whom it must belong.
 ///
@@ -23,21 +28,34 @@ pub fn functions(list: File, uid: u32, addresses: &[u64]) -> io::Result<Vec<Opti
 /// A line for each function: `start size name`, the numbers in hexadecimal. Of several functions at an address the last one is
 /// in use: a runtime reuses memory.
 fn in_list(mut list: impl BufRead, addresses: &[u64]) -> Vec<Option<String>> {
-    let mut names = vec![None; addresses.len()];
+    let mut order: Vec<usize> = (0..addresses.len()).collect();
+    order.sort_unstable_by_key(|&at| addresses[at]);
+    let sorted: Vec<u64> = order.iter().map(|&at| addresses[at]).collect();
+    let mut names: Vec<Option<Rc<str>>> = vec![None; sorted.len()];
     let mut line = Vec::new();
+    let mut left = MOST_MATCHES;
     loop {
         line.clear();
         match (&mut list).take(LONGEST).read_until(b'\n', &mut line) {
-            Ok(0) | Err(_) => return names,
+            Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
         let Some((start, size, name)) = entry(&line) else { continue };
-        for (address, found) in addresses.iter().zip(&mut names) {
-            if address.checked_sub(start).is_some_and(|into| into < size) {
-                *found = Some(name.clone());
-            }
+        let from = sorted.partition_point(|&address| address < start);
+        let count = sorted[from..].partition_point(|&address| address - start < size);
+        if count == 0 {
+            continue;
         }
+        let Some(rest) = left.checked_sub(count) else { return vec![None; addresses.len()] };
+        left = rest;
+        let name: Rc<str> = name.into();
+        names[from..from + count].fill(Some(name));
     }
+    let mut found = vec![None; addresses.len()];
+    for (at, name) in order.into_iter().zip(names) {
+        found[at] = name.as_deref().map(str::to_owned);
+    }
+    found
 }
 
 fn entry(line: &[u8]) -> Option<(u64, u64, String)> {
@@ -46,7 +64,7 @@ fn entry(line: &[u8]) -> Option<(u64, u64, String)> {
     let mut number = || u64::from_str_radix(fields.next()?.trim_start_matches("0x"), 16).ok();
     let (start, size) = (number()?, number()?);
     let name = fields.next()?.trim();
-    (!name.is_empty()).then(|| (start, size, name.to_owned()))
+    (!name.is_empty()).then(|| (start, size, shortened(name)))
 }
 
 #[cfg(test)]
@@ -61,6 +79,17 @@ mod tests {
         let list = b"7f00 10 old\nzz 1 x\n7f00 10 Java leak(int)\n7f10 0x10 after\n\n7f20 5\ncut" as &[u8];
         let names = in_list(list, &[0x7f0f, 0x7f10, 0x7f20, 0x7eff]);
         assert_eq!(names, [Some("Java leak(int)".to_owned()), Some("after".to_owned()), None, None]);
+    }
+
+    #[test]
+    fn a_hostile_list_takes_bounded_work() {
+        let addresses: Vec<u64> = (0..32_000).collect();
+        let list = b"0 ffffffff f\n".repeat(400);
+        assert!(in_list(list.as_slice(), &addresses).iter().all(Option::is_none));
+        let long = [b"0 ffffffff ".as_slice(), "\u{e9}".repeat(2_000).as_bytes(), b"\n"].concat();
+        let names = in_list(long.as_slice(), &addresses);
+        assert!(names.iter().flatten().all(|name| name.len() <= 512 && !name.is_empty()));
+        assert_eq!(names.iter().flatten().count(), addresses.len());
     }
 
     proptest! {

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 
+use crate::linux::stacks::debug_file;
 use crate::linux::stacks::frames::{Frame, RawStack, Stack};
 use crate::linux::stacks::maps::{Mapping, Maps};
 use crate::linux::stacks::module::{Module, Tables, hexadecimal};
@@ -22,6 +23,7 @@ enum Opened {
 
 /// The mappings of a process, and its files as far as they were asked for.
 pub struct ProcessFiles {
+    pid: u32,
     maps: Maps,
     root: OwnedFd,
     memory: Option<File>,
@@ -35,10 +37,10 @@ impl ProcessFiles {
     /// # Errors
     /// When the process has ended, or may not be read.
     pub fn of(pid: u32) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
+            pid,
             maps: Maps::read(pid)?,
-            root: openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty())?,
+            root: root_of(pid)?,
             memory: File::open(format!("/proc/{pid}/mem")).ok(),
             files: HashMap::new(),
         })
@@ -96,29 +98,59 @@ impl ProcessFiles {
 
     fn open(&self, mapping: &Mapping) -> Opened {
         let in_memory = self.build_id_in_memory(mapping);
-        let opened = self.open_path(&mapping.path).and_then(Module::read);
-        let Ok(module) = opened else { return Opened::Missing(in_memory) };
-        // Device numbers of mappings and of stat() differ on overlayfs and btrfs; the build id tells.
-        let is_it = match (&in_memory, &module.build_id) {
-            (Some(mapped), Some(on_disk)) => mapped == on_disk,
-            (Some(_), None) => false,
-            (None, _) => !mapping.is_deleted(),
+        let is_it = |file: &File, build_id: Option<&String>| match (&in_memory, build_id) {
+            (Some(mapped), on_disk) => on_disk == Some(mapped),
+            (None, _) => self.begins_as(mapping, file),
         };
-        if is_it { Opened::Module(Box::new(module)) } else { Opened::Missing(in_memory) }
+        let checked =
+            |module: io::Result<Module>| module.ok().filter(|of| is_it(of.file(), of.build_id.as_ref()));
+        // Device numbers of mappings and of stat() differ on overlayfs and btrfs; the contents tell.
+        let by_path = if mapping.is_deleted() {
+            None
+        } else {
+            checked(self.open_path(&mapping.path).and_then(Module::read))
+        };
+        // Its name leads to another file by now, or to none: an upgrade.
+        let found = by_path.or_else(|| checked(self.open_executable(mapping).and_then(Module::read)));
+        let Some(mut module) = found else { return Opened::Missing(in_memory) };
+        module.debug = debug_file::find(&module, &mapping.path, &self.root);
+        Opened::Module(Box::new(module))
     }
 
     /// Opens a path below the process's root, without following links out of it, and without waiting.
     pub fn open_path(&self, path: &str) -> io::Result<File> {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let held = openat2(&self.root, path, flags, Mode::empty(), resolve)?;
-        // The kind is checked before opening, which would start a device and wait for a pipe.
-        if FileType::from_raw_mode(fstat(&held)?.st_mode) != FileType::RegularFile {
-            return Err(io::Error::other("not a regular file"));
-        }
-        use std::os::fd::AsRawFd;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        Ok(openat(CWD, format!("/proc/self/fd/{}", held.as_raw_fd()), flags, Mode::empty())?.into())
+        open_below(&self.root, path)
+    }
+
+    /// Opens a mapped file whatever became of its name, if it is the process's executable. Others are in `/proc/PID/map_files`, which
+    /// takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+    fn open_executable(&self, mapping: &Mapping) -> io::Result<File> {
+        let executable = format!("/proc/{}/exe", self.pid);
+        let held = openat(CWD, &executable, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        // Both are written by d_path(); a mapping's has newlines escaped.
+        let leads_to = std::fs::read_link(&executable)?;
+        let is_it = leads_to.to_string_lossy().replace('\n', "\\012") == mapping.path
+            && fstat(&held)?.st_ino & INODE == mapping.inode & INODE;
+        if is_it { open_held(&held) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    /// Whether the memory of a mapped file begins as `file` does: for files without a build id. Go's have another id there.
+    fn begins_as(&self, mapping: &Mapping, file: &File) -> bool {
+        const BEGINNING: usize = 4096;
+        let read = |file: &File, at: u64| {
+            let mut bytes = vec![0; BEGINNING];
+            let length = file.read_at(&mut bytes, at).ok()?;
+            bytes.truncate(length);
+            Some(bytes)
+        };
+        let begins = |start: &Mapping| {
+            let in_memory = read(self.memory.as_ref()?, start.start)?;
+            // Memory is read by whole pages; behind the end of a file it is zero.
+            let on_disk = read(file, 0)?;
+            let rest = in_memory.get(on_disk.len()..)?;
+            Some(in_memory.starts_with(&on_disk) && rest.iter().all(|&byte| byte == 0))
+        };
+        self.maps.start_of(mapping).and_then(begins).unwrap_or(false)
     }
 
     /// The build id of what is mapped.
@@ -126,6 +158,31 @@ impl ProcessFiles {
         let start = self.maps.start_of(mapping)?.start;
         build_id(self.memory.as_ref()?, start)
     }
+}
+
+/// The bits of an inode number that are its own: overlayfs marks layers in the upper ones.
+const INODE: u64 = (1 << 48) - 1;
+
+/// The root of a process, which its paths begin at.
+pub fn root_of(pid: u32) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty())?)
+}
+
+/// Opens a path below `root`, without following links out of it, and without waiting.
+pub fn open_below(root: &OwnedFd, path: &str) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    open_held(&openat2(root, path, flags, Mode::empty(), resolve)?)
+}
+
+/// Opens for reading what is held by its path. The kind is checked before, since opening would start a device and wait for a pipe.
+fn open_held(held: &OwnedFd) -> io::Result<File> {
+    if FileType::from_raw_mode(fstat(held)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(openat(CWD, format!("/proc/self/fd/{}", held.as_raw_fd()), flags, Mode::empty())?.into())
 }
 
 impl Code for ProcessFiles {
