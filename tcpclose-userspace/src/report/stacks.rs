@@ -1,10 +1,13 @@
 //! What stacks say of the code that leaves sockets open: which frame is the program's own, and when that is an event loop. Pure.
 
+mod listed;
+
 use serde::{Deserialize, Serialize};
 use tcpclose_common::stack::Moment;
 
 use crate::linux::stacks::frames::{Cut, Frame, Stack};
 use crate::report::sockets::StuckSocket;
+use crate::report::stacks::listed::Listed;
 
 /// The stacks of a socket: indices into the document's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,15 +126,9 @@ const LOOPS: &[&str] = &[
     "aeProcessEvents",
     "g_main_context_iterate",
     "g_main_loop_run",
-    "io.netty.channel.",
-    "io/netty/channel/",
-    "Lio/netty/channel/",
-    "py::_run_once:",
-    "py::run_forever:",
     "node::SpinEventLoop",
-    "node::LibuvStreamWrap::",
+    "node::LibuvStreamWrap::OnUvRead",
     "node::EmitRead",
-    "node::MakeCallback",
 ];
 
 /// Functions of libraries and runtimes, by how their names begin: they do what the program asks of them.
@@ -183,16 +180,13 @@ const PLUMBING: &[&str] = &[
     "Java_sun_nio_",
     "NET_",
     "Interpreter",
+    "StubRoutines",
+    "Stub<",
+    "RuntimeStub",
+    "I2C/C2I",
+    "native nmethod",
+    "Signature Handler",
     "call_stub",
-    "java.net.",
-    "java.io.",
-    "sun.nio.",
-    "java/net/",
-    "java/io/",
-    "sun/nio/",
-    "Ljava/net/",
-    "Ljava/io/",
-    "Lsun/nio/",
     // CPython.
     "Py",
     "_Py",
@@ -207,6 +201,11 @@ const PLUMBING: &[&str] = &[
     "uv_",
     "v8::",
     "Builtins_",
+    "Builtin:",
+    "Handler:",
+    "BytecodeHandler:",
+    "Stub:",
+    "RegExp:",
     "node::",
 ];
 
@@ -266,29 +265,30 @@ pub fn place(stack: &Stack) -> Place<'_> {
 }
 
 fn is_loop(frame: &Frame) -> bool {
-    begins_with_one_of(frame, LOOPS)
+    begins_with_one_of(frame, LOOPS) || Listed::of(frame).is_some_and(|listed| listed.is_loop())
 }
 
 fn is_plumbing(frame: &Frame) -> bool {
     let module = frame.module.as_deref().unwrap_or_default();
     let file = module.rsplit('/').next().unwrap_or(module);
-    begins_with_one_of(frame, PLUMBING) || LIBRARIES.iter().any(|library| file.starts_with(library))
+    begins_with_one_of(frame, PLUMBING)
+        || LIBRARIES.iter().any(|library| file.starts_with(library))
+        || Listed::of(frame).is_some_and(|listed| listed.is_library())
 }
 
 fn begins_with_one_of(frame: &Frame, names: &[&str]) -> bool {
     frame.function.as_deref().is_some_and(|function| names.iter().any(|name| function.starts_with(name)))
 }
 
-/// A function as CPython lists it, `py::leak:/srv/app.py`, is `leak` in that file.
-fn python_function(frame: &Frame) -> Option<(&str, &str)> {
-    frame.function.as_deref()?.strip_prefix("py::")?.split_once(':')
-}
-
 /// A frame in a line: `handle_conn (server.go:88)`, or the offset in its file.
 pub fn in_a_line(frame: &Frame) -> String {
     let short = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
-    if let Some((function, file)) = python_function(frame) {
-        return format!("{function} ({})", short(file));
+    if let Some(Listed { name, file, line, .. }) = Listed::of(frame) {
+        return match (file, line) {
+            (Some(file), Some(line)) => format!("{name} ({}:{line})", short(file)),
+            (Some(file), None) => format!("{name} ({})", short(file)),
+            (None, _) => name.to_owned(),
+        };
     }
     let at = match (&frame.file, frame.line, &frame.module) {
         (Some(file), Some(line), _) => format!("{}:{line}", short(file)),
