@@ -140,11 +140,7 @@ const PLUMBING: &[&str] = &[
     "syscall.",
     "internal/poll.",
     "internal/syscall/",
-    "net.(*",
-    "net.sys",
-    "net.dial",
-    "net.internetSocket",
-    "net.socket",
+    "net.",
     "bufio.",
     "io.",
     "crypto/tls.",
@@ -229,6 +225,8 @@ const LIBRARIES: &[&str] = &[
     "libgcc_s",
     "libcurl",
     "libnghttp2",
+    "libnetty_",
+    "libjli",
 ];
 
 /// Finds the place in a stack.
@@ -239,12 +237,14 @@ pub fn place(stack: &Stack) -> Place<'_> {
     let is_of_runtime = |frame: &Frame| {
         frame.module.is_some() && runtime.is_some_and(|(_, module)| module == frame.module.as_deref())
     };
-    let mut unnamed = None;
+    let (mut unnamed, mut is_inside) = (None, false);
     for (nth, frame) in stack.frames.iter().enumerate() {
         if is_loop(frame) {
             return Place::EventLoop { of: frame, handler: None };
         }
-        if is_plumbing(frame) || is_of_runtime(frame) {
+        // What a runtime executes is in no file; what began the runtime is not the place.
+        is_inside |= Interpreter::of(frame).is_some();
+        if is_plumbing(frame) || is_of_runtime(frame) || is_inside && frame.module.is_some() {
             continue;
         }
         if frame.function.is_none() {
@@ -337,7 +337,7 @@ pub fn in_words(place: &Place<'_>) -> String {
         }
         Place::Inside(interpreter) => interpreter.words().to_owned(),
         Place::Unnamed(frame) => format!("at {} (no symbols)", in_a_line(frame)),
-        Place::Nowhere => "by a worker of io_uring, which has no user stack".to_owned(),
+        Place::Nowhere => "by io_uring, which has no user stack".to_owned(),
     }
 }
 
@@ -351,7 +351,7 @@ pub const fn cut_in_words(cut: Cut) -> &'static str {
     match cut {
         Cut::Depth => "deeper frames are not kept",
         Cut::NoFramePointers => "deeper frames are unknown: the program keeps no frame pointers",
-        Cut::NoUserStack => "no user stack: a worker of io_uring",
+        Cut::NoUserStack => "no user stack: read or written by io_uring",
     }
 }
 
@@ -384,6 +384,13 @@ mod tests {
             frame("runtime.goexit.abi0", "/opt/api"),
         ]);
         assert_eq!(place(&go), Place::Code(&go.frames[3]));
+        let dialled = stack(&[
+            frame("syscall.connect", "/opt/api"),
+            frame("net.(*netFD).connect", "/opt/api"),
+            frame("net.Dial", "/opt/api"),
+            frame("main.(*Pool).get", "/opt/api"),
+        ]);
+        assert_eq!(place(&dialled), Place::Code(&dialled.frames[3]));
         let stripped = stack(&[libc.clone(), Frame { function: None, offset: 0x1234, ..main.clone() }]);
         assert_eq!(in_words(&place(&stripped)), "at api+0x1234 (no symbols)");
         assert_eq!(place(&stack(&[])), Place::Nowhere);
@@ -394,6 +401,16 @@ mod tests {
             frame("main", "/usr/bin/python3.12"),
         ]);
         assert_eq!(place(&python), Place::Inside(Interpreter::Python));
+        let embedded = stack(&[python.frames.as_slice(), &[frame("run_script", "/opt/game")]].concat());
+        assert_eq!(place(&embedded), Place::Inside(Interpreter::Python));
+        let made = Frame { offset: 0x7f00, ..Frame::default() };
+        let jvm = [
+            libc.clone(),
+            made,
+            frame("JavaCalls::call_helper", "/jvm/libjvm.so"),
+            frame("JavaMain", "/jvm/libjli.so"),
+        ];
+        assert_eq!(place(&stack(&jvm)), Place::Inside(Interpreter::Jvm));
         let started =
             stack(&[python.frames.as_slice(), &[frame("run_eval_code_obj", "/usr/bin/python3.12")]].concat());
         assert_eq!(place(&started), Place::Inside(Interpreter::Python));

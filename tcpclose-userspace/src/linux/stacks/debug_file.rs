@@ -5,9 +5,8 @@
 //! that says so, unless root owns it.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::linux::stacks::module::{DebugFile, Module};
 use crate::linux::stacks::process_files::{open_below, root_of};
@@ -57,7 +56,7 @@ fn by_name(name: &str, path: &str) -> Vec<String> {
 
 /// A candidate, if it is the one: the build ids are the same, or it has the checksum of the link.
 fn checked(module: &Module, file: File) -> Option<Box<Module>> {
-    let found = Module::read(file).ok()?;
+    let found = Module::read(file, 0).ok()?;
     let is_it = match (&module.build_id, &found.build_id, &module.debug_link) {
         (Some(wanted), Some(has), _) => wanted == has,
         (_, _, Some((_, wanted))) => crc(found.file()) == Some(*wanted),
@@ -70,15 +69,19 @@ fn crc(file: &File) -> Option<u32> {
     if file.metadata().ok()?.len() > LARGEST {
         return None;
     }
-    let mut reader = file.take(LARGEST);
     let mut hasher = crc32fast::Hasher::new();
     let mut bytes = vec![0; 1 << 16];
-    loop {
-        match reader.read(&mut bytes).ok()? {
-            0 => return Some(hasher.finalize()),
-            length => hasher.update(bytes.get(..length)?),
+    let mut at = 0;
+    while at < LARGEST {
+        // Not by the position of `file`, which reading its headers has moved.
+        let length = file.read_at(&mut bytes, at).ok()?;
+        if length == 0 {
+            break;
         }
+        hasher.update(bytes.get(..length)?);
+        at += length as u64;
     }
+    Some(hasher.finalize())
 }
 
 #[cfg(test)]

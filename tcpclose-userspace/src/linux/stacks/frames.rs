@@ -35,7 +35,7 @@ pub enum Cut {
     Depth,
     /// Outer functions keep no frame pointer, and are farther up the stack than is copied.
     NoFramePointers,
-    /// The thread has no user stack: a worker of io_uring.
+    /// No user stack is that of the code: a worker of io_uring, or a thread that did something else while io_uring completed it.
     NoUserStack,
 }
 

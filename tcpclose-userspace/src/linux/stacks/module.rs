@@ -13,9 +13,6 @@ use object::{Endianness, Object, ObjectSection, ObjectSegment, ReadCache};
 /// The bytes of a section.
 type Bytes = EndianArcSlice<LittleEndian>;
 
-/// The largest section that is read.
-const LARGEST: u64 = 24 << 20;
-
 /// An opened file, and what unwinding needs of it.
 pub struct Module {
     file: File,
@@ -42,17 +39,19 @@ pub struct DebugFile {
 
 /// `.eh_frame` and its index.
 pub struct Tables {
+    /// The bytes of both.
+    pub size: u64,
     pub frames: EhFrame<Bytes>,
     pub index: Option<ParsedEhFrameHdr<Bytes>>,
     pub bases: BaseAddresses,
 }
 
 impl Module {
-    /// Reads the headers and tables of an ELF file.
+    /// Reads the headers of an ELF file, and its tables if they have at most so many bytes.
     ///
     /// # Errors
     /// When it is no 64-bit ELF file, or cannot be read.
-    pub fn read(file: File) -> io::Result<Self> {
+    pub fn read(file: File, most: u64) -> io::Result<Self> {
         let cache = ReadCache::new(file.try_clone()?);
         let is_there =
             |elf: &Elf<'_>, names: &[&str]| names.iter().any(|name| elf.section_by_name(name).is_some());
@@ -67,7 +66,7 @@ impl Module {
             let leads_elsewhere = is_there(&elf, &[".gnu_debuglink", ".gnu_debugaltlink", ".debug_sup"]);
             let link = elf.gnu_debuglink().ok().flatten();
             let link = link.map(|(name, crc)| (String::from_utf8_lossy(name).into_owned(), crc));
-            (build_id, segments.collect(), tables(&elf), has_debug, leads_elsewhere, link)
+            (build_id, segments.collect(), tables(&elf, most), has_debug, leads_elsewhere, link)
         };
         Ok(Self { file, build_id, debug: None, has_debug, leads_elsewhere, debug_link, segments, tables })
     }
@@ -96,13 +95,14 @@ impl Module {
 
 type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, &'data ReadCache<File>>;
 
-fn tables(elf: &Elf<'_>) -> Option<Tables> {
+fn tables(elf: &Elf<'_>, most: u64) -> Option<Tables> {
     let section = |name: &str| {
-        let section = elf.section_by_name(name).filter(|section| section.size() <= LARGEST)?;
+        let section = elf.section_by_name(name).filter(|section| section.size() <= most)?;
         let bytes = Bytes::new(section.data().ok()?.into(), LittleEndian);
         Some((bytes, section.address()))
     };
     let (bytes, at) = section(".eh_frame")?;
+    let mut size = bytes.len() as u64;
     let mut bases = BaseAddresses::default().set_eh_frame(at);
     if let Some(text) = elf.section_by_name(".text") {
         bases = bases.set_text(text.address());
@@ -110,10 +110,11 @@ fn tables(elf: &Elf<'_>) -> Option<Tables> {
     let mut frames = EhFrame::from(bytes);
     frames.set_address_size(8);
     let index = section(".eh_frame_hdr").and_then(|(bytes, at)| {
+        size += bytes.len() as u64;
         bases = bases.clone().set_eh_frame_hdr(at);
         EhFrameHdr::from(bytes).parse(&bases, 8).ok()
     });
-    Some(Tables { frames, index, bases })
+    Some(Tables { size, frames, index, bases })
 }
 
 pub fn hexadecimal(bytes: &[u8]) -> String {

@@ -9,9 +9,10 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 
 use crate::linux::stacks::debug_file;
-use crate::linux::stacks::frames::{Frame, RawStack, Stack};
+use crate::linux::stacks::frames::{Cut, Frame, RawStack, Stack};
 use crate::linux::stacks::maps::{Mapping, Maps};
 use crate::linux::stacks::module::{Module, Tables, hexadecimal};
+use crate::linux::stacks::system_call::{BEFORE, SystemCall};
 use crate::linux::stacks::unwind::{self, Code};
 
 /// A file of a process.
@@ -28,10 +29,14 @@ pub struct ProcessFiles {
     root: OwnedFd,
     memory: Option<File>,
     files: HashMap<(u64, String), Opened>,
+    /// Bytes of tables that may still be read.
+    left: u64,
 }
 
 /// The most files that are opened of one process.
 const MOST_FILES: usize = 256;
+/// The most bytes of their tables: the helper has 64 MiB in all, and needs a file's twice while it reads them.
+const MOST_TABLES: u64 = 24 << 20;
 
 impl ProcessFiles {
     /// # Errors
@@ -43,6 +48,7 @@ impl ProcessFiles {
             root: root_of(pid)?,
             memory: File::open(format!("/proc/{pid}/mem")).ok(),
             files: HashMap::new(),
+            left: MOST_TABLES,
         })
     }
 
@@ -56,6 +62,9 @@ impl ProcessFiles {
             let key = (mapping.inode, mapping.path.clone());
             if !self.files.contains_key(&key) && self.files.len() < MOST_FILES {
                 let opened = self.open(&mapping.clone());
+                if let Opened::Module(module) = &opened {
+                    self.left = self.left.saturating_sub(module.tables().map_or(0, |tables| tables.size));
+                }
                 self.files.insert(key, opened);
             }
         }
@@ -63,6 +72,24 @@ impl ProcessFiles {
 
     /// The frames of a stack, with modules and offsets, but without names.
     pub fn frames(&self, stack: &RawStack) -> Stack {
+        if self.system_call(stack.ip) == SystemCall::Other {
+            return Stack { frames: Vec::new(), cut: Some(Cut::NoUserStack) };
+        }
+        self.walked(stack)
+    }
+
+    /// What the instructions before `address` say of the system call that a thread is in.
+    fn system_call(&self, address: u64) -> SystemCall {
+        let mut bytes = [0; BEFORE];
+        let mut read = || {
+            let from = address.checked_sub(BEFORE as u64)?;
+            self.memory.as_ref()?.read_exact_at(&mut bytes, from).ok()?;
+            Some(SystemCall::before(bytes))
+        };
+        read().unwrap_or(SystemCall::Possible)
+    }
+
+    fn walked(&self, stack: &RawStack) -> Stack {
         let (addresses, cut) = unwind::frames(stack, self);
         let frames = addresses.iter().enumerate().map(|(nth, &address)| {
             // A return address may be behind the end of the function; the call is before it.
@@ -98,21 +125,27 @@ impl ProcessFiles {
 
     fn open(&self, mapping: &Mapping) -> Opened {
         let in_memory = self.build_id_in_memory(mapping);
-        let is_it = |file: &File, build_id: Option<&String>| match (&in_memory, build_id) {
-            (Some(mapped), on_disk) => on_disk == Some(mapped),
-            (None, _) => self.begins_as(mapping, file),
+        let checked = |file: File| {
+            let module = Module::read(file, self.left)?;
+            let is_it = match (&in_memory, &module.build_id) {
+                (Some(mapped), on_disk) => on_disk.as_ref() == Some(mapped),
+                (None, _) => self.begins_as(mapping, module.file()),
+            };
+            if is_it { Ok(module) } else { Err(io::Error::other("another file")) }
         };
-        let checked =
-            |module: io::Result<Module>| module.ok().filter(|of| is_it(of.file(), of.build_id.as_ref()));
-        // Device numbers of mappings and of stat() differ on overlayfs and btrfs; the contents tell.
-        let by_path = if mapping.is_deleted() {
-            None
-        } else {
-            checked(self.open_path(&mapping.path).and_then(Module::read))
+        // By its path an executable may be another one by now: an upgrade.
+        let found = self.open_executable(mapping).and_then(checked);
+        let by_path = || {
+            let file = self.open_path(&mapping.path)?;
+            // Device numbers of mappings and of stat() differ on overlayfs and btrfs; the build id tells.
+            if in_memory.is_none() && fstat(&file)?.st_ino & INODE != mapping.inode & INODE {
+                return Err(io::Error::other("another file"));
+            }
+            checked(file)
         };
-        // Its name leads to another file by now, or to none: an upgrade.
-        let found = by_path.or_else(|| checked(self.open_executable(mapping).and_then(Module::read)));
-        let Some(mut module) = found else { return Opened::Missing(in_memory) };
+        let found = found
+            .or_else(|_| if mapping.is_deleted() { Err(io::ErrorKind::NotFound.into()) } else { by_path() });
+        let Ok(mut module) = found else { return Opened::Missing(in_memory) };
         module.debug = debug_file::find(&module, &mapping.path, &self.root);
         Opened::Module(Box::new(module))
     }
@@ -129,8 +162,7 @@ impl ProcessFiles {
         let held = openat(CWD, &executable, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         // Both are written by d_path(); a mapping's has newlines escaped.
         let leads_to = std::fs::read_link(&executable)?;
-        let is_it = leads_to.to_string_lossy().replace('\n', "\\012") == mapping.path
-            && fstat(&held)?.st_ino & INODE == mapping.inode & INODE;
+        let is_it = leads_to.to_string_lossy().replace('\n', "\\012") == mapping.path;
         if is_it { open_held(&held) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
@@ -273,7 +305,8 @@ mod tests {
                 let stack =
                     RawStack { ip, sp, fp, lr, found: found.clone(), found_all: true, words: words.clone() };
                 files.open_for(&stack);
-                prop_assert!(files.frames(&stack).frames.len() <= FRAMES);
+                prop_assert!(files.walked(&stack).frames.len() <= FRAMES);
+                files.frames(&stack);
             }
         }
     }
@@ -283,7 +316,7 @@ mod tests {
         let here = this_program_is_the_file_that_it_has_mapped as fn() as usize as u64;
         let mut files = ProcessFiles::of(std::process::id()).unwrap();
         files.open_for(&RawStack { ip: here, ..RawStack::default() });
-        let stack = files.frames(&RawStack { ip: here, ..RawStack::default() });
+        let stack = files.walked(&RawStack { ip: here, ..RawStack::default() });
         let frame = stack.frames.first().unwrap();
         let module = files.module(frame).expect("it can be opened");
         let mapping = files.maps.code_at(here).unwrap();

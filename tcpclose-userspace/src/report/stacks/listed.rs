@@ -51,7 +51,10 @@ impl<'a> Listed<'a> {
         let file = self.file.unwrap_or_default();
         let is = |names: &[&str]| names.contains(&self.name);
         match self.language {
-            Language::Python => file.contains("/asyncio/") && self.name.starts_with("BaseEventLoop."),
+            Language::Python => {
+                let is_loops = PYTHON_LOOPS.iter().any(|name| self.name.starts_with(name));
+                file.contains("/asyncio/") && is_loops
+            }
             Language::JavaScript => {
                 file.starts_with("node:internal/process/task_queues") && is(&["processTicksAndRejections"])
                     || file.starts_with("node:internal/timers") && is(&["processTimers", "listOnTimeout"])
@@ -61,6 +64,9 @@ impl<'a> Listed<'a> {
     }
 }
 
+/// Functions of asyncio's loops, and those that only a loop calls.
+const PYTHON_LOOPS: &[&str] =
+    &["BaseEventLoop.", "_SelectorSocketTransport._read_ready", "_SelectorSocketTransport._write_ready"];
 /// Packages of the class library, and of Netty, which calls a program's handlers.
 const JAVA_LIBRARIES: &[&str] = &["java.", "javax.", "jdk.", "sun.", "com.sun.", "io.netty."];
 /// Classes of Netty's loops.
@@ -140,6 +146,9 @@ mod tests {
             of("py::BaseEventLoop._run_once:/usr/lib/python3.13/asyncio/base_events.py"),
             (true, true)
         );
+        let ready = "py::_SelectorSocketTransport._read_ready__data_received";
+        assert_eq!(of(&format!("{ready}:/usr/lib/python3.13/asyncio/selector_events.py")), (true, true));
+        assert_eq!(of(&format!("{ready}:/srv/own.py")), (false, false));
         assert_eq!(of("py::Handle._run:/usr/lib/python3.13/asyncio/events.py"), (true, false));
         assert_eq!(of("py::get:/usr/lib/python3/dist-packages/requests/api.py"), (false, false));
         assert_eq!(of("py::_run_once:/srv/app.py"), (false, false));
