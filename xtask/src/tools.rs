@@ -23,8 +23,15 @@ pub struct Group {
     packages: &'static [&'static str],
     /// Those of their programs that are used.
     programs: &'static [&'static str],
+    /// Those of their files that are used, if no program is.
+    files: &'static [&'static str],
     /// What is skipped without them.
     needed_for: &'static str,
+    /// The release that they are unpacked from.
+    suite: Suite,
+    /// Their programs must start: a version manager has a script of that name for each version that it knows, and may have no such
+    /// version.
+    must_start: bool,
 }
 
 const fn group(
@@ -32,7 +39,7 @@ const fn group(
     programs: &'static [&'static str],
     needed_for: &'static str,
 ) -> Group {
-    Group { packages, programs, needed_for }
+    Group { packages, programs, files: &[], needed_for, suite: SUITE, must_start: false }
 }
 
 /// Needed by the live tests.
@@ -49,6 +56,21 @@ pub const TEST: &[Group] = &[
     // runc runs where cgroups are hybrid.
     group(&["podman", "runc"], &["podman", "runc"], "the tests with containers"),
     group(&["chromium"], &["chromium"], "the tests of the agent's page in a browser"),
+    group(&["g++"], &["g++"], "the test of stacks in C++"),
+    group(&["binutils"], &["objcopy", "strip", "readelf"], "the tests of stacks of stripped programs"),
+    group(&["golang-go"], &["go"], "the test of stacks in Go"),
+    group(&["openjdk-17-jdk-headless"], &["java", "javac", "jcmd"], "the tests of stacks in Java"),
+    Group {
+        files: &["/usr/share/java/netty-transport.jar"],
+        ..group(&["libnetty-java"], &[], "the test of stacks with Netty")
+    },
+    group(&["nodejs"], &["node"], "the test of stacks in Node.js"),
+    // Python lists its functions since 3.12, which Debian 12 does not have.
+    Group {
+        suite: Suite::Trixie,
+        must_start: true,
+        ..group(&["python3.13"], &["python3.13"], "the tests of stacks in Python")
+    },
 ];
 
 /// Needed by the benchmarks, for comparison.
@@ -82,13 +104,22 @@ pub const FUZZ: &[Group] = &[group(&["g++"], &["c++"], "the fuzzer (it builds li
 /// Needed to start guests.
 pub const VM: &[Group] = &[group(&["util-linux"], &["setpriv"], "the guests (setpriv ends them with xtask)")];
 
-/// The release that groups are unpacked from, on every system.
+/// The release that most groups are unpacked from, on every system.
 const SUITE: Suite = Suite::Bookworm;
 
 impl Group {
-    /// Those of its programs that are not on PATH.
+    /// Those of its programs that are not on PATH, and of its files that are not there.
     pub fn missing(&self) -> Vec<&'static str> {
-        self.programs.iter().copied().filter(|program| sh::find(program).is_none()).collect()
+        let files = self.files.iter().copied().filter(|file| !Path::new(file).exists());
+        self.missing_programs().chain(files).collect()
+    }
+
+    fn missing_programs(&self) -> impl Iterator<Item = &'static str> {
+        let is_there = |program: &str| {
+            sh::find(program).is_some()
+                && (!self.must_start || sh::ask(Command::new(program).arg("--version")).is_some())
+        };
+        self.programs.iter().copied().filter(move |program| !is_there(program))
     }
 
     pub const fn needed_for(&self) -> &'static str {
@@ -123,6 +154,9 @@ impl Group {
     }
 
     fn unpack(&self) -> Result<()> {
+        if !self.files.is_empty() {
+            bail!("its files must be installed");
+        }
         let machine = Architecture::of_this_machine();
         let machine = machine.context("no Debian packages for this architecture")?;
         if !["/bin", "/lib", "/sbin"].iter().all(|folder| Path::new(folder).is_symlink()) {
@@ -132,8 +166,8 @@ impl Group {
         }
         let root = folder()?.join(self.packages.join("-"));
         let packages = [self.packages, &["?essential"]].concat();
-        Archive::open(SUITE, machine)?.unpack_closure(&packages, &root)?;
-        for program in self.missing() {
+        Archive::open(self.suite, machine)?.unpack_closure(&packages, &root)?;
+        for program in self.missing_programs() {
             let folders = ["usr/bin", "usr/sbin"];
             let Some(below) = folders.into_iter().find(|below| root.join(below).join(program).is_file())
             else {
