@@ -3,18 +3,24 @@
 use crate::common;
 
 mod answers;
+mod files;
+mod hostile;
+mod runtimes;
+mod ways;
 
-use std::io::{BufRead, BufReader};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{Agent, BINARY};
-use tcpclose::report::sockets::SocketsDocument;
-use tcpclose::report::stacks::{Place, place};
+use tcpclose::linux::stacks::frames::Stack;
+use tcpclose::report::sockets::{SocketsDocument, StuckSocket};
+use tcpclose::report::stacks::{Place, in_words, place};
 use tcpclose_common::stack::Moment;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -26,6 +32,7 @@ const COUNT: usize = 100;
 struct Leaker {
     child: Child,
     port: u16,
+    stdin: ChildStdin,
 }
 
 impl Leaker {
@@ -34,10 +41,17 @@ impl Leaker {
     }
 
     fn start_by(mut command: Command, count: usize) -> Self {
-        let mut child = command.arg(count.to_string()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command.arg(count.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { port: line.trim().parse().unwrap(), child }
+        let port = line.trim().parse().unwrap_or_else(|_| panic!("{command:?} prints {line:?}"));
+        Self { port, stdin: child.stdin.take().unwrap(), child }
+    }
+
+    /// Lets one go on that waits for a line.
+    fn go(&mut self) {
+        self.stdin.write_all(b"\n").unwrap();
     }
 
     /// Opens connections and closes this side of them.
@@ -56,12 +70,16 @@ impl Drop for Leaker {
 }
 
 /// Compiles with `command`, which the source and `-o PROGRAM` are added to.
-fn compile(mut command: Command, source: &str, folder: &Path) -> std::path::PathBuf {
+fn compile(mut command: Command, source: &str, folder: &Path) -> PathBuf {
     let program = folder.join("leaker");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/stacks").join(source);
-    let status = command.arg(source).arg("-o").arg(&program).status().unwrap();
+    let status = command.arg(fixture(source)).arg("-o").arg(&program).status().unwrap();
     assert!(status.success(), "{command:?}: {status}");
     program
+}
+
+/// The path of a source.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/stacks").join(name)
 }
 
 fn c(flags: &[&str]) -> Command {
@@ -72,21 +90,80 @@ fn c(flags: &[&str]) -> Command {
 
 /// What the agent says of the sockets at `port`, when it has the stacks of all of them.
 fn document(agent: &Agent, port: u16) -> SocketsDocument {
+    document_of(agent, COUNT, Moment::EndRead, |socket| socket.local.port() == port)
+}
+
+/// What the agent says of `count` sockets, when it has the stacks of all of them at this moment.
+fn document_of(
+    agent: &Agent,
+    count: usize,
+    moment: Moment,
+    is_ours: impl Fn(&StuckSocket) -> bool,
+) -> SocketsDocument {
     let until = Instant::now() + PATIENCE;
     loop {
-        let (status, text) = agent.get("/v1/sockets?state=close_wait&older_than=1s");
-        assert_eq!(status, 200, "{text}");
-        let mut document: SocketsDocument = serde_json::from_str(&text).unwrap();
-        document.sockets.retain(|socket| socket.local.port() == port);
-        let have = |socket: &tcpclose::report::sockets::StuckSocket| socket.stacks.is_some();
-        if document.sockets.len() == COUNT
-            && document.sockets.iter().filter(|socket| have(socket)).count() == COUNT
-        {
+        let mut document = answer(agent);
+        document.sockets.retain(&is_ours);
+        let have = |socket: &&StuckSocket| socket.stacks.is_some_and(|stacks| stacks.get(moment).is_some());
+        let with = document.sockets.iter().filter(have).count();
+        if with == count {
             return document;
         }
-        assert!(Instant::now() < until, "{} sockets: {:?}", document.sockets.len(), document.stacks.first());
+        let sockets = document.sockets.len();
+        assert!(
+            Instant::now() < until,
+            "{with} of {sockets} sockets have stacks: {:?}\n{}",
+            document.stacks.first(),
+            agent.printed()
+        );
         sleep(Duration::from_millis(200));
     }
+}
+
+fn answer(agent: &Agent) -> SocketsDocument {
+    let (status, text) = agent.get("/v1/sockets?state=close_wait&older_than=1s");
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The stacks of the sockets at a moment.
+fn stacks(document: &SocketsDocument, moment: Moment) -> impl Iterator<Item = &Stack> {
+    let index = move |socket: &StuckSocket| socket.stacks?.get(moment);
+    document.sockets.iter().filter_map(index).map(|index| &document.stacks[index as usize])
+}
+
+/// How many sockets are from which place, in words, the most frequent first.
+fn places(document: &SocketsDocument, moment: Moment) -> Vec<(String, usize)> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for stack in stacks(document, moment) {
+        *counts.entry(in_words(&place(stack))).or_default() += 1;
+    }
+    let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counts
+}
+
+/// At least 95 of 100 sockets are from one of the five functions, which the most frequent places are; and none is from another one.
+fn expect_named(who: &str, document: &SocketsDocument, moment: Moment) {
+    let all = document.sockets.len();
+    let is_leak = |stack: &&Stack| matches!(place(stack), Place::Code(frame) if leaking(frame.function.as_deref().unwrap()).is_some());
+    let named = stacks(document, moment).filter(is_leak).count();
+    let places = places(document, moment);
+    println!("{who}: {named} of {all} sockets are from a leaking function, {moment:?}: {places:?}");
+    assert!(named * 100 >= all * 95, "{who}: {:?}", stacks(document, moment).find(|stack| !is_leak(stack)));
+    assert!(places.len() >= 5 && places[..5].iter().all(|(at, _)| at.contains("leak_")), "{who}: {places:?}");
+    for stack in stacks(document, moment) {
+        // A runtime's own frames may be said to be that, a function of the program must be the one.
+        if let Place::Code(frame) = place(stack) {
+            assert!(leaking(frame.function.as_deref().unwrap()).is_some(), "{who}: {stack:?}");
+        }
+    }
+}
+
+/// Which of the five a function is.
+fn leaking(function: &str) -> Option<usize> {
+    let at = function.find("leak_")?;
+    function[at + 5..].chars().next()?.to_digit(10).map(|nth| nth as usize)
 }
 
 /// Counts the sockets of each leaking function.
@@ -98,8 +175,7 @@ fn expect_five(document: &SocketsDocument) {
         let stack = &document.stacks[index as usize];
         let Place::Code(frame) = place(stack) else { panic!("{stack:?}") };
         let function = frame.function.as_deref().unwrap();
-        let nth = function.find("leak_").and_then(|at| function[at + 5..].chars().next()?.to_digit(10));
-        counts[nth.unwrap_or_else(|| panic!("{stack:?}")) as usize] += 1;
+        counts[leaking(function).unwrap_or_else(|| panic!("{stack:?}"))] += 1;
         assert!(frame.line.is_some() && frame.build_id.is_some(), "{frame:?}");
     }
     assert_eq!(counts, [COUNT / 5; 5]);
@@ -107,12 +183,26 @@ fn expect_five(document: &SocketsDocument) {
 
 /// Runs a leaker while it is armed. Returns it, and what the agent says.
 fn leak(agent: &Agent, program: &Path) -> (Leaker, SocketsDocument) {
-    let leaker = Leaker::start(program);
-    let (status, text) = post(agent, &format!("/v1/stacks?pid={}&for=60s", leaker.child.id()));
-    assert_eq!(status, 200, "{text}");
+    leak_by(agent, Command::new(program))
+}
+
+/// Runs a leaker by `command` while it is armed.
+fn leak_by(agent: &Agent, command: Command) -> (Leaker, SocketsDocument) {
+    let leaker = Leaker::start_by(command, COUNT);
+    arm(agent, &leaker);
     leaker.leak();
     let document = document(agent, leaker.port);
     (leaker, document)
+}
+
+fn arm(agent: &Agent, leaker: &Leaker) {
+    let (status, text) = post(agent, &format!("/v1/stacks?pid={}&for=60s", leaker.child.id()));
+    assert_eq!(status, 200, "{text}");
+}
+
+/// An agent that takes stacks of whom it is asked to.
+fn asked_agent() -> Agent {
+    Agent::start(&["--stacks", "ask", "--stuck-after", "1s"])
 }
 
 fn post(agent: &Agent, path: &str) -> (u16, String) {
