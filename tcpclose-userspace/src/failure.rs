@@ -22,15 +22,15 @@ impl Failure {
         Self { what: what.into(), why: why.to_string(), todo: todo.into() }
     }
 
-    /// For an error that clap found in the arguments.
-    pub fn of_arguments(error: &clap::Error) -> Self {
+    /// For an error that clap found in the arguments of `command`: `tcpclose stuck`.
+    pub fn of_arguments(error: &clap::Error, command: &str) -> Self {
         use clap::error::{ContextKind, ContextValue, ErrorKind};
         let text = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => Some(text.as_str()),
             Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
             _ => None,
         };
-        let help = help_of(error);
+        let help = format!("see {command} --help");
         if let (Some(argument), Some(value)) =
             (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue))
         {
@@ -65,7 +65,11 @@ impl Failure {
         let first = rendered.split("\n\n").next().unwrap_or_default();
         let first = first.strip_prefix("error: ").unwrap_or(first);
         let words: Vec<&str> = first.split_whitespace().collect();
-        let todo = match text(ContextKind::SuggestedSubcommand).or(text(ContextKind::SuggestedArg)) {
+        // clap also suggests what is far off.
+        let given =
+            text(ContextKind::InvalidSubcommand).or(text(ContextKind::InvalidArg)).unwrap_or_default();
+        let meant = text(ContextKind::SuggestedSubcommand).or(text(ContextKind::SuggestedArg));
+        let todo = match meant.and_then(|meant| nearest(given, [meant])) {
             Some(meant) => format!("did you mean {meant}? else {help}"),
             None => help,
         };
@@ -73,18 +77,28 @@ impl Failure {
     }
 }
 
-/// `see tcpclose stuck --help`, for the command of `error`.
-fn help_of(error: &clap::Error) -> String {
-    use clap::error::{ContextKind, ContextValue};
-    let usage = match error.get(ContextKind::Usage) {
-        Some(ContextValue::StyledStr(usage)) => usage.to_string(),
-        _ => String::new(),
-    };
-    // `Usage: tcpclose stuck [OPTIONS]`: the words before the first placeholder.
-    let command = usage.split_whitespace().skip(1).take_while(|word| !word.starts_with(['[', '<', '-']));
-    let command: Vec<&str> = command.collect();
-    let command = if command.is_empty() { "tcpclose".to_owned() } else { command.join(" ") };
-    format!("see {command} --help")
+/// The one of `known` that `word` was probably meant to be; `None` where none is close: at most every third character of the longer
+/// one differs, and three in all.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    const MOST: usize = 3;
+    let word = word.trim_start_matches('-');
+    let length = word.chars().count();
+    let by_distance = known
+        .into_iter()
+        // Comparing a long word takes long, and no name is close to it.
+        .filter(|_| length <= 64)
+        .map(|known| (strsim::damerau_levenshtein(known.trim_start_matches('-'), word), known));
+    let (distance, nearest) = by_distance.min_by_key(|(distance, _)| *distance)?;
+    let longer = length.max(nearest.trim_start_matches('-').chars().count());
+    (distance <= (longer / 3).min(MOST)).then_some(nearest)
+}
+
+/// `did you mean cert_file?`, or where none of `known` is close all of them.
+pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
+    match nearest(word, known.clone()) {
+        Some(meant) => format!("did you mean {meant}?"),
+        None => format!("choose one of {}", known.into_iter().collect::<Vec<&str>>().join(", ")),
+    }
 }
 
 impl fmt::Display for Failure {
@@ -152,6 +166,31 @@ mod tests {
             r#"tcpclose: agent at /x: it said "a\nb\u{1b}[2J"; try\r\n--no-agent"#
         );
         assert_eq!(Failure::new("a", "b", "").to_string(), "tcpclose: a: b");
+    }
+
+    #[test]
+    fn only_what_is_close_is_suggested() {
+        let known = ["cert_file", "key_file", "client_ca_file", "min_version"];
+        for (word, meant) in [
+            ("cert_fil", Some("cert_file")),
+            ("crt_file", Some("cert_file")),
+            ("keyfile", Some("key_file")),
+            ("client_cafile", Some("client_ca_file")),
+            ("--min_verison", Some("min_version")),
+            ("key_fi", Some("key_file")),
+            ("key", None),
+            ("certificate", None),
+            ("banana", None),
+            ("ca", None),
+            ("x", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, known), meant, "{word}");
+        }
+        assert_eq!(nearest(&"cert_file".repeat(99), known), None);
+        assert_eq!(nearest("cert_file", []), None);
+        assert_eq!(did_you_mean("kee_file", known), "did you mean key_file?");
+        assert_eq!(did_you_mean("no", ["off", "auto"]), "choose one of off, auto");
     }
 
     #[test]

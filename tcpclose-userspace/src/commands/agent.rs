@@ -13,7 +13,7 @@ use crate::agent::config::Config;
 use crate::agent::config::SocketAccess;
 use crate::agent::server::allowed_hosts::AllowedHost;
 use crate::agent::stacks::arming::StacksMode;
-use crate::commands::arguments::{NetnsChoice, duration, port, socket_path};
+use crate::commands::arguments::{NetnsChoice, bare_duration, duration, port, socket_path};
 use crate::failure::Failure;
 use crate::linux::users;
 use crate::linux::users::UnixGroup;
@@ -57,7 +57,7 @@ pub struct Agent {
     socket: PathBuf,
 
     /// Mode of the Unix socket, in octal
-    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode, value_hint = ValueHint::Other, help_heading = SOCKET)]
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = SOCKET)]
     socket_mode: u32,
 
     /// Owner of the Unix socket (user name or uid) [default: the agent's user]
@@ -82,12 +82,12 @@ pub struct Agent {
     state_dir: Option<PathBuf>,
 
     /// How long to wait for another agent to release the socket and the state directory; 0s: do not wait
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, value_hint = ValueHint::Other, help_heading = STATE)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = STATE)]
     wait: Duration,
 
     /// Ages from which a socket in CLOSE-WAIT counts as stuck, in ascending order. Each is a value of the label age of
     /// tcpclose_stuck_sockets, which counts a socket once: at the highest age that it has passed.
-    #[arg(long, value_name = "DURATIONS", default_value = "1m,10m,1h", value_parser = stuck_after, value_hint = ValueHint::Other, help_heading = METRICS)]
+    #[arg(long, value_name = "DURATIONS", default_value = "1m,10m,1h", value_parser = stuck_after, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = METRICS)]
     stuck_after: StuckAfter,
 
     /// Number of pairs of side and port with their own series; the others share port="other"
@@ -115,22 +115,22 @@ pub struct Agent {
     netns: NetnsChoice,
 
     /// Interval between reconciles (comparisons of the tracked sockets with the kernel's)
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = TUNING)]
     reconcile_interval: Duration,
 
     /// Maximum age of metrics that come from dumps. Dumps use more than 1 % of a core if that is needed to keep it.
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = interval, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = TUNING)]
     reconcile_max: Duration,
 
     /// Interval between dumps of minisockets. It grows up to --reconcile-max to keep all dumps within 1 % of a core.
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, value_hint = ValueHint::Other, help_heading = TUNING)]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = TUNING)]
     dump_interval: Duration,
 
     /// Interval between counts of stuck sockets per owner and diagnosis (tcpclose_stuck_owner_sockets,
     /// tcpclose_stuck_diagnosis_sockets), or off. While any socket is stuck,
     /// each count dumps CLOSE-WAIT and reads all processes' files: 17 ms of CPU for 45,000 sockets with task_file, 153 ms
     /// with proc. It grows up to --reconcile-max to stay within 1 % of a core.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off, value_hint = ValueHint::Other, help_heading = TUNING)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = interval_or_off, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = TUNING)]
     owner_interval: OwnerInterval,
 
     /// When to take the stacks of programs that leave sockets open: auto attaches further programs while the number of a
@@ -143,12 +143,12 @@ pub struct Agent {
     stacks_after: u64,
 
     /// How long --stacks auto takes the stacks of a process, and of all processes of a user in an hour
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = stacks_for, value_hint = ValueHint::Other, help_heading = STACKS)]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = stacks_for, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = STACKS)]
     stacks_for: Duration,
 
     /// Size of the ring buffer between probe and agent: a power of two in bytes, K or M. 8M holds 150,000 records, more
     /// than one core produces per second.
-    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size, value_hint = ValueHint::Other, help_heading = TUNING)]
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = ring_size, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = TUNING)]
     ring_size: u32,
 
     /// Log level. From debug on, the eBPF programs log too.
@@ -278,12 +278,12 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 fn stuck_after(text: &str) -> Result<StuckAfter, String> {
-    let bounds = text
-        .split(',')
-        .map(|part| duration(part.trim()).map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX)));
-    let bounds = bounds
-        .collect::<Result<Vec<u64>, _>>()
-        .map_err(|_| "not a list of durations; write for example 1m,10m,1h")?;
+    let bound = |part: &str| {
+        let bound = bare_duration(part).map_err(|why| format!("not a list of durations: {part:?}: {why}"))?;
+        Ok::<u64, String>(u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
+    };
+    let bounds = text.split(',').map(bound).collect::<Result<Vec<u64>, _>>();
+    let bounds = bounds.map_err(|why| format!("{why}; write for example 1m,10m,1h"))?;
     StuckAfter::new(bounds).map_err(|why| format!("{why}; write for example 1m,10m,1h"))
 }
 

@@ -14,9 +14,34 @@ use crate::names::{Outcome, Phase};
 use crate::report::requests::DEFAULT_SOCKET;
 use crate::report::sockets::Cookie;
 
-/// A duration such as `10m`.
-pub fn duration(text: &str) -> Result<Duration, &'static str> {
-    humantime::parse_duration(text).map_err(|_| "not a duration; write for example 60s, 10m or 1h30m")
+/// A duration such as `10m`. Arguments of this kind need `allow_hyphen_values`, so that a negative one gets here.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    bare_duration(text).map_err(|why| format!("{why}; write for example 60s, 10m, 1h30m or 2days"))
+}
+
+/// The same; the error lacks what to write.
+pub fn bare_duration(text: &str) -> Result<Duration, &'static str> {
+    let text = text.trim();
+    if text.starts_with("--") {
+        return Err("an option in place of a duration");
+    }
+    if text.starts_with('-') {
+        return Err("a duration cannot be negative");
+    }
+    // systemd writes months so, and people minutes.
+    let is_ambiguous = |unit: &str| unit == "M";
+    if text.split(|c: char| !c.is_alphabetic()).any(is_ambiguous) {
+        return Err("M may be minutes (m) or months (months)");
+    }
+    // Where somebody writes 5MIN.
+    humantime::parse_duration(&text.to_lowercase()).map_err(|why| match why {
+        humantime::DurationError::UnknownUnit { unit, .. } if unit.is_empty() => "a duration without a unit",
+        humantime::DurationError::UnknownUnit { .. } => {
+            "an unknown unit (known are ns, us, ms, s, m, h, d, w, months, years, and their whole words)"
+        }
+        humantime::DurationError::NumberOverflow => "too long a duration",
+        _ => "not a duration",
+    })
 }
 
 /// A path that a Unix socket can have.
@@ -147,5 +172,47 @@ impl FromArgMatches for AgentAddress {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         *self = Self::from_arg_matches(matches)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, seconds) in [
+            ("60s", 60),
+            ("30sec", 30),
+            ("5min", 300),
+            ("5 Minutes", 300),
+            ("1h30m", 5400),
+            ("1hour", 3600),
+            ("2hrs", 7200),
+            ("1day", 86_400),
+            ("2days", 172_800),
+            (" 1d 2h ", 93_600),
+            ("1week", 604_800),
+            ("1month", 2_630_016),
+            ("0", 0),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for (text, why) in [
+            ("-5s", "a duration cannot be negative"),
+            ("-", "a duration cannot be negative"),
+            ("--json", "an option in place of a duration"),
+            ("60", "a duration without a unit"),
+            ("5bananas", "an unknown unit (known are ns, us, ms, s, m, h, d, w,"),
+            ("10M", "M may be minutes (m) or months (months); write"),
+            ("1h10M", "M may be minutes (m) or months"),
+            ("99999999999999999999s", "too long a duration"),
+            ("banana", "not a duration"),
+            ("", "not a duration"),
+            ("1s,2s", "not a duration"),
+        ] {
+            let wrong = duration(text).unwrap_err();
+            assert!(wrong.starts_with(why) && wrong.contains("; write for example 60s"), "{text}: {wrong}");
+        }
     }
 }

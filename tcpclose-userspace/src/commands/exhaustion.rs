@@ -36,7 +36,7 @@ pub struct Exhaustion {
     #[arg(long, value_name = "N", default_value = "20", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: usize,
     /// Without an agent: time between two samples
-    #[arg(long = "for", value_name = "DURATION", default_value = "2s", value_parser = duration, value_hint = ValueHint::Other)]
+    #[arg(long = "for", value_name = "DURATION", default_value = "2s", value_parser = duration, allow_hyphen_values = true, value_hint = ValueHint::Other)]
     period: Duration,
     /// Print JSON
     #[arg(long)]

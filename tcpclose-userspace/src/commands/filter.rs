@@ -26,7 +26,7 @@ use crate::ui::{labels, table};
 pub struct SocketFilter {
     /// Only sockets that have been in the state for at least this long [default: the agent's first --stuck-after, or 60s
     /// without an agent]
-    #[arg(long, value_name = "DURATION", value_parser = duration, value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, value_hint = ValueHint::Other)]
     pub older_than: Option<Duration>,
     /// Only sockets of this service port (local on a server, remote on a client); may be repeated
     #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true, value_hint = ValueHint::Other)]

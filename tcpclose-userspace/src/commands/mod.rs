@@ -99,8 +99,9 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     fn complaint(arguments: &[&str]) -> String {
-        let words = ["tcpclose"].iter().chain(arguments);
-        Failure::of_arguments(&Cli::try_parse_from(words).unwrap_err()).to_string()
+        let words: Vec<OsString> = ["tcpclose"].iter().chain(arguments).map(OsString::from).collect();
+        let name = config::name_of(&Cli::command(), &words);
+        Failure::of_arguments(&Cli::try_parse_from(words).unwrap_err(), &name).to_string()
     }
 
     #[test]
@@ -110,6 +111,26 @@ mod tests {
         assert!(command.render_long_help().to_string().contains("Example"));
         for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
             assert!(sub.render_long_help().to_string().contains("Example"), "{}", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn a_negative_value_reaches_its_parser_and_is_no_unknown_option() {
+        let command = config::documented();
+        let arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+        let named = |arg: &clap::Arg, kinds: &[&str]| {
+            let names = arg.get_value_names().unwrap_or_default();
+            names.iter().any(|name| kinds.contains(&name.as_str()))
+        };
+        let arguments: Vec<&clap::Arg> = arguments.collect();
+        let of = |kinds: &[&str]| arguments.iter().filter(|arg| named(arg, kinds)).collect::<Vec<_>>();
+        let (words, numbers) = (of(&["DURATION", "DURATIONS", "SIZE", "MODE"]), of(&["N", "PORT", "PID"]));
+        assert!(words.len() >= 14 && numbers.len() >= 14, "{words:?} {numbers:?}");
+        for arg in words {
+            assert!(arg.is_allow_hyphen_values_set(), "{arg}");
+        }
+        for arg in numbers {
+            assert!(arg.is_allow_negative_numbers_set() || arg.is_allow_hyphen_values_set(), "{arg}");
         }
     }
 
@@ -133,7 +154,20 @@ mod tests {
     fn what_is_wrong_with_arguments_is_reported_in_one_line() {
         assert_eq!(
             complaint(&["stuck", "--older-than", "banana"]),
-            r#"tcpclose: --older-than "banana": not a duration; write for example 60s, 10m or 1h30m"#
+            r#"tcpclose: --older-than "banana": not a duration; write for example 60s, 10m, 1h30m or 2days"#
+        );
+        assert_eq!(
+            complaint(&["stuck", "--older-than", "-5s"]),
+            r#"tcpclose: --older-than "-5s": a duration cannot be negative; write for example 60s, 10m, 1h30m or 2days"#
+        );
+        assert_eq!(
+            complaint(&["agent", "--stuck-after", "-1m,10m"]),
+            r#"tcpclose: --stuck-after "-1m,10m": not a list of durations: "-1m": a duration cannot be negative; write for example 1m,10m,1h"#
+        );
+        assert_eq!(
+            complaint(&["stuck", "--older-than"]),
+            "tcpclose: arguments: a value is required for '--older-than <DURATION>' but none was supplied; \
+             see tcpclose stuck --help"
         );
         assert_eq!(
             complaint(&["stuck", "--port", "0"]),
@@ -161,10 +195,15 @@ mod tests {
             "the path of a Unix socket has 107 bytes at most; choose a shorter one"
         );
         assert!(Cli::try_parse_from(["tcpclose", "agent", "--socket", &"x".repeat(107)]).is_ok());
+        // clap's own suggestion is --no-agent.
+        assert!(complaint(&["stuck", "--nope-agree"]).ends_with("; see tcpclose stuck --help"));
         let rest: &[&[&str]] = &[
             &["stuck", "--state", "limbo"],
             &["stuck", "--by", "pod"],
             &["stuck", "--max", "3"],
+            &["stuck", "--check", "--max", "-3"],
+            &["agent", "--ring-size", "-8M"],
+            &["agent", "--socket-mode", "-600"],
             &["stuck", "--pid", "-1"],
             &["stuck", "--limit", "many"],
             &["stuck", "--limit", "-3"],
@@ -201,6 +240,12 @@ mod tests {
             let line = complaint(arguments);
             assert!(line.starts_with("tcpclose: ") && !line.contains('\n'), "{arguments:?}: {line}");
             assert!(line.contains("; "), "nothing to do: {line}");
+            let known = arguments.first().and_then(|word| Cli::command().find_subcommand(word).map(drop));
+            if let (Some(()), Some((_, help))) = (known, line.split_once("see tcpclose "))
+                && arguments[0] != "help"
+            {
+                assert_eq!(help, format!("{} --help", arguments[0]), "{line}");
+            }
             println!("{line}");
         }
     }

@@ -56,7 +56,7 @@ pub struct Stuck {
     #[arg(long, conflicts_with_all = ["sockets", "json"])]
     stacks: bool,
     /// First take the stacks of the process --pid for this long
-    #[arg(long = "for", value_name = "DURATION", value_parser = duration, requires = "stacks", requires = "pid", value_hint = ValueHint::Other)]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, requires = "stacks", requires = "pid", value_hint = ValueHint::Other)]
     time: Option<Duration>,
     /// Also take the stacks of accept(), for up to 60s. This slows every system call of the host for that time. Only root and
     /// the agent's --kill-group may.

@@ -54,7 +54,7 @@ const HIDDEN: &str = "the agent tracks sockets in network namespaces that no pro
 #[command(after_help = "Examples:\n  tcpclose verify\n  tcpclose verify --for 1m --json")]
 pub struct Verify {
     /// Time between the two samples
-    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = duration, value_hint = ValueHint::Other)]
+    #[arg(long = "for", value_name = "DURATION", default_value = "10s", value_parser = duration, allow_hyphen_values = true, value_hint = ValueHint::Other)]
     period: Duration,
     /// Print JSON
     #[arg(long)]

@@ -53,7 +53,7 @@ pub struct Watch {
     #[arg(long = "outcome", value_name = "OUTCOME", value_parser = outcome())]
     outcomes: Vec<Outcome>,
     /// Only transitions out of a state that lasted at least this long (proven minimum)
-    #[arg(long, value_name = "DURATION", value_parser = duration, value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, value_hint = ValueHint::Other)]
     longer_than: Option<Duration>,
     /// Print one JSON object per line
     #[arg(long)]

@@ -333,7 +333,7 @@ fn nonsense_is_one_line_and_status_two() {
     let cases: &[(&[&str], &str)] = &[
         (
             &["stuck", "--older-than", "banana"],
-            "tcpclose: --older-than \"banana\": not a duration; write for example 60s, 10m or 1h30m\n",
+            "tcpclose: --older-than \"banana\": not a duration; write for example 60s, 10m, 1h30m or 2days\n",
         ),
         (
             &["stuck", "--port", "70000"],

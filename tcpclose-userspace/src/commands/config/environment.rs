@@ -4,9 +4,8 @@ use std::ffi::{OsStr, OsString};
 
 use clap::Command;
 
-use crate::commands::config::settings::{nearest, settings_of, variable_of};
-
-const PREFIX: &str = "TCPCLOSE_";
+use crate::commands::config::settings::{PREFIX, settings_of, variable_of};
+use crate::failure::nearest;
 
 /// Variables of tests, benchmarks and builds, which are no settings.
 const OTHERS: [&str; 13] = [
@@ -47,9 +46,13 @@ impl Variables {
             !settings.contains(name) && !OTHERS.contains(&name.as_str()) && !is_foreign(name, value)
         });
         let mut remarks: Vec<String> = unknown
-            .map(|(name, _)| match nearest(name, settings.iter().map(String::as_str)) {
-                Some(meant) => format!("{name} (did you mean {meant}?)"),
-                None => name.clone(),
+            .map(|(name, _)| {
+                // Which all of them have.
+                let own = |name| str::strip_prefix(name, PREFIX).unwrap_or_default();
+                match nearest(own(name), settings.iter().map(|setting| own(setting))) {
+                    Some(meant) => format!("{name} (did you mean {PREFIX}{meant}?)"),
+                    None => name.clone(),
+                }
             })
             .collect();
         remarks.sort();

@@ -6,8 +6,10 @@ use std::path::Path;
 use clap::{Arg, Command};
 use toml::{Table, Value};
 
-use crate::commands::config::settings::{AGENT, CONFIG, SOCKET_MODE, is_flag, is_list, nearest, settings_of};
-use crate::failure::Failure;
+use crate::commands::config::settings::{
+    AGENT, AGENT_COMMAND, CONFIG, SOCKET_MODE, is_flag, is_list, settings_of,
+};
+use crate::failure::{Failure, nearest};
 
 /// A setting from a variable or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl Entry {
             let tried = values.iter().map(|value| format!("--{long}={value}"));
             let tried = ["tcpclose", AGENT].map(str::to_owned).into_iter().chain(tried);
             if let Err(error) = command.clone().try_get_matches_from(tried) {
-                let Failure { why, todo, .. } = Failure::of_arguments(&error);
+                let Failure { why, todo, .. } = Failure::of_arguments(&error, AGENT_COMMAND);
                 return Err(Failure::new(quoted(), why, todo));
             }
         }
@@ -113,8 +115,8 @@ fn did_you_mean(key: &str, command: &Command) -> String {
     let known = settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG).map(|(_, long)| long);
     // Underscores for hyphens are no difference.
     match nearest(&key.replace('_', "-"), known) {
-        Some(meant) => format!("did you mean {meant}? else see tcpclose agent --help"),
-        None => "see tcpclose agent --help".to_owned(),
+        Some(meant) => format!("did you mean {meant}? else see {AGENT_COMMAND} --help"),
+        None => format!("see {AGENT_COMMAND} --help"),
     }
 }
 

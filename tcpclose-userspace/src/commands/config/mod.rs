@@ -24,8 +24,8 @@ use crate::commands::cli::Cli;
 use crate::commands::config::environment::Variables;
 use crate::commands::config::file::Entry;
 use crate::commands::config::settings::{
-    AGENT, ARGUMENT_ONLY, CONFIG, DEFAULT_FILE, WEB_CONFIG, agent_of, is_flag, named_in_help, settings_of,
-    takes_lists, variable_of,
+    AGENT, AGENT_COMMAND, ARGUMENT_ONLY, CONFIG, DEFAULT_FILE, WEB_CONFIG, agent_of, is_flag, named_in_help,
+    settings_of, takes_lists, variable_of,
 };
 use crate::failure::Failure;
 
@@ -39,9 +39,14 @@ pub enum Stop {
     Failed(Failure),
 }
 
-impl From<Error> for Stop {
-    fn from(error: Error) -> Self {
-        if error.use_stderr() { Self::Failed(Failure::of_arguments(&error)) } else { Self::Help(error) }
+impl Stop {
+    /// For an error that clap found in the arguments of `command`.
+    fn of(error: Error, command: &str) -> Self {
+        if error.use_stderr() {
+            Self::Failed(Failure::of_arguments(&error, command))
+        } else {
+            Self::Help(error)
+        }
     }
 }
 
@@ -66,24 +71,26 @@ pub fn unknown_variables() -> Option<String> {
 
 fn parse_with(arguments: &[OsString], variables: &Variables, default_file: &Path) -> Result<Cli, Stop> {
     let command = Cli::command();
+    let name = name_of(&command, arguments);
+    let stop = |error| Stop::of(error, &name);
     if arguments.get(1).is_none_or(|command| command != AGENT) {
         let socket = socket_of_agent(&command, variables, default_file);
         let command = match &socket {
             Ok(Some(entry)) => with_socket(command, entry),
             Ok(None) | Err(_) => command,
         };
-        let matches = command.try_get_matches_from(arguments)?;
+        let matches = command.try_get_matches_from(arguments).map_err(stop)?;
         // A wrong setting concerns only those who need it.
         match socket {
             Err(wrong) if needs_socket(&matches) => return Err(wrong.into()),
-            Ok(_) | Err(_) => return Ok(Cli::from_arg_matches(&matches)?),
+            Ok(_) | Err(_) => return Cli::from_arg_matches(&matches).map_err(stop),
         }
     }
     let command = command.mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists));
     let variables = entries(&command, variables)?;
     let command = command.mut_subcommand(AGENT, |agent| agent.mut_args(named_in_help));
     // Once without the file, for its name. A wrong argument is reported before the file is opened.
-    let named = with_defaults(command.clone(), &variables).try_get_matches_from(arguments)?;
+    let named = with_defaults(command.clone(), &variables).try_get_matches_from(arguments).map_err(stop)?;
     let named = agent_of(&named).and_then(|agent| agent.get_one::<PathBuf>(CONFIG));
     let path = named.map_or(default_file, PathBuf::as_path);
     let entries = match file::read(path, &command) {
@@ -93,13 +100,21 @@ fn parse_with(arguments: &[OsString], variables: &Variables, default_file: &Path
     };
     // The variables come last and so take precedence.
     let all: Vec<&Entry> = entries.iter().chain(&variables).collect();
-    let matches = with_defaults(command.clone(), all.iter().copied()).try_get_matches_from(arguments)?;
+    let matches = with_defaults(command.clone(), all.iter().copied());
+    let matches = matches.try_get_matches_from(arguments).map_err(stop)?;
     if agent_of(&matches).is_some_and(|agent| agent.get_flag(ARGUMENT_ONLY[0])) {
         let web = agent_of(&matches).and_then(|agent| agent.get_one::<PathBuf>(WEB_CONFIG));
         web.map_or(Ok(()), |path| crate::agent::server::web::loaded::load(path).0.map(drop))?;
         return Err(Stop::Answer(show::settings(&command, &matches, &all)));
     }
-    Ok(Cli::from_arg_matches(&matches)?)
+    Cli::from_arg_matches(&matches).map_err(stop)
+}
+
+/// `tcpclose stuck`, by the first of the `arguments` after the program's name; `tcpclose` where that is no command.
+pub fn name_of(command: &Command, arguments: &[OsString]) -> String {
+    let sub = arguments.get(1).and_then(|word| command.find_subcommand(word));
+    let names = [command.get_name()].into_iter().chain(sub.map(Command::get_name));
+    names.collect::<Vec<&str>>().join(" ")
 }
 
 /// The agent's socket by its variable, else by its file: the default of the other commands.
@@ -171,7 +186,7 @@ pub fn of_text(text: &str) -> Result<String, Failure> {
     let command = Cli::command().mut_subcommand(AGENT, |agent| agent.mut_args(takes_lists));
     let entries = file::entries(text, "tcpclose.toml", &command)?;
     let all: Vec<&Entry> = entries.iter().collect();
-    let refused = |error: Error| Failure::of_arguments(&error);
+    let refused = |error: Error| Failure::of_arguments(&error, AGENT_COMMAND);
     let parsed = with_defaults(command.clone(), &entries).try_get_matches_from(["tcpclose", AGENT]);
     let matches = parsed.map_err(refused)?;
     Cli::from_arg_matches(&matches).map_err(refused)?;

@@ -16,6 +16,8 @@ pub const SOCKET_MODE: &str = "socket_mode";
 
 /// The one command that has settings.
 pub const AGENT: &str = "agent";
+/// The same with the program's name.
+pub const AGENT_COMMAND: &str = "tcpclose agent";
 
 pub fn agent_of(matches: &ArgMatches) -> Option<&ArgMatches> {
     matches.subcommand().map(|(_, agent)| agent)
@@ -48,9 +50,12 @@ pub fn takes_lists(arg: Arg) -> Arg {
     if is_list(&arg) { arg.value_delimiter(',') } else { arg }
 }
 
+/// What the names of all variables begin with.
+pub const PREFIX: &str = "TCPCLOSE_";
+
 /// `TCPCLOSE_STUCK_AFTER` for `stuck-after`.
 pub fn variable_of(long: &str) -> String {
-    format!("TCPCLOSE_{}", long.to_uppercase().replace('-', "_"))
+    format!("{PREFIX}{}", long.to_uppercase().replace('-', "_"))
 }
 
 /// `arg` with its variable's name in its help.
@@ -61,12 +66,4 @@ pub fn named_in_help(arg: Arg) -> Arg {
         (Some(variable), Some(help)) => arg.help(format!("{help} [{variable}]")),
         _ => arg,
     }
-}
-
-/// The one of `known` nearest to `word`, where one is close.
-pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let by_distance = known.map(|known| (strsim::damerau_levenshtein(known, word), known));
-    let (distance, nearest) = by_distance.min_by_key(|(distance, _)| *distance)?;
-    let own = word.strip_prefix("TCPCLOSE_").unwrap_or(word);
-    (distance <= (own.chars().count() / 3).max(1)).then_some(nearest)
 }

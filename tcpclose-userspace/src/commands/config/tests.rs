@@ -121,7 +121,7 @@ fn what_is_wrong_is_reported_with_its_place() {
     assert_eq!(printed("[agent]\nwait = \"1s\"").split("; ").next(), Some(": agent: no such setting"));
     assert_eq!(
         printed("wait = \"banana\""),
-        r#": wait "banana": not a duration; write for example 60s, 10m or 1h30m"#
+        r#": wait "banana": not a duration; write for example 60s, 10m, 1h30m or 2days"#
     );
     assert_eq!(
         printed("max-ports = -1").split("; ").next(),

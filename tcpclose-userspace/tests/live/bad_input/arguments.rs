@@ -20,6 +20,8 @@ fn nonsense_of_the_agents_arguments_is_named_with_a_remedy() {
         (&["--dump-interval", "0"], &["--dump-interval \"0\"", "between 10ms and 1day", "write"]),
         (&["--reconcile-interval", "1ms"], &["between 10ms and 1day"]),
         (&["--reconcile-max", "0s"], &["between 10ms and 1day", "write"]),
+        (&["--wait", "-1s"], &["--wait \"-1s\"", "cannot be negative", "60s"]),
+        (&["--dump-interval", "-1s"], &["cannot be negative", "60s"]),
         (&["--wait", "soon"], &["--wait \"soon\"", "not a duration", "60s"]),
         (&["--state-hook", "banana"], &["--state-hook \"banana\"", "one of auto, btf, tracepoint"]),
         (&["--time-wait", "banana"], &["--time-wait \"banana\"", "one of auto, hooks, diag"]),
@@ -27,7 +29,7 @@ fn nonsense_of_the_agents_arguments_is_named_with_a_remedy() {
         (&["--lissten", "x"], &["--lissten", "did you mean --listen?", "tcpclose agent --help"]),
         (&["--banana"], &["--banana", "tcpclose agent --help"]),
         (&["banana"], &["banana", "tcpclose agent --help"]),
-        (&["--listen"], &["a value is required"]),
+        (&["--listen"], &["a value is required", "see tcpclose agent --help"]),
         (&["--wait", "1s", "--wait", "2s"], &["cannot be used multiple times"]),
     ];
     for (arguments, words) in cases {

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bcrypt::HashParts;
 use hyper::header::{HeaderName, HeaderValue};
 
-use crate::agent::server::web::fields::{Field, FieldLocation, nearest};
+use crate::agent::server::web::fields::{Field, FieldLocation};
 use crate::agent::server::web::rate_limit::Rate;
 use crate::agent::server::web::tls;
 use crate::agent::server::web::yaml;
 use crate::agent::server::web::yaml::short;
-use crate::failure::Failure;
+use crate::failure::{Failure, did_you_mean};
 
 /// The file, checked. The files that it names are not read yet.
 #[derive(Debug, Default)]
@@ -95,7 +95,7 @@ fn headers(field: &Field<'_, '_>) -> Result<Vec<(HeaderName, HeaderValue)>, Fail
     for (key, value) in field.place.entries(node)? {
         let field = Field { place: field.place.below(key), node: Some(value) };
         let Some((name, values)) = HEADERS.iter().find(|(name, _)| *name == key.name) else {
-            let todo = format!("did you mean {}?", nearest(&key.name, known.into_iter()));
+            let todo = did_you_mean(&key.name, known);
             return Err(field.wrong("this header cannot be set", todo));
         };
         let Some(text) = field.text()? else { continue };

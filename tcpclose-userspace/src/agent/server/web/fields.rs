@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::agent::server::web::yaml::{Node, YamlKey, YamlValue, short};
-use crate::failure::Failure;
+use crate::failure::{Failure, did_you_mean};
 
 /// The location of a value, for error messages.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ impl FieldLocation<'_> {
     ) -> Result<Fields<'_, 'n>, Failure> {
         let entries = self.entries(node)?;
         if let Some((key, _)) = entries.iter().find(|(key, _)| !known.contains(&key.name.as_str())) {
-            let todo = format!("did you mean {}?", nearest(&key.name, known.iter().copied()));
+            let todo = did_you_mean(&key.name, known.iter().copied());
             return Err(self.below(key).wrong("unknown key", todo));
         }
         Ok(Fields { place: self.clone(), entries })
@@ -47,12 +47,6 @@ impl FieldLocation<'_> {
             _ => Err(self.wrong("not a table", "write keys with values below it")),
         }
     }
-}
-
-/// The one of `known` that is most similar to `name`.
-pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> &'a str {
-    let name = short(name);
-    known.min_by_key(|known| strsim::damerau_levenshtein(known, name)).unwrap_or_default()
 }
 
 /// A table's entries.
@@ -135,7 +129,7 @@ impl<'a, 'n> Field<'a, 'n> {
 
 pub fn choice<T: Copy>(place: &FieldLocation<'_>, text: &str, known: &[(&str, T)]) -> Result<T, Failure> {
     known.iter().find(|(name, _)| *name == text).map(|(_, value)| *value).ok_or_else(|| {
-        let todo = format!("did you mean {}?", nearest(text, known.iter().map(|(name, _)| *name)));
+        let todo = did_you_mean(text, known.iter().map(|(name, _)| *name));
         place.wrong(format_args!("{:?} is not known or not supported", short(text)), todo)
     })
 }
