@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::client::reply::{Reply, no_agent};
+use crate::client::reply::{Alone, Reply, no_agent};
 use crate::client::{Client, PATIENCE};
 use crate::failure::Failure;
 use crate::report::sockets::Versioned;
@@ -27,9 +27,10 @@ pub struct Fetched<T> {
     pub remark: Option<String>,
 }
 
-/// Gets a document from the agent at `address` by `ask`; where none answers, by `snapshot`.
+/// Gets a document from the agent at `address` by `ask`; where none answers, by `snapshot`. `alone`: what the command does then.
 pub fn fetch<T>(
     address: &AgentAddress,
+    alone: Alone,
     ask: impl FnOnce(&Path) -> Result<Reply<T>, Failure>,
     snapshot: impl FnOnce() -> io::Result<T>,
 ) -> Result<Fetched<T>, Failure> {
@@ -41,8 +42,7 @@ pub fn fetch<T>(
                 return Ok(Fetched { document, source: "agent".to_owned(), remark: None });
             }
             Reply::NoAgent if address.is_explicit => {
-                let todo = "start it, name another --socket, or add --no-agent for a snapshot";
-                return Err(Failure { todo: todo.to_owned(), ..no_agent(&address.socket) });
+                return Err(no_agent(&address.socket, alone));
             }
             Reply::NoAgent => (format!("snapshot (no agent at {path})"), None),
             Reply::Denied => {
@@ -63,5 +63,7 @@ pub fn fetch_document<T: Versioned>(
     (target, schema): (&str, u32),
     snapshot: impl FnOnce() -> io::Result<T>,
 ) -> Result<Fetched<T>, Failure> {
-    fetch(address, |socket| Client::new(socket, PATIENCE)?.document(target, schema), snapshot)
+    let ask =
+        |socket: &Path| Client::for_command(socket, PATIENCE, Alone::Snapshot)?.document(target, schema);
+    fetch(address, Alone::Snapshot, ask, snapshot)
 }

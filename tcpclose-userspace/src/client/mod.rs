@@ -24,7 +24,7 @@ use std::time::Duration;
 use hyper::Method;
 use tokio::runtime::Runtime;
 
-use crate::client::reply::{Answer, Reply};
+use crate::client::reply::{Alone, Answer, Reply};
 use crate::failure::Failure;
 use crate::names::Phase;
 use crate::report::requests::{SOCKETS_PATH, STUCK_AFTER_HEADER};
@@ -33,7 +33,6 @@ use crate::report::sockets::{SCHEMA, SocketsDocument, Versioned};
 
 /// The time that an agent has for a whole answer.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-const WITHOUT: &str = "restart the agent, or add --no-agent for a snapshot";
 
 /// Sockets, and the bound of their diagnosis.
 #[derive(Debug)]
@@ -42,23 +41,23 @@ pub struct SocketsAnswer {
     pub stuck_after: Duration,
 }
 
-/// Asks the agent at `path` for the sockets in `state`.
+/// Asks the agent at `path` for the sockets in `state`. `alone`: what the command does without one.
 pub fn sockets(
     path: &Path,
+    alone: Alone,
     state: Phase,
     older_than: Option<Duration>,
     depth: Depth,
 ) -> Result<Reply<SocketsAnswer>, Failure> {
-    sockets_within(PATIENCE, path, &target(state, older_than, depth), older_than)
+    let client = Client::for_command(path, PATIENCE, alone)?;
+    sockets_of(&client, &target(state, older_than, depth), older_than)
 }
 
-fn sockets_within(
-    patience: Duration,
-    path: &Path,
+fn sockets_of(
+    client: &Client,
     target: &str,
     older_than: Option<Duration>,
 ) -> Result<Reply<SocketsAnswer>, Failure> {
-    let client = Client::new(path, patience)?;
     client.get(target)?.try_map(|answer| {
         let answer = answer.expect_ok().map_err(|why| client.failure(why))?;
         let mut document: SocketsDocument = answer.document(SCHEMA).map_err(|why| client.failure(why))?;
@@ -79,16 +78,22 @@ pub struct Client {
     runtime: Runtime,
     path: PathBuf,
     patience: Duration,
+    alone: Alone,
 }
 
 impl Client {
-    /// For the agent at `path`, which has `patience` for each answer.
+    /// For the agent at `path`, which has `patience` for each answer, of a command that needs one.
     pub fn new(path: &Path, patience: Duration) -> Result<Self, Failure> {
+        Self::for_command(path, patience, Alone::Nothing)
+    }
+
+    /// The same for a command that does `alone` without an agent.
+    pub fn for_command(path: &Path, patience: Duration, alone: Alone) -> Result<Self, Failure> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Failure::new("cannot start", error, "report this"))?;
-        Ok(Self { runtime, path: path.to_owned(), patience })
+        Ok(Self { runtime, path: path.to_owned(), patience, alone })
     }
 
     pub fn get(&self, target: &str) -> Result<Reply<Answer>, Failure> {
@@ -124,7 +129,7 @@ impl Client {
 
     /// The failure with the reason `why`.
     pub fn failure(&self, why: String) -> Failure {
-        Failure::new(format!("agent at {}", self.path.display()), why, WITHOUT)
+        Failure::new(format!("agent at {}", self.path.display()), why, self.alone.or(&["restart the agent"]))
     }
 
     /// The agent answered before, and is no longer there.
@@ -176,7 +181,7 @@ mod tests {
             let _ = stream.write_all(&answer);
             String::from_utf8(request).unwrap()
         });
-        let reply = sockets(&path, Phase::CloseWait, None, Depth::WithPeers);
+        let reply = sockets(&path, Alone::Snapshot, Phase::CloseWait, None, Depth::WithPeers);
         (reply, agent.join().unwrap())
     }
 
@@ -224,7 +229,8 @@ mod tests {
             let (reply, _) = ask_fake_agent(answer.clone());
             let line = reply.unwrap_err().to_string();
             assert!(line.contains(expected) && !line.contains(char::is_control), "{expected}: {line}");
-            assert!(line.starts_with("tcpclose: agent at /") && line.ends_with(WITHOUT), "{line}");
+            let todo = "; restart the agent, or add --no-agent for a snapshot";
+            assert!(line.starts_with("tcpclose: agent at /") && line.ends_with(todo), "{line}");
         }
     }
 
@@ -233,11 +239,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let silent = UnixListener::bind(&path).unwrap();
-        let line = sockets_within(Duration::from_millis(50), &path, "/v1/sockets", None).unwrap_err();
-        assert!(line.to_string().contains("no answer within 50ms"), "{line}");
+        let client = Client::new(&path, Duration::from_millis(50)).unwrap();
+        let line = sockets_of(&client, "/v1/sockets", None).unwrap_err().to_string();
+        assert!(line.ends_with("no answer within 50ms; restart the agent"), "{line}");
         drop(silent);
         std::fs::remove_file(&path).unwrap();
-        let ask = || sockets(&path, Phase::CloseWait, None, Depth::WithPeers);
+        let ask = || sockets(&path, Alone::Destroy, Phase::CloseWait, None, Depth::WithPeers);
         assert!(matches!(ask(), Ok(Reply::NoAgent)));
         drop(UnixListener::bind(&path).unwrap());
         assert!(matches!(ask(), Ok(Reply::NoAgent)));

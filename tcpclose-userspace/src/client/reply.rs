@@ -1,5 +1,6 @@
 //! The outcome of a request to an agent.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use hyper::StatusCode;
@@ -33,16 +34,68 @@ impl<T> Reply<T> {
     pub fn required(self, socket: &Path) -> Result<T, Failure> {
         match self {
             Self::Answer(answer) => Ok(answer),
-            Self::NoAgent => Err(no_agent(socket)),
+            Self::NoAgent => Err(no_agent(socket, Alone::Nothing)),
             Self::Denied => Err(denied(socket)),
         }
     }
 }
 
+/// What a command does without an agent (`--no-agent`), for its error messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alone {
+    /// It takes a snapshot.
+    Snapshot,
+    /// It destroys the sockets itself.
+    Destroy,
+    /// It attaches eBPF programs of its own.
+    Attach,
+    /// It has no such option.
+    Nothing,
+}
+
+impl Alone {
+    /// `restart the agent, or add --no-agent for a snapshot`: what to do is one of `others`, or `--no-agent`.
+    pub fn or(self, others: &[&str]) -> String {
+        let own = match self {
+            Self::Snapshot => Some("add --no-agent for a snapshot"),
+            Self::Destroy => Some("add --no-agent to find and destroy the sockets without an agent, as root"),
+            Self::Attach => Some("add --no-agent to watch with own eBPF programs, as root"),
+            Self::Nothing => None,
+        };
+        let all: Vec<&str> = others.iter().copied().chain(own).collect();
+        match all.as_slice() {
+            [first, second] => format!("{first}, or {second}"),
+            [first @ .., last] if !first.is_empty() => format!("{}, or {last}", first.join(", ")),
+            all => all.concat(),
+        }
+    }
+}
+
 /// Nobody listens at `socket`, and the command needs an agent there.
-pub fn no_agent(socket: &Path) -> Failure {
-    let todo = "start one (tcpclose agent), or name its socket with --socket";
-    Failure::new(format!("agent at {}", socket.display()), "no agent is running there", todo)
+pub fn no_agent(socket: &Path, alone: Alone) -> Failure {
+    let what = format!("agent at {}", socket.display());
+    match not_a_socket(socket) {
+        Some(kind) => {
+            let why = format!("this is {kind}, not a Unix socket");
+            Failure::new(what, why, alone.or(&["name the agent's socket with --socket"]))
+        }
+        None => {
+            let todo = alone.or(&["start one (tcpclose agent)", "name its socket with --socket"]);
+            Failure::new(what, "no agent is running there", todo)
+        }
+    }
+}
+
+/// What there is at `path`, if that is no socket: connect() fails there as at the socket of an agent that has ended.
+fn not_a_socket(path: &Path) -> Option<&'static str> {
+    let kind = std::fs::metadata(path).ok()?.file_type();
+    match () {
+        () if kind.is_socket() => None,
+        () if kind.is_file() => Some("a regular file"),
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_fifo() => Some("a named pipe"),
+        () => Some("a device"),
+    }
 }
 
 /// This user is not allowed to connect to `socket`, and the command needs the agent there.
@@ -93,4 +146,51 @@ pub fn unknown_path(target: &str) -> String {
 /// The first line of `body`, at most 200 characters.
 pub fn first_line(body: &[u8]) -> String {
     String::from_utf8_lossy(body).lines().next().unwrap_or_default().chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_an_agent_the_line_names_what_this_command_can_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = folder.path().join("none");
+        let line = |path: &Path, alone| no_agent(path, alone).to_string();
+        for (alone, todo) in [
+            (Alone::Snapshot, ", name its socket with --socket, or add --no-agent for a snapshot"),
+            (
+                Alone::Destroy,
+                ", name its socket with --socket, or add --no-agent to find and destroy the sockets without an agent, as root",
+            ),
+            (Alone::Nothing, ", or name its socket with --socket"),
+        ] {
+            let start = format!(
+                "tcpclose: agent at {}: no agent is running there; start one (tcpclose agent)",
+                none.display()
+            );
+            assert_eq!(line(&none, alone), start + todo);
+        }
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let what = line(&file, Alone::Nothing);
+        assert!(
+            what.ends_with(
+                "file: this is a regular file, not a Unix socket; name the agent's socket with --socket"
+            ),
+            "{what}"
+        );
+        assert!(line(folder.path(), Alone::Snapshot).contains(": this is a directory, not a Unix socket; "));
+        assert!(
+            line(Path::new("/dev/null"), Alone::Attach).contains(": this is a device, not a Unix socket; ")
+        );
+        // An agent that was killed leaves one.
+        let socket = folder.path().join("socket");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        assert!(line(&socket, Alone::Nothing).contains("no agent is running there"));
+        assert_eq!(
+            (Alone::Nothing.or(&["a"]), Alone::Nothing.or(&["a", "b", "c"])),
+            ("a".into(), "a, b, or c".into())
+        );
+    }
 }

@@ -7,7 +7,6 @@ use hyper::StatusCode;
 use tcpclose_common::progress;
 
 use crate::client::fetch::AgentAddress;
-use crate::client::reply::no_agent;
 use crate::client::{Client, PATIENCE};
 use crate::failure::Failure;
 use crate::report::requests::STACKS_PATH;
@@ -19,8 +18,7 @@ const NAMED: Duration = Duration::from_secs(3);
 /// `accept`: those of accept(), too.
 pub fn take(address: &AgentAddress, pid: u32, time: Duration, accept: bool) -> Result<(), Failure> {
     if address.no_agent {
-        let todo = "start an agent, and leave out --no-agent";
-        return Err(Failure { todo: todo.to_owned(), ..no_agent(&address.socket) });
+        return Err(Failure::new("--for", "only a running agent takes stacks", "leave out --no-agent"));
     }
     let client = Client::new(&address.socket, PATIENCE)?;
     let target = format!("{STACKS_PATH}?pid={pid}&for={}ms&accept={accept}", (time + NAMED).as_millis());

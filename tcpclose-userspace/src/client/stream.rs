@@ -9,7 +9,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, StatusCode};
 
 use crate::client::http::{in_words, send};
-use crate::client::reply::{Reply, first_line, unknown_path};
+use crate::client::reply::{Alone, Reply, first_line, unknown_path};
 use crate::client::{Client, PATIENCE};
 use crate::failure::Failure;
 use crate::report::requests::{WATCH_IDLE, WATCH_PATH};
@@ -27,12 +27,8 @@ pub fn follow(
     ready: impl FnOnce(),
     mut each: impl FnMut(Option<Vec<(Item, String)>>) -> Result<ControlFlow<()>, Failure>,
 ) -> Result<Reply<()>, Failure> {
-    let client = Client::new(path, PATIENCE)?;
-    let failure = |why: String| {
-        let mut failure = client.failure(why);
-        "start it again, or add --no-agent".clone_into(&mut failure.todo);
-        failure
-    };
+    let client = Client::for_command(path, PATIENCE, Alone::Attach)?;
+    let failure = |why: String| client.failure(why);
     let target = format!("{WATCH_PATH}?{}", filter.query());
     client.block_on(async {
         let request = tokio::time::timeout(PATIENCE, send(path, Method::GET, &target, Vec::new()));

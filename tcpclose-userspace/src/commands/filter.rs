@@ -10,6 +10,7 @@ use rustix::process::{Pid, test_kill_process};
 use crate::client;
 use crate::client::SocketsAnswer;
 use crate::client::fetch::{AgentAddress, Fetched, fetch};
+use crate::client::reply::Alone;
 use crate::client::snapshot;
 use crate::commands::arguments::{NetnsChoice, cookie, duration, pid, port, state};
 use crate::commands::groups::Listed;
@@ -57,24 +58,23 @@ pub struct Findings {
 }
 
 impl SocketFilter {
-    /// Asks the agent at `address`; where none answers, takes a snapshot.
-    pub fn find(&self, address: &AgentAddress, depth: Depth) -> Result<Findings, Failure> {
-        let ask = |socket: &std::path::Path| client::sockets(socket, self.state, self.older_than, depth);
+    /// Asks the agent at `address`; where none answers, takes a snapshot. `alone`: what the command does without an agent.
+    pub fn find(&self, address: &AgentAddress, alone: Alone, depth: Depth) -> Result<Findings, Failure> {
+        let ask =
+            |socket: &std::path::Path| client::sockets(socket, alone, self.state, self.older_than, depth);
         let stuck_after = self.older_than.unwrap_or(DEFAULT_STUCK_AFTER);
         let snapshot = || {
             let bound_ns = u64::try_from(stuck_after.as_nanos()).unwrap_or(u64::MAX);
             let document = snapshot::sockets(self.state.state().bit(), bound_ns, self.netns.scope(), depth)?;
             Ok(SocketsAnswer { document, stuck_after })
         };
-        let Fetched { document: answer, source, remark } = fetch(address, ask, snapshot)?;
+        let Fetched { document: answer, source, remark } = fetch(address, alone, ask, snapshot)?;
         let SocketsAnswer { mut document, stuck_after } = answer;
         document.incomplete.extend(remark);
         if let Some(pid) = self.pid
             && !document.sockets.iter().any(|socket| is_held_by(socket, pid))
-            && !exists(pid)
         {
-            let todo = "name a running process, as ps shows it";
-            return Err(Failure::new(format!("--pid {pid}"), "no such process", todo));
+            require_process(pid)?;
         }
         Ok(Findings { document, bound: self.older_than.unwrap_or(stuck_after), source })
     }
@@ -139,11 +139,16 @@ fn is_held_by(socket: &StuckSocket, pid: u32) -> bool {
     socket.owners.iter().any(|owner| owner.pid == pid)
 }
 
-/// Whether a process of this PID namespace has the id `pid`.
-fn exists(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+/// # Errors
+/// When no process of this PID namespace has the id `pid`.
+pub fn require_process(pid: u32) -> Result<(), Failure> {
+    let id = i32::try_from(pid).ok().and_then(Pid::from_raw);
     // EPERM: it exists, and belongs to another user.
-    pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH))
+    if id.is_some_and(|id| test_kill_process(id) != Err(Errno::SRCH)) {
+        return Ok(());
+    }
+    let todo = "name a running process, as ps shows it";
+    Err(Failure::new(format!("--pid {pid}"), "no such process", todo))
 }
 
 /// The sockets that match, sorted out by the bound.
@@ -207,5 +212,24 @@ impl Sorted {
             text.push_str(&format!("; {}", table::count(self.younger, "younger one", "younger ones")));
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_is_that_of_a_process() {
+        assert_eq!(require_process(std::process::id()), Ok(()));
+        assert_eq!(require_process(1), Ok(()));
+        // One more than the kernel's highest (include/linux/threads.h, PID_MAX_LIMIT).
+        for nobody in [4_194_305, 0, u32::MAX] {
+            let line = require_process(nobody).unwrap_err().to_string();
+            assert_eq!(
+                line,
+                format!("tcpclose: --pid {nobody}: no such process; name a running process, as ps shows it")
+            );
+        }
     }
 }

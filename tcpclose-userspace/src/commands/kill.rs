@@ -6,6 +6,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum, ValueHint};
 
 use crate::client::fetch::AgentAddress;
+use crate::client::reply::Alone;
 use crate::commands::arguments::number;
 use crate::commands::filter::{Findings, SocketFilter};
 use crate::commands::output::{json, print};
@@ -116,7 +117,7 @@ impl Kill {
                 "add --port, --pid, --unit or --cookie, or --all to destroy every socket of the dry run";
             return Err(Failure::new("kill --yes", "no target", todo));
         }
-        let mut findings = self.filter.find(&self.address, Depth::WithPeers)?;
+        let mut findings = self.filter.find(&self.address, Alone::Destroy, Depth::WithPeers)?;
         let found_at = Instant::now();
         let sockets = std::mem::take(&mut findings.document.sockets);
         let leave = Leave {

@@ -8,6 +8,7 @@ use clap::{Args, ValueHint};
 
 use crate::client;
 use crate::client::fetch::AgentAddress;
+use crate::client::reply::Alone;
 use crate::commands::arguments::{duration, number};
 use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::filter::{Findings, SocketFilter, Sorted};
@@ -76,7 +77,7 @@ pub struct Stuck {
     #[arg(long)]
     check: bool,
     /// Number of stuck sockets that --check allows
-    #[arg(long, value_name = "N", default_value = "0", value_parser = number, requires = "check", value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = number, allow_negative_numbers = true, requires = "check", value_hint = ValueHint::Other)]
     max: usize,
     #[command(flatten)]
     pub address: AgentAddress,
@@ -94,7 +95,7 @@ impl Stuck {
             }
             client::stacks::take(&self.address, pid, time, self.accept)?;
         }
-        let mut findings = self.filter.find(&self.address, Depth::WithPeers)?;
+        let mut findings = self.filter.find(&self.address, Alone::Snapshot, Depth::WithPeers)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
         // Before the filters: all of them take descriptors of the process.
         let rates = FdRates::of(&sockets, findings.bound.as_secs_f64());

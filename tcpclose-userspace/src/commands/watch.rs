@@ -12,12 +12,13 @@ use crate::agent;
 use crate::agent::config::Config;
 use crate::agent::tracking::Tracking;
 use crate::client::fetch::AgentAddress;
-use crate::client::reply::{Reply, denied, no_agent};
+use crate::client::reply::{Alone, Reply, denied, no_agent};
 use crate::client::stream::follow;
 use crate::commands::arguments::{duration, outcome, pid, port, state};
-use crate::commands::filter::own_netns;
+use crate::commands::filter::{own_netns, require_process};
 use crate::commands::output::{note, written};
 use crate::failure::{Failure, harmless_json};
+use crate::linux::host;
 use crate::names::{Outcome, Phase};
 use crate::report::watch::filter::WatchFilter;
 use crate::report::watch::handshake::{ClosedConnection, Handshakes};
@@ -70,6 +71,10 @@ pub struct Watch {
 
 impl Watch {
     pub fn run(&self) -> Result<ExitCode, Failure> {
+        // Elsewhere the pid, which is one of the first PID namespace, says nothing here.
+        if let Some(pid) = self.pid.filter(|_| host::in_first_pid_namespace()) {
+            require_process(pid)?;
+        }
         let mut show = Show::new(self);
         let AgentAddress { socket, is_explicit, no_agent: alone } = &self.address;
         if !alone {
@@ -77,10 +82,7 @@ impl Watch {
             let each = |lines: Option<Vec<(Item, String)>>| show.take(lines);
             match follow(socket, &self.wanted(), ready, each)? {
                 Reply::Answer(()) => return Ok(ExitCode::SUCCESS),
-                Reply::NoAgent if *is_explicit => {
-                    let todo = "start it, name another --socket, or add --no-agent";
-                    return Err(Failure { todo: todo.to_owned(), ..no_agent(socket) });
-                }
+                Reply::NoAgent if *is_explicit => return Err(no_agent(socket, Alone::Attach)),
                 Reply::NoAgent => {}
                 Reply::Denied => return Err(denied(socket)),
             }

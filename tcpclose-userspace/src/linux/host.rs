@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::RangeInclusive;
+use std::os::unix::fs::MetadataExt;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
@@ -176,6 +177,13 @@ fn effective(status: &str) -> Option<u64> {
 /// init_user_ns); `false` where /proc cannot be read.
 pub fn in_user_namespace() -> bool {
     fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !maps_everyone(&map))
+}
+
+/// Whether this process numbers processes as eBPF programs do: in the first PID namespace.
+pub fn in_first_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h, 5.8 to 6.18).
+    const FIRST: u64 = 0xefff_fffc;
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST)
 }
 
 fn maps_everyone(map: &str) -> bool {

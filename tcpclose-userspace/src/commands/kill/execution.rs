@@ -7,7 +7,7 @@ use super::text::{KillProgress, result_line};
 use super::{Done, Kill};
 use crate::client;
 use crate::client::Client;
-use crate::client::reply::Reply;
+use crate::client::reply::{Alone, Reply};
 use crate::commands::filter;
 use crate::commands::filter::Findings;
 use crate::commands::output::print;
@@ -88,7 +88,8 @@ impl Kill {
 
     fn executor(&self, findings: &Findings) -> Result<Executor, Failure> {
         if findings.document.source == DocumentSource::Agent {
-            return Client::new(&self.address.socket, client::PATIENCE).map(Executor::Agent);
+            let client = Client::for_command(&self.address.socket, client::PATIENCE, Alone::Destroy);
+            return client.map(Executor::Agent);
         }
         if !has_cap(Capability::NetAdmin) {
             return Err(Failure::new(

@@ -60,6 +60,9 @@ fn what_names_nothing_is_refused() {
     // One more than the kernel's highest (include/linux/threads.h, PID_MAX_LIMIT).
     let nobody = "4194305";
     refuses(&mut tcpclose(&["stuck", "--no-agent", "--check", "--pid", nobody]), &["no such process"]);
+    for command in [&["watch", "--no-agent", "--pid", nobody][..], &["kill", "--no-agent", "--pid", nobody]] {
+        refuses(&mut tcpclose(command), &[&format!("--pid {nobody}: no such process"), "as ps shows it"]);
+    }
     refuses(&mut tcpclose(&["kill", "--no-agent", "--yes"]), &["kill --yes: no target", "--all"]);
     let own = std::process::id().to_string();
     assert!(tcpclose(&["stuck", "--no-agent", "--pid", &own]).output().unwrap().status.success());

@@ -50,6 +50,28 @@ fn a_path_that_is_not_for_a_socket_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_command_says_what_stands_in_place_of_the_agents_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let ask = |command: &str, path: &Path| {
+        let mut ask = tcpclose(&[command, "--socket"]);
+        ask.arg(path);
+        ask
+    };
+    for command in ["stuck", "kill", "ports", "exhaustion", "watch", "verify"] {
+        refuses(&mut ask(command, &file), &["this is a regular file, not a Unix socket", "--socket"]);
+        refuses(&mut ask(command, folder.path()), &["this is a directory, not a Unix socket"]);
+        let none = refusal(&mut ask(command, &folder.path().join("none")));
+        assert!(none.contains("no agent is running there; start one"), "{none}");
+        // Only what the command can do.
+        assert_eq!(none.contains("--no-agent"), command != "verify", "{none}");
+        assert_eq!(none.contains("snapshot"), ["stuck", "ports", "exhaustion"].contains(&command), "{none}");
+        assert_eq!(none.contains("destroy the sockets"), command == "kill", "{none}");
+    }
+}
+
+#[test]
 #[ignore = "needs root"]
 fn sockets_that_nobody_passed_are_refused() {
     for fds in ["many", "-1", "", "1000"] {

@@ -54,7 +54,9 @@ fn an_agent_that_ends_is_one_clear_line() {
         let line = printed.lines().last().unwrap();
         assert_eq!(printed.lines().count(), 2, "{printed}");
         assert!(
-            line.contains("it closed the connection in the middle of its stream; start it again"),
+            line.contains(
+                "it closed the connection in the middle of its stream; restart the agent, or add --no-agent"
+            ),
             "{line}"
         );
     }
