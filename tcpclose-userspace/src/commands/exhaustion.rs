@@ -13,7 +13,8 @@ use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::netns::Scope;
 use crate::report::exhaustion::document::{ExhaustionDocument, LocalUse, ProcessShare, SCHEMA, TupleUse};
-use crate::report::requests::EXHAUSTION_PATH;
+use crate::report::requests::{EXHAUSTION_PATH, MOST_TUPLES};
+use crate::report::sockets::DocumentSource;
 use crate::ui::footer::footer;
 use crate::ui::table;
 
@@ -47,17 +48,26 @@ pub struct Exhaustion {
 
 impl Exhaustion {
     pub fn run(&self) -> Result<ExitCode, Failure> {
-        let target = format!("{EXHAUSTION_PATH}?limit={}", self.limit);
+        let target = format!("{EXHAUSTION_PATH}?limit={}", self.limit.min(MOST_TUPLES));
         let snapshot = || snapshot::exhaustion(self.period, self.limit, Scope::All);
         let Fetched { mut document, source, remark } =
             fetch_document(&self.address, (&target, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);
+        document.incomplete.extend(cut(&document, self.limit));
         let text = match self.json {
             true => json(&document)?,
             false => text(&document, &source, own_netns(), table::width()),
         };
         print(&text).map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// What is missing where more destinations were wanted than an agent describes.
+fn cut(document: &ExhaustionDocument, limit: usize) -> Option<String> {
+    let is_cut = document.source == DocumentSource::Agent && limit > MOST_TUPLES;
+    (is_cut && document.tuples.len() < document.tuples_in_use.min(limit)).then(|| {
+        format!("the agent describes the {MOST_TUPLES} fullest destinations only: --no-agent shows more")
+    })
 }
 
 /// `own`: the inode of this process's network namespace.
@@ -203,7 +213,6 @@ fn users(tuple: &TupleUse) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::sockets::DocumentSource;
 
     #[test]
     fn the_text_has_usage_time_left_and_processes() {

@@ -7,6 +7,7 @@
 //! * [`ports`]: the close phase by port. [`exhaustion`]: the ephemeral ports in use.
 //! * [`owner_counts`]: stuck sockets per owner; [`owner_series`]: which of them have a series. [`kill`]: what is destroyed, and the result.
 //! * [`verify`]: the agent's numbers beside the kernel's. [`watch`]: lines of the watch stream.
+//! * [`requests`]: what the command line and the agent agree on. [`query`]: the fields of a request.
 
 pub mod accept_queues;
 pub mod assemble;
@@ -22,6 +23,7 @@ pub mod owner_counts;
 pub mod owner_series;
 pub mod owners;
 pub mod ports;
+pub mod query;
 pub mod reconcile;
 pub mod requests;
 pub mod sockets;

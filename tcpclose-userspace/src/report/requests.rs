@@ -12,6 +12,8 @@ pub const SOCKETS_PATH: &str = "/v1/sockets";
 /// Takes the stacks of a process: `POST /v1/stacks?pid=4242&for=60s`.
 pub const STACKS_PATH: &str = "/v1/stacks";
 pub const EXHAUSTION_PATH: &str = "/exhaustion";
+/// The most tuples that one answer at [`EXHAUSTION_PATH`] describes.
+pub const MOST_TUPLES: usize = 1000;
 pub const KILL_PATH: &str = "/v1/kill";
 pub const WATCH_PATH: &str = "/v1/watch";
 pub const PORTS_PATH: &str = "/ports";

@@ -66,7 +66,26 @@ fn every_page_is_where_it_belongs() {
         };
         assert_eq!((scrape(&[]), scrape(&["--compressed"])), (false, true));
         assert_eq!(status("/v1/sockets"), "404");
+        let url = format!("http://{address}/v1/sockets");
+        let body = Command::new("curl").args(["-s", &url]).output().unwrap().stdout;
+        assert!(String::from_utf8_lossy(&body).contains("only on the agent's Unix socket"), "{body:?}");
         assert_eq!(agent.get("/v1/sockets").0, 200);
+        // A key that would have changed the answer is not ignored; scrapers may have their own.
+        for (path, word) in [
+            ("/exhaustion?limit=5000", "limit=5000: write a number from 0 to 1000"),
+            ("/exhaustion?later=1", "later: unknown key; this path has limit"),
+            ("/v1/sockets?port=80", "port: unknown key; this path has state, older_than, peers and owners"),
+            ("/v1/watch?color=red", "color: unknown key"),
+            ("/ports?port=80", "port: unknown key; this path has none"),
+            ("/v1/reconcile?now=1", "now: unknown key; this path has none"),
+        ] {
+            let (status, line) = agent.get(path);
+            assert!(
+                status == 400 && line.starts_with(word) && line.lines().count() == 1,
+                "{path}: {status} {line}"
+            );
+        }
+        assert_eq!((status("/ports?port=80"), status("/metrics?name[]=up")), ("400".into(), "200".into()));
         let mode = std::fs::metadata(agent.socket()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -16,11 +16,11 @@ use crate::agent::server::handlers::{
     exhaustion, kill, metrics, ports, readiness, reconcile, sockets, stacks, watch,
 };
 use crate::agent::server::peer_creds::Caller;
-use crate::agent::server::response::{Answer, plain, written_json};
+use crate::agent::server::response::{Answer, QueryError, plain, written_json};
 use crate::agent::server::routes::{Endpoint, ListenerKind, find};
 use crate::agent::server::web::source::ClientNetwork;
 use crate::report::encoding::Form;
-use crate::report::requests;
+use crate::report::{query, requests};
 
 /// The client of a connection.
 #[derive(Clone)]
@@ -68,6 +68,11 @@ async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Part
         Err(refusal) => return refusal.answer().map(Either::Left),
     };
     let query = request.uri().query().unwrap_or_default();
+    if !endpoint.reads_query()
+        && let Err(why) = query::none(query)
+    {
+        return QueryError::Request(why).answer().map(Either::Left);
+    }
     let answer: Answer = match endpoint {
         Endpoint::Metrics => metrics::answer(parts, request.headers()),
         Endpoint::Health => plain(StatusCode::OK, "ok\n"),

@@ -24,6 +24,17 @@ pub enum Endpoint {
     Page(Page),
 }
 
+impl Endpoint {
+    /// Whether it reads its query, or takes any: scrapers and monitors add keys of their own. The others have no keys.
+    pub fn reads_query(self) -> bool {
+        match self {
+            Self::Sockets | Self::Stacks | Self::Exhaustion | Self::Watch => true,
+            Self::Metrics | Self::Health | Self::Readiness | Self::Page(_) => true,
+            Self::Ports | Self::Reconcile | Self::Kill => false,
+        }
+    }
+}
+
 /// Where a route is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerKind {
@@ -68,10 +79,15 @@ const ROUTES: [Route; 10] = [
     route(requests::WATCH_PATH, GET, ListenerKind::Everything, Endpoint::Watch),
 ];
 
+/// The answer by TCP where only the Unix socket has the path.
+const UNIX_SOCKET_ONLY: &str = "not found: only on the agent's Unix socket (curl --unix-socket /run/tcpclose/tcpclose.sock, or the tcpclose commands)\n";
+
 /// Why a request has no endpoint.
 #[derive(Clone, Copy, Debug)]
 pub enum Refusal {
     UnknownPath,
+    /// The path is served on the Unix socket only.
+    UnixSocketOnly,
     /// The path has only these.
     WrongMethod(&'static [Method]),
 }
@@ -83,7 +99,10 @@ pub fn find(listener: ListenerKind, method: &Method, path: &str) -> Result<Endpo
     let mut routes = ROUTES.into_iter().chain(page);
     let served =
         |route: &Route| listener == ListenerKind::Everything || route.listener == ListenerKind::Aggregates;
-    let route = routes.find(|route| route.path == path && served(route)).ok_or(Refusal::UnknownPath)?;
+    let route = routes.find(|route| route.path == path).ok_or(Refusal::UnknownPath)?;
+    if !served(&route) {
+        return Err(Refusal::UnixSocketOnly);
+    }
     if route.methods.contains(method) { Ok(route.endpoint) } else { Err(Refusal::WrongMethod(route.methods)) }
 }
 
@@ -91,6 +110,7 @@ impl Refusal {
     pub fn answer(self) -> Answer {
         let methods = match self {
             Self::UnknownPath => return plain(StatusCode::NOT_FOUND, "not found; try / or /metrics\n"),
+            Self::UnixSocketOnly => return plain(StatusCode::NOT_FOUND, UNIX_SOCKET_ONLY),
             Self::WrongMethod(methods) => methods,
         };
         let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
@@ -138,6 +158,21 @@ mod tests {
                 assert_eq!(status(listener, &Method::GET, path), 404, "{path}");
             }
         }
+    }
+
+    #[test]
+    fn what_only_the_unix_socket_has_is_not_found_by_tcp_and_why() {
+        let body = |path| {
+            let refusal = find(ListenerKind::Aggregates, &Method::GET, path).unwrap_err();
+            format!("{:?}", refusal.answer().body())
+        };
+        for Route { path, listener, .. } in ROUTES {
+            if listener == ListenerKind::Everything {
+                assert!(body(path).contains("only on the agent's Unix socket"), "{path}");
+            }
+        }
+        assert!(UNIX_SOCKET_ONLY.contains(requests::DEFAULT_SOCKET));
+        assert!(body("/v1/banana").contains("try / or /metrics"));
     }
 
     #[test]

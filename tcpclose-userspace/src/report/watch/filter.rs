@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::names::{Outcome, Phase};
+use crate::report::query;
 use crate::tracker::transition::Transition;
 
 /// The longest duration in nanoseconds: 584 years.
@@ -55,11 +56,11 @@ impl WatchFilter {
     /// Parses a request's query.
     ///
     /// # Errors
-    /// What is wrong with it. Unknown fields are rejected, since they would have filtered lines.
+    /// What is wrong with it.
     pub fn parse(query: &str) -> Result<Self, String> {
         let mut filter = Self::default();
-        for field in query.split('&').filter(|field| !field.is_empty()) {
-            let (key, value) = field.split_once('=').unwrap_or((field, ""));
+        let known = ["port", "state", "outcome", "pid", "longer_than", "more"];
+        for (key, value) in query::fields(query, &known)? {
             let wrong = |what: &str| format!("{key}={value}: {what}");
             match key {
                 "port" => filter.ports.push(value.parse().map_err(|_| wrong("not a port"))?),
@@ -72,12 +73,8 @@ impl WatchFilter {
                     filter.outcomes.push(outcome.ok_or_else(|| wrong("not an outcome"))?);
                 }
                 "pid" => filter.pid = Some(value.parse().map_err(|_| wrong("not a process id"))?),
-                "longer_than" => {
-                    let bound = humantime::parse_duration(value);
-                    filter.longer_than = bound.map_err(|why| wrong(&why.to_string()))?.min(LONGEST);
-                }
-                "more" => filter.more = value == "1",
-                _ => return Err(format!("{key}: no such filter")),
+                "longer_than" => filter.longer_than = query::duration(key, value)?.min(LONGEST),
+                _ => filter.more = query::only(key, value, "1").map(|()| true)?,
             }
         }
         Ok(filter)

@@ -13,6 +13,8 @@ use crate::names::Flow;
 use crate::report::exhaustion::document;
 use crate::report::exhaustion::document::{ExhaustionInputs, Pick, TupleCloser};
 use crate::report::exhaustion::port_table::Kind;
+use crate::report::query;
+use crate::report::requests::MOST_TUPLES;
 use crate::report::sockets::DocumentSource;
 
 use crate::agent::port_usage::{Fullest, PortUsage};
@@ -21,9 +23,8 @@ use crate::agent::tracking::Tracking;
 
 /// TIME-WAITs of a tuple whose closers are looked up in the tracker; the agent does nothing else meanwhile.
 const MOST_CLOSERS: usize = 2000;
-/// Tuples that are described unless the query says otherwise, and at most.
+/// Tuples that are described unless the query says otherwise.
 const TUPLES: usize = 20;
-const MOST_TUPLES: usize = 1000;
 
 /// Answers `query`, the part after the `?`.
 pub async fn document(
@@ -70,18 +71,13 @@ pub async fn document(
     Ok(serde_json::to_vec(&document).context("cannot write the answer")?)
 }
 
-/// Reads the fields of a query. Unknown keys are those of a newer client, and ignored.
+/// Reads the fields of a query.
 ///
 /// # Errors
-/// What is wrong with a known one.
+/// What is wrong with one.
 pub fn parse(query: &str) -> Result<usize, String> {
-    let mut limit = TUPLES;
-    for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
-        if key == "limit" {
-            limit = value.parse().map_err(|_| format!("limit={value}: not a number"))?;
-        }
-    }
-    Ok(limit.min(MOST_TUPLES))
+    let fields = query::fields(query, &["limit"])?;
+    fields.last().map_or(Ok(TUPLES), |(key, value)| query::number(key, value, 0..=MOST_TUPLES))
 }
 
 /// The closers of the TIME-WAITs of `picks` that are known from records, by cookie.
@@ -113,8 +109,12 @@ mod tests {
     #[test]
     fn a_limit_is_read_or_refused() {
         assert_eq!(parse("").ok(), Some(TUPLES));
-        assert_eq!(parse("limit=3&later=1").ok(), Some(3));
-        assert_eq!(parse("limit=1000000").ok(), Some(MOST_TUPLES));
+        assert_eq!(
+            (parse("limit=3"), parse("limit=0"), parse("limit=1000")),
+            (Ok(3), Ok(0), Ok(MOST_TUPLES))
+        );
+        assert_eq!(parse("limit=1001").unwrap_err(), "limit=1001: write a number from 0 to 1000");
         assert!(parse("limit=many").is_err_and(|why| why.contains("many")));
+        assert!(parse("limit=3&later=1").is_err_and(|why| why.starts_with("later: unknown key")));
     }
 }

@@ -28,6 +28,7 @@ use crate::report::diagnosis::last_write;
 use crate::report::encoding::Form;
 use crate::report::incomplete;
 use crate::report::owners::owned_by_cookie;
+use crate::report::query;
 use crate::report::requests;
 use crate::report::sockets::{ClosedBy, Cookie, Depth, DocumentSource, SocketsDocument, StuckSocket};
 use crate::tracker::Tracker;
@@ -157,10 +158,10 @@ pub struct SocketsQuery {
     pub depth: Depth,
 }
 
-/// Reads the fields of a query. Unknown keys are those of a newer client, and ignored.
+/// Reads the fields of a query.
 ///
 /// # Errors
-/// What is wrong with a known one.
+/// What is wrong with one.
 pub fn parse(query: &str) -> Result<SocketsQuery, String> {
     let mut request = SocketsQuery {
         phase: Phase::CloseWait,
@@ -168,19 +169,18 @@ pub fn parse(query: &str) -> Result<SocketsQuery, String> {
         owners_once: false,
         depth: Depth::WithPeers,
     };
-    for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
+    for (key, value) in query::fields(query, &["state", "older_than", "peers", "owners"])? {
         match key {
             "state" => {
                 let phase = Phase::ALL.into_iter().find(|phase| phase.name() == value);
-                request.phase = phase.ok_or_else(|| format!("state={value}: not a close-phase state"))?;
+                request.phase = phase.ok_or_else(|| {
+                    let names = Phase::ALL.map(Phase::name).join(", ");
+                    format!("state={value}: not a close-phase state; choose one of {names}")
+                })?;
             }
-            "older_than" => {
-                let bound = humantime::parse_duration(value);
-                request.older_than = Some(bound.map_err(|why| format!("older_than={value}: {why}"))?);
-            }
-            "owners" => request.owners_once = value == "once",
-            "peers" if value == "no" => request.depth = Depth::Owners,
-            _ => {}
+            "older_than" => request.older_than = Some(query::duration(key, value)?),
+            "owners" => request.owners_once = query::only(key, value, "once").map(|()| true)?,
+            _ => request.depth = query::only(key, value, "no").map(|()| Depth::Owners)?,
         }
     }
     Ok(request)
@@ -366,13 +366,17 @@ mod tests {
 
     #[test]
     fn a_query_is_read_or_refused() {
-        let query = parse("state=last_ack&older_than=90s&later=1").ok().unwrap();
+        let query = parse("state=last_ack&older_than=90s&owners=once").ok().unwrap();
         assert_eq!((query.phase, query.older_than), (Phase::LastAck, Some(Duration::from_secs(90))));
         assert_eq!(query.depth, Depth::WithPeers);
         assert_eq!(parse("peers=no").ok().unwrap().depth, Depth::Owners);
         assert_eq!(parse("").ok().unwrap().phase, Phase::CloseWait);
         assert!(parse("state=banana").is_err_and(|why| why.contains("banana")));
         assert!(parse("older_than=soon").is_err_and(|why| why.contains("soon")));
+        for wrong in ["later=1", "port=80", "owners=all", "peers=yes", "peers", "older_than"] {
+            let key = wrong.split('=').next().unwrap();
+            assert!(parse(wrong).is_err_and(|why| why.starts_with(key)), "{wrong}");
+        }
     }
 
     #[test]

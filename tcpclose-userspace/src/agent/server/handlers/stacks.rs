@@ -7,6 +7,7 @@ use hyper::StatusCode;
 use crate::agent::parts::Parts;
 use crate::agent::server::peer_creds::Caller;
 use crate::agent::server::response::{Answer, plain};
+use crate::report::query;
 
 /// The longest time that may be asked for.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -45,14 +46,11 @@ pub fn answer(query: &str, caller: Option<&Caller>, parts: &Parts) -> Answer {
 /// What is wrong with a field.
 fn parse(query: &str) -> Result<Asked, String> {
     let (mut pid, mut time, mut accept) = (None, Duration::from_secs(60), false);
-    for (key, value) in query.split('&').filter_map(|field| field.split_once('=')) {
+    for (key, value) in query::fields(query, &["pid", "for", "accept"])? {
         match key {
             "pid" => pid = Some(value.parse().map_err(|_| format!("pid={value}: not a pid"))?),
-            "for" => {
-                time = humantime::parse_duration(value).map_err(|why| format!("for={value}: {why}"))?;
-            }
             "accept" => accept = value.parse().map_err(|_| format!("accept={value}: not true or false"))?,
-            _ => {}
+            _ => time = query::duration(key, value)?,
         }
     }
     let longest = if accept { LONGEST_ACCEPT } else { LONGEST };
@@ -69,7 +67,7 @@ mod tests {
     #[test]
     fn a_query_names_a_process_and_a_time() {
         let asked = |seconds, accept| Ok(Asked { pid: 7, time: Duration::from_secs(seconds), accept });
-        assert_eq!(parse("pid=7&for=90s&x=1"), asked(90, false));
+        assert_eq!(parse("pid=7&for=90s"), asked(90, false));
         assert_eq!(parse("pid=7"), asked(60, false));
         assert_eq!(parse("accept=true&pid=7"), asked(60, true));
         for bad in [
@@ -82,6 +80,7 @@ mod tests {
             "pid=7&for=x",
             "pid=7&for=0s",
             "pid=7&for=601s",
+            "pid=7&x=1",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
