@@ -28,7 +28,9 @@ pub fn assemble(
         process::started(pid).filter(|(began_ns, _)| *began_ns <= closed_ns).map(|(_, comm)| comm)
     };
     let envelope = collect::envelope(inputs.source, inputs.at.clone(), Vec::new());
-    let document = document::assemble(inputs, (&picks, tuples_in_use), &owners, &name_of, envelope);
+    let missing = collect::missing_for_owners();
+    let document =
+        document::assemble(inputs, (&picks, tuples_in_use), (&owners, &missing), &name_of, envelope);
     Ok(ExhaustionDocument { locals: document::fullest_locals(inputs.port_use, limit), ..document })
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustc_hash::{FxHashMap, FxHashSet};
 use tcpclose_common::state::TcpState;
 
-use crate::linux::host;
+use crate::collect;
 use crate::linux::netns::NetnsPath;
 use crate::linux::netns_dump;
 use crate::linux::netns_dump::{DumpRequest, DumpedNetns, LookupKey, LookupResult, NetnsChunk};
@@ -171,9 +171,7 @@ pub fn incomplete(
     queues: &[AcceptQueues],
     sockets: &[StuckSocket],
 ) -> Vec<String> {
-    let missing: Vec<_> =
-        incomplete::NEEDED.into_iter().filter(|&capability| !host::has_cap(capability)).collect();
-    let mut incomplete = incomplete::incomplete(dump, owners, sockets, &missing);
+    let mut incomplete = incomplete::incomplete(dump, owners, sockets, &collect::missing_for_owners());
     incomplete.extend(incomplete::too_many_listeners(queues));
     if mptcp_is_hidden() {
         incomplete.push(

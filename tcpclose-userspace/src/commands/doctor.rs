@@ -14,6 +14,7 @@ use crate::commands::output::{json, print};
 use crate::failure::{Failure, printable};
 use crate::linux::host::{self, Capability, has_cap};
 use crate::probe::{record_format, support, tracefs};
+use crate::report::incomplete;
 use crate::ui::table;
 
 /// The version of the document.
@@ -233,21 +234,29 @@ impl HostFacts {
                 Status::Limited,
                 "CAP_SYS_PTRACE missing: those of other users' processes are left out".to_owned(),
             ),
-            Err(why) => (Status::Limited, format!("only this one ({why}; CAP_SYS_ADMIN is needed)")),
+            Err(why) => {
+                let needed = [Capability::SysPtrace, Capability::SysAdmin];
+                let missing = needed.into_iter().filter(|needed| !self.has(*needed)).map(Capability::name);
+                let missing: Vec<&str> = missing.collect();
+                let why = match missing.as_slice() {
+                    [] => why.clone(),
+                    [one] => format!("{one} is needed to enter those of other processes ({why})"),
+                    all => {
+                        format!("{} are needed to enter those of other processes ({why})", all.join(" and "))
+                    }
+                };
+                (Status::Limited, format!("only this one: {why}"))
+            }
         };
         Check { check: "network namespaces", status, detail }
     }
 
     fn owners(&self) -> Check {
-        let needed = [Capability::SysPtrace, Capability::DacReadSearch];
-        let missing: Vec<&str> =
-            needed.into_iter().filter(|needed| !self.has(*needed)).map(Capability::name).collect();
-        let (status, detail) = match missing.is_empty() {
-            true => (Status::Ok, "known for all processes".to_owned()),
-            false => (
-                Status::Limited,
-                format!("{} missing: other users' processes may be unknown", missing.join(" and ")),
-            ),
+        let missing: Vec<Capability> =
+            incomplete::NEEDED.into_iter().filter(|needed| !self.has(*needed)).collect();
+        let (status, detail) = match incomplete::needed(&missing) {
+            None => (Status::Ok, "known for all processes".to_owned()),
+            Some(needed) => (Status::Limited, format!("owners may be missing: {needed}")),
         };
         Check { check: "owners of sockets", status, detail }
     }
@@ -366,10 +375,12 @@ mod tests {
             stacks: Err("this process runs in a PID namespace of its own".to_owned()),
             enter_netns: Err(denied()),
         };
-        let texts = [&capable(), &powerless].map(|facts| {
+        let texts = [(&capable(), 100), (&powerless, 100), (&powerless, 40)].map(|(facts, width)| {
             let mut report = report(facts);
             report.host = "h".to_owned();
-            text(&report, Some(100))
+            let text = text(&report, Some(width));
+            assert!(!table::overflows(&text, Some(width)), "{text}");
+            text
         });
         crate::ui::golden::check("doctor.txt", &texts.join("\n-----\n"));
     }

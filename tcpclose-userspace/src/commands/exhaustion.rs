@@ -16,7 +16,7 @@ use crate::report::exhaustion::document::{ExhaustionDocument, LocalUse, ProcessS
 use crate::report::requests::{EXHAUSTION_PATH, MOST_TUPLES};
 use crate::report::sockets::DocumentSource;
 use crate::ui::footer::footer;
-use crate::ui::table;
+use crate::ui::{labels, table};
 
 /// Show ephemeral-port usage per destination and when it runs out
 ///
@@ -81,7 +81,7 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
     let cells = |tuple: &TupleUse| {
         let mut row = cells(tuple);
         if elsewhere {
-            row.push(netns_name(tuple.netns, tuple.netns_name.as_deref()));
+            row.push(labels::netns_cell(tuple.netns, tuple.netns_name.as_deref(), own));
         }
         row
     };
@@ -138,7 +138,7 @@ fn locals(document: &ExhaustionDocument, own: u32, width: Option<u16>) -> String
             local.destinations.to_string(),
         ];
         if elsewhere {
-            row.push(netns_name(local.netns, local.netns_name.as_deref()));
+            row.push(labels::netns_cell(local.netns, local.netns_name.as_deref(), own));
         }
         row
     };
@@ -150,10 +150,6 @@ fn locals(document: &ExhaustionDocument, own: u32, width: Option<u16>) -> String
         text.push_str(&format!("… {} more\n", several.len() - shown.len()));
     }
     text + &table::wrap(MEANING, width) + "\n"
-}
-
-fn netns_name(inum: u32, name: Option<&str>) -> String {
-    name.map_or_else(|| format!("net:[{inum}]"), |name| printable(name).into_owned())
 }
 
 fn cells(tuple: &TupleUse) -> Vec<String> {
@@ -283,6 +279,10 @@ mod tests {
             "{narrow}"
         );
         assert!(!table::overflows(&narrow, Some(40)), "{narrow}");
+        assert_eq!(cut(&document, MOST_TUPLES), None);
+        assert!(cut(&document, MOST_TUPLES + 1).is_some_and(|why| why.contains("1000 fullest")));
+        let all = ExhaustionDocument { tuples_in_use: 2, ..document.clone() };
+        assert_eq!(cut(&all, MOST_TUPLES + 1), None);
         let none = ExhaustionDocument { tuples: Vec::new(), locals: Vec::new(), ..document };
         assert_eq!(text(&none, "agent", 7, None), "… 5 more\n\nsource: agent\n");
     }

@@ -13,6 +13,30 @@ use crate::report::sockets::StuckSocket;
 /// The capabilities that a search for owners needs to read other users' processes.
 pub const NEEDED: [Capability; 2] = [Capability::SysPtrace, Capability::DacReadSearch];
 
+/// `CAP_SYS_PTRACE is needed to read other users' /proc/PID/fd`; `None` where none of [`NEEDED`] is `missing`.
+pub fn needed(missing: &[Capability]) -> Option<String> {
+    let names: Vec<&str> = missing.iter().map(|capability| capability.name()).collect();
+    let what = match names.as_slice() {
+        [] => return None,
+        [one] => format!("{one} is"),
+        all => format!("{} are", all.join(" and ")),
+    };
+    Some(format!("{what} needed to read other users' /proc/PID/fd"))
+}
+
+/// The owners that may be missing since `denied` processes do not let this one read which files they have.
+pub fn unreadable(denied: u32, missing: &[Capability]) -> Option<String> {
+    let processes = match denied {
+        0 => return None,
+        1 => "1 process was".to_owned(),
+        n => format!("{n} processes were"),
+    };
+    Some(match needed(missing) {
+        Some(needed) => format!("owners may be missing: {needed} ({processes} not read)"),
+        None => format!("owners may be missing: {processes} not read, since the kernel refused it"),
+    })
+}
+
 /// What a dump and a search for owners did not see. `missing`: of [`NEEDED`], the capabilities that the search lacked.
 pub fn incomplete(
     dump: &Dump,
@@ -84,23 +108,18 @@ fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capabilit
     if unknown == 0 {
         return None;
     }
-    let missing: Vec<&str> = missing.iter().map(|capability| capability.name()).collect();
     let elsewhere = "possible holders: another PID namespace, a descriptor in flight over a unix socket, a call that still uses a closed descriptor, \
         io_uring on a kernel that does not list its sockets, or the kernel itself";
     if !owners.unanswered.is_empty() {
         // [`unanswered`] names the processes.
         return Some(format!("owners of {sockets} are unknown"));
     }
-    Some(match owners.denied {
-        0 => format!("owners of {sockets} are unknown: no process in this /proc holds them ({elsewhere})"),
-        _ if !missing.is_empty() => format!(
-            "owners of {sockets} are unknown: {} needed to read other users' /proc/PID/fd",
-            match missing.as_slice() {
-                [one] => format!("{one} is"),
-                all => format!("{} are", all.join(" and ")),
-            }
-        ),
-        denied => format!(
+    Some(match (owners.denied, needed(missing)) {
+        (0, _) => {
+            format!("owners of {sockets} are unknown: no process in this /proc holds them ({elsewhere})")
+        }
+        (_, Some(needed)) => format!("owners of {sockets} are unknown: {needed}"),
+        (denied, None) => format!(
             "owners of {sockets} are unknown: {} not let this one list their files, and no other process holds them \
              ({elsewhere})",
             if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
@@ -173,4 +192,29 @@ fn unknown_programs(owners: &Owners, missing: &[Capability]) -> Option<String> {
             Capability::SysPtrace.name()
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_that_may_be_missing_come_with_what_is_needed() {
+        assert_eq!((unreadable(0, &NEEDED), needed(&[])), (None, None));
+        assert_eq!(
+            unreadable(164, &NEEDED).as_deref(),
+            Some(
+                "owners may be missing: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed to read other users' /proc/PID/fd \
+                 (164 processes were not read)"
+            )
+        );
+        assert_eq!(
+            unreadable(1, &[]).as_deref(),
+            Some("owners may be missing: 1 process was not read, since the kernel refused it")
+        );
+        assert_eq!(
+            needed(&[Capability::SysPtrace]).as_deref(),
+            Some("CAP_SYS_PTRACE is needed to read other users' /proc/PID/fd")
+        );
+    }
 }

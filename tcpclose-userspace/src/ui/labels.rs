@@ -25,15 +25,29 @@ pub fn diagnosis(diagnosis: Option<Diagnosis>, possibly: bool) -> String {
     if possibly { format!("possibly {name}") } else { name.to_owned() }
 }
 
-/// A socket's network namespace: its name, else its inode.
+/// A network namespace: its name, else its inode as `ls -l /proc/PID/ns/net` shows it: `net:[4026532001]`; `unknown` for 0.
+pub fn netns_named(inum: u32, name: Option<&str>) -> String {
+    match (name, inum) {
+        (Some(name), _) => printable(name).into_owned(),
+        (None, 0) => "unknown".to_owned(),
+        (None, inum) => format!("net:[{inum}]"),
+    }
+}
+
+/// The same in a table: `-` for `own`, the reader's.
+pub fn netns_cell(inum: u32, name: Option<&str>, own: u32) -> String {
+    if inum == own && inum != 0 { "-".to_owned() } else { netns_named(inum, name) }
+}
+
+/// A socket's network namespace.
 pub fn netns(socket: &StuckSocket) -> String {
-    socket.netns_name.clone().unwrap_or_else(|| socket.netns.to_string())
+    netns_named(socket.netns, socket.netns_name.as_deref())
 }
 
 /// A socket's local end, with its network namespace where that is another than ours: `10.0.0.5:8080 in blue`.
 pub fn local(socket: &StuckSocket, elsewhere: bool) -> String {
     match elsewhere {
-        true => format!("{} in {}", socket.local, printable(&netns(socket))),
+        true => format!("{} in {}", socket.local, netns(socket)),
         false => socket.local.to_string(),
     }
 }
@@ -54,6 +68,8 @@ pub fn owners(socket: &StuckSocket) -> String {
     if socket.owners.is_empty() {
         return match socket.listeners.first() {
             Some(listener) => format!("unknown, listener {}", queue(listener)),
+            // Without an inode no program has it, and the uid is nobody's.
+            None if socket.inode != 0 => format!("unknown, uid {}", socket.uid),
             None => "unknown".to_owned(),
         };
     }
@@ -72,4 +88,25 @@ pub fn owner(socket: &StuckSocket, owner: &Owner) -> String {
 
 fn queue(listener: &Listener) -> String {
     format!("{}, {} queued", listener.local, listener.queued)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixtures::socket;
+
+    #[test]
+    fn a_namespace_is_named_in_one_way() {
+        assert_eq!(netns_named(7, Some("bl\u{1b}ue")), r"bl\u{1b}ue");
+        assert_eq!((netns_named(7, None), netns_named(0, None)), ("net:[7]".into(), "unknown".into()));
+        assert_eq!((netns_cell(7, None, 7), netns_cell(7, Some("x"), 7)), ("-".into(), "-".into()));
+        assert_eq!((netns_cell(7, None, 8), netns_cell(0, None, 0)), ("net:[7]".into(), "unknown".into()));
+    }
+
+    #[test]
+    fn a_socket_without_known_owners_has_a_uid_where_a_program_has_it() {
+        let unknown = StuckSocket { uid: 4_000_000_000, inode: 5, ..socket(60, &[]) };
+        assert_eq!(owners(&unknown), "unknown, uid 4000000000");
+        assert_eq!(owners(&StuckSocket { inode: 0, ..unknown }), "unknown");
+    }
 }

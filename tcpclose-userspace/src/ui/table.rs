@@ -133,22 +133,34 @@ fn shorten(cell: &str, width: usize) -> String {
     format!("{start}…{rest}")
 }
 
-/// A row as `NAME cell  NAME cell`, broken between pairs.
+/// A row as `NAME cell  NAME cell`, broken between pairs, and within those of words that are longer than a line.
 fn pairs(header: &[&str], row: &[String], columns: usize) -> String {
+    const INDENT: usize = 2;
+    /// Keeps a name and the first word of its cell together.
+    const TIE: &str = "\u{a0}";
     let mut text = String::new();
     let mut column = 0;
     for (name, cell) in header.iter().zip(row).filter(|(_, cell)| !cell.is_empty()) {
         let pair = format!("{} {cell}", name_of(name));
         let length = pair.chars().count();
+        let is_words = !name.starts_with(['>', '~']) && cell.contains(' ');
         if column > 0 && column + 2 + length > columns {
             text.push_str("\n  ");
-            column = 2;
+            column = INDENT;
         } else if column > 0 {
             text.push_str("  ");
             column += 2;
         }
-        text.push_str(&pair);
-        column += length;
+        if is_words && column + length > columns {
+            let width = u16::try_from(columns.saturating_sub(column)).unwrap_or(u16::MAX);
+            let lines = wrap(&format!("{}{TIE}{cell}", name_of(name)), Some(width)).replace(TIE, " ");
+            let last = lines.lines().last().map_or(0, |line| line.chars().count());
+            text.push_str(&lines.replace('\n', &format!("\n{}", " ".repeat(column))));
+            column += last;
+        } else {
+            text.push_str(&pair);
+            column += length;
+        }
     }
     text
 }
@@ -352,5 +364,24 @@ mod tests {
             "OWNER unknown, uid 1000\n  SIDE server\n  PORT 54321\n  COUNT 1234567"
         );
         assert_eq!(shorten("fifteen-letters[4194304]:5", 20), "fifteen-…[4194304]:5");
+    }
+
+    #[test]
+    fn words_wrap_within_their_pair() {
+        let header = ["CHECK", "RESULT", "DETAIL"];
+        let row = |detail: &str| [["load eBPF programs", "FAILED", detail].map(str::to_owned).to_vec()];
+        assert_eq!(
+            render(&header, &row("CAP_BPF missing: run it as root or grant it to the agent"), Some(40)),
+            "CHECK load eBPF programs  RESULT FAILED\n  DETAIL CAP_BPF missing: run it as root\n    or grant it to the agent"
+        );
+        // A name stays with the first word, however long that is.
+        let long = "x".repeat(40);
+        let text = render(&header, &row(&format!("{long} y")), Some(40));
+        assert_eq!(text, format!("CHECK load eBPF programs  RESULT FAILED\n  DETAIL {long}\n    y"));
+        let first = [vec!["time_wait skipped, by the kernel's own counter".to_owned(), "7".to_owned()]];
+        assert_eq!(
+            render(&["WHAT", ">AGENT"], &first, Some(40)),
+            "WHAT time_wait skipped, by the kernel's\n  own counter  AGENT 7"
+        );
     }
 }

@@ -8,7 +8,7 @@ use crate::failure::printable;
 use crate::names::Role;
 use crate::report::watch::line::{CloserLine, Line, Lost};
 use crate::ui::durations::span;
-use crate::ui::labels::state;
+use crate::ui::labels::{netns_cell, state};
 
 /// The names of the columns.
 const HEADER: [&str; 10] = ["TIME", "FROM", "TO", "AFTER", "SIDE", "ROLE", "LOCAL", "PEER", "NETNS", "OWNER"];
@@ -132,15 +132,10 @@ pub fn lost(Lost { lost, in_kernel }: Lost) -> String {
     }
 }
 
-/// The network namespace: its name, else its inode; `-` for the reader's own.
+/// The network namespace; `-` for the reader's own.
 pub fn netns(line: &Line, own: u32) -> String {
     let name = line.more.as_ref().and_then(|more| more.netns_name.as_deref());
-    match (line.netns, name) {
-        (0, _) => "unknown".to_owned(),
-        (inum, _) if inum == own => "-".to_owned(),
-        (_, Some(name)) => printable(name).into_owned(),
-        (inum, None) => inum.to_string(),
-    }
+    netns_cell(line.netns, name, own)
 }
 
 /// `curl[4242]`; `-` before the close, or where the process is unknown.

@@ -5,7 +5,7 @@ use super::document::Audit;
 use crate::failure::printable;
 use crate::report::verify::verdict::Verdict;
 use crate::report::verify::{AuditRow, counters};
-use crate::ui::table;
+use crate::ui::{labels, table};
 
 impl Verify {
     pub(super) fn text(&self, audit: &Audit, differs: usize, width: Option<u16>) -> String {
@@ -40,6 +40,9 @@ impl Verify {
                 audit.lost
             )));
         }
+        if audit.backends.dumps() {
+            text.push_str(&wrapped(counters::OWN_OVERFLOWS.to_owned()));
+        }
         text.push_str(&wrapped(counters::NOT_COMPARED.to_owned()));
         for remark in &audit.incomplete {
             text.push_str(&wrapped(format!("incomplete: {}", printable(remark))));
@@ -54,12 +57,12 @@ fn breakdown(row: &AuditRow) -> Option<String> {
         return None;
     }
     let parts = row.namespaces.iter().map(|part| {
-        let name = part.netns_name.clone().unwrap_or_else(|| format!("net:[{}]", part.netns));
+        let name = labels::netns_named(part.netns, part.netns_name.as_deref());
         match part.dumped {
             Some(dumped) if dumped.beyond(part.kernel) != 0 => {
-                format!("{} and {} in {}", dumped, part.kernel, printable(&name))
+                format!("{} and {} in {name}", dumped, part.kernel)
             }
-            _ => format!("{} in {}", part.kernel, printable(&name)),
+            _ => format!("{} in {name}", part.kernel),
         }
     });
     Some(format!("{}: {}", row.what, parts.collect::<Vec<_>>().join(", ")))
@@ -95,6 +98,12 @@ mod tests {
                 Verdict::Explained("17 events were lost".to_owned()),
             ),
             row("closes", 100, Some(Span::exact(90)), Verdict::Differs),
+            row(
+                "established or close_wait to closed, EstabResets",
+                1_234_567,
+                Some(Span { min: 1_234_560, max: 1_234_580 }),
+                Verdict::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
+            ),
         ];
         let audit = Audit {
             schema: SCHEMA,
@@ -117,6 +126,7 @@ mod tests {
         let verify =
             Verify { period: Duration::ZERO, json: false, socket: "/run/tcpclose/tcpclose.sock".into() };
         let texts = [100, 40].map(|width| verify.text(&audit, 1, Some(width)));
+        assert!(!table::overflows(&texts[0], Some(100)) && !table::overflows(&texts[1], Some(40)));
         crate::ui::golden::check("verify.txt", &texts.join("\n-----\n"));
     }
 }

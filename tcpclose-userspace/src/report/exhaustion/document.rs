@@ -12,6 +12,7 @@ use rustc_hash::FxHashSet;
 use serde::{Deserialize, Serialize};
 
 use crate::linux::ephemeral_ports::NetnsPorts;
+use crate::linux::host::Capability;
 use crate::linux::netns::Netns;
 use crate::linux::owners::Owners;
 use crate::linux::process::Process;
@@ -20,7 +21,7 @@ use crate::names::words::named_or_null;
 use crate::report::envelope::{DocumentSource, Envelope, Versioned, document};
 use crate::report::exhaustion::change::UsageSample;
 use crate::report::exhaustion::port_table::{EphemeralUse, Kind, PortHolder, PortTable, Tuple};
-use crate::report::incomplete::{not_inspected, unanswered};
+use crate::report::incomplete::{not_inspected, unanswered, unreadable};
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -308,11 +309,11 @@ pub struct ExhaustionInputs<'a> {
 /// Tells the name of a process that closed something so many nanoseconds ago; `None` when it has ended since.
 pub type NameOf<'a> = &'a dyn Fn(u32, u64) -> Option<String>;
 
-/// Describes `picks`, some of the `tuples_in_use`.
+/// Describes `picks`, some of the `tuples_in_use`. `missing`: the capabilities that the search for owners lacked.
 pub fn assemble(
     inputs: &ExhaustionInputs<'_>,
     (picks, tuples_in_use): (&[Pick<'_>], usize),
-    owners: &Owners,
+    (owners, missing): (&Owners, &[Capability]),
     name_of: NameOf<'_>,
     envelope: Envelope,
 ) -> ExhaustionDocument {
@@ -342,13 +343,7 @@ pub fn assemble(
             "too many local addresses: up to {forgotten} ports per address may be missing in BIND TO"
         ));
     }
-    if owners.denied > 0 {
-        let processes = owners.denied;
-        incomplete.push(format!(
-            "owners may be missing: this process is not allowed to read the files of {processes} {}",
-            if processes == 1 { "process" } else { "processes" }
-        ));
-    }
+    incomplete.extend(unreadable(owners.denied, missing));
     incomplete.extend(unanswered(owners));
     if before.is_none() {
         incomplete.push("no earlier sample: rates are unknown".to_owned());

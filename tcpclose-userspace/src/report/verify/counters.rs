@@ -11,6 +11,11 @@ use crate::report::verify::{
 pub const NOT_COMPARED: &str = "not compared: OutRsts (also counts RSTs for ports without a listener), \
     TCPAbortOnTimeout (also counts connection attempts), TCPAbortOnData (counts closes with linger 0 and data after close)";
 
+/// What the row of [`OVERFLOWS`] means where dumps show TIME-WAIT.
+pub const OWN_OVERFLOWS: &str =
+    "time_wait skipped: without hooks the agent reads this counter itself, of its own network namespace";
+const OVERFLOWS: &str = "time_wait skipped, TCPTimeWaitOverflow";
+
 /// Compares the counts from `from` to `to`. `own`: the agent's network namespace; `reach`: the namespaces in which
 /// minisockets are followed. Records come from all.
 pub fn compare(
@@ -120,16 +125,10 @@ impl Comparison<'_> {
 
     fn overflows(&self, backends: &BackendsInUse, causes: &Causes) -> AuditRow {
         let agent = Span::exact(self.agent("tcpclose_time_wait_overflows_total", &[]));
-        let (what, reach) = match backends.dumps() {
-            true => (
-                "time_wait skipped, TCPTimeWaitOverflow (which the agent reads itself, of its own namespace)",
-                Reach::Only(self.own),
-            ),
-            false => ("time_wait skipped, TCPTimeWaitOverflow", Reach::All),
-        };
+        let reach = if backends.dumps() { Reach::Only(self.own) } else { Reach::All };
         let (kernel, namespaces) = self.kernel(reach, &["TCPTimeWaitOverflow"]);
         let verdict = causes.judge(agent, kernel);
-        AuditRow { what: what.to_owned(), agent, kernel: Some(kernel), verdict, namespaces }
+        AuditRow { what: OVERFLOWS.to_owned(), agent, kernel: Some(kernel), verdict, namespaces }
     }
 
     fn reused(&self, backends: &BackendsInUse, causes: &Causes) -> AuditRow {
