@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use clap::{Args, ValueHint};
 
 use crate::client::fetch::{AgentAddress, Fetched, fetch_document};
-use crate::commands::arguments::number;
+use crate::commands::arguments::{number, port};
 use crate::commands::output::{json, print};
 use crate::failure::Failure;
 use crate::linux::netns::Scope;
 use crate::report::ports::{Durations, PortUse, PortsDocument, QuantileBounds, SCHEMA, StateUse};
 use crate::report::requests::{DEFAULT_STUCK_AFTER, PORTS_PATH};
+use crate::report::sockets::DocumentSource;
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 
@@ -25,9 +26,12 @@ const PORTS: usize = 20;
 /// MEDIAN and P99 cover the sockets that left the state since the agent started; each is shown as the histogram bucket
 /// that contains it. CLOSES/S covers the last minute. A leak shows in STUCK and OLDEST, never in MEDIAN.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tcpclose ports\n  \
+#[command(after_help = "Examples:\n  tcpclose ports\n  tcpclose ports --port 8080 --port 443\n  \
     tcpclose ports --json | jq '.ports[] | select(.stuck > 0)'")]
 pub struct Ports {
+    /// Only this service port (local on a server, remote on a client); may be repeated. In JSON, sums over all ports stay.
+    #[arg(long = "port", value_name = "PORT", value_parser = port, allow_negative_numbers = true, value_hint = ValueHint::Other)]
+    ports: Vec<u16>,
     /// Maximum number of ports: those with stuck sockets first, then those with the most sockets
     #[arg(long, value_name = "N", default_value_t = PORTS, value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: usize,
@@ -45,12 +49,29 @@ impl Ports {
         let Fetched { mut document, source, remark } =
             fetch_document(&self.address, (PORTS_PATH, SCHEMA), snapshot)?;
         document.incomplete.extend(remark);
+        let selective = !self.ports.is_empty();
+        if selective {
+            select(&mut document, &self.ports);
+        }
         let text = match self.json {
             true => json(&document)?,
-            false => text(&mut document, &source, self.limit, table::width()),
+            false => text(&mut document, &source, (self.limit, selective), table::width()),
         };
         print(&text).map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// Keeps the `wanted` ports. Where one has no series of its own, that is missing.
+fn select(document: &mut PortsDocument, wanted: &[u16]) {
+    let known = |wanted: &u16| document.ports.iter().any(|port| port.port == Some(*wanted));
+    let shared = document.ports.iter().any(|port| port.port.is_none());
+    let mut without: Vec<u16> = wanted.iter().copied().filter(|wanted| shared && !known(wanted)).collect();
+    without.sort_unstable();
+    without.dedup();
+    document.ports.retain(|port| port.port.is_some_and(|port| wanted.contains(&port)));
+    document.incomplete.extend(without.iter().map(|port| {
+        format!("port {port} has no series of its own: what it has is in port \"other\" (start the agent with --name-port {port})")
+    }));
 }
 
 /// The worst ports first.
@@ -62,13 +83,22 @@ pub fn sort(ports: &mut [PortUse]) {
     });
 }
 
-fn text(document: &mut PortsDocument, source: &str, limit: usize, width: Option<u16>) -> String {
+/// `selective`: only some ports were wanted.
+fn text(
+    document: &mut PortsDocument,
+    source: &str,
+    (limit, selective): (usize, bool),
+    width: Option<u16>,
+) -> String {
     const HEADER: [&str; 9] =
         ["SIDE", ">PORT", "STATE", ">SOCKETS", ">OLDEST", ">MEDIAN", ">P99", ">CLOSES/S", ">STUCK"];
     sort(&mut document.ports);
     let ports = &document.ports;
-    let rows: Vec<Vec<String>> = ports.iter().take(limit).flat_map(rows).collect();
+    // In a snapshot the age of the oldest socket is a minimum.
+    let minimum = document.source == DocumentSource::Snapshot;
+    let rows: Vec<Vec<String>> = ports.iter().take(limit).flat_map(|port| rows(port, minimum)).collect();
     let mut text = match rows.is_empty() {
+        _ if ports.is_empty() && selective => "No matching port\n".to_owned(),
         _ if ports.is_empty() => "No connection has closed, and none is closing\n".to_owned(),
         true => String::new(),
         false => table::render(&HEADER, &rows, width) + "\n",
@@ -82,11 +112,19 @@ fn text(document: &mut PortsDocument, source: &str, limit: usize, width: Option<
     text
 }
 
-/// A row per state; the first one also has the cells of the whole port.
-fn rows(port: &PortUse) -> Vec<Vec<String>> {
+/// A row per state; the first one also has the cells of the whole port. `minimum`: the oldest socket may be older.
+fn rows(port: &PortUse, minimum: bool) -> Vec<Vec<String>> {
     let whole = [side(port), number_of(port), closes(port), stuck(port)];
     let [side, number, closes, stuck] = whole;
-    let mut rows: Vec<Vec<String>> = port.states.iter().map(state_cells).collect();
+    let cells = |of_state: &StateUse| {
+        let mut cells = state_cells(of_state);
+        if let (true, Some(seconds), Some(oldest)) = (minimum, of_state.oldest_seconds, cells.get_mut(OLDEST))
+        {
+            *oldest = format!("≥{}", table::span(seconds));
+        }
+        cells
+    };
+    let mut rows: Vec<Vec<String>> = port.states.iter().map(cells).collect();
     if rows.is_empty() {
         let none = || "-".to_owned();
         rows.push(vec![none(), "0".to_owned(), none(), none(), none()]);
@@ -118,6 +156,9 @@ pub fn stuck(port: &PortUse) -> String {
         possibly => format!("{}–{}", port.stuck, port.stuck + possibly),
     }
 }
+
+/// Where [`state_cells`] has the age of the oldest socket.
+const OLDEST: usize = 2;
 
 /// State, sockets, oldest, median, p99.
 pub fn state_cells(of_state: &StateUse) -> Vec<String> {

@@ -1,6 +1,5 @@
 use crate::commands::ports::*;
 use crate::names::{Phase, Side};
-use crate::report::sockets::DocumentSource;
 
 pub fn document() -> PortsDocument {
     let at = |seconds, from_seconds, to_seconds| QuantileBounds { seconds, from_seconds, to_seconds };
@@ -49,16 +48,16 @@ pub fn document() -> PortsDocument {
 
 #[test]
 fn the_worst_port_comes_first_and_a_line_is_a_state() {
-    let text = text(&mut document(), "agent", 2, Some(80));
+    let text = text(&mut document(), "agent", (2, false), Some(80));
     crate::ui::golden::check("ports.txt", &text);
     let old = PortsDocument { age_seconds: Some(40.2), ..document() };
-    let text = crate::commands::ports::text(&mut old.clone(), "agent", 2, Some(80));
+    let text = crate::commands::ports::text(&mut old.clone(), "agent", (2, false), Some(80));
     assert!(text.contains("\nsource: agent, numbers 40 s old\n"), "{text}");
 }
 
 #[test]
 fn a_limit_of_nothing_does_not_say_that_there_is_nothing() {
-    let text = text(&mut document(), "agent", 0, Some(80));
+    let text = text(&mut document(), "agent", (0, false), Some(80));
     assert_eq!(text, "… 3 more\n\nsource: agent\nincomplete: something\n");
 }
 
@@ -78,7 +77,33 @@ fn a_quantile_is_a_bucket_and_never_longer_than_all_durations() {
 
 #[test]
 fn a_narrow_terminal_breaks_no_number() {
-    let text = text(&mut document(), "agent", 9, Some(40));
+    let text = text(&mut document(), "agent", (9, false), Some(40));
     crate::ui::golden::check("ports-40.txt", &text);
     assert!(!table::overflows(&text, Some(40)) && text.contains("4000"), "{text}");
+}
+
+#[test]
+fn a_snapshot_knows_how_old_the_oldest_is_at_least() {
+    let mut snapshot = PortsDocument { source: DocumentSource::Snapshot, ..document() };
+    let text = text(&mut snapshot, "snapshot", (9, false), Some(100));
+    assert!(text.contains("≥2h 3m") && text.contains("≥50s") && text.contains("≥1m "), "{text}");
+}
+
+#[test]
+fn only_the_wanted_ports_are_shown_and_one_that_shares_its_series_is_missing() {
+    let mut chosen = document();
+    select(&mut chosen, &[443, 8080, 443]);
+    assert_eq!((chosen.ports.len(), chosen.incomplete.len()), (2, 1));
+    let mut other = document();
+    select(&mut other, &[81, 81, 443]);
+    assert_eq!(other.ports.iter().map(|port| port.port).collect::<Vec<_>>(), [Some(443)]);
+    let missing = "port 81 has no series of its own: what it has is in port \"other\" (start the agent with --name-port 81)";
+    assert_eq!(other.incomplete, ["something", missing]);
+    // Without "other", every port has a series.
+    let mut all = document();
+    all.ports.retain(|port| port.port.is_some());
+    select(&mut all, &[81]);
+    assert_eq!(all.incomplete, ["something"]);
+    let text = text(&mut all, "agent", (9, true), Some(100));
+    assert!(text.starts_with("No matching port\n\nsource: agent\n"), "{text}");
 }
