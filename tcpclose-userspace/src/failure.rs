@@ -198,4 +198,39 @@ mod tests {
         assert!(matches!(printable("naïve-ñ 日本"), Cow::Borrowed(_)));
         assert_eq!(printable("a\tb\u{7f}\u{9b}\u{202e}"), r"a\tb\u{7f}\u{9b}\u{202e}");
     }
+
+    /// The first literal of each call of the log macros below `folder`, with its file.
+    fn log_lines(folder: &std::path::Path, lines: &mut Vec<(String, String)>) {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                log_lines(&path, lines);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for level in ["error", "warn", "info", "debug"] {
+                    let call = format!("log::{level}!(");
+                    let calls = text.split(call.as_str()).skip(1);
+                    let literal = |call: &str| call.split('"').nth(1).map(str::to_owned);
+                    lines.extend(calls.filter_map(literal).map(|line| (path.display().to_string(), line)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn log_lines_begin_in_lower_case_and_say_cannot_rather_than_failed() {
+        let mut lines = Vec::new();
+        log_lines(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut lines);
+        // This file has none but those of the search.
+        lines.retain(|(path, _)| !path.ends_with("failure.rs"));
+        assert!(lines.len() > 40, "{}", lines.len());
+        for (path, line) in lines {
+            let first = line.chars().next();
+            assert!(
+                first.is_some_and(|c| c.is_lowercase() || c == '{' || line.starts_with("RLIMIT_")),
+                "{path}: {line}"
+            );
+            assert!(!line.ends_with(['.', '!', '\n']) && !line.contains(" failed"), "{path}: {line}");
+        }
+    }
 }

@@ -16,6 +16,13 @@ pub struct KillPermission {
     pub places: RefCell<Places>,
 }
 
+/// The warning about a setting that does nothing.
+pub fn without_effect(config: &Config) -> Option<&'static str> {
+    (config.kill_group.is_some() && !config.allow_kill).then_some(
+        "kill-group has no effect: no socket is destroyed through this agent (add allow-kill, or remove kill-group)",
+    )
+}
+
 impl KillPermission {
     pub fn of(config: &Config) -> Self {
         Self {
@@ -23,5 +30,19 @@ impl KillPermission {
             group: RefCell::new(config.kill_group.clone()),
             places: RefCell::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_may_do_nothing_is_a_warning() {
+        let kill_group = Some(UnixGroup { name: "ops".to_owned(), gid: 7 });
+        let group = Config { kill_group, ..Config::alone() };
+        assert!(without_effect(&group).is_some_and(|why| why.contains("add allow-kill")));
+        assert_eq!(without_effect(&Config { allow_kill: true, ..group }), None);
+        assert_eq!(without_effect(&Config::alone()), None);
     }
 }

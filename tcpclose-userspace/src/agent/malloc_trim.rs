@@ -19,7 +19,7 @@ pub fn map_large_blocks() {
 pub fn avoid_huge_pages() {
     // A kernel that refuses has none, or takes more memory: no reason not to start.
     if let Err(why) = rustix::thread::disable_transparent_huge_pages(true) {
-        log::debug!("huge pages stay enabled: {why}");
+        log::debug!("cannot disable huge pages: {why}");
     }
 }
 

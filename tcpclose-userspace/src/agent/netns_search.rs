@@ -121,7 +121,7 @@ impl NetnsSearch {
                 }
                 self.fresh = Some(FinishedSearch { found, started_ns, with_sockets });
             }
-            Err(why) => log::warn!("the search for network namespaces failed: /proc cannot be read: {why}"),
+            Err(why) => log::warn!("cannot search for network namespaces: {why} (mount /proc)"),
         }
         self.due_ns = now_ns.saturating_add(cpu_ns.saturating_mul(SHARE).min(max_ns));
         log::debug!("searched for network namespaces in {took:?} of CPU time");

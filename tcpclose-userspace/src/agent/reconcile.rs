@@ -271,7 +271,7 @@ impl Reconcile {
         let mut dumped = match dumped {
             Ok(dumped) => dumped,
             Err(why) => {
-                log::warn!("a dump of the kernel's sockets failed: {why:#}");
+                log::warn!("cannot dump the kernel's sockets: {why:#} (the next dump tries again)");
                 self.parts.reconcile_requests.drop_pending();
                 return self.scheduler.dump_failed(now_ns, limits);
             }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tokio::task::{JoinHandle, spawn_local};
 
 use crate::agent::config::{Config, SocketAccess};
+use crate::agent::kill_permission;
 use crate::agent::owners;
 use crate::agent::parts::Parts;
 use crate::agent::server::access;
@@ -95,6 +96,11 @@ impl Reload {
         );
         if let Some(fixed) = listed(&fixed) {
             message += &format!("; restart the agent to apply {fixed}");
+        }
+        if let Some(warning) = kill_permission::without_effect(&self.now)
+            .filter(|_| changed("allow-kill") || changed("kill-group"))
+        {
+            message += &format!("; {warning}");
         }
         if let Some(Failure { what, why, .. }) = self.access.wrong() {
             message += &format!("; the previous web configuration stays in use: {what}: {why}");

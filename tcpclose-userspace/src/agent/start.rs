@@ -11,6 +11,7 @@ use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 use crate::agent::config::Config;
 use crate::agent::instance_lock;
 use crate::agent::instance_lock::{LockWait, StateDir};
+use crate::agent::kill_permission;
 use crate::agent::malloc_trim;
 use crate::agent::parts::Parts;
 use crate::agent::port_usage;
@@ -60,6 +61,9 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
     let kept = KeptCapabilities { enter, kill: config.allow_kill, stacks: takes_stacks };
     kept.begin();
     let signals = blocked.listen(move || kept.on_thread()).map_err(cannot_start)?;
+    if let Some(warning) = kill_permission::without_effect(config) {
+        log::warn!("{warning}");
+    }
     // First the checks that no waiting would change.
     probe::require(config.state_hook)?;
     kill::require(config.allow_kill)?;

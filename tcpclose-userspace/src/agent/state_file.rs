@@ -46,7 +46,7 @@ pub fn former(dir: &StateDir, boot_id: &str) -> Option<SavedState> {
         Err(why) => (why.to_string(), "repair or remove it"),
     };
     log::warn!(
-        "cannot use the state file {}: {why}; the ages of older sockets are intervals ({todo})",
+        "cannot use the state file {}: {why} (the ages of older sockets are intervals; {todo})",
         path.display()
     );
     None
@@ -159,7 +159,7 @@ impl StateSaver {
     pub async fn end(self, most: Duration) {
         self.stop.notify_one();
         if timeout(most, self.task).await.is_err() {
-            log::warn!("the state file lacks the last changes: its disk is too slow");
+            log::warn!("cannot save the last changes of sockets: the disk of the state file is too slow");
         }
     }
 }
@@ -247,8 +247,8 @@ impl Saver {
                 if self.pause == PAUSE {
                     let path = path_in(&folder);
                     log::warn!(
-                        "cannot write {}: {why}; until this works again, the next agent will not know the ages of new sockets \
-                         (free disk space, or repair the file system)",
+                        "cannot write {}: {why} (free disk space, or repair the file system; until this works again, the next agent \
+                         will not know the ages of new sockets)",
                         path.display()
                     );
                 }

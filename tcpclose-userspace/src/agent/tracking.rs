@@ -296,7 +296,7 @@ impl Tracking {
             covers.netns.insert(dumped.netns.id, dumped.netns.inum);
             if dumped.dump.malformed > 0 {
                 log::warn!(
-                    "{} sockets of a dump are missing: sock_diag sent malformed answers",
+                    "cannot read {} sockets of a dump: sock_diag sent malformed answers (report this with `uname -r`)",
                     dumped.dump.malformed
                 );
             }

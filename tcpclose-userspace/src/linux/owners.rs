@@ -214,9 +214,11 @@ fn look_within(look: OwnersLookup, only: Those<'_>, time: Duration) -> io::Resul
             let done = read(file, only, begun + time / 2, &mut files);
             if let Err(why) = done {
                 if why.kind() == ErrorKind::TimedOut {
-                    log::debug!("the iterator over files took too long (reading /proc instead)");
+                    log::debug!(
+                        "cannot read the iterator over files: it takes too long (reading /proc instead)"
+                    );
                 } else {
-                    log::warn!("the iterator over files failed: {why} (reading /proc instead)");
+                    log::warn!("cannot read the iterator over files: {why} (reading /proc instead)");
                 }
                 let left = time.saturating_sub(begun.elapsed());
                 files.add(proc_fd::read_within(Urgency::Leisurely, wanted, left)?);

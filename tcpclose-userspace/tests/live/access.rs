@@ -109,11 +109,24 @@ fn the_group_can_change_while_it_runs() {
     assert!(refusal(&ask()).contains("there is no --kill-group"));
     let more = format!("{settings}kill-group = {GROUP}\nsocket-group = {GROUP}\n");
     // What it said of the refusal comes first.
-    agent.until_it_says("POST /v1/kill refused");
+    agent.until_it_says("refused POST /v1/kill: ");
     let printed = agent.reloaded(|| fs::write(&file, more).unwrap());
     assert_eq!(printed, "tcpclose: reloaded: kill-group; restart the agent to apply socket-group");
     assert!(text(&ask()).contains("destroyed 1 of 1"));
     pair.assert_destroyed();
+    agent.until_it_says("destroyed 127.0.0.1:");
+    let none = agent.reloaded(|| fs::write(&file, format!("kill-group = {GROUP}\n")).unwrap());
+    assert!(none.contains("allow-kill") && none.contains("kill-group has no effect: "), "{none}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_group_that_may_do_nothing_is_a_warning() {
+    let agent = start(&["--kill-group", "root"]);
+    agent
+        .until_it_says("kill-group has no effect: no socket is destroyed through this agent (add allow-kill");
+    let agent = start(&["--kill-group", "root", "--allow-kill"]);
+    assert!(!agent.printed().contains("no effect"), "{}", agent.printed());
 }
 
 #[test]

@@ -43,7 +43,7 @@ fn check_config_prints_what_holds_and_refuses_what_is_wrong() {
             check(&file, &[], &[]),
             "stuck_after: no such setting; did you mean stuck-after? else see tcpclose agent --help",
         ),
-        (check(&folder.path().join("none"), &[], &[]), "No such file or directory"),
+        (check(&folder.path().join("none"), &[], &[]), "there is no such file"),
         (
             check(Path::new("/dev/null"), &[("TCPCLOSE_NETNS", "some")], &[]),
             "TCPCLOSE_NETNS \"some\": not a possible value",
@@ -91,7 +91,7 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
         "{wrong}"
     );
     let gone = agent.reloaded(|| fs::remove_file(&file).unwrap());
-    assert!(gone.contains("No such file") && gone.ends_with(" (nothing was reloaded)"), "{gone}");
+    assert!(gone.contains("there is no such file") && gone.ends_with(" (nothing was reloaded)"), "{gone}");
     assert_eq!(bound(), 3.0);
     // Against what runs, not against what was asked for last: the ring is what it was, and so are names.
     assert_eq!(

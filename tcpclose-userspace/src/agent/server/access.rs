@@ -118,7 +118,8 @@ impl ScrapeAccess {
         let checking = timeout(CHECK_TIMEOUT, spawn_blocking(move || files.have_changed())).await;
         let changed = checking.is_ok_and(|checked| checked.unwrap_or(false));
         if changed && let WebReload::Wrong(failure) = self.reread().await {
-            log::error!("{failure} (the previous web configuration stays in use)");
+            let Failure { what, why, todo } = &failure;
+            log::error!("cannot use {what}: {why} ({todo}; the previous web configuration stays in use)");
         }
     }
 

@@ -116,7 +116,7 @@ async fn serve_tcp(
     match tls.accept(stream).await {
         Ok(stream) => serve(stream, peer, parts, timeouts).await,
         // A wrong certificate, an old version, a scanner.
-        Err(why) => log::info!("a TLS handshake failed: {why}"),
+        Err(why) => log::info!("cannot finish a TLS handshake: {why}"),
     }
 }
 

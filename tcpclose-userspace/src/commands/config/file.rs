@@ -74,12 +74,13 @@ pub fn read(path: &Path, command: &Command) -> Result<Vec<Entry>, ConfigFileErro
     match std::fs::read_to_string(path) {
         Ok(text) => entries(&text, &name, command).map_err(ConfigFileError::Wrong),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            Err(ConfigFileError::Missing(Failure::new(name, why, "create it, or name another with --config")))
+            let todo = "create it, or name another file with --config";
+            Err(ConfigFileError::Missing(Failure::new(name, "there is no such file", todo)))
         }
         Err(why) => Err(ConfigFileError::Wrong(Failure::new(
             name,
             why,
-            "let the agent read it, or name another with --config",
+            "make it readable for the agent, or name another file with --config",
         ))),
     }
 }

@@ -146,7 +146,7 @@ fn what_is_wrong_is_reported_with_its_place() {
     // A file that is named must be there; and it is wrong whether it would have been overruled or not.
     assert!(
         complaint(&["agent", "--config", "/nowhere/x"], &[], None)
-            .starts_with("tcpclose: /nowhere/x: No such file")
+            .starts_with("tcpclose: /nowhere/x: there is no such file; create it")
     );
     assert!(complaint(&["agent", "--wait", "1s"], &[], Some("wait = \"banana\"")).contains("banana"));
     // An argument that is wrong is told before any file is.

@@ -35,7 +35,7 @@ impl NetlinkConnection {
     /// Has the kernel obey the fields of dump requests, as far as it can.
     pub fn ask_strictly(&mut self) {
         if let Err(why) = self.netlink.set_netlink_get_strict_chk(true) {
-            log::debug!("the kernel does not filter what it dumps: {why}");
+            log::debug!("cannot have the kernel filter what it dumps: {why}");
         }
     }
 

@@ -100,3 +100,14 @@ fn every_help_fits_eighty_columns_and_has_an_example() {
         }
     }
 }
+
+#[test]
+fn a_web_configuration_that_is_missing_is_one_line() {
+    let mut command = tcpclose(&["agent", "--check-config", "--web-config", "/nowhere/web.yml"]);
+    refuses(
+        &mut command,
+        &[
+            "web configuration /nowhere/web.yml: there is no such file; create it, or name another file with --web-config",
+        ],
+    );
+}

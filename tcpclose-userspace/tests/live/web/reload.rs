@@ -102,7 +102,7 @@ fn who_is_taken_off_the_list_is_not_let_in_by_an_open_connection_either() {
     fs::remove_file(&path).unwrap();
     until(|| {
         assert_eq!(kept.scrape(), 401);
-        agent.printed().contains("No such file").then_some(())
+        agent.printed().contains("there is no such file").then_some(())
     });
     assert_eq!(passwords::Scraper::connect(&agent, "alice:two").scrape(), 200);
 }

@@ -31,7 +31,7 @@ pub async fn answer(
     let unknown = Caller::default();
     let caller = caller.unwrap_or(&unknown);
     if let Some(why) = refusal(caller, permission) {
-        log::warn!("POST {} refused: {}", requests::KILL_PATH, why.trim_end());
+        log::warn!("refused POST {}: {}", requests::KILL_PATH, why.trim_end());
         return plain(StatusCode::FORBIDDEN, why);
     }
     let body = match Limited::new(request.into_body(), LONGEST_ORDER).collect().await {

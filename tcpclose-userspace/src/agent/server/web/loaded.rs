@@ -50,8 +50,8 @@ impl ConfigFiles {
         self.stamps == other.stamps
     }
 
-    /// Reads `path`, and remembers its times before that.
-    fn read(&mut self, path: &Path, todo: &str) -> Result<Vec<u8>, Failure> {
+    /// Reads `path`, which `named` names, and remembers its times before that.
+    fn read(&mut self, path: &Path, named: &str) -> Result<Vec<u8>, Failure> {
         let stamp = stamp_of(path);
         if let Some((.., (seconds, nanoseconds))) = stamp {
             let since =
@@ -60,7 +60,14 @@ impl ConfigFiles {
             self.unsettled |= now.saturating_sub(since) < TICK;
         }
         self.stamps.push((path.to_owned(), stamp));
-        content(path).map_err(|why| Failure::new(path.display().to_string(), why, todo))
+        content(path).map_err(|why| {
+            let (why, todo) = match why.kind() {
+                io::ErrorKind::NotFound => ("there is no such file".to_owned(), "create it"),
+                io::ErrorKind::IsADirectory => ("it is a directory".to_owned(), "write a file"),
+                _ => (why.to_string(), "make it readable for the agent"),
+            };
+            Failure::new(path.display().to_string(), why, format!("{todo}, or name another file {named}"))
+        })
     }
 }
 
@@ -90,12 +97,11 @@ pub fn load(path: &Path) -> (Result<LoadedConfig, Failure>, ConfigFiles) {
 }
 
 fn read(path: &Path, files: &mut ConfigFiles) -> Result<LoadedConfig, Failure> {
-    let bytes =
-        files.read(path, "make it readable for the agent, or choose another file with --web-config")?;
+    let bytes = files
+        .read(path, "with --web-config")
+        .map_err(|failure| Failure { what: format!("web configuration {}", failure.what), ..failure })?;
     let config = config::parse(&bytes, path)?;
-    let mut read = |path: &Path| {
-        files.read(path, "make it readable for the agent, or name another file in the web configuration")
-    };
+    let mut read = |path: &Path| files.read(path, "in the web configuration");
     let tls = config.tls.as_ref().map(|tls| tls::server(tls, &mut read)).transpose()?;
     Ok(LoadedConfig { tls, headers: config.headers, users: config.users, rate: config.rate })
 }
@@ -110,13 +116,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("web.yml");
         let (none, files) = load(&path);
-        assert!(none.unwrap_err().to_string().contains("web.yml: No such file"));
+        assert_eq!(
+            none.unwrap_err().to_string(),
+            format!(
+                "tcpclose: web configuration {}: there is no such file; create it, or name another file with --web-config",
+                path.display()
+            )
+        );
         assert!(!files.have_changed());
         fs::write(&path, "tls_server_config:\n  cert_file: c\n  key_file: k\n").unwrap();
         assert!(files.have_changed());
         let (wrong, files) = load(&path);
         let message = wrong.unwrap_err().to_string();
-        assert!(message.contains("/c: No such file") || message.contains("/k: No such file"), "{message}");
+        let missing =
+            |name| message.contains(&format!("/{name}: there is no such file; create it, or name another"));
+        assert!(missing("c") || missing("k"), "{message}");
         assert!(files.have_changed(), "just written, it may change within the same tick");
 
         let old = File::options().write(true).open(&path).unwrap();
@@ -132,7 +146,7 @@ mod tests {
     #[test]
     fn reading_what_is_not_a_file_does_not_hang() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(load(folder.path()).0.is_err());
+        assert!(load(folder.path()).0.unwrap_err().to_string().contains(": it is a directory; "));
         let loaded = load(Path::new("/dev/null")).0.unwrap();
         assert!(loaded.tls.is_none() && loaded.users.0.is_empty());
         assert!(load(Path::new("/dev/zero")).0.unwrap_err().to_string().contains("larger than"));
