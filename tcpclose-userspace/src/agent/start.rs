@@ -70,7 +70,7 @@ pub fn run(config: &Config, read: ReadSettings<'_>) -> Result<(), Failure> {
     let access = ScrapeAccess::open(config.web_config.as_deref())?;
     let passed = activation::take()?;
     let notify = Rc::new(Notify::from_environment());
-    let connections = limits::connections(config.listen.len())?;
+    let connections = limits::connections(config.listen.len(), takes_stacks)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

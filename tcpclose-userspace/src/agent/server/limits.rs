@@ -15,16 +15,18 @@ const FEWEST_CONNECTIONS: usize = 4;
 /// Descriptors of the agent itself: the runtime, the probe with its maps, the socket, dumps and walks over
 /// /proc.
 const OWN: usize = 32;
+/// And those for stacks: four programs and, while a process is armed, their links and the helper's socket.
+const STACKS: usize = 14;
 
 /// The limit of connections on the TCP `addresses` together, and on the unix socket: strangers who connect
-/// and send nothing cannot take the descriptors that dumps and queries need.
+/// and send nothing cannot take the descriptors that dumps and queries need. `stacks`: whether the agent takes stacks.
 ///
 /// # Errors
 /// When this process is not allowed enough descriptors. The runtime would panic if it found none left.
-pub fn connections(addresses: usize) -> Result<usize, Failure> {
+pub fn connections(addresses: usize, stacks: bool) -> Result<usize, Failure> {
     // Without /proc, the three standard ones and the listing's own.
     let used = fs::read_dir("/proc/self/fd").map_or(4, |fds| fds.count());
-    let own = used + OWN + addresses;
+    let own = used + OWN + addresses + if stacks { STACKS } else { 0 };
     let limit = raise(own + 2 * MOST_CONNECTIONS);
     let needed = own + 2 * FEWEST_CONNECTIONS;
     if limit < needed {
