@@ -117,7 +117,9 @@ const LOOPS: &[&str] = &[
     "ngx_process_events_and_timers",
     "ngx_worker_process_cycle",
     "ngx_single_process_cycle",
-    "ngx_event_",
+    "ngx_event_process_posted",
+    "ngx_event_expire_timers",
+    "ngx_event_accept",
     "event_base_loop",
     "event_process_active",
     "ev_run",
@@ -193,6 +195,13 @@ const PLUMBING: &[&str] = &[
     "cfunction_",
     "object_vacall",
     "slot_tp_",
+    // nginx.
+    "ngx_unix_",
+    "ngx_readv_",
+    "ngx_writev_",
+    "ngx_linux_sendfile",
+    "ngx_event_connect_peer",
+    "ngx_event_pipe",
     // V8, libuv and Node.
     "uv_",
     "v8::",
@@ -430,6 +439,16 @@ mod tests {
         let Place::EventLoop { of, handler: None } = place(&nginx) else { panic!("{:?}", place(&nginx)) };
         assert_eq!(of.function.as_deref(), Some("ngx_epoll_process_events"));
         assert!(in_words(&place(&nginx)).contains("serves all sockets"));
+        let upstream = stack(&[
+            frame("connect", "/usr/lib/libc.so.6"),
+            frame("ngx_event_connect_peer", "/usr/sbin/nginx"),
+            frame("ngx_http_upstream_connect", "/usr/sbin/nginx"),
+            frame("ngx_process_events_and_timers", "/usr/sbin/nginx"),
+        ]);
+        assert_eq!(
+            in_words(&place(&upstream)),
+            "in ngx_http_upstream_connect (nginx), called by the event loop ngx_process_events_and_timers (nginx)"
+        );
         let node = stack(&[frame("uv__read", "/usr/bin/node"), frame("uv__io_poll", "/usr/bin/node")]);
         assert!(matches!(place(&node), Place::EventLoop { handler: None, .. }));
         let called = stack(&[frame("on_read", "/opt/api"), frame("uv_run", "/opt/api")]);

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use crate::linux::stacks::module::{DebugFile, Module};
-use crate::linux::stacks::process_files::{open_below, root_of};
+use crate::linux::stacks::root::{open_below, root_of};
 
 /// Where debugging information is installed.
 const INSTALLED: &str = "/usr/lib/debug";

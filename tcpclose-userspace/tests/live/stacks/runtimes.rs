@@ -1,17 +1,23 @@
 //! Languages whose programs are not as the compiler of C makes them: names in their own words, code that no file has, and loops
 //! that serve all sockets.
 
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
 
 use tcpclose::report::stacks::{Interpreter, Place, place};
 use tcpclose_common::stack::Moment;
 
+use super::common::free_port;
 use super::{
-    Agent, COUNT, Leaker, answer, arm, asked_agent, compile, document, document_of, expect_named, fixture,
-    leak_by, places, stacks,
+    Agent, COUNT, Leaker, PATIENCE, answer, arm, asked_agent, compile, document, document_of, expect_named,
+    fixture, leak_by, places, post, stacks,
 };
 
 /// Runs a program that opens sockets while it is armed, and expects the functions that open them.
@@ -261,4 +267,72 @@ fn long_a_loop_of_netty_is_not_the_place() {
     expect_loop("Netty", &agent, &leaker);
     expect_handler("Netty", &agent, &leaker);
     assert!(!answer(&agent).sockets.is_empty());
+}
+
+/// Upstream connections that nginx does not read, since its clients do not read: the loop opened them, on a handler's behalf.
+#[test]
+#[ignore = "needs root"]
+fn long_a_loop_of_nginx_is_not_the_place() {
+    if lacks("nginx", "-v") {
+        return;
+    }
+    let agent = asked_agent();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, upstream_port) = (free_port(), upstream.local_addr().unwrap().port());
+    let at = folder.path().display();
+    let config = format!(
+        "daemon off;\nmaster_process off;\npid {at}/nginx.pid;\nerror_log stderr error;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{\n  access_log off;\n  proxy_buffering off;\n  proxy_buffer_size 4k;\n\
+         client_body_temp_path {at}/body;\n  proxy_temp_path {at}/proxy;\n  fastcgi_temp_path {at}/fastcgi;\n\
+         uwsgi_temp_path {at}/uwsgi;\n  scgi_temp_path {at}/scgi;\n\
+         server {{ listen 127.0.0.1:{port} sndbuf=4k; location / {{ proxy_pass http://127.0.0.1:{upstream_port}; }} }}\n}}\n"
+    );
+    std::fs::write(folder.path().join("nginx.conf"), config).unwrap();
+    let mut nginx = Command::new("nginx");
+    nginx.args(["-e", "stderr", "-p"]).arg(folder.path()).args(["-c", "nginx.conf"]).stdin(Stdio::null());
+    let nginx = Ended(nginx.spawn().unwrap());
+    let until = Instant::now() + PATIENCE;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(Instant::now() < until, "nginx does not listen");
+        sleep(Duration::from_millis(50));
+    }
+    let (status, text) = post(&agent, &format!("/v1/stacks?pid={}&for=60s", nginx.0.id()));
+    assert_eq!(status, 200, "{text}");
+    const FEW: usize = 20;
+    std::thread::spawn(move || {
+        for stream in upstream.incoming().take(FEW) {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
+            let _ = stream.write_all(&[b'x'; 48 << 10]);
+        }
+    });
+    let ask = |_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        stream
+    };
+    let _clients: Vec<TcpStream> = (0..FEW).map(ask).collect();
+    let document = document_of(&agent, FEW, Moment::Opened, |socket| socket.peer.port() == upstream_port);
+    println!("nginx: {:?}", places(&document, Moment::Opened));
+    for stack in stacks(&document, Moment::Opened) {
+        let Place::EventLoop { handler, .. } = place(stack) else { panic!("{stack:?}") };
+        let handler = handler.and_then(|handler| handler.function.as_deref());
+        assert!(handler.is_some_and(|name| name.starts_with("ngx_http_")), "{stack:?}");
+    }
+}
+
+/// A process that ends when dropped.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
