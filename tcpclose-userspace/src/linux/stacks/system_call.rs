@@ -1,7 +1,10 @@
-//! Which system call a thread is in, by the instructions before its instruction pointer.
+//! Which system call a thread is in, by the instructions before its instruction pointer, or by the function of libc that it is in:
+//! glibc ≥ 2.41 makes most calls at one place.
 //!
 //! The kernel completes a read that io_uring has taken on whenever the thread comes by: in any other system call, or out of an
 //! interrupt. The user's stack is that of something else then, which must not be said to have read.
+
+use crate::linux::stacks::frames::{Frame, Stack};
 
 /// What the instructions say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,47 @@ impl SystemCall {
             Number::Known(_) | Number::Passed | Number::None => Self::Other,
         }
     }
+}
+
+/// Functions of libc that wait, and use no socket's data.
+const WAITING: &[&str] = &[
+    "clock_nanosleep",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "epoll_wait",
+    "futex",
+    "nanosleep",
+    "pause",
+    "poll",
+    "ppoll",
+    "pselect",
+    "pthread_cond_timedwait",
+    "pthread_cond_wait",
+    "select",
+    "sem_wait",
+    "sigsuspend",
+    "sigtimedwait",
+    "sleep",
+    "syscall",
+    "usleep",
+    "wait4",
+    "waitid",
+    "waitpid",
+];
+
+/// Whether the named stack of a thread says that it waits for something else: its innermost function with a name does.
+pub fn waits(stack: &Stack) -> bool {
+    let is_named = |frame: &&Frame| frame.function.is_some();
+    let Some(Frame { function: Some(function), module: Some(module), .. }) =
+        stack.frames.iter().find(is_named)
+    else {
+        return false;
+    };
+    let file = module.rsplit('/').next().unwrap_or(module);
+    let name = function.trim_start_matches('_');
+    let name = name.strip_prefix("GI_").unwrap_or(name).trim_start_matches('_');
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    file.starts_with("libc.so") && WAITING.contains(&name)
 }
 
 /// The number of a system call.
@@ -75,6 +119,27 @@ fn arm64(bytes: [u8; BEFORE]) -> Number {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn functions_that_wait_do_not_read() {
+        let frame = |function: Option<&str>, module: &str| Frame {
+            function: function.map(str::to_owned),
+            module: Some(module.to_owned()),
+            ..Frame::default()
+        };
+        let waits = |frames: &[Frame]| waits(&Stack { frames: frames.to_vec(), cut: None });
+        let libc = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+        let inner = frame(None, libc);
+        assert!(waits(&[
+            inner.clone(),
+            frame(Some("clock_nanosleep"), libc),
+            frame(Some("main"), "/opt/api")
+        ]));
+        assert!(waits(&[frame(Some("__GI___poll"), libc)]));
+        assert!(!waits(&[inner.clone(), frame(Some("__recv"), libc), frame(Some("poll"), libc)]));
+        assert!(!waits(&[inner, frame(Some("poll"), "/opt/api")]));
+        assert!(!waits(&[]));
+    }
 
     #[test]
     fn instructions_say_the_number() {

@@ -143,7 +143,7 @@ fn long_a_leak_in_java_is_named() {
 }
 
 /// A Python that lists its functions.
-fn python() -> Option<&'static str> {
+pub fn python() -> Option<&'static str> {
     let can = |python: &&str| {
         let lists = "import sys; sys.exit(not hasattr(sys, 'activate_stack_trampoline'))";
         let runs = Command::new(python).args(["-c", lists]).stderr(Stdio::null()).status();

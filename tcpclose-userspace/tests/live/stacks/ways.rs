@@ -8,6 +8,7 @@ use tcpclose::linux::stacks::frames::Cut;
 use tcpclose::report::stacks::{Place, cut_in_words, place};
 use tcpclose_common::stack::Moment;
 
+use super::runtimes::python;
 use super::{Agent, Leaker, arm, asked_agent, c, compile, document_of, places, stacks};
 
 /// Sockets that each way leaks.
@@ -19,7 +20,14 @@ fn leak(
     program: &std::path::Path,
     way: &str,
 ) -> (Leaker, tcpclose::report::sockets::SocketsDocument) {
-    let mut command = Command::new(program);
+    leak_by(agent, Command::new(program), way)
+}
+
+fn leak_by(
+    agent: &Agent,
+    mut command: Command,
+    way: &str,
+) -> (Leaker, tcpclose::report::sockets::SocketsDocument) {
     command.arg(way);
     let leaker = Leaker::start_by(command, FEW);
     arm(agent, &leaker);
@@ -76,8 +84,21 @@ fn reads_by_io_uring_are_never_blamed_on_others() {
     if !allowed.is_ok_and(|disabled| disabled.trim() != "2") {
         return println!("SKIPPED: this kernel allows no io_uring");
     }
-    for way in ["ring", "ring-worker"] {
-        let (_leaker, document) = leak(&agent, &program, way);
+    // With this system's libc, and with that of a newer Python's system, which makes system calls at another place.
+    let execute = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])";
+    let by_python = python().map(|python| {
+        let mut command = Command::new(python);
+        command.args(["-c", execute]).arg(&program);
+        command
+    });
+    let ways = [
+        (Some(Command::new(&program)), "ring"),
+        (by_python, "ring"),
+        (Some(Command::new(&program)), "ring-worker"),
+    ];
+    for (command, way) in ways {
+        let Some(command) = command else { continue };
+        let (_leaker, document) = leak_by(&agent, command, way);
         for stack in stacks(&document, Moment::EndRead) {
             let place = place(stack);
             let is_right = match &place {
