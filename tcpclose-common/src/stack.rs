@@ -68,6 +68,8 @@ pub struct StackRecord {
     pub lr: u64,
     /// The inode number of the socket that was accepted; else 0.
     pub inode: u64,
+    /// The number of the system call that the thread is in, 32 bits.
+    pub call: u64,
     /// How many bytes of `frames` are valid; negative: the kernel's error.
     pub frame_bytes: i32,
     /// How many of `words` are valid.
@@ -91,7 +93,7 @@ impl StackRecord {
     }
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 64 + 8 * (FRAMES + WORDS));
+const _: () = assert!(size_of::<StackRecord>() == 72 + 8 * (FRAMES + WORDS));
 
 /// Most processes whose stacks are taken at a time.
 pub const MOST_ARMED: u32 = 16;

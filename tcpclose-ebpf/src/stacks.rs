@@ -179,6 +179,7 @@ unsafe fn keep(ctx: &BtfTracePointContext, key: StackKey, moment: Moment, inode:
         (*record).ip = register(&LAYOUT.regs_ip);
         (*record).sp = sp;
         (*record).fp = register(&LAYOUT.regs_fp);
+        (*record).call = u64::from(Typed::load::<u32>(regs, offset(&LAYOUT.regs_nr)));
         (*record).lr = if offset(&LAYOUT.regs_lr) != 0 { register(&LAYOUT.regs_lr) } else { 0 };
         let frames = (&raw mut (*record).frames).cast();
         let size = (FRAMES * size_of::<u64>()) as u32;

@@ -95,7 +95,7 @@ async fn look(tracking: &RefCell<Tracking>, stacks: &RefCell<Stacks>) -> Duratio
                 stacks.unnamed += of.len() as u64;
                 cost_ns += PATIENCE.as_nanos() as u64 / u64::from(SHARE);
                 log::warn!(
-                    "cannot name stacks of process {}: {why} (no more are taken of this user's processes for an hour)",
+                    "cannot name stacks of process {}: {why} (none are taken by --stacks auto for an hour: of this process if it is root's, else of its user's)",
                     process.pid
                 );
                 stacks.arming.ban(process, host::monotonic_ns());
@@ -179,6 +179,7 @@ fn raw_stack(record: &StackRecord) -> RawStack {
         sp: record.sp,
         fp: record.fp,
         lr: record.lr,
+        call: record.call,
         found: record.found().to_vec(),
         found_all: record.found().len() < FRAMES,
         words: record.copied().to_vec(),

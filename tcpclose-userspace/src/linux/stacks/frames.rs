@@ -10,6 +10,8 @@ pub struct RawStack {
     pub fp: u64,
     /// The link register; 0 on x86-64.
     pub lr: u64,
+    /// The number of the system call that the thread is in.
+    pub call: u64,
     /// Instruction pointers that frame pointers lead to, the innermost (`ip`) first.
     pub found: Vec<u64>,
     /// The kernel had room for no more of them.

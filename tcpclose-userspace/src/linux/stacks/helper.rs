@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::linux::capabilities;
 use crate::linux::host;
 use crate::linux::process;
-use crate::linux::stacks::frames::{Cut, RawStack, Stack};
+use crate::linux::stacks::frames::{RawStack, Stack};
 use crate::linux::stacks::process_files::ProcessFiles;
-use crate::linux::stacks::{generated, symbols, system_call};
+use crate::linux::stacks::{generated, symbols};
 
 /// The command that runs this program as a helper. It is not for people.
 pub const COMMAND: &str = "name-stacks";
@@ -88,9 +88,6 @@ fn name(request: &NameRequest) -> Result<Vec<Stack>, String> {
     stacks.iter().for_each(|stack| files.open_for(stack));
     let mut named: Vec<Stack> = stacks.iter().map(|stack| files.frames(stack)).collect();
     symbols::name(&mut named, &files);
-    for stack in named.iter_mut().filter(|stack| system_call::waits(stack)) {
-        *stack = Stack { frames: Vec::new(), cut: Some(Cut::NoUserStack) };
-    }
     generated::name(&mut named, *pid, &files);
     Ok(named)
 }

@@ -13,7 +13,7 @@ use crate::linux::stacks::frames::{Cut, Frame, RawStack, Stack};
 use crate::linux::stacks::maps::{Mapping, Maps};
 use crate::linux::stacks::module::{Module, Tables, hexadecimal};
 use crate::linux::stacks::root::{open_below, open_held, root_of};
-use crate::linux::stacks::system_call::{BEFORE, SystemCall};
+use crate::linux::stacks::system_call;
 use crate::linux::stacks::unwind::{self, Code};
 
 /// A file of a process.
@@ -73,21 +73,10 @@ impl ProcessFiles {
 
     /// The frames of a stack, with modules and offsets, but without names.
     pub fn frames(&self, stack: &RawStack) -> Stack {
-        if self.system_call(stack.ip) == SystemCall::Other {
+        if !system_call::uses_sockets(stack.call) {
             return Stack { frames: Vec::new(), cut: Some(Cut::NoUserStack) };
         }
         self.walked(stack)
-    }
-
-    /// What the instructions before `address` say of the system call that a thread is in.
-    fn system_call(&self, address: u64) -> SystemCall {
-        let mut bytes = [0; BEFORE];
-        let mut read = || {
-            let from = address.checked_sub(BEFORE as u64)?;
-            self.memory.as_ref()?.read_exact_at(&mut bytes, from).ok()?;
-            Some(SystemCall::before(bytes))
-        };
-        read().unwrap_or(SystemCall::Possible)
     }
 
     fn walked(&self, stack: &RawStack) -> Stack {
@@ -282,7 +271,7 @@ mod tests {
             let mut files = ProcessFiles::of(std::process::id()).unwrap();
             for sp in [sp, fp, fp.wrapping_sub(64)] {
                 let stack =
-                    RawStack { ip, sp, fp, lr, found: found.clone(), found_all: true, words: words.clone() };
+                    RawStack { ip, sp, fp, lr, call: 0, found: found.clone(), found_all: true, words: words.clone() };
                 files.open_for(&stack);
                 prop_assert!(files.walked(&stack).frames.len() <= FRAMES);
                 files.frames(&stack);

@@ -219,7 +219,7 @@ fn load(
         return Vec::new();
     };
     // No register is first in struct pt_regs on x86-64 and arm64.
-    if layout.regs_sp == 0 {
+    if layout.regs_sp == 0 || layout.regs_nr == 0 {
         declined
             .push(Hook::Stacks, "stacks: struct pt_regs of this kernel is not known (x86-64 and arm64 only)");
         return Vec::new();
