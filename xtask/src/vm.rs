@@ -42,8 +42,8 @@ const LONG_TESTS: &[&str] = &["start_stop", "reuse", "flood", "wall_clock", "lef
 
 /// The kernel modules that the agent and the tests need: socket dumps and networks.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];
-/// kTLS, of which Debian's 5.10 for clouds has none.
-const OPTIONAL_MODULES: &[&str] = &["tls"];
+/// kTLS and dumps of MPTCP sockets, of which Debian's 5.10 for clouds has none.
+const OPTIONAL_MODULES: &[&str] = &["tls", "mptcp_diag"];
 
 /// Memory of a guest, MiB.
 const MEMORY: u32 = 1024;
