@@ -115,6 +115,9 @@ struct Taken {
     of: Vec<(SocketId, Moment)>,
 }
 
+/// Stacks of one process, and of which socket and moment each is.
+type StacksOfProcess = (Vec<RawStack>, Vec<(SocketId, Moment)>);
+
 /// The stacks of sockets in CLOSE-WAIT that are new, and those of accepted sockets, by process.
 fn take(tracking: &Tracking, stacks: &mut Stacks) -> Vec<Taken> {
     let Some(hook) = tracking.probe.stacks() else { return Vec::new() };
@@ -127,7 +130,7 @@ fn take(tracking: &Tracking, stacks: &mut Stacks) -> Vec<Taken> {
     let now_ns = host::monotonic_ns();
     let in_kernel: FxHashSet<StackKey> = keys.iter().copied().collect();
     stacks.taken_ns.retain(|key, _| in_kernel.contains(key));
-    let mut by_pid: FxHashMap<u32, (Vec<RawStack>, Vec<(SocketId, Moment)>)> = FxHashMap::default();
+    let mut by_pid: FxHashMap<u32, StacksOfProcess> = FxHashMap::default();
     let mut left = AT_ONCE;
     for key in keys {
         if left == 0 {
@@ -160,7 +163,7 @@ fn take(tracking: &Tracking, stacks: &mut Stacks) -> Vec<Taken> {
         }
     }
     let armed = stacks.arming.armed();
-    let request = |(pid, (raw, of)): (u32, (Vec<RawStack>, Vec<(SocketId, Moment)>))| {
+    let request = |(pid, (raw, of)): (u32, StacksOfProcess)| {
         let armed = armed.iter().find(|armed| armed.process.pid == pid)?;
         let Armed { process, uid, .. } = *armed;
         Some(Taken {
