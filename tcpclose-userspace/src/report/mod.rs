@@ -27,6 +27,7 @@ pub mod query;
 pub mod reconcile;
 pub mod requests;
 pub mod sockets;
+pub mod stack_indices;
 pub mod stacks;
 pub mod verify;
 pub mod watch;

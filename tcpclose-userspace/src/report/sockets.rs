@@ -21,7 +21,7 @@ use crate::names::{Age, Diagnosis, Phase, Side};
 use crate::names::{ProcessState, Runtime, words};
 use crate::report::envelope::document;
 pub use crate::report::envelope::{DocumentSource, Versioned};
-use crate::report::stacks::StackIndices;
+use crate::report::stack_indices::StackIndices;
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
