@@ -12,7 +12,7 @@ use crate::linux::sock_diag::Socket;
 use crate::names::{Flow, LastWrite, Phase, PortKey, Role, Side, UnmeasuredReason, address_of};
 use crate::tracker::Tracker;
 use crate::tracker::event::{EventSink, TrackerEvent};
-use crate::tracker::socket::{AddressOrExpiry, EnteredAt, MinisocketState, SocketKind, TrackedSocket};
+use crate::tracker::socket::{AddressOrExpiry, AtFin, EnteredAt, MinisocketState, SocketKind, TrackedSocket};
 use crate::tracker::vanished::DumpCoverage;
 
 /// A walk over so few is one batch of the dump, and skips none.
@@ -156,7 +156,7 @@ fn tracked((netns, flow): Ends, cookie: u64, since: EnteredAt, tracker: &Tracker
         seen_ns: 0,
         missed: false,
         between_dumps: false,
-        is_subflow: false,
+        at_fin: AtFin::Unknown,
         closed_ns: 0,
         closer_pid: None,
     }

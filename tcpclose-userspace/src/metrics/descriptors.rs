@@ -123,6 +123,9 @@ descriptors! {
     STACKS = Counter "tcpclose_stacks_total" ["result"]
         "Stacks of leaking processes: taken by the probe, not kept because too many were (full), not named by the helper process \
          (unnamed), dropped for newer ones (evicted).";
+    STALE_WRITES = Counter "tcpclose_stale_writes_total" ["side", "port"]
+        "Connections that the program wrote to after the peer had closed them, and that the peer reset for it: to the program, connection \
+         reset by peer or broken pipe. A connection pool that keeps connections for longer than the server does this.";
     STATE_DURATION = Histogram "tcpclose_state_duration_seconds" ["state", "side", "port"]
         "Time that sockets spent in a close-phase state, observed when they left it.";
     STUCK_AFTER = Gauge "tcpclose_stuck_after_seconds" []

@@ -208,7 +208,7 @@ mod tests {
     use super::*;
     use crate::metrics::charge::Charge;
     use crate::names::{Flow, Role, Side, WriteLook};
-    use crate::tracker::socket::{AddressOrExpiry, EnteredAt, MinisocketState, SocketKind};
+    use crate::tracker::socket::{AddressOrExpiry, AtFin, EnteredAt, MinisocketState, SocketKind};
 
     const S: u64 = 1_000_000_000;
     const NETNS: u32 = 7;
@@ -236,7 +236,7 @@ mod tests {
             seen_ns: u64::MAX / 2,
             missed: false,
             between_dumps: false,
-            is_subflow: false,
+            at_fin: AtFin::Unknown,
             closed_ns: 0,
             closer_pid: None,
         }

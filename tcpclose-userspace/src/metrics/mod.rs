@@ -57,6 +57,7 @@ pub struct Metrics {
 struct LabelRow {
     durations: [Histogram; Phase::ALL.len()],
     closes: [[u64; Outcome::ALL.len()]; Role::ALL.len()],
+    stale_writes: u64,
 }
 
 impl LabelRow {
@@ -71,6 +72,7 @@ impl LabelRow {
             durations
         },
         closes: [[0; Outcome::ALL.len()]; Role::ALL.len()],
+        stale_writes: 0,
     };
 
     fn close_kinds(&self) -> usize {
@@ -117,6 +119,11 @@ impl Metrics {
             })
         });
         each.filter(|&(.., n)| n != 0)
+    }
+
+    /// Writes to connections that the peer had closed, which it answered with a RST.
+    pub fn stale_writes(&self) -> impl Iterator<Item = (PortLabel, u64)> {
+        self.rows().map(|(label, row)| (label, row.stale_writes)).filter(|&(_, n)| n != 0)
     }
 
     /// Every reason, 0 where none was seen.
@@ -241,6 +248,12 @@ impl EventSink for Metrics {
             }
             TrackerEvent::Unmeasured { phase, why } => self.unmeasured[phase as usize][why as usize] += 1,
             TrackerEvent::Closed { pair, role, outcome } => self.close((pair, kind), role, outcome, at_ns),
+            TrackerEvent::StaleWrite { pair } => {
+                let slot = self.slot(pair, kind, at_ns);
+                if let Some(row) = self.rows.get_mut(slot) {
+                    row.stale_writes += 1;
+                }
+            }
             TrackerEvent::TimeWaitEnded { how } => self.time_wait_ended[how as usize] += 1,
             TrackerEvent::TimeWaitOverflow => self.overflows += 1,
             TrackerEvent::Corrected { what } => self.corrections[what as usize] += 1,

@@ -4,7 +4,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::names::{Age, Outcome, Phase, TimeWaitEnd, UnmeasuredReason};
 use crate::tracker::event::{EventSink, TrackerEvent};
-use crate::tracker::socket::{EnteredAt, TrackedSocket};
+use crate::tracker::socket::{AtFin, EnteredAt, TrackedSocket};
 use crate::tracker::table::Tracker;
 use crate::tracker::transition::{Evidence, PhaseChange, between};
 
@@ -27,7 +27,7 @@ impl Tracker {
     /// Reports the duration of the phase `left`.
     pub(super) fn leave(&mut self, at: usize, left: Phase, now: u64, out: &mut impl EventSink) {
         let socket = &self.sockets[at];
-        if left == Phase::CloseWait && socket.is_subflow {
+        if left == Phase::CloseWait && socket.at_fin == AtFin::Subflow {
             return;
         }
         let kind = self.port_kind(socket);

@@ -16,7 +16,7 @@ use crate::tracker::dump::{
     meant_length,
 };
 use crate::tracker::event::{EventSink, TrackerEvent};
-use crate::tracker::socket::{AddressOrExpiry, EnteredAt, MinisocketState, SocketKind, TrackedSocket};
+use crate::tracker::socket::{AddressOrExpiry, AtFin, EnteredAt, MinisocketState, SocketKind, TrackedSocket};
 use crate::tracker::table::Tracker;
 use crate::tracker::transition::Evidence;
 use crate::tracker::vanished::{DumpCoverage, Suspect};
@@ -327,7 +327,7 @@ impl Tracker {
             event_ns: 0,
             missed: false,
             between_dumps: false,
-            is_subflow: false,
+            at_fin: AtFin::Unknown,
             seen_ns: if asked.states & phase.state().bit() != 0 { seen.seen_ns } else { 0 },
             closed_ns: 0,
             closer_pid: None,

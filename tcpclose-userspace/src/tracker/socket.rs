@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use tcpclose_common::event::{RecordHeader, flags};
+use tcpclose_common::state::TcpState;
 
 use crate::names::{Age, Flow, Phase, PortKey, Role, Side};
 
@@ -69,6 +70,31 @@ impl Closer {
     }
 }
 
+/// What the record of the step into CLOSE-WAIT showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtFin {
+    /// There was no such record, or its fields were not read.
+    Unknown,
+    /// The peer had acknowledged every byte that the program had written.
+    AllAcknowledged,
+    /// It had not.
+    Unacknowledged,
+    /// A subflow of an MPTCP connection: the time until the program closes is the MPTCP socket's.
+    Subflow,
+}
+
+impl AtFin {
+    fn of(head: &RecordHeader) -> Self {
+        let is = |flag: u16| head.flags & flag != 0;
+        match head.is_subflow() {
+            true => Self::Subflow,
+            false if head.new != TcpState::CloseWait.raw() || !is(flags::FACTS) => Self::Unknown,
+            false if is(flags::FIN_ACKED) => Self::AllAcknowledged,
+            false => Self::Unacknowledged,
+        }
+    }
+}
+
 /// Whether a minisocket was made for a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinisocketState {
@@ -131,8 +157,7 @@ pub struct TrackedSocket {
     /// [`Self::since`] lies between two dumps that followed each other, or a record and the next dump: no wider than the error of an
     /// end that a dump tells.
     pub between_dumps: bool,
-    /// A subflow of an MPTCP connection: the time until the program closes is the MPTCP socket's.
-    pub is_subflow: bool,
+    pub at_fin: AtFin,
     /// When [`Self::closer_pid`] closed it.
     pub(crate) closed_ns: u64,
     pub(crate) closer_pid: Option<NonZeroU32>,
@@ -160,7 +185,7 @@ impl TrackedSocket {
             seen_ns: 0,
             missed: false,
             between_dumps: false,
-            is_subflow: head.is_subflow(),
+            at_fin: AtFin::of(head),
             closed_ns: closer.map_or(0, |closer| closer.at_ns),
             closer_pid: closer.map(|closer| closer.pid),
         }

@@ -1,6 +1,6 @@
 //! Records of the probe: which socket a step belongs to, and what it changes.
 
-use tcpclose_common::event::{Record, RecordHeader};
+use tcpclose_common::event::{Record, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
 use crate::names::{Flow, Outcome, Phase, Role};
@@ -9,7 +9,7 @@ use crate::tracker::classify_close::CloseKind;
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::loss::RecordLoss;
 use crate::tracker::pending_reset::PendingReset;
-use crate::tracker::socket::{Closer, EnteredAt, MinisocketState, SocketKind};
+use crate::tracker::socket::{AtFin, Closer, EnteredAt, MinisocketState, SocketKind};
 use crate::tracker::table::Tracker;
 use crate::tracker::transition::{Evidence, PhaseChange};
 
@@ -142,7 +142,23 @@ impl Tracker {
             }
         };
         self.leave(at, left, now, out);
+        let stale_write = outcome == Outcome::ResetReceived && self.is_stale_write(at, left, head);
+        if stale_write {
+            let socket = &self.sockets[at];
+            let event = TrackerEvent::StaleWrite { pair: socket.pair() };
+            out.event_of(now, event, self.port_kind(socket));
+        }
+        let change = PhaseChange { evidence: Evidence { stale_write, ..evidence }, ..change };
         self.close(at, change, outcome, None, out);
+    }
+
+    /// Whether the program wrote to the socket after the peer's FIN, by the record of a RST that ended it in `left`: all was acknowledged
+    /// when the FIN came, and something is not now. `tcp_reset()` comes before the acknowledgment of the segment is taken, and leaves
+    /// snd_una and write_seq alone (net/ipv4/tcp_input.c, tcp_validate_incoming(), 5.8 to 6.18).
+    fn is_stale_write(&self, at: usize, left: Phase, head: &RecordHeader) -> bool {
+        let socket = &self.sockets[at];
+        let is_unacknowledged = head.flags & (flags::FACTS | flags::FIN_ACKED) == flags::FACTS;
+        left == Phase::CloseWait && socket.at_fin == AtFin::AllAcknowledged && is_unacknowledged
     }
 
     /// Ends a socket by a RST; the hook record of a RST that was sent settles its outcome.

@@ -31,6 +31,8 @@ pub struct Transition {
     /// How the connection ended: at the step to CLOSED.
     pub outcome: Option<Outcome>,
     pub source: TransitionSource,
+    /// At the step out of CLOSE-WAIT: the program had written after the peer's FIN, and the peer's RST answered that.
+    pub stale_write: bool,
     /// The sequence numbers at this step, if the backend in use has them.
     pub snd: Option<u32>,
     pub rcv: Option<u32>,
@@ -42,13 +44,15 @@ pub(super) struct Evidence {
     pub(super) source: TransitionSource,
     pub(super) snd: Option<u32>,
     pub(super) rcv: Option<u32>,
+    /// As in [`Transition`].
+    pub(super) stale_write: bool,
     /// How far off its instants may be, nanoseconds.
     pub(super) error_ns: u64,
 }
 
 impl Evidence {
     pub(super) const BY_HOOK: Self =
-        Self { source: TransitionSource::Hooks, snd: None, rcv: None, error_ns: 0 };
+        Self { source: TransitionSource::Hooks, snd: None, rcv: None, stale_write: false, error_ns: 0 };
     /// By a minisocket's timer, which counts in jiffies; and a busy machine looks late.
     pub(super) const BY_DUMP: Self =
         Self { source: TransitionSource::Diag, error_ns: TIMER_TOLERANCE_NS, ..Self::BY_HOOK };
@@ -59,7 +63,7 @@ impl Evidence {
         let read = head.flags & flags::FACTS != 0;
         let known = |number| read.then_some(number);
         let (snd, rcv) = (known(numbers.snd), known(numbers.rcv));
-        Self { source: TransitionSource::Tracepoint, snd, rcv, error_ns: 0 }
+        Self { source: TransitionSource::Tracepoint, snd, rcv, ..Self::BY_HOOK }
     }
 }
 
@@ -77,7 +81,7 @@ pub(super) struct PhaseChange {
 impl PhaseChange {
     pub(super) fn of(&self, socket: &TrackedSocket, inum: u32) -> Transition {
         let Self { at_ns, from, to, spent, outcome, evidence } = *self;
-        let Evidence { source, snd, rcv, error_ns } = evidence;
+        let Evidence { source, snd, rcv, stale_write, error_ns } = evidence;
         let TrackedSocket { cookie, flow, netns, side, port, role, .. } = *socket;
         Transition {
             at_ns,
@@ -94,6 +98,7 @@ impl PhaseChange {
             closer: socket.closer(),
             outcome,
             source,
+            stale_write,
             snd,
             rcv,
         }
@@ -133,6 +138,7 @@ pub fn fin_wait_2_to_time_wait() -> Transition {
         closer: None,
         outcome: None,
         source: TransitionSource::Diag,
+        stale_write: false,
         snd: None,
         rcv: None,
     }

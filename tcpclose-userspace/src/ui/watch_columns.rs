@@ -98,6 +98,8 @@ impl Columns {
             owner(line.owner.as_ref()),
         ]);
         match line.outcome {
+            // The columns show how long after it.
+            Some(outcome) if line.stale_write => format!("{text}  {}: written to after the peer closed", outcome.name()),
             Some(outcome) => format!("{text}  {}", outcome.name()),
             None => text,
         }

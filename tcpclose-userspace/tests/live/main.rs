@@ -57,6 +57,7 @@ mod sides;
 mod silent_hook;
 mod stacks;
 mod stale;
+mod stale_writes;
 mod start_stop;
 mod stuck_snapshot;
 mod systemd;

@@ -57,6 +57,9 @@ pub struct Line {
     /// How the connection ended; `null` in all transitions but the last.
     #[serde(with = "named_or_null")]
     pub outcome: Option<Outcome>,
+    /// The program had written after the peer's FIN, and the peer's RST answered that: [`Self::min_seconds`] after the FIN.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stale_write: bool,
     /// The process that closed this side; `null` before the close, and where it is unknown.
     pub owner: Option<CloserLine>,
     /// The source of the transition.

@@ -333,3 +333,25 @@ fn who_closed_is_kept_from_the_step_that_reported() {
     bench.take(step, &flow);
     assert_eq!(closer(&bench), Some(Closer { pid: 42.try_into().unwrap(), at_ns: T0 + S }));
 }
+
+#[test]
+fn a_stale_write_is_one_that_the_peers_reset_answers() {
+    const EPIPE: u16 = 32;
+    for nth in 0..3 {
+        let stale = |at_fin, at_end, err| {
+            let mut bench = Vec::from(Bench::backends()).swap_remove(nth);
+            bench.step(7, &client(), T0, (Established, CloseWait), at_fin);
+            let head = bench.head(7, &client(), T0 + 9 * S, (CloseWait, Close), DONE | at_end);
+            bench.take(RecordHeader { detail: HeaderDetail::of_errors(err, 0), ..head }, &client());
+            let counted = bench.events().contains(&TrackerEvent::StaleWrite { pair: CLIENT });
+            let told: Vec<Transition> = bench.watched().into_iter().filter(|step| step.stale_write).collect();
+            assert_eq!(counted, !told.is_empty());
+            assert!(told.iter().all(|step| step.to == Close && step.spent == Age::exact(9 * S)));
+            counted
+        };
+        let has_facts = nth < 2;
+        assert_eq!(stale(FIN_ACKED, 0, EPIPE), has_facts);
+        // Written before the FIN came; nothing written since; closed by its program.
+        assert!(!stale(0, 0, EPIPE) && !stale(FIN_ACKED, FIN_ACKED, EPIPE) && !stale(FIN_ACKED, OWNED, 0));
+    }
+}

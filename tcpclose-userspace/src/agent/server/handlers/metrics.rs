@@ -169,6 +169,10 @@ fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overf
     for (label, role, outcome, n) in metrics.closes() {
         closes.add(&[label.side.name(), &port(label), role.name(), outcome.name()], n as f64);
     }
+    let mut stale_writes = Family::new(&descriptors::STALE_WRITES);
+    for (label, n) in metrics.stale_writes() {
+        stale_writes.add(&[label.side.name(), &port(label)], n as f64);
+    }
     let mut ended = Family::new(&descriptors::TIME_WAIT_ENDED);
     for (how, n) in metrics.time_wait_ended() {
         ended.add(&[how.name()], n as f64);
@@ -183,7 +187,7 @@ fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overf
     }
     let overflows = single(&descriptors::TIME_WAIT_OVERFLOWS, time_wait_overflows as f64);
     let folded = single(&descriptors::PORTS_FOLDED, metrics.folded() as f64);
-    let all = [durations, transitions, closes, ended, unseen, corrections, overflows, folded];
+    let all = [durations, transitions, closes, stale_writes, ended, unseen, corrections, overflows, folded];
     families.extend(all.map(Family::done));
 }
 
