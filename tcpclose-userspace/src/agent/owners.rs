@@ -1,5 +1,6 @@
 //! Counts stuck sockets by owner and by diagnosis at an interval, for `/metrics`.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -14,8 +15,9 @@ use crate::metrics::gauges::Stuckness;
 use crate::names::Phase;
 use crate::report::owner_counts::{StuckCounts, diagnoses, tally};
 use crate::report::owner_series::OwnerSeries;
-use crate::report::sockets::Depth;
-use crate::report::sockets::seconds;
+use crate::report::sockets::{Depth, StuckSocket, seconds};
+use crate::report::verdict::rules::Bounds;
+use crate::tracker::socket::{SocketKind, TrackedSocket};
 
 /// Counts for as long as the agent runs; costs nothing while no socket is stuck.
 pub async fn run(parts: Parts, interval: Duration) {
@@ -26,21 +28,50 @@ pub async fn run(parts: Parts, interval: Duration) {
         sleep(pause).await;
         pause = interval;
         let bound_ns = tracking.borrow().stuck_after.first_ns();
+        let bounds = Bounds::of(tracking.borrow().stuck_after.bounds_ns());
         if !any_stuck(&tracking.borrow()) {
             stuck_counts.take();
+            let verdicts = &mut tracking.borrow_mut().output.verdicts;
+            if !verdicts.is_empty() {
+                verdicts.look(&[], &[], bounds, host::monotonic_ns());
+            }
             continue;
         }
         let bound = Duration::from_nanos(bound_ns);
-        match sockets::describe(&tracking, Phase::CloseWait, bound, Depth::Owners).await {
+        match sockets::describe(&tracking, Phase::CloseWait, bound, Depth::WithPeers).await {
             Ok(Described { document, cpu_ns }) => {
                 let (sockets, bound) = (&document.sockets, seconds(bound_ns));
                 stacks.borrow_mut().counted(sockets, bound, &mut tracking.borrow_mut(), &stacks_wake);
                 let owners = series.name(tally(sockets, bound), host::monotonic_ns());
                 stuck_counts.replace(StuckCounts { owners, diagnoses: diagnoses(sockets, bound) });
-                let paced = Duration::from_nanos(cpu_ns).saturating_mul(SHARE);
+                let (fin_wait_2, more_ns) = half_closed(&tracking).await;
+                let verdicts = &mut tracking.borrow_mut().output.verdicts;
+                verdicts.look(sockets, &fin_wait_2, bounds, host::monotonic_ns());
+                let paced = Duration::from_nanos(cpu_ns + more_ns).saturating_mul(SHARE);
                 pause = interval.max(paced.min(intervals.max.get()));
             }
             Err(why) => log::warn!("cannot count the owners of stuck sockets: {why:#}"),
+        }
+    }
+}
+
+/// The sockets in FIN-WAIT-2 that processes hold, and the CPU time that it takes to describe them, nanoseconds. None are looked for
+/// where none is known.
+async fn half_closed(tracking: &RefCell<Tracking>) -> (Vec<StuckSocket>, u64) {
+    let is_held =
+        |socket: &TrackedSocket| socket.phase == Phase::FinWait2 && socket.kind == SocketKind::Socket;
+    let any = tracking.borrow().tracker.sockets().any(is_held);
+    if !any {
+        return (Vec::new(), 0);
+    }
+    match sockets::describe(tracking, Phase::FinWait2, Duration::ZERO, Depth::Owners).await {
+        Ok(Described { document, cpu_ns }) => {
+            let held = document.sockets.into_iter().filter(|socket| socket.inode != 0);
+            (held.collect(), cpu_ns)
+        }
+        Err(why) => {
+            log::debug!("cannot describe sockets in FIN-WAIT-2: {why:#}");
+            (Vec::new(), 0)
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::metrics::gauges::{Gauges, StuckAfter};
 use crate::metrics::port_labels::PortLabels;
 use crate::names::{Flow, LastWrite, NetnsOwner};
 use crate::probe::{Probe, StateHook};
+use crate::report::verdict::Verdicts;
 use crate::tracker::dump::{DumpChunk, DumpScope, DumpedSocket};
 use crate::tracker::netns_gone::NetnsSearchResult;
 use crate::tracker::socket::{SocketKind, TrackedSocket};
@@ -91,7 +92,11 @@ impl Tracking {
             probe,
             tracker,
             mptcp: MptcpSockets::default(),
-            output: TrackerOutput { metrics: Metrics::new(labels), watchers: Watchers::default() },
+            output: TrackerOutput {
+                metrics: Metrics::new(labels),
+                watchers: Watchers::default(),
+                verdicts: Verdicts::default(),
+            },
             namespaces,
             dumps: DumpStats::new(config.dump_interval.as_nanos() as u64),
             ring: RingCounts::default(),

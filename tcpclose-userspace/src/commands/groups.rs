@@ -13,6 +13,8 @@ use crate::linux::stacks::frames::Stack;
 use crate::names::{Diagnosis, Side};
 use crate::report::sockets::{AgeSeconds, Owner, StuckSocket};
 use crate::report::stacks;
+use crate::report::verdict::{child_of, forking_of, group_of};
+use crate::report::verdict_group::VerdictGroup;
 use crate::ui::{labels, table};
 
 /// What sockets are grouped by, besides side, port and diagnosis.
@@ -83,7 +85,11 @@ pub struct SocketGroup<'a> {
 /// Groups `listed`: proven ones before possible ones, then the largest first. `stacks`: of their document.
 pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketGroup<'a>> {
     let mut groups: FxHashMap<GroupKey, Vec<&StuckSocket>> = FxHashMap::default();
-    let forking = if by == By::Owner { forking(listed) } else { FxHashSet::default() };
+    let forking = if by == By::Owner {
+        forking_of(listed.iter().map(|listed| listed.socket))
+    } else {
+        FxHashSet::default()
+    };
     for Listed { socket, possibly, elsewhere } in listed {
         let who = match by {
             By::Port => Who::Anyone,
@@ -96,8 +102,8 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketG
                 Who::ClosedBy(socket.closed_by.as_ref().and_then(|closer| closer.comm.clone()))
             }
             _ if socket.owners.is_empty() => Who::Unknown((socket.inode != 0).then_some(socket.uid)),
-            By::Owner if child(socket).is_some_and(|child| forking.contains(&child)) => {
-                let (comm, parent) = child(socket).unwrap_or_default();
+            By::Owner if child_of(socket).is_some_and(|child| forking.contains(&child)) => {
+                let (comm, parent) = child_of(socket).unwrap_or_default();
                 Who::Children(comm.to_owned(), parent)
             }
             By::Owner => {
@@ -125,32 +131,6 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketG
         (a.key.possibly, size(a)).cmp(&(b.key.possibly, size(b))).then_with(|| a.key.cmp(&b.key))
     });
     groups
-}
-
-/// The name and the parent of the one process that holds a socket, if its parent is not init, which any process may be left to.
-fn child(socket: &StuckSocket) -> Option<(&str, u32)> {
-    let owner = socket.owners.first()?;
-    let is_one = socket.owners.iter().all(|other| other.pid == owner.pid) && !owner.candidate;
-    let parent = owner.parent.filter(|parent| is_one && *parent != 1)?;
-    Some((owner.comm.as_str(), parent))
-}
-
-/// Names and parents of processes that are many, and hold few sockets each.
-fn forking<'a>(listed: &[Listed<'a>]) -> FxHashSet<(&'a str, u32)> {
-    /// Workers of a server are fewer as a rule, and each wants its line.
-    const MANY: usize = 10;
-    const FEW: usize = 2;
-    let mut families: FxHashMap<(&str, u32), (FxHashSet<u32>, usize)> = FxHashMap::default();
-    for Listed { socket, .. } in listed {
-        if let (Some(family), Some(owner)) = (child(socket), socket.owners.first()) {
-            let (pids, sockets) = families.entry(family).or_default();
-            pids.insert(owner.pid);
-            *sockets += 1;
-        }
-    }
-    let forks =
-        |(pids, sockets): &(FxHashSet<u32>, usize)| pids.len() >= MANY && *sockets <= FEW * pids.len();
-    families.into_iter().filter(|(_, of)| forks(of)).map(|(family, _)| family).collect()
 }
 
 fn places(socket: &StuckSocket, place: impl Fn(&Owner) -> Option<&String>) -> Who {
@@ -210,14 +190,15 @@ pub fn waiting_peers(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
 }
 
 /// Commands to run next, one per process, for the first processes of `groups`.
-pub fn next_steps(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
+pub fn next_steps(groups: &[SocketGroup<'_>], verdicts: &[VerdictGroup], width: Option<u16>) -> String {
     const MOST: usize = 3;
     let mut seen = HashSet::new();
     // In other states it is the peer's turn.
     let in_close_wait = groups.iter().filter(|group| group.key.diagnosis.is_some());
     let steps = in_close_wait.filter_map(|group| {
-        let owner = group.sockets.first()?.first_owner().filter(|owner| seen.insert(owner.pid))?;
-        suggest::step(owner, group.key.diagnosis)
+        let socket = group.sockets.first()?;
+        let owner = socket.first_owner().filter(|owner| seen.insert(owner.pid))?;
+        suggest::step(owner, group.key.diagnosis, group_of(socket, verdicts).map(|of| of.verdict))
     });
     // The command has its own unbroken line, to be copied.
     let lines = steps

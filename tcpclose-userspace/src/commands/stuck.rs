@@ -22,6 +22,7 @@ use crate::ui::{labels, table};
 
 mod flame;
 mod stacks;
+pub mod verdicts;
 
 /// The longest time for stacks of accept().
 const ACCEPT: Duration = Duration::from_secs(60);
@@ -150,9 +151,10 @@ impl Stuck {
                         true => stacks::whole(shown, &findings.document.stacks, STACKS),
                         false => stacks::places(shown, &findings.document.stacks, width),
                     };
-                    let next = groups::next_steps(shown, width);
+                    let verdicts = verdicts::lines(shown, &findings.document.groups, width);
+                    let next = groups::next_steps(shown, &findings.document.groups, width);
                     let waiting = groups::waiting_peers(shown, width);
-                    groups::text(&groups, self.by, rates, limit, width) + &waiting + &code + &next
+                    groups::text(&groups, self.by, rates, limit, width) + &waiting + &verdicts + &code + &next
                 }
             });
             text.push('\n');

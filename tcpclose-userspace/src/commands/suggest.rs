@@ -1,15 +1,27 @@
 //! The command to run next: a tool for the process's runtime that shows its threads. Printed, never run.
 
-use crate::names::{Diagnosis, ProcessState, Runtime};
+use crate::names::{Diagnosis, ProcessState, Runtime, Verdict};
 use crate::report::sockets::Owner;
 use crate::ui::labels;
 
 /// What to look for in `owner`, which holds a socket with this `diagnosis`, and the command that shows it; `None` where the
-/// runtime is unknown.
-pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, String)> {
+/// runtime is unknown, and where no thread is at fault by the `verdict`.
+pub fn step(
+    owner: &Owner,
+    diagnosis: Option<Diagnosis>,
+    verdict: Option<Verdict>,
+) -> Option<(String, String)> {
     let pid = owner.pid;
     if let Some((why, command)) = owner.state.map(|state| halted(state, pid)) {
         return Some((format!("{}: {why}", labels::process(owner)), command));
+    }
+    if matches!(verdict, Some(Verdict::StalePool | Verdict::ProxyHalfClose)) {
+        return None;
+    }
+    // No thread waits for what was forgotten: where it was opened, and its end read, tells more.
+    if diagnosis == Some(Diagnosis::NotClosed) && owner.runs? != Runtime::Node {
+        let why = format!("{}: find the code that left them open, as more come", labels::process(owner));
+        return Some((why, format!("tcpclose stuck --stacks --for 60s --pid {pid}")));
     }
     let debugger = format!("gdb -p {pid} -batch -ex 'thread apply all bt'");
     let (command, hint) = match owner.runs? {
@@ -30,7 +42,7 @@ pub fn step(owner: &Owner, diagnosis: Option<Diagnosis>) -> Option<(String, Stri
     let look_for = match diagnosis {
         Some(Diagnosis::NotAccepted) => "find out why it does not accept",
         Some(Diagnosis::NotRead) => "find the thread that should read",
-        Some(Diagnosis::NotClosed) => "find the thread that should close",
+        Some(Diagnosis::NotClosed) => "find the handles that are not closed",
         _ => "look at its threads",
     };
     Some((format!("{}: {look_for}{hint}", labels::process(owner)), command))
@@ -70,12 +82,17 @@ mod tests {
             Owner { process: Process { runs, ..(*owner.process).clone() }.into(), ..owner }
         };
         let printed = |runs, diagnosis| {
-            let (why, command) = step(&running(runs), Some(diagnosis))?;
+            let (why, command) = step(&running(runs), Some(diagnosis), None)?;
             Some(format!("{why} {command}"))
         };
         let words = [
             (Runtime::Jvm, Diagnosis::NotRead, "should read jcmd 42 Thread.print"),
-            (Runtime::Python, Diagnosis::NotClosed, "should close py-spy dump --pid 42"),
+            (Runtime::Python, Diagnosis::NotRead, "should read py-spy dump --pid 42"),
+            (
+                Runtime::Go,
+                Diagnosis::NotClosed,
+                "left them open, as more come tcpclose stuck --stacks --for 60s --pid 42",
+            ),
             (Runtime::Go, Diagnosis::NotAccepted, "not accept, if it serves"),
             (Runtime::Native, Diagnosis::Unknown, "threads gdb -p 42 "),
         ];
@@ -85,10 +102,13 @@ mod tests {
         }
         assert_eq!(printed(None, Diagnosis::NotRead), None);
         assert!(printed(Some(Runtime::Node), Diagnosis::NotClosed).unwrap().ends_with("node inspect -p 42"));
+        // No thread should read from a pool's connections.
+        let pool = step(&running(Some(Runtime::Jvm)), Some(Diagnosis::NotRead), Some(Verdict::StalePool));
+        assert_eq!(pool, None);
         // Threads of a process that is stopped tell nothing.
         let owner = running(Some(Runtime::Jvm));
         let process = Process { state: Some(ProcessState::Stopped), ..(*owner.process).clone() };
-        let (_, command) = step(&Owner { process: process.into(), ..owner }, None).unwrap();
+        let (_, command) = step(&Owner { process: process.into(), ..owner }, None, None).unwrap();
         assert_eq!(command, "kill -CONT 42");
     }
 }

@@ -3,7 +3,9 @@
 
 use std::fmt::Write as _;
 
-use crate::names::{Correction, NetnsOwner, Outcome, Phase, Role, Side, TimeWaitEnd, UnmeasuredReason};
+use crate::names::{
+    Correction, NetnsOwner, Outcome, Phase, Role, Side, TimeWaitEnd, UnmeasuredReason, Verdict,
+};
 
 /// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +142,9 @@ descriptors! {
         "Sockets stuck in CLOSE-WAIT, by the last --stuck-after bound that they passed; the classes are disjoint.";
     STUCK_SOCKETS_UNPROVEN = Gauge "tcpclose_stuck_sockets_unproven" ["side", "port"]
         "Sockets in CLOSE-WAIT that may be past the first --stuck-after bound: the time of their entry or of their last write is not proven.";
+    STUCK_VERDICT_SOCKETS = Gauge "tcpclose_stuck_verdict_sockets" ["side", "port", "verdict"]
+        "Stuck sockets by the verdict on their program: leak, stale_pool, slow_reader, hung, proxy_half_close, one_off or undecided, as of the \
+         last owner scan (--owner-interval).";
     TIME_WAIT_ENDED = Counter "tcpclose_time_wait_ended_total" ["reason"]
         "TIME-WAITs that ended, by reason.";
     TIME_WAIT_LIMIT_USED = Gauge "tcpclose_time_wait_limit_used_ratio" ["netns_owner"]
@@ -179,6 +184,7 @@ pub fn document(how: &str) -> String {
     values("why", &UnmeasuredReason::ALL.map(UnmeasuredReason::name));
     values("netns_owner", &NetnsOwner::ALL.map(NetnsOwner::name));
     values("kind", &Correction::ALL.map(Correction::name));
+    values("verdict", &Verdict::ALL.map(Verdict::name));
     text + "* `port`: a service port, or `other` for all that have no series of their own\n"
 }
 

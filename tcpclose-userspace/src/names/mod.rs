@@ -23,6 +23,7 @@ mod side;
 mod time_wait_end;
 mod transition_source;
 mod unmeasured_reason;
+mod verdict;
 
 pub use age::Age;
 pub use correction::Correction;
@@ -43,3 +44,4 @@ pub use side::Side;
 pub use time_wait_end::TimeWaitEnd;
 pub use transition_source::TransitionSource;
 pub use unmeasured_reason::UnmeasuredReason;
+pub use verdict::Verdict;

@@ -22,6 +22,7 @@ use crate::names::{ProcessState, Runtime, words};
 use crate::report::envelope::document;
 pub use crate::report::envelope::{DocumentSource, Versioned};
 use crate::report::stack_indices::StackIndices;
+use crate::report::verdict_group::VerdictGroup;
 
 /// The version of the document that this build writes and reads.
 pub const SCHEMA: u32 = 1;
@@ -40,6 +41,9 @@ document! {
         /// The user stacks that sockets have indices of.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub stacks: Vec<Stack>,
+        /// The verdicts of the agent on those in CLOSE-WAIT that are stuck, as of its last look.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub groups: Vec<VerdictGroup>,
     }
 }
 

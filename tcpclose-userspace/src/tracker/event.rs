@@ -41,6 +41,11 @@ pub trait EventSink {
         false
     }
 
+    /// Whether anybody wants [`Self::transition`] of such a step now.
+    fn wants(&self, _from: TcpState, _to: TcpState) -> bool {
+        self.is_watched()
+    }
+
     /// A step with all that is known of its socket, besides its [`TrackerEvent::Transition`].
     fn transition(&mut self, _transition: Transition) {}
 }

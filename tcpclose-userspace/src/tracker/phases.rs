@@ -12,7 +12,7 @@ impl Tracker {
     /// Reports a step to the counters and, while somebody watches, to the watchers.
     pub(super) fn report(&self, socket: &TrackedSocket, change: PhaseChange, out: &mut impl EventSink) {
         out.event(change.at_ns, TrackerEvent::Transition { from: change.from, to: change.to });
-        if out.is_watched() {
+        if out.wants(change.from, change.to) {
             out.transition(change.of(socket, self.inum_of(socket.netns)));
         }
     }

@@ -99,7 +99,9 @@ impl Columns {
         ]);
         match line.outcome {
             // The columns show how long after it.
-            Some(outcome) if line.stale_write => format!("{text}  {}: written to after the peer closed", outcome.name()),
+            Some(outcome) if line.stale_write => {
+                format!("{text}  {}: written to after the peer closed", outcome.name())
+            }
             Some(outcome) => format!("{text}  {}", outcome.name()),
             None => text,
         }

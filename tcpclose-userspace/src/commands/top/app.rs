@@ -10,6 +10,7 @@ use crate::metrics::port_labels::PortLabel;
 use crate::names::Phase;
 use crate::report::ports::{PortUse, PortsDocument};
 use crate::report::sockets::{Cookie, StuckSocket};
+use crate::report::verdict_group::VerdictGroup;
 
 /// The current view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct App {
     pub sockets: Option<Vec<StuckSocket>>,
     /// The stacks that these have indices of.
     pub stacks: Vec<Stack>,
+    /// The verdicts on their programs.
+    pub verdicts: Vec<VerdictGroup>,
     /// States that are not listed, in words.
     pub left_out: Vec<String>,
     pub view: View,
@@ -63,6 +66,7 @@ impl App {
             ports,
             sockets: None,
             stacks: Vec::new(),
+            verdicts: Vec::new(),
             left_out: Vec::new(),
             view: View::Ports,
             port: None,
@@ -94,6 +98,7 @@ impl App {
             Update::Sockets(found) if self.wanted() == Some(found.label) => {
                 self.sockets = Some(found.sockets);
                 self.stacks = found.stacks;
+                self.verdicts = found.verdicts;
                 self.left_out = found.left_out;
             }
             Update::Sockets(_) => {}
@@ -196,6 +201,7 @@ impl App {
                 self.port = Some(label);
                 (self.sockets, self.socket) = (None, None);
                 self.stacks.clear();
+                self.verdicts.clear();
                 self.left_out.clear();
                 self.leave_for(View::Sockets(label));
             }

@@ -1,6 +1,7 @@
 //! The cells of the tables. Pure.
 
 use crate::commands::ports;
+use crate::commands::stuck::verdicts::{in_words, reasons};
 use crate::commands::suggest;
 use crate::failure::printable;
 use crate::linux::stacks::frames::Stack;
@@ -8,6 +9,8 @@ use crate::names::Phase;
 use crate::report::ports::{PortUse, StateUse};
 use crate::report::sockets::StuckSocket;
 use crate::report::stacks::{in_a_line, in_one_phrase, of_socket};
+use crate::report::verdict::group_of;
+use crate::report::verdict_group::VerdictGroup;
 use crate::ui::{labels, table};
 
 /// A column: its name in two lines, and how wide it is.
@@ -107,8 +110,12 @@ pub fn socket(socket: &StuckSocket) -> Vec<String> {
 /// Frames of each stack.
 const FRAMES: usize = 8;
 
-/// All facts about `socket`, a name and a value each. `stacks`: of its document.
-pub fn facts(socket: &StuckSocket, stacks: &[Stack]) -> Vec<(&'static str, String)> {
+/// All facts about `socket`, a name and a value each. `stacks` and `verdicts`: of its document.
+pub fn facts(
+    socket: &StuckSocket,
+    stacks: &[Stack],
+    verdicts: &[VerdictGroup],
+) -> Vec<(&'static str, String)> {
     let mut facts = vec![
         ("state", format!("{} for {}", labels::phase(socket.state), table::age(&socket.age))),
         ("side, port", format!("{} {}", socket.side.name(), socket.port)),
@@ -118,6 +125,11 @@ pub fn facts(socket: &StuckSocket, stacks: &[Stack]) -> Vec<(&'static str, Strin
     ];
     if let Some(why) = socket.diagnosis {
         facts.push(("why", why.name().to_owned()));
+    }
+    let verdict = group_of(socket, verdicts);
+    if let Some(group) = verdict {
+        facts.push(("verdict", format!("{}: {}", in_words(group.verdict), reasons(group))));
+        facts.extend(group.advice.iter().map(|advice| ("what to do", printable(advice).into_owned())));
     }
     let netns = format!("net:[{}] {}", socket.netns, socket.netns_name.as_deref().unwrap_or_default());
     facts.push(("namespace", printable(netns.trim_end()).into_owned()));
@@ -139,9 +151,9 @@ pub fn facts(socket: &StuckSocket, stacks: &[Stack]) -> Vec<(&'static str, Strin
     for owner in &socket.peer_owners {
         facts.push(("peer's", format!("{}:{}", labels::process(owner), owner.fd)));
     }
-    if let Some((look_for, command)) =
-        socket.first_owner().and_then(|owner| suggest::step(owner, socket.diagnosis))
-    {
+    let verdict = verdict.map(|group| group.verdict);
+    let next = socket.first_owner().and_then(|owner| suggest::step(owner, socket.diagnosis, verdict));
+    if let Some((look_for, command)) = next {
         facts.push(("next", look_for));
         facts.push(("", command));
     }

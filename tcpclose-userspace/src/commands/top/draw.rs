@@ -11,7 +11,6 @@ use crate::commands::top::app::{App, View};
 use crate::commands::top::columns;
 use crate::commands::top::columns::Column;
 use crate::failure::printable;
-use crate::linux::stacks::frames::Stack;
 use crate::metrics::port_labels::PortLabel;
 use crate::report::ports::PortUse;
 use crate::report::sockets::StuckSocket;
@@ -55,7 +54,7 @@ pub fn draw(app: &App, frame: &mut Frame<'_>) {
         View::Sockets(label) => draw_sockets(app, label, frame, body),
         View::Socket(_, cookie) => {
             let all = app.sockets.as_deref().unwrap_or_default();
-            draw_socket(all.iter().find(|socket| socket.cookie == cookie), &app.stacks, frame, body);
+            draw_socket(app, all.iter().find(|socket| socket.cookie == cookie), frame, body);
         }
     }
     frame.render_widget(footline(app), help);
@@ -187,15 +186,16 @@ fn draw_sockets(app: &App, label: PortLabel, frame: &mut Frame<'_>, area: Rect) 
     draw_table(&widths, &seen, usize::MAX, Some(chosen - from), frame, list);
 }
 
-fn draw_socket(socket: Option<&StuckSocket>, stacks: &[Stack], frame: &mut Frame<'_>, area: Rect) {
+fn draw_socket(app: &App, socket: Option<&StuckSocket>, frame: &mut Frame<'_>, area: Rect) {
     let Some(socket) = socket else {
         return frame.render_widget(
             Paragraph::new("This socket is closed or in another state. Esc goes back."),
             area,
         );
     };
-    let lines =
-        columns::facts(socket, stacks).into_iter().map(|(what, of)| Line::raw(format!("{what:<11} {of}")));
+    let lines = columns::facts(socket, &app.stacks, &app.verdicts)
+        .into_iter()
+        .map(|(what, of)| Line::raw(format!("{what:<11} {of}")));
     let text = Text::from(lines.collect::<Vec<_>>());
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), area);
 }

@@ -16,6 +16,7 @@ use crate::report::ports;
 use crate::report::ports::PortsDocument;
 use crate::report::requests::{PORTS_PATH, SOCKETS_PATH};
 use crate::report::sockets::{SCHEMA, SocketsDocument, StuckSocket};
+use crate::report::verdict_group::VerdictGroup;
 
 /// Between two requests for the ports.
 const PORTS_EACH: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub struct PortSockets {
     pub sockets: Vec<StuckSocket>,
     /// The stacks that these have indices of.
     pub stacks: Vec<Stack>,
+    /// The verdicts on their programs.
+    pub verdicts: Vec<VerdictGroup>,
     /// States that were not listed, in words.
     pub left_out: Vec<String>,
 }
@@ -119,7 +122,7 @@ impl PollerThread {
 
     /// The sockets of `label` in the states in which it has some.
     fn sockets(&self, label: PortLabel) -> Result<PortSockets, Failure> {
-        let (mut sockets, mut stacks) = (Vec::new(), Vec::new());
+        let (mut sockets, mut stacks, mut verdicts) = (Vec::new(), Vec::new(), Vec::new());
         let mut left_out = Vec::new();
         let port = self.last.ports.iter().find(|port| port.label() == label);
         let has =
@@ -140,7 +143,8 @@ impl PollerThread {
                 socket
             }));
             stacks.extend(document.stacks);
+            verdicts.extend(document.groups);
         }
-        Ok(PortSockets { label, sockets, stacks, left_out })
+        Ok(PortSockets { label, sockets, stacks, verdicts, left_out })
     }
 }

@@ -19,7 +19,7 @@ use crate::metrics::descriptors;
 use crate::metrics::descriptors::Descriptor;
 use crate::metrics::gauges::Gauges;
 use crate::metrics::port_labels::PortLabel;
-use crate::names::{NetnsOwner, Phase};
+use crate::names::{NetnsOwner, Phase, Side, Verdict};
 use crate::probe::Hook;
 use crate::probe::backend::stacks::{StackCounts, StackHook};
 use crate::probe::prog_stats::ProgramStats;
@@ -31,7 +31,11 @@ use crate::agent::port_usage::Fullest;
 use crate::agent::server::handlers::metrics::family::{Family, series_of, single};
 use crate::agent::server::response::{Answer, compressible, plain};
 use crate::agent::stacks::Stacks;
+use crate::agent::tracker_output::TrackerOutput;
 use crate::agent::tracking::Tracking;
+
+/// Combinations of side, port and verdict that have a series of their own.
+const MOST_VERDICTS: usize = 64;
 
 /// prometheus::TEXT_FORMAT with its charset.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -58,6 +62,7 @@ fn render(parts: &Parts) -> prometheus::Result<String> {
     }
     limits(&mut families, &tracking.namespaces.time_wait_limit_used(), &parts.port_usage.borrow().fullest);
     stuck_counts(&mut families, &parts.stuck_counts.borrow());
+    verdicts(&mut families, &tracking.output);
     counters(&mut families, &tracking.output.metrics, tracking.overflows());
     agent(&mut families, &tracking);
     stacks(&mut families, &tracking, &parts.stacks.borrow());
@@ -142,6 +147,21 @@ fn stuck_counts(families: &mut Vec<MetricFamily>, counts: &StuckCounts) {
         diagnoses.add(&[why.name()], *n as f64);
     }
     families.extend([owners, diagnoses].map(Family::done));
+}
+
+/// Stuck sockets by verdict; pairs without a series of their own, and those beyond the bound, share `other`.
+fn verdicts(families: &mut Vec<MetricFamily>, output: &TrackerOutput) {
+    let mut sums: BTreeMap<(Side, String, Verdict), u64> = BTreeMap::new();
+    for ((pair, verdict), n) in output.verdicts.counts() {
+        let is_named = output.metrics.is_named(pair) && sums.len() < MOST_VERDICTS;
+        let port = if is_named { pair.port.to_string() } else { "other".to_owned() };
+        *sums.entry((pair.side, port, verdict)).or_default() += n;
+    }
+    let mut family = Family::new(&descriptors::STUCK_VERDICT_SOCKETS);
+    for ((side, port, verdict), n) in &sums {
+        family.add(&[side.name(), port, verdict.name()], *n as f64);
+    }
+    families.push(family.done());
 }
 
 fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overflows: u64) {

@@ -67,6 +67,9 @@ async fn sockets(query: &str, form: Form, parts: &Parts) -> Result<SocketsReply,
     let bound = older_than.unwrap_or_else(first);
     let Described { mut document, .. } = describe(tracking, phase, bound, depth).await?;
     stacks.borrow().add_to(&mut document);
+    if phase == Phase::CloseWait {
+        document.groups = tracking.borrow().output.verdicts.groups(host::monotonic_ns());
+    }
     // malloc would keep the memory of so many.
     let many = document.sockets.len() > 1000;
     let written = spawn_blocking(move || {

@@ -30,6 +30,7 @@ pub fn sockets(label: PortLabel) -> Update {
         label,
         sockets: vec![held(20, 1, 7), held(90, 2, 42)],
         stacks: Vec::new(),
+        verdicts: Vec::new(),
         left_out: Vec::new(),
     })
 }

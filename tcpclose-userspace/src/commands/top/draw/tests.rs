@@ -72,6 +72,7 @@ fn sockets_and_one_of_them_with_its_owners() {
         label: PortLabel { side: Side::Server, port: Some(8080) },
         sockets: Vec::new(),
         stacks: Vec::new(),
+        verdicts: Vec::new(),
         left_out: vec!["34000 in time_wait".to_owned()],
     }));
     assert!(picture(&app, 80, 24)[1].contains("This socket is closed"));
