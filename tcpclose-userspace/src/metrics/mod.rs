@@ -30,7 +30,7 @@ use crate::tracker::socket::TrackedSocket;
 /// Kinds of close (role and outcome) that all labels together may have, per possible label. A host has a handful per
 /// port; the bound keeps a hostile peer from making all of them, and with them more series than are promised. Beyond it a
 /// new kind counts as unknown.
-const CLOSE_KINDS_PER_LABEL: usize = 14;
+const CLOSE_KINDS_PER_LABEL: usize = 11;
 
 /// As many as the kernel has numbers for, and one that it does not use.
 const STATES: usize = TcpState::BoundInactive as usize + 1;

@@ -1,10 +1,10 @@
 //! Connections that a program writes to after the peer has closed them: what users report as "connection reset by peer".
 
 use crate::common::apart::{CLOSE_WAIT, PATIENCE, until_state};
-use crate::common::{Agent, BINARY};
+use crate::common::{Agent, BINARY, free_port};
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -30,9 +30,12 @@ fn is_reset(client: &mut TcpStream) -> bool {
 #[test]
 #[ignore = "needs root"]
 fn a_write_to_what_the_peer_closed_is_counted_with_the_time_since_then() {
-    for (hook, agent) in Agent::on_each_hook(&[]) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
+    // All agents see all ports.
+    let ports = [free_port(), free_port()];
+    let [first, second] = ports.map(|port| port.to_string());
+    let agents = Agent::on_each_hook(&["--name-port", &first, "--name-port", &second]);
+    for ((hook, agent), port) in agents.into_iter().zip(ports) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
         let mut watch = Command::new(BINARY)
             .args(["watch", "--json", "--state", "close_wait", "--port", &port.to_string(), "--socket"])
             .arg(agent.socket())

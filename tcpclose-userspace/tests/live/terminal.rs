@@ -53,7 +53,8 @@ fn a_large_kill_shows_how_far_it_is() {
         for server in &mut servers {
             assert_eq!(server.read(&mut [0]).unwrap(), 0);
         }
-        let words = format!("kill --no-agent --possibly --half-closed --older-than 1ms --port {port} --rate 1 --yes");
+        let words =
+            format!("kill --no-agent --possibly --half-closed --older-than 1ms --port {port} --rate 1 --yes");
         let printed = match terminal {
             true => on_a_terminal(&format!("{BINARY} {words}"), &[]),
             false => text(Command::new(BINARY).args(words.split(' ')).output().unwrap()),

@@ -448,9 +448,10 @@ fn can_bind(address: SocketAddr) -> bool {
 /// A client that has sent `data` and its FIN, and the server's kernel has taken both.
 pub fn half_closed_client(port: u16, data: &[u8]) -> TcpStream {
     let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    // The server may close at once.
+    let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
     client.write_all(data).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
-    let flow = Flow::new(client.peer_addr().unwrap(), client.local_addr().unwrap());
     let before = [TcpState::SynRecv, TcpState::Established];
     // Behind CLOSE-WAIT the server has closed meanwhile.
     while sock_diag::lookup(&flow, 0, None).unwrap().is_some_and(|socket| before.contains(&socket.state)) {}

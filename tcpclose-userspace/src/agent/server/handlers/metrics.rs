@@ -35,7 +35,7 @@ use crate::agent::tracker_output::TrackerOutput;
 use crate::agent::tracking::Tracking;
 
 /// Combinations of side, port and verdict that have a series of their own.
-const MOST_VERDICTS: usize = 64;
+const MOST_VERDICTS: usize = 40;
 
 /// prometheus::TEXT_FORMAT with its charset.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
