@@ -30,12 +30,16 @@ fn guest_a_wall_clock_that_is_set_changes_no_duration() {
     let name = port.port.to_string();
     let mut agent = Agent::start(&["--name-port", &name]);
     let folder = tempfile::tempdir().unwrap();
-    let watch = Command::new(BINARY)
+    let mut watch = Command::new(BINARY)
         .args(["watch", "--json", "--port", &name, "--socket"])
         .arg(agent.socket())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // From here on it misses no line.
+    let mut ready = String::new();
+    BufReader::new(watch.stderr.take().unwrap()).read_line(&mut ready).unwrap();
     let mut started = Started(vec![watch]);
     let lines = BufReader::new(started.0[0].stdout.take().unwrap()).lines();
     let mut witness = Witness::of(&agent, port.port);
