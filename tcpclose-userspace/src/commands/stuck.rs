@@ -41,6 +41,9 @@ const GROUPS: usize = 20;
 /// if several listeners match. not_read: the program has not read the end of the stream, or data before it. not_closed: the program
 /// has read everything and has not closed.
 /// still_sending: the program still writes to a peer that has closed its side; counted, not listed.
+///
+/// A verdict says what the sockets of a program are by how they have developed: leak, stale pool, slow reader, hung, proxy half
+/// close, one off, or undecided; with its evidence. The agent gives it.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose stuck --older-than 10m --port 8080\n  \
     tcpclose stuck --sockets --pid 4242\n  tcpclose stuck --check --max 100 && echo fine")]

@@ -19,7 +19,8 @@ pub fn step(
         return None;
     }
     // No thread waits for what was forgotten: where it was opened, and its end read, tells more.
-    if diagnosis == Some(Diagnosis::NotClosed) && owner.runs? != Runtime::Node {
+    let is_forgotten = diagnosis == Some(Diagnosis::NotClosed) || verdict == Some(Verdict::Leak);
+    if is_forgotten && owner.runs? != Runtime::Node {
         let why = format!("{}: find the code that left them open, as more come", labels::process(owner));
         return Some((why, format!("tcpclose stuck --stacks --for 60s --pid {pid}")));
     }

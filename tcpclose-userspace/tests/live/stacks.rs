@@ -5,7 +5,7 @@ use crate::common;
 mod answers;
 mod files;
 mod hostile;
-mod runtimes;
+pub mod runtimes;
 mod ways;
 
 use std::collections::BTreeMap;

@@ -45,8 +45,9 @@ pub fn evidence(side: Side, history: &History) -> Vec<String> {
             present.goodbyes, present.most_goodbye
         ));
     } else if present.not_read > 0 {
+        let end = if present.not_read == 1 { "1 has" } else { &*format!("{} have", present.not_read) };
         let read = if history.used > 0 { "some are read from, or written to" } else { "none is read from" };
-        lines.push(format!("{} have the end unread; {read}", present.not_read));
+        lines.push(format!("{end} the end unread; {read}"));
     }
     if present.not_closed > 0 {
         lines.push(format!("the program has read all of {} and not closed them", present.not_closed));
@@ -60,10 +61,10 @@ pub fn evidence(side: Side, history: &History) -> Vec<String> {
             "the program has closed {}",
             count(history.closes, "other connection", "other connections")
         ));
-    } else if present.not_read + present.not_accepted > 0 {
+    } else if side == Side::Server && present.not_read + present.not_accepted > 0 {
         lines.push("the program has closed no connection meanwhile".to_owned());
     }
-    if let Some((used, limit)) = present.fds {
+    if let Some((used, limit)) = present.fds.filter(|(used, limit)| 2 * used >= *limit) {
         lines.push(format!("{used} of {limit} file descriptors are in use"));
     }
     if let Some(former) = history.former {

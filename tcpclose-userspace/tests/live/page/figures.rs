@@ -83,9 +83,11 @@ fn differences(shown: &Value, scrape: &Scrape) -> Vec<String> {
         }
         compare(format!("{pair} {state}"), &shown["ports"][&pair][state], json!(grouped(reported as u64)));
     }
-    for (list, family) in
-        [("owners", "tcpclose_stuck_owner_sockets"), ("reasons", "tcpclose_stuck_diagnosis_sockets")]
-    {
+    for (list, family) in [
+        ("owners", "tcpclose_stuck_owner_sockets"),
+        ("reasons", "tcpclose_stuck_diagnosis_sockets"),
+        ("verdicts", "tcpclose_stuck_verdict_sockets"),
+    ] {
         let mut counts: Vec<u64> = metrics.select(family, &[]).map(|(_, n)| n as u64).collect();
         counts.sort_unstable_by(|a, b| b.cmp(a));
         counts.truncate(8);

@@ -28,8 +28,8 @@ probes.numbers = () => {
     arrows[step.dataset.step] = { rate: text(".rate"), median: text(".median") };
   }
   const list = (id) => [...document.querySelectorAll(`#${id} li`)].map((line) => number(line.querySelector("b").textContent));
-  const [owners, reasons] = [list("owners"), list("reasons")];
-  return { boxes, ports, steps, arrows, owners, reasons, stuck: number(document.getElementById("stuck").textContent) };
+  const [owners, reasons, verdicts] = [list("owners"), list("reasons"), list("verdicts")];
+  return { boxes, ports, steps, arrows, owners, reasons, verdicts, stuck: number(document.getElementById("stuck").textContent) };
 };
 
 const channels = (color) => {

@@ -24,6 +24,17 @@ const DIAGNOSES = {
   unknown: "reason unknown",
 };
 
+/** The verdicts of tcpclose_stuck_verdict_sockets. */
+const VERDICTS = {
+  leak: "leak",
+  stale_pool: "stale pool: the server has closed",
+  slow_reader: "slow reader",
+  hung: "hung: none is accepted, or read",
+  proxy_half_close: "proxy that waits for the other end",
+  one_off: "do not grow in number",
+  undecided: "undecided yet",
+};
+
 const at = (id) => document.getElementById(id);
 const table = new PortTable(at("port-table"), at("filter"), at("ports-empty"));
 
@@ -117,6 +128,7 @@ function show() {
   facts(now);
   owners(now);
   reasons(now);
+  verdicts(now);
   table.show(over);
   steps(over);
   const stuck = now.sum("tcpclose_stuck_sockets");
@@ -214,6 +226,12 @@ function owners(now) {
 /** What their programs have not done. */
 function reasons(now) {
   ranking("reasons", now.select("tcpclose_stuck_diagnosis_sockets"), ({ diagnosis: why }) => DIAGNOSES[why] ?? why);
+}
+
+/** What they are, by port. */
+function verdicts(now) {
+  ranking("verdicts", now.select("tcpclose_stuck_verdict_sockets"), ({ side, port, verdict }) =>
+    `${VERDICTS[verdict] ?? verdict} · ${side} ${port}`);
 }
 
 /** Fills a list of numbers and names, the largest first; without any it is hidden. */
