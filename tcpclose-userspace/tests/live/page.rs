@@ -139,7 +139,7 @@ fn the_scene_is_shown(browser: &mut Browser, agent: &Agent, port: &str) {
     };
     browser.until(&listed("owners", "live"));
     browser.until(&listed("reasons", "read to the end, never closed"));
-    browser.until(&listed("verdicts", "undecided yet"));
+    browser.until(&listed("verdicts", " · server "));
     // The same page, where the sockets are answered for as well.
     let (status, body) = agent.get("/");
     assert!(status == 200 && body.starts_with("<!doctype html>"));

@@ -84,6 +84,8 @@ impl Scene {
             && metrics.sum("tcpclose_closes_total", &[("outcome", "graceful"), ends]) > 0.0
             && metrics.sum("tcpclose_state_duration_seconds_count", &[("state", "time_wait"), ends]) > 0.0
             && metrics.sum("tcpclose_state_duration_seconds_count", &[("state", "fin_wait_2"), ends]) > 0.0
+            && metrics.has("tcpclose_stale_writes_total", &[ends])
+            && metrics.has("tcpclose_stuck_verdict_sockets", &[leaks])
             && metrics.sum("tcpclose_unseen_phases_total", &[]) > 0.0
             && metrics.has("tcpclose_ephemeral_ports_used_ratio", &[])
     }
@@ -117,6 +119,12 @@ fn every_end(listener: &TcpListener, waiting: &mut VecDeque<(Instant, SocketAddr
     waiting.push_back((Instant::now(), client.local_addr().unwrap()));
     drop(server);
     client.read_to_end(&mut Vec::new()).unwrap();
+    drop(client);
+    // A client that writes to what the server has closed.
+    let (mut client, server) = pair();
+    drop(server);
+    client.read_to_end(&mut Vec::new()).unwrap();
+    client.write_all(b"late").unwrap();
     drop(client);
     let Some(&(_, from)) = waiting.front().filter(|(since, _)| since.elapsed() > SEEN_AFTER) else { return };
     waiting.pop_front();

@@ -32,7 +32,10 @@ fn expect_ring(documents: &[(&str, SocketsDocument)], ring: &OwnedFd, is_listed:
         let socket = stage::only(document);
         if is_listed {
             let holder = (std::process::id(), ring.as_raw_fd() as u32);
-            assert_eq!(stage::holders(&socket.owners), [holder], "{asker}");
+            let holders = stage::holders(&socket.owners);
+            // A child that another test starts holds a copy until it executes its program.
+            let is_copy = |other: &(u32, u32)| other.1 == holder.1;
+            assert!(holders.contains(&holder) && holders.iter().all(is_copy), "{asker}: {holders:?}");
         } else {
             assert!(socket.owners.is_empty(), "{asker}: this kernel does not list it");
             assert!(document.incomplete.iter().any(|remark| remark.contains("io_uring")), "{asker}");
