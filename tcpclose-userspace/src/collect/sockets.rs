@@ -37,7 +37,7 @@ fn peers_of(dumped: &[DumpedNetns]) -> Peers {
     let mut keys = Vec::new();
     let mut states = 0;
     for DumpedNetns { netns, sockets, .. } in dumped {
-        for socket in sockets.iter().filter(|socket| !socket.minisocket) {
+        for socket in sockets.iter().filter(|socket| socket.state != TcpState::TimeWait) {
             let Flow { local, remote, local_port, remote_port } = socket.flow;
             let flow =
                 Flow { local: remote, remote: local, local_port: remote_port, remote_port: local_port };

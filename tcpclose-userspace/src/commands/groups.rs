@@ -10,7 +10,7 @@ use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::suggest;
 use crate::failure::printable;
 use crate::linux::stacks::frames::Stack;
-use crate::names::{Diagnosis, Side};
+use crate::names::{Cause, Diagnosis, Side};
 use crate::report::sockets::{AgeSeconds, Owner, StuckSocket};
 use crate::report::stacks;
 use crate::report::verdict::{child_of, forking_of, group_of};
@@ -71,6 +71,7 @@ struct GroupKey {
     side: Side,
     port: u16,
     diagnosis: Option<Diagnosis>,
+    cause: Option<Cause>,
     /// The network namespace, where it is another than this process's.
     netns: Option<String>,
 }
@@ -121,6 +122,7 @@ pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketG
             side: socket.side,
             port: socket.port,
             diagnosis: socket.diagnosis,
+            cause: socket.cause,
             netns: elsewhere.then(|| labels::netns(socket)),
         };
         groups.entry(key).or_default().push(socket);
@@ -168,10 +170,12 @@ pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, w
     text
 }
 
-/// A line for each group whose local peers wait for an answer, and so may be at work.
-pub fn waiting_peers(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
+/// A line for each group whose local peers wait for an answer, and so may be at work, or have not closed.
+pub fn local_peers(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
     let line = |group: &SocketGroup<'_>| {
-        let waiting: Vec<&&StuckSocket> = group.sockets.iter().filter(|socket| socket.peer_waits).collect();
+        let is_late = group.key.cause == Some(Cause::PeerNotClosing);
+        let tells = |socket: &&&StuckSocket| socket.peer_waits || is_late;
+        let waiting: Vec<&&StuckSocket> = group.sockets.iter().filter(tells).collect();
         let peers: BTreeSet<String> =
             waiting.iter().filter_map(|socket| socket.peer_owners.first()).map(labels::process).collect();
         let peer = match peers.first() {
@@ -180,10 +184,15 @@ pub fn waiting_peers(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
             None => "a process on this host".to_owned(),
         };
         let count = table::count(waiting.len(), "socket", "sockets");
-        let line = format!(
-            "half-closed: {}: {peer} holds the other end of {count}, has sent its FIN, and may wait for an answer",
-            group.title()
-        );
+        let title = group.title();
+        let line = match is_late {
+            true => format!(
+                "peer: {title}: {peer} holds the other end of {count} in CLOSE-WAIT, and has not closed"
+            ),
+            false => format!(
+                "half-closed: {title}: {peer} holds the other end of {count}, has sent its FIN, and may wait for an answer"
+            ),
+        };
         (!waiting.is_empty()).then(|| table::wrap(&line, width) + "\n")
     };
     groups.iter().filter_map(line).collect()
@@ -225,7 +234,7 @@ impl SocketGroup<'_> {
         };
         let unread: u64 = self.sockets.iter().map(|socket| u64::from(socket.unread_bytes)).sum();
         row.extend([
-            labels::diagnosis(self.key.diagnosis, self.key.possibly),
+            self.sockets.first().map(|socket| labels::why(socket, self.key.possibly)).unwrap_or_default(),
             self.sockets.len().to_string(),
             self.oldest().map(table::at_least).unwrap_or_default(),
             unread.to_string(),

@@ -42,6 +42,10 @@ const GROUPS: usize = 20;
 /// has read everything and has not closed.
 /// still_sending: the program still writes to a peer that has closed its side; counted, not listed.
 ///
+/// In other states: peer_not_closing: the other end, on this host, is in CLOSE-WAIT (its owner is shown with --sockets). held_open: a
+/// process holds the socket after shutdown(). orphaned: no process holds it; a timer ends it. peer_not_reading: the peer's window is
+/// closed. sent_again, peer_gone: sent again once or twice, or more often, without an acknowledgment.
+///
 /// A verdict says what the sockets of a program are by how they have developed: leak, stale pool, slow reader, hung, proxy half
 /// close, one off, or undecided; with its evidence. The agent gives it.
 #[derive(Debug, Args)]
@@ -156,7 +160,7 @@ impl Stuck {
                     };
                     let verdicts = verdicts::lines(shown, &findings.document.groups, width);
                     let next = groups::next_steps(shown, &findings.document.groups, width);
-                    let waiting = groups::waiting_peers(shown, width);
+                    let waiting = groups::local_peers(shown, width);
                     groups::text(&groups, self.by, rates, limit, width) + &waiting + &verdicts + &code + &next
                 }
             });
@@ -176,7 +180,7 @@ pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
         .map(|Listed { socket, possibly, elsewhere }| {
             vec![
                 table::age(&socket.age),
-                labels::diagnosis(socket.diagnosis, *possibly),
+                labels::why(socket, *possibly),
                 socket.unread_bytes.to_string(),
                 socket.unsent_bytes.to_string(),
                 labels::local(socket, *elsewhere),

@@ -5,6 +5,7 @@ mod word;
 pub(crate) mod words;
 
 mod age;
+mod cause;
 mod correction;
 mod diagnosis;
 mod flow;
@@ -26,6 +27,7 @@ mod unmeasured_reason;
 mod verdict;
 
 pub use age::Age;
+pub use cause::Cause;
 pub use correction::Correction;
 pub use diagnosis::Diagnosis;
 pub use flow::{Flow, address_of, words_of};

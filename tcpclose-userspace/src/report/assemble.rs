@@ -11,6 +11,7 @@ use crate::linux::owners::Owners;
 use crate::linux::sock_diag::Socket;
 use crate::names::{Age, Flow, LastWrite, Listening, Phase, Side};
 use crate::report::accept_queues::AcceptQueues;
+use crate::report::cause::cause;
 use crate::report::diagnosis::{diagnose, last_write, not_accepted};
 use crate::report::owners::{Peers, listeners_of, owners_of, peer_owners_of};
 use crate::report::sockets::{AgeSeconds, ClosedBy, Cookie, StuckSocket, seconds};
@@ -62,6 +63,8 @@ pub fn assemble(
         let owners = owners_of(socket, namespace.owners, namespace.queues);
         // A close() that waits for its data to be sent (SO_LINGER) has given its descriptor up, and keeps the inode until then.
         let is_closed = socket.inode == 0 || owners.is_empty();
+        let has_sent_fin = !matches!(state, Phase::CloseWait | Phase::TimeWait);
+        let retries = socket.retries.filter(|_| has_sent_fin);
         Some(StuckSocket {
             state,
             side,
@@ -83,6 +86,10 @@ pub fn assemble(
             written_bytes: written_bytes(socket),
             last_write: last_write.map(AgeSeconds::from),
             diagnosis,
+            cause: cause(socket, namespace.peers.of_socket(socket)),
+            retransmits: retries.map(|retries| retries.timeouts),
+            peer_window: retries.and_then(|retries| retries.window),
+            timer_seconds: socket.expires_ns.filter(|_| has_sent_fin).map(seconds),
             owners,
             listeners: namespace.queues.of(socket).to_vec(),
             closed_by: closer.filter(|_| is_closed).map(ClosedBy::from),

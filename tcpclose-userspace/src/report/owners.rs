@@ -48,7 +48,7 @@ impl Peers {
         Self(by_cookie)
     }
 
-    fn of_socket(&self, socket: &Socket) -> Option<&Socket> {
+    pub(super) fn of_socket(&self, socket: &Socket) -> Option<&Socket> {
         self.0.get(&socket.cookie)
     }
 

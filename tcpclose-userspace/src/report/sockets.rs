@@ -17,7 +17,7 @@ use crate::linux::cgroup::Workload;
 use crate::linux::process::Process;
 use crate::linux::stacks::frames::Stack;
 use crate::names::words::{named, named_or_null};
-use crate::names::{Age, Diagnosis, Phase, Side};
+use crate::names::{Age, Cause, Diagnosis, Phase, Side};
 use crate::names::{ProcessState, Runtime, words};
 use crate::report::envelope::document;
 pub use crate::report::envelope::{DocumentSource, Versioned};
@@ -104,6 +104,18 @@ pub struct StuckSocket {
     /// `null` in states other than CLOSE-WAIT.
     #[serde(with = "named_or_null")]
     pub diagnosis: Option<Diagnosis>,
+    /// Why it is still in FIN-WAIT-1, FIN-WAIT-2, CLOSING or LAST-ACK; absent in other states, and where nothing is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "named_or_null")]
+    pub cause: Option<Cause>,
+    /// In these states: timeouts in a row without an acknowledgment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retransmits: Option<u8>,
+    /// In these states: the peer's window, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_window: Option<u32>,
+    /// In these states: the time left on the running timer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timer_seconds: Option<f64>,
     /// Every process that holds the socket; of a socket that was not accepted, the holders of the listeners in whose queues it
     /// can be. Empty when unknown.
     pub owners: Vec<Owner>,

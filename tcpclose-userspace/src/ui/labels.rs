@@ -25,6 +25,15 @@ pub fn diagnosis(diagnosis: Option<Diagnosis>, possibly: bool) -> String {
     if possibly { format!("possibly {name}") } else { name.to_owned() }
 }
 
+/// Why a socket is still in its state, as tables show it.
+pub fn why(socket: &StuckSocket, possibly: bool) -> String {
+    match socket.cause {
+        Some(cause) if possibly => format!("possibly {}", cause.name()),
+        Some(cause) => cause.name().to_owned(),
+        None => diagnosis(socket.diagnosis, possibly),
+    }
+}
+
 /// A network namespace: its name, else its inode as `ls -l /proc/PID/ns/net` shows it: `net:[4026532001]`; `unknown` for 0.
 pub fn netns_named(inum: u32, name: Option<&str>) -> String {
     match (name, inum) {

@@ -20,6 +20,7 @@ mod backpressure;
 mod bad_input;
 mod cardinality;
 mod cases;
+mod causes;
 mod closes;
 mod common;
 mod config;

@@ -100,7 +100,7 @@ pub fn socket(socket: &StuckSocket) -> Vec<String> {
     vec![
         table::age(&socket.age),
         labels::phase(socket.state),
-        socket.diagnosis.map_or_else(|| "-".to_owned(), |why| why.name().to_owned()),
+        labels::why(socket, false),
         socket.local.to_string(),
         socket.peer.to_string(),
         labels::owners(socket),
@@ -123,8 +123,8 @@ pub fn facts(
         ("peer", socket.peer.to_string()),
         ("queues", format!("{} bytes unread, {} bytes unsent", socket.unread_bytes, socket.unsent_bytes)),
     ];
-    if let Some(why) = socket.diagnosis {
-        facts.push(("why", why.name().to_owned()));
+    if socket.diagnosis.is_some() || socket.cause.is_some() {
+        facts.push(("why", labels::why(socket, false)));
     }
     let verdict = group_of(socket, verdicts);
     if let Some(group) = verdict {

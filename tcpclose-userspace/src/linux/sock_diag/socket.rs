@@ -34,6 +34,8 @@ pub struct Socket {
     pub unsent: u32,
     /// `None` for minisockets, and where they were not requested.
     pub times: Option<Times>,
+    /// How the acknowledgment of what was sent is waited for; `None` as the times.
+    pub retries: Option<Retries>,
     /// IP_TRANSPARENT, which a connection has from its listener; `None` for minisockets and on older kernels.
     pub transparent: Option<bool>,
     /// A listener that takes no IPv4 connections (IPV6_V6ONLY).
@@ -71,6 +73,7 @@ impl Socket {
             unread: 0,
             unsent: 0,
             times: None,
+            retries: None,
             transparent: None,
             v6_only: false,
             opening: Opening::Unknown,
@@ -79,6 +82,17 @@ impl Socket {
             window_ns: 0,
         }
     }
+}
+
+/// How the acknowledgment of what was sent is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retries {
+    /// `tcpi_retransmits`: timeouts in a row without an acknowledgment.
+    pub timeouts: u8,
+    /// `tcpi_total_retrans`: segments sent again, since the connection opened.
+    pub again: u32,
+    /// `tcpi_snd_wnd`: the peer's window, bytes; `None` before Linux 5.4.
+    pub window: Option<u32>,
 }
 
 /// What an MPTCP socket tells of itself.
@@ -144,6 +158,7 @@ pub fn decode(bytes: &[u8]) -> Option<Socket> {
             Some(info) => Some(times(info)?),
             None => None,
         },
+        retries: info.and_then(retries),
         transparent,
         v6_only,
         opening: info.and_then(|info| opening(info, socket.unsent)).unwrap_or_default(),
@@ -181,6 +196,7 @@ pub(super) fn decode_message(bytes: &[u8]) -> Option<Socket> {
         uid: word(64)?,
         inode: word(68)?,
         times: None,
+        retries: None,
         transparent: None,
         v6_only: false,
         opening: Opening::Unknown,
@@ -221,6 +237,12 @@ impl<'a> Attributes<'a> {
         }
         Some(found)
     }
+}
+
+/// [`Retries`] in a `struct tcp_info`.
+fn retries(info: &[u8]) -> Option<Retries> {
+    let word = |at| take(info, at).map(u32::from_ne_bytes);
+    Some(Retries { timeouts: *info.get(2)?, again: word(100)?, window: word(228) })
 }
 
 /// The times in a `struct tcp_info`, by their offsets (include/uapi/linux/tcp.h): the struct only ever grew at its end.

@@ -61,6 +61,7 @@ fn decodes_what_a_kernel_sent() {
             last_ack_received_ns: age,
             sending: Some(Sending { written: 2, all_sent: true, busy_ms: 0, repeating_ms: 0 }),
         }),
+        retries: Some(Retries { timeouts: 0, again: 0, window: Some(65536) }),
         transparent: Some(false),
         v6_only: false,
         opening: Opening::NotConnected,

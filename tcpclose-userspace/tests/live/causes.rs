@@ -1,0 +1,99 @@
+//! Why sockets that have sent their FIN still exist: FIN-WAIT-2 that a local peer holds, or nobody; FIN-WAIT-1 whose peer does not read.
+
+use crate::common::apart::{CLOSE_WAIT, until_state};
+use crate::common::{Agent, BINARY, free_port};
+
+use std::io::{ErrorKind, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tcpclose::names::Cause;
+use tcpclose::report::sockets::{SocketsDocument, StuckSocket};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// include/net/tcp_states.h
+const FIN_WAIT_2: u8 = 5;
+
+fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    (TcpStream::connect(listener.local_addr().unwrap()).unwrap(), listener.accept().unwrap().0)
+}
+
+fn ask(source: &[&str], state: &str, port: u16, more: &[&str]) -> String {
+    let output = Command::new(BINARY)
+        .args([
+            "stuck",
+            "--older-than",
+            "0s",
+            "--netns",
+            "current",
+            "--state",
+            state,
+            "--port",
+            &port.to_string(),
+        ])
+        .args(source)
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one socket, when it has this `cause`.
+fn one(source: &[&str], state: &str, port: u16, cause: Cause) -> StuckSocket {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let document: SocketsDocument = serde_json::from_str(&ask(source, state, port, &["--json"])).unwrap();
+        if let [socket] = &document.sockets[..]
+            && socket.cause == Some(cause)
+        {
+            return socket.clone();
+        }
+        assert!(Instant::now() < until, "not {}: {:?}", cause.name(), document.sockets);
+        sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn who_keeps_a_socket_that_has_sent_its_fin_is_named() {
+    let agent = Agent::start(&[]);
+    let socket = agent.socket();
+    let by_agent = ["--socket", socket.to_str().unwrap()];
+    let listeners = [(); 3].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).unwrap());
+    let ports = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
+
+    // The server has the end, and does not close.
+    let (client, server) = pair(&listeners[0]);
+    client.shutdown(Shutdown::Write).unwrap();
+    until_state(&server, CLOSE_WAIT);
+    until_state(&client, FIN_WAIT_2);
+    // The client has closed altogether.
+    let (closed, kept) = pair(&listeners[1]);
+    drop(closed);
+    until_state(&kept, CLOSE_WAIT);
+    // The server does not read: what the client has written waits, and its FIN behind it.
+    let (mut full, unread) = pair(&listeners[2]);
+    full.set_nonblocking(true).unwrap();
+    while !full.write(&[0; 1 << 16]).is_err_and(|why| why.kind() == ErrorKind::WouldBlock) {}
+    full.shutdown(Shutdown::Write).unwrap();
+
+    let own = std::process::id();
+    for source in [&by_agent[..], &["--no-agent"]] {
+        let held = one(source, "fin_wait_2", ports[0], Cause::PeerNotClosing);
+        assert!(held.owners.iter().any(|owner| owner.pid == own), "{held:?}");
+        assert!(held.peer_owners.iter().any(|owner| owner.pid == own), "{held:?}");
+        let text = ask(source, "fin-wait-2", ports[0], &[]).replace('\n', " ");
+        assert!(text.contains("peer_not_closing") && text.contains("and has not closed"), "{text}");
+        let left = one(source, "fin_wait_2", ports[1], Cause::PeerNotClosing);
+        assert!(left.owners.is_empty() && left.peer_owners.iter().any(|owner| owner.pid == own), "{left:?}");
+        let full = one(source, "fin_wait_1", ports[2], Cause::PeerNotReading);
+        assert!(
+            full.peer_window == Some(0) && full.unsent_bytes > 0 && full.timer_seconds.is_some(),
+            "{full:?}"
+        );
+    }
+    drop((client, server, kept, full, unread));
+}
