@@ -27,7 +27,7 @@ impl TrackerOutput {
     fn judge(&mut self, step: &Transition) {
         let Transition { cookie, side, port, closer, .. } = *step;
         if let Some(closer) = closer.filter(|_| matches!(step.to, TcpState::FinWait1 | TcpState::LastAck)) {
-            self.verdicts.closed(closer.pid.get(), cookie);
+            self.verdicts.closed(closer.pid.get(), cookie, step.at_ns);
         }
         if step.from == TcpState::CloseWait {
             let how = match step.to {

@@ -9,8 +9,6 @@ use crate::report::sockets::StuckSocket;
 
 /// Looks that are kept; beyond that every second one is forgotten.
 const MOST_LOOKS: usize = 64;
-/// Sockets that are told one from another; more are counted only.
-const MOST_SOCKETS: usize = 4096;
 /// Times in CLOSE-WAIT that are kept of those that ended, the last ones.
 const MOST_TIMES: usize = 33;
 
@@ -115,10 +113,14 @@ pub struct History {
     /// When the last of these was met.
     pub last_arrival_ns: Option<u64>,
     pub ends: Ends,
-    /// How often a look showed that a socket had been read from, or written to, since the one before.
-    pub used: u64,
+    /// When a look showed last that a socket had been read from, or written to.
+    pub last_used_ns: Option<u64>,
     /// Connections that its processes closed since the first look.
     pub closes: u64,
+    /// When its processes did something with a connection last: closed or used one. And the arrivals until then.
+    activity: Option<(u64, u64)>,
+    /// The last look told the sockets one from another.
+    is_compared: bool,
     pub verdict: Verdict,
     /// Since when.
     pub verdict_ns: u64,
@@ -139,8 +141,10 @@ impl History {
             arrivals: 0,
             last_arrival_ns: None,
             ends: Ends::default(),
-            used: 0,
+            last_used_ns: None,
             closes: 0,
+            activity: None,
+            is_compared: false,
             verdict: Verdict::Undecided,
             verdict_ns: now_ns,
             former: None,
@@ -149,37 +153,27 @@ impl History {
     }
 
     /// Takes the group's sockets in CLOSE-WAIT at `now_ns`; of the same instant `half_closed`, see [`Present`]. `bound`: the age from
-    /// which one is stuck, seconds.
-    pub fn look(&mut self, sockets: &[&StuckSocket], half_closed: u64, bound: f64, now_ns: u64) {
-        let is_first = self.counts.is_empty();
-        let mut met = FxHashSet::default();
-        for socket in sockets {
-            let is_stuck = is_stuck(socket, bound);
-            let now = Known { unread: socket.unread_bytes, written: socket.written_bytes, is_stuck };
-            met.insert(socket.cookie.0);
-            let before = self.sockets.get(&socket.cookie.0).copied();
-            if let Some(before) = before {
-                let is_used = now.unread < before.unread
-                    || matches!((before.written, now.written), (Some(a), Some(b)) if b > a);
-                self.used += u64::from(is_used);
-            }
-            if is_stuck && !is_first && !before.is_some_and(|before| before.is_stuck) {
-                self.arrivals += 1;
-                self.last_arrival_ns = Some(now_ns);
-            }
-            if before.is_some() || self.sockets.len() < MOST_SOCKETS {
-                self.sockets.insert(socket.cookie.0, now);
-            }
+    /// which one is stuck, seconds. `most`: how many sockets are told one from another; if there are more, their number alone counts.
+    pub fn look(
+        &mut self,
+        sockets: &[&StuckSocket],
+        half_closed: u64,
+        (bound, most): (f64, usize),
+        now_ns: u64,
+    ) {
+        let stuck_before = self.counts.back().map(|before| before.stuck);
+        if sockets.len() > most {
+            self.sockets.clear();
+        } else {
+            self.compare(sockets, bound, now_ns);
         }
-        // What has gone without a record.
-        let gone: Vec<u64> = self.sockets.keys().filter(|cookie| !met.contains(cookie)).copied().collect();
-        for cookie in gone {
-            if self.sockets.remove(&cookie).is_some_and(|known| known.is_stuck) {
-                let time_ns = (bound * 1e9) as u64;
-                self.ends.add(LateEnd::Other, time_ns);
-            }
-        }
+        self.is_compared = sockets.len() <= most;
         self.present = Present { half_closed, ..present(sockets, bound) };
+        let came = stuck_before.map_or(0, |before| self.present.stuck.saturating_sub(before));
+        if sockets.len() > most && came > 0 {
+            self.arrivals += came;
+            self.last_arrival_ns = Some(now_ns);
+        }
         self.last_ns = now_ns;
         if self.counts.len() == MOST_LOOKS {
             let mut nth = 0;
@@ -191,18 +185,71 @@ impl History {
         self.counts.push_back(CountAt { at_ns: now_ns, stuck: self.present.stuck });
     }
 
-    /// A socket of the group left CLOSE-WAIT after `time_ns`. Returns whether it is one of those that were met.
-    pub fn ended(&mut self, cookie: u64, how: LateEnd, time_ns: u64, late_ns: u64) -> bool {
-        let is_known = self.sockets.remove(&cookie).is_some();
-        if is_known && time_ns >= late_ns {
+    /// Compares the sockets one by one with those of the look before. At the first look, and after one at too many, none is new.
+    fn compare(&mut self, sockets: &[&StuckSocket], bound: f64, now_ns: u64) {
+        let is_first = !self.is_compared;
+        let mut met = FxHashSet::default();
+        for socket in sockets {
+            let is_stuck = is_stuck(socket, bound);
+            let now = Known { unread: socket.unread_bytes, written: socket.written_bytes, is_stuck };
+            met.insert(socket.cookie.0);
+            let before = self.sockets.get(&socket.cookie.0).copied();
+            if let Some(before) = before {
+                let is_used = now.unread < before.unread
+                    || matches!((before.written, now.written), (Some(a), Some(b)) if b > a);
+                if is_used {
+                    self.last_used_ns = Some(now_ns);
+                    self.activity = Some((now_ns, self.arrivals));
+                }
+            }
+            if is_stuck && !is_first && !before.is_some_and(|before| before.is_stuck) {
+                self.arrivals += 1;
+                self.last_arrival_ns = Some(now_ns);
+            }
+            self.sockets.insert(socket.cookie.0, now);
+        }
+        // What has gone without a record.
+        let gone: Vec<u64> = self.sockets.keys().filter(|cookie| !met.contains(cookie)).copied().collect();
+        for cookie in gone {
+            if self.sockets.remove(&cookie).is_some_and(|known| known.is_stuck) {
+                let time_ns = (bound * 1e9) as u64;
+                self.ends.add(LateEnd::Other, time_ns);
+            }
+        }
+    }
+
+    /// A socket of the group left CLOSE-WAIT after `time_ns`.
+    pub fn ended(&mut self, cookie: u64, how: LateEnd, time_ns: u64, late_ns: u64) {
+        if self.sockets.remove(&cookie).is_some() && time_ns >= late_ns {
             self.ends.add(how, time_ns);
         }
-        is_known
+    }
+
+    /// One of its processes closed another connection at `at_ns`.
+    pub fn closed_other(&mut self, at_ns: u64) {
+        self.closes += 1;
+        self.activity = Some((at_ns, self.arrivals));
+    }
+
+    /// Sockets that became stuck since its processes closed or used a connection, and for how long they have not, nanoseconds.
+    pub fn idle(&self) -> (u64, u64) {
+        let (since_ns, arrivals) = self.activity.unwrap_or((self.first_ns, 0));
+        (self.arrivals - arrivals, self.last_ns.saturating_sub(since_ns))
+    }
+
+    /// Whether its processes have closed or used a connection since the first look.
+    pub fn is_active(&self) -> bool {
+        self.activity.is_some()
     }
 
     /// A socket that no look has met was written to and reset; it was the group's.
     pub fn reset_unmet(&mut self, time_ns: u64) {
         self.ends.add(LateEnd::ResetAfterWrite, time_ns);
+    }
+
+    /// The sockets that are told one from another.
+    pub fn known(&self) -> usize {
+        self.sockets.len()
     }
 
     /// Whether a look has met this socket.

@@ -20,6 +20,9 @@ use crate::report::verdict_group::VerdictGroup;
 
 /// Groups that are kept: those with the most stuck sockets.
 const MOST_GROUPS: usize = 256;
+/// Sockets that are told one from another: of one group, and of all, the smaller groups first. Of other groups the number alone counts.
+const MOST_OF_GROUP: usize = 4096;
+const MOST_SOCKETS: usize = 32_768;
 
 /// The sockets of the same processes on one side of one port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,16 +79,21 @@ impl Verdicts {
         met.retain(|key, sockets| {
             groups.contains_key(key) || sockets.iter().any(|socket| is_stuck(socket, bound))
         });
-        for (key, sockets) in &met {
+        let mut by_size: Vec<(&GroupKey, &Vec<&StuckSocket>)> = met.iter().collect();
+        by_size.sort_by_key(|(key, sockets)| (sockets.len(), *key));
+        let mut room = MOST_SOCKETS;
+        for (key, sockets) in by_size {
             let group = groups.entry(key.clone()).or_insert_with(|| Group {
                 key: key.clone(),
                 comm: comm_of(sockets),
                 history: History::new(now_ns),
             });
-            group.history.look(sockets, half_closed(key, sockets, fin_wait_2), bound, now_ns);
+            let most = room.min(MOST_OF_GROUP);
+            group.history.look(sockets, half_closed(key, sockets, fin_wait_2), (bound, most), now_ns);
+            room = room.saturating_sub(group.history.known());
         }
         for group in groups.values_mut().filter(|group| !met.contains_key(&group.key)) {
-            group.history.look(&[], 0, bound, now_ns);
+            group.history.look(&[], 0, (bound, 0), now_ns);
         }
         // What has no stuck socket is remembered for a while: those of a pool come again.
         let is_wanted = |group: &Group| {
@@ -152,13 +160,13 @@ impl Verdicts {
     }
 
     /// The process `pid` closed a connection, or sent its FIN, that is none of those in CLOSE-WAIT that were met.
-    pub fn closed(&mut self, pid: u32, cookie: u64) {
+    pub fn closed(&mut self, pid: u32, cookie: u64, at_ns: u64) {
         if self.by_cookie.contains_key(&cookie) {
             return;
         }
         for at in self.by_pid.get(&pid).into_iter().flatten() {
             if let Some(group) = self.groups.get_mut(*at as usize) {
-                group.history.closes += 1;
+                group.history.closed_other(at_ns);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The rules: which verdict a group's history allows. Pure. The book's page on verdicts has them in words.
 
 use crate::names::{Side, Verdict};
-use crate::report::verdict::history::{Ends, History, Present};
+use crate::report::verdict::history::{Ends, History};
 
 /// From so many sockets on, growth is that of a leak.
 const MANY: u64 = 10;
@@ -80,7 +80,7 @@ pub fn judge(side: Side, history: &History, bounds: Bounds) -> Judgement {
     match side {
         Side::Client if nearly_all(present.goodbyes) => idle_or_forgotten(history, bounds),
         Side::Server if most(present.not_read) => not_read(history, bounds),
-        _ if most(present.not_read) && history.used > 0 => is(Verdict::SlowReader),
+        _ if most(present.not_read) && reads_on(history, bounds) => is(Verdict::SlowReader),
         _ => growth(history, bounds),
     }
 }
@@ -118,22 +118,27 @@ fn idle_or_forgotten(history: &History, bounds: Bounds) -> Judgement {
 
 /// Connections of a server from which it has not read the end.
 fn not_read(history: &History, bounds: Bounds) -> Judgement {
-    if history.used > 0 {
+    if reads_on(history, bounds) {
         return is(Verdict::SlowReader);
     }
-    if history.closes > 0 || history.ends.all() > 0 {
+    let (arrived, idle_ns) = history.idle();
+    let come = arrived >= 2 || !history.is_active() && history.present.stuck >= MANY;
+    if come && history.present.stuck >= 2 && idle_ns >= bounds.first_ns {
+        return is(Verdict::Hung);
+    }
+    if history.is_active() || history.ends.all() > 0 {
         // It serves others.
         return growth(history, bounds);
-    }
-    let Present { stuck, .. } = history.present;
-    let come = history.arrivals >= 2 || stuck >= MANY;
-    if stuck >= 2 && come && history.watched_ns() >= bounds.first_ns {
-        return is(Verdict::Hung);
     }
     if history.quiet_ns() >= bounds.second_ns {
         return is(Verdict::OneOff);
     }
     undecided(WaitsFor::Activity)
+}
+
+/// Whether sockets that wait to be read from have been, lately.
+fn reads_on(history: &History, bounds: Bounds) -> bool {
+    history.last_used_ns.is_some_and(|used_ns| history.last_ns.saturating_sub(used_ns) < bounds.second_ns)
 }
 
 /// A leak by its growth alone: nothing else leaves sockets like these.
@@ -166,7 +171,7 @@ pub fn may_change(from: Verdict, to: Verdict, history: &History) -> bool {
         (_, Verdict::Leak) => came >= MANY && ended * MANY <= came,
         (Verdict::Leak, _) => false,
         (_, Verdict::OneOff) => came == 0 && ended > 0,
-        (_, Verdict::SlowReader) => history.used > 0,
+        (_, Verdict::SlowReader) => history.last_used_ns.is_some_and(|used_ns| used_ns > history.verdict_ns),
         (_, Verdict::Hung) => came >= 2 && ended == 0,
     }
 }

@@ -143,8 +143,14 @@ fn what_hangs_reads_and_accepts_none() {
     // A worker that is lost, in a program that serves others.
     let mut lost = Scene::new(Side::Server, Diagnosis::NotRead);
     lost.open(2);
-    let verdict = lost.minutes(13, |scene| scene.verdicts.closed(42, 999));
+    let verdict = lost.minutes(13, |scene| scene.verdicts.closed(42, 999, scene.now * SECOND));
     assert_eq!(verdict, Verdict::OneOff);
+    // A program that served others until it hung.
+    let mut later = Scene::new(Side::Server, Diagnosis::NotRead);
+    later.minutes(3, |scene| scene.verdicts.closed(42, 999, scene.now * SECOND));
+    later.open(1);
+    later.minutes(3, |scene| scene.verdicts.closed(42, 999, scene.now * SECOND));
+    assert_eq!(later.minutes(4, |scene| scene.open(1)), Verdict::Hung);
     // Data waits, and is read.
     let mut slow = Scene::new(Side::Server, Diagnosis::NotRead);
     slow.template.unread_bytes = 1_000_000;
@@ -240,7 +246,7 @@ proptest! {
                 1 if n < scene.sockets.len() => scene.end(n, LateEnd::Closed),
                 2 if n < scene.sockets.len() => scene.end(n, LateEnd::ResetAfterWrite),
                 3 => { scene.sockets.truncate(n); }
-                4 => scene.verdicts.closed(42, 1),
+                4 => scene.verdicts.closed(42, 1, scene.now * SECOND),
                 _ => {}
             }
             scene.look();
@@ -255,4 +261,24 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_group_that_is_too_large_counts_by_its_number() {
+    let mut many = Scene::new(Side::Server, Diagnosis::NotClosed);
+    many.open(MOST_OF_GROUP + 100);
+    assert_eq!(many.minutes(5, |_| ()), Verdict::Undecided);
+    let arrived = |scene: &Scene| scene.verdicts.groups(scene.now * SECOND)[0].arrived;
+    assert_eq!(arrived(&many), 0, "the same sockets do not arrive again");
+    many.open(50);
+    many.minutes(3, |_| ());
+    assert_eq!(arrived(&many), 50);
+    assert!(many.verdicts.by_cookie.is_empty());
+    // Few enough again: none of them is new.
+    many.sockets.truncate(100);
+    many.minutes(2, |_| ());
+    assert_eq!(arrived(&many), 50);
+    many.open(1);
+    many.minutes(3, |_| ());
+    assert_eq!(arrived(&many), 51);
 }

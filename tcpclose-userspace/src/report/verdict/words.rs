@@ -46,7 +46,11 @@ pub fn evidence(side: Side, history: &History) -> Vec<String> {
         ));
     } else if present.not_read > 0 {
         let end = if present.not_read == 1 { "1 has" } else { &*format!("{} have", present.not_read) };
-        let read = if history.used > 0 { "some are read from, or written to" } else { "none is read from" };
+        let read = if history.last_used_ns.is_some() {
+            "some are read from, or written to"
+        } else {
+            "none is read from"
+        };
         lines.push(format!("{end} the end unread; {read}"));
     }
     if present.not_closed > 0 {
