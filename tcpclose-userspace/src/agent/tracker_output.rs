@@ -3,7 +3,7 @@
 use tcpclose_common::state::TcpState;
 
 use crate::metrics::Metrics;
-use crate::names::{Outcome, PortKey, PortKind};
+use crate::names::{Outcome, PortKind};
 use crate::report::verdict::Verdicts;
 use crate::report::verdict::history::LateEnd;
 use crate::tracker::event::{EventSink, TrackerEvent};
@@ -25,7 +25,7 @@ impl TrackerOutput {
     }
 
     fn judge(&mut self, step: &Transition) {
-        let Transition { cookie, side, port, closer, .. } = *step;
+        let Transition { cookie, closer, .. } = *step;
         if let Some(closer) = closer.filter(|_| matches!(step.to, TcpState::FinWait1 | TcpState::LastAck)) {
             self.verdicts.closed(closer.pid.get(), cookie, step.at_ns);
         }
@@ -36,7 +36,7 @@ impl TrackerOutput {
                 _ if step.outcome == Some(Outcome::Aborted) => LateEnd::Closed,
                 _ => LateEnd::Other,
             };
-            self.verdicts.left(cookie, PortKey { side, port }, how, step.spent.min_ns);
+            self.verdicts.left(cookie, how, step.spent.min_ns);
         }
     }
 }

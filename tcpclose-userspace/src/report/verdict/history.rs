@@ -242,11 +242,6 @@ impl History {
         self.activity.is_some()
     }
 
-    /// A socket that no look has met was written to and reset; it was the group's.
-    pub fn reset_unmet(&mut self, time_ns: u64) {
-        self.ends.add(LateEnd::ResetAfterWrite, time_ns);
-    }
-
     /// The sockets that are told one from another.
     pub fn known(&self) -> usize {
         self.sockets.len()

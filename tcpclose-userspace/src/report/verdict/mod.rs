@@ -47,8 +47,6 @@ pub struct Verdicts {
     /// Where in `groups` the group of a socket is, and the groups of a process.
     by_cookie: FxHashMap<u64, u32>,
     by_pid: FxHashMap<u32, Vec<u32>>,
-    /// The one group of a pair, if there is one alone.
-    by_pair: FxHashMap<PortKey, u32>,
     bounds: Option<Bounds>,
 }
 
@@ -121,8 +119,6 @@ impl Verdicts {
     fn index(&mut self, met: &FxHashMap<GroupKey, Vec<&StuckSocket>>) {
         self.by_cookie.clear();
         self.by_pid.clear();
-        self.by_pair.clear();
-        let mut several = FxHashSet::default();
         for (at, Group { key, history, .. }) in (0..).zip(&self.groups) {
             for socket in met.get(key).into_iter().flatten() {
                 if history.has(socket.cookie.0) {
@@ -135,27 +131,15 @@ impl Verdicts {
                     }
                 }
             }
-            let pair = PortKey { side: key.side, port: key.port };
-            if self.by_pair.insert(pair, at).is_some() {
-                several.insert(pair);
-            }
         }
-        self.by_pair.retain(|pair, _| !several.contains(pair));
     }
 
-    /// A socket of `pair` left CLOSE-WAIT after `time_ns`.
-    pub fn left(&mut self, cookie: u64, pair: PortKey, how: LateEnd, time_ns: u64) {
-        let Some(bounds) = self.bounds else { return };
-        let late_ns = bounds.late_ns();
-        if let Some(at) = self.by_cookie.remove(&cookie) {
-            if let Some(group) = self.groups.get_mut(at as usize) {
-                group.history.ended(cookie, how, time_ns, late_ns);
-            }
-        } else if how == LateEnd::ResetAfterWrite
-            && time_ns >= late_ns
-            && let Some(group) = self.by_pair.get(&pair).and_then(|at| self.groups.get_mut(*at as usize))
-        {
-            group.history.reset_unmet(time_ns);
+    /// A socket left CLOSE-WAIT after `time_ns`. One that no look has met says nothing: nobody knows whose it was, and anybody can make
+    /// such sockets.
+    pub fn left(&mut self, cookie: u64, how: LateEnd, time_ns: u64) {
+        let (Some(bounds), Some(at)) = (self.bounds, self.by_cookie.remove(&cookie)) else { return };
+        if let Some(group) = self.groups.get_mut(at as usize) {
+            group.history.ended(cookie, how, time_ns, bounds.late_ns());
         }
     }
 

@@ -45,8 +45,7 @@ impl Scene {
 
     fn end(&mut self, nth: usize, how: LateEnd) {
         let (cookie, since) = self.sockets.remove(nth);
-        let pair = PortKey { side: self.template.side, port: self.template.port };
-        self.verdicts.left(cookie, pair, how, (self.now - since) * SECOND);
+        self.verdicts.left(cookie, how, (self.now - since) * SECOND);
     }
 
     fn look(&mut self) -> Verdict {
@@ -281,4 +280,16 @@ fn a_group_that_is_too_large_counts_by_its_number() {
     many.open(1);
     many.minutes(3, |_| ());
     assert_eq!(arrived(&many), 51);
+}
+
+#[test]
+fn what_strangers_do_on_the_same_port_says_nothing() {
+    let mut leak = Scene::new(Side::Client, Diagnosis::NotRead);
+    let verdict = leak.minutes(18, |scene| {
+        scene.open(1);
+        // Another program's, which no look has met.
+        scene.verdicts.left(1 << 40, LateEnd::ResetAfterWrite, 90 * SECOND);
+        scene.verdicts.closed(99, 1 << 41, scene.now * SECOND);
+    });
+    assert_eq!(verdict, Verdict::Leak);
 }
