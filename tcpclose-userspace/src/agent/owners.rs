@@ -33,7 +33,7 @@ pub async fn run(parts: Parts, interval: Duration) {
             stuck_counts.take();
             let verdicts = &mut tracking.borrow_mut().output.verdicts;
             if !verdicts.is_empty() {
-                verdicts.look(&[], &[], bounds, host::monotonic_ns());
+                verdicts.nothing_stuck(bounds, host::monotonic_ns());
             }
             continue;
         }

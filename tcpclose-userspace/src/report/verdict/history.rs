@@ -225,6 +225,12 @@ impl History {
         }
     }
 
+    /// Forgets which sockets there were, so that the next look misses none of them and takes none for new.
+    pub fn forget_sockets(&mut self) {
+        self.sockets.clear();
+        self.is_compared = false;
+    }
+
     /// One of its processes closed another connection at `at_ns`.
     pub fn closed_other(&mut self, at_ns: u64) {
         self.closes += 1;

@@ -116,6 +116,15 @@ impl Verdicts {
         }
     }
 
+    /// Takes note that no socket is stuck now. What was may have ended, or be used again: nobody has looked.
+    pub fn nothing_stuck(&mut self, bounds: Bounds, now_ns: u64) {
+        let forget =
+            |groups: &mut [Group]| groups.iter_mut().for_each(|group| group.history.forget_sockets());
+        forget(&mut self.groups);
+        self.look(&[], &[], bounds, now_ns);
+        forget(&mut self.groups);
+    }
+
     fn index(&mut self, met: &FxHashMap<GroupKey, Vec<&StuckSocket>>) {
         self.by_cookie.clear();
         self.by_pid.clear();

@@ -224,7 +224,7 @@ fn a_thousand_owners_take_bounded_memory() {
             })
             .collect();
         verdicts.look(&sockets, &[], BOUNDS, (100 + round * LOOK) * SECOND);
-        assert!(verdicts.groups.len() <= MOST_GROUPS && verdicts.by_cookie.len() <= 4096 * MOST_GROUPS);
+        assert!(verdicts.groups.len() <= MOST_GROUPS && verdicts.by_cookie.len() <= MOST_GROUPS);
     }
     for round in 0..200_u64 {
         verdicts.look(&[], &[], BOUNDS, (2000 + round * LOOK) * SECOND);
@@ -292,4 +292,21 @@ fn what_strangers_do_on_the_same_port_says_nothing() {
         scene.verdicts.closed(99, 1 << 41, scene.now * SECOND);
     });
     assert_eq!(verdict, Verdict::Leak);
+}
+
+#[test]
+fn sockets_that_are_at_work_again_have_not_ended() {
+    let mut pool = Scene::new(Side::Client, Diagnosis::NotRead);
+    pool.open(3);
+    pool.minutes(3, |_| ());
+    pool.now += LOOK;
+    pool.verdicts.nothing_stuck(BOUNDS, pool.now * SECOND);
+    assert!(pool.verdicts.groups(pool.now * SECOND).is_empty());
+    pool.look();
+    let group = pool.verdicts.groups(pool.now * SECOND).remove(0);
+    assert_eq!((group.ended_unseen, group.arrived), (0, 0));
+    // Gone, while others are stuck.
+    pool.sockets.remove(0);
+    pool.look();
+    assert_eq!(pool.verdicts.groups(pool.now * SECOND)[0].ended_unseen, 1);
 }
