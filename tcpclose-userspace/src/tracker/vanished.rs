@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 
-use crate::names::{Correction, Flow};
+use crate::names::{Correction, Flow, Phase};
 use crate::tracker::dump::{DumpScope, MARGIN_NS};
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::socket::{SocketKind, TrackedSocket};
@@ -100,11 +100,15 @@ impl Tracker {
             }
             let is_taken =
                 !taken.is_empty() && taken.contains(&keyed.hash_one(place_of(socket, interface_of(socket))));
-            if socket.kind == SocketKind::Minisocket && (ends_when_due && is_due(socket, asked) || is_taken) {
+            let can_ask = suspects.len() < most && socket.flow.has_addresses();
+            // The FIN that sets the timer anew may have come since, and the dump have skipped it.
+            let is_over =
+                ends_when_due && is_due(socket, asked) && !(can_ask && socket.phase == Phase::FinWait2);
+            if socket.kind == SocketKind::Minisocket && (is_over || is_taken) {
                 over.push(at);
             } else if socket.kind == SocketKind::Socket && is_taken {
                 gone.push(at);
-            } else if suspects.len() < most && socket.flow.has_addresses() {
+            } else if can_ask {
                 suspects.push(Suspect {
                     netns: socket.netns,
                     flow: socket.flow,

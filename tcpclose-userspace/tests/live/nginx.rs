@@ -154,8 +154,16 @@ fn closes_are_the_connections_that_nginx_handled() {
 #[ignore = "needs root"]
 fn a_stopped_worker_is_named_and_not_its_siblings() {
     let nginx = Nginx::start("reuseport");
-    let workers = nginx.workers();
-    assert_eq!(workers.len(), 2);
+    // The first may serve before the second is there.
+    let until = Instant::now() + PATIENCE;
+    let workers = loop {
+        let workers = nginx.workers();
+        if workers.len() == 2 {
+            break workers;
+        }
+        assert!(Instant::now() < until, "{workers:?}");
+        sleep(Duration::from_millis(20));
+    };
     let stopped = workers[1];
     let signal = |signal| {
         let pid = rustix::process::Pid::from_raw(stopped as i32).unwrap();

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use common::{Agent, BINARY};
 use tcpclose::linux::stacks::frames::Stack;
+use tcpclose::names::Side;
 use tcpclose::report::sockets::{SocketsDocument, StuckSocket};
 use tcpclose::report::stacks::{Place, in_words, place};
 use tcpclose_common::stack::Moment;
@@ -88,9 +89,14 @@ fn c(flags: &[&str]) -> Command {
     command
 }
 
+/// Whether a socket was accepted at `port`: another test's client may have been given the same number.
+fn is_at(port: u16) -> impl Fn(&StuckSocket) -> bool {
+    move |socket| socket.side == Side::Server && socket.port == port
+}
+
 /// What the agent says of the sockets at `port`, when it has the stacks of all of them.
 fn document(agent: &Agent, port: u16) -> SocketsDocument {
-    document_of(agent, COUNT, Moment::EndRead, |socket| socket.local.port() == port)
+    document_of(agent, COUNT, Moment::EndRead, is_at(port))
 }
 
 /// What the agent says of `count` sockets, when it has the stacks of all of them at this moment.

@@ -9,7 +9,7 @@ use tcpclose::report::sockets::SocketsDocument;
 use tcpclose::report::stacks::{Place, place};
 use tcpclose_common::stack::Moment;
 
-use super::{COUNT, Leaker, PATIENCE, c, compile, leak, post};
+use super::{COUNT, Leaker, PATIENCE, c, compile, is_at, leak, post};
 
 #[test]
 #[ignore = "needs root"]
@@ -63,7 +63,7 @@ fn who_accepted_is_named_where_that_is_asked_for() {
     let document = loop {
         let (_, text) = agent.get("/v1/sockets?state=close_wait");
         let mut document: SocketsDocument = serde_json::from_str(&text).unwrap();
-        document.sockets.retain(|socket| socket.local.port() == leaker.port);
+        document.sockets.retain(is_at(leaker.port));
         let accepted = |document: &SocketsDocument| {
             let of = document.sockets.iter().filter_map(|socket| socket.stacks?.get(Moment::Accepted));
             of.count()

@@ -15,7 +15,9 @@ use tcpclose::report::stacks::{Place, in_words, place};
 use tcpclose_common::stack::Moment;
 use tempfile::TempDir;
 
-use super::{Agent, Leaker, PATIENCE, answer, arm, asked_agent, c, compile, expect_five, leak, stacks};
+use super::{
+    Agent, Leaker, PATIENCE, answer, arm, asked_agent, c, compile, expect_five, is_at, leak, stacks,
+};
 
 /// Somebody without any privilege.
 const UID: u32 = 64_125;
@@ -61,7 +63,7 @@ fn settled(agent: &Agent, leaker: &Leaker, unnamed_before: f64) -> Vec<Stack> {
         let asked = Instant::now();
         let mut document = answer(agent);
         assert!(asked.elapsed() < ANSWER, "an answer takes {:?}", asked.elapsed());
-        document.sockets.retain(|socket| socket.local.port() == leaker.port);
+        document.sockets.retain(is_at(leaker.port));
         let found: Vec<Stack> = stacks(&document, Moment::EndRead).cloned().collect();
         if found.len() == FEW || dealt_with(agent) >= unnamed_before + 1.0 {
             return found;

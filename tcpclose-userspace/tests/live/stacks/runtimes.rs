@@ -17,7 +17,7 @@ use tcpclose_common::stack::Moment;
 use super::common::free_port;
 use super::{
     Agent, COUNT, Leaker, PATIENCE, answer, arm, asked_agent, compile, document, document_of, expect_named,
-    fixture, leak_by, places, post, stacks,
+    fixture, is_at, leak_by, places, post, stacks,
 };
 
 /// Runs a program that opens sockets while it is armed, and expects the functions that open them.
@@ -190,7 +190,7 @@ fn half_closed(port: u16) -> Vec<TcpStream> {
 
 /// The loop itself reads the ends: it must not be what the leak is blamed on.
 fn expect_loop(who: &str, agent: &Agent, leaker: &Leaker) {
-    let document = document_of(agent, COUNT, Moment::EndRead, |socket| socket.local.port() == leaker.port);
+    let document = document_of(agent, COUNT, Moment::EndRead, is_at(leaker.port));
     println!("{who}: {:?}", places(&document, Moment::EndRead));
     for stack in stacks(&document, Moment::EndRead) {
         assert!(matches!(place(stack), Place::EventLoop { handler: None, .. }), "{who}: {stack:?}");
@@ -199,7 +199,7 @@ fn expect_loop(who: &str, agent: &Agent, leaker: &Leaker) {
 
 /// The handler that wrote after the end is named beside the loop.
 fn expect_handler(who: &str, agent: &Agent, leaker: &Leaker) {
-    let document = document_of(agent, COUNT, Moment::Written, |socket| socket.local.port() == leaker.port);
+    let document = document_of(agent, COUNT, Moment::Written, is_at(leaker.port));
     let places = places(&document, Moment::Written);
     println!("{who}: {places:?}");
     let mut named = 0;

@@ -9,7 +9,7 @@ use tcpclose::report::stacks::{Place, cut_in_words, place};
 use tcpclose_common::stack::Moment;
 
 use super::runtimes::python;
-use super::{Agent, Leaker, arm, asked_agent, c, compile, document_of, places, stacks};
+use super::{Agent, Leaker, arm, asked_agent, c, compile, document_of, is_at, places, stacks};
 
 /// Sockets that each way leaks.
 const FEW: usize = 20;
@@ -36,7 +36,7 @@ fn leak_by(
     // Where reads do not block, most wait for their data by then.
     sleep(Duration::from_millis(500));
     drop(clients);
-    let document = document_of(agent, FEW, Moment::EndRead, |socket| socket.local.port() == leaker.port);
+    let document = document_of(agent, FEW, Moment::EndRead, is_at(leaker.port));
     println!("{way}: {:?}", places(&document, Moment::EndRead));
     (leaker, document)
 }

@@ -391,6 +391,32 @@ fn what_once_went_wrong() {
     }
 }
 
+/// The same of histories in which nothing was lost.
+#[test]
+fn what_once_went_wrong_without_a_loss() {
+    use Move::*;
+    let histories: [&[Move]; 1] = [
+        // A minisocket that entered TIME-WAIT unseen, at the begin of a dump that did not end.
+        &[
+            Connect(0),
+            Abort(0),
+            Connect(0),
+            Reset(0),
+            Connect(0),
+            Close(0),
+            Ack(0),
+            Wait(12_580_500_065),
+            Reconcile,
+            Fin(0),
+            Wait(46_419_449_935),
+            BeginDump { minisockets: false, skip: 3 },
+        ],
+    ];
+    for moves in histories {
+        BACKENDS.into_iter().for_each(|backend| exact(backend, moves));
+    }
+}
+
 proptest! {
     #![proptest_config(config())]
 
