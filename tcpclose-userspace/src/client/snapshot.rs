@@ -26,6 +26,7 @@ use crate::report::assemble::{DumpClock, NetnsSockets, assemble, dumped_facts, w
 use crate::report::envelope::DocumentSource;
 use crate::report::exhaustion::document;
 use crate::report::exhaustion::document::{BUDGET, ExhaustionDocument, ExhaustionInputs};
+use crate::report::idle::{IdleDocument, IdleQuery};
 use crate::report::incomplete::{not_inspected, of_the_dump};
 use crate::report::ports;
 use crate::report::ports::{NetnsDumped, PortsDocument};
@@ -166,6 +167,15 @@ pub fn ports(bound_ns: u64, scope: Scope) -> io::Result<PortsDocument> {
         listeners,
     });
     Ok(ports::of_dumps(envelope, dumped, bound_ns, clock))
+}
+
+/// The silent connections without keepalive that `wanted` asks for.
+///
+/// # Errors
+/// When /proc or the kernel's sockets cannot be read.
+pub fn idle(wanted: &IdleQuery, scope: Scope) -> io::Result<IdleDocument> {
+    let lookup = OwnersLookup::Proc(Urgency::Hurried);
+    collect::idle::document((scope, &Descriptors::All), wanted, DocumentSource::Snapshot, lookup)
 }
 
 /// The `limit` fullest tuples, from two samples `period` apart.

@@ -3,6 +3,7 @@
 //! The agent and the client share it; [`crate::report`] turns the result into documents.
 
 pub mod exhaustion;
+pub mod idle;
 pub mod sockets;
 
 use crate::linux::host;

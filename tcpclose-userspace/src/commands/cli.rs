@@ -6,6 +6,7 @@ use crate::commands::agent;
 use crate::commands::doctor;
 use crate::commands::exhaustion;
 use crate::commands::generate;
+use crate::commands::idle;
 use crate::commands::kill;
 use crate::commands::ports;
 use crate::commands::stuck;
@@ -25,6 +26,7 @@ pub enum Cli {
     Kill(kill::Kill),
     Ports(ports::Ports),
     Exhaustion(exhaustion::Exhaustion),
+    Idle(idle::Idle),
     #[cfg(feature = "tui")]
     Top(top::Top),
     Verify(verify::Verify),

@@ -191,7 +191,7 @@ mod tests {
     fn completions_offer_the_running_processes() {
         let (folder, read) = made();
         for (file, offer, commands) in
-            [("_tcpclose", ":PID:_pids'", 3), ("tcpclose.fish", "(__fish_complete_pids)", 3)]
+            [("_tcpclose", ":PID:_pids'", 4), ("tcpclose.fish", "(__fish_complete_pids)", 4)]
         {
             assert_eq!(read(&format!("completions/{file}")).matches(offer).count(), commands, "{file}");
         }

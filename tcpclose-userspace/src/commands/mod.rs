@@ -1,7 +1,7 @@
 //! The command line: arguments in, text or JSON out, an exit status.
 //!
 //! * [`cli`]: the commands. [`config`]: their settings from arguments, variables and a file.
-//! * [`agent`], [`stuck`], [`kill`], [`ports`], [`exhaustion`], [`top`], [`verify`], [`watch`], [`doctor`]: one file
+//! * [`agent`], [`stuck`], [`kill`], [`ports`], [`exhaustion`], [`idle`], [`top`], [`verify`], [`watch`], [`doctor`]: one file
 //!   per command.
 //! * [`generate`]: man pages and completions, for packages.
 //! * [`arguments`]: arguments that several commands have. [`output`]: standard output.
@@ -19,6 +19,7 @@ pub mod fd_exhaustion;
 pub mod filter;
 pub mod generate;
 pub mod groups;
+pub mod idle;
 pub mod kill;
 pub mod output;
 pub mod ports;
@@ -64,6 +65,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli::Kill(kill)) => kill.run(),
         Ok(Cli::Ports(ports)) => ports.run(),
         Ok(Cli::Exhaustion(exhaustion)) => exhaustion.run(),
+        Ok(Cli::Idle(idle)) => idle.run(),
         #[cfg(feature = "tui")]
         Ok(Cli::Top(top)) => top.run(),
         Ok(Cli::Verify(verify)) => verify.run(),

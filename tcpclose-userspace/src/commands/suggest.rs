@@ -70,6 +70,24 @@ fn halted(state: ProcessState, pid: u32) -> (&'static str, String) {
     }
 }
 
+/// How the program of `owner` is given keepalive.
+pub fn keepalive(owner: &Owner) -> &'static str {
+    match (&*owner.comm, owner.runs) {
+        ("nginx", _) => "`listen … so_keepalive=on` and `proxy_socket_keepalive on`",
+        ("haproxy", _) => "`option clitcpka` and `option srvtcpka`",
+        ("redis-server", _) => "`tcp-keepalive 300`",
+        ("postgres", _) => "`tcp_keepalives_idle = 300`",
+        ("sshd", _) => "`TCPKeepAlive yes` or `ClientAliveInterval`",
+        (_, Some(Runtime::Jvm)) => "Socket.setKeepAlive(true), or SO_KEEPALIVE of the client's library",
+        (_, Some(Runtime::Python)) => {
+            "setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1), or the client library's option"
+        }
+        (_, Some(Runtime::Node)) => "socket.setKeepAlive(true, 60000)",
+        (_, Some(Runtime::Go)) => "KeepAlive of net.Dialer and net.ListenConfig (on unless it is negative)",
+        _ => "SO_KEEPALIVE, with TCP_KEEPIDLE",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

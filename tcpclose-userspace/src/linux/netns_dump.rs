@@ -107,7 +107,7 @@ pub struct DumpedNetns {
 }
 
 /// Keeps each socket once: a dump resumes at a position in a hash bucket, and can meet a socket twice.
-fn distinct(sockets: &mut Vec<Socket>) {
+pub fn distinct(sockets: &mut Vec<Socket>) {
     sockets.sort_unstable_by_key(|socket| (socket.cookie, socket.seen_ns));
     sockets.dedup_by_key(|socket| socket.cookie);
 }

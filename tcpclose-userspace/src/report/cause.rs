@@ -23,6 +23,11 @@ pub fn cause(socket: &Socket, peer: Option<&Socket>) -> Option<Cause> {
     }
 }
 
+/// Whether the peer of `socket` has not acknowledged what was sent again, three times or more.
+pub fn is_peer_gone(socket: &Socket) -> bool {
+    unacknowledged(socket) == Some(Cause::PeerGone)
+}
+
 fn unacknowledged(socket: &Socket) -> Option<Cause> {
     let retries = socket.retries?;
     let has_unsent = socket.unsent > 0;

@@ -4,7 +4,7 @@
 //! * [`sockets`]: sockets in a close-phase state; [`assemble`]: describes them; [`owners`]: the processes that hold them;
 //!   [`diagnosis`]: why a CLOSE-WAIT still exists; [`cause`]: why a socket that has sent its FIN does; [`incomplete`]: what is missing.
 //! * [`accept_queues`]: the listeners in whose queues sockets wait that were not accepted.
-//! * [`ports`]: the close phase by port. [`exhaustion`]: the ephemeral ports in use.
+//! * [`ports`]: the close phase by port. [`exhaustion`]: the ephemeral ports in use. [`idle`]: silent connections without keepalive.
 //! * [`owner_counts`]: stuck sockets per owner; [`owner_series`]: which of them have a series. [`kill`]: what is destroyed, and the result.
 //! * [`verdict`]: what a program's stuck sockets are, by how they have developed; [`verdict_group`]: as documents have it.
 //! * [`verify`]: the agent's numbers beside the kernel's. [`watch`]: lines of the watch stream.
@@ -19,6 +19,7 @@ pub mod envelope;
 pub mod exhaustion;
 #[cfg(test)]
 pub mod fixtures;
+pub mod idle;
 pub mod incomplete;
 pub mod kill;
 pub mod owner_counts;

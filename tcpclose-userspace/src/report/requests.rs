@@ -11,6 +11,7 @@ pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
 pub const SOCKETS_PATH: &str = "/v1/sockets";
 /// Takes the stacks of a process: `POST /v1/stacks?pid=4242&for=60s`.
 pub const STACKS_PATH: &str = "/v1/stacks";
+pub const IDLE_PATH: &str = "/v1/idle";
 pub const EXHAUSTION_PATH: &str = "/exhaustion";
 /// The most tuples that one answer at [`EXHAUSTION_PATH`] describes.
 pub const MOST_TUPLES: usize = 1000;

@@ -74,6 +74,7 @@ fn every_page_is_where_it_belongs() {
         for (path, word) in [
             ("/exhaustion?limit=5000", "limit=5000: write a number from 0 to 1000"),
             ("/exhaustion?later=1", "later: unknown key; this path has limit"),
+            ("/v1/idle?silent_for=soon", "silent_for=soon: "),
             ("/v1/sockets?port=80", "port: unknown key; this path has state, older_than, peers and owners"),
             ("/v1/watch?color=red", "color: unknown key"),
             ("/ports?port=80", "port: unknown key; this path has none"),

@@ -324,6 +324,7 @@ fn a_command_ends_on_either_signal() {
         &["watch", "--no-agent"],
         &["watch", "--socket", socket],
         &["stuck", "--no-agent"],
+        &["idle", "--no-agent"],
         &["exhaustion", "--no-agent", "--for", "1h"],
         &["verify", "--for", "1h", "--socket", socket],
     ];

@@ -13,7 +13,7 @@ use crate::agent::server::access::ScrapeAccess;
 use crate::agent::server::allowed_hosts;
 use crate::agent::server::handlers::watch::WatchStream;
 use crate::agent::server::handlers::{
-    exhaustion, kill, metrics, ports, readiness, reconcile, sockets, stacks, watch,
+    exhaustion, idle, kill, metrics, ports, readiness, reconcile, sockets, stacks, watch,
 };
 use crate::agent::server::peer_creds::Caller;
 use crate::agent::server::response::{Answer, QueryError, plain, written_json};
@@ -83,6 +83,7 @@ async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Part
         Endpoint::Exhaustion => {
             written_json(exhaustion::document(query, &parts.tracking, &parts.port_usage).await)
         }
+        Endpoint::Idle => written_json(idle::document(query, &parts.tracking).await),
         Endpoint::Reconcile => {
             let tracking = parts.tracking.borrow();
             reconcile::answer(request.method(), &tracking, &parts.reconcile_requests)

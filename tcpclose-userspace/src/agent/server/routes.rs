@@ -17,6 +17,7 @@ pub enum Endpoint {
     Sockets,
     Stacks,
     Exhaustion,
+    Idle,
     Reconcile,
     Kill,
     Watch,
@@ -28,7 +29,7 @@ impl Endpoint {
     /// Whether it reads its query, or takes any: scrapers and monitors add keys of their own. The others have no keys.
     pub fn reads_query(self) -> bool {
         match self {
-            Self::Sockets | Self::Stacks | Self::Exhaustion | Self::Watch => true,
+            Self::Sockets | Self::Stacks | Self::Exhaustion | Self::Idle | Self::Watch => true,
             Self::Metrics | Self::Health | Self::Readiness | Self::Page(_) => true,
             Self::Ports | Self::Reconcile | Self::Kill => false,
         }
@@ -66,7 +67,7 @@ const fn route(
     Route { path, methods, listener, endpoint }
 }
 
-const ROUTES: [Route; 10] = [
+const ROUTES: [Route; 11] = [
     route(requests::METRICS_PATH, READ, ListenerKind::Aggregates, Endpoint::Metrics),
     route(requests::HEALTH_PATH, READ, ListenerKind::Aggregates, Endpoint::Health),
     route(requests::READY_PATH, READ, ListenerKind::Aggregates, Endpoint::Readiness),
@@ -74,6 +75,7 @@ const ROUTES: [Route; 10] = [
     route(requests::SOCKETS_PATH, READ, ListenerKind::Everything, Endpoint::Sockets),
     route(requests::STACKS_PATH, POST, ListenerKind::Everything, Endpoint::Stacks),
     route(requests::EXHAUSTION_PATH, READ, ListenerKind::Everything, Endpoint::Exhaustion),
+    route(requests::IDLE_PATH, READ, ListenerKind::Everything, Endpoint::Idle),
     route(requests::RECONCILE_PATH, READ_OR_POST, ListenerKind::Everything, Endpoint::Reconcile),
     route(requests::KILL_PATH, POST, ListenerKind::Everything, Endpoint::Kill),
     route(requests::WATCH_PATH, GET, ListenerKind::Everything, Endpoint::Watch),

@@ -191,7 +191,7 @@ fn every_command_finds_the_socket_of_the_agent() {
         complaint(&["stuck"], &[("TCPCLOSE_SOCKET", "")], None)
             .starts_with("tcpclose: TCPCLOSE_SOCKET \"\": ")
     );
-    for command in ["kill", "ports", "exhaustion", "top", "verify", "watch"] {
+    for command in ["kill", "ports", "exhaustion", "idle", "top", "verify", "watch"] {
         assert!(
             complaint(&[command], &[("TCPCLOSE_SOCKET", &"x".repeat(108))], None)
                 .contains("107 bytes at most"),

@@ -20,7 +20,7 @@ pub use crate::linux::sock_diag::destroy::{destroy, is_gone};
 pub use crate::linux::sock_diag::dump::{Dump, dump, visit};
 pub use crate::linux::sock_diag::lookup::{SocketLookup, lookup, lookups};
 pub use crate::linux::sock_diag::mptcp::{mptcp_is_hidden, visit_mptcp};
-pub use crate::linux::sock_diag::socket::{Mptcp, Retries, Sending, Socket, Times, decode};
+pub use crate::linux::sock_diag::socket::{Mptcp, Retries, Sending, Socket, Timer, Times, decode};
 
 #[cfg(test)]
 mod tests;

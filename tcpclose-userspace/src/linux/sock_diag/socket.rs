@@ -20,6 +20,8 @@ pub struct Socket {
     /// The socket cookie. A dump creates those that no one has read before (net/core/sock_diag.c,
     /// `sock_diag_save_cookie()`).
     pub cookie: u64,
+    /// The running timer; `None` when none runs.
+    pub timer: Option<Timer>,
     /// Time left on the running timer; `None` when none runs. Rounded to the kernel's tick.
     pub expires_ns: Option<u64>,
     /// The inode of `/proc/PID/fd`'s `socket:[inode]`; 0 for a socket that no program holds: not accepted yet,
@@ -67,6 +69,7 @@ impl Socket {
             flow,
             interface: 0,
             cookie: 0,
+            timer: None,
             expires_ns: None,
             inode: 0,
             uid: 0,
@@ -80,6 +83,34 @@ impl Socket {
             mptcp: None,
             seen_ns: 0,
             window_ns: 0,
+        }
+    }
+}
+
+/// What a timer is for (`idiag_timer`). The kernel names the first of these that runs (net/ipv4/inet_diag.c, `inet_sk_diag_fill()`,
+/// 5.8 to 6.18).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// What was sent is not acknowledged yet: retransmission, loss probe.
+    Retransmission,
+    /// The peer's window is closed.
+    WindowProbe,
+    /// The socket's own timer: keepalive, and in FIN-WAIT-2 the end of an orphan.
+    Keepalive,
+    /// A minisocket's.
+    TimeWait,
+    Other,
+}
+
+impl Timer {
+    fn from_raw(raw: u8) -> Option<Self> {
+        match raw {
+            0 => None,
+            1 => Some(Self::Retransmission),
+            2 => Some(Self::Keepalive),
+            TIMER_TIME_WAIT => Some(Self::TimeWait),
+            4 => Some(Self::WindowProbe),
+            _ => Some(Self::Other),
         }
     }
 }
@@ -176,12 +207,12 @@ pub(super) fn decode_message(bytes: &[u8]) -> Option<Socket> {
         libc::AF_INET6 => |bytes, at| Some(Ipv6Addr::from(take::<16>(bytes, at)?)),
         _ => return None,
     };
-    let timer = *bytes.get(2)?;
+    let timer = Timer::from_raw(*bytes.get(2)?);
     let milliseconds_left = word(52)?;
     let unsent = word(60)?;
     Some(Socket {
         state: TcpState::from_raw(*bytes.get(1)?)?,
-        minisocket: timer == TIMER_TIME_WAIT,
+        minisocket: timer == Some(Timer::TimeWait),
         flow: Flow {
             local: address(bytes, 8)?,
             remote: address(bytes, 24)?,
@@ -190,7 +221,8 @@ pub(super) fn decode_message(bytes: &[u8]) -> Option<Socket> {
         },
         interface: word(40)?,
         cookie: u64::from(word(44)?) | u64::from(word(48)?) << 32,
-        expires_ns: (timer != 0).then_some(u64::from(milliseconds_left) * 1_000_000),
+        timer,
+        expires_ns: timer.map(|_| u64::from(milliseconds_left) * 1_000_000),
         unread: word(56)?,
         unsent,
         uid: word(64)?,

@@ -50,6 +50,7 @@ fn decodes_what_a_kernel_sent() {
         flow: Flow::new("127.0.0.1:40147".parse().unwrap(), "127.0.0.1:37058".parse().unwrap()),
         interface: 0,
         cookie: 4,
+        timer: None,
         expires_ns: None,
         inode: 23034,
         uid: 0,
@@ -90,6 +91,7 @@ fn decodes_what_a_kernel_sent() {
     let socket = decode(&mapped).unwrap();
     assert!(socket.minisocket && socket.state == TcpState::FinWait2);
     assert_eq!((socket.expires_ns, socket.cookie), (Some(59_900_000_000), 7 << 32 | 10));
+    assert_eq!(socket.timer, Some(Timer::TimeWait));
     assert_eq!(u64::from_ne_bytes(cookie_words(7 << 32 | 10)), 7 << 32 | 10);
 }
 

@@ -59,14 +59,18 @@ fn a_command_says_what_stands_in_place_of_the_agents_socket() {
         ask.arg(path);
         ask
     };
-    for command in ["stuck", "kill", "ports", "exhaustion", "watch", "verify"] {
+    for command in ["stuck", "kill", "ports", "exhaustion", "idle", "watch", "verify"] {
         refuses(&mut ask(command, &file), &["this is a regular file, not a Unix socket", "--socket"]);
         refuses(&mut ask(command, folder.path()), &["this is a directory, not a Unix socket"]);
         let none = refusal(&mut ask(command, &folder.path().join("none")));
         assert!(none.contains("no agent is running there; start one"), "{none}");
         // Only what the command can do.
         assert_eq!(none.contains("--no-agent"), command != "verify", "{none}");
-        assert_eq!(none.contains("snapshot"), ["stuck", "ports", "exhaustion"].contains(&command), "{none}");
+        assert_eq!(
+            none.contains("snapshot"),
+            ["stuck", "ports", "exhaustion", "idle"].contains(&command),
+            "{none}"
+        );
         assert_eq!(none.contains("destroy the sockets"), command == "kill", "{none}");
     }
 }

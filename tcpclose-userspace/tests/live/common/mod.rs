@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tcpclose::linux::sock_diag;
 use tcpclose::names::Flow;
@@ -402,6 +403,14 @@ pub fn fence() {
     // SAFETY: a system call with two numbers and no pointer.
     let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
     assert_eq!(done, 0, "membarrier: {}", std::io::Error::last_os_error());
+}
+
+/// Lets this process open so many files, where its limit is lower.
+pub fn raise_open_files(wanted: u64) {
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum }).unwrap();
+    }
 }
 
 /// A listener on a [`free_port`].

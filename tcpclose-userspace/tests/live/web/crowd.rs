@@ -7,12 +7,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
 use super::passwords::Scraper;
 use super::pki::{Pki, user};
 use super::*;
+use crate::common::raise_open_files;
 
 const CLIENTS: usize = 10_000;
 
@@ -23,16 +23,6 @@ const GROWTH: u64 = 24 << 20;
 /// Descriptors that the agent may have more than before: as many connections as it serves at a time on its addresses, and
 /// those of a dump, a lookup and a query.
 const MORE_FDS: usize = 64 + 16;
-
-/// Lets this process have a descriptor for each client.
-fn raise_limit() {
-    let now = getrlimit(Resource::Nofile);
-    let wanted = (CLIENTS + 1000) as u64;
-    if now.current.is_none_or(|current| current >= wanted) {
-        return;
-    }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: now.maximum }).unwrap();
-}
 
 /// A connection from `from` of 127.0.0.0/8; nothing where the queue is full.
 fn connect(from: [u8; 4], to: SocketAddr) -> Option<TcpStream> {
@@ -98,7 +88,7 @@ fn scrapes_in_a_crowd(agent: &Agent, fresh: &dyn Fn() -> bool, kept: &mut dyn Fn
     // Descriptors for one crowd are what a process may have.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    raise_limit();
+    raise_open_files(CLIENTS as u64 + 1000);
     // What the first scrapes take is theirs.
     assert!(fresh() && kept());
     let (resident, fds) = (agent.resident(), descriptors(agent));
