@@ -36,6 +36,9 @@ pub struct Counters {
     pub lost: u64,
 }
 
+/// The number of reasons for which the probe counts RSTs that were sent (`enum sk_rst_reason` has 25 in 6.18).
+pub const RESET_REASONS: u32 = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,8 +37,10 @@ pub mod flags {
     pub const FIN_ACKED: u16 = 1 << 9;
     /// The record is a [`HookRecord`](super::HookRecord), or with [`Self::OPEN`](OPEN) a step of an MPTCP socket.
     pub const HOOK: u16 = 1 << 10;
-    /// [`RecordHeader::closer`](super::RecordHeader::closer) is known.
+    /// [`RecordHeader::closer`](super::RecordHeader::closer) is known: at a step into FIN-WAIT-1 or LAST-ACK only.
     pub const CLOSER: u16 = 1 << 11;
+    /// At a step to CLOSE: the program has set linger 0 (SO_LINGER), so that close() aborts.
+    pub const LINGER_0: u16 = CLOSER;
     /// Not accepted by `sk_max_ack_backlog`, and a SYN of this side was acknowledged. This and the next: at
     /// steps from SYN_RECV, ESTABLISHED and CLOSE_WAIT only, before this side's FIN.
     pub const CONNECTED: u16 = 1 << 12;
@@ -112,6 +114,17 @@ impl HeaderDetail {
         Self { low: kind as u16, high: 0 }
     }
 
+    /// [`HookKind::ResetSent`], with the kernel's reason: a number of its `enum sk_rst_reason`, 0 if it gives none.
+    #[inline(always)]
+    pub const fn of_reset(reason: u16) -> Self {
+        Self { low: HookKind::ResetSent as u16, high: reason }
+    }
+
+    /// What [`Self::of_reset`] has written.
+    pub const fn reset_reason(self) -> u16 {
+        self.high
+    }
+
     /// `sk_err`.
     pub const fn err(self) -> u16 {
         self.low
@@ -137,10 +150,17 @@ impl RecordHeader {
     /// The process (`tgid`) that made this side's FIN, by close() or shutdown(): known at a step into FIN-WAIT-1 or LAST-ACK
     /// that was made in process context.
     pub const fn closer(&self) -> Option<u32> {
-        if self.flags & flags::CLOSER == 0 {
+        if self.flags & flags::CLOSER == 0 || self.new == TcpState::Close.raw() {
             return None;
         }
         Some(self.detail.closer())
+    }
+
+    /// Whether close() with linger 0 made this step: it ends reading before it aborts (net/ipv4/tcp.c, __tcp_close(), 5.8 to 6.18), as no
+    /// other abort does.
+    pub const fn is_linger_0(&self) -> bool {
+        const ALL: u16 = flags::FACTS | flags::OWNED | flags::RCV_SHUTDOWN | flags::LINGER_0;
+        self.new == TcpState::Close.raw() && self.flags & (ALL | flags::HOOK) == ALL
     }
 
     /// Whether the socket is a subflow of an MPTCP connection, whose close its MPTCP socket tells: known at a step into
@@ -220,7 +240,7 @@ pub enum HookKind {
     Unborn,
     /// A minisocket went from FIN-WAIT-2 to TIME-WAIT.
     Flipped,
-    /// The kernel answered a segment for this socket with a RST.
+    /// The kernel sent a RST for this socket: `old` is its state then. In CLOSE it follows the step there, else that follows.
     ResetSent,
     /// A minisocket ended: its timer ran out.
     Expired,
@@ -266,7 +286,7 @@ impl HookKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HookRecord {
     /// `key` is the cookie, 0 where the socket has none. `old` and `new` are states: of the socket or minisocket before
-    /// and after, 0 where there is none. `detail` is the [`HookKind`].
+    /// and after, 0 where there is none. `detail` is the [`HookKind`], and the reason of a RST.
     pub head: RecordHeader,
     pub subject: SocketOrRcvNxt,
 }
@@ -500,6 +520,17 @@ mod tests {
             head.set_closer(pid);
             assert_eq!(head.closer(), Some(pid));
         }
+    }
+
+    #[test]
+    fn linger_0_is_one_at_a_close_of_the_program() {
+        use flags::{FACTS, LINGER_0, OWNED, RCV_SHUTDOWN};
+        let with = |new, flags| RecordHeader { new, flags, ..open().head };
+        let all = FACTS | OWNED | RCV_SHUTDOWN | LINGER_0;
+        assert!(with(7, all).is_linger_0() && with(7, all).closer().is_none());
+        assert!(!with(4, all).is_linger_0() && with(4, all).closer().is_some());
+        // connect(AF_UNSPEC), and a child that closes with its listener.
+        assert!(!with(7, all & !RCV_SHUTDOWN).is_linger_0() && !with(7, all & !OWNED).is_linger_0());
     }
 
     #[test]

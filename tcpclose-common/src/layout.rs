@@ -15,6 +15,8 @@ macro_rules! layout {
             /// 1 when the offsets below were resolved; 0 on a kernel without BTF, where the classic tracepoint reads nothing
             /// from the socket and says so in each record.
             pub resolved: u32,
+            /// 1 where `tcp_send_reset` has the reason of the RST as its third argument, since 6.10.
+            pub has_reset_reason: u32,
             $(
                 $(#[$meta])*
                 #[doc = concat!("From `struct ", $struct, "`: `", $path, "`.")]
@@ -23,14 +25,14 @@ macro_rules! layout {
         }
 
         impl Layout {
-            pub const UNRESOLVED: Self = Self { resolved: 0, $($offset: 0,)+ };
+            pub const UNRESOLVED: Self = Self { resolved: 0, has_reset_reason: 0, $($offset: 0,)+ };
 
             /// Resolves each offset by the name of the struct and the path of the field.
             ///
             /// # Errors
             /// The first error of `offset_of`.
             pub fn resolve<E>(mut offset_of: impl FnMut(&str, &str) -> Result<u32, E>) -> Result<Self, E> {
-                Ok(Self { resolved: 1, $($offset: offset_of($struct, $path)?,)+ })
+                Ok(Self { resolved: 1, has_reset_reason: 0, $($offset: offset_of($struct, $path)?,)+ })
             }
         }
     };
@@ -55,6 +57,8 @@ layout! {
     sk_protocol: "sock", "sk_protocol";
     /// `unsigned long`.
     sk_flags: "sock", "__sk_common.skc_flags";
+    /// `unsigned long`.
+    sk_lingertime: "sock", "sk_lingertime";
     /// `int`.
     sk_err: "sock", "sk_err";
     /// `int`.
@@ -147,7 +151,7 @@ layout! {
     regs_nr: "pt_regs", "nr";
 }
 
-const _: () = assert!(size_of::<Layout>() == 54 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 56 * size_of::<u32>());
 
 /// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
 /// `events/sock/inet_sock_set_state/format`.

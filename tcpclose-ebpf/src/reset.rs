@@ -7,26 +7,35 @@
 //! RST that goes out some microseconds after →CLOSE tells them apart.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::programs::BtfTracePointContext;
-use tcpclose_common::event::{HookKind, SocketOrRcvNxt};
+use tcpclose_common::control::RESET_REASONS;
+use tcpclose_common::event::{HeaderDetail, HookRecord, SocketOrRcvNxt};
 use tcpclose_common::state::{CONNECTED, TcpState, is_in};
 
-use crate::sock::{self, IPPROTO_TCP, Load, Typed};
+use crate::ring;
+use crate::sock::{self, IPPROTO_TCP, LAYOUT, Load, Typed};
 use crate::time_wait;
+
+/// RSTs that were sent, by the kernel's reason; a reason beyond the last entry counts in the first.
+#[map]
+static RESETS_SENT: PerCpuArray<u64> = PerCpuArray::with_max_entries(RESET_REASONS, 0);
 
 /// `TP_PROTO(const struct sock *sk, const struct sk_buff *skb, …)`; `sk` is NULL where no socket is concerned, and may be
 /// a minisocket or a request.
 #[inline(always)]
 pub fn sent(ctx: &BtfTracePointContext) {
     let sk: *const u8 = ctx.arg(0);
+    let reason = reason(ctx);
+    count(reason);
     if sk.is_null() {
         return;
     }
-    // Only a full socket that has just been closed is of interest: the step of an open one that resets shows it.
     // SAFETY: a sock, a minisocket or a request: all begin with a sock_common.
-    if unsafe { Typed::load::<u8>(sk, sock::state_offset()) } != TcpState::Close.raw()
-        // SAFETY: in state CLOSE, it is a full socket.
+    let state = unsafe { Typed::load::<u8>(sk, sock::state_offset()) };
+    // In these states it is a full socket: a minisocket's is TIME_WAIT, a request's NEW_SYN_RECV.
+    if !is_in(state.into(), CONNECTED | TcpState::Close.bit())
+        // SAFETY: a full socket.
         || unsafe { sock::protocol::<Typed>(sk) } != IPPROTO_TCP
     {
         return;
@@ -35,9 +44,41 @@ pub fn sent(ctx: &BtfTracePointContext) {
     // bpf_get_socket_cookie() before 5.12.
     // SAFETY: a full socket.
     let mut head = unsafe { time_wait::head::<Typed>(sk) };
-    head.old = TcpState::Close.raw();
+    // The RST can come before the first step, and so before the cookie.
+    if gives_reasons() {
+        // SAFETY: the tracepoint's own socket, on 6.10 or later.
+        head.key = unsafe { sock::cookie_or_new(sk) };
+    }
+    head.old = state;
     head.new = TcpState::Close.raw();
-    time_wait::send(head, HookKind::ResetSent, SocketOrRcvNxt::of_socket(sk as u64));
+    head.detail = HeaderDetail::of_reset(reason);
+    ring::send(HookRecord { head, subject: SocketOrRcvNxt::of_socket(sk as u64) });
+}
+
+/// Whether the kernel gives reasons, as it does since 6.10. An older kernel's verifier does not look at what depends on that, since the
+/// layout is constant to it.
+#[inline(always)]
+fn gives_reasons() -> bool {
+    sock::offset(&LAYOUT.has_reset_reason) != 0
+}
+
+/// The third argument, `const enum sk_rst_reason reason`, where the kernel has it; else 0.
+#[inline(always)]
+fn reason(ctx: &BtfTracePointContext) -> u16 {
+    if !gives_reasons() {
+        return 0;
+    }
+    let reason: i32 = ctx.arg(2);
+    reason as u16
+}
+
+#[inline(always)]
+fn count(reason: u16) {
+    let index = if u32::from(reason) < RESET_REASONS { u32::from(reason) } else { 0 };
+    if let Some(count) = RESETS_SENT.get_ptr_mut(index) {
+        // SAFETY: this CPU's element. Where a softirq interrupts a process in between, one may be counted too few.
+        unsafe { *count = (*count).wrapping_add(1) };
+    }
 }
 
 /// Sockets that are being reset, by address: from the tracepoint at the begin of `tcp_reset()` to the step to

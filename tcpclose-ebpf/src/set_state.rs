@@ -4,7 +4,7 @@
 //! connections; then one record is made, with addresses at the first step of a socket, without at later ones.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skc_to_tcp_sock};
 use aya_ebpf::programs::{BtfTracePointContext, TracePointContext};
 use aya_log_ebpf::{trace, warn};
 use tcpclose_common::event::{
@@ -43,7 +43,10 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     match unsafe { sock::protocol::<Typed>(sk) } {
         IPPROTO_TCP => {}
         // SAFETY: as above.
-        IPPROTO_MPTCP => return unsafe { mptcp_step::<Typed>(sk, || cookie(sk), old, new, flags::COOKIE) },
+        IPPROTO_MPTCP => {
+            // SAFETY: as above.
+            return unsafe { mptcp_step::<Typed>(sk, || sock::cookie_or_new(sk), old, new, flags::COOKIE) };
+        }
         _ => return,
     }
     // SAFETY: a helper call; NULL when this is no TCP socket.
@@ -53,12 +56,13 @@ pub fn by_btf(ctx: &BtfTracePointContext) {
     }
     if opening != 0 {
         // SAFETY: the tracepoint's own socket, as a tcp_sock.
-        unsafe { openings::mark::<Typed>(tcp, opening, cookie(sk)) };
+        unsafe { openings::mark::<Typed>(tcp, opening, sock::cookie_or_new(sk)) };
         return;
     }
     // SAFETY: both point to the tracepoint's own socket; this backend loads only where the offsets are resolved.
-    let (facts, (local_port, remote_port), cookie) =
-        unsafe { (sock::facts::<Typed>(sk, tcp, new), sock::ports::<Typed>(sk, tcp), cookie(sk)) };
+    let (facts, (local_port, remote_port), cookie) = unsafe {
+        (sock::facts::<Typed>(sk, tcp, new), sock::ports::<Typed>(sk, tcp), sock::cookie_or_new(sk))
+    };
     let numbers = facts.numbers;
     // SAFETY: as above.
     let facts = with_reset(unsafe { with_opening::<Typed>(facts, tcp, cookie, old) }, sk as u64, new);
@@ -196,21 +200,6 @@ fn with_reset(facts: SocketFields, sk: u64, new: u32) -> SocketFields {
     let is_error = matches!(facts.detail.err(), ECONNRESET | EPIPE);
     let is_reset = new == TcpState::Close as u32 && is_error && reset::is_received(sk);
     SocketFields { flags: facts.flags | if is_reset { flags::RESET } else { 0 }, ..facts }
-}
-
-/// The socket's cookie, which it gets here if it has none.
-///
-/// # Safety
-/// `sk` is the tracepoint's own socket.
-#[inline(always)]
-pub unsafe fn cookie(sk: *const u8) -> u64 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match sock::cookie::<Typed>(sk) {
-            0 => bpf_get_socket_cookie(sk.cast_mut().cast()),
-            known => known,
-        }
-    }
 }
 
 #[inline(always)]

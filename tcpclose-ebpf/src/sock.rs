@@ -6,7 +6,8 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel,
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf, bpf_get_socket_cookie,
+    bpf_probe_read_kernel,
 };
 use tcpclose_common::event::{HeaderDetail, Numbers, Words, flags};
 use tcpclose_common::layout::Layout;
@@ -36,6 +37,7 @@ pub const IPPROTO_MPTCP: u16 = 262;
 /// `enum sock_flags` (include/net/sock.h, 5.8 to 6.18).
 const SOCK_DEAD: u64 = 1 << 0;
 const SOCK_DONE: u64 = 1 << 1;
+const SOCK_LINGER: u64 = 1 << 4;
 /// `SK_FORCE_REUSE` (include/net/sock.h, 5.8 to 6.18), which only `TCP_REPAIR` sets (net/ipv4/tcp.c,
 /// do_tcp_setsockopt()).
 const FORCE_REUSE: u8 = 2;
@@ -149,6 +151,21 @@ pub fn current_process<L: Load>() -> Option<u32> {
 pub unsafe fn cookie<L: Load>(common: *const u8) -> u64 {
     // SAFETY: the caller's promise.
     unsafe { L::load(common, offset(&LAYOUT.skc_cookie)) }
+}
+
+/// The cookie of a full socket, which it gets here if it has none. For tp_btf programs since 5.12.
+///
+/// # Safety
+/// `sk` is the tracepoint's own socket.
+#[inline(always)]
+pub unsafe fn cookie_or_new(sk: *const u8) -> u64 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match cookie::<Typed>(sk) {
+            0 => bpf_get_socket_cookie(sk.cast_mut().cast()),
+            known => known,
+        }
+    }
 }
 
 /// What identifies the network namespace: see [`Layout::net_id`].
@@ -288,6 +305,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> SocketF
         let sk_flags: u64 = if closing { L::load(sk, offset(&LAYOUT.sk_flags)) } else { 0 };
         let shutdown: u8 = if closing { L::load(sk, offset(&LAYOUT.sk_shutdown)) } else { 0 };
         let owned: i32 = L::load(sk, offset(&LAYOUT.sk_lock_owned));
+        let linger: u64 = if closing { L::load(sk, offset(&LAYOUT.sk_lingertime)) } else { 1 };
         let linger2: i32 = if closing { L::load(tcp, offset(&LAYOUT.linger2)) } else { 0 };
         let in_repair = closing && bits::<L>(tcp, offset(&LAYOUT.repair)) & 1 != 0;
         let snd_una: u32 = L::load(tcp, offset(&LAYOUT.snd_una));
@@ -303,6 +321,7 @@ pub unsafe fn facts<L: Load>(sk: *const u8, tcp: *const u8, new: u32) -> SocketF
                 | when(sk_flags & SOCK_DONE != 0, flags::DONE)
                 | when(sk_flags & SOCK_DEAD != 0, flags::DEAD)
                 | when(shutdown & RCV_SHUTDOWN != 0, flags::RCV_SHUTDOWN)
+                | when(sk_flags & SOCK_LINGER != 0 && linger == 0, flags::LINGER_0)
                 | when(linger2 < 0, flags::LINGER2_NEGATIVE)
                 | when(in_repair, flags::REPAIR)
                 | when(snd_una == write_seq, flags::FIN_ACKED),

@@ -15,7 +15,6 @@ use tcpclose_common::stack::{
 };
 use tcpclose_common::state::TcpState;
 
-use crate::set_state;
 use crate::sock::{self, Copied, IPPROTO_MPTCP, IPPROTO_TCP, LAYOUT, Load, Typed, offset};
 
 /// Armed processes (`tgid`).
@@ -153,7 +152,7 @@ unsafe fn take(ctx: &BtfTracePointContext, sk: *const u8, moment: Moment) {
     // SAFETY: the caller's promise.
     unsafe {
         if matches!(sock::protocol::<Typed>(sk), IPPROTO_TCP | IPPROTO_MPTCP) {
-            keep(ctx, StackKey::new(set_state::cookie(sk), moment), moment, 0);
+            keep(ctx, StackKey::new(sock::cookie_or_new(sk), moment), moment, 0);
         }
     }
 }

@@ -55,6 +55,7 @@ pub fn read(bytes: &[u8]) {
         HostParameters { netns: HERE, everywhere: backend & 8 != 0, netns_known, ephemeral: 32768..=60999 };
     let mut tracker = Tracker::new(host, by_cookie);
     tracker.set_hooks(HookCoverage {
+        reset_reasons: &["not_specified", "no_socket"],
         births: hooks,
         ends: hooks,
         resets: hooks,

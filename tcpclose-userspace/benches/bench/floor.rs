@@ -39,7 +39,7 @@ struct Drainer {
 impl Floor {
     /// Attaches `program` of the object at `object`; if it makes records, something drains them.
     pub fn attach(object: &Path, program: &str) -> Result<Self> {
-        let layout = LayoutGlobal(offsets::resolve()?);
+        let layout = LayoutGlobal(offsets::resolve()?.layout);
         let btf = Btf::from_sys_fs()?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))

@@ -114,6 +114,9 @@ descriptors! {
         "Current interval between dumps; it grows up to --reconcile-max so that dumps take at most 1 % of a core.";
     RECONCILE_LAST_SUCCESS = Gauge "tcpclose_reconcile_last_success_timestamp_seconds" []
         "Unix time of the last complete reconcile.";
+    RESETS = Counter "tcpclose_resets_total" ["direction", "reason"]
+        "RSTs. Sent, by the kernel's reason (since Linux 6.10, enum sk_rst_reason; also those that answer a segment for no socket), unknown \
+         where it gives none; received for a connection: stale_write (see tcpclose_stale_writes_total) or unknown.";
     RING_USED = Gauge "tcpclose_ring_used_bytes_max" []
         "Largest number of unread bytes in the ring since the agent started.";
     SERIES = Gauge "tcpclose_series" []

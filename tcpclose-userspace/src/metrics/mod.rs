@@ -51,6 +51,9 @@ pub struct Metrics {
     corrections: [u64; Correction::ALL.len()],
     overflows: u64,
     folded: u64,
+    /// Connections that a RST of the peer ended, and those among them whose program had written after the peer's FIN.
+    reset_by_peer: u64,
+    reset_for_stale_write: u64,
 }
 
 /// What is counted under one label.
@@ -93,6 +96,8 @@ impl Metrics {
             corrections: [0; Correction::ALL.len()],
             overflows: 0,
             folded: 0,
+            reset_by_peer: 0,
+            reset_for_stale_write: 0,
         }
     }
 
@@ -122,6 +127,12 @@ impl Metrics {
     }
 
     /// Writes to connections that the peer had closed, which it answered with a RST.
+    /// RSTs that ended a connection, by what this side knows of their reason.
+    pub fn resets_received(&self) -> [(&'static str, u64); 2] {
+        let stale = self.reset_for_stale_write;
+        [("stale_write", stale), ("unknown", self.reset_by_peer.saturating_sub(stale))]
+    }
+
     pub fn stale_writes(&self) -> impl Iterator<Item = (PortLabel, u64)> {
         self.rows().map(|(label, row)| (label, row.stale_writes)).filter(|&(_, n)| n != 0)
     }
@@ -247,8 +258,12 @@ impl EventSink for Metrics {
                 }
             }
             TrackerEvent::Unmeasured { phase, why } => self.unmeasured[phase as usize][why as usize] += 1,
-            TrackerEvent::Closed { pair, role, outcome } => self.close((pair, kind), role, outcome, at_ns),
+            TrackerEvent::Closed { pair, role, outcome } => {
+                self.reset_by_peer += u64::from(outcome == Outcome::ResetReceived);
+                self.close((pair, kind), role, outcome, at_ns);
+            }
             TrackerEvent::StaleWrite { pair } => {
+                self.reset_for_stale_write += 1;
                 let slot = self.slot(pair, kind, at_ns);
                 if let Some(row) = self.rows.get_mut(slot) {
                     row.stale_writes += 1;

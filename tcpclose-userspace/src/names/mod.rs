@@ -31,7 +31,7 @@ pub use cause::Cause;
 pub use correction::Correction;
 pub use diagnosis::Diagnosis;
 pub use flow::{Flow, address_of, words_of};
-pub use hook_coverage::HookCoverage;
+pub use hook_coverage::{HookCoverage, LINGER_0, TIME_WAIT_SOCKET, abort_reason};
 pub use last_write::{LastWrite, WriteLook};
 pub use netns_owner::NetnsOwner;
 pub use opening::{Listening, Opening};

@@ -19,6 +19,7 @@ use crate::probe::declined::{DeclinedHooks, Hook};
 use crate::probe::errors::{cannot_load, one_line};
 use crate::probe::object::OBJECT;
 use crate::probe::offsets;
+use crate::probe::offsets::Resolved;
 use crate::probe::ring::Ring;
 use crate::probe::running::Probe;
 
@@ -46,10 +47,13 @@ impl Builder {
     /// When the kernel refuses the object, or no backend of a hook loads.
     pub fn attach(self) -> Result<Probe, Failure> {
         let mut declined = DeclinedHooks::default();
-        let layout = offsets::resolve().unwrap_or_else(|why| {
+        let Resolved { layout, reset_reasons } = offsets::resolve().unwrap_or_else(|why| {
             declined.push(Hook::State, format!("reading socket fields: {why:#}"));
-            Layout::default()
+            Resolved { layout: Layout::default(), reset_reasons: Vec::new() }
         });
+        // As long as this process: the probe is loaded once.
+        let reset_reasons: &'static [&'static str] =
+            reset_reasons.into_iter().map(|name| &*name.leak()).collect::<Vec<_>>().leak();
         let reads_fields = layout.resolved != 0;
         let btf = if reads_fields { Btf::from_sys_fs().ok() } else { None };
         let record = tracepoint::RecordSource::read();
@@ -81,7 +85,7 @@ impl Builder {
             time_wait,
             owners,
             declined,
-            coverage: HookCoverage { births, ends: lives, resets, received_resets, since_ns },
+            coverage: HookCoverage { births, ends: lives, resets, received_resets, reset_reasons, since_ns },
             ring,
             stacks,
             programs,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use btf_rs::{Backend, Btf, Member, Type};
+use tcpclose_common::control::RESET_REASONS;
 use tcpclose_common::layout::Layout;
 
 use crate::linux::netns;
@@ -18,7 +19,7 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 /// # Errors
 /// When the kernel has no BTF, or when its BTF lacks a field, which the message names: then nothing read from a socket
 /// could be trusted.
-pub fn resolve() -> Result<Layout> {
+pub fn resolve() -> Result<Resolved> {
     if !Path::new(VMLINUX).exists() {
         bail!("this kernel has no BTF ({VMLINUX} is missing; CONFIG_DEBUG_INFO_BTF)");
     }
@@ -26,7 +27,54 @@ pub fn resolve() -> Result<Layout> {
     let btf = Btf::from_file_with_backend(VMLINUX, Backend::Mmap)
         .or_else(|_| Btf::from_bytes(&fs::read(VMLINUX)?))
         .with_context(|| format!("{VMLINUX} cannot be read"))?;
-    from_btf(&btf)
+    let (layout, reset_reasons) = (from_btf(&btf)?, reset_reasons(&btf));
+    let layout = Layout { has_reset_reason: u32::from(!reset_reasons.is_empty()), ..layout };
+    Ok(Resolved { layout, reset_reasons })
+}
+
+/// What the kernel's BTF tells.
+pub struct Resolved {
+    pub layout: Layout,
+    /// The names of the reasons that `tcp_send_reset` gives for a RST, by number and in lower case; none where it gives no reason.
+    pub reset_reasons: Vec<String>,
+}
+
+/// The names in `enum sk_rst_reason`, if `tcp_send_reset` has one as its third argument (since 6.10).
+fn reset_reasons(btf: &Btf) -> Vec<String> {
+    const PREFIX: &str = "SK_RST_REASON_";
+    // The tracepoint's own data comes first.
+    const PARAMETERS: usize = 4;
+    if parameters(btf, "btf_trace_tcp_send_reset") != Some(PARAMETERS) {
+        return Vec::new();
+    }
+    let mut names = Vec::new();
+    for ty in btf.resolve_types_by_name("sk_rst_reason").unwrap_or_default() {
+        let Type::Enum(reasons) = ty else { continue };
+        for member in &reasons.members {
+            let (number, name) = (member.val() as usize, btf.resolve_name(member).unwrap_or_default());
+            let name = name.strip_prefix(PREFIX).unwrap_or(&name).to_lowercase();
+            // The enumeration ends with its size.
+            if number < RESET_REASONS as usize && name != "max" {
+                names.resize(names.len().max(number + 1), String::new());
+                if let Some(place) = names.get_mut(number) {
+                    *place = name;
+                }
+            }
+        }
+    }
+    names
+}
+
+/// The number of parameters of the function that the type `name` points to.
+fn parameters(btf: &Btf, name: &str) -> Option<usize> {
+    let types = btf.resolve_types_by_name(name).ok()?;
+    let typedef = types.into_iter().find_map(|ty| match ty {
+        Type::Typedef(typedef) => Some(typedef),
+        _ => None,
+    })?;
+    let Type::Ptr(pointer) = btf.resolve_chained_type(&typedef).ok()? else { return None };
+    let Type::FuncProto(function) = btf.resolve_chained_type(&pointer).ok()? else { return None };
+    Some(function.parameters.len())
 }
 
 fn from_btf(btf: &Btf) -> Result<Layout> {
@@ -157,7 +205,12 @@ mod tests {
             eprintln!("SKIPPED: this kernel has no BTF");
             return;
         }
-        let layout = resolve().unwrap();
+        let Resolved { layout, reset_reasons } = resolve().unwrap();
+        // Since 6.10.
+        if layout.has_reset_reason == 1 {
+            assert_eq!(reset_reasons.first().map(String::as_str), Some("not_specified"));
+            assert!(reset_reasons.iter().any(|name| name == "tcp_abort_on_data"), "{reset_reasons:?}");
+        }
         // struct sock_common has begun with the address pair since it exists, and skc_family has stood at 16 in
         // every kernel of the range (include/net/sock.h).
         assert_eq!((layout.skc_daddr, layout.skc_rcv_saddr), (0, 4));

@@ -1,9 +1,11 @@
 //! The attached probe.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 use aya::Ebpf;
+use aya::maps::PerCpuArray;
 
 use crate::linux::owners::OwnersLookup;
 use crate::names::HookCoverage;
@@ -89,6 +91,22 @@ impl Probe {
     /// The kernel's run statistics of all attached programs together.
     pub fn runs(&self) -> ProgramStats {
         ProgramStats::of(&self.programs)
+    }
+
+    /// RSTs that were sent, by the name of the kernel's reason, `unknown` where it gives none; nothing where they are not counted.
+    pub fn resets_sent(&self) -> BTreeMap<&'static str, u64> {
+        let mut sums = BTreeMap::new();
+        let counts = self.ebpf.map("RESETS_SENT").and_then(|map| PerCpuArray::<_, u64>::try_from(map).ok());
+        let Some(counts) = counts.filter(|_| self.coverage.resets) else { return sums };
+        for raw in 0..self.coverage.reset_reasons.len().max(1) as u32 {
+            let name = self.coverage.reset_reason(raw as u16).unwrap_or("unknown");
+            // An array has every element.
+            let count: u64 = counts.get(&raw, 0).map_or(0, |by_cpu| by_cpu.iter().sum());
+            if count > 0 {
+                *sums.entry(name).or_default() += count;
+            }
+        }
+        sums
     }
 
     /// How often the kernel skipped a program because it was already running on that CPU: each is a lost event. 0 on

@@ -40,7 +40,13 @@ impl Tracker {
             let socket =
                 TrackedSocket { flow, side, port, ..TrackedSocket::of_record(head, Phase::FinWait1) };
             let socket = TrackedSocket { role: Role::None, ..socket };
-            self.report(&socket, PhaseChange { outcome, ..first }, out);
+            let reset_reason = outcome.and_then(|outcome| self.reset_reason(head, outcome));
+            let evidence = Evidence { reset_reason, ..evidence };
+            let change = PhaseChange { outcome, evidence, ..first };
+            match outcome {
+                Some(Outcome::Aborted) => self.report_abort(head.key, &socket, change, out),
+                _ => self.report(&socket, change, out),
+            }
             if let Some(outcome) = outcome {
                 let kind = self.port_kind(&socket);
                 out.event_of(head.time_ns, TrackerEvent::Closed { pair, role: Role::None, outcome }, kind);

@@ -4,7 +4,7 @@
 use tcpclose_common::event::{HookKind, HookRecord, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Flow, Outcome, Phase, TimeWaitEnd};
+use crate::names::{Flow, Outcome, Phase, TIME_WAIT_SOCKET, TimeWaitEnd};
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::pending_reset::PendingReset;
 use crate::tracker::socket::{EnteredAt, MinisocketState, SocketKind};
@@ -22,7 +22,7 @@ impl Tracker {
         while self.pending_resets.front().is_some_and(is_due)
             && let Some(first) = self.pending_resets.pop_front()
         {
-            first.settle(Outcome::ResetReceived, out);
+            first.settle(None, out);
         }
     }
 
@@ -59,11 +59,30 @@ impl Tracker {
     }
 
     fn reset_sent(&mut self, record: &HookRecord, out: &mut impl EventSink) {
-        let key = self.key_of_socket(record);
+        let (key, head) = (self.key_of_socket(record), &record.head);
+        let reason = self.hooks.reset_reason(head.detail.reset_reason());
+        if head.old != TcpState::Close.raw() {
+            reason.into_iter().for_each(|reason| self.recent_resets.push(key, head.time_ns, reason));
+            return;
+        }
         if let Some(at) = self.pending_resets.iter().rposition(|pending| pending.key == key)
             && let Some(pending) = self.pending_resets.remove(at)
         {
-            pending.settle(Outcome::ResetSent, out);
+            pending.settle(Some(reason), out);
+            return;
+        }
+        // Data that acknowledged the FIN: the socket goes through FIN-WAIT-2, and is done without an error (`tcp_rcv_state_process()`,
+        // TCPABORTONDATA, 5.8 to 6.18). The step looked like the hand-over to a minisocket, but there is none.
+        let Some(at) = self.slot_of_key(!key).filter(|_| self.by_cookie) else { return };
+        let socket = &self.sockets[at];
+        let is_recent = head.time_ns.saturating_sub(socket.event_ns) <= SETTLED_NS && !socket.counted;
+        if socket.phase == Phase::FinWait2 && socket.minisocket == MinisocketState::Unknown && is_recent {
+            self.leave(at, Phase::FinWait2, head.time_ns, out);
+            let spent = self.spent(at, Phase::FinWait2, EnteredAt::exact(head.time_ns));
+            let (from, to) = (TcpState::FinWait2, TcpState::Close);
+            let evidence = Evidence { reset_reason: reason, ..Evidence::BY_HOOK };
+            let change = PhaseChange { at_ns: head.time_ns, from, to, spent, outcome: None, evidence };
+            self.close(at, change, Outcome::ResetSent, None, out);
         }
     }
 
@@ -149,7 +168,10 @@ impl Tracker {
         let Some((at, phase)) = self.slot_of_minisocket(head) else { return };
         self.leave(at, phase, now, out);
         let spent = self.spent(at, phase, EnteredAt::exact(now));
-        let (from, to, evidence) = (phase.state(), TcpState::Close, Evidence::BY_HOOK);
+        let is_reset = phase != Phase::TimeWait && outcome == Outcome::ResetSent;
+        let reset_reason = is_reset.then_some(TIME_WAIT_SOCKET);
+        let (from, to, evidence) =
+            (phase.state(), TcpState::Close, Evidence { reset_reason, ..Evidence::BY_HOOK });
         let change = PhaseChange { at_ns: now, from, to, spent, outcome: None, evidence };
         let (outcome, time_wait) = match phase {
             Phase::TimeWait => (Outcome::Graceful, Some(how)),

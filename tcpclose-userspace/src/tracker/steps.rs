@@ -3,13 +3,13 @@
 use tcpclose_common::event::{Record, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
 
-use crate::names::{Flow, Outcome, Phase, Role};
+use crate::names::{Flow, LINGER_0, Outcome, Phase, Role, abort_reason};
 use crate::tracker::classify_close;
 use crate::tracker::classify_close::CloseKind;
 use crate::tracker::event::{EventSink, TrackerEvent};
 use crate::tracker::loss::RecordLoss;
-use crate::tracker::pending_reset::PendingReset;
-use crate::tracker::socket::{AtFin, Closer, EnteredAt, MinisocketState, SocketKind};
+use crate::tracker::pending_reset::{OpenClose, PendingReset};
+use crate::tracker::socket::{AtFin, Closer, EnteredAt, MinisocketState, SocketKind, TrackedSocket};
 use crate::tracker::table::Tracker;
 use crate::tracker::transition::{Evidence, PhaseChange};
 
@@ -142,13 +142,21 @@ impl Tracker {
             }
         };
         self.leave(at, left, now, out);
+        let reset_reason = self.reset_reason(head, outcome);
         let stale_write = outcome == Outcome::ResetReceived && self.is_stale_write(at, left, head);
         if stale_write {
             let socket = &self.sockets[at];
             let event = TrackerEvent::StaleWrite { pair: socket.pair() };
             out.event_of(now, event, self.port_kind(socket));
         }
-        let change = PhaseChange { evidence: Evidence { stale_write, ..evidence }, ..change };
+        let change = PhaseChange { evidence: Evidence { stale_write, reset_reason, ..evidence }, ..change };
+        if outcome == Outcome::Aborted {
+            let socket = self.sockets[at];
+            self.report_abort(head.key, &socket, PhaseChange { outcome: Some(outcome), ..change }, out);
+            self.count(at, now, outcome, out);
+            self.remove(at);
+            return;
+        }
         self.close(at, change, outcome, None, out);
     }
 
@@ -179,8 +187,36 @@ impl Tracker {
         let socket = &self.sockets[at];
         let kind = self.port_kind(socket);
         let transition = out.is_watched().then(|| Box::new(change.of(socket, self.inum_of(socket.netns))));
-        self.pending_resets.push_back(PendingReset { key, closed_ns: now, pair, kind, role, transition });
+        let open = Some(OpenClose { pair, kind, role });
+        self.pending_resets.push_back(PendingReset { key, closed_ns: now, open, transition });
         self.remove(at);
+    }
+
+    /// What is known by now of the reason for a RST that this side sent for a socket that steps to CLOSE.
+    pub(super) fn reset_reason(&mut self, head: &RecordHeader, outcome: Outcome) -> Option<&'static str> {
+        let is_linger_0 = outcome == Outcome::Aborted && head.is_linger_0();
+        let before = self.recent_resets.take(head.key, head.time_ns);
+        abort_reason(before, is_linger_0.then_some(LINGER_0))
+    }
+
+    /// Reports the step to CLOSE of a socket that its program aborted. The RST, and with it the kernel's reason, follows (`tcp_close()`,
+    /// `tcp_disconnect()`): whoever watches waits for it.
+    pub(super) fn report_abort(
+        &mut self,
+        key: u64,
+        socket: &TrackedSocket,
+        change: PhaseChange,
+        out: &mut impl EventSink,
+    ) {
+        let gives_reasons = self.hooks.resets && !self.hooks.reset_reasons.is_empty();
+        let is_wanted = out.wants(change.from, change.to);
+        if !gives_reasons || !is_wanted {
+            return self.report(socket, change, out);
+        }
+        out.event(change.at_ns, TrackerEvent::Transition { from: change.from, to: change.to });
+        let transition = Some(Box::new(change.of(socket, self.inum_of(socket.netns))));
+        let pending = PendingReset { key, closed_ns: change.at_ns, open: None, transition };
+        self.pending_resets.push_back(pending);
     }
 
     /// A →CLOSE that leaves a minisocket.

@@ -12,7 +12,7 @@ use crate::tracker::changes::ChangedSockets;
 use crate::tracker::dump::{DumpProgress, DumpedSocket, meant_length};
 use crate::tracker::index::Index;
 use crate::tracker::loss::RecordLoss;
-use crate::tracker::pending_reset::PendingReset;
+use crate::tracker::pending_reset::{PendingReset, RecentResets};
 use crate::tracker::saved::SavedState;
 use crate::tracker::silence::{Silence, SilentHook};
 use crate::tracker::socket::{SocketKind, TrackedSocket};
@@ -78,6 +78,7 @@ pub struct Tracker {
     pub(super) tombstones: Tombstones,
     /// In the order of their closes.
     pub(super) pending_resets: VecDeque<PendingReset>,
+    pub(super) recent_resets: RecentResets,
     /// What an agent before this one has saved, until the first dump is in.
     pub(super) former: Option<SavedState>,
     /// What is to be saved for the next agent, if anything is.
@@ -151,6 +152,7 @@ impl Tracker {
             hooks: HookCoverage::default(),
             tombstones: Tombstones::default(),
             pending_resets: VecDeque::new(),
+            recent_resets: RecentResets::default(),
             former: None,
             changes: None,
             interfaces: FxHashMap::default(),

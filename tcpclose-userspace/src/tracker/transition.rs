@@ -33,6 +33,8 @@ pub struct Transition {
     pub source: TransitionSource,
     /// At the step out of CLOSE-WAIT: the program had written after the peer's FIN, and the peer's RST answered that.
     pub stale_write: bool,
+    /// The kernel's reason for the RST that it sent: at the step to CLOSED.
+    pub reset_reason: Option<&'static str>,
     /// The sequence numbers at this step, if the backend in use has them.
     pub snd: Option<u32>,
     pub rcv: Option<u32>,
@@ -46,13 +48,20 @@ pub(super) struct Evidence {
     pub(super) rcv: Option<u32>,
     /// As in [`Transition`].
     pub(super) stale_write: bool,
+    pub(super) reset_reason: Option<&'static str>,
     /// How far off its instants may be, nanoseconds.
     pub(super) error_ns: u64,
 }
 
 impl Evidence {
-    pub(super) const BY_HOOK: Self =
-        Self { source: TransitionSource::Hooks, snd: None, rcv: None, stale_write: false, error_ns: 0 };
+    pub(super) const BY_HOOK: Self = Self {
+        source: TransitionSource::Hooks,
+        snd: None,
+        rcv: None,
+        stale_write: false,
+        reset_reason: None,
+        error_ns: 0,
+    };
     /// By a minisocket's timer, which counts in jiffies; and a busy machine looks late.
     pub(super) const BY_DUMP: Self =
         Self { source: TransitionSource::Diag, error_ns: TIMER_TOLERANCE_NS, ..Self::BY_HOOK };
@@ -81,7 +90,7 @@ pub(super) struct PhaseChange {
 impl PhaseChange {
     pub(super) fn of(&self, socket: &TrackedSocket, inum: u32) -> Transition {
         let Self { at_ns, from, to, spent, outcome, evidence } = *self;
-        let Evidence { source, snd, rcv, stale_write, error_ns } = evidence;
+        let Evidence { source, snd, rcv, stale_write, reset_reason, error_ns } = evidence;
         let TrackedSocket { cookie, flow, netns, side, port, role, .. } = *socket;
         Transition {
             at_ns,
@@ -99,6 +108,7 @@ impl PhaseChange {
             outcome,
             source,
             stale_write,
+            reset_reason,
             snd,
             rcv,
         }
@@ -139,6 +149,7 @@ pub fn fin_wait_2_to_time_wait() -> Transition {
         outcome: None,
         source: TransitionSource::Diag,
         stale_write: false,
+        reset_reason: None,
         snd: None,
         rcv: None,
     }

@@ -102,7 +102,10 @@ impl Columns {
             Some(outcome) if line.stale_write => {
                 format!("{text}  {}: written to after the peer closed", outcome.name())
             }
-            Some(outcome) => format!("{text}  {}", outcome.name()),
+            Some(outcome) => match &line.reset_reason {
+                Some(reason) => format!("{text}  {}: {}", outcome.name(), printable(reason)),
+                None => format!("{text}  {}", outcome.name()),
+            },
             None => text,
         }
     }

@@ -1,5 +1,6 @@
 //! One line of the stream. As with [`documents`](crate::report::sockets), readers ignore unknown keys.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,9 @@ pub struct Line {
     /// The program had written after the peer's FIN, and the peer's RST answered that: [`Self::min_seconds`] after the FIN.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stale_write: bool,
+    /// The kernel's reason for the RST that this side sent, as in its `enum sk_rst_reason` (since 6.10): `tcp_abort_on_close`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_reason: Option<Cow<'static, str>>,
     /// The process that closed this side; `null` before the close, and where it is unknown.
     pub owner: Option<CloserLine>,
     /// The source of the transition.

@@ -213,6 +213,66 @@ fn the_outcome_of_a_reset_settles_a_moment_later() {
     }
 }
 
+/// The acknowledgment of the FIN brings data: the socket is done in FIN-WAIT-2 without an error, and a RST goes out.
+#[test]
+fn data_with_the_acknowledgment_of_the_fin_is_answered_by_a_reset() {
+    for sent in [true, false] {
+        let mut bench = hooked(true);
+        bench.step(7, &client(), T0, (Established, FinWait1), OWNED);
+        bench.step(7, &client(), T0 + MS, (FinWait1, FinWait2), DEAD);
+        bench.step(7, &client(), T0 + MS, (FinWait2, Close), DEAD | FIN_ACKED);
+        bench.events();
+        if sent {
+            bench.hook(HookKind::ResetSent, T0 + MS + 26_000, (Close, Close), 7);
+        }
+        let closes = bench.events().into_iter().filter(|event| matches!(event, TrackerEvent::Closed { .. }));
+        let expected = sent.then_some(closed(CLIENT, Role::Active, Outcome::ResetSent));
+        assert_eq!(closes.collect::<Vec<_>>(), Vec::from_iter(expected));
+    }
+}
+
+/// The kernel's reason comes after the step that a program's abort makes, and before the one that a timeout makes.
+#[test]
+fn a_reset_has_the_kernels_reason() {
+    const UNREAD: (u16, &str) = (3, "tcp_abort_on_close");
+    const LINGER: u16 = OWNED | RCV_SHUTDOWN | tcpclose_common::event::flags::LINGER_0;
+    let reset = |bench: &mut Bench, old: TcpState, reason| {
+        let at_ns = T0 + 9;
+        let head = bench.head(bench.key(), &client(), at_ns, (old, Close), 0);
+        let head = RecordHeader { flags: HOOK | COOKIE, detail: HeaderDetail::of_reset(reason), ..head };
+        let hook = HookRecord { head, subject: SocketOrRcvNxt::of_socket(bench.key()) };
+        bench.tracker.record(&Record::Hook(hook, HookKind::ResetSent), &mut bench.heard);
+    };
+    for by_cookie in [true, false] {
+        for (flags, err, before, after, expected) in [
+            (OWNED | RCV_SHUTDOWN, 0, None, Some(UNREAD.0), Some(UNREAD.1)),
+            (LINGER, 0, None, Some(0), Some("linger_0")),
+            // Unread data comes first.
+            (LINGER, 0, None, Some(UNREAD.0), Some(UNREAD.1)),
+            (OWNED, 0, None, None, None),
+            (0, 110, Some(UNREAD.0), None, Some(UNREAD.1)),
+            (0, 110, None, None, None),
+            // A number without a name.
+            (OWNED, 0, None, Some(60), None),
+        ] {
+            let mut bench = hooked(by_cookie);
+            if let Some(reason) = before {
+                reset(&mut bench, Established, reason);
+            }
+            let head = bench.head(bench.key(), &client(), T0 + 10, (Established, Close), flags);
+            bench.take(RecordHeader { detail: HeaderDetail::of_errors(err, 0), ..head }, &client());
+            if let Some(reason) = after {
+                reset(&mut bench, Close, reason);
+            }
+            bench.tracker.settle(T0 + S, &mut bench.heard);
+            let steps = bench.watched();
+            let [step] = &steps[..] else { panic!("{steps:?}") };
+            assert_eq!(step.reset_reason, expected, "{flags:#x} {err} {before:?} {after:?}");
+            assert!(step.outcome.is_some());
+        }
+    }
+}
+
 /// Hooks tell of the minisocket all the same, and the connection is counted once, whichever records are lost.
 #[test]
 fn a_close_of_which_records_were_lost_counts_once_where_hooks_tell() {

@@ -277,8 +277,14 @@ const fn closed(pair: PortKey, role: Role, outcome: Outcome) -> TrackerEvent {
     TrackerEvent::Closed { pair, role, outcome }
 }
 
-const EVERYTHING: HookCoverage =
-    HookCoverage { births: true, ends: true, resets: true, received_resets: false, since_ns: 0 };
+const EVERYTHING: HookCoverage = HookCoverage {
+    births: true,
+    ends: true,
+    resets: true,
+    received_resets: false,
+    reset_reasons: &["not_specified", "no_socket", "tcp_abort_on_data", "tcp_abort_on_close"],
+    since_ns: 0,
+};
 
 fn hooked(by_cookie: bool) -> Bench {
     let mut bench = Bench::new(by_cookie, true);

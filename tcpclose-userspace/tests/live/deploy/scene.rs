@@ -85,6 +85,7 @@ impl Scene {
             && metrics.sum("tcpclose_state_duration_seconds_count", &[("state", "time_wait"), ends]) > 0.0
             && metrics.sum("tcpclose_state_duration_seconds_count", &[("state", "fin_wait_2"), ends]) > 0.0
             && metrics.has("tcpclose_stale_writes_total", &[ends])
+            && metrics.has("tcpclose_resets_total", &[("direction", "sent")])
             && metrics.has("tcpclose_stuck_verdict_sockets", &[leaks])
             && metrics.sum("tcpclose_unseen_phases_total", &[]) > 0.0
             && metrics.has("tcpclose_ephemeral_ports_used_ratio", &[])

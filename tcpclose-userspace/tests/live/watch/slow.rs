@@ -19,11 +19,12 @@ fn is_marker(line: &Value) -> bool {
     line["outcome"] == "aborted"
 }
 
-/// Lines, and lines that are said to be lost, before the marker.
+/// Lines, and lines that are said to be lost, before the marker; without the other end of that, which may come before it.
 fn account<'a>(lines: impl Iterator<Item = &'a Value>) -> (usize, usize) {
     let before: Vec<&Value> = lines.take_while(|line| !is_marker(line)).collect();
     let lost = before.iter().filter_map(|line| line["lost"].as_u64()).sum::<u64>() as usize;
-    (before.iter().filter(|line| line.get("lost").is_none()).count(), lost)
+    let is_of_the_flood = |line: &&&Value| line.get("lost").is_none() && line["outcome"] != "reset_received";
+    (before.iter().filter(is_of_the_flood).count(), lost)
 }
 
 #[test]

@@ -35,7 +35,10 @@ use crate::agent::tracker_output::TrackerOutput;
 use crate::agent::tracking::Tracking;
 
 /// Combinations of side, port and verdict that have a series of their own.
-const MOST_VERDICTS: usize = 40;
+const MOST_VERDICTS: usize = 20;
+
+/// Reasons of RSTs that were sent that have a series of their own; Linux 6.18 has 25.
+const MOST_RESET_REASONS: usize = 31;
 
 /// prometheus::TEXT_FORMAT with its charset.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -64,6 +67,8 @@ fn render(parts: &Parts) -> prometheus::Result<String> {
     stuck_counts(&mut families, &parts.stuck_counts.borrow());
     verdicts(&mut families, &tracking.output);
     counters(&mut families, &tracking.output.metrics, tracking.overflows());
+    let received = tracking.output.metrics.resets_received();
+    families.push(resets(&tracking.probe.resets_sent(), received).done());
     agent(&mut families, &tracking);
     stacks(&mut families, &tracking, &parts.stacks.borrow());
     let web_config_wrong = f64::from(u8::from(parts.web_config_wrong.get()));
@@ -209,6 +214,23 @@ fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overf
     let folded = single(&descriptors::PORTS_FOLDED, metrics.folded() as f64);
     let all = [durations, transitions, closes, stale_writes, ended, unseen, corrections, overflows, folded];
     families.extend(all.map(Family::done));
+}
+
+/// Sent RSTs by the kernel's reason, received ones by ours.
+fn resets(sent: &BTreeMap<&'static str, u64>, received: [(&'static str, u64); 2]) -> Family {
+    let mut sent: Vec<(&str, u64)> = sent.iter().map(|(reason, n)| (*reason, *n)).collect();
+    // Only a kernel with more reasons than are known today needs `other`.
+    let others: u64 = sent.split_off(sent.len().min(MOST_RESET_REASONS)).iter().map(|(_, n)| n).sum();
+    if others > 0 {
+        sent.push(("other", others));
+    }
+    let mut family = Family::new(&descriptors::RESETS);
+    for (direction, reasons) in [("sent", &sent[..]), ("received", &received[..])] {
+        for (reason, n) in reasons.iter().filter(|(_, n)| *n > 0) {
+            family.add(&[direction, reason], *n as f64);
+        }
+    }
+    family
 }
 
 fn agent(families: &mut Vec<MetricFamily>, tracking: &Tracking) {

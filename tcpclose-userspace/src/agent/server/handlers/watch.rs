@@ -1,6 +1,7 @@
 //! `GET /v1/watch?port=…`: transitions as they happen, one JSON document a line, for as long as the client
 //! reads.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -156,6 +157,7 @@ fn line(step: &Transition, time: String, owner: Option<CloserLine>, more: bool, 
         role: step.role,
         outcome: step.outcome,
         stale_write: step.stale_write,
+        reset_reason: step.reset_reason.map(Cow::Borrowed),
         owner,
         source: step.source,
         more,

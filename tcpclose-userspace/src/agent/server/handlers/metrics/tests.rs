@@ -87,6 +87,9 @@ fn the_worst_case_stays_within_the_promise() {
     counters(&mut families, &metrics, 1);
     gauges(&mut families, &now, &["1m", "10m", "1h"].map(str::to_owned));
     stuck_counts(&mut families, &counts);
+    let reasons: Vec<String> = (0..64).map(|nth| format!("reason {nth:02}")).collect();
+    let sent = reasons.into_iter().map(|name| (&*name.leak(), 1)).collect();
+    families.push(resets(&sent, [("stale_write", 1), ("unknown", 1)]).done());
     for family in &families {
         println!("{:<40} {:>5}", family.name(), series_of(family));
     }
