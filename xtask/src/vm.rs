@@ -38,7 +38,7 @@ const TESTS: &[&str] = &["closes", "cases"];
 /// The modules for arm64, whose kernels have pages of several sizes.
 const ARM64_TESTS: &[&str] = &["closes", "cases", "page_size", "start_stop"];
 /// The modules that run with `--all` only.
-const LONG_TESTS: &[&str] = &["start_stop", "reuse", "flood", "wall_clock", "left_errors"];
+const LONG_TESTS: &[&str] = &["start_stop", "reuse", "flood", "wall_clock", "left_errors", "resets"];
 
 /// The kernel modules that the agent and the tests need: socket dumps and networks.
 const MODULES: &[&str] = &["inet_diag", "tcp_diag", "veth", "tun", "dummy", "sch_netem"];

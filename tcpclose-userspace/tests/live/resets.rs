@@ -2,20 +2,23 @@
 
 use crate::cases::peer::Peer;
 use crate::cases::place::Tun;
-use crate::common::apart::{CLOSE_WAIT, PATIENCE, set, until_state};
+use crate::common::apart::{CLOSE_WAIT, PATIENCE, apart, set, until_state};
 use crate::common::{Agent, BINARY};
-use crate::namespaces::named::Named;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use socket2::SockRef;
+use tcpclose::linux::sock_diag;
+use tcpclose::linux::sock_diag::Socket;
+use tcpclose_common::state::TcpState;
 
 /// What closes a socket, on which side of a port of its own, and what is to be said of it.
 struct Cause {
@@ -24,7 +27,8 @@ struct Cause {
     outcome: &'static str,
     /// The kernel's reason; `None` where no RST is sent, or where it gives none.
     reason: Option<&'static str>,
-    play: fn(&Named, u16),
+    /// In the namespace of the calling thread.
+    play: fn(u16),
 }
 
 const CAUSES: [Cause; 12] = [
@@ -33,8 +37,8 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "aborted",
         reason: Some("tcp_abort_on_close"),
-        play: |netns, port| {
-            let (mut client, server) = pair(netns, port);
+        play: |port| {
+            let (mut client, server) = pair(port);
             client.write_all(b"unread").unwrap();
             assert_eq!(server.peek(&mut [0]).unwrap(), 1);
             drop(server);
@@ -45,8 +49,8 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "aborted",
         reason: Some("linger_0"),
-        play: |netns, port| {
-            let (_client, server) = pair(netns, port);
+        play: |port| {
+            let (_client, server) = pair(port);
             SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
             drop(server);
         },
@@ -56,8 +60,8 @@ const CAUSES: [Cause; 12] = [
         side: "client",
         outcome: "aborted",
         reason: Some("tcp_state"),
-        play: |netns, port| {
-            let (client, _server) = pair(netns, port);
+        play: |port| {
+            let (client, _server) = pair(port);
             let unspecified =
                 libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
             // SAFETY: an address of the family AF_UNSPEC, which lives for the call.
@@ -76,8 +80,8 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "reset_sent",
         reason: Some("tcp_abort_on_data"),
-        play: |netns, port| {
-            let (mut client, server) = pair(netns, port);
+        play: |port| {
+            let (mut client, server) = pair(port);
             // Longer than TIME-WAIT: the socket stays a full one.
             set(&SockRef::from(&server), libc::TCP_LINGER2, 90);
             drop(server);
@@ -90,13 +94,13 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "reset_sent",
         reason: Some("tcp_timewait_socket"),
-        play: |netns, port| {
-            let (mut client, server) = pair(netns, port);
+        play: |port| {
+            let (mut client, server) = pair(port);
             drop(server);
             until_state(&client, CLOSE_WAIT);
             // Its acknowledgment can take some milliseconds.
             let until = Instant::now() + PATIENCE;
-            while netns.ss("fin-wait-2", port) == 0 {
+            while found(port, TcpState::FinWait2).is_none_or(|socket| !socket.minisocket) {
                 assert!(Instant::now() < until, "no minisocket");
             }
             client.write_all(b"too late").unwrap();
@@ -107,8 +111,8 @@ const CAUSES: [Cause; 12] = [
         side: "client",
         outcome: "reset_received",
         reason: None,
-        play: |netns, port| {
-            let (mut client, server) = pair(netns, port);
+        play: |port| {
+            let (mut client, server) = pair(port);
             drop(server);
             until_state(&client, CLOSE_WAIT);
             client.write_all(b"too late").unwrap();
@@ -119,8 +123,8 @@ const CAUSES: [Cause; 12] = [
         side: "client",
         outcome: "reset_received",
         reason: None,
-        play: |netns, port| {
-            let (_client, server) = pair(netns, port);
+        play: |port| {
+            let (_client, server) = pair(port);
             SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
             drop(server);
         },
@@ -130,8 +134,8 @@ const CAUSES: [Cause; 12] = [
         side: "client",
         outcome: "graceful",
         reason: None,
-        play: |netns, port| {
-            let (client, mut server) = pair(netns, port);
+        play: |port| {
+            let (client, mut server) = pair(port);
             drop(client);
             assert_eq!(server.read(&mut [0]).unwrap(), 0);
         },
@@ -141,15 +145,10 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "destroyed",
         reason: Some("tcp_state"),
-        play: |netns, port| {
-            let (_client, server) = pair(netns, port);
-            let filter = format!("sport = :{port}");
-            let killed = Command::new("ip")
-                .args(["netns", "exec", &netns.name, "ss", "-K", "-t", "state", "established"])
-                .arg(filter)
-                .output()
-                .unwrap();
-            assert!(killed.status.success(), "{killed:?}");
+        play: |port| {
+            let (_client, server) = pair(port);
+            let socket = found(port, TcpState::Established).unwrap();
+            sock_diag::destroy(&socket.flow, 0, socket.cookie).unwrap();
             drop(server);
         },
     },
@@ -158,13 +157,10 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "aborted",
         reason: Some("tcp_state"),
-        play: |netns, port| {
-            netns.inside(|| {
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-                let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-                drop(listener);
-                drop(client);
-            });
+        play: |port| {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+            let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            drop((listener, client));
         },
     },
     Cause {
@@ -172,8 +168,8 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "timeout",
         reason: Some("tcp_keepalive_timeout"),
-        play: |netns, port| {
-            let (server, _peer) = silent(netns, port, 1);
+        play: |port| {
+            let (server, _peer) = silent(port, 1);
             let socket = SockRef::from(&server);
             socket.set_keepalive(true).unwrap();
             set(&socket, libc::TCP_KEEPIDLE, 1);
@@ -187,8 +183,8 @@ const CAUSES: [Cause; 12] = [
         side: "server",
         outcome: "timeout",
         reason: None,
-        play: |netns, port| {
-            let (mut server, _peer) = silent(netns, port, 2);
+        play: |port| {
+            let (mut server, _peer) = silent(port, 2);
             set(&SockRef::from(&server), libc::TCP_USER_TIMEOUT, 500);
             server.write_all(b"are you there?").unwrap();
             until_error(&server);
@@ -197,26 +193,28 @@ const CAUSES: [Cause; 12] = [
 ];
 
 /// Both ends of a connection: the client's, then the server's.
-fn pair(netns: &Named, port: u16) -> (TcpStream, TcpStream) {
-    netns.inside(|| {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-        (client, listener.accept().unwrap().0)
-    })
+fn pair(port: u16) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+/// The socket with this local port in `state`.
+fn found(port: u16, state: TcpState) -> Option<Socket> {
+    let dump = sock_diag::dump(state.bit(), false).unwrap();
+    dump.sockets.into_iter().find(|socket| socket.flow.local_port == port)
 }
 
 /// A connection whose peer says nothing any more.
-fn silent(netns: &Named, port: u16, nth: u8) -> (TcpStream, Peer) {
+fn silent(port: u16, nth: u8) -> (TcpStream, Peer) {
     let v4 = Ipv4Addr::new(10, 84, nth, 1);
     let v6 = Ipv6Addr::new(0xfd84, 0, 0, nth.into(), 0, 0, 0, 1);
     let there = SocketAddr::from((Ipv4Addr::new(10, 84, nth, 2), 40_000));
     let here = SocketAddr::from((v4, port));
-    netns.inside(|| {
-        let mut peer = Peer::new(Tun::new(&format!("wire{nth}"), v4, v6).unwrap(), there, here);
-        let listener = TcpListener::bind(here).unwrap();
-        peer.connect();
-        (listener.accept().unwrap().0, peer)
-    })
+    let mut peer = Peer::new(Tun::new(&format!("wire{nth}"), v4, v6).unwrap(), there, here);
+    let listener = TcpListener::bind(here).unwrap();
+    peer.connect();
+    (listener.accept().unwrap().0, peer)
 }
 
 fn until_error(stream: &TcpStream) {
@@ -273,56 +271,54 @@ fn each_reset_has_the_kernels_reason() {
     let gives_reasons = std::fs::read("/sys/kernel/btf/vmlinux")
         .is_ok_and(|btf| btf.windows(14).any(|name| name == b"sk_rst_reason\0"));
     for (hook, agent) in Agent::on_each_hook(&[]) {
-        let netns = Named::new("resets");
-        let mut watch = Watch::start(&agent);
-        let mut open = BTreeMap::new();
-        for (nth, cause) in CAUSES.iter().enumerate() {
-            let port = FIRST + nth as u16;
-            open.insert(port, cause);
-            (cause.play)(&netns, port);
-        }
-        // Of a port on which nobody listens.
-        let refused = netns.inside(|| TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).unwrap_err());
-        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-
-        let until = Instant::now() + PATIENCE;
-        let mut wrong = Vec::new();
-        while !open.is_empty() {
-            assert!(Instant::now() < until, "{hook}: still open: {:?}", open.keys());
-            let line = watch.next();
-            let port = line["port"].as_u64().unwrap() as u16;
-            let Some(cause) = open.get(&port).filter(|_| line["netns"].as_u64() == Some(netns.inum)) else {
-                continue;
-            };
-            let is_over = line["to"] == "closed" || line["to"] == "time_wait";
-            if !is_over
-                || line["side"] != cause.side
-                || line["outcome"].is_null() && line["to"] != "time_wait"
-            {
-                continue;
-            }
-            let expected = cause.reason.filter(|reason| gives_reasons || OURS.contains(reason));
-            let outcome =
-                if line["to"] == "time_wait" { "graceful" } else { line["outcome"].as_str().unwrap() };
-            let got = (outcome, line["reset_reason"].as_str());
-            println!("{hook}: {}: {got:?}", cause.name);
-            // Of a minisocket only hooks tell how it ended.
-            if got != (cause.outcome, expected) && got != ("unknown", None) {
-                wrong.push(format!("{}: {got:?}, not {:?}: {line}", cause.name, (cause.outcome, expected)));
-            }
-            open.remove(&port);
-        }
-        assert!(wrong.is_empty(), "{hook}: {wrong:#?}");
-
-        let metrics = agent.metrics();
-        let count = |direction, reason| {
-            metrics.sum("tcpclose_resets_total", &[("direction", direction), ("reason", reason)])
-        };
-        if gives_reasons {
-            for reason in ["tcp_abort_on_close", "tcp_abort_on_data", "tcp_keepalive_timeout", "no_socket"] {
-                assert!(count("sent", reason) >= 1.0, "{hook}: {reason}");
-            }
-        }
-        assert!(count("received", "stale_write") >= 1.0 && count("received", "unknown") >= 1.0, "{hook}");
+        apart(|| play(hook, &agent, gives_reasons));
     }
+}
+
+fn play(hook: &str, agent: &Agent, gives_reasons: bool) {
+    let netns = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+    let mut watch = Watch::start(agent);
+    let mut open = BTreeMap::new();
+    for (nth, cause) in CAUSES.iter().enumerate() {
+        let port = FIRST + nth as u16;
+        open.insert(port, cause);
+        (cause.play)(port);
+    }
+    // Of a port on which nobody listens.
+    let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+
+    let until = Instant::now() + PATIENCE;
+    let mut wrong = Vec::new();
+    while !open.is_empty() {
+        assert!(Instant::now() < until, "{hook}: still open: {:?}", open.keys());
+        let line = watch.next();
+        let port = line["port"].as_u64().unwrap() as u16;
+        let Some(cause) = open.get(&port).filter(|_| line["netns"].as_u64() == Some(netns)) else { continue };
+        let is_over = !line["outcome"].is_null() || line["to"] == "time_wait";
+        if !is_over || line["side"] != cause.side {
+            continue;
+        }
+        let expected = cause.reason.filter(|reason| gives_reasons || OURS.contains(reason));
+        let outcome = if line["to"] == "time_wait" { "graceful" } else { line["outcome"].as_str().unwrap() };
+        let got = (outcome, line["reset_reason"].as_str());
+        println!("{hook}: {}: {got:?}", cause.name);
+        // Of a minisocket only hooks tell how it ended.
+        if got != (cause.outcome, expected) && got != ("unknown", None) {
+            wrong.push(format!("{}: {got:?}, not {:?}: {line}", cause.name, (cause.outcome, expected)));
+        }
+        open.remove(&port);
+    }
+    assert!(wrong.is_empty(), "{hook}: {wrong:#?}");
+
+    let metrics = agent.metrics();
+    let count = |direction, reason| {
+        metrics.sum("tcpclose_resets_total", &[("direction", direction), ("reason", reason)])
+    };
+    if gives_reasons {
+        for reason in ["tcp_abort_on_close", "tcp_abort_on_data", "tcp_keepalive_timeout", "no_socket"] {
+            assert!(count("sent", reason) >= 1.0, "{hook}: {reason}");
+        }
+    }
+    assert!(count("received", "stale_write") >= 1.0 && count("received", "unknown") >= 1.0, "{hook}");
 }
