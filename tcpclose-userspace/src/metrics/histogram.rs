@@ -78,20 +78,55 @@ impl Histogram {
         self.sum_ns += other.sum_ns;
     }
 
-    /// The bucket of the `q`-quantile (0 < `q` ≤ 1), and the quantile if samples lie evenly in it, as in Prometheus'
-    /// `histogram_quantile`. `None` without samples.
+    /// Where the `q`-quantile (0 < `q` ≤ 1) lies, by the buckets and the sum. `None` without samples.
     pub fn quantile(&self, q: f64) -> Option<Quantile> {
-        let rank = q * self.count as f64;
-        let (mut below, mut from_ns) = (0, 0);
-        for (&to_ns, &inside) in self.bounds_ns.iter().zip(&self.counts) {
-            if inside > 0 && (below + inside) as f64 >= rank {
-                let share = (rank - below as f64) / inside as f64;
-                let seconds = (from_ns as f64 + (to_ns - from_ns) as f64 * share) / 1e9;
-                return Some(Quantile { from_ns, to_ns: Some(to_ns), seconds: Some(seconds) });
+        // Of the sorted samples the one with this number, from 1 on.
+        let rank = ((q * self.count as f64).ceil() as u64).clamp(1, self.count.max(1));
+        let mut below = 0;
+        for bucket in self.buckets() {
+            if below + bucket.count >= rank {
+                return Some(self.within(bucket, rank - below));
             }
-            (below, from_ns) = (below + inside, to_ns);
+            below += bucket.count;
         }
-        (self.count > 0).then_some(Quantile { from_ns, to_ns: None, seconds: None })
+        None
+    }
+
+    /// The sample with the number `nth` (from 1 on) of those in `bucket`.
+    ///
+    /// The samples before it are not below the lower bounds of their buckets, and those after it not below it or those bounds: what is
+    /// left of the sum is the most that it can be. In the same way the upper bounds give the least.
+    fn within(&self, bucket: BucketCount, nth: u64) -> Quantile {
+        let others = || self.buckets().filter(move |other| other.from_ns != bucket.from_ns);
+        let least: u128 = others().map(|other| u128::from(other.from_ns) * u128::from(other.count)).sum();
+        let most = others().map(|other| Some(u128::from(other.to_ns?) * u128::from(other.count)));
+        let most: Option<u128> = most.sum();
+        let (before, after) = (u128::from(nth - 1), u128::from(bucket.count - nth));
+        let rest = self.sum_ns.saturating_sub(least + before * u128::from(bucket.from_ns));
+        let at_most = u64::try_from(rest / (after + 1)).unwrap_or(u64::MAX);
+        let to_ns = bucket.to_ns.map_or(at_most, |to_ns| to_ns.min(at_most));
+        let at_least = most.zip(bucket.to_ns).map_or(0, |(most, to_ns)| {
+            let rest = self.sum_ns.saturating_sub(most + after * u128::from(to_ns));
+            u64::try_from(rest / (before + 1)).unwrap_or(0)
+        });
+        let from_ns = bucket.from_ns.max(at_least).min(to_ns);
+        let share = nth as f64 / bucket.count as f64;
+        let seconds = (from_ns as f64 + (to_ns - from_ns) as f64 * share) / 1e9;
+        Quantile { from_ns, to_ns, seconds }
+    }
+
+    /// The buckets that have samples, in order; the last one has no upper bound.
+    fn buckets(&self) -> impl Iterator<Item = BucketCount> {
+        let beyond = self.count - self.counts.iter().sum::<u64>();
+        let bounds = self.bounds_ns.iter().copied().map(Some).chain([None]);
+        let counts = self.counts.iter().copied().take(self.bounds_ns.len()).chain([beyond]);
+        let mut from_ns = 0;
+        let bucket = move |(to_ns, count)| {
+            let bucket = BucketCount { from_ns, to_ns, count };
+            from_ns = to_ns.unwrap_or(from_ns);
+            bucket
+        };
+        bounds.zip(counts).map(bucket).filter(|bucket| bucket.count > 0)
     }
 
     /// Upper bounds in seconds, each with the number of samples not above it; without `+Inf`, which is [`Self::count`].
@@ -103,15 +138,24 @@ impl Histogram {
     }
 }
 
+/// The samples between two bounds.
+#[derive(Clone, Copy, Debug)]
+struct BucketCount {
+    from_ns: u64,
+    /// `None` beyond the last bound.
+    to_ns: Option<u64>,
+    count: u64,
+}
+
 /// Where a quantile lies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Quantile {
     /// Proven: not below this, nanoseconds.
     pub from_ns: u64,
-    /// Proven: not above this; `None` beyond the last bound.
-    pub to_ns: Option<u64>,
-    /// By linear interpolation in between; `None` beyond the last bound.
-    pub seconds: Option<f64>,
+    /// Proven: not above this.
+    pub to_ns: u64,
+    /// By linear interpolation in between.
+    pub seconds: f64,
 }
 
 #[cfg(test)]
@@ -129,27 +173,47 @@ mod tests {
         assert_eq!(histogram.count(), 6);
     }
 
+    fn of(phase: Phase, samples: &[u64]) -> Histogram {
+        let mut histogram = Histogram::new(phase);
+        samples.iter().for_each(|&ns| histogram.observe(ns));
+        histogram
+    }
+
     #[test]
-    fn a_quantile_is_interpolated_in_its_bucket() {
-        let mut histogram = Histogram::new(Phase::TimeWait);
-        assert_eq!(histogram.quantile(0.5), None);
-        for ns in [S / 2, 60 * S, 61 * S, 62 * S] {
-            histogram.observe(ns);
+    fn equal_samples_are_told_by_their_sum() {
+        // The bucket is from 5 s to 15 s.
+        let five = of(Phase::CloseWait, &[5 * S + MS; 5]);
+        for q in [0.5, 0.99] {
+            let Quantile { from_ns, to_ns, seconds } = five.quantile(q).unwrap();
+            assert!((5 * S..=5 * S + MS).contains(&from_ns) && to_ns <= 5 * S + 5 * MS, "{from_ns} {to_ns}");
+            assert!((seconds - 5.001).abs() < 0.005, "{seconds}");
         }
-        // The 2nd of 4: the first third of the bucket from 59 s to 66 s.
-        let Some(Quantile { from_ns, to_ns, seconds: Some(seconds) }) = histogram.quantile(0.5) else {
-            panic!()
+        let one = of(Phase::TimeWait, &[121 * S]);
+        assert_eq!(one.quantile(0.5), Some(Quantile { from_ns: 120 * S, to_ns: 121 * S, seconds: 121.0 }));
+        assert_eq!(of(Phase::CloseWait, &[]).quantile(0.5), None);
+    }
+
+    #[test]
+    fn a_quantile_is_between_its_bounds_whatever_the_samples() {
+        // A generator of its own, so that a failure is repeated.
+        let mut state = 7_u64;
+        let mut random = |most: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 20) % most
         };
-        assert_eq!((from_ns, to_ns), (59 * S, Some(66 * S)));
-        assert!((seconds - (59.0 + 7.0 / 3.0)).abs() < 1e-9, "{seconds}");
-        assert_eq!(histogram.quantile(0.25).unwrap().seconds, Some(1.0));
-        assert_eq!(histogram.quantile(1.0).unwrap().seconds, Some(66.0));
-        let mut beyond = Histogram::new(Phase::TimeWait);
-        beyond.observe(121 * S);
-        assert_eq!(beyond.quantile(0.5), Some(Quantile { from_ns: 120 * S, to_ns: None, seconds: None }));
-        histogram.add(&beyond);
-        assert_eq!((histogram.count(), histogram.sum_seconds()), (5, 304.5));
-        assert_eq!(histogram.quantile(0.99), beyond.quantile(0.5));
+        for _ in 0..2000 {
+            let scale = [MS, S, 60 * S, 200_000 * S][random(4) as usize];
+            let mut samples: Vec<u64> = (0..1 + random(12)).map(|_| random(scale)).collect();
+            let histogram = of(Phase::CloseWait, &samples);
+            samples.sort_unstable();
+            for q in [0.01, 0.25, 0.5, 0.9, 0.99, 1.0] {
+                let rank = (q * samples.len() as f64).ceil() as usize;
+                let truth = samples[rank - 1];
+                let Quantile { from_ns, to_ns, seconds } = histogram.quantile(q).unwrap();
+                assert!(from_ns <= truth && truth <= to_ns, "{q} {from_ns} {truth} {to_ns} {samples:?}");
+                assert!(from_ns as f64 / 1e9 <= seconds && seconds <= to_ns as f64 / 1e9);
+            }
+        }
     }
 
     #[test]

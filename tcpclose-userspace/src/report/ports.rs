@@ -101,14 +101,13 @@ pub struct Durations {
     pub p99: QuantileBounds,
 }
 
-/// The bounds of a quantile. The histogram has buckets, so the interval is certain, the number in it is not.
+/// The bounds of a quantile: the histogram has buckets and a sum, which prove an interval, and no number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantileBounds {
-    /// By linear interpolation within the bucket; `null` beyond the last bucket's bound.
+    /// By linear interpolation in between; older agents write `null` beyond the last bucket.
     pub seconds: Option<f64>,
-    /// The bucket's lower bound.
     pub from_seconds: f64,
-    /// `null` beyond the last bound.
+    /// Older agents write `null` beyond the last bucket.
     pub to_seconds: Option<f64>,
 }
 
@@ -141,9 +140,9 @@ impl StateUse {
 impl From<histogram::Quantile> for QuantileBounds {
     fn from(quantile: histogram::Quantile) -> Self {
         Self {
-            seconds: quantile.seconds,
+            seconds: Some(quantile.seconds),
             from_seconds: seconds(quantile.from_ns),
-            to_seconds: quantile.to_ns.map(seconds),
+            to_seconds: Some(seconds(quantile.to_ns)),
         }
     }
 }

@@ -355,6 +355,41 @@ impl Metrics {
         self.select(name, labels).map(|(_, value)| value).sum()
     }
 
+    /// A quantile of the durations with these labels: the middle of what their buckets and their sum prove, for equal shares of a bucket.
+    pub fn duration_quantile(&self, labels: &[(&str, &str)], q: f64) -> Option<f64> {
+        let mut buckets: Vec<(f64, f64)> = Vec::new();
+        for (labels, count) in self.select("tcpclose_state_duration_seconds_bucket", labels) {
+            let bound = labels["le"].parse().unwrap_or(f64::INFINITY);
+            match buckets.iter_mut().find(|(le, _)| *le == bound) {
+                Some((_, sum)) => *sum += count,
+                None => buckets.push((bound, count)),
+            }
+        }
+        buckets.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let sum = self.sum("tcpclose_state_duration_seconds_sum", labels);
+        let rank = (q * buckets.last()?.1).ceil();
+        if rank == 0.0 {
+            return None;
+        }
+        // The least and the most that each sample can be, in order.
+        let (mut from, mut below) = (0.0, 0.0);
+        let mut samples: Vec<(f64, f64)> = Vec::new();
+        for (to, count) in buckets {
+            samples.extend((0..(count - below) as usize).map(|_| (from, to)));
+            (from, below) = (to, count);
+        }
+        let (from, to) = samples[rank as usize - 1];
+        let inside = samples.iter().filter(|sample| **sample == (from, to)).count() as f64;
+        let nth = rank - samples.iter().filter(|sample| sample.0 < from).count() as f64;
+        let others = || samples.iter().filter(|sample| **sample != (from, to));
+        let least: f64 = others().map(|sample| sample.0).sum();
+        let most: f64 = others().map(|sample| sample.1).sum();
+        let upper = ((sum - least - (nth - 1.0) * from) / (inside - nth + 1.0)).min(to).max(from);
+        let lower = if to.is_finite() { (sum - most - (inside - nth) * to) / nth } else { from };
+        let lower = lower.max(from).min(upper);
+        Some(lower + (upper - lower) * nth / inside)
+    }
+
     /// Every sample that has all of `labels`: name, labels, value.
     pub fn with<'a>(
         &'a self,

@@ -109,7 +109,7 @@ fn differences(shown: &Value, scrape: &Scrape) -> Vec<String> {
         if !alike(parse(&arrow["rate"]), Some(reported / uptime), 0.01) {
             compare(format!("rate of {from} to {to}"), &arrow["rate"], json!(reported / uptime));
         }
-        let median = median(metrics, from);
+        let median = metrics.duration_quantile(&[("state", from)], 0.5);
         if !arrow["median"].is_null() && !alike(parse(&arrow["median"]), median, 0.0) {
             compare(format!("median of {from}"), &arrow["median"], json!(median));
         }
@@ -159,26 +159,4 @@ fn alike(shown: Option<f64>, reported: Option<f64>, coarse: f64) -> bool {
         (None, None) => true,
         _ => false,
     }
-}
-
-/// The median of a state's durations, as Prometheus' histogram_quantile() has it.
-fn median(metrics: &Metrics, state: &str) -> Option<f64> {
-    let labels = [("state", state)];
-    let mut buckets: Vec<(f64, f64)> = Vec::new();
-    for (labels, count) in metrics.select("tcpclose_state_duration_seconds_bucket", &labels) {
-        let bound = labels["le"].parse().unwrap_or(f64::INFINITY);
-        match buckets.iter_mut().find(|(le, _)| *le == bound) {
-            Some((_, sum)) => *sum += count,
-            None => buckets.push((bound, count)),
-        }
-    }
-    buckets.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    let rank = buckets.last()?.1 / 2.0;
-    if rank == 0.0 {
-        return None;
-    }
-    let at = buckets.iter().position(|(_, count)| *count >= rank)?;
-    let (bound, count) = buckets[at];
-    let (lower, below) = if at == 0 { (0.0, 0.0) } else { buckets[at - 1] };
-    Some(if bound.is_finite() { lower + (bound - lower) * (rank - below) / (count - below) } else { lower })
 }

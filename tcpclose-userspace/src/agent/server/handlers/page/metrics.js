@@ -1,6 +1,7 @@
 // Parses Prometheus' text format as the agent writes it, and computes rates from two scrapes. Does not use the page.
 
 const DURATIONS = "tcpclose_state_duration_seconds_bucket";
+const SUMS = "tcpclose_state_duration_seconds_sum";
 const UNESCAPED = { n: "\n", "\\": "\\", '"': '"' };
 
 /** One scrape: every sample of `text`. `at`: milliseconds of a monotonic clock. */
@@ -78,32 +79,44 @@ export class Span {
 
   /** The median of the durations with `labels`, seconds; undefined if there is none. */
   median(labels) {
-    return median(this.rises(DURATIONS, labels));
+    return median(this.rises(DURATIONS, labels), total(this.rises(SUMS, labels)));
   }
 }
 
-/** The median of a histogram's `samples`; several series are added up. */
-function median(samples) {
+/** The sum of `samples`. */
+function total(samples) {
+  return samples.reduce((sum, { value }) => sum + value, 0);
+}
+
+/** The median of a histogram's `samples`, whose durations add up to `sum` seconds; several series are added up. */
+function median(samples, sum) {
   const buckets = new Map();
   for (const { labels: { le }, value } of samples) {
     const bound = le === "+Inf" ? Infinity : Number(le);
     buckets.set(bound, (buckets.get(bound) ?? 0) + value);
   }
-  return quantile(0.5, [...buckets].sort(([a], [b]) => a - b));
+  return quantile(0.5, [...buckets].sort(([a], [b]) => a - b), sum);
 }
 
-/** As Prometheus' histogram_quantile(): between the bounds of its bucket, which are told too, a rank is where the straight
- * line has it. */
-export function quantile(q, buckets) {
+/** Where a quantile lies: `lower` and `upper` are proven by its bucket and by the sum of all, as the agent does it; `value` is where the
+ * straight line between them has it. */
+export function quantile(q, buckets, sum) {
   const all = buckets.at(-1)?.[1] ?? 0;
   if (all === 0) return undefined;
-  const rank = q * all;
-  const at = buckets.findIndex(([, count]) => count >= rank);
-  const [bound, count] = buckets[at];
-  const [lower, below] = at > 0 ? buckets[at - 1] : [0, 0];
-  // Beyond the last bound there is no upper one.
-  if (bound === Infinity) return { value: lower, lower, upper: bound };
-  return { value: lower + ((bound - lower) * (rank - below)) / (count - below), lower, upper: bound };
+  const parts = buckets.map(([to, count], at) => {
+    const [from, below] = at > 0 ? buckets[at - 1] : [0, 0];
+    return { from, to, count: count - below, below };
+  });
+  const rank = Math.max(1, Math.ceil(q * all));
+  const { from, to, count, below } = parts.find((part) => part.below + part.count >= rank);
+  const nth = rank - below;
+  const others = parts.filter((part) => part.below !== below && part.count > 0);
+  const least = others.reduce((seconds, part) => seconds + part.from * part.count, 0);
+  const most = others.reduce((seconds, part) => seconds + part.to * part.count, 0);
+  const upper = Math.max(from, Math.min(to, (sum - least - (nth - 1) * from) / (count - nth + 1)));
+  const atLeast = to === Infinity ? from : (sum - most - (count - nth) * to) / nth;
+  const lower = Math.min(upper, Math.max(from, atLeast));
+  return { value: lower + ((upper - lower) * nth) / count, lower, upper };
 }
 
 /** The pairs of side and port that have any series of the sockets', with what is known of each. Each sample is looked at
@@ -113,7 +126,7 @@ export function ports(span) {
   const row = ({ side, port }) => {
     const key = `${side} ${port}`;
     if (!rows.has(key)) {
-      rows.set(key, { key, side, port, sockets: {}, stuck: 0, possibly: 0, risen: 0, waits: [] });
+      rows.set(key, { key, side, port, sockets: {}, stuck: 0, possibly: 0, risen: 0, waits: [], waited: 0 });
     }
     return rows.get(key);
   };
@@ -129,9 +142,11 @@ export function ports(span) {
   for (const { labels, value } of span.rises("tcpclose_closes_total")) row(labels).risen += value;
   const waits = span.rises(DURATIONS, { state: "close_wait" });
   for (const sample of waits) row(sample.labels).waits.push(sample);
+  const sums = span.rises(SUMS, { state: "close_wait" });
+  for (const { labels, value } of sums) row(labels).waited += value;
   for (const of of rows.values()) {
     of.rate = span.seconds > 0 ? of.risen / span.seconds : undefined;
-    of.median = median(of.waits);
+    of.median = median(of.waits, of.waited);
   }
   return [...rows.values()];
 }
