@@ -31,8 +31,9 @@ const HINTS: usize = 3;
 /// side: it keeps its descriptor for ever and never reaches CLOSE-WAIT. SO_KEEPALIVE is what ends it.
 ///
 /// IDLE counts ESTABLISHED connections on which no timer runs, and for which nothing has come or gone for --silent-for. LOCAL counts
-/// those among them whose peer is in the same network namespace: the kernel tells its end. PEER GONE counts connections, idle or not,
-/// whose peer has not acknowledged what was sent three times or more; they end when the retries run out.
+/// those among them whose peer is in the same network namespace: the kernel tells its end. NOT READ counts connections, idle or not, with
+/// data that the program has not read for --silent-for. PEER GONE counts those whose peer has not acknowledged what was sent three times
+/// or more; they end when the retries run out.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose idle\n  tcpclose idle --silent-for 1h --port 5432 --sockets")]
 pub struct Idle {
@@ -118,11 +119,16 @@ fn summary(document: &IdleDocument) -> String {
         1 => text.push_str("; the peer of 1 does not acknowledge what is sent"),
         n => text.push_str(&format!("; the peers of {n} do not acknowledge what is sent")),
     }
+    match sum(|group| group.not_read) {
+        0 => {}
+        1 => text.push_str(&format!("; 1 has data that nobody has read for {bound}")),
+        n => text.push_str(&format!("; {n} have data that nobody has read for {bound}")),
+    }
     text
 }
 
 fn groups(document: &IdleDocument, limit: usize, own: u32, width: Option<u16>) -> String {
-    let mut header = vec!["~OWNER", "SIDE", ">PORT", ">IDLE", ">LOCAL", ">SILENT", ">PEER GONE"];
+    let mut header = vec!["~OWNER", "SIDE", ">PORT", ">IDLE", ">LOCAL", ">SILENT", ">NOT READ", ">PEER GONE"];
     let elsewhere = document.groups.iter().any(|group| group.netns != own);
     if elsewhere {
         header.push("~NETNS");
@@ -136,6 +142,7 @@ fn groups(document: &IdleDocument, limit: usize, own: u32, width: Option<u16>) -
             group.idle.to_string(),
             group.local.to_string(),
             if group.idle == 0 { "-".to_owned() } else { table::span(group.silent_seconds) },
+            group.not_read.to_string(),
             group.peer_gone.to_string(),
         ];
         if elsewhere {
@@ -179,7 +186,7 @@ fn owners(owners: &[Owner], most: usize) -> String {
 }
 
 fn sockets(document: &IdleDocument, own: u32, width: Option<u16>) -> String {
-    const HEADER: [&str; 6] = [">SILENT", "SIDE", ">UNREAD", "LOCAL", "PEER", "~OWNER[PID]:FD"];
+    const HEADER: [&str; 7] = [">SILENT", "WHY", "SIDE", ">UNREAD", "LOCAL", "PEER", "~OWNER[PID]:FD"];
     let cells = |socket: &IdleSocket| {
         let place = labels::netns_named(socket.netns, socket.netns_name.as_deref());
         let local = match socket.netns == own {
@@ -199,6 +206,7 @@ fn sockets(document: &IdleDocument, own: u32, width: Option<u16>) -> String {
         };
         vec![
             table::span(socket.silent_seconds),
+            socket.why.name().to_owned(),
             socket.side.name().to_owned(),
             socket.unread_bytes.to_string(),
             local,
@@ -207,8 +215,7 @@ fn sockets(document: &IdleDocument, own: u32, width: Option<u16>) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = document.sockets.iter().map(cells).collect();
-    let idle: u64 = document.groups.iter().map(|group| group.idle).sum();
-    let more = idle.saturating_sub(rows.len() as u64);
+    let more = (document.matching as u64).saturating_sub(rows.len() as u64);
     let mut text = match rows.is_empty() {
         true => String::new(),
         false => table::render(&HEADER, &rows, width) + "\n",
@@ -225,7 +232,7 @@ mod tests {
     use clap::Parser;
 
     use crate::linux::process::Process;
-    use crate::names::{Runtime, Side};
+    use crate::names::{IdleReason, Runtime, Side};
     use crate::report::envelope::DocumentSource;
     use crate::report::fixtures::owner;
     use crate::report::sockets::Cookie;
@@ -251,9 +258,11 @@ mod tests {
             idle,
             local,
             silent_seconds: 7380.0,
+            not_read: peer_gone / 2,
             peer_gone,
         };
         let socket = IdleSocket {
+            why: IdleReason::Idle,
             side: Side::Client,
             port: 5432,
             local: "10.0.0.5:40000".parse().unwrap(),
@@ -283,6 +292,7 @@ mod tests {
                 group(Vec::new(), 5000, 1, 1, 0),
             ],
             groups_left: 0,
+            matching: 704,
             sockets: vec![socket],
         }
     }

@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use tcpclose::names::Side;
+use tcpclose::names::{IdleReason, Side};
 use tcpclose::report::idle::{IdleDocument, IdleGroup};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -81,12 +81,23 @@ fn exactly_the_silent_connections_without_keepalive_are_listed() {
     let until = Instant::now() + PATIENCE;
     loop {
         server.write_all(b"x").unwrap();
-        if document(&by_agent, at.port(), &bound).sockets.len() == 699 {
+        // What it wrote, the other end has not read, and that is told as well.
+        let servers = document(&by_agent, at.port(), &bound).sockets;
+        if servers.iter().filter(|socket| socket.side == Side::Server).count() == 699 {
             break;
         }
         assert!(Instant::now() < until, "a connection that is written to counts as silent");
     }
-    assert!(client.local_addr().is_ok());
+    let own = client.local_addr().unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let listed = document(&by_agent, at.port(), &bound).sockets;
+        if listed.iter().any(|socket| socket.local == own && socket.why == IdleReason::NotRead) {
+            break;
+        }
+        assert!(Instant::now() < until, "unread data is not listed");
+        sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]
