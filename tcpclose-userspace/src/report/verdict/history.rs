@@ -117,6 +117,8 @@ pub struct History {
     pub last_used_ns: Option<u64>,
     /// Connections that its processes closed since the first look.
     pub closes: u64,
+    /// The same when the last socket became stuck.
+    closes_at_arrival: u64,
     /// When its processes did something with a connection last: closed or used one. And the arrivals until then.
     activity: Option<(u64, u64)>,
     /// The last look told the sockets one from another.
@@ -143,6 +145,7 @@ impl History {
             ends: Ends::default(),
             last_used_ns: None,
             closes: 0,
+            closes_at_arrival: 0,
             activity: None,
             is_compared: false,
             verdict: Verdict::Undecided,
@@ -171,8 +174,7 @@ impl History {
         self.present = Present { half_closed, ..present(sockets, bound) };
         let came = stuck_before.map_or(0, |before| self.present.stuck.saturating_sub(before));
         if sockets.len() > most && came > 0 {
-            self.arrivals += came;
-            self.last_arrival_ns = Some(now_ns);
+            self.arrive(came, now_ns);
         }
         self.last_ns = now_ns;
         if self.counts.len() == MOST_LOOKS {
@@ -203,8 +205,7 @@ impl History {
                 }
             }
             if is_stuck && !is_first && !before.is_some_and(|before| before.is_stuck) {
-                self.arrivals += 1;
-                self.last_arrival_ns = Some(now_ns);
+                self.arrive(1, now_ns);
             }
             self.sockets.insert(socket.cookie.0, now);
         }
@@ -223,6 +224,19 @@ impl History {
         if self.sockets.remove(&cookie).is_some() && time_ns >= late_ns {
             self.ends.add(how, time_ns);
         }
+    }
+
+    fn arrive(&mut self, came: u64, now_ns: u64) {
+        self.arrivals += came;
+        self.last_arrival_ns = Some(now_ns);
+        self.closes_at_arrival = self.closes;
+    }
+
+    /// Whether its processes have closed so many other connections since the last socket became stuck that another one should have, if
+    /// it were a matter of traffic: four times as many as there were for each so far.
+    pub fn has_closed_on(&self) -> bool {
+        let each = (self.closes_at_arrival / self.arrivals.max(1)).max(1);
+        self.closes - self.closes_at_arrival > 4 * each
     }
 
     /// Forgets which sockets there were, so that the next look misses none of them and takes none for new.

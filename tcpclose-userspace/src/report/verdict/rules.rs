@@ -149,7 +149,8 @@ fn growth(history: &History, bounds: Bounds) -> Judgement {
         return is(Verdict::Leak);
     }
     let is_long = history.watched_ns() >= bounds.growth_ns();
-    if is_long && history.arrivals >= 2 && ends == 0 && history.quiet_ns() < bounds.second_ns {
+    let goes_on = history.quiet_ns() < bounds.second_ns && !history.has_closed_on();
+    if is_long && history.arrivals >= 2 && ends == 0 && goes_on {
         return is(Verdict::Leak);
     }
     if history.quiet_ns() >= bounds.second_ns {

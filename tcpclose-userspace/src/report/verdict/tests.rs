@@ -158,6 +158,30 @@ fn what_hangs_reads_and_accepts_none() {
 }
 
 #[test]
+fn a_few_that_no_traffic_adds_to_are_no_leak() {
+    let closes = |scene: &mut Scene, n: u64| {
+        for nth in 0..n {
+            scene.verdicts.closed(42, 1 << 32 | nth, scene.now * SECOND);
+        }
+    };
+    let scene = || {
+        let mut few = Scene::new(Side::Server, Diagnosis::NotClosed);
+        few.open(1);
+        few.minutes(5, |scene| closes(scene, 1));
+        few.open(1);
+        few.minutes(1, |scene| closes(scene, 1));
+        few.open(1);
+        few
+    };
+    // The program goes on to close what it is given.
+    let mut forgotten = scene();
+    assert_eq!(forgotten.minutes(10, |scene| closes(scene, 20)), Verdict::Undecided);
+    assert_eq!(forgotten.minutes(4, |scene| closes(scene, 20)), Verdict::OneOff);
+    // Nothing tells that it does.
+    assert_eq!(scene().minutes(10, |_| ()), Verdict::Leak);
+}
+
+#[test]
 fn a_few_that_stay_a_few_are_no_leak() {
     let mut few = Scene::new(Side::Server, Diagnosis::NotClosed);
     few.open(30);

@@ -164,7 +164,7 @@ fn lists_of_functions_are_read_within_bounds() {
             "full of lines",
             Box::new(move |path| {
                 let mut list = std::io::BufWriter::new(File::create(path).unwrap());
-                for nth in 0..400_000 {
+                for nth in 0..100_000 {
                     writeln!(list, "{:x} ffffffffffff py::\x1b[2J{nth}:/x", nth).unwrap();
                 }
                 drop(list);
