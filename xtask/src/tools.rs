@@ -50,6 +50,7 @@ pub const TEST: &[Group] = &[
     group(&["systemd"], &["systemd-socket-activate", "systemd-analyze"], "the tests of the systemd unit"),
     group(&["tmux"], &["tmux"], "the tests of top in a terminal"),
     group(&["nginx"], &["nginx"], "the test with nginx under load"),
+    group(&["haproxy"], &["haproxy"], "the test of chains through a proxy"),
     group(&["wrk"], &["wrk"], "the test with nginx under load"),
     group(&["prometheus"], &["prometheus", "promtool"], "the tests of metrics, rules and alerts"),
     group(&["busybox-static"], &["busybox"], "the tests with containers"),

@@ -79,6 +79,26 @@ impl SocketFilter {
         Ok(Findings { document, bound: self.older_than.unwrap_or(stuck_after), source })
     }
 
+    /// Every socket in FIN-WAIT-1 and FIN-WAIT-2, for the chains through proxies; and how many seconds after `at` the kernel was read.
+    pub fn find_sent(&self, address: &AgentAddress, at: &str) -> Result<(Vec<StuckSocket>, f64), Failure> {
+        let mut sent = Vec::new();
+        let mut later = 0.0;
+        for state in [Phase::FinWait1, Phase::FinWait2] {
+            let ask = |socket: &std::path::Path| {
+                client::sockets(socket, Alone::Snapshot, state, self.older_than, Depth::WithPeers)
+            };
+            let snapshot = || {
+                let (scope, depth) = (self.netns.scope(), Depth::WithPeers);
+                let document = snapshot::sockets(state.state().bit(), 0, scope, depth)?;
+                Ok(SocketsAnswer { document, stuck_after: DEFAULT_STUCK_AFTER })
+            };
+            let Fetched { document: answer, .. } = fetch(address, Alone::Snapshot, ask, snapshot)?;
+            later = seconds_between(at, &answer.document.at);
+            sent.extend(answer.document.sockets);
+        }
+        Ok((sent, later))
+    }
+
     /// Whether it names sockets by more than their state and age.
     pub fn has_target(&self) -> bool {
         !self.ports.is_empty() || self.names_owner() || self.names_cookies()
@@ -132,6 +152,16 @@ impl SocketFilter {
     /// The state as people write it: `CLOSE-WAIT`.
     pub fn state_in_words(&self) -> String {
         labels::phase(self.state)
+    }
+}
+
+/// From one wall-clock time of a document to another, seconds; 0 where one cannot be read.
+fn seconds_between(from: &str, to: &str) -> f64 {
+    let read = |text: &str| humantime::parse_rfc3339(text).ok();
+    let Some((from, to)) = read(from).zip(read(to)) else { return 0.0 };
+    match to.duration_since(from) {
+        Ok(later) => later.as_secs_f64(),
+        Err(earlier) => -earlier.duration().as_secs_f64(),
     }
 }
 

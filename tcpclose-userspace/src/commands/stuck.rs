@@ -16,10 +16,13 @@ use crate::commands::groups;
 use crate::commands::groups::{By, Listed};
 use crate::commands::output::{json, print};
 use crate::failure::Failure;
+use crate::names::Phase;
+use crate::report::chain::ChainSockets;
 use crate::report::sockets::Depth;
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 
+mod chain;
 mod flame;
 mod stacks;
 pub mod verdicts;
@@ -71,6 +74,10 @@ pub struct Stuck {
     /// the agent's --kill-group may.
     #[arg(long, requires = "time")]
     accept: bool,
+    /// Follow each socket in CLOSE-WAIT through proxies on this host to the program that has not closed. A link is shown only if
+    /// nothing else fits.
+    #[arg(long, conflicts_with_all = ["sockets", "stacks"])]
+    chain: bool,
     /// Write the stacks to this file as a flame graph (SVG), or folded (a line each, for other tools) if its name does not end in
     /// .svg
     #[arg(long, value_name = "FILE", conflicts_with = "sockets", value_hint = ValueHint::FilePath)]
@@ -103,8 +110,16 @@ impl Stuck {
             }
             client::stacks::take(&self.address, pid, time, self.accept)?;
         }
+        if self.chain && self.filter.state != Phase::CloseWait {
+            return Err(Failure::new("--chain", "only a CLOSE-WAIT has one", "leave out --state"));
+        }
         let mut findings = self.filter.find(&self.address, Alone::Snapshot, Depth::WithPeers)?;
         let sockets = std::mem::take(&mut findings.document.sockets);
+        let sent = match self.chain {
+            true => Some(self.filter.find_sent(&self.address, &findings.document.at)?),
+            false => None,
+        };
+        let every_close_wait = if self.chain { sockets.clone() } else { Vec::new() };
         // Before the filters: all of them take descriptors of the process.
         let rates = FdRates::of(&sockets, findings.bound.as_secs_f64());
         let unknown = if self.check && self.filter.names_owner() {
@@ -128,6 +143,19 @@ impl Stuck {
         if let Some(file) = &self.flame {
             flame::write(file, &sorted, &findings.document.stacks)?;
         }
+        let chains = sent.as_ref().map(|(sent, later)| {
+            let of = ChainSockets::new(&every_close_wait, sent, *later);
+            of.chains(sorted.listed().map(|listed| listed.socket))
+        });
+        if let (Some(chains), false) = (&chains, self.json) {
+            let mut text =
+                sorted.summary(&self.filter.state_in_words(), findings.bound, self.filter.is_selective());
+            text = table::wrap(&text, table::width()) + "\n\n";
+            text.push_str(&chain::text(chains, self.limit.unwrap_or(GROUPS), table::width()));
+            text.push_str(&footer(&findings.source, &findings.document.incomplete, table::width()));
+            return print(&text).map(|()| code);
+        }
+        findings.document.chains = chains.unwrap_or_default();
         let text = if self.json {
             findings.document.sockets = std::mem::take(&mut sorted.matching);
             json(&findings.document)?

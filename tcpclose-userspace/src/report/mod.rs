@@ -3,6 +3,7 @@
 //! * [`envelope`]: the fields that all documents begin with; [`encoding`]: JSON and MessagePack.
 //! * [`sockets`]: sockets in a close-phase state; [`assemble`]: describes them; [`owners`]: the processes that hold them;
 //!   [`diagnosis`]: why a CLOSE-WAIT still exists; [`cause`]: why a socket that has sent its FIN does; [`incomplete`]: what is missing.
+//! * [`chain`]: which program has to close behind a proxy; [`chain_link`]: as documents have it.
 //! * [`accept_queues`]: the listeners in whose queues sockets wait that were not accepted.
 //! * [`ports`]: the close phase by port. [`exhaustion`]: the ephemeral ports in use. [`idle`]: silent connections without keepalive.
 //! * [`owner_counts`]: stuck sockets per owner; [`owner_series`]: which of them have a series. [`kill`]: what is destroyed, and the result.
@@ -13,6 +14,8 @@
 pub mod accept_queues;
 pub mod assemble;
 pub mod cause;
+pub mod chain;
+pub mod chain_link;
 pub mod diagnosis;
 pub mod encoding;
 pub mod envelope;

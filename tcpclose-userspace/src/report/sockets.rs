@@ -19,6 +19,7 @@ use crate::linux::stacks::frames::Stack;
 use crate::names::words::{named, named_or_null};
 use crate::names::{Age, Cause, Diagnosis, Phase, Side};
 use crate::names::{ProcessState, Runtime, words};
+use crate::report::chain_link::Chain;
 use crate::report::envelope::document;
 pub use crate::report::envelope::{DocumentSource, Versioned};
 use crate::report::stack_indices::StackIndices;
@@ -44,6 +45,9 @@ document! {
         /// The verdicts of the agent on those in CLOSE-WAIT that are stuck, as of its last look.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub groups: Vec<VerdictGroup>,
+        /// The chains through proxies, if the command line asks for them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub chains: Vec<Chain>,
     }
 }
 

@@ -21,6 +21,7 @@ mod bad_input;
 mod cardinality;
 mod cases;
 mod causes;
+mod chain;
 mod closes;
 mod common;
 mod config;

@@ -17,6 +17,7 @@ pub fn findings(bound: u64) -> Findings {
         sockets: Vec::new(),
         stacks: Vec::new(),
         groups: Vec::new(),
+        chains: Vec::new(),
     };
     Findings { document, bound: Duration::from_secs(bound), source: "snapshot (no agent at /x)".into() }
 }

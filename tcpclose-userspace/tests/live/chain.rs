@@ -1,0 +1,171 @@
+//! `stuck --chain`: haproxy in front of haproxy in front of a program that does not close names that program, and not a proxy.
+
+use crate::common::apart::{PATIENCE, apart};
+use crate::common::{Agent, BINARY};
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// In a network namespace of the test's own.
+const FRONT: u16 = 9000;
+const MIDDLE: u16 = 9001;
+const APP: u16 = 9002;
+const CLIENTS: usize = 5;
+
+/// Reads to the end of each connection, and closes none.
+const LEAKS: &str = "
+import socket, sys
+listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+print('ready', flush=True)
+held = []
+while True:
+    connection = listener.accept()[0]
+    try:
+        while connection.recv(64): pass
+        held.append(connection)
+    except ConnectionError: pass
+";
+
+/// A process that ends with the test.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// haproxy in front of what listens on `to`.
+fn haproxy(folder: &Path, from: u16, to: u16) -> Program {
+    let file = folder.join(format!("{from}.cfg"));
+    let config = format!(
+        "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n\
+         listen one\n  bind 127.0.0.1:{from}\n  server app 127.0.0.1:{to}\n"
+    );
+    std::fs::write(&file, config).unwrap();
+    let program = Program(Command::new("haproxy").args(["-db", "-q", "-f"]).arg(&file).spawn().unwrap());
+    let until = Instant::now() + PATIENCE;
+    // A connection that is closed at once, and passed on so.
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, from)).is_err() {
+        assert!(Instant::now() < until, "haproxy does not listen");
+        sleep(Duration::from_millis(20));
+    }
+    program
+}
+
+fn leaking_program() -> Program {
+    let mut command = Command::new("python3");
+    let mut process = command.args(["-c", LEAKS, &APP.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut ready = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    Program(process)
+}
+
+/// The chains of what is stuck on the first proxy's port.
+fn chains(source: &[&str]) -> Vec<Value> {
+    let output = Command::new(BINARY)
+        .args(["stuck", "--chain", "--json", "--older-than", "0s", "--netns", "current"])
+        .args(["--port", &FRONT.to_string()])
+        .args(source)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    document["chains"].as_array().cloned().unwrap_or_default()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_chain_of_proxies_names_the_program_that_does_not_close() {
+    let agents = Agent::on_each_hook(&[]);
+    apart(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let app = leaking_program();
+        let middle = haproxy(folder.path(), MIDDLE, APP);
+        let front = haproxy(folder.path(), FRONT, MIDDLE);
+        let mut clients: Vec<TcpStream> = (0..CLIENTS)
+            .map(|_| {
+                let client = TcpStream::connect((Ipv4Addr::LOCALHOST, FRONT)).unwrap();
+                client.shutdown(Shutdown::Write).unwrap();
+                client
+            })
+            .collect();
+        let pids: Vec<u64> = [&front, &middle, &app].map(|program| u64::from(program.0.id())).into();
+        for (hook, agent) in &agents {
+            let socket = agent.socket();
+            let source = ["--socket", socket.to_str().unwrap()];
+            let until = Instant::now() + PATIENCE;
+            loop {
+                let chains = chains(&source);
+                let of = |chain: &Value| -> Vec<u64> {
+                    chain["links"]
+                        .as_array()
+                        .unwrap()
+                        .iter()
+                        .map(|link| link["pid"].as_u64().unwrap())
+                        .collect()
+                };
+                let whole = |chain: &&Value| {
+                    chain["end"] == "not_closed" && of(chain) == pids && chain["count"] == CLIENTS
+                };
+                if chains.iter().any(|chain| whole(&chain)) {
+                    // Nobody else is blamed.
+                    assert!(
+                        chains
+                            .iter()
+                            .all(|chain| chain["end"] != "not_closed" || of(chain).last() == pids.last()),
+                        "{hook}: {chains:?}"
+                    );
+                    break;
+                }
+                assert!(Instant::now() < until, "{hook}: {chains:?}, and not {pids:?}");
+                sleep(Duration::from_millis(200));
+            }
+            let output = Command::new(BINARY)
+                .args(["stuck", "--chain", "--older-than", "0s", "--netns", "current", "--port"])
+                .arg(FRONT.to_string())
+                .args(source)
+                .output()
+                .unwrap();
+            let text = String::from_utf8(output.stdout).unwrap().replace("\n  ", " ");
+            let [front, middle, app] = pids[..] else { unreachable!() };
+            let path = format!(
+                "haproxy[{front}]:{FRONT} → haproxy[{middle}]:{MIDDLE} → python3[{app}]:{APP}: python3[{app}] has not closed"
+            );
+            assert!(text.contains(&path), "{text}");
+        }
+        // It ends when the program does, and not before.
+        drop(app);
+        for client in &mut clients {
+            assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+        }
+        // A program that passes nothing on is the last one itself.
+        drop((front, middle));
+        let app = leaking_program();
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, APP)).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let (_, agent) = &agents[0];
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let output = Command::new(BINARY)
+                .args(["stuck", "--chain", "--older-than", "0s", "--netns", "current", "--port"])
+                .args([&APP.to_string(), "--socket"])
+                .arg(agent.socket())
+                .output()
+                .unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            if text.contains(&format!("python3[{0}]:{APP}: python3[{0}] has not closed", app.0.id())) {
+                break;
+            }
+            assert!(Instant::now() < until, "{text}");
+            sleep(Duration::from_millis(100));
+        }
+    });
+}
