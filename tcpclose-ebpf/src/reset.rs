@@ -40,11 +40,10 @@ pub fn sent(ctx: &BtfTracePointContext) {
     {
         return;
     }
-    // Its cookie is read, not asked for: it was given one at its first step, and tp_btf programs cannot call
-    // bpf_get_socket_cookie() before 5.12.
+    // After its first step it has a cookie, which is read here.
     // SAFETY: a full socket.
     let mut head = unsafe { time_wait::head::<Typed>(sk) };
-    // The RST can come before the first step, and so before the cookie.
+    // The RST can come before the first step: then it is asked for, as tp_btf programs can since 5.12.
     if gives_reasons() {
         // SAFETY: the tracepoint's own socket, on 6.10 or later.
         head.key = unsafe { sock::cookie_or_new(sk) };
