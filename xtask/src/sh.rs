@@ -35,6 +35,10 @@ pub fn cargo_at(cargo: &Path) -> Command {
             command.env_remove(name);
         }
     }
+    // Nothing is built twice on CI, where what it takes to do so faster would take longer.
+    if env::var_os("CI").is_some() && env::var_os("CARGO_INCREMENTAL").is_none() {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
     command
 }
 

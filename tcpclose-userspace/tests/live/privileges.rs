@@ -7,16 +7,15 @@ use crate::namespaces::named;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::nobody::Nobody;
-use common::{Agent, BINARY, free_port, listen};
+use common::reader::Reader;
+use common::{Agent, free_port, listen};
 use named::{Named, Service};
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use stage::{PATIENCE, Pair, grow_old, kill, refusal, text, through};
 
@@ -156,23 +155,11 @@ impl Scene {
 
     /// A step that the agent must tell by its events: one more CLOSE-WAIT in our namespace.
     fn assert_events_are_reported(&mut self, agent: &Agent) {
-        let mut watch = Command::new(BINARY)
-            .args(["watch", "--json", "--port", &self.port.to_string(), "--socket"])
-            .arg(agent.socket())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It says that it watches before it tells anything.
-        BufReader::new(watch.stderr.take().unwrap()).read_line(&mut String::new()).unwrap();
+        let mut watch = Reader::json(agent, &["--port", &self.port.to_string()]);
         let before = agent.metrics().sum("tcpclose_events_received_total", &[]);
         drop(Pair::new(&self.listener, self.port, b""));
-        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let step: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
+        let step = watch.step_when(PATIENCE, "a step", |_| true);
         assert_eq!((&step["port"], &step["from"]), (&self.port.into(), &"established".into()), "{step}");
-        kill_process(Pid::from_child(&watch), Signal::TERM).unwrap();
-        watch.wait().unwrap();
         assert!(agent.metrics().sum("tcpclose_events_received_total", &[]) > before);
     }
 }

@@ -2,19 +2,17 @@
 
 use crate::cases::peer::Peer;
 use crate::cases::place::Tun;
+use crate::common::Agent;
 use crate::common::apart::{CLOSE_WAIT, PATIENCE, apart, set, until_state};
-use crate::common::{Agent, BINARY};
+use crate::common::reader::Reader;
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use socket2::SockRef;
 use tcpclose::linux::sock_diag;
 use tcpclose::linux::sock_diag::Socket;
@@ -225,40 +223,6 @@ fn until_error(stream: &TcpStream) {
     }
 }
 
-struct Watch {
-    process: Child,
-    lines: BufReader<std::process::ChildStdout>,
-}
-
-impl Watch {
-    fn start(agent: &Agent) -> Self {
-        let mut process = Command::new(BINARY)
-            .args(["watch", "--json", "--socket"])
-            .arg(agent.socket())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = String::new();
-        BufReader::new(process.stderr.take().unwrap()).read_line(&mut ready).unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap());
-        Self { process, lines }
-    }
-
-    fn next(&mut self) -> Value {
-        let mut line = String::new();
-        assert_ne!(self.lines.read_line(&mut line).unwrap(), 0, "the stream has ended");
-        serde_json::from_str(&line).unwrap()
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 /// The reasons that no kernel has to give.
 const OURS: [&str; 2] = ["linger_0", "tcp_timewait_socket"];
 
@@ -277,28 +241,23 @@ fn each_reset_has_the_kernels_reason() {
 
 fn play(hook: &str, agent: &Agent, gives_reasons: bool) {
     let netns = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
-    let mut watch = Watch::start(agent);
-    let mut open = BTreeMap::new();
-    for (nth, cause) in CAUSES.iter().enumerate() {
-        let port = FIRST + nth as u16;
-        open.insert(port, cause);
-        (cause.play)(port);
+    let ports: Vec<u16> = (FIRST..).take(CAUSES.len()).collect();
+    let chosen: Vec<String> = ports.iter().map(|port| format!("--port={port}")).collect();
+    let mut watch = Reader::json(agent, &chosen.iter().map(String::as_str).collect::<Vec<_>>());
+    for (port, cause) in ports.iter().zip(&CAUSES) {
+        (cause.play)(*port);
     }
     // Of a port on which nobody listens.
     let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 
-    let until = Instant::now() + PATIENCE;
     let mut wrong = Vec::new();
-    while !open.is_empty() {
-        assert!(Instant::now() < until, "{hook}: still open: {:?}", open.keys());
-        let line = watch.next();
-        let port = line["port"].as_u64().unwrap() as u16;
-        let Some(cause) = open.get(&port).filter(|_| line["netns"].as_u64() == Some(netns)) else { continue };
-        let is_over = !line["outcome"].is_null() || line["to"] == "time_wait";
-        if !is_over || line["side"] != cause.side {
-            continue;
-        }
+    for (port, cause) in ports.into_iter().zip(&CAUSES) {
+        let line = watch.step_when(PATIENCE, cause.name, |line| {
+            let is_over = !line["outcome"].is_null() || line["to"] == "time_wait";
+            let is_of_its_end = line["port"] == port && line["side"] == cause.side;
+            is_over && is_of_its_end && line["netns"].as_u64() == Some(netns)
+        });
         let expected = cause.reason.filter(|reason| gives_reasons || OURS.contains(reason));
         let outcome = if line["to"] == "time_wait" { "graceful" } else { line["outcome"].as_str().unwrap() };
         let got = (outcome, line["reset_reason"].as_str());
@@ -307,7 +266,6 @@ fn play(hook: &str, agent: &Agent, gives_reasons: bool) {
         if got != (cause.outcome, expected) && got != ("unknown", None) {
             wrong.push(format!("{}: {got:?}, not {:?}: {line}", cause.name, (cause.outcome, expected)));
         }
-        open.remove(&port);
     }
     assert!(wrong.is_empty(), "{hook}: {wrong:#?}");
 

@@ -1,15 +1,14 @@
 //! Connections that a program writes to after the peer has closed them: what users report as "connection reset by peer".
 
 use crate::common::apart::{CLOSE_WAIT, PATIENCE, until_state};
-use crate::common::{Agent, BINARY, free_port};
+use crate::common::reader::Reader;
+use crate::common::{Agent, free_port};
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use socket2::SockRef;
 
 /// Both ends of a connection to `listener` over which a request and its answer went: the client's, then the server's.
@@ -36,15 +35,7 @@ fn a_write_to_what_the_peer_closed_is_counted_with_the_time_since_then() {
     let agents = Agent::on_each_hook(&["--name-port", &first, "--name-port", &second]);
     for ((hook, agent), port) in agents.into_iter().zip(ports) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        let mut watch = Command::new(BINARY)
-            .args(["watch", "--json", "--state", "close_wait", "--port", &port.to_string(), "--socket"])
-            .arg(agent.socket())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = String::new();
-        BufReader::new(watch.stderr.take().unwrap()).read_line(&mut ready).unwrap();
+        let mut watch = Reader::json(&agent, &["--state", "close_wait", "--port", &port.to_string()]);
 
         // A pool's connection that the server closed.
         let (mut stale, server) = used(&listener);
@@ -84,13 +75,9 @@ fn a_write_to_what_the_peer_closed_is_counted_with_the_time_since_then() {
         assert_eq!(agent.metrics().sum("tcpclose_stale_writes_total", &labels), 1.0, "{hook}");
         assert_eq!(agent.metrics().sum("tcpclose_stale_writes_total", &[("port", &port)]), 1.0, "{hook}");
 
-        let lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-        let told = lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
-        let line = told.into_iter().find(|line| line["outcome"] == "reset_received").unwrap();
+        let line = watch.step_when(PATIENCE, "the reset", |line| line["outcome"] == "reset_received");
         assert_eq!(line["stale_write"], true, "{hook}: {line}");
         let after = line["min_seconds"].as_f64().unwrap();
         assert!(written.as_secs_f64() <= after && after <= longest.as_secs_f64(), "{hook}: {after}");
-        watch.kill().unwrap();
-        watch.wait().unwrap();
     }
 }

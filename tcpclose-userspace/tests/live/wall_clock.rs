@@ -4,14 +4,13 @@ use crate::common;
 use crate::restart::stage;
 use crate::torture::witness;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use common::{Agent, BINARY};
+use common::Agent;
+use common::apart::PATIENCE;
+use common::reader::Reader;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
-use serde_json::Value;
-use stage::{Port, Started};
+use stage::Port;
 use tcpclose::names::Phase;
 use witness::Witness;
 
@@ -30,18 +29,8 @@ fn guest_a_wall_clock_that_is_set_changes_no_duration() {
     let name = port.port.to_string();
     let mut agent = Agent::start(&["--name-port", &name]);
     let folder = tempfile::tempdir().unwrap();
-    let mut watch = Command::new(BINARY)
-        .args(["watch", "--json", "--port", &name, "--socket"])
-        .arg(agent.socket())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
     // From here on it misses no line.
-    let mut ready = String::new();
-    BufReader::new(watch.stderr.take().unwrap()).read_line(&mut ready).unwrap();
-    let mut started = Started(vec![watch]);
-    let lines = BufReader::new(started.0[0].stdout.take().unwrap()).lines();
+    let mut watch = Reader::json(&agent, &["--port", &name]);
     let mut witness = Witness::of(&agent, port.port);
     let mut stayed = Vec::new();
     for by in [DAY, -2 * DAY, DAY] {
@@ -59,11 +48,7 @@ fn guest_a_wall_clock_that_is_set_changes_no_duration() {
     let begun = SystemTime::now() - Duration::from_millis(100);
     port.whole();
     let begun = humantime::format_rfc3339_nanos(begun).to_string();
-    let mut fins = lines.filter_map(|line| {
-        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        (line["to"] == "fin_wait_1").then_some(line)
-    });
-    let line = fins.nth(stayed.len()).unwrap();
+    let line = watch.nth_when(PATIENCE, "its FIN", stayed.len(), |line| line["to"] == "fin_wait_1");
     assert!(line["time"].as_str().unwrap() >= begun.as_str(), "{line}, and it began at {begun}");
     let now = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
     assert!(line["time"].as_str().unwrap() <= now.as_str(), "{line}, and now it is {now}");

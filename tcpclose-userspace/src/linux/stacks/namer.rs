@@ -8,6 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
 use crate::linux::capabilities;
 use crate::linux::stacks::helper::{self, NameReply, NameRequest};
 
@@ -46,11 +49,15 @@ struct Helper {
     socket: UnixStream,
 }
 
+/// The time limit does not count what a helper waited for a processor, up to so many times the limit: a busy machine is no file
+/// system that hangs.
+const MOST_WAITING: u32 = 5;
+
 /// The most helpers that may hang after they were killed: then no other is started.
 const MOST_HANGING: usize = 16;
 
 impl Namer {
-    /// Names stacks of a process of the user `uid`, within `time`.
+    /// Names stacks of a process of the user `uid`, within `time` without what the helper waits for a processor.
     ///
     /// # Errors
     /// When no helper can be started, or it does not answer in time.
@@ -113,12 +120,42 @@ impl Helper {
     }
 
     fn ask(&mut self, request: &NameRequest, time: Duration) -> io::Result<NameReply> {
-        let until = Instant::now() + time;
+        let (begun, waited) = (Instant::now(), self.waited_for_processor());
         self.socket.set_write_timeout(Some(time))?;
         helper::send(&mut self.socket, request)?;
-        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        self.socket.set_read_timeout(Some(left))?;
+        loop {
+            let waited = self.waited_for_processor().saturating_sub(waited).min(time * MOST_WAITING);
+            let left = (time + waited).saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the helper process did not answer in {}s", time.as_secs()),
+                ));
+            }
+            if is_readable(&self.socket, left)? {
+                break;
+            }
+        }
+        self.socket.set_read_timeout(Some(time))?;
         let reply = helper::receive(&mut self.socket)?;
         reply.ok_or_else(|| io::Error::other("the helper process has ended"))
+    }
+
+    /// How long it was ready to run while others ran, since it began (`run_delay`: kernel/sched/stats.h, sched_info_arrive(), 5.10 to
+    /// 6.18; fs/proc/base.c, proc_pid_schedstat()). Zero where the kernel does not tell.
+    fn waited_for_processor(&self) -> Duration {
+        let times = std::fs::read_to_string(format!("/proc/{}/schedstat", self.child.id()));
+        let waited = times.ok().and_then(|times| times.split(' ').nth(1)?.parse().ok());
+        Duration::from_nanos(waited.unwrap_or(0))
+    }
+}
+
+/// Waits for `time` at most until something can be read, or the other end is gone.
+fn is_readable(socket: &UnixStream, time: Duration) -> io::Result<bool> {
+    let time = Timespec::try_from(time).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&time)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(why) => Err(why.into()),
     }
 }

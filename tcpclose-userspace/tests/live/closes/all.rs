@@ -9,7 +9,7 @@ use tcpclose::names::Phase::TimeWait;
 
 use super::common::{Metrics, fence, free_port};
 use super::left_out::Witness;
-use super::rounds::{Round, Wrong, untold};
+use super::rounds::{self, Round, Wrong, untold};
 use super::stage::{Bracket, Family, Look, Stage, Timeline, now, seconds, state_of};
 use super::table::CASES;
 use super::verdict::{ENTRY, Run, judge_standing, judge_totals};
@@ -109,8 +109,15 @@ pub fn round(plays: &[Play]) -> Round<Play> {
     let corrected: Vec<f64> =
         last.iter().zip(&before).map(|(last, before)| corrections(last) - corrections(before)).collect();
     let untold = untold(&wrong, &corrected, |_, _| true).len() as u64;
+    left_out.iter_mut().for_each(|left_out| *left_out += untold);
+    let lost = |metrics: &Metrics| metrics.sum("tcpclose_unseen_phases_total", &[("why", "lost")]);
+    let lost = last.iter().zip(&left_out).map(|(last, left_out)| lost(last) - *left_out as f64);
+    let of_others = rounds::untold_of_others(lost);
+    if of_others > 0 {
+        unclear.push(format!("{of_others} steps of other programs' connections were told to no agent"));
+    }
     for (agent, watcher) in watchers.iter().enumerate() {
-        left_out[agent] += untold;
+        left_out[agent] += of_others;
         let wrong = judge_totals(watcher, &runs, &before[agent], &last[agent], left_out[agent]);
         if left_out[agent] == 0 { &mut hopeless } else { &mut unclear }.extend(wrong);
         println!(

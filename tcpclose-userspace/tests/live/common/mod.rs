@@ -17,6 +17,7 @@ pub mod left_out;
 pub mod nobody;
 pub mod podman;
 pub mod prometheus;
+pub mod reader;
 pub mod rounds;
 
 use std::collections::BTreeMap;

@@ -86,6 +86,12 @@ pub fn untold<P: Copy + Ord>(
     if printed && untold.len() <= UNTOLD { untold } else { BTreeSet::new() }
 }
 
+/// As [`untold`], of connections that are no play's: how many steps all agents have lost, by their own counts.
+pub fn untold_of_others(lost: impl Iterator<Item = f64>) -> u64 {
+    let by_all = lost.fold(f64::INFINITY, f64::min).max(0.0) as u64;
+    if by_all <= UNTOLD as u64 { by_all } else { 0 }
+}
+
 /// Plays `plays`, and again those that were told wrong for want of what the kernel left out, until none is; fails when
 /// something is wrong for another reason, or stays.
 pub fn until_reported<P: Copy + Ord + Debug>(mut plays: Vec<P>, mut round: impl FnMut(&[P]) -> Round<P>) {
@@ -163,4 +169,13 @@ fn what_was_sent_to_nobody_is_what_all_had_to_mend() {
     );
     let many = ["a", "b", "c"].map(|play| wrong(0, play));
     assert_eq!(untold(&many, &[9.0], all), BTreeSet::new());
+}
+
+#[test]
+fn what_all_agents_have_lost_of_others_was_told_to_none() {
+    assert_eq!(untold_of_others([1.0, 2.0].into_iter()), 1);
+    assert_eq!(untold_of_others([1.0, 0.0].into_iter()), 0);
+    // The kernel had counted it.
+    assert_eq!(untold_of_others([1.0, -1.0].into_iter()), 0);
+    assert_eq!(untold_of_others([3.0, 3.0].into_iter()), 0);
 }

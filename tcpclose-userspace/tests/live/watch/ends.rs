@@ -8,8 +8,8 @@ use rustix::process::Signal;
 
 use super::closes::Stage;
 use super::common::nobody::Nobody;
+use super::common::reader::{Reader, steps_of};
 use super::common::{Agent, BINARY, free_port};
-use super::reader::{Reader, steps_of};
 use super::{ACTIVE, PASSIVE, PATIENCE};
 
 #[test]

@@ -7,9 +7,9 @@ use tcpclose::names::Flow;
 use super::PATIENCE;
 use super::capture::{Capture, Segment};
 use super::closes::Stage;
+use super::common::reader::Reader;
 use super::common::{Agent, free_port};
 use super::place::Netns;
-use super::reader::Reader;
 
 /// The numbers of a close, from the wire: u of the first FIN, w of the other.
 struct Wire {

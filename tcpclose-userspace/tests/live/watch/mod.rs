@@ -1,6 +1,6 @@
 //! `tcpclose watch` beside what was done: real sockets, a live agent on each state hook, and the segments on the wire.
 //!
-//! * [`closes`]: closes as scripts. [`reader`]: a watch at work. [`capture`]: the segments.
+//! * [`closes`]: closes as scripts. [`capture`]: the segments.
 
 use crate::cases::place;
 use crate::common;
@@ -9,17 +9,16 @@ mod capture;
 mod closes;
 mod ends;
 mod handshake;
-mod reader;
 mod slow;
 
 use std::time::Duration;
 
+use common::reader::{self, Reader, steps_of};
 use common::{Agent, free_port};
 use serde_json::Value;
 use tcpclose::linux::sock_diag;
 
 use closes::Stage;
-use reader::{Reader, steps_of};
 
 /// For whatever happens on a busy machine; on an idle one it is there within a second or two.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::PATIENCE;
 use super::closes::Stage;
+use super::common::reader::Reader;
 use super::common::{Agent, free_port};
-use super::reader::Reader;
 
 /// Each makes six steps: together more than wait for a reader.
 const CLOSES: usize = 3_000;

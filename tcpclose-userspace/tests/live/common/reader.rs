@@ -11,8 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tcpclose::names::Flow;
 
-use super::PATIENCE;
-use super::common::{Agent, BINARY};
+use super::apart::PATIENCE;
+use super::{Agent, BINARY};
 
 /// Ended, and waited for, when dropped.
 pub struct Reader {
@@ -88,6 +88,24 @@ impl Reader {
         }
     }
 
+    /// The first step for which `is` holds, once it is printed.
+    pub fn step_when(&mut self, patience: Duration, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        self.nth_when(patience, what, 0, is)
+    }
+
+    /// As [`Self::step_when`], after `before` such steps.
+    pub fn nth_when(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        before: usize,
+        is: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let of = |lines: &[String]| steps_in(lines).into_iter().filter(&is).nth(before);
+        self.when(patience, what, |lines| of(lines).is_some());
+        of(&self.lines()).unwrap()
+    }
+
     /// The steps of one socket, once `done` holds for them.
     pub fn steps_when(
         &mut self,
@@ -96,8 +114,7 @@ impl Reader {
         done: impl Fn(&[Value]) -> bool,
     ) -> Vec<Value> {
         let of = |lines: &[String]| -> Vec<Value> {
-            let lines = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
-            lines.filter(|line| is_of(line, flow)).collect()
+            steps_in(lines).into_iter().filter(|line| is_of(line, flow)).collect()
         };
         self.when(patience, &format!("the steps of {flow:?}"), |lines| done(&of(lines)));
         of(&self.lines())
@@ -125,6 +142,12 @@ impl Drop for Reader {
             self.child.wait().unwrap();
         }
     }
+}
+
+/// Without what it says of lost ones.
+fn steps_in(lines: &[String]) -> Vec<Value> {
+    let lines = lines.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line.get("lost").is_none()).collect()
 }
 
 fn is_of(line: &Value, flow: &Flow) -> bool {
