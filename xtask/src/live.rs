@@ -60,6 +60,28 @@ const ALONE: &[&str] = &[
     "wakeup",
 ];
 
+/// Of those, the ones that mostly wait for TIME-WAITs to end: they may run while guests do.
+const WAITING: &[&str] = &["verify", "volume"];
+
+/// Which modules a run is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    All,
+    WithoutWaiting,
+    Waiting,
+}
+
+impl Selection {
+    fn has(self, module: &Module) -> bool {
+        let waits = WAITING.contains(&module.name.as_str());
+        match self {
+            Self::All => true,
+            Self::WithoutWaiting => !waits,
+            Self::Waiting => waits,
+        }
+    }
+}
+
 /// Runs of a test whose agents lost events to the kernel.
 const TRIES: u32 = 3;
 /// The agent's log line in that case.
@@ -116,15 +138,16 @@ struct Running {
     begun: Instant,
 }
 
-/// Runs all modules of `program`, including long ones if `all`. Without root it names what it skipped.
+/// Runs the selected modules of `program`, with their long tests if `all`. Without root it names what it skipped.
 ///
 /// # Errors
 /// When a test failed, or something that running them takes.
-pub fn run(program: &Path, all: bool) -> Result<Tally> {
+pub fn run(program: &Path, all: bool, selection: Selection) -> Result<Tally> {
     let folder = build::target_folder()?.join("live");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let names = listed(program)?;
-    let modules = modules(&names, |when| when == When::Always || all && when == When::Long);
+    let mut modules = modules(&names, |when| when == When::Always || all && when == When::Long);
+    modules.retain(|module| selection.has(module));
     let is_in = |list: &'static [&str]| move |module: &Module| list.contains(&module.name.as_str());
     let (alone, others): (Vec<Module>, Vec<Module>) = modules.into_iter().partition(is_in(ALONE));
     let (exact, together) = others.into_iter().partition(is_in(EXACT));

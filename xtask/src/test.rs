@@ -1,13 +1,16 @@
 //! `cargo xtask test`: what CI runs.
 
 use std::env;
+use std::panic::resume_unwind;
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::archive::Architecture;
+use crate::live::Selection;
 use crate::setup::{self, Purpose};
 use crate::vm::programs;
 use crate::{crates as cargo_crates, docs as book, fuzz, live, package, roots, sh, tools, vm, workflows};
@@ -182,8 +185,14 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
     if !sh::can_be_root() {
         return Ok(skipped("live tests", "need root"));
     }
+    let with_guests = vm::POSSIBLE && arguments.want("guests");
+    live_modules(arguments.all, if with_guests { Selection::WithoutWaiting } else { Selection::All })?;
+    Ok(Outcome::Passed)
+}
+
+fn live_modules(all: bool, selection: Selection) -> Result<()> {
     let programs = programs::build(Architecture::host()?)?;
-    let tally = live::run(&programs.live, arguments.all)?;
+    let tally = live::run(&programs.live, all, selection)?;
     let live::Tally { passed, failed, skipped } = &tally;
     eprintln!("\nlive: {passed} passed, {failed} failed, {} skipped", skipped.len());
     if *failed > 0 {
@@ -196,7 +205,7 @@ fn live(arguments: &Arguments) -> Result<Outcome> {
     {
         bail!("{} live tests were skipped on CI; the first: {first}", lacking.len());
     }
-    Ok(Outcome::Passed)
+    Ok(())
 }
 
 /// Cargo that runs what it builds as root; `None` if the user cannot.
@@ -213,9 +222,17 @@ pub fn with_root() -> Result<Option<Command>> {
     Ok(Some(command))
 }
 
-/// Live tests on other kernels than this machine's. Needs no root.
+/// Live tests on other kernels than this machine's, which need no root; and on this one those that mostly wait.
 fn guests(arguments: &Arguments) -> Result<Outcome> {
-    match vm::test(arguments.all)? {
+    let with_live = vm::POSSIBLE && sh::can_be_root() && arguments.want("live");
+    let (guests, live) = thread::scope(|threads| {
+        let waiting = || if with_live { live_modules(arguments.all, Selection::Waiting) } else { Ok(()) };
+        let waiting = threads.spawn(waiting);
+        let guests = vm::test(arguments.all);
+        (guests, waiting.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    });
+    live?;
+    match guests? {
         Ok(()) => Ok(Outcome::Passed),
         Err(why) => Ok(skipped("guests", why)),
     }
