@@ -4,8 +4,8 @@
 //! what changed ([`StepRecord`], 40 bytes; at the classic tracepoint [`FlowStepRecord`], 48). All start with the same
 //! [`RecordHeader`]. The kind of a record is its length and its [`flags::OPEN`] bit, which must agree.
 //!
-//! What is no state change of a socket comes as a [`HookRecord`], 40 bytes: the birth, flip and end of a minisocket, and a
-//! RST that was sent. A step of an MPTCP socket into CLOSE-WAIT or out of it is an [`OpenRecord`] with both [`flags::OPEN`] and
+//! What is no state change of a socket comes as a [`HookRecord`], 40 bytes: the birth, flip and end of a minisocket, a RST
+//! that was sent, and a segment that was sent again after a FIN. A step of an MPTCP socket into CLOSE-WAIT or out of it is an [`OpenRecord`] with both [`flags::OPEN`] and
 //! [`flags::HOOK`].
 
 use crate::state::TcpState;
@@ -258,10 +258,12 @@ pub enum HookKind {
     Purged,
     /// … before its timer, by none of these that a hook could see.
     Early,
+    /// A socket in FIN-WAIT-1, CLOSING or LAST-ACK sent a segment again, its FIN or data before it: `old` and `new` are its state.
+    SentAgain,
 }
 
 impl HookKind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Born,
         Self::Unborn,
         Self::Flipped,
@@ -274,6 +276,7 @@ impl HookKind {
         Self::Destroyed,
         Self::Purged,
         Self::Early,
+        Self::SentAgain,
     ];
 
     fn from_raw(raw: u16) -> Option<Self> {
@@ -291,8 +294,8 @@ pub struct HookRecord {
     pub subject: SocketOrRcvNxt,
 }
 
-/// The address of the `struct sock` in [`HookKind::Born`], [`HookKind::Unborn`] and [`HookKind::ResetSent`]; in
-/// [`HookKind::Flipped`] the minisocket's `tw_rcv_nxt`, one past the peer's FIN; else 0.
+/// The address of the `struct sock` in [`HookKind::Born`], [`HookKind::Unborn`], [`HookKind::ResetSent`] and [`HookKind::SentAgain`];
+/// in [`HookKind::Flipped`] the minisocket's `tw_rcv_nxt`, one past the peer's FIN; else 0.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketOrRcvNxt(u64);

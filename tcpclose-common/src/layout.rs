@@ -17,6 +17,8 @@ macro_rules! layout {
             pub resolved: u32,
             /// 1 where `tcp_send_reset` has the reason of the RST as its third argument, since 6.10.
             pub has_reset_reason: u32,
+            /// 1 where `tcp_retransmit_skb` has an error as its third argument, since 6.17.
+            pub has_retransmit_error: u32,
             $(
                 $(#[$meta])*
                 #[doc = concat!("From `struct ", $struct, "`: `", $path, "`.")]
@@ -25,14 +27,14 @@ macro_rules! layout {
         }
 
         impl Layout {
-            pub const UNRESOLVED: Self = Self { resolved: 0, has_reset_reason: 0, $($offset: 0,)+ };
+            pub const UNRESOLVED: Self = Self { resolved: 0, has_reset_reason: 0, has_retransmit_error: 0, $($offset: 0,)+ };
 
             /// Resolves each offset by the name of the struct and the path of the field.
             ///
             /// # Errors
             /// The first error of `offset_of`.
             pub fn resolve<E>(mut offset_of: impl FnMut(&str, &str) -> Result<u32, E>) -> Result<Self, E> {
-                Ok(Self { resolved: 1, has_reset_reason: 0, $($offset: offset_of($struct, $path)?,)+ })
+                Ok(Self { resolved: 1, has_reset_reason: 0, has_retransmit_error: 0, $($offset: offset_of($struct, $path)?,)+ })
             }
         }
     };
@@ -151,7 +153,7 @@ layout! {
     regs_nr: "pt_regs", "nr";
 }
 
-const _: () = assert!(size_of::<Layout>() == 56 * size_of::<u32>());
+const _: () = assert!(size_of::<Layout>() == 57 * size_of::<u32>());
 
 /// Where the fields of the classic tracepoint's record are, byte offsets from its start: tracefs tells them, in
 /// `events/sock/inet_sock_set_state/format`.

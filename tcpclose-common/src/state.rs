@@ -94,6 +94,9 @@ pub const CLOSE_PHASE: u32 = mask(&[
 /// what ends there never was a connection.
 pub const CONNECTED: u32 = CLOSE_PHASE | TcpState::Established.bit();
 
+/// The states in which a socket has sent its FIN and the peer has not acknowledged it.
+pub const FIN_UNACKNOWLEDGED: u32 = mask(&[TcpState::FinWait1, TcpState::Closing, TcpState::LastAck]);
+
 /// The states in which a connection's socket has not sent its FIN.
 pub const BEFORE_FIN: u32 = mask(&[TcpState::SynRecv, TcpState::Established, TcpState::CloseWait]);
 

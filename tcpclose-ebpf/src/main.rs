@@ -4,6 +4,7 @@
 //! * [`time_wait`]: a minisocket's birth, flip and end, by fentry and fexit.
 //! * [`reset`]: `tcp_receive_reset` and `tcp_send_reset`, which settle whether an error was a reset, and what data after
 //!   close was.
+//! * [`retransmit`]: `tcp_retransmit_skb`, for what is sent again after a FIN.
 //! * [`openings`]: marks for the few openings that a socket does not tell of itself.
 //! * [`stacks`]: the user's stack at the moments that matter for a leak, of armed processes.
 //! * [`task_file`]: the processes that hold sockets, by an iterator over all tasks' files.
@@ -15,6 +16,7 @@
 
 mod openings;
 mod reset;
+mod retransmit;
 mod ring;
 mod set_state;
 mod sock;
@@ -48,6 +50,12 @@ pub fn send_reset(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn receive_reset(ctx: BtfTracePointContext) -> i32 {
     reset::received(&ctx);
+    0
+}
+
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn retransmit(ctx: BtfTracePointContext) -> i32 {
+    retransmit::sent_again(&ctx);
     0
 }
 

@@ -59,6 +59,7 @@ pub fn summary(
     };
     not_in_use(&mut line, Hook::State);
     not_in_use(&mut line, Hook::Reset);
+    not_in_use(&mut line, Hook::Retransmit);
     let seen = match tracking.probe.time_wait {
         TimeWaitHook::Hooks => format!("hooks (fentry and fexit on the minisocket; {length})"),
         TimeWaitHook::Diag => format!("diag (a sock_diag dump every {interval}; {length})"),

@@ -90,12 +90,15 @@ descriptors! {
         "Events lost, by stage: ring full (ring), program skipped by the kernel (recursion), record not decoded (decode).";
     EVENTS_RECEIVED = Counter "tcpclose_events_received_total" []
         "Records received from the ring.";
+    FIN_RETRANSMITS = Counter "tcpclose_fin_retransmits_total" ["side", "port"]
+        "Segments sent again by sockets in FIN-WAIT-1, CLOSING and LAST-ACK: the peer has not acknowledged the FIN, or data before it. \
+         Counted where the kernel takes the hook on retransmissions (tcpclose_hook_degraded).";
     GAUGES_AGE = Gauge "tcpclose_gauges_age_seconds" ["netns"]
         "Age of the oldest data behind the socket gauges, for the host's network namespace and for all others: 0 where records cover everything, else the time since the last dump.";
     HELPERS_KILLED = Counter "tcpclose_helpers_killed_total" []
         "Helper processes killed because reading an executable, or naming stacks, took too long.";
     HOOK_DEGRADED = Gauge "tcpclose_hook_degraded" ["hook"]
-        "1 if this kernel refused a better backend than the one in use. hook=\"state\": also 1 while dumps see sockets close and the hook reports nothing. hook=\"reset\": the hook that distinguishes sent from received resets.";
+        "1 if this kernel refused a better backend than the one in use. hook=\"state\": also 1 while dumps see sockets close and the hook reports nothing. hook=\"reset\": the hook that distinguishes sent from received resets. hook=\"retransmit\": the hook that counts tcpclose_fin_retransmits_total.";
     HOOK_INFO = Gauge "tcpclose_hook_info" ["hook", "backend"]
         "The backend in use, per hook.";
     NETNS_INFO = Gauge "tcpclose_netns_info" ["dumped"]

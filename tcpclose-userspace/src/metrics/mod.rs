@@ -30,7 +30,7 @@ use crate::tracker::socket::TrackedSocket;
 /// Kinds of close (role and outcome) that all labels together may have, per possible label. A host has a handful per
 /// port; the bound keeps a hostile peer from making all of them, and with them more series than are promised. Beyond it a
 /// new kind counts as unknown.
-const CLOSE_KINDS_PER_LABEL: usize = 11;
+const CLOSE_KINDS_PER_LABEL: usize = 10;
 
 /// As many as the kernel has numbers for, and one that it does not use.
 const STATES: usize = TcpState::BoundInactive as usize + 1;
@@ -61,6 +61,7 @@ struct LabelRow {
     durations: [Histogram; Phase::ALL.len()],
     closes: [[u64; Outcome::ALL.len()]; Role::ALL.len()],
     stale_writes: u64,
+    fin_retransmits: u64,
 }
 
 impl LabelRow {
@@ -76,6 +77,7 @@ impl LabelRow {
         },
         closes: [[0; Outcome::ALL.len()]; Role::ALL.len()],
         stale_writes: 0,
+        fin_retransmits: 0,
     };
 
     fn close_kinds(&self) -> usize {
@@ -126,15 +128,20 @@ impl Metrics {
         each.filter(|&(.., n)| n != 0)
     }
 
-    /// Writes to connections that the peer had closed, which it answered with a RST.
     /// RSTs that ended a connection, by what this side knows of their reason.
     pub fn resets_received(&self) -> [(&'static str, u64); 2] {
         let stale = self.reset_for_stale_write;
         [("stale_write", stale), ("unknown", self.reset_by_peer.saturating_sub(stale))]
     }
 
+    /// Writes to connections that the peer had closed, which it answered with a RST.
     pub fn stale_writes(&self) -> impl Iterator<Item = (PortLabel, u64)> {
         self.rows().map(|(label, row)| (label, row.stale_writes)).filter(|&(_, n)| n != 0)
+    }
+
+    /// Segments that were sent again after a FIN.
+    pub fn fin_retransmits(&self) -> impl Iterator<Item = (PortLabel, u64)> {
+        self.rows().map(|(label, row)| (label, row.fin_retransmits)).filter(|&(_, n)| n != 0)
     }
 
     /// Every reason, 0 where none was seen.
@@ -267,6 +274,12 @@ impl EventSink for Metrics {
                 let slot = self.slot(pair, kind, at_ns);
                 if let Some(row) = self.rows.get_mut(slot) {
                     row.stale_writes += 1;
+                }
+            }
+            TrackerEvent::FinRetransmit { pair } => {
+                let slot = self.slot(pair, kind, at_ns);
+                if let Some(row) = self.rows.get_mut(slot) {
+                    row.fin_retransmits += 1;
                 }
             }
             TrackerEvent::TimeWaitEnded { how } => self.time_wait_ended[how as usize] += 1,

@@ -13,7 +13,7 @@ use crate::linux::host;
 use crate::names::HookCoverage;
 use crate::probe::backend::fentry::Minisockets;
 use crate::probe::backend::stacks::StackHook;
-use crate::probe::backend::tp_btf::ResetHook;
+use crate::probe::backend::tp_btf::SegmentHook;
 use crate::probe::backend::{OwnersHook, StateHook, TimeWaitHook, fentry, task_file, tp_btf, tracepoint};
 use crate::probe::declined::{DeclinedHooks, Hook};
 use crate::probe::errors::{cannot_load, one_line};
@@ -61,8 +61,9 @@ impl Builder {
 
         let loaded_btf = self.load_state(&mut ebpf, btf.as_ref(), &mut declined);
         let mut programs = Vec::new();
-        let [resets, received_resets] = [ResetHook::Sent, ResetHook::Received].map(|hook| match &btf {
-            Some(btf) => attach_resets(&mut ebpf, btf, hook, &mut programs, &mut declined),
+        let segments = [SegmentHook::ResetSent, SegmentHook::ResetReceived, SegmentHook::Retransmitted];
+        let [resets, received_resets, _] = segments.map(|hook| match &btf {
+            Some(btf) => attach_to_segments(&mut ebpf, btf, hook, &mut programs, &mut declined),
             None => false,
         });
         let minisockets =
@@ -222,21 +223,21 @@ struct RecordGlobal(RecordLayout);
 // SAFETY: as for LayoutGlobal.
 unsafe impl Pod for RecordGlobal {}
 
-/// Attaches a hook on resets. Returns whether it is in use.
-fn attach_resets(
+/// Attaches a hook on segments. Returns whether it is in use.
+fn attach_to_segments(
     ebpf: &mut Ebpf,
     btf: &Btf,
-    hook: ResetHook,
+    hook: SegmentHook,
     programs: &mut Vec<OwnedFd>,
     declined: &mut DeclinedHooks,
 ) -> bool {
-    match tp_btf::attach_resets(ebpf, btf, hook) {
+    match tp_btf::attach_to_segments(ebpf, btf, hook) {
         Ok(program) => {
             programs.push(program);
             true
         }
         Err(why) => {
-            declined.push(Hook::Reset, format!("{}: {why:#}: {}", hook.tracepoint(), hook.cost()));
+            declined.push(hook.hook(), format!("{}: {why:#}: {}", hook.tracepoint(), hook.cost()));
             false
         }
     }

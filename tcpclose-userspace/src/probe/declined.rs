@@ -13,6 +13,8 @@ pub enum Hook {
     Owners,
     /// Resets that the kernel sends.
     Reset,
+    /// Segments that are sent again after a FIN.
+    Retransmit,
     /// User stacks of armed processes.
     Stacks,
 }

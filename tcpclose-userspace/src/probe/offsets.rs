@@ -28,7 +28,11 @@ pub fn resolve() -> Result<Resolved> {
         .or_else(|_| Btf::from_bytes(&fs::read(VMLINUX)?))
         .with_context(|| format!("{VMLINUX} cannot be read"))?;
     let (layout, reset_reasons) = (from_btf(&btf)?, reset_reasons(&btf));
-    let layout = Layout { has_reset_reason: u32::from(!reset_reasons.is_empty()), ..layout };
+    let layout = Layout {
+        has_reset_reason: u32::from(!reset_reasons.is_empty()),
+        has_retransmit_error: u32::from(has_retransmit_error(&btf)),
+        ..layout
+    };
     Ok(Resolved { layout, reset_reasons })
 }
 
@@ -63,6 +67,12 @@ fn reset_reasons(btf: &Btf) -> Vec<String> {
         }
     }
     names
+}
+
+/// Whether `tcp_retransmit_skb` has an error as its third argument (since 6.17).
+fn has_retransmit_error(btf: &Btf) -> bool {
+    // The tracepoint's own data comes first.
+    parameters(btf, "btf_trace_tcp_retransmit_skb") == Some(4)
 }
 
 /// The number of parameters of the function that the type `name` points to.

@@ -18,6 +18,8 @@ pub enum TrackerEvent {
     Closed { pair: PortKey, role: Role, outcome: Outcome },
     /// A socket in CLOSE-WAIT was written to, and the peer reset it for that.
     StaleWrite { pair: PortKey },
+    /// A socket sent a segment again after its FIN.
+    FinRetransmit { pair: PortKey },
     /// A TIME-WAIT is gone.
     TimeWaitEnded { how: TimeWaitEnd },
     /// A TIME-WAIT was skipped: the kernel's table was full, or it had no memory.

@@ -1,5 +1,5 @@
-//! Hook records: a minisocket's birth, flip and end, each at its instant and with its cause; and the RST that settles
-//! what an ECONNRESET was.
+//! Hook records: a minisocket's birth, flip and end, each at its instant and with its cause; the RST that settles
+//! what an ECONNRESET was; and what is sent again after a FIN.
 
 use tcpclose_common::event::{HookKind, HookRecord, RecordHeader, flags};
 use tcpclose_common::state::TcpState;
@@ -50,6 +50,7 @@ impl Tracker {
             HookKind::Destroyed => self.ended(head, TimeWaitEnd::Destroyed, Outcome::Destroyed, out),
             HookKind::Purged => self.ended(head, TimeWaitEnd::Purged, Outcome::Unknown, out),
             HookKind::Early => self.ended(head, TimeWaitEnd::Early, Outcome::Unknown, out),
+            HookKind::SentAgain => self.sent_again(record, out),
         }
     }
 
@@ -83,6 +84,18 @@ impl Tracker {
             let evidence = Evidence { reset_reason: reason, ..Evidence::BY_HOOK };
             let change = PhaseChange { at_ns: head.time_ns, from, to, spent, outcome: None, evidence };
             self.close(at, change, Outcome::ResetSent, None, out);
+        }
+    }
+
+    /// A socket that no record and no dump has told of has no pair yet: it is not counted.
+    fn sent_again(&self, record: &HookRecord, out: &mut impl EventSink) {
+        let head = &record.head;
+        // At the classic tracepoint a dump's socket is known by its cookie until it steps.
+        let of = |key: u64| if key == 0 { None } else { self.slot_of_key(key) };
+        if let Some(at) = of(self.key_of_socket(record)).or_else(|| of(head.key)) {
+            let socket = &self.sockets[at];
+            let event = TrackerEvent::FinRetransmit { pair: socket.pair() };
+            out.event_of(head.time_ns, event, self.port_kind(socket));
         }
     }
 

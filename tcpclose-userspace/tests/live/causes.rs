@@ -1,10 +1,14 @@
-//! Why sockets that have sent their FIN still exist: FIN-WAIT-2 that a local peer holds, or nobody; FIN-WAIT-1 whose peer does not read.
+//! Why sockets that have sent their FIN still exist: FIN-WAIT-2 that a local peer holds, or nobody; FIN-WAIT-1 whose peer does not
+//! read; a FIN that is not acknowledged.
 
-use crate::common::apart::{CLOSE_WAIT, until_state};
+use crate::cases::peer::Peer;
+use crate::cases::place::Tun;
+use crate::cases::wire::FIN;
+use crate::common::apart::{CLOSE_WAIT, apart, until_state};
 use crate::common::{Agent, BINARY, free_port};
 
 use std::io::{ErrorKind, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -96,4 +100,58 @@ fn who_keeps_a_socket_that_has_sent_its_fin_is_named() {
         );
     }
     drop((client, server, kept, full, unread));
+}
+
+/// FINs that a peer must receive again before it acknowledges them.
+const AGAIN: usize = 2;
+
+/// This side's FIN first, then the peer's: FIN-WAIT-1 and LAST-ACK. Returns how often the FIN was sent again.
+fn sent_again(port: u16, peer_first: bool) -> usize {
+    let v4 = Ipv4Addr::new(10, 85, peer_first.into(), 1);
+    let v6 = Ipv6Addr::new(0xfd85, 0, 0, peer_first.into(), 0, 0, 0, 1);
+    let (there, here) = (
+        SocketAddr::from((Ipv4Addr::new(10, 85, peer_first.into(), 2), 40_000)),
+        SocketAddr::from((v4, port)),
+    );
+    let mut peer =
+        Peer::new(Tun::new(&format!("again{}", u8::from(peer_first)), v4, v6).unwrap(), there, here);
+    let listener = TcpListener::bind(here).unwrap();
+    peer.connect();
+    let server = listener.accept().unwrap().0;
+    if peer_first {
+        peer.fin();
+        until_state(&server, CLOSE_WAIT);
+    }
+    drop(server);
+    (0..=AGAIN).for_each(|_| drop(peer.expect(FIN)));
+    if peer_first {
+        peer.ack()
+    } else {
+        peer.fin_and_ack()
+    }
+    // What a busy machine sent before it took the acknowledgment.
+    let mut sent = AGAIN;
+    while let Some(segment) = peer.receive(Instant::now() + Duration::from_secs(1)) {
+        sent += usize::from(segment.has(FIN));
+    }
+    sent
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_fin_that_is_sent_again_is_counted() {
+    for (hook, agent) in Agent::on_each_hook(&[]) {
+        for peer_first in [false, true] {
+            let port = free_port();
+            let sent = apart(|| sent_again(port, peer_first));
+            let port = port.to_string();
+            let labels = [("side", "server"), ("port", &*port)];
+            let metrics = agent.metrics_when(PATIENCE, "its close", |metrics| {
+                metrics.sum("tcpclose_closes_total", &labels) >= 1.0
+            });
+            let counted = metrics.sum("tcpclose_fin_retransmits_total", &labels);
+            assert_eq!(counted, sent as f64, "{hook}, the peer first: {peer_first}");
+        }
+        assert_eq!(agent.metrics().sum("tcpclose_hook_degraded", &[("hook", "retransmit")]), 0.0, "{hook}");
+    }
 }

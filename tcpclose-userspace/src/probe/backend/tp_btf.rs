@@ -1,4 +1,4 @@
-//! BTF tracepoints (tp_btf): the state hook with cookies and direct reads, and the hooks on resets.
+//! BTF tracepoints (tp_btf): the state hook with cookies and direct reads, and the hooks on segments.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
@@ -7,6 +7,7 @@ use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf};
 
 use crate::probe::backend::tracepoint;
+use crate::probe::declined::Hook;
 use crate::probe::errors::refusal;
 
 /// Loads the state hook; [`attach`] starts it.
@@ -28,21 +29,24 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-/// A hook on resets. It needs no fentry.
+/// A hook on segments that matter for a close. It needs no fentry.
 #[derive(Clone, Copy, Debug)]
-pub enum ResetHook {
+pub enum SegmentHook {
     /// `tcp_send_reset`, which distinguishes a reset that was sent (data after close) from one that was received.
-    Sent,
+    ResetSent,
     /// `tcp_receive_reset`, which distinguishes a reset from an error that something else has left in the socket.
-    Received,
+    ResetReceived,
+    /// `tcp_retransmit_skb`, which counts what is sent again after a FIN.
+    Retransmitted,
 }
 
-impl ResetHook {
+impl SegmentHook {
     /// The program, and its tracepoint.
     const fn names(self) -> (&'static str, &'static str) {
         match self {
-            Self::Sent => ("send_reset", "tcp_send_reset"),
-            Self::Received => ("receive_reset", "tcp_receive_reset"),
+            Self::ResetSent => ("send_reset", "tcp_send_reset"),
+            Self::ResetReceived => ("receive_reset", "tcp_receive_reset"),
+            Self::Retransmitted => ("retransmit", "tcp_retransmit_skb"),
         }
     }
 
@@ -50,20 +54,28 @@ impl ResetHook {
         self.names().1
     }
 
+    pub const fn hook(self) -> Hook {
+        match self {
+            Self::ResetSent | Self::ResetReceived => Hook::Reset,
+            Self::Retransmitted => Hook::Retransmit,
+        }
+    }
+
     /// The cost of doing without it.
     pub const fn cost(self) -> &'static str {
         match self {
-            Self::Sent => "a RST that was sent cannot be distinguished from one received",
-            Self::Received => "an error that was left in a socket can be taken for a reset",
+            Self::ResetSent => "a RST that was sent cannot be distinguished from one received",
+            Self::ResetReceived => "an error that was left in a socket can be taken for a reset",
+            Self::Retransmitted => "segments that are sent again after a FIN are not counted",
         }
     }
 }
 
-/// Loads and attaches a hook on resets.
+/// Loads and attaches a hook on segments.
 ///
 /// # Errors
 /// When the kernel has no such tracepoint, or refuses the program.
-pub fn attach_resets(ebpf: &mut Ebpf, btf: &Btf, hook: ResetHook) -> Result<OwnedFd> {
+pub fn attach_to_segments(ebpf: &mut Ebpf, btf: &Btf, hook: SegmentHook) -> Result<OwnedFd> {
     let (name, tracepoint) = hook.names();
     let program = program(ebpf, name)?;
     program.load(tracepoint, btf).map_err(refusal)?;

@@ -192,6 +192,20 @@ fn a_fin_wait_2_minisocket_that_was_not_born_is_an_overflow_too() {
     assert_eq!(bench.events().last(), Some(&TrackerEvent::TimeWaitOverflow));
 }
 
+#[test]
+fn what_is_sent_again_counts_for_the_port_of_its_socket() {
+    for by_cookie in [true, false] {
+        let mut bench = hooked(by_cookie);
+        let key = bench.key();
+        bench.hook(HookKind::SentAgain, T0 - 1, (FinWait1, FinWait1), key);
+        assert_eq!(bench.events(), [], "nobody knows the socket");
+        bench.step(key, &client(), T0, (Established, FinWait1), OWNED);
+        bench.events();
+        bench.hook(HookKind::SentAgain, T0 + MS, (FinWait1, FinWait1), key);
+        assert_eq!(bench.events(), [TrackerEvent::FinRetransmit { pair: CLIENT }]);
+    }
+}
+
 /// Data after close calls tcp_reset() as a RST does; the RST that goes out a moment later tells.
 #[test]
 fn the_outcome_of_a_reset_settles_a_moment_later() {

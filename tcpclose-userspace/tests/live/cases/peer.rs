@@ -171,7 +171,7 @@ impl Peer {
     }
 
     /// The next segment of this connection, taken as received if it is next in order.
-    fn receive(&mut self, until: Instant) -> Option<Segment> {
+    pub fn receive(&mut self, until: Instant) -> Option<Segment> {
         loop {
             let packet = self.wire.receive(until)?;
             let Some(segment) = Segment::from_bytes(&packet) else { continue };

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockFilter, SockRef, Socket, Type};
 
 use crate::common::{Agent, Metrics, free_port, half_closed_client};
 
@@ -29,6 +29,7 @@ pub struct Scene {
     stop: Arc<AtomicBool>,
     traffic: Option<JoinHandle<()>>,
     _leak: Vec<(TcpStream, TcpStream)>,
+    _deaf: TcpStream,
 }
 
 impl Scene {
@@ -49,6 +50,7 @@ impl Scene {
             "--owner-interval=1s",
         ]);
         drop(early);
+        let deaf = deaf(&listeners[0]);
         let leak = (0..LEAKED).map(|_| {
             let mut client = half_closed_client(ports[1], b"request");
             client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -69,7 +71,7 @@ impl Scene {
                 sleep(Duration::from_millis(200));
             }
         });
-        let scene = Self { agent, ports, stop, traffic: Some(traffic), _leak: leak };
+        let scene = Self { agent, ports, stop, traffic: Some(traffic), _leak: leak, _deaf: deaf };
         scene.agent.metrics_when(PATIENCE, "everything has come up", |metrics| scene.is_whole(metrics));
         scene
     }
@@ -85,6 +87,7 @@ impl Scene {
             && metrics.sum("tcpclose_state_duration_seconds_count", &[("state", "time_wait"), ends]) > 0.0
             && metrics.sum("tcpclose_state_duration_seconds_count", &[("state", "fin_wait_2"), ends]) > 0.0
             && metrics.has("tcpclose_stale_writes_total", &[ends])
+            && metrics.has("tcpclose_fin_retransmits_total", &[ends])
             && metrics.has("tcpclose_resets_total", &[("direction", "sent")])
             && metrics.has("tcpclose_stuck_verdict_sockets", &[leaks])
             && metrics.sum("tcpclose_unseen_phases_total", &[]) > 0.0
@@ -99,6 +102,16 @@ impl Drop for Scene {
             let _ = traffic.join();
         }
     }
+}
+
+/// The server of a closed client, whose FIN it drops each time that it is sent.
+fn deaf(listener: &TcpListener) -> TcpStream {
+    let nothing = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let server = listener.accept().unwrap().0;
+    SockRef::from(&server).attach_filter(&[nothing]).unwrap();
+    drop(client);
+    server
 }
 
 /// One connection of each kind, on the port of `listener`. `waiting`: peers of TIME-WAITs, and since when.

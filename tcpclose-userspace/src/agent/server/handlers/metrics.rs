@@ -198,6 +198,10 @@ fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overf
     for (label, n) in metrics.stale_writes() {
         stale_writes.add(&[label.side.name(), &port(label)], n as f64);
     }
+    let mut fin_retransmits = Family::new(&descriptors::FIN_RETRANSMITS);
+    for (label, n) in metrics.fin_retransmits() {
+        fin_retransmits.add(&[label.side.name(), &port(label)], n as f64);
+    }
     let mut ended = Family::new(&descriptors::TIME_WAIT_ENDED);
     for (how, n) in metrics.time_wait_ended() {
         ended.add(&[how.name()], n as f64);
@@ -212,7 +216,18 @@ fn counters(families: &mut Vec<MetricFamily>, metrics: &Metrics, time_wait_overf
     }
     let overflows = single(&descriptors::TIME_WAIT_OVERFLOWS, time_wait_overflows as f64);
     let folded = single(&descriptors::PORTS_FOLDED, metrics.folded() as f64);
-    let all = [durations, transitions, closes, stale_writes, ended, unseen, corrections, overflows, folded];
+    let all = [
+        durations,
+        transitions,
+        closes,
+        stale_writes,
+        fin_retransmits,
+        ended,
+        unseen,
+        corrections,
+        overflows,
+        folded,
+    ];
     families.extend(all.map(Family::done));
 }
 
@@ -255,7 +270,8 @@ fn agent(families: &mut Vec<MetricFamily>, tracking: &Tracking) {
         .with(&["state"], degrades(Hook::State).max(flag(tracking.is_hook_silent())))
         .with(&["time_wait"], degrades(Hook::TimeWait))
         .with(&["owners"], degrades(Hook::Owners))
-        .with(&["reset"], degrades(Hook::Reset));
+        .with(&["reset"], degrades(Hook::Reset))
+        .with(&["retransmit"], degrades(Hook::Retransmit));
     let namespaces = Family::new(&descriptors::NETNS_INFO).with(&[tracking.namespaces.coverage()], 1.0);
     let build = Family::new(&descriptors::BUILD_INFO).with(&[env!("CARGO_PKG_VERSION")], 1.0);
     let all = [

@@ -57,6 +57,7 @@ fn the_worst_case_stays_within_the_promise() {
             metrics.event(1, TrackerEvent::Closed { pair, role, outcome });
         }
         metrics.event(1, TrackerEvent::StaleWrite { pair });
+        metrics.event(1, TrackerEvent::FinRetransmit { pair });
     }
     let phases = Phase::ALL.map(Phase::state);
     for from in phases.into_iter().chain([TcpState::Established, TcpState::SynRecv]) {
