@@ -13,7 +13,7 @@ use crate::client::fetch::{AgentAddress, Fetched, fetch};
 use crate::client::reply::Alone;
 use crate::client::snapshot;
 use crate::commands::arguments::{NetnsChoice, cookie, duration, pid, port, state};
-use crate::commands::groups::Listed;
+use crate::commands::groups::ListedSocket;
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
@@ -58,17 +58,9 @@ pub struct Findings {
 }
 
 impl SocketFilter {
-    /// Asks the agent at `address`; where none answers, takes a snapshot. `alone`: what the command does without an agent.
+    /// The sockets in the state of the filter, by [`Self::ask`].
     pub fn find(&self, address: &AgentAddress, alone: Alone, depth: Depth) -> Result<Findings, Failure> {
-        let ask =
-            |socket: &std::path::Path| client::sockets(socket, alone, self.state, self.older_than, depth);
-        let stuck_after = self.older_than.unwrap_or(DEFAULT_STUCK_AFTER);
-        let snapshot = || {
-            let bound_ns = u64::try_from(stuck_after.as_nanos()).unwrap_or(u64::MAX);
-            let document = snapshot::sockets(self.state.state().bit(), bound_ns, self.netns.scope(), depth)?;
-            Ok(SocketsAnswer { document, stuck_after })
-        };
-        let Fetched { document: answer, source, remark } = fetch(address, alone, ask, snapshot)?;
+        let Fetched { document: answer, source, remark } = self.ask(address, alone, self.state, depth)?;
         let SocketsAnswer { mut document, stuck_after } = answer;
         document.incomplete.extend(remark);
         if let Some(pid) = self.pid
@@ -84,19 +76,30 @@ impl SocketFilter {
         let mut sent = Vec::new();
         let mut later = 0.0;
         for state in [Phase::FinWait1, Phase::FinWait2] {
-            let ask = |socket: &std::path::Path| {
-                client::sockets(socket, Alone::Snapshot, state, self.older_than, Depth::WithPeers)
-            };
-            let snapshot = || {
-                let (scope, depth) = (self.netns.scope(), Depth::WithPeers);
-                let document = snapshot::sockets(state.state().bit(), 0, scope, depth)?;
-                Ok(SocketsAnswer { document, stuck_after: DEFAULT_STUCK_AFTER })
-            };
-            let Fetched { document: answer, .. } = fetch(address, Alone::Snapshot, ask, snapshot)?;
-            later = seconds_between(at, &answer.document.at);
-            sent.extend(answer.document.sockets);
+            let document = self.ask(address, Alone::Snapshot, state, Depth::WithPeers)?.document.document;
+            later = seconds_between(at, &document.at);
+            sent.extend(document.sockets);
         }
         Ok((sent, later))
+    }
+
+    /// Asks the agent at `address` for the sockets in `state`; where none answers, takes a snapshot. `alone`: what the command does
+    /// without an agent.
+    fn ask(
+        &self,
+        address: &AgentAddress,
+        alone: Alone,
+        state: Phase,
+        depth: Depth,
+    ) -> Result<Fetched<SocketsAnswer>, Failure> {
+        let ask = |socket: &std::path::Path| client::sockets(socket, alone, state, self.older_than, depth);
+        let stuck_after = self.older_than.unwrap_or(DEFAULT_STUCK_AFTER);
+        let snapshot = || {
+            let bound_ns = u64::try_from(stuck_after.as_nanos()).unwrap_or(u64::MAX);
+            let document = snapshot::sockets(state.state().bit(), bound_ns, self.netns.scope(), depth)?;
+            Ok(SocketsAnswer { document, stuck_after })
+        };
+        fetch(address, alone, ask, snapshot)
     }
 
     /// Whether it names sockets by more than their state and age.
@@ -206,9 +209,9 @@ impl Sorted {
     }
 
     /// The sockets that the text lists: all that match and are not still sending.
-    pub fn listed(&self) -> impl Iterator<Item = Listed<'_>> {
+    pub fn listed(&self) -> impl Iterator<Item = ListedSocket<'_>> {
         self.matching.iter().filter(|socket| socket.diagnosis != Some(Diagnosis::StillSending)).map(
-            |socket| Listed {
+            |socket| ListedSocket {
                 socket,
                 possibly: !socket.is_past(self.bound),
                 elsewhere: socket.netns != self.own,
@@ -216,7 +219,7 @@ impl Sorted {
         )
     }
 
-    pub fn stuck(&self) -> impl Iterator<Item = Listed<'_>> {
+    pub fn stuck(&self) -> impl Iterator<Item = ListedSocket<'_>> {
         self.listed().filter(|listed| !listed.possibly)
     }
 

@@ -13,7 +13,7 @@ use crate::commands::arguments::{duration, number};
 use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::filter::{Findings, SocketFilter, Sorted};
 use crate::commands::groups;
-use crate::commands::groups::{By, Listed};
+use crate::commands::groups::{By, ListedSocket};
 use crate::commands::output::{json, print};
 use crate::failure::Failure;
 use crate::names::Phase;
@@ -143,19 +143,10 @@ impl Stuck {
         if let Some(file) = &self.flame {
             flame::write(file, &sorted, &findings.document.stacks)?;
         }
-        let chains = sent.as_ref().map(|(sent, later)| {
+        if let Some((sent, later)) = &sent {
             let of = ChainSockets::new(&every_close_wait, sent, *later);
-            of.chains(sorted.listed().map(|listed| listed.socket))
-        });
-        if let (Some(chains), false) = (&chains, self.json) {
-            let mut text =
-                sorted.summary(&self.filter.state_in_words(), findings.bound, self.filter.is_selective());
-            text = table::wrap(&text, table::width()) + "\n\n";
-            text.push_str(&chain::text(chains, self.limit.unwrap_or(GROUPS), table::width()));
-            text.push_str(&footer(&findings.source, &findings.document.incomplete, table::width()));
-            return print(&text).map(|()| code);
+            findings.document.chains = of.chains(sorted.listed().map(|listed| listed.socket));
         }
-        findings.document.chains = chains.unwrap_or_default();
         let text = if self.json {
             findings.document.sockets = std::mem::take(&mut sorted.matching);
             json(&findings.document)?
@@ -173,12 +164,13 @@ impl Stuck {
         let mut text =
             table::wrap(&sorted.summary(&state, findings.bound, self.filter.is_selective()), width);
         text.push('\n');
-        let listed: Vec<Listed<'_>> = sorted.listed().collect();
+        let listed: Vec<ListedSocket<'_>> = sorted.listed().collect();
         if !listed.is_empty() {
             text.push('\n');
-            text.push_str(&match self.sockets {
-                true => list(&listed, self.limit.unwrap_or(usize::MAX), width),
-                false => {
+            text.push_str(&match (self.sockets, self.chain) {
+                (true, _) => list(&listed, self.limit.unwrap_or(usize::MAX), width),
+                (_, true) => chain::text(&findings.document.chains, self.limit.unwrap_or(GROUPS), width),
+                _ => {
                     let groups = groups::group(&listed, self.by, &findings.document.stacks);
                     let limit = self.limit.unwrap_or(GROUPS);
                     let shown = groups.get(..limit).unwrap_or(&groups);
@@ -199,13 +191,13 @@ impl Stuck {
 }
 
 /// The table of sockets: one line each where that fits, else ends and owners below.
-pub fn list(listed: &[Listed<'_>], limit: usize, width: Option<u16>) -> String {
+pub fn list(listed: &[ListedSocket<'_>], limit: usize, width: Option<u16>) -> String {
     const HEADER: [&str; 7] = [">AGE", "WHY", ">UNREAD", ">UNSENT", "LOCAL", "PEER", "OWNER[PID]:FD"];
     const NARROW: usize = 4;
     let shown = &listed[..limit.min(listed.len())];
     let rows: Vec<Vec<String>> = shown
         .iter()
-        .map(|Listed { socket, possibly, elsewhere }| {
+        .map(|ListedSocket { socket, possibly, elsewhere }| {
             vec![
                 table::age(&socket.age),
                 labels::why(socket, *possibly),

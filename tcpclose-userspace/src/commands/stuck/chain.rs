@@ -4,14 +4,14 @@ use crate::failure::printable;
 use crate::report::chain_link::{Chain, ChainEnd, Link};
 use crate::ui::table;
 
-/// A line or two a chain, the first `limit` of them; empty if there is none.
+/// A line or two a chain, the first `limit` of them.
 pub fn text(chains: &[Chain], limit: usize, width: Option<u16>) -> String {
     let shown = chains.get(..limit).unwrap_or(chains);
     let mut text: String = shown.iter().map(|chain| table::wrap(&line(chain), width) + "\n").collect();
     if chains.len() > shown.len() {
         text.push_str(&format!("… {} more\n", chains.len() - shown.len()));
     }
-    if text.is_empty() { text } else { text + "\n" }
+    text
 }
 
 /// `12: client[7] → haproxy[812]:9000 → app[901]:8080: app[901] has not closed`.
@@ -60,6 +60,6 @@ mod tests {
         let nobody = Chain { client: None, links: Vec::new(), ..chain(ChainEnd::UnknownOwner) };
         let all = text(&[&chains[..], &[nobody]].concat(), 9, None);
         crate::ui::golden::check("chain.txt", &all);
-        assert!(text(&chains, 1, None).ends_with("… 4 more\n\n") && text(&[], 9, None).is_empty());
+        assert!(text(&chains, 1, None).ends_with("… 4 more\n") && text(&[], 9, None).is_empty());
     }
 }
