@@ -32,14 +32,14 @@ const CHUNKS: usize = 2;
 
 /// How much work a dump may be.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct DumpLimits {
     /// CPU time after which the rest of the namespaces is left to another dump; about.
     pub cpu: Option<Duration>,
     /// Absent sockets that are looked up one by one.
     pub lookups: usize,
 }
 
-impl Bounds {
+impl DumpLimits {
     /// `cpu`: as there. `all`: no absent socket is left to the next dump, since a user waits for the result.
     pub const fn new(cpu: Option<Duration>, all: bool) -> Self {
         Self { cpu, lookups: if all { MOST_LOOKUPS_REQUESTED } else { MOST_LOOKUPS } }
@@ -78,7 +78,7 @@ pub async fn dump(
     tracking: &RefCell<Tracking>,
     request: DumpRequest,
     places: Vec<NetnsPath>,
-    bounds: Bounds,
+    bounds: DumpLimits,
     all: bool,
 ) -> Result<Dumped> {
     tracking.borrow_mut().tracker.dump_started();

@@ -21,15 +21,15 @@ const ONE_BATCH: usize = 64;
 const ENDS: usize = 4096;
 
 /// The network namespace and the addresses of a connection.
-type Ends = (u32, Flow);
+type ConnectionKey = (u32, Flow);
 
 /// What records and dumps have told.
 #[derive(Debug, Default)]
 pub struct MptcpSockets {
     /// Users choose addresses and ports, so the hash has a secret.
-    sockets: HashMap<Ends, (TrackedSocket, Option<LastWrite>), RandomState>,
+    sockets: HashMap<ConnectionKey, (TrackedSocket, Option<LastWrite>), RandomState>,
     /// The sockets that left CLOSE-WAIT since the last dump began, and when, CLOCK_MONOTONIC nanoseconds.
-    left: HashMap<Ends, u64, RandomState>,
+    left: HashMap<ConnectionKey, u64, RandomState>,
 }
 
 impl MptcpSockets {
@@ -137,7 +137,7 @@ impl MptcpSockets {
 }
 
 /// An MPTCP socket in CLOSE-WAIT. It has no counters that prove its side, and a listener on the port proves none.
-fn tracked((netns, flow): Ends, cookie: u64, since: EnteredAt, tracker: &Tracker) -> TrackedSocket {
+fn tracked((netns, flow): ConnectionKey, cookie: u64, since: EnteredAt, tracker: &Tracker) -> TrackedSocket {
     let side = Side::Unknown;
     TrackedSocket {
         cookie,

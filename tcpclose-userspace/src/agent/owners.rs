@@ -16,7 +16,7 @@ use crate::names::Phase;
 use crate::report::owner_counts::{StuckCounts, diagnoses, tally};
 use crate::report::owner_series::OwnerSeries;
 use crate::report::sockets::{Depth, StuckSocket, seconds};
-use crate::report::verdict::rules::Bounds;
+use crate::report::verdict::rules::StuckBounds;
 use crate::tracker::socket::{SocketKind, TrackedSocket};
 
 /// Counts for as long as the agent runs; costs nothing while no socket is stuck.
@@ -28,7 +28,7 @@ pub async fn run(parts: Parts, interval: Duration) {
         sleep(pause).await;
         pause = interval;
         let bound_ns = tracking.borrow().stuck_after.first_ns();
-        let bounds = Bounds::of(tracking.borrow().stuck_after.bounds_ns());
+        let bounds = StuckBounds::of(tracking.borrow().stuck_after.bounds_ns());
         if !any_stuck(&tracking.borrow()) {
             stuck_counts.take();
             let verdicts = &mut tracking.borrow_mut().output.verdicts;

@@ -19,7 +19,7 @@ use crate::linux::netns::{Descriptors, NetnsPath};
 use crate::linux::netns_dump::DumpRequest;
 
 use crate::agent::cpu_budget::timed;
-use crate::agent::dump::{Bounds, Dumped, dump};
+use crate::agent::dump::{DumpLimits, Dumped, dump};
 use crate::agent::netns_search::{FinishedSearch, NetnsSearch};
 use crate::agent::parts::Parts;
 use crate::agent::scheduler::{Action, Inputs, Limits, NetnsCost, OthersTurn, SLICE, Scheduler, Turn};
@@ -44,10 +44,10 @@ pub async fn first(tracking: &RefCell<Tracking>) -> Result<()> {
         }
         tracking.begin_round(found, Some(with_sockets), started_ns);
     }
-    round_slice(tracking, Bounds::new(None, false), false, true).await?;
+    round_slice(tracking, DumpLimits::new(None, false), false, true).await?;
     let places = tracking.borrow().places_with_sockets();
     if !places.is_empty() {
-        dump(tracking, EVERYTHING, places, Bounds::new(None, false), false).await?;
+        dump(tracking, EVERYTHING, places, DumpLimits::new(None, false), false).await?;
     }
     tracking.borrow_mut().ready = true;
     Ok(())
@@ -57,7 +57,7 @@ pub async fn first(tracking: &RefCell<Tracking>) -> Result<()> {
 /// `begins`: this is its first slice.
 async fn round_slice(
     tracking: &RefCell<Tracking>,
-    bounds: Bounds,
+    bounds: DumpLimits,
     lost: bool,
     begins: bool,
 ) -> Result<Dumped> {
@@ -215,7 +215,7 @@ impl Reconcile {
         let lost = self.scheduler.lost_before_round();
         // Without BTF a minisocket's namespace is unknown, and each one is a lookup.
         let all = self.inputs().requested && self.parts.tracking.borrow().probe.reads_fields;
-        let bounds = Bounds::new(self.slice, all);
+        let bounds = DumpLimits::new(self.slice, all);
         let dumped = round_slice(&self.parts.tracking, bounds, lost, begins).await;
         if dumped.is_err() {
             self.scheduler.round_failed();
@@ -231,7 +231,7 @@ impl Reconcile {
         turn: Turn,
     ) {
         let all = self.parts.tracking.borrow().namespaces.places(None).len() == places.len();
-        let bounds = Bounds::new(most, false);
+        let bounds = DumpLimits::new(most, false);
         let dumped = dump(&self.parts.tracking, request, places, bounds, all).await;
         self.done(dumped, choosing, turn);
     }

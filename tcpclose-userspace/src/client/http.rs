@@ -9,7 +9,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use crate::client::reply::{Answer, Reply};
+use crate::client::reply::{AgentAnswer, Reply};
 use crate::report::encoding::ACCEPT_EITHER;
 
 /// More than the answer about a million sockets.
@@ -72,7 +72,7 @@ pub async fn exchange(
     method: Method,
     target: &str,
     body: Vec<u8>,
-) -> Result<Reply<Answer>, String> {
+) -> Result<Reply<AgentAnswer>, String> {
     let OpenResponse { response, agent_pid } = match send(path, method, target, body).await? {
         Reply::Answer(open) => open,
         Reply::NoAgent => return Ok(Reply::NoAgent),
@@ -89,7 +89,7 @@ pub async fn exchange(
         })?;
         body.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
     }
-    Ok(Reply::Answer(Answer { status, headers, body, target: target.to_owned(), agent_pid }))
+    Ok(Reply::Answer(AgentAnswer { status, headers, body, target: target.to_owned(), agent_pid }))
 }
 
 /// hyper's error as the command line reports it; `part` is what was being read.

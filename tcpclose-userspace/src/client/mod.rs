@@ -24,7 +24,7 @@ use std::time::Duration;
 use hyper::Method;
 use tokio::runtime::Runtime;
 
-use crate::client::reply::{Alone, Answer, Reply};
+use crate::client::reply::{AgentAnswer, Alone, Reply};
 use crate::failure::Failure;
 use crate::names::Phase;
 use crate::report::requests::{SOCKETS_PATH, STUCK_AFTER_HEADER};
@@ -96,11 +96,11 @@ impl Client {
         Ok(Self { runtime, path: path.to_owned(), patience, alone })
     }
 
-    pub fn get(&self, target: &str) -> Result<Reply<Answer>, Failure> {
+    pub fn get(&self, target: &str) -> Result<Reply<AgentAnswer>, Failure> {
         self.exchange(Method::GET, target, Vec::new())
     }
 
-    pub fn post(&self, target: &str, body: Vec<u8>) -> Result<Reply<Answer>, Failure> {
+    pub fn post(&self, target: &str, body: Vec<u8>) -> Result<Reply<AgentAnswer>, Failure> {
         self.exchange(Method::POST, target, body)
     }
 
@@ -117,7 +117,7 @@ impl Client {
         self.runtime.block_on(task)
     }
 
-    fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Reply<Answer>, Failure> {
+    fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Reply<AgentAnswer>, Failure> {
         let reply = self.runtime.block_on(async {
             let exchange = http::exchange(&self.path, method, target, body);
             tokio::time::timeout(self.patience, exchange).await.unwrap_or_else(|_| {

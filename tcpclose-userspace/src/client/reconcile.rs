@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 
 use crate::client::Client;
-use crate::client::reply::{Answer, Reply};
+use crate::client::reply::{AgentAnswer, Reply};
 use crate::failure::Failure;
 use crate::report::reconcile::{ReconcileProgress, SCHEMA};
 use crate::report::requests::RECONCILE_PATH;
@@ -50,7 +50,7 @@ fn wait(client: &Client, begun: Instant, since_ns: u64) -> Result<(), Failure> {
 }
 
 /// `None` from an agent without reconciles on request.
-fn progress_in(client: &Client, reply: Reply<Answer>) -> Result<Option<ReconcileProgress>, Failure> {
+fn progress_in(client: &Client, reply: Reply<AgentAnswer>) -> Result<Option<ReconcileProgress>, Failure> {
     let Reply::Answer(answer) = reply else { return Err(client.gone()) };
     if answer.status == StatusCode::NOT_FOUND {
         return Ok(None);

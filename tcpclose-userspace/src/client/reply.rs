@@ -106,7 +106,7 @@ pub fn denied(socket: &Path) -> Failure {
 
 /// An HTTP answer of any status.
 #[derive(Debug)]
-pub struct Answer {
+pub struct AgentAnswer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
@@ -116,7 +116,7 @@ pub struct Answer {
     pub agent_pid: Option<i32>,
 }
 
-impl Answer {
+impl AgentAnswer {
     /// This answer if its status is 200; else the reason, in words.
     pub fn expect_ok(self) -> Result<Self, String> {
         match self.status {

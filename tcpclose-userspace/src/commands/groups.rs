@@ -36,7 +36,7 @@ pub enum By {
 
 /// A listed socket, and whether its age is proven to be past the bound.
 #[derive(Clone, Copy, Debug)]
-pub struct Listed<'a> {
+pub struct ListedSocket<'a> {
     pub socket: &'a StuckSocket,
     pub possibly: bool,
     /// It is in another network namespace than this process.
@@ -84,14 +84,14 @@ pub struct SocketGroup<'a> {
 }
 
 /// Groups `listed`: proven ones before possible ones, then the largest first. `stacks`: of their document.
-pub fn group<'a>(listed: &[Listed<'a>], by: By, stacks: &[Stack]) -> Vec<SocketGroup<'a>> {
+pub fn group<'a>(listed: &[ListedSocket<'a>], by: By, stacks: &[Stack]) -> Vec<SocketGroup<'a>> {
     let mut groups: FxHashMap<GroupKey, Vec<&StuckSocket>> = FxHashMap::default();
     let forking = if by == By::Owner {
         forking_of(listed.iter().map(|listed| listed.socket))
     } else {
         FxHashSet::default()
     };
-    for Listed { socket, possibly, elsewhere } in listed {
+    for ListedSocket { socket, possibly, elsewhere } in listed {
         let who = match by {
             By::Port => Who::Anyone,
             By::Peer => Who::Peer(socket.peer.ip()),

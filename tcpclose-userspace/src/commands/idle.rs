@@ -238,7 +238,7 @@ mod tests {
     use crate::report::sockets::Cookie;
 
     #[derive(Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         idle: Idle,
     }
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn the_text_has_owners_and_how_they_are_mended() {
-        let idle = |words: &[&str]| Line::parse_from(["idle"].iter().chain(words)).idle;
+        let idle = |words: &[&str]| CommandLine::parse_from(["idle"].iter().chain(words)).idle;
         let text = idle(&[]).text(&document(), "agent", 7, Some(100));
         let listed = idle(&["--sockets"]).text(&document(), "agent", 8, Some(140));
         crate::ui::golden::check("idle.txt", &format!("{text}\n{listed}"));

@@ -20,7 +20,7 @@ use crate::linux::netns::Netns;
 use crate::linux::{host, netns};
 use crate::report::requests::{DEFAULT_SOCKET, INCOMPLETE_PREFIX, READY_PATH, STALE_PREFIX};
 use crate::report::verify::samples::Samples;
-use crate::report::verify::verdict::{Causes, Verdict};
+use crate::report::verify::verdict::{Agreement, Causes};
 use crate::report::verify::{
     AuditRow, AuditSample, BackendsInUse, Reach, counters, gauges, has_hidden, lost, reach,
 };
@@ -68,7 +68,7 @@ impl Verify {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         let client = Client::new(&self.socket, client::PATIENCE)?;
         let audit = self.audit(&client)?;
-        let differs = audit.rows.iter().filter(|row| row.verdict == Verdict::Differs).count();
+        let differs = audit.rows.iter().filter(|row| row.verdict == Agreement::Differs).count();
         let text = match self.json {
             true => json(&audit)?,
             false => self.text(&audit, differs, table::width()),
@@ -131,7 +131,7 @@ impl Verify {
                 true => rows,
                 false => best.into_iter().zip(rows).map(|(a, b)| better(a, b)).collect(),
             };
-            if !best.iter().any(|row| row.verdict == Verdict::Differs) {
+            if !best.iter().any(|row| row.verdict == Agreement::Differs) {
                 break;
             }
         }
@@ -219,9 +219,9 @@ fn uncorrected(from: &Samples, to: &Samples, began: SystemTime) -> i64 {
 /// Of two comparisons of the same metric, the one with the better verdict.
 fn better(a: AuditRow, b: AuditRow) -> AuditRow {
     let rank = |row: &AuditRow| match row.verdict {
-        Verdict::Equal | Verdict::NotTold(_) => 0,
-        Verdict::Explained(_) => 1,
-        Verdict::Differs => 2,
+        Agreement::Equal | Agreement::NotTold(_) => 0,
+        Agreement::Explained(_) => 1,
+        Agreement::Differs => 2,
     };
     if rank(&b) < rank(&a) { b } else { a }
 }
@@ -240,11 +240,11 @@ mod tests {
             verdict,
             namespaces: Vec::new(),
         };
-        let differs = || row(1, Verdict::Differs);
-        assert_eq!(better(differs(), row(2, Verdict::Equal)).agent, Span::exact(2));
-        assert_eq!(better(row(2, Verdict::Equal), differs()).agent, Span::exact(2));
-        assert_eq!(better(differs(), row(2, Verdict::Differs)).agent, Span::exact(1));
-        assert_eq!(better(differs(), row(2, Verdict::Explained("y".to_owned()))).agent, Span::exact(2));
+        let differs = || row(1, Agreement::Differs);
+        assert_eq!(better(differs(), row(2, Agreement::Equal)).agent, Span::exact(2));
+        assert_eq!(better(row(2, Agreement::Equal), differs()).agent, Span::exact(2));
+        assert_eq!(better(differs(), row(2, Agreement::Differs)).agent, Span::exact(1));
+        assert_eq!(better(differs(), row(2, Agreement::Explained("y".to_owned()))).agent, Span::exact(2));
     }
 
     #[test]

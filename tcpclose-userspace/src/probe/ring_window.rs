@@ -30,12 +30,12 @@ const BUSY: u32 = 1 << 31;
 const DISCARD: u32 = 1 << 30;
 
 /// A part of the ring, mapped shared. Unmapped when dropped.
-struct Mapping {
+struct RingMapping {
     start: NonNull<u8>,
     length: usize,
 }
 
-impl Mapping {
+impl RingMapping {
     fn of(ring: RawFd, at: usize, length: usize, protection: libc::c_int) -> io::Result<Self> {
         // SAFETY: a new mapping at a place of the kernel's choice.
         let start = unsafe {
@@ -58,7 +58,7 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for RingMapping {
     fn drop(&mut self) {
         // SAFETY: this mapping and no other, made with this length; nothing borrows from it any more.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.length) };
@@ -71,9 +71,9 @@ pub(super) struct RingWindow {
     page_size: usize,
     /// Bytes of data: a power of two, a page or more.
     size: usize,
-    consumed: Mapping,
-    produced: Mapping,
-    window: Mapping,
+    consumed: RingMapping,
+    produced: RingMapping,
+    window: RingMapping,
     /// Where in the data the window begins.
     window_at: usize,
     /// Up to here records have been handed out, and the kernel knows it.
@@ -90,7 +90,7 @@ impl RingWindow {
         let size = map.info()?.max_entries() as usize;
         let ring = map.fd().as_fd().as_raw_fd();
         let part = |at, length, protection| {
-            Mapping::of(ring, at, length, protection).context("the ring cannot be mapped")
+            RingMapping::of(ring, at, length, protection).context("the ring cannot be mapped")
         };
         let consumed = part(0, page_size, libc::PROT_READ | libc::PROT_WRITE)?;
         let at = consumed.position().load(Ordering::Relaxed);
@@ -207,7 +207,7 @@ impl RingWindow {
         let at = start & !(length - 1);
         if at != self.window_at {
             let ring = self.as_raw_fd();
-            self.window = Mapping::of(ring, 2 * self.page_size + at, length, libc::PROT_READ)?;
+            self.window = RingMapping::of(ring, 2 * self.page_size + at, length, libc::PROT_READ)?;
             self.window_at = at;
         }
         Ok(())

@@ -86,7 +86,7 @@ struct QueueKey {
 }
 
 #[derive(Debug)]
-struct Group<'a> {
+struct QueueGroup<'a> {
     key: QueueKey,
     listeners: Vec<&'a Socket>,
     /// The length of all their queues.
@@ -97,7 +97,7 @@ struct Group<'a> {
 
 /// By their keys.
 struct Groups<'a> {
-    all: Vec<Group<'a>>,
+    all: Vec<QueueGroup<'a>>,
     by_key: FxHashMap<QueueKey, usize>,
 }
 
@@ -110,7 +110,7 @@ impl<'a> Groups<'a> {
                 QueueKey { address: flow.local, port: flow.local_port, interface, transparent, v6_only };
             let at = *groups.by_key.entry(key).or_insert(groups.all.len());
             if at == groups.all.len() {
-                groups.all.push(Group { key, listeners: Vec::new(), queued: 0, known: 0 });
+                groups.all.push(QueueGroup { key, listeners: Vec::new(), queued: 0, known: 0 });
             }
             if let Some(group) = groups.all.get_mut(at) {
                 group.listeners.push(listener);
@@ -149,14 +149,14 @@ impl<'a> Groups<'a> {
         })
     }
 
-    fn get(&self, at: usize) -> Option<&Group<'a>> {
+    fn get(&self, at: usize) -> Option<&QueueGroup<'a>> {
         self.all.get(at)
     }
 
     /// Where connections to `to` wait by its address: the best groups that match and have a queue that is not empty, and
     /// `true`; where all are empty, the best of all: a listener is dumped a moment before what came into its queue.
     fn own(&self, to: Destination) -> (Vec<usize>, bool) {
-        let has_queue = |group: &Group<'_>| group.queued > 0 && to.class().is_as_transparent(&group.key);
+        let has_queue = |group: &QueueGroup<'_>| group.queued > 0 && to.class().is_as_transparent(&group.key);
         let waited_for = self.ranks(to).find_map(|mut rank| {
             rank.retain(|&at| self.get(at).is_some_and(has_queue));
             (!rank.is_empty()).then_some(rank)
@@ -170,7 +170,7 @@ impl<'a> Groups<'a> {
     /// The listeners that connections of `class` may wait for whatever their address: with a queue that the connections to its
     /// own address do not explain.
     fn spare(&self, class: Class) -> Vec<&'a Socket> {
-        let spare = |group: &&Group<'_>| group.queued > group.known && class.fits(&group.key);
+        let spare = |group: &&QueueGroup<'_>| group.queued > group.known && class.fits(&group.key);
         let listeners = self.all.iter().filter(spare).flat_map(|group| &group.listeners).copied();
         listeners.filter(|listener| listener.unread > 0).collect()
     }

@@ -30,7 +30,7 @@ struct PassedOn<'a> {
 }
 
 /// Of each process that was met: see [`ChainSockets::passed_on_by`].
-type Known<'a> = FxHashMap<u32, FxHashMap<usize, Rc<PassedOn<'a>>>>;
+type KnownLinks<'a> = FxHashMap<u32, FxHashMap<usize, Rc<PassedOn<'a>>>>;
 
 /// The sockets of which chains are made.
 pub struct ChainSockets<'a> {
@@ -74,9 +74,9 @@ impl<'a> ChainSockets<'a> {
 
     /// The chains of `stuck`, those with the most sockets first.
     pub fn chains<'s>(&self, stuck: impl IntoIterator<Item = &'s StuckSocket>) -> Vec<Chain> {
-        type Key = (Option<Link>, Vec<Link>, ChainEnd);
-        let mut counts: BTreeMap<Key, usize> = BTreeMap::new();
-        let mut known = Known::default();
+        type ChainKey = (Option<Link>, Vec<Link>, ChainEnd);
+        let mut counts: BTreeMap<ChainKey, usize> = BTreeMap::new();
+        let mut known = KnownLinks::default();
         for socket in stuck {
             let client = socket.peer_owners.first().map(|owner| link(owner, socket.port));
             let (links, end) = self.chain_of(socket, &mut known);
@@ -88,7 +88,7 @@ impl<'a> ChainSockets<'a> {
         chains
     }
 
-    fn chain_of(&self, first: &StuckSocket, known: &mut Known<'a>) -> (Vec<Link>, ChainEnd) {
+    fn chain_of(&self, first: &StuckSocket, known: &mut KnownLinks<'a>) -> (Vec<Link>, ChainEnd) {
         let mut links = Vec::new();
         let mut seen: HashSet<Cookie> = HashSet::new();
         let mut socket = first;

@@ -6,7 +6,7 @@ use tcpclose_common::stack::Moment;
 
 use crate::linux::stacks::frames::{Cut, Frame, Stack};
 use crate::report::sockets::StuckSocket;
-use crate::report::stacks::listed::Listed;
+use crate::report::stacks::listed::ListedFunction;
 
 /// Where in the program something was done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -229,7 +229,7 @@ pub fn place(stack: &Stack) -> Place<'_> {
 }
 
 fn is_loop(frame: &Frame) -> bool {
-    begins_with_one_of(frame, LOOPS) || Listed::of(frame).is_some_and(|listed| listed.is_loop())
+    begins_with_one_of(frame, LOOPS) || ListedFunction::of(frame).is_some_and(|listed| listed.is_loop())
 }
 
 fn is_plumbing(frame: &Frame) -> bool {
@@ -237,7 +237,7 @@ fn is_plumbing(frame: &Frame) -> bool {
     let file = module.rsplit('/').next().unwrap_or(module);
     begins_with_one_of(frame, PLUMBING)
         || LIBRARIES.iter().any(|library| file.starts_with(library))
-        || Listed::of(frame).is_some_and(|listed| listed.is_library())
+        || ListedFunction::of(frame).is_some_and(|listed| listed.is_library())
 }
 
 fn begins_with_one_of(frame: &Frame, names: &[&str]) -> bool {
@@ -247,7 +247,7 @@ fn begins_with_one_of(frame: &Frame, names: &[&str]) -> bool {
 /// A frame in a line: `handle_conn (server.go:88)`, or the offset in its file.
 pub fn in_a_line(frame: &Frame) -> String {
     let short = |path: &str| path.rsplit('/').next().unwrap_or(path).to_owned();
-    if let Some(Listed { name, file, line, .. }) = Listed::of(frame) {
+    if let Some(ListedFunction { name, file, line, .. }) = ListedFunction::of(frame) {
         return match (file, line) {
             (Some(file), Some(line)) => format!("{name} ({}:{line})", short(file)),
             (Some(file), None) => format!("{name} ({})", short(file)),

@@ -111,7 +111,7 @@ impl StateLog {
             changes.forget();
             return Batch::Whole(self.all_of(tracker, until_ns));
         }
-        let mut frame = Frame::new(Vec::new(), until_ns);
+        let mut frame = PendingBatch::new(Vec::new(), until_ns);
         for slot in changes.take() {
             let at = slot as usize;
             match tracker.sockets.get(at).and_then(SavedSocket::of) {
@@ -134,7 +134,7 @@ impl StateLog {
 
     fn all_of(&mut self, tracker: &Tracker, until_ns: u64) -> Vec<u8> {
         self.on_file.forget();
-        let mut frame = Frame::new(header(&self.boot_id), until_ns);
+        let mut frame = PendingBatch::new(header(&self.boot_id), until_ns);
         for (at, socket) in &tracker.sockets {
             if let (Some(saved), Ok(slot)) = (SavedSocket::of(socket), u32::try_from(at)) {
                 self.on_file.set(at);
@@ -149,7 +149,7 @@ impl StateLog {
 
 /// The file that an agent with these `sockets` would write at `until_ns`.
 pub fn write(boot_id: &str, sockets: &[SavedSocket], until_ns: u64) -> Vec<u8> {
-    let mut frame = Frame::new(header(boot_id), until_ns);
+    let mut frame = PendingBatch::new(header(boot_id), until_ns);
     for (slot, saved) in (0..).zip(sockets) {
         frame.socket(slot, saved);
     }
@@ -171,14 +171,14 @@ fn header(boot_id: &str) -> Vec<u8> {
 }
 
 /// A batch that is being written.
-struct Frame {
+struct PendingBatch {
     bytes: Vec<u8>,
     /// Where it begins, and where its records do.
     start: usize,
     records: usize,
 }
 
-impl Frame {
+impl PendingBatch {
     /// A frame after `bytes`.
     fn new(mut bytes: Vec<u8>, until_ns: u64) -> Self {
         let start = bytes.len();

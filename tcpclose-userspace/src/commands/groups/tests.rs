@@ -4,8 +4,8 @@ use crate::linux::process::Process;
 use crate::report::fixtures::{in_place, owner, socket};
 use crate::report::sockets::Listener;
 
-fn proven(sockets: &[StuckSocket]) -> Vec<Listed<'_>> {
-    sockets.iter().map(|socket| Listed { socket, possibly: false, elsewhere: false }).collect()
+fn proven(sockets: &[StuckSocket]) -> Vec<ListedSocket<'_>> {
+    sockets.iter().map(|socket| ListedSocket { socket, possibly: false, elsewhere: false }).collect()
 }
 
 #[test]

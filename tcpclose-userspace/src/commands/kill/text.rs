@@ -8,7 +8,7 @@ use tcpclose_common::progress;
 use super::{Done, Kill};
 use crate::commands::filter;
 use crate::commands::filter::Findings;
-use crate::commands::groups::Listed;
+use crate::commands::groups::ListedSocket;
 use crate::commands::stuck;
 use crate::failure::printable;
 use crate::kill::KillOutcome;
@@ -41,9 +41,9 @@ impl Kill {
         let mut text = table::wrap(&line, width) + "\n";
         let own = filter::own_netns();
         if !going.is_empty() {
-            let listed: Vec<Listed<'_>> = going
+            let listed: Vec<ListedSocket<'_>> = going
                 .iter()
-                .map(|socket| Listed {
+                .map(|socket| ListedSocket {
                     socket,
                     possibly: !socket.is_past(bound),
                     elsewhere: socket.netns != own,

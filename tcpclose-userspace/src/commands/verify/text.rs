@@ -3,7 +3,7 @@
 use super::Verify;
 use super::document::Audit;
 use crate::failure::printable;
-use crate::report::verify::verdict::Verdict;
+use crate::report::verify::verdict::Agreement;
 use crate::report::verify::{AuditRow, counters};
 use crate::ui::{labels, table};
 
@@ -53,7 +53,7 @@ impl Verify {
 
 /// The parts of a row that differs, by namespace; `None` where it has only one.
 fn breakdown(row: &AuditRow) -> Option<String> {
-    if row.verdict != Verdict::Differs || row.namespaces.len() < 2 {
+    if row.verdict != Agreement::Differs || row.namespaces.len() < 2 {
         return None;
     }
     let parts = row.namespaces.iter().map(|part| {
@@ -90,19 +90,19 @@ mod tests {
             namespaces: Vec::new(),
         };
         let rows = vec![
-            row("close_wait", 12, Some(Span::exact(12)), Verdict::Equal),
+            row("close_wait", 12, Some(Span::exact(12)), Agreement::Equal),
             row(
                 "time_wait",
                 4003,
                 Some(Span { min: 3990, max: 3999 }),
-                Verdict::Explained("17 events were lost".to_owned()),
+                Agreement::Explained("17 events were lost".to_owned()),
             ),
-            row("closes", 100, Some(Span::exact(90)), Verdict::Differs),
+            row("closes", 100, Some(Span::exact(90)), Agreement::Differs),
             row(
                 "established or close_wait to closed, EstabResets",
                 1_234_567,
                 Some(Span { min: 1_234_560, max: 1_234_580 }),
-                Verdict::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
+                Agreement::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
             ),
         ];
         let audit = Audit {

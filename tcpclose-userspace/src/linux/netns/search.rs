@@ -82,7 +82,7 @@ pub fn find(descriptors: &Descriptors) -> io::Result<FoundNetns> {
         search.folder(Path::new(folder));
     }
     let host = identity("/proc/1/ns/mnt").ok().map(|(_, inum)| inum);
-    let mut tables = Tables { seen: HashSet::new(), host, budget: Budget::begin(Instant::now()) };
+    let mut tables = MountTables { seen: HashSet::new(), host, budget: Budget::begin(Instant::now()) };
     tables.budget.read_own("/proc/self/mountinfo", |inum, point| {
         search.add(inum, mount_below(Path::new("/"), &point), name_of(&point));
     });
@@ -140,7 +140,7 @@ fn number(name: &std::ffi::OsStr) -> Option<u32> {
 }
 
 /// The mount namespaces whose tables were read, and how much may still be read.
-struct Tables {
+struct MountTables {
     seen: HashSet<u32>,
     /// That of PID 1, as this /proc shows it. Names come from there and from our own: whoever makes a mount namespace can
     /// mount any namespace that he sees at any path in it.
@@ -203,7 +203,7 @@ impl Search {
         }
     }
 
-    fn process(&mut self, pid: u32, proc: &Path, tables: &mut Tables) {
+    fn process(&mut self, pid: u32, proc: &Path, tables: &mut MountTables) {
         match identity(proc.join("ns/net")) {
             Ok((_, inum)) => self.add(inum, Way::Task { pid, tid: pid }, None),
             Err(why) if why.kind() == ErrorKind::PermissionDenied => {

@@ -24,7 +24,7 @@ pub fn killed() -> u64 {
 /// A helper process, started when it is first asked.
 #[derive(Debug, Default)]
 pub struct Namer {
-    helper: Option<Helper>,
+    helper: Option<NamingHelper>,
     /// Helpers that were killed and have not ended, since they wait for a file system, and whose files those are.
     hanging: Vec<(Child, Files)>,
 }
@@ -44,7 +44,7 @@ impl Files {
 }
 
 #[derive(Debug)]
-struct Helper {
+struct NamingHelper {
     child: Child,
     socket: UnixStream,
 }
@@ -69,7 +69,7 @@ impl Namer {
         }
         let mut helper = match self.helper.take() {
             Some(helper) => helper,
-            None => Helper::start()?,
+            None => NamingHelper::start()?,
         };
         match helper.ask(request, time) {
             Ok(reply) => {
@@ -88,7 +88,7 @@ impl Namer {
 
     /// Ends the helper, which has nothing to do for now.
     pub fn rest(&mut self) {
-        if let Some(Helper { mut child, socket }) = self.helper.take() {
+        if let Some(NamingHelper { mut child, socket }) = self.helper.take() {
             drop(socket);
             // It has answered, so it reads no file and ends.
             let _ = child.kill();
@@ -103,7 +103,7 @@ impl Drop for Namer {
     }
 }
 
-impl Helper {
+impl NamingHelper {
     fn start() -> io::Result<Self> {
         let (socket, theirs) = UnixStream::pair()?;
         // This very program, whatever file its path leads to by now.

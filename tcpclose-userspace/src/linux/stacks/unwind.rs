@@ -47,9 +47,9 @@ pub fn frames(stack: &RawStack, code: &impl Code) -> (Vec<u64>, Option<Cut>) {
     let mut context = UnwindContext::new();
     while frames.len() < MOST {
         let next = match at.caller(stack, code, &mut context) {
-            Caller::Known(next) if code.is_code(next.ip) => next,
-            Caller::None | Caller::Known(Position { ip: 0, .. }) => return (frames, None),
-            Caller::Known(_) | Caller::Unknown => break,
+            CallSite::Known(next) if code.is_code(next.ip) => next,
+            CallSite::None | CallSite::Known(Position { ip: 0, .. }) => return (frames, None),
+            CallSite::Known(_) | CallSite::Unknown => break,
         };
         if let Some(known) = found.iter().position(|&address| address == next.ip) {
             frames.extend_from_slice(&found[known..]);
@@ -77,7 +77,7 @@ fn cut(mut frames: Vec<u64>, stack: &RawStack) -> (Vec<u64>, Option<Cut>) {
 }
 
 /// What calls a function.
-enum Caller {
+enum CallSite {
     Known(Position),
     /// Nothing: it is the outermost one of its thread.
     None,
@@ -97,17 +97,17 @@ struct Position {
 }
 
 impl Position {
-    fn caller(self, stack: &RawStack, code: &impl Code, context: &mut UnwindContext<usize>) -> Caller {
-        self.unwound(stack, code, context).unwrap_or(Caller::Unknown)
+    fn caller(self, stack: &RawStack, code: &impl Code, context: &mut UnwindContext<usize>) -> CallSite {
+        self.unwound(stack, code, context).unwrap_or(CallSite::Unknown)
     }
 
-    /// `None` is [`Caller::Unknown`].
+    /// `None` is [`CallSite::Unknown`].
     fn unwound(
         self,
         stack: &RawStack,
         code: &impl Code,
         context: &mut UnwindContext<usize>,
-    ) -> Option<Caller> {
+    ) -> Option<CallSite> {
         let (tables, address) = code.tables(self.ip - u64::from(self.is_call))?;
         let row = match &tables.index {
             Some(index) => index.table()?.unwind_info_for_address(
@@ -141,7 +141,7 @@ impl Position {
         let lr = self.lr.filter(|&lr| lr != 0);
         let rule = row.register(THIS.return_address);
         if rule == Some(RegisterRule::Undefined) && lr.is_none() {
-            return Some(Caller::None);
+            return Some(CallSite::None);
         }
         let ip = restored(rule, lr)?;
         let fp = restored(row.register(THIS.fp), self.fp);
@@ -149,7 +149,7 @@ impl Position {
         let is_above = cfa > self.sp || lr.is_some() && cfa == self.sp;
         // The link register held the return address of the innermost function alone.
         let next = Self { ip: without_signature(ip), sp: cfa, fp, lr: None, is_call: true };
-        is_above.then_some(Caller::Known(next))
+        is_above.then_some(CallSite::Known(next))
     }
 }
 

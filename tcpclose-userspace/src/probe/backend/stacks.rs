@@ -14,23 +14,23 @@ use crate::probe::declined::{DeclinedHooks, Hook};
 use crate::probe::errors::{one_line, refusal};
 
 /// A program, and its tracepoint.
-struct Attachment {
+struct StackAttachment {
     program: &'static str,
     tracepoint: &'static str,
     takes: Moment,
 }
 
 /// Attached while a process is armed.
-const ATTACHMENTS: [Attachment; 3] = [
-    Attachment { program: "stack_opened", tracepoint: "inet_sock_set_state", takes: Moment::Opened },
-    Attachment { program: "stack_received", tracepoint: "sock_recv_length", takes: Moment::EndRead },
-    Attachment { program: "stack_sent", tracepoint: "sock_send_length", takes: Moment::Written },
+const ATTACHMENTS: [StackAttachment; 3] = [
+    StackAttachment { program: "stack_opened", tracepoint: "inet_sock_set_state", takes: Moment::Opened },
+    StackAttachment { program: "stack_received", tracepoint: "sock_recv_length", takes: Moment::EndRead },
+    StackAttachment { program: "stack_sent", tracepoint: "sock_send_length", takes: Moment::Written },
 ];
 
 /// Attached while somebody asks for what a process accepts: it runs at the end of each system call of the host, and the kernel takes a
 /// slower path for all of them.
-const ACCEPTED: Attachment =
-    Attachment { program: "stack_accepted", tracepoint: "sys_exit", takes: Moment::Accepted };
+const ACCEPTED: StackAttachment =
+    StackAttachment { program: "stack_accepted", tracepoint: "sys_exit", takes: Moment::Accepted };
 
 /// The numbers of accept() and accept4(); `None` on architectures on which stacks are not taken.
 const ACCEPT_CALLS: Option<(u32, u32)> = if cfg!(target_arch = "x86_64") {
@@ -64,7 +64,7 @@ unsafe impl Pod for RecordPod {}
 
 /// The programs that are loaded, and their maps.
 pub struct StackHook {
-    loaded: Vec<&'static Attachment>,
+    loaded: Vec<&'static StackAttachment>,
     links: Vec<BtfTracePointLink>,
     /// While somebody asks for what a process accepts.
     accept_link: Option<BtfTracePointLink>,
@@ -91,7 +91,7 @@ impl StackHook {
             .ok()
     }
 
-    fn with_maps(ebpf: &mut Ebpf, loaded: Vec<&'static Attachment>) -> Result<Self> {
+    fn with_maps(ebpf: &mut Ebpf, loaded: Vec<&'static StackAttachment>) -> Result<Self> {
         let mut map = |name: &'static str| -> Result<Map> {
             ebpf.take_map(name).with_context(|| format!("no map {name}"))
         };
@@ -213,7 +213,7 @@ fn load(
     btf: Option<&Btf>,
     layout: &Layout,
     declined: &mut DeclinedHooks,
-) -> Vec<&'static Attachment> {
+) -> Vec<&'static StackAttachment> {
     let Some(btf) = btf else {
         declined.push(Hook::Stacks, "stacks: this kernel has no BTF");
         return Vec::new();

@@ -129,12 +129,12 @@ pub fn silence_ns(socket: &Socket) -> Option<u64> {
 
 /// Whether `socket` is to be described: silent for `bound_ns`, unread for as long, or with a peer that is gone.
 pub fn is_wanted(socket: &Socket, bound_ns: u64) -> bool {
-    Findings::of(socket, bound_ns).why().is_some()
+    IdleFindings::of(socket, bound_ns).why().is_some()
 }
 
 /// What is found of a socket.
 #[derive(Clone, Copy, Debug)]
-struct Findings {
+struct IdleFindings {
     /// Its silence, if it is idle, nanoseconds.
     idle_ns: Option<u64>,
     /// For how long it has had unread data, at least, if that is long enough.
@@ -142,7 +142,7 @@ struct Findings {
     is_peer_gone: bool,
 }
 
-impl Findings {
+impl IdleFindings {
     fn of(socket: &Socket, bound_ns: u64) -> Self {
         let long = |ns: &u64| *ns >= bound_ns;
         let is_open = socket.state == TcpState::Established && !socket.minisocket;
@@ -173,29 +173,29 @@ impl Findings {
 /// The parts of the document as they are collected, namespace by namespace.
 #[derive(Debug, Default)]
 pub struct IdleSockets {
-    groups: FxHashMap<GroupKey, IdleGroup>,
+    groups: FxHashMap<IdleKey, IdleGroup>,
     sockets: Vec<IdleSocket>,
     /// Those without a known owner.
     unowned: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct GroupKey {
-    who: Who,
+struct IdleKey {
+    who: IdleHolder,
     side: Side,
     port: u16,
     netns: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Who {
+enum IdleHolder {
     /// A process, with its siblings of the same name: workers, or the children of a server that forks.
     Siblings(String, u32),
     /// In order.
     Processes(Vec<u32>),
 }
 
-impl Who {
+impl IdleHolder {
     fn of(owners: &[Owner]) -> Self {
         /// Whose children have nothing in common.
         const INIT: u32 = 1;
@@ -232,11 +232,11 @@ impl IdleSockets {
             {
                 continue;
             }
-            let findings = Findings::of(socket, bound_ns);
+            let findings = IdleFindings::of(socket, bound_ns);
             let Some(why) = findings.why() else { continue };
             let is_local = is_loopback(socket) || namespace.peers.of_socket(socket).is_some();
             self.unowned += usize::from(owners.is_empty());
-            let key = GroupKey { who: Who::of(&owners), side, port, netns: netns.inum };
+            let key = IdleKey { who: IdleHolder::of(&owners), side, port, netns: netns.inum };
             let group = self.groups.entry(key).or_insert_with(|| IdleGroup {
                 owners: Vec::new(),
                 side,
@@ -305,8 +305,8 @@ impl IdleSockets {
 }
 
 impl IdleGroup {
-    fn take_in(&mut self, findings: &Findings, is_local: bool, owners: &[Owner]) {
-        let Findings { idle_ns, not_read_ns, is_peer_gone } = *findings;
+    fn take_in(&mut self, findings: &IdleFindings, is_local: bool, owners: &[Owner]) {
+        let IdleFindings { idle_ns, not_read_ns, is_peer_gone } = *findings;
         self.peer_gone += u64::from(is_peer_gone);
         self.not_read += u64::from(not_read_ns.is_some());
         if let Some(idle_ns) = idle_ns {

@@ -60,7 +60,7 @@ fn a_peer_is_gone_that_does_not_acknowledge() {
 #[test]
 fn unread_data_counts_with_keepalive_too() {
     let waiting = Socket { unread: 5, timer: Some(Timer::Keepalive), ..silent(20, "10.0.0.9:1000", 7) };
-    let why = |socket: &Socket| Findings::of(socket, 10 * MINUTE).why();
+    let why = |socket: &Socket| IdleFindings::of(socket, 10 * MINUTE).why();
     assert_eq!(why(&waiting), Some(IdleReason::NotRead));
     assert_eq!(why(&Socket { timer: None, ..waiting }), Some(IdleReason::NotRead));
     assert_eq!(why(&Socket { unread: 0, ..waiting }), None);

@@ -4,7 +4,7 @@ use crate::linux::stacks::frames::Frame;
 
 /// The function of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listed<'a> {
+pub struct ListedFunction<'a> {
     pub language: Language,
     /// As its language writes it: `leak`, `Server.handle`, `com.example.Server.handle`.
     pub name: &'a str,
@@ -21,7 +21,7 @@ pub enum Language {
     Java,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> ListedFunction<'a> {
     /// What the list of a runtime says of a frame, whose code is in no file.
     pub fn of(frame: &'a Frame) -> Option<Self> {
         if frame.module.is_some() {
@@ -78,13 +78,13 @@ const JAVA_LOOPS: &[&str] = &[
 ];
 
 /// `py::Server.handle:/srv/app.py`.
-fn python(function: &str) -> Option<Listed<'_>> {
+fn python(function: &str) -> Option<ListedFunction<'_>> {
     let (name, file) = function.strip_prefix("py::")?.split_once(':')?;
-    Some(Listed { language: Language::Python, name, file: Some(file), line: None })
+    Some(ListedFunction { language: Language::Python, name, file: Some(file), line: None })
 }
 
 /// `JS:~handle /srv/app.js:12:5`: `~` is interpreted, `^` and `*` are compiled. Of Node ≥ 16; `LazyCompile:` and `Function:` before.
-fn javascript(function: &str) -> Option<Listed<'_>> {
+fn javascript(function: &str) -> Option<ListedFunction<'_>> {
     let kinds = ["JS:", "LazyCompile:", "Function:", "InterpretedFunction:"];
     let rest = kinds.iter().find_map(|kind| function.strip_prefix(kind))?;
     let rest = rest.trim_start_matches(['*', '~', '^', '+', '\'']);
@@ -94,15 +94,15 @@ fn javascript(function: &str) -> Option<Listed<'_>> {
     let (column, line) = (parts.next().and_then(|number| number.parse::<u32>().ok()), parts.next());
     let line = line.and_then(|number| number.parse().ok()).filter(|_| column.is_some());
     let file = if line.is_some() { parts.next() } else { Some(at).filter(|at| !at.is_empty()) };
-    Some(Listed { language: Language::JavaScript, name, file, line })
+    Some(ListedFunction { language: Language::JavaScript, name, file, line })
 }
 
 /// `void com.example.Server.handle(java.net.Socket)`, without the type that it returns and those that it takes.
-fn java(function: &str) -> Option<Listed<'_>> {
+fn java(function: &str) -> Option<ListedFunction<'_>> {
     let (before, _) = function.split_once('(')?;
     let (_, name) = before.split_once(' ')?;
     let is_method = name.contains('.') && !name.contains(' ') && function.ends_with(')');
-    is_method.then_some(Listed { language: Language::Java, name, file: None, line: None })
+    is_method.then_some(ListedFunction { language: Language::Java, name, file: None, line: None })
 }
 
 #[cfg(test)]
@@ -111,7 +111,7 @@ mod tests {
 
     fn listed(function: &str) -> Option<(Language, String, Option<String>, Option<u32>)> {
         let frame = Frame { function: Some(function.to_owned()), ..Frame::default() };
-        let Listed { language, name, file, line } = Listed::of(&frame)?;
+        let ListedFunction { language, name, file, line } = ListedFunction::of(&frame)?;
         Some((language, name.to_owned(), file.map(str::to_owned), line))
     }
 
@@ -139,7 +139,7 @@ mod tests {
     fn what_the_runtime_comes_with_is_known() {
         let of = |function: &str| {
             let frame = Frame { function: Some(function.to_owned()), ..Frame::default() };
-            let listed = Listed::of(&frame).unwrap();
+            let listed = ListedFunction::of(&frame).unwrap();
             (listed.is_library(), listed.is_loop())
         };
         assert_eq!(

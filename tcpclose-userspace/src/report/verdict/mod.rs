@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::names::{Phase, PortKey, Side, Verdict};
 use crate::report::sockets::StuckSocket;
 use crate::report::verdict::history::{History, LateEnd, is_stuck};
-use crate::report::verdict::rules::{Bounds, judge, may_change};
+use crate::report::verdict::rules::{StuckBounds, judge, may_change};
 use crate::report::verdict_group::VerdictGroup;
 
 /// Groups that are kept: those with the most stuck sockets.
@@ -26,7 +26,7 @@ const MOST_SOCKETS: usize = 32_768;
 
 /// The sockets of the same processes on one side of one port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct GroupKey {
+struct VerdictKey {
     pids: Vec<u32>,
     of_children: bool,
     side: Side,
@@ -35,7 +35,7 @@ struct GroupKey {
 
 #[derive(Clone, Debug)]
 struct Group {
-    key: GroupKey,
+    key: VerdictKey,
     comm: String,
     history: History,
 }
@@ -47,7 +47,7 @@ pub struct Verdicts {
     /// Where in `groups` the group of a socket is, and the groups of a process.
     by_cookie: FxHashMap<u64, u32>,
     by_pid: FxHashMap<u32, Vec<u32>>,
-    bounds: Option<Bounds>,
+    bounds: Option<StuckBounds>,
 }
 
 impl Verdicts {
@@ -61,23 +61,23 @@ impl Verdicts {
         &mut self,
         close_wait: &[StuckSocket],
         fin_wait_2: &[StuckSocket],
-        bounds: Bounds,
+        bounds: StuckBounds,
         now_ns: u64,
     ) {
         let bound = bounds.first_ns as f64 / 1e9;
         let forking = forking(close_wait, bound);
-        let mut met: FxHashMap<GroupKey, Vec<&StuckSocket>> = FxHashMap::default();
+        let mut met: FxHashMap<VerdictKey, Vec<&StuckSocket>> = FxHashMap::default();
         for socket in close_wait {
             if let Some(key) = key_of(socket, &forking) {
                 met.entry(key).or_default().push(socket);
             }
         }
-        let mut groups: FxHashMap<GroupKey, Group> =
+        let mut groups: FxHashMap<VerdictKey, Group> =
             std::mem::take(&mut self.groups).into_iter().map(|group| (group.key.clone(), group)).collect();
         met.retain(|key, sockets| {
             groups.contains_key(key) || sockets.iter().any(|socket| is_stuck(socket, bound))
         });
-        let mut by_size: Vec<(&GroupKey, &Vec<&StuckSocket>)> = met.iter().collect();
+        let mut by_size: Vec<(&VerdictKey, &Vec<&StuckSocket>)> = met.iter().collect();
         by_size.sort_by_key(|(key, sockets)| (sockets.len(), *key));
         let mut room = MOST_SOCKETS;
         for (key, sockets) in by_size {
@@ -117,7 +117,7 @@ impl Verdicts {
     }
 
     /// Takes note that no socket is stuck now. What was may have ended, or be used again: nobody has looked.
-    pub fn nothing_stuck(&mut self, bounds: Bounds, now_ns: u64) {
+    pub fn nothing_stuck(&mut self, bounds: StuckBounds, now_ns: u64) {
         let forget =
             |groups: &mut [Group]| groups.iter_mut().for_each(|group| group.history.forget_sockets());
         forget(&mut self.groups);
@@ -125,7 +125,7 @@ impl Verdicts {
         forget(&mut self.groups);
     }
 
-    fn index(&mut self, met: &FxHashMap<GroupKey, Vec<&StuckSocket>>) {
+    fn index(&mut self, met: &FxHashMap<VerdictKey, Vec<&StuckSocket>>) {
         self.by_cookie.clear();
         self.by_pid.clear();
         for (at, Group { key, history, .. }) in (0..).zip(&self.groups) {
@@ -182,7 +182,7 @@ impl Verdicts {
     }
 }
 
-fn describe(group: &Group, bounds: Bounds, now_ns: u64) -> VerdictGroup {
+fn describe(group: &Group, bounds: StuckBounds, now_ns: u64) -> VerdictGroup {
     let Group { key, comm, history } = group;
     let seconds = |ns: u64| ns as f64 / 1e9;
     let waits = judge(key.side, history, bounds).waits.filter(|_| history.verdict == Verdict::Undecided);
@@ -228,15 +228,15 @@ fn comm_of(sockets: &[&StuckSocket]) -> String {
 }
 
 /// The group of `socket`; `None` where nobody is known to hold it.
-fn key_of(socket: &StuckSocket, forking: &FxHashSet<(&str, u32)>) -> Option<GroupKey> {
+fn key_of(socket: &StuckSocket, forking: &FxHashSet<(&str, u32)>) -> Option<VerdictKey> {
     let (side, port) = (socket.side, socket.port);
     if let Some(child) = child_of(socket).filter(|child| forking.contains(child)) {
-        return Some(GroupKey { pids: vec![child.1], of_children: true, side, port });
+        return Some(VerdictKey { pids: vec![child.1], of_children: true, side, port });
     }
     let mut pids: Vec<u32> = socket.owners.iter().map(|owner| owner.pid).collect();
     pids.sort_unstable();
     pids.dedup();
-    (!pids.is_empty()).then_some(GroupKey { pids, of_children: false, side, port })
+    (!pids.is_empty()).then_some(VerdictKey { pids, of_children: false, side, port })
 }
 
 /// The name and the parent of the one process that holds `socket`, if its parent is not init, which any process may be left to.
@@ -269,7 +269,7 @@ fn forking(sockets: &[StuckSocket], bound: f64) -> FxHashSet<(&str, u32)> {
 }
 
 /// How many of `fin_wait_2` the processes of `sockets` hold on the other side than these are on: a proxy has passed the end on.
-fn half_closed(key: &GroupKey, sockets: &[&StuckSocket], fin_wait_2: &[StuckSocket]) -> u64 {
+fn half_closed(key: &VerdictKey, sockets: &[&StuckSocket], fin_wait_2: &[StuckSocket]) -> u64 {
     if fin_wait_2.is_empty() {
         return 0;
     }

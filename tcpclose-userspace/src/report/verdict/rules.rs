@@ -10,14 +10,14 @@ const ARRIVALS: u64 = 5;
 
 /// The times that verdicts wait for, nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub struct StuckBounds {
     /// The first `--stuck-after`.
     pub first_ns: u64,
     /// The second; of a single one ten times that.
     pub second_ns: u64,
 }
 
-impl Bounds {
+impl StuckBounds {
     pub fn of(stuck_after_ns: &[u64]) -> Self {
         let first_ns = stuck_after_ns.first().copied().unwrap_or(60_000_000_000);
         let second_ns = stuck_after_ns.get(1).copied().unwrap_or(first_ns.saturating_mul(10));
@@ -64,7 +64,7 @@ const fn undecided(waits: WaitsFor) -> Judgement {
 }
 
 /// Judges the sockets on this `side`.
-pub fn judge(side: Side, history: &History, bounds: Bounds) -> Judgement {
+pub fn judge(side: Side, history: &History, bounds: StuckBounds) -> Judgement {
     let present = &history.present;
     let most = |n: u64| 2 * n > present.stuck;
     let nearly_all = |n: u64| n > 0 && 5 * n >= 4 * present.stuck;
@@ -85,7 +85,7 @@ pub fn judge(side: Side, history: &History, bounds: Bounds) -> Judgement {
     }
 }
 
-fn not_accepted(history: &History, bounds: Bounds) -> Judgement {
+fn not_accepted(history: &History, bounds: StuckBounds) -> Judgement {
     let is_old = history.present.oldest * 1e9 >= bounds.first_ns.saturating_mul(2) as f64;
     match history.ends.all() {
         0 if is_old || history.counts.len() >= 3 => is(Verdict::Hung),
@@ -94,7 +94,7 @@ fn not_accepted(history: &History, bounds: Bounds) -> Judgement {
 }
 
 /// Connections of a client from which nobody has read since the server closed: kept for later, or forgotten.
-fn idle_or_forgotten(history: &History, bounds: Bounds) -> Judgement {
+fn idle_or_forgotten(history: &History, bounds: StuckBounds) -> Judgement {
     let Ends { closed, reset_after_write, .. } = history.ends;
     if reset_after_write > 0 || closed > 0 && closed * MANY >= history.arrivals {
         return is(Verdict::StalePool);
@@ -117,7 +117,7 @@ fn idle_or_forgotten(history: &History, bounds: Bounds) -> Judgement {
 }
 
 /// Connections of a server from which it has not read the end.
-fn not_read(history: &History, bounds: Bounds) -> Judgement {
+fn not_read(history: &History, bounds: StuckBounds) -> Judgement {
     if reads_on(history, bounds) {
         return is(Verdict::SlowReader);
     }
@@ -137,12 +137,12 @@ fn not_read(history: &History, bounds: Bounds) -> Judgement {
 }
 
 /// Whether sockets that wait to be read from have been, lately.
-fn reads_on(history: &History, bounds: Bounds) -> bool {
+fn reads_on(history: &History, bounds: StuckBounds) -> bool {
     history.last_used_ns.is_some_and(|used_ns| history.last_ns.saturating_sub(used_ns) < bounds.second_ns)
 }
 
 /// A leak by its growth alone: nothing else leaves sockets like these.
-fn growth(history: &History, bounds: Bounds) -> Judgement {
+fn growth(history: &History, bounds: StuckBounds) -> Judgement {
     let ends = history.ends.all();
     let stuck = history.present.stuck;
     if stuck >= MANY && history.arrivals >= ARRIVALS && ends * MANY <= history.arrivals {

@@ -7,7 +7,7 @@ use crate::names::Diagnosis;
 use crate::report::fixtures::{SECOND, owner, socket};
 use crate::report::sockets::{AgeSeconds, Cookie, Owner};
 
-const BOUNDS: Bounds = Bounds { first_ns: 60 * SECOND, second_ns: 600 * SECOND };
+const BOUNDS: StuckBounds = StuckBounds { first_ns: 60 * SECOND, second_ns: 600 * SECOND };
 /// Looks are half a minute apart.
 const LOOK: u64 = 30;
 

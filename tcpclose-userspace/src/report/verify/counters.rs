@@ -2,7 +2,7 @@
 
 use tcpclose_common::state::TcpState;
 
-use crate::report::verify::verdict::{Causes, Span, Verdict};
+use crate::report::verify::verdict::{Agreement, Causes, Span};
 use crate::report::verify::{
     AuditRow, AuditSample, BackendsInUse, KernelSample, NetnsSample, Part, Reach, span,
 };
@@ -135,7 +135,7 @@ impl Comparison<'_> {
         let agent = Span::exact(self.agent("tcpclose_time_wait_ended_total", &[("reason", "reused")]));
         let (kernel, namespaces) = self.kernel(Reach::All, &["TWRecycled"]);
         let verdict = match backends.dumps() {
-            true => Verdict::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
+            true => Agreement::NotTold("a dump does not show what ended a TIME-WAIT".to_owned()),
             false => causes.judge(agent, kernel),
         };
         AuditRow {
@@ -154,7 +154,7 @@ impl Comparison<'_> {
         let agent = Span { min: aborted, max: aborted + closes("unknown") };
         let (kernel, namespaces) = self.kernel(Reach::All, &["TCPAbortOnClose"]);
         let verdict = match agent.beyond(kernel) {
-            1.. => Verdict::Explained("closes with linger 0 and disconnects are aborts too".to_owned()),
+            1.. => Agreement::Explained("closes with linger 0 and disconnects are aborts too".to_owned()),
             _ => causes.judge(agent, kernel),
         };
         AuditRow {
@@ -204,9 +204,9 @@ mod tests {
         );
         let row = between(&from, &to).established_resets(&Causes::default());
         assert_eq!((row.agent, row.kernel), (Span::exact(4), Some(Span { min: 3, max: 5 })));
-        assert_eq!(row.verdict, Verdict::Equal);
+        assert_eq!(row.verdict, Agreement::Equal);
         let row = between(&from, &from).established_resets(&Causes::default());
-        assert_eq!(row.verdict, Verdict::Equal);
+        assert_eq!(row.verdict, Agreement::Equal);
     }
 
     #[test]
@@ -221,7 +221,7 @@ mod tests {
         );
         let pair = between(&none, &to);
         let row = pair.minisockets_born(&backends("hooks"), &Causes::default());
-        assert_eq!((row.agent, row.verdict), (Span { min: 8, max: 9 }, Verdict::Equal));
+        assert_eq!((row.agent, row.verdict), (Span { min: 8, max: 9 }, Agreement::Equal));
         let row = pair.minisockets_born(&backends("diag"), &Causes::default());
         assert_eq!(row.kernel, Some(Span { min: 8, max: 9 }));
         let elsewhere = sample(
@@ -231,15 +231,15 @@ mod tests {
             &[],
         );
         let row = between(&none, &elsewhere).minisockets_born(&backends("diag"), &Causes::default());
-        assert_eq!((row.agent, row.verdict), (Span::exact(0), Verdict::Equal));
+        assert_eq!((row.agent, row.verdict), (Span::exact(0), Agreement::Equal));
     }
 
     #[test]
     fn a_backend_that_cannot_know_says_so() {
         let (from, to) = (sample("", &[], &[]), sample("", &[("TWRecycled", 7)], &[("TWRecycled", 7)]));
         let pair = between(&from, &to);
-        assert!(matches!(pair.reused(&backends("diag"), &Causes::default()).verdict, Verdict::NotTold(_)));
-        assert_eq!(pair.reused(&backends("hooks"), &Causes::default()).verdict, Verdict::Differs);
+        assert!(matches!(pair.reused(&backends("diag"), &Causes::default()).verdict, Agreement::NotTold(_)));
+        assert_eq!(pair.reused(&backends("hooks"), &Causes::default()).verdict, Agreement::Differs);
     }
 
     #[test]
@@ -247,10 +247,10 @@ mod tests {
         let (from, to) =
             (sample("", &[], &[]), sample("tcpclose_closes_total{outcome=\"aborted\"} 3\n", &[], &[]));
         let pair = between(&from, &to);
-        assert!(matches!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Explained(_)));
+        assert!(matches!(pair.aborts_on_close(&Causes::default()).verdict, Agreement::Explained(_)));
         let to = sample("", &[("TCPAbortOnClose", 3)], &[("TCPAbortOnClose", 3)]);
         let pair = between(&from, &to);
-        assert_eq!(pair.aborts_on_close(&Causes::default()).verdict, Verdict::Differs);
+        assert_eq!(pair.aborts_on_close(&Causes::default()).verdict, Agreement::Differs);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tcpclose_common::state::TcpState;
 
 use crate::linux::proc_net::SockStat;
 use crate::names::Phase;
-use crate::report::verify::verdict::{Causes, Span, Verdict};
+use crate::report::verify::verdict::{Agreement, Causes, Span};
 use crate::report::verify::{
     AuditRow, AuditSample, DumpedSockets, KernelSample, NetnsSample, Part, Reach, span,
 };
@@ -28,7 +28,7 @@ pub fn agent(
         let (kernel, namespaces) = sample.sum(reach, |id, netns| in_phase(phase, netns, before(id)));
         let verdict = match agent.beyond(kernel) {
             beyond if is_of_minisockets(phase) && (1..=skipped).contains(&beyond) => {
-                Verdict::Explained(format!(
+                Agreement::Explained(format!(
                     "the kernel's TIME-WAIT table was full: it skipped {skipped} (TCPTimeWaitOverflow), and the agent notices \
                      that at its next dump"
                 ))
@@ -107,7 +107,7 @@ fn in_each(
             namespaces.push(Part { dumped: Some(dumped), ..netns.part(counted) });
         }
     }
-    let verdict = if differs { Verdict::Differs } else { Verdict::Equal };
+    let verdict = if differs { Agreement::Differs } else { Agreement::Equal };
     AuditRow {
         what: format!("{DUMPS}{what}"),
         agent: all_dumped,
@@ -129,12 +129,12 @@ fn orphans(sample: &AuditSample) -> AuditRow {
     let bound = |bound: Option<&i64>| bound.copied().unwrap_or(0);
     let counted = Span { min: bound(counts.iter().min()), max: bound(counts.iter().max()) };
     let verdict = match dumped.beyond(counted) {
-        0 => Verdict::Equal,
-        ..0 => Verdict::Explained(
+        0 => Agreement::Equal,
+        ..0 => Agreement::Explained(
             "the kernel counts orphans of all network namespaces together, including those that cannot be found"
                 .to_owned(),
         ),
-        1.. => Verdict::Differs,
+        1.. => Agreement::Differs,
     };
     let what = format!("{DUMPS}orphans, sockstat orphan");
     AuditRow { what, agent: dumped, kernel: Some(counted), verdict, namespaces }
@@ -173,9 +173,9 @@ mod tests {
         let sample = sample(&[(CloseWait, 1), (TimeWait, 9)], ONE, &[(CloseWait, 2), (TimeWait, 9)]);
         let rows = agent(&sample, None, Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::CloseWait).kernel, Some(Span { min: 0, max: 2 }));
-        assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Equal);
-        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
-        assert_eq!(of(&rows, Phase::LastAck).verdict, Verdict::Equal);
+        assert_eq!(of(&rows, Phase::CloseWait).verdict, Agreement::Equal);
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Agreement::Differs);
+        assert_eq!(of(&rows, Phase::LastAck).verdict, Agreement::Equal);
     }
 
     #[test]
@@ -189,7 +189,7 @@ mod tests {
         let rows = agent(&sample, Some(&earlier), Reach::All, &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 1, max: 3 }));
         assert_eq!(of(&rows, Phase::FinWait2).kernel, Some(Span { min: 0, max: 1 }));
-        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Agreement::Equal);
     }
 
     #[test]
@@ -202,28 +202,28 @@ mod tests {
         let at = |overflows| {
             let sample = sample_at(ONE, [(1, Some(view(overflows)), Some(view(overflows)))]);
             let rows = agent(&sample, Some(&earlier), Reach::All, &Causes::default());
-            assert_eq!(of(&rows, Phase::CloseWait).verdict, Verdict::Differs);
+            assert_eq!(of(&rows, Phase::CloseWait).verdict, Agreement::Differs);
             of(&rows, Phase::TimeWait).verdict.clone()
         };
-        assert_eq!((at(10), at(11)), (Verdict::Differs, Verdict::Differs));
-        assert!(matches!(at(12), Verdict::Explained(why) if why.contains("it skipped 2 (")));
+        assert_eq!((at(10), at(11)), (Agreement::Differs, Agreement::Differs));
+        assert!(matches!(at(12), Agreement::Explained(why) if why.contains("it skipped 2 (")));
         // With hooks the agent is told of each.
         let sample = sample_at(ONE, [(1, Some(view(12)), Some(view(12)))]);
         let rows = agent(&sample, None, Reach::All, &Causes::default());
-        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Differs);
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Agreement::Differs);
     }
 
     #[test]
     fn a_dump_that_shows_less_than_the_kernel_counts_is_flagged() {
         let mut sample = sample(&[(TcpState::TimeWait, 7)], "", &[(TcpState::TimeWait, 7)]);
-        assert!(dumps(&sample).iter().all(|row| row.verdict == Verdict::Equal));
+        assert!(dumps(&sample).iter().all(|row| row.verdict == Agreement::Equal));
         for view in sample.namespaces.values_mut().flat_map(|netns| [&mut netns.before, &mut netns.after]) {
             let stat = &mut view.as_mut().unwrap().stat;
             (stat.tw, stat.orphan) = (2, 1);
         }
         let rows = dumps(&sample);
-        assert_eq!(rows[0].verdict, Verdict::Differs);
-        assert!(matches!(rows[2].verdict, Verdict::Explained(_)));
+        assert_eq!(rows[0].verdict, Agreement::Differs);
+        assert!(matches!(rows[2].verdict, Agreement::Explained(_)));
     }
 
     #[test]
@@ -237,17 +237,17 @@ mod tests {
         };
         let sample = both(&one, &two);
         let rows = agent(&sample, None, Reach::All, &Causes::default());
-        assert_eq!(of(&rows, Phase::TimeWait).verdict, Verdict::Equal);
+        assert_eq!(of(&rows, Phase::TimeWait).verdict, Agreement::Equal);
         let parts: Vec<i64> = of(&rows, Phase::TimeWait).namespaces.iter().map(|p| p.kernel.min).collect();
         assert_eq!(parts, [1, 2]);
         let rows = agent(&sample, None, Reach::Own(2), &Causes::default());
         assert_eq!(of(&rows, Phase::TimeWait).kernel, Some(Span { min: 2, max: 3 }));
-        assert!(dumps(&sample).iter().all(|row| row.verdict == Verdict::Equal));
+        assert!(dumps(&sample).iter().all(|row| row.verdict == Agreement::Equal));
         let (mut more, mut less) = (one, two);
         (more.stat.tw, less.stat.tw) = (2, 1);
         let row = &dumps(&both(&more, &less))[0];
         assert_eq!((row.agent, row.kernel), (Span::exact(3), Some(Span::exact(3))));
-        assert_eq!(row.verdict, Verdict::Differs);
+        assert_eq!(row.verdict, Agreement::Differs);
         // One that was there before the metrics were read alone may be counted or not.
         let sample = sample_at(metrics, [(1, Some(more), None)]);
         let rows = agent(&sample, None, Reach::All, &Causes::default());

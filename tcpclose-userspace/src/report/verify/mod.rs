@@ -18,7 +18,7 @@ use crate::linux::netns::Netns;
 use crate::linux::proc_net::{MibCounters, SockStat};
 use crate::linux::sock_diag::Socket;
 use crate::report::verify::samples::Samples;
-use crate::report::verify::verdict::{Span, Verdict};
+use crate::report::verify::verdict::{Agreement, Span};
 
 /// One line of the audit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,7 +29,7 @@ pub struct AuditRow {
     /// `null` where the kernel has no such number.
     pub kernel: Option<Span>,
     #[serde(flatten)]
-    pub verdict: Verdict,
+    pub verdict: Agreement,
     /// The parts of the kernel's number.
     pub namespaces: Vec<Part>,
 }

@@ -53,7 +53,7 @@ impl fmt::Display for Span {
 /// Whether two readings agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "verdict", content = "why", rename_all = "snake_case")]
-pub enum Verdict {
+pub enum Agreement {
     /// They may be the same number.
     Equal,
     /// They differ by no more than a known cause explains.
@@ -64,7 +64,7 @@ pub enum Verdict {
     NotTold(String),
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for Agreement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Equal => f.write_str("equal"),
@@ -86,18 +86,18 @@ pub struct Causes {
 
 impl Causes {
     /// Judges `agent` against `kernel`.
-    pub fn judge(&self, agent: Span, kernel: Span) -> Verdict {
+    pub fn judge(&self, agent: Span, kernel: Span) -> Agreement {
         let beyond = agent.beyond(kernel);
         match beyond {
-            0 => Verdict::Equal,
+            0 => Agreement::Equal,
             _ if beyond.abs() <= self.lost => {
-                Verdict::Explained(format!("the agent reports {} lost events", self.lost))
+                Agreement::Explained(format!("the agent reports {} lost events", self.lost))
             }
             1.. if self.elsewhere => {
                 let why = "the agent counts network namespaces that are not read here (see below)";
-                Verdict::Explained(why.to_owned())
+                Agreement::Explained(why.to_owned())
             }
-            _ => Verdict::Differs,
+            _ => Agreement::Differs,
         }
     }
 }
@@ -122,23 +122,23 @@ mod tests {
     fn a_difference_needs_a_cause_that_is_large_enough() {
         let judge = |causes: Causes, agent| causes.judge(Span::exact(agent), Span { min: 10, max: 12 });
         let none = Causes::default();
-        assert_eq!(judge(none, 11), Verdict::Equal);
-        assert_eq!(judge(none, 13), Verdict::Differs);
-        assert_eq!(judge(none, 9), Verdict::Differs);
+        assert_eq!(judge(none, 11), Agreement::Equal);
+        assert_eq!(judge(none, 13), Agreement::Differs);
+        assert_eq!(judge(none, 9), Agreement::Differs);
         let lost = Causes { lost: 2, ..none };
-        assert!(matches!(judge(lost, 8), Verdict::Explained(_)));
-        assert!(matches!(judge(lost, 14), Verdict::Explained(_)));
-        assert_eq!(judge(lost, 7), Verdict::Differs);
+        assert!(matches!(judge(lost, 8), Agreement::Explained(_)));
+        assert!(matches!(judge(lost, 14), Agreement::Explained(_)));
+        assert_eq!(judge(lost, 7), Agreement::Differs);
         // What the agent counts elsewhere makes its number larger, never smaller.
         let elsewhere = Causes { elsewhere: true, ..none };
-        assert!(matches!(judge(elsewhere, 99), Verdict::Explained(_)));
-        assert_eq!(judge(elsewhere, 9), Verdict::Differs);
+        assert!(matches!(judge(elsewhere, 99), Agreement::Explained(_)));
+        assert_eq!(judge(elsewhere, 9), Agreement::Differs);
     }
 
     #[test]
     fn a_verdict_reads_the_same_in_json() {
         let json = |verdict| serde_json::to_string(&verdict).unwrap();
-        assert_eq!(json(Verdict::Differs), r#"{"verdict":"differs"}"#);
-        assert_eq!(json(Verdict::NotTold("x".into())), r#"{"verdict":"not_told","why":"x"}"#);
+        assert_eq!(json(Agreement::Differs), r#"{"verdict":"differs"}"#);
+        assert_eq!(json(Agreement::NotTold("x".into())), r#"{"verdict":"not_told","why":"x"}"#);
     }
 }

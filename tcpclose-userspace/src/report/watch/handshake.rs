@@ -34,14 +34,14 @@ impl ClosedConnection {
 }
 
 /// One socket, by its network namespace and both ends.
-type Key = (u32, SocketAddr, SocketAddr);
+type EndKey = (u32, SocketAddr, SocketAddr);
 
 /// Connections in their close phase.
 #[derive(Default)]
 pub struct Handshakes {
-    open: HashMap<Key, (u64, Vec<Line>)>,
+    open: HashMap<EndKey, (u64, Vec<Line>)>,
     /// By the number of their first transition, the oldest first.
-    by_age: BTreeMap<u64, Key>,
+    by_age: BTreeMap<u64, EndKey>,
     begun: u64,
     forgotten: u64,
 }
@@ -70,13 +70,13 @@ impl Handshakes {
         None
     }
 
-    fn remove(&mut self, key: &Key) -> Option<Vec<Line>> {
+    fn remove(&mut self, key: &EndKey) -> Option<Vec<Line>> {
         let (number, steps) = self.open.remove(key)?;
         self.by_age.remove(&number);
         Some(steps)
     }
 
-    fn insert(&mut self, key: Key, steps: Vec<Line>) {
+    fn insert(&mut self, key: EndKey, steps: Vec<Line>) {
         if self.open.len() >= MOST
             && let Some((_, oldest)) = self.by_age.pop_first()
         {
