@@ -5,7 +5,7 @@ use crate::cases::peer::Peer;
 use crate::cases::place::Tun;
 use crate::cases::wire::FIN;
 use crate::common::apart::{CLOSE_WAIT, apart, until_state};
-use crate::common::{Agent, BINARY, free_port};
+use crate::common::{Agent, BINARY, Metrics, free_port};
 
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -143,11 +143,13 @@ fn a_fin_that_is_sent_again_is_counted() {
     for (hook, agent) in Agent::on_each_hook(&[]) {
         for peer_first in [false, true] {
             let port = free_port();
-            let sent = apart(|| sent_again(port, peer_first));
-            let port = port.to_string();
-            let labels = [("side", "server"), ("port", &*port)];
-            let metrics = agent.metrics_when(PATIENCE, "its close", |metrics| {
-                metrics.sum("tcpclose_closes_total", &labels) >= 1.0
+            let name = port.to_string();
+            let labels = [("side", "server"), ("port", &*name)];
+            // A dump must find its TIME-WAIT, which goes with the namespace.
+            let (sent, metrics) = apart(|| {
+                let sent = sent_again(port, peer_first);
+                let is_closed = |metrics: &Metrics| metrics.sum("tcpclose_closes_total", &labels) >= 1.0;
+                (sent, agent.metrics_when(PATIENCE, "its close", is_closed))
             });
             let counted = metrics.sum("tcpclose_fin_retransmits_total", &labels);
             assert_eq!(counted, sent as f64, "{hook}, the peer first: {peer_first}");
