@@ -70,7 +70,7 @@ impl Failure {
             text(ContextKind::InvalidSubcommand).or(text(ContextKind::InvalidArg)).unwrap_or_default();
         let meant = text(ContextKind::SuggestedSubcommand).or(text(ContextKind::SuggestedArg));
         let todo = match meant.and_then(|meant| nearest(given, [meant])) {
-            Some(meant) => format!("did you mean {meant}? else {help}"),
+            Some(meant) => format!("did you mean {meant}? Otherwise {help}"),
             None => help,
         };
         Self::new("arguments", words.join(" "), todo)

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::agent::config::Config;
 use crate::agent::intervals::Intervals;
@@ -30,6 +30,9 @@ pub struct Parts {
     pub stacks: Rc<RefCell<Stacks>>,
     /// Wakes the task that takes stacks.
     pub stacks_wake: Rc<Notify>,
+    /// For looks at all of the kernel's sockets that requests ask for: one at a time, so that many at once take no more of the
+    /// processors.
+    pub looks: Rc<Semaphore>,
     /// `--allowed-host`.
     pub allowed_hosts: Rc<RefCell<Vec<AllowedHost>>>,
     /// A `--web-config` file is wrong, and its former content is in use.
@@ -48,6 +51,7 @@ impl Parts {
             stuck_counts: Rc::default(),
             stacks: Rc::new(RefCell::new(Stacks::new(config.arming_rule()))),
             stacks_wake: Rc::default(),
+            looks: Rc::new(Semaphore::new(1)),
             allowed_hosts: Rc::new(RefCell::new(config.allowed_hosts.clone())),
             web_config_wrong,
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::client::reply::{Alone, Reply, no_agent};
+use crate::client::reply::{Alone, Reply, denied, no_agent};
 use crate::client::{Client, PATIENCE};
 use crate::failure::Failure;
 use crate::report::sockets::Versioned;
@@ -44,6 +44,7 @@ pub fn fetch<T>(
             Reply::NoAgent if address.is_explicit => {
                 return Err(no_agent(&address.socket, alone));
             }
+            Reply::Denied if address.is_explicit => return Err(denied(&address.socket)),
             Reply::NoAgent => (format!("snapshot (no agent at {path})"), None),
             Reply::Denied => {
                 let remark = format!("no agent was asked: this user has no access to {path}");

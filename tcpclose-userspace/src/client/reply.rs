@@ -59,7 +59,7 @@ impl Alone {
         let own = match self {
             Self::Snapshot => Some("add --no-agent for a snapshot"),
             Self::Destroy => Some("add --no-agent to find and destroy the sockets without an agent, as root"),
-            Self::Attach => Some("add --no-agent to watch with own eBPF programs, as root"),
+            Self::Attach => Some("add --no-agent to watch with its own eBPF programs, as root"),
             Self::Nothing => None,
         };
         let all: Vec<&str> = others.iter().copied().chain(own).collect();

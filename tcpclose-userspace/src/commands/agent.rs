@@ -142,7 +142,7 @@ pub struct Agent {
     #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_one, allow_negative_numbers = true, value_hint = ValueHint::Other, help_heading = STACKS)]
     stacks_after: u64,
 
-    /// How long --stacks auto takes the stacks of a process, and of all processes of a user in an hour
+    /// Maximum time per hour that --stacks auto takes stacks, per process and per user
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = stacks_for, allow_hyphen_values = true, value_hint = ValueHint::Other, help_heading = STACKS)]
     stacks_for: Duration,
 
@@ -274,7 +274,7 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
         .as_deref()
         .unwrap_or(text)
         .parse()
-        .map_err(|_| "not an address; write for example 127.0.0.1:9923 or [::]:9923")
+        .map_err(|_| "not an address; for example 127.0.0.1:9923 or [::]:9923")
 }
 
 fn stuck_after(text: &str) -> Result<StuckAfter, String> {
@@ -283,8 +283,8 @@ fn stuck_after(text: &str) -> Result<StuckAfter, String> {
         Ok::<u64, String>(u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX))
     };
     let bounds = text.split(',').map(bound).collect::<Result<Vec<u64>, _>>();
-    let bounds = bounds.map_err(|why| format!("{why}; write for example 1m,10m,1h"))?;
-    StuckAfter::new(bounds).map_err(|why| format!("{why}; write for example 1m,10m,1h"))
+    let bounds = bounds.map_err(|why| format!("{why}; for example 1m,10m,1h"))?;
+    StuckAfter::new(bounds).map_err(|why| format!("{why}; for example 1m,10m,1h"))
 }
 
 /// An interval neither too short nor too long.
@@ -294,7 +294,7 @@ fn interval(text: &str) -> Result<Duration, String> {
     if range.contains(&interval) {
         Ok(interval)
     } else {
-        Err("it must be between 10ms and 1day; write for example 1s".to_owned())
+        Err("it must be between 10ms and 1day; for example 1s".to_owned())
     }
 }
 
@@ -309,7 +309,7 @@ fn stacks_for(text: &str) -> Result<Duration, String> {
     if range.contains(&time) {
         Ok(time)
     } else {
-        Err("it must be between 1s and 1h; write for example 10m".to_owned())
+        Err("it must be between 1s and 1h; for example 10m".to_owned())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::report::sockets::Cookie;
 
 /// A duration such as `10m`. Arguments of this kind need `allow_hyphen_values`, so that a negative one gets here.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    bare_duration(text).map_err(|why| format!("{why}; write for example 60s, 10m, 1h30m or 2days"))
+    bare_duration(text).map_err(|why| format!("{why}; for example 60s, 10m, 1h30m or 2days"))
 }
 
 /// The same; the error lacks what to write.
@@ -60,7 +60,12 @@ pub fn port(text: &str) -> Result<u16, &'static str> {
 
 /// A number of lines, ports or sockets.
 pub fn number(text: &str) -> Result<usize, &'static str> {
-    text.parse().map_err(|_| "not a number; write for example 20")
+    text.parse().map_err(|_| "not a number from 0 on; for example 20")
+}
+
+/// A number of sockets to destroy.
+pub fn limit(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|limit| *limit > 0).ok_or("not a number from 1 on; for example 20")
 }
 
 /// A socket's cookie, in hexadecimal, with or without `sk:`.
@@ -204,7 +209,7 @@ mod tests {
             ("--json", "an option in place of a duration"),
             ("60", "a duration without a unit"),
             ("5bananas", "an unknown unit (known are ns, us, ms, s, m, h, d, w,"),
-            ("10M", "M may be minutes (m) or months (months); write"),
+            ("10M", "M may be minutes (m) or months (months); for example"),
             ("1h10M", "M may be minutes (m) or months"),
             ("99999999999999999999s", "too long a duration"),
             ("banana", "not a duration"),
@@ -212,7 +217,7 @@ mod tests {
             ("1s,2s", "not a duration"),
         ] {
             let wrong = duration(text).unwrap_err();
-            assert!(wrong.starts_with(why) && wrong.contains("; write for example 60s"), "{text}: {wrong}");
+            assert!(wrong.starts_with(why) && wrong.contains("; for example 60s"), "{text}: {wrong}");
         }
     }
 }

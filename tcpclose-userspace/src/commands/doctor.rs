@@ -49,6 +49,8 @@ enum Status {
     Limited,
     /// The agent cannot run.
     Failed,
+    /// This host does not tell.
+    Unknown,
 }
 
 impl Status {
@@ -57,6 +59,7 @@ impl Status {
             Self::Ok => "ok",
             Self::Limited => "limited",
             Self::Failed => "FAILED",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -174,8 +177,8 @@ impl HostFacts {
     fn lockdown(&self) -> Check {
         let (status, detail) = match self.lockdown.as_deref() {
             None => (
-                Status::Ok,
-                "not known: /sys/kernel/security/lockdown is missing (this kernel has none, or securityfs is not mounted)",
+                Status::Unknown,
+                "/sys/kernel/security/lockdown is missing (this kernel has none, or securityfs is not mounted)",
             ),
             Some("none") => (Status::Ok, "none"),
             Some("confidentiality") => (

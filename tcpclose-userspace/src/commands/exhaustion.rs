@@ -115,10 +115,10 @@ fn text(document: &ExhaustionDocument, source: &str, own: u32, width: Option<u16
 /// The local addresses whose ports are in use towards several destinations; of one, its tuple tells as much.
 fn locals(document: &ExhaustionDocument, own: u32, width: Option<u16>) -> String {
     const MOST: usize = 5;
-    const MEANING: &str = "bind() without a port takes one that no destination uses, and blocks it for all of them, for connect() too: at \
-                           100 % bind() fails with EADDRINUSE, and, as far as bind() took these ports, connect() to any destination \
-                           with EADDRNOTAVAIL. Let the programs that bind set IP_BIND_ADDRESS_NO_PORT before bind(): connect() then \
-                           chooses the port per destination.";
+    const MEANING: &str = "bind() without a port picks one that is in use for no destination, and blocks it for all of them: at 100 % \
+                           bind() fails with EADDRINUSE, and connect() to any destination with EADDRNOTAVAIL, to the extent that \
+                           bind() took the ports. Programs that bind should set IP_BIND_ADDRESS_NO_PORT before bind(): connect() \
+                           then chooses the port per destination.";
     let several: Vec<&LocalUse> = document.locals.iter().filter(|local| local.destinations > 1).collect();
     let shown = several.get(..MOST).unwrap_or(&several);
     if shown.is_empty() {
@@ -188,8 +188,8 @@ fn users(tuple: &TupleUse) -> Option<String> {
         }
         match ended {
             0 => {}
-            1 => named.push(format!("a process that has ended {sockets}")),
-            _ => named.push(format!("{ended} processes that have ended {sockets}")),
+            1 => named.push(format!("1 exited process: {sockets}")),
+            _ => named.push(format!("{ended} exited processes: {sockets}")),
         }
         named.join(", ")
     };

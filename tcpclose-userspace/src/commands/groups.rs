@@ -8,6 +8,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::commands::fd_exhaustion::FdRates;
 use crate::commands::suggest;
+use crate::commands::suggest::StackSource;
 use crate::failure::printable;
 use crate::linux::stacks::frames::Stack;
 use crate::names::{Cause, Diagnosis, Side};
@@ -165,7 +166,7 @@ pub fn text(groups: &[SocketGroup<'_>], by: By, rates: &FdRates, limit: usize, w
         false => table::render(&header, &rows, width) + "\n",
     };
     if groups.len() > limit {
-        text.push_str(&format!("… {} more\n", groups.len() - limit));
+        text.push_str(&format!("… {} more groups\n", groups.len() - limit));
     }
     text
 }
@@ -198,8 +199,13 @@ pub fn local_peers(groups: &[SocketGroup<'_>], width: Option<u16>) -> String {
     groups.iter().filter_map(line).collect()
 }
 
-/// Commands to run next, one per process, for the first processes of `groups`.
-pub fn next_steps(groups: &[SocketGroup<'_>], verdicts: &[VerdictGroup], width: Option<u16>) -> String {
+/// Commands to run next, one per process, for the first processes of `groups`. `stacks`: who records code.
+pub fn next_steps(
+    groups: &[SocketGroup<'_>],
+    verdicts: &[VerdictGroup],
+    stacks: &StackSource,
+    width: Option<u16>,
+) -> String {
     const MOST: usize = 3;
     let mut seen = HashSet::new();
     // In other states it is the peer's turn.
@@ -207,7 +213,10 @@ pub fn next_steps(groups: &[SocketGroup<'_>], verdicts: &[VerdictGroup], width: 
     let steps = in_close_wait.filter_map(|group| {
         let socket = group.sockets.first()?;
         let owner = socket.first_owner().filter(|owner| seen.insert(owner.pid))?;
-        suggest::step(owner, group.key.diagnosis, group_of(socket, verdicts).map(|of| of.verdict))
+        let is_shown = group.sockets.iter().any(|socket| socket.stacks.is_some());
+        let stacks = if is_shown { &StackSource::Shown } else { stacks };
+        let verdict = group_of(socket, verdicts).map(|of| of.verdict);
+        suggest::step(owner, group.key.diagnosis, verdict, stacks)
     });
     // The command has its own unbroken line, to be copied.
     let lines = steps

@@ -1,4 +1,4 @@
-//! `tcpclose idle`: connections that nobody would notice to be dead.
+//! `tcpclose idle`: connections whose death nobody would notice.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -31,7 +31,7 @@ const HINTS: usize = 3;
 /// side: it keeps its descriptor for ever and never reaches CLOSE-WAIT. SO_KEEPALIVE is what ends it.
 ///
 /// IDLE counts ESTABLISHED connections on which no timer runs, and for which nothing has come or gone for --silent-for. LOCAL counts
-/// those among them whose peer is in the same network namespace: the kernel tells its end. NOT READ counts connections, idle or not, with
+/// those among them whose peer is in the same network namespace: the kernel reports its end. NOT READ counts connections, idle or not, with
 /// data that the program has not read for --silent-for. PEER GONE counts those whose peer has not acknowledged what was sent three times
 /// or more; they end when the retries run out.
 #[derive(Debug, Args)]

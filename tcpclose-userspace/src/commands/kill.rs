@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum, ValueHint};
 
 use crate::client::fetch::AgentAddress;
 use crate::client::reply::Alone;
-use crate::commands::arguments::number;
+use crate::commands::arguments::limit;
 use crate::commands::filter::{Findings, SocketFilter};
 use crate::commands::output::{json, print};
 use crate::failure::Failure;
@@ -52,15 +52,15 @@ pub struct Kill {
     /// Only sockets with this diagnosis; may be repeated [default: not_read and not_closed]
     #[arg(long = "diagnosis", value_name = "DIAGNOSIS", value_enum)]
     diagnoses: Vec<DiagnosisChoice>,
-    /// Include sockets that are only possibly old enough, because their entry was not observed, or only possibly of --pid or
-    /// --unit
+    /// Include sockets that are only possibly old enough, because their entry was not observed, or that only possibly
+    /// belong to --pid or --unit
     #[arg(long)]
     possibly: bool,
     /// Include sockets whose local peer has sent its FIN and may wait for an answer
     #[arg(long)]
     half_closed: bool,
     /// Maximum number of sockets, the oldest first
-    #[arg(long, value_name = "N", value_parser = number, allow_negative_numbers = true, value_hint = ValueHint::Other)]
+    #[arg(long, value_name = "N", value_parser = limit, allow_negative_numbers = true, value_hint = ValueHint::Other)]
     limit: Option<usize>,
     /// Maximum number of sockets per second
     #[arg(long, value_name = "N", default_value = "100", value_parser = rate, allow_negative_numbers = true, value_hint = ValueHint::Other)]

@@ -156,15 +156,15 @@ mod tests {
     fn what_is_wrong_with_arguments_is_reported_in_one_line() {
         assert_eq!(
             complaint(&["stuck", "--older-than", "banana"]),
-            r#"tcpclose: --older-than "banana": not a duration; write for example 60s, 10m, 1h30m or 2days"#
+            r#"tcpclose: --older-than "banana": not a duration; for example 60s, 10m, 1h30m or 2days"#
         );
         assert_eq!(
             complaint(&["stuck", "--older-than", "-5s"]),
-            r#"tcpclose: --older-than "-5s": a duration cannot be negative; write for example 60s, 10m, 1h30m or 2days"#
+            r#"tcpclose: --older-than "-5s": a duration cannot be negative; for example 60s, 10m, 1h30m or 2days"#
         );
         assert_eq!(
             complaint(&["agent", "--stuck-after", "-1m,10m"]),
-            r#"tcpclose: --stuck-after "-1m,10m": not a list of durations: "-1m": a duration cannot be negative; write for example 1m,10m,1h"#
+            r#"tcpclose: --stuck-after "-1m,10m": not a list of durations: "-1m": a duration cannot be negative; for example 1m,10m,1h"#
         );
         assert_eq!(
             complaint(&["stuck", "--older-than"]),
@@ -177,7 +177,7 @@ mod tests {
         );
         assert_eq!(
             complaint(&["agent", "--listen", ""]),
-            r#"tcpclose: --listen "": not an address; write for example 127.0.0.1:9923 or [::]:9923"#
+            r#"tcpclose: --listen "": not an address; for example 127.0.0.1:9923 or [::]:9923"#
         );
         assert_eq!(
             complaint(&["agent", "--state-hook", "banana"]),
@@ -186,11 +186,11 @@ mod tests {
         assert_eq!(
             complaint(&["stuck", "--sokets"]),
             "tcpclose: arguments: unexpected argument '--sokets' found; did you mean --sockets? \
-             else see tcpclose stuck --help"
+             Otherwise see tcpclose stuck --help"
         );
         assert_eq!(
             complaint(&["agnet"]),
-            "tcpclose: arguments: unrecognized subcommand 'agnet'; did you mean agent? else see tcpclose --help"
+            "tcpclose: arguments: unrecognized subcommand 'agnet'; did you mean agent? Otherwise see tcpclose --help"
         );
         assert_eq!(
             complaint(&["agent", "--socket", &"x".repeat(108)]).split_once(r#"": "#).unwrap().1,

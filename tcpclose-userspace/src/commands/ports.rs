@@ -23,8 +23,8 @@ const PORTS: usize = 20;
 /// Asks the agent; the numbers match its /metrics. Without one it takes a snapshot, which shows the current sockets and the
 /// proven minimum of their ages.
 ///
-/// MEDIAN and P99 cover the sockets that left the state since the agent started; each is shown as the histogram bucket
-/// that contains it. CLOSES/S covers the last minute. A leak shows in STUCK and OLDEST, never in MEDIAN.
+/// MEDIAN and P99 cover the sockets that left the state since the agent started; each is shown as the interval
+/// that the histogram proves. CLOSES/S covers the last minute. A leak shows in STUCK and OLDEST, never in MEDIAN.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose ports\n  tcpclose ports --port 8080 --port 443\n  \
     tcpclose ports --json | jq '.ports[] | select(.stuck > 0)'")]

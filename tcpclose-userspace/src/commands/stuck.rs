@@ -15,6 +15,7 @@ use crate::commands::filter::{Findings, SocketFilter, Sorted};
 use crate::commands::groups;
 use crate::commands::groups::{By, ListedSocket};
 use crate::commands::output::{json, print};
+use crate::commands::suggest::StackSource;
 use crate::failure::Failure;
 use crate::names::Phase;
 use crate::report::chain::ChainSockets;
@@ -27,6 +28,8 @@ mod flame;
 mod stacks;
 pub mod verdicts;
 
+/// The longest time for stacks.
+const LONGEST: Duration = Duration::from_secs(600);
 /// The longest time for stacks of accept().
 const ACCEPT: Duration = Duration::from_secs(60);
 
@@ -45,12 +48,12 @@ const GROUPS: usize = 20;
 /// has read everything and has not closed.
 /// still_sending: the program still writes to a peer that has closed its side; counted, not listed.
 ///
-/// In other states: peer_not_closing: the other end, on this host, is in CLOSE-WAIT (its owner is shown with --sockets). held_open: a
+/// In other states: peer_not_closing: the other end, on this host, is in CLOSE-WAIT; its owner is named below the table. held_open: a
 /// process holds the socket after shutdown(). orphaned: no process holds it; a timer ends it. peer_not_reading: the peer's window is
 /// closed. sent_again, peer_gone: sent again once or twice, or more often, without an acknowledgment.
 ///
-/// A verdict says what the sockets of a program are by how they have developed: leak, stale pool, slow reader, hung, proxy half
-/// close, one off, or undecided; with its evidence. The agent gives it.
+/// A verdict classifies a program's stuck sockets by how they developed: leak, stale pool, slow reader, hung, proxy half close, one
+/// off, or undecided; with its evidence. It needs an agent.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  tcpclose stuck --older-than 10m --port 8080\n  \
     tcpclose stuck --sockets --pid 4242\n  tcpclose stuck --check --max 100 && echo fine")]
@@ -58,20 +61,20 @@ pub struct Stuck {
     #[command(flatten)]
     pub filter: SocketFilter,
     /// Group sockets by this, besides side, port and diagnosis
-    #[arg(long, value_enum, default_value = "owner")]
+    #[arg(long, value_enum, default_value = "owner", conflicts_with = "sockets")]
     by: By,
     /// List every socket instead of groups, the oldest first
     #[arg(long)]
     sockets: bool,
-    /// Print the stacks of the code that left the sockets open, with counts. The agent takes them of a process while the
-    /// number of its stuck sockets grows, or for the time of --for.
+    /// Print the stacks of the code that left the sockets open, with counts. The agent records a process's stacks
+    /// while the number of its stuck sockets grows, or for the time of --for.
     #[arg(long, conflicts_with_all = ["sockets", "json"])]
     stacks: bool,
-    /// First take the stacks of the process --pid for this long
+    /// First record the stacks of the process --pid for this long, at most 10m
     #[arg(long = "for", value_name = "DURATION", value_parser = duration, allow_hyphen_values = true, requires = "stacks", requires = "pid", value_hint = ValueHint::Other)]
     time: Option<Duration>,
     /// Also take the stacks of accept(), for up to 60s. This slows every system call of the host for that time. Only root and
-    /// the agent's --kill-group may.
+    /// the agent's --kill-group may use it.
     #[arg(long, requires = "time")]
     accept: bool,
     /// Follow each socket in CLOSE-WAIT through proxies on this host to the program that has not closed. A link is shown only if
@@ -101,6 +104,10 @@ pub struct Stuck {
 impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         if let (Some(time), Some(pid)) = (self.time, self.filter.pid) {
+            if time > LONGEST {
+                let why = format!("{} at most", humantime::format_duration(LONGEST));
+                return Err(Failure::new("--for", why, "write --for 10m or less"));
+            }
             if self.accept && time > ACCEPT {
                 let why = format!(
                     "--accept slows every system call of the host: {} at most",
@@ -179,7 +186,10 @@ impl Stuck {
                         false => stacks::places(shown, &findings.document.stacks, width),
                     };
                     let verdicts = verdicts::lines(shown, &findings.document.groups, width);
-                    let next = groups::next_steps(shown, &findings.document.groups, width);
+                    let source = StackSource::of(&self.address, findings.document.source);
+                    let next = groups::next_steps(shown, &findings.document.groups, &source, width);
+                    let code =
+                        if self.stacks && code.is_empty() { self.no_stacks(&source, width) } else { code };
                     let waiting = groups::local_peers(shown, width);
                     groups::text(&groups, self.by, rates, limit, width) + &waiting + &verdicts + &code + &next
                 }
@@ -187,6 +197,22 @@ impl Stuck {
             text.push('\n');
         }
         text + &footer(&findings.source, &findings.document.incomplete, width)
+    }
+}
+
+impl Stuck {
+    /// Why no stack is shown.
+    fn no_stacks(&self, source: &StackSource, width: Option<u16>) -> String {
+        let why = match (source, self.time) {
+            (StackSource::Nobody, _) => "only an agent records them".to_owned(),
+            (_, Some(time)) => format!(
+                "in {} the process opened no socket, read no end of a stream, and wrote to none that its peer had closed",
+                humantime::format_duration(time)
+            ),
+            _ => "the agent records them while the number of a process's stuck sockets grows, or with --for"
+                .to_owned(),
+        };
+        table::wrap(&format!("no stacks: {why}"), width) + "\n"
     }
 }
 

@@ -1,15 +1,71 @@
 //! The command to run next: a tool for the process's runtime that shows its threads. Printed, never run.
 
+use std::path::PathBuf;
+
+use crate::client::fetch::AgentAddress;
 use crate::names::{Diagnosis, ProcessState, Runtime, Verdict};
-use crate::report::sockets::Owner;
+use crate::report::sockets::{DocumentSource, Owner};
 use crate::ui::labels;
 
+/// Who records the code that leaves the next sockets open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StackSource {
+    /// The agent that every command asks.
+    #[default]
+    Agent,
+    /// The agent at the socket that the user named.
+    AgentAt(PathBuf),
+    /// No agent runs.
+    Nobody,
+    /// The code is known already.
+    Shown,
+}
+
+impl StackSource {
+    pub fn of(address: &AgentAddress, source: DocumentSource) -> Self {
+        match source {
+            DocumentSource::Snapshot => Self::Nobody,
+            DocumentSource::Agent if address.is_explicit => Self::AgentAt(address.socket.clone()),
+            DocumentSource::Agent => Self::Agent,
+        }
+    }
+
+    /// How the code of the next sockets of a process is found, and the command.
+    fn step(&self, owner: &Owner) -> Option<(String, String)> {
+        let (pid, process) = (owner.pid, labels::process(owner));
+        let record = || {
+            let why = format!("{process}: record the code that leaves the next ones open");
+            (why, format!("tcpclose stuck --stacks --for 60s --pid {pid}"))
+        };
+        match self {
+            Self::Agent => Some(record()),
+            Self::AgentAt(socket) => {
+                let (why, command) = record();
+                Some((why, format!("{command} --socket {}", quoted(&socket.to_string_lossy()))))
+            }
+            Self::Nobody => {
+                let why =
+                    format!("{process}: run an agent, which records the code that leaves the next ones open");
+                Some((why, "tcpclose agent".to_owned()))
+            }
+            Self::Shown => None,
+        }
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@".contains(c);
+    if word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
 /// What to look for in `owner`, which holds a socket with this `diagnosis`, and the command that shows it; `None` where the
-/// runtime is unknown, and where no thread is at fault by the `verdict`.
+/// runtime is unknown, and where no thread is at fault by the `verdict`. `stacks`: who records the code.
 pub fn step(
     owner: &Owner,
     diagnosis: Option<Diagnosis>,
     verdict: Option<Verdict>,
+    stacks: &StackSource,
 ) -> Option<(String, String)> {
     let pid = owner.pid;
     if let Some((why, command)) = owner.state.map(|state| halted(state, pid)) {
@@ -21,8 +77,8 @@ pub fn step(
     // No thread waits for what was forgotten: where it was opened, and its end read, tells more.
     let is_forgotten = diagnosis == Some(Diagnosis::NotClosed) || verdict == Some(Verdict::Leak);
     if is_forgotten && owner.runs? != Runtime::Node {
-        let why = format!("{}: find the code that left them open, as more come", labels::process(owner));
-        return Some((why, format!("tcpclose stuck --stacks --for 60s --pid {pid}")));
+        // Where none follow, nothing can be recorded.
+        return if verdict == Some(Verdict::OneOff) { None } else { stacks.step(owner) };
     }
     let debugger = format!("gdb -p {pid} -batch -ex 'thread apply all bt'");
     let (command, hint) = match owner.runs? {
@@ -101,7 +157,7 @@ mod tests {
             Owner { process: Process { runs, ..(*owner.process).clone() }.into(), ..owner }
         };
         let printed = |runs, diagnosis| {
-            let (why, command) = step(&running(runs), Some(diagnosis), None)?;
+            let (why, command) = step(&running(runs), Some(diagnosis), None, &StackSource::Agent)?;
             Some(format!("{why} {command}"))
         };
         let words = [
@@ -110,7 +166,7 @@ mod tests {
             (
                 Runtime::Go,
                 Diagnosis::NotClosed,
-                "left them open, as more come tcpclose stuck --stacks --for 60s --pid 42",
+                "leaves the next ones open tcpclose stuck --stacks --for 60s --pid 42",
             ),
             (Runtime::Go, Diagnosis::NotAccepted, "not accept, if it serves"),
             (Runtime::Native, Diagnosis::Unknown, "threads gdb -p 42 "),
@@ -122,12 +178,37 @@ mod tests {
         assert_eq!(printed(None, Diagnosis::NotRead), None);
         assert!(printed(Some(Runtime::Node), Diagnosis::NotClosed).unwrap().ends_with("node inspect -p 42"));
         // No thread should read from a pool's connections.
-        let pool = step(&running(Some(Runtime::Jvm)), Some(Diagnosis::NotRead), Some(Verdict::StalePool));
-        assert_eq!(pool, None);
+        let pool = Some(Verdict::StalePool);
+        assert_eq!(
+            step(&running(Some(Runtime::Jvm)), Some(Diagnosis::NotRead), pool, &StackSource::Agent),
+            None
+        );
         // Threads of a process that is stopped tell nothing.
         let owner = running(Some(Runtime::Jvm));
         let process = Process { state: Some(ProcessState::Stopped), ..(*owner.process).clone() };
-        let (_, command) = step(&Owner { process: process.into(), ..owner }, None, None).unwrap();
+        let stopped = Owner { process: process.into(), ..owner };
+        let (_, command) = step(&stopped, None, None, &StackSource::Agent).unwrap();
         assert_eq!(command, "kill -CONT 42");
+    }
+
+    #[test]
+    fn code_is_recorded_by_the_agent_that_was_asked_and_only_where_more_is_to_come() {
+        let owner = owner(42, "a", (1, 2));
+        let owner = Owner {
+            process: Process { runs: Some(Runtime::Native), ..(*owner.process).clone() }.into(),
+            ..owner
+        };
+        let command = |verdict, stacks: &StackSource| {
+            let step = step(&owner, Some(Diagnosis::NotClosed), verdict, stacks);
+            step.map(|(_, command)| command)
+        };
+        let at = StackSource::AgentAt("/tmp/it's here.sock".into());
+        assert_eq!(
+            command(Some(Verdict::Leak), &at).unwrap(),
+            r"tcpclose stuck --stacks --for 60s --pid 42 --socket '/tmp/it'\''s here.sock'"
+        );
+        assert_eq!(command(None, &StackSource::Nobody).unwrap(), "tcpclose agent");
+        assert_eq!(command(Some(Verdict::OneOff), &StackSource::Agent), None);
+        assert_eq!(command(Some(Verdict::Leak), &StackSource::Shown), None);
     }
 }

@@ -37,7 +37,7 @@ const TRIES: usize = 10;
 const BETWEEN_TRIES: Duration = Duration::from_millis(200);
 /// The tracker leaves steps this short before a dump to the next one (`MARGIN_NS`); with some time for the agent itself.
 const MARGIN: Duration = Duration::from_millis(500);
-const OWN_ONLY: &str = "the agent does not dump every network namespace: it knows the others only from hooks, so its \
+const OWN_ONLY: &str = "the agent does not dump every network namespace: it knows the others only from the probe, so its \
     counts lie between those of its own namespace and those of all";
 const HIDDEN: &str = "the agent tracks sockets in network namespaces that no process, file in /run/netns, mount or \
     descriptor leads to: the kernel's numbers do not include them";

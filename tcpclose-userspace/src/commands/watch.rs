@@ -31,7 +31,7 @@ use crate::ui::watch_columns::{Clock, Columns};
 ///
 /// This includes TIME-WAIT and orphaned FIN-WAIT-2, which no tracepoint reports. Asks the agent; without one it attaches its
 /// own eBPF programs, which needs root. AFTER is the time spent in the previous state: 1.203s if both ends were observed,
-/// 30–31s if only the bounds are known, unknown if the state was entered before the start, - for ESTABLISHED.
+/// 30–31s if only the bounds are known, - if the state was entered before tcpclose was watching, and for ESTABLISHED.
 ///
 /// --handshake draws connections with their sequence numbers; missing parts are `not observed`. An ACK is drawn when it is
 /// due: a delayed ACK leaves up to 200 ms later.
@@ -94,7 +94,7 @@ impl Watch {
             };
             let (hook, time_wait) = (tracking.probe.hook.name(), tracking.probe.time_wait.name());
             note(&format!(
-                "{why}watching with own eBPF programs (state hook {hook}, TIME-WAIT hook {time_wait})"
+                "{why}watching with its own eBPF programs (state hook {hook}, TIME-WAIT hook {time_wait})"
             ));
         };
         let each = |items: Option<Vec<Item>>| {

@@ -81,7 +81,7 @@ descriptors! {
     DUMPS_OVER_BUDGET = Gauge "tcpclose_dumps_over_budget" []
         "1 while dumps exceed 1 % of a core to keep every value younger than --reconcile-max.";
     EPHEMERAL_PORTS_BIND = Gauge "tcpclose_ephemeral_ports_bind_ratio" ["netns_owner"]
-        "Local ports in use on the fullest local address, over all destinations, divided by the ports that bind() to it may choose; at 1 bind() without a port fails, and connect() to any destination as far as bind() took these ports. By owner of the network namespace.";
+        "Local ports in use on the fullest local address, over all destinations, divided by the ports that bind() to it may choose; at 1 bind() without a port fails, and so does connect() to any destination, to the extent that bind() took the ports. By owner of the network namespace.";
     EPHEMERAL_PORTS_BLOCKED = Gauge "tcpclose_ephemeral_ports_blocked_ratio" ["netns_owner"]
         "Like tcpclose_ephemeral_ports_used_ratio, without TIME-WAITs whose ports connect() may choose again (net.ipv4.tcp_tw_reuse).";
     EPHEMERAL_PORTS_USED = Gauge "tcpclose_ephemeral_ports_used_ratio" ["netns_owner"]

@@ -1,7 +1,7 @@
 //! What a group of stuck sockets is.
 
 word! {
-    /// What the stuck sockets of a program are, by how they have developed.
+    /// What the stuck sockets of a program are, by how they developed.
     pub enum Verdict {
         /// They grow in number, and the program neither closes nor uses them.
         Leak = "leak",

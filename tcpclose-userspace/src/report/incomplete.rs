@@ -120,9 +120,9 @@ fn unknown_owners(owners: &Owners, sockets: &[StuckSocket], missing: &[Capabilit
         }
         (_, Some(needed)) => format!("owners of {sockets} are unknown: {needed}"),
         (denied, None) => format!(
-            "owners of {sockets} are unknown: {} not let this one list their files, and no other process holds them \
+            "owners of {sockets} are unknown: tcpclose may not list the files of {denied} {}, and no other process holds them \
              ({elsewhere})",
-            if denied == 1 { "1 process does".to_owned() } else { format!("{denied} processes do") }
+            if denied == 1 { "process" } else { "processes" }
         ),
     })
 }

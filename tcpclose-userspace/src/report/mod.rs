@@ -7,7 +7,7 @@
 //! * [`accept_queues`]: the listeners in whose queues sockets wait that were not accepted.
 //! * [`ports`]: the close phase by port. [`exhaustion`]: the ephemeral ports in use. [`idle`]: silent connections without keepalive.
 //! * [`owner_counts`]: stuck sockets per owner; [`owner_series`]: which of them have a series. [`kill`]: what is destroyed, and the result.
-//! * [`verdict`]: what a program's stuck sockets are, by how they have developed; [`verdict_group`]: as documents have it.
+//! * [`verdict`]: what a program's stuck sockets are, by how they developed; [`verdict_group`]: as documents have it.
 //! * [`verify`]: the agent's numbers beside the kernel's. [`watch`]: lines of the watch stream.
 //! * [`requests`]: what the command line and the agent agree on. [`query`]: the fields of a request.
 

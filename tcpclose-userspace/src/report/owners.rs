@@ -221,7 +221,7 @@ mod tests {
         let mut denied = owners;
         denied.denied = 3;
         for (missing, words) in [
-            (&[][..], "3 processes do not let this one list their files"),
+            (&[][..], "tcpclose may not list the files of 3 processes"),
             (&[Capability::SysPtrace], "CAP_SYS_PTRACE is needed to read other users'"),
             (
                 &[Capability::SysPtrace, Capability::DacReadSearch],

@@ -45,8 +45,7 @@ pub fn number(key: &str, value: &str, range: std::ops::RangeInclusive<usize>) ->
 /// # Errors
 /// When it is none.
 pub fn duration(key: &str, value: &str) -> Result<Duration, String> {
-    humantime::parse_duration(value)
-        .map_err(|why| format!("{key}={value}: {why}; write for example 60s or 10m"))
+    humantime::parse_duration(value).map_err(|why| format!("{key}={value}: {why}; for example 60s or 10m"))
 }
 
 /// Whether `value` is the only one that `key` can have.

@@ -50,12 +50,12 @@ impl Interpreter {
     /// What it is, and how it lists its functions.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Python => "inside the Python interpreter: python -X perf (3.12) shows which function",
+            Self::Python => "the Python interpreter (python -X perf, since 3.12, shows which function)",
             Self::Jvm => {
-                "inside the JVM: -XX:+PreserveFramePointer and `jcmd PID Compiler.perfmap` show which method"
+                "the JVM (-XX:+PreserveFramePointer and `jcmd PID Compiler.perfmap` show which method)"
             }
             Self::Node => {
-                "inside Node.js: --perf-basic-prof --interpreted-frames-native-stack shows which function"
+                "Node.js (--perf-basic-prof --interpreted-frames-native-stack shows which function)"
             }
         }
     }

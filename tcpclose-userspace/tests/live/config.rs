@@ -41,7 +41,7 @@ fn check_config_prints_what_holds_and_refuses_what_is_wrong() {
     for (output, expected) in [
         (
             check(&file, &[], &[]),
-            "stuck_after: no such setting; did you mean stuck-after? else see tcpclose agent --help",
+            "stuck_after: no such setting; did you mean stuck-after? Otherwise see tcpclose agent --help",
         ),
         (check(&folder.path().join("none"), &[], &[]), "there is no such file"),
         (
@@ -87,7 +87,9 @@ fn a_reload_takes_what_can_change_and_says_what_cannot() {
     // What is wrong changes nothing, and the agent goes on.
     let wrong = printed("stuck-afer = \"9s\"\n");
     assert!(
-        wrong.ends_with("did you mean stuck-after? else see tcpclose agent --help (nothing was reloaded)"),
+        wrong.ends_with(
+            "did you mean stuck-after? Otherwise see tcpclose agent --help (nothing was reloaded)"
+        ),
         "{wrong}"
     );
     let gone = agent.reloaded(|| fs::remove_file(&file).unwrap());

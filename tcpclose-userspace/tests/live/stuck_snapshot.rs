@@ -317,7 +317,7 @@ fn without_privileges_sockets_are_listed_and_owners_are_unknown() {
     let port = server.port().to_string();
     let mut nobody = user.command();
     nobody.args(["stuck", "--older-than", "0s", "--port", &port]);
-    nobody.arg("--socket").arg(&path);
+    nobody.env("TCPCLOSE_SOCKET", &path);
     let text = String::from_utf8(run(&mut nobody).stdout).unwrap();
     assert!(text.starts_with("1 socket in CLOSE-WAIT for 0s or longer\n") && text.contains("unknown, uid 0"));
 
@@ -326,6 +326,11 @@ fn without_privileges_sockets_are_listed_and_owners_are_unknown() {
     let printed = |words: &str| document.incomplete.iter().any(|remark| remark.contains(words));
     assert!(printed("are unknown: CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH are needed"));
     assert!(printed("this user has no access to"));
+    // Who names the socket wants that agent: nothing in a snapshot would say that it was not asked.
+    let refused = nobody.args(["--check", "--socket"]).arg(&path).output().unwrap();
+    let why = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{why}");
+    assert!(why.contains("this user is not allowed to connect to it") && why.lines().count() == 1, "{why}");
 }
 
 #[test]
@@ -333,7 +338,7 @@ fn nonsense_is_one_line_and_status_two() {
     let cases: &[(&[&str], &str)] = &[
         (
             &["stuck", "--older-than", "banana"],
-            "tcpclose: --older-than \"banana\": not a duration; write for example 60s, 10m, 1h30m or 2days\n",
+            "tcpclose: --older-than \"banana\": not a duration; for example 60s, 10m, 1h30m or 2days\n",
         ),
         (
             &["stuck", "--port", "70000"],

@@ -32,7 +32,7 @@ impl AllowedHost {
     /// # Errors
     /// When it is no host name.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
-        const WHY: &str = "not a host name; write for example node1.example.com, without a port, or *";
+        const WHY: &str = "not a host name; for example node1.example.com, without a port, or *";
         if text == "*" {
             return Ok(Self::Any);
         }

@@ -81,9 +81,9 @@ async fn route(request: Request<Incoming>, caller: Option<&Caller>, parts: &Part
         Endpoint::Sockets => sockets::answer(query, Form::accepted(request.headers()), parts).await,
         Endpoint::Stacks => stacks::answer(query, caller, parts),
         Endpoint::Exhaustion => {
-            written_json(exhaustion::document(query, &parts.tracking, &parts.port_usage).await)
+            written_json(exhaustion::document(query, &parts.tracking, &parts.port_usage, &parts.looks).await)
         }
-        Endpoint::Idle => written_json(idle::document(query, &parts.tracking).await),
+        Endpoint::Idle => written_json(idle::document(query, &parts.tracking, &parts.looks).await),
         Endpoint::Reconcile => {
             let tracking = parts.tracking.borrow();
             reconcile::answer(request.method(), &tracking, &parts.reconcile_requests)

@@ -116,7 +116,7 @@ fn did_you_mean(key: &str, command: &Command) -> String {
     let known = settings_of(command).filter(|(arg, _)| arg.get_id() != CONFIG).map(|(_, long)| long);
     // Underscores for hyphens are no difference.
     match nearest(&key.replace('_', "-"), known) {
-        Some(meant) => format!("did you mean {meant}? else see {AGENT_COMMAND} --help"),
+        Some(meant) => format!("did you mean {meant}? Otherwise see {AGENT_COMMAND} --help"),
         None => format!("see {AGENT_COMMAND} --help"),
     }
 }

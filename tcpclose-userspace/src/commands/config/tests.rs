@@ -110,18 +110,18 @@ fn what_is_wrong_is_reported_with_its_place() {
     };
     assert_eq!(
         printed("stuck_after = \"1m\""),
-        ": stuck_after: no such setting; did you mean stuck-after? else see tcpclose agent --help"
+        ": stuck_after: no such setting; did you mean stuck-after? Otherwise see tcpclose agent --help"
     );
     assert_eq!(
         printed("lisen = \"x\""),
-        ": lisen: no such setting; did you mean listen? else see tcpclose agent --help"
+        ": lisen: no such setting; did you mean listen? Otherwise see tcpclose agent --help"
     );
     assert_eq!(printed("config = \"x\"").split("; ").next(), Some(": config: no such setting"));
     assert_eq!(printed("check-config = true").split("; ").next(), Some(": check-config: no such setting"));
     assert_eq!(printed("[agent]\nwait = \"1s\"").split("; ").next(), Some(": agent: no such setting"));
     assert_eq!(
         printed("wait = \"banana\""),
-        r#": wait "banana": not a duration; write for example 60s, 10m, 1h30m or 2days"#
+        r#": wait "banana": not a duration; for example 60s, 10m, 1h30m or 2days"#
     );
     assert_eq!(
         printed("max-ports = -1").split("; ").next(),
@@ -137,7 +137,7 @@ fn what_is_wrong_is_reported_with_its_place() {
     assert!(printed("\n\nlisten").starts_with(", line 3: "));
     assert_eq!(
         complaint(&["agent"], &[("TCPCLOSE_LISTEN", "nowhere")], None),
-        r#"tcpclose: TCPCLOSE_LISTEN "nowhere": not an address; write for example 127.0.0.1:9923 or [::]:9923"#
+        r#"tcpclose: TCPCLOSE_LISTEN "nowhere": not an address; for example 127.0.0.1:9923 or [::]:9923"#
     );
     assert_eq!(
         complaint(&["agent"], &[("TCPCLOSE_ALLOW_KILL", "perhaps")], None),

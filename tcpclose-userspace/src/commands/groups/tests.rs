@@ -49,7 +49,7 @@ fn groups_beyond_the_limit_are_counted() {
     let groups = group(&proven(&sockets), By::Owner, &[]);
     let text = text(&groups, By::Owner, &FdRates::default(), 20, None);
     assert_eq!(text.lines().count(), 22);
-    assert!(text.ends_with("… 10 more\n"), "{text}");
+    assert!(text.ends_with("… 10 more groups\n"), "{text}");
 }
 
 #[test]

@@ -58,10 +58,11 @@ impl Kill {
                 false => "--yes --all",
             };
             let needs = match findings.document.source {
-                DocumentSource::Agent => "; the agent needs --allow-kill",
+                DocumentSource::Agent => "; an agent does so only with --allow-kill",
                 DocumentSource::Snapshot => "; that takes root",
             };
-            text.push_str(&format!("dry run: nothing was destroyed (add {yes} to destroy them{needs})\n"));
+            let line = format!("dry run: nothing was destroyed (add {yes} to destroy them{needs})");
+            text.push_str(&(table::wrap(&line, width) + "\n"));
         }
         text
     }

@@ -30,7 +30,7 @@ fn paragraph(group: &VerdictGroup, width: Option<u16>) -> String {
 
 /// The evidence, and what an undecided group waits for, in one phrase.
 pub fn reasons(group: &VerdictGroup) -> String {
-    let waits = group.waits_for.as_ref().map(|waits| format!("it waits for {waits}"));
+    let waits = group.waits_for.as_ref().map(|waits| format!("the verdict waits for {waits}"));
     let all: Vec<&str> = group.evidence.iter().chain(&waits).map(String::as_str).collect();
     printable(&all.join("; ")).into_owned()
 }

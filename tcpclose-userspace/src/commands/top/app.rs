@@ -2,6 +2,7 @@
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
+use crate::commands::suggest::StackSource;
 use crate::commands::top::order;
 use crate::commands::top::order::{PortsBy, SocketsBy};
 use crate::commands::top::poller::Update;
@@ -52,6 +53,8 @@ pub struct App {
     pub editing: bool,
     /// The list of keys is shown.
     pub help: bool,
+    /// Who records the code that leaves sockets open.
+    pub stack_source: StackSource,
     /// Why the agent does not answer.
     pub trouble: Option<String>,
     pub colour: bool,
@@ -78,6 +81,7 @@ impl App {
             filter: String::new(),
             editing: false,
             help: false,
+            stack_source: StackSource::default(),
             trouble: None,
             colour,
         }

@@ -3,6 +3,7 @@
 use crate::commands::ports;
 use crate::commands::stuck::verdicts::{in_words, reasons};
 use crate::commands::suggest;
+use crate::commands::suggest::StackSource;
 use crate::failure::printable;
 use crate::linux::stacks::frames::Stack;
 use crate::names::Phase;
@@ -110,11 +111,12 @@ pub fn socket(socket: &StuckSocket) -> Vec<String> {
 /// Frames of each stack.
 const FRAMES: usize = 8;
 
-/// All facts about `socket`, a name and a value each. `stacks` and `verdicts`: of its document.
+/// All facts about `socket`, a name and a value each. `stacks` and `verdicts`: of its document. `source`: who records code.
 pub fn facts(
     socket: &StuckSocket,
     stacks: &[Stack],
     verdicts: &[VerdictGroup],
+    source: &StackSource,
 ) -> Vec<(&'static str, String)> {
     let mut facts = vec![
         ("state", format!("{} for {}", labels::phase(socket.state), table::age(&socket.age))),
@@ -152,7 +154,8 @@ pub fn facts(
         facts.push(("peer's", format!("{}:{}", labels::process(owner), owner.fd)));
     }
     let verdict = verdict.map(|group| group.verdict);
-    let next = socket.first_owner().and_then(|owner| suggest::step(owner, socket.diagnosis, verdict));
+    let source = if socket.stacks.is_some() { &StackSource::Shown } else { source };
+    let next = socket.first_owner().and_then(|owner| suggest::step(owner, socket.diagnosis, verdict, source));
     if let Some((look_for, command)) = next {
         facts.push(("next", look_for));
         facts.push(("", command));

@@ -183,7 +183,33 @@ fn draw_sockets(app: &App, label: PortLabel, frame: &mut Frame<'_>, area: Rect) 
             seen.iter().filter_map(|(cells, _)| cells.get(at)).map(|cell| cell.chars().count()).max();
         *width = longest.map_or(*width, |longest| (longest as u16).max(5));
     }
+    let shown = socket_columns(&widths, list.width);
+    let of_shown =
+        |cells: &Vec<String>| shown.iter().filter_map(|&at| cells.get(at).cloned()).collect::<Vec<String>>();
+    let seen: Vec<Cells> = seen.iter().map(|(cells, style)| (of_shown(cells), *style)).collect();
+    let widths: Vec<Column> = shown.iter().filter_map(|&at| widths.get(at).copied()).collect();
     draw_table(&widths, &seen, usize::MAX, Some(chosen - from), frame, list);
+}
+
+/// The places of the columns of sockets that are shown on a narrow terminal: addresses are never cut, so others go first. Enter shows
+/// all of a socket.
+fn socket_columns(widths: &[Column], width: u16) -> Vec<usize> {
+    const STATE: usize = 1;
+    const WHY: usize = 2;
+    const LOCAL: usize = 3;
+    /// A short name and a PID.
+    const OWNER: u16 = 12;
+    let mut shown: Vec<usize> = (0..widths.len()).collect();
+    for narrow in [STATE, LOCAL, WHY] {
+        // The last one, the owner's, has what is left.
+        let others = shown.iter().filter(|at| **at + 1 < widths.len());
+        let taken: u16 = others.filter_map(|&at| widths.get(at)).map(|(_, width)| width + 1).sum();
+        if taken + OWNER <= width {
+            break;
+        }
+        shown.retain(|at| *at != narrow);
+    }
+    shown
 }
 
 fn draw_socket(app: &App, socket: Option<&StuckSocket>, frame: &mut Frame<'_>, area: Rect) {
@@ -193,7 +219,7 @@ fn draw_socket(app: &App, socket: Option<&StuckSocket>, frame: &mut Frame<'_>, a
             area,
         );
     };
-    let lines = columns::facts(socket, &app.stacks, &app.verdicts)
+    let lines = columns::facts(socket, &app.stacks, &app.verdicts, &app.stack_source)
         .into_iter()
         .map(|(what, of)| Line::raw(format!("{what:<11} {of}")));
     let text = Text::from(lines.collect::<Vec<_>>());

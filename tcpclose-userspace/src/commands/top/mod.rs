@@ -14,7 +14,7 @@ pub mod poller;
 pub mod screen;
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use crate::commands::arguments::socket_path;
 use crate::commands::signals::Interrupt;
+use crate::commands::suggest::StackSource;
 use crate::commands::top::app::{App, AppStep};
 use crate::commands::top::draw::draw;
 use crate::commands::top::poller::{Poller, Update};
@@ -60,6 +61,9 @@ impl Top {
         let interrupt = Interrupt::catch()?;
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let mut app = App::new(first, colour);
+        if self.socket != Path::new(DEFAULT_SOCKET) {
+            app.stack_source = StackSource::AgentAt(self.socket.clone());
+        }
         let mut screen = Screen::take().map_err(lost)?;
         let done = show(&mut app, &asking, &interrupt, &mut screen);
         drop(screen);

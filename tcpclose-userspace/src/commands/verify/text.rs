@@ -29,6 +29,7 @@ impl Verify {
         text.push_str(&format!("\n{}\n\n", table::render(&header, &rows, width)));
         text.push_str(&wrapped(match differs {
             0 => "no metric differs without a known cause".to_owned(),
+            1 => format!("1 of {} metrics differs without a known cause", audit.rows.len()),
             n => format!("{n} of {} metrics differ without a known cause", audit.rows.len()),
         }));
         for line in audit.rows.iter().filter_map(breakdown) {

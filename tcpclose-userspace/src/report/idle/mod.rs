@@ -38,7 +38,7 @@ impl Versioned for IdleDocument {
 }
 
 document! {
-    /// The connections that nobody would notice to be dead.
+    /// The connections whose death nobody would notice.
     #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
     pub struct IdleDocument: SCHEMA {
         /// The shortest silence of a connection that counts as idle.
@@ -73,7 +73,7 @@ pub struct IdleGroup {
     pub netns_name: Option<String>,
     /// Silent connections without keepalive.
     pub idle: u64,
-    /// Those of [`Self::idle`] whose peer is in the same network namespace: the kernel tells its end to this side.
+    /// Those of [`Self::idle`] whose peer is in the same network namespace: the kernel reports its end to this side.
     pub local: u64,
     /// The longest silence among [`Self::idle`]; at least this.
     pub silent_seconds: f64,

@@ -29,6 +29,8 @@ pub struct Ends {
     pub closed: u64,
     /// The program wrote, and the peer reset them for it.
     pub reset_after_write: u64,
+    /// SOCK_DESTROY: `tcpclose kill`, or `ss -K`.
+    pub destroyed: u64,
     /// In a way that no record tells.
     pub other: u64,
     /// How long they had been in CLOSE-WAIT, nanoseconds: the last ones.
@@ -37,7 +39,7 @@ pub struct Ends {
 
 impl Ends {
     pub fn all(&self) -> u64 {
-        self.closed + self.reset_after_write + self.other
+        self.closed + self.reset_after_write + self.destroyed + self.other
     }
 
     /// The median of the times in CLOSE-WAIT, nanoseconds.
@@ -51,6 +53,7 @@ impl Ends {
         match how {
             LateEnd::Closed => self.closed += 1,
             LateEnd::ResetAfterWrite => self.reset_after_write += 1,
+            LateEnd::Destroyed => self.destroyed += 1,
             LateEnd::Other => self.other += 1,
         }
         if self.times_ns.len() == MOST_TIMES {
@@ -65,6 +68,7 @@ impl Ends {
 pub enum LateEnd {
     Closed,
     ResetAfterWrite,
+    Destroyed,
     Other,
 }
 

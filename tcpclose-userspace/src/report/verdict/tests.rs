@@ -98,7 +98,7 @@ fn a_leak_is_one_within_ten_sockets_or_a_quarter_of_an_hour() {
     let mut sessions = Scene::new(Side::Client, Diagnosis::NotRead);
     assert_eq!(sessions.minutes(10, |scene| scene.open(1)), Verdict::Undecided);
     let groups = sessions.verdicts.groups(sessions.now * SECOND);
-    assert!(groups[0].waits_for.as_ref().unwrap().contains("whether more come"), "{groups:?}");
+    assert!(groups[0].waits_for.as_ref().unwrap().contains("whether more arrive"), "{groups:?}");
     assert_eq!(sessions.minutes(8, |scene| scene.open(1)), Verdict::Leak);
     assert_eq!(sessions.minutes(60, |_| ()), Verdict::Leak, "it does not become a pool by pausing");
 }

@@ -30,7 +30,10 @@ pub fn evidence(side: Side, history: &History) -> Vec<String> {
     if present.half_closed > 0 {
         let sockets = count(present.half_closed, "connection", "connections");
         let other = if side == Side::Server { "behind it" } else { "before it" };
-        lines.push(format!("it has passed the end on to {sockets} {other}, whose peers have not closed"));
+        lines.push(format!(
+            "it has passed the end on to {sockets} {other}, whose {} not closed",
+            if present.half_closed == 1 { "peer has" } else { "peers have" }
+        ));
     }
     if present.peer_waits > 0 {
         let n = present.peer_waits;
@@ -41,17 +44,17 @@ pub fn evidence(side: Side, history: &History) -> Vec<String> {
     }
     if side == Side::Client && present.goodbyes > 0 {
         lines.push(format!(
-            "nobody has read from {} since the server closed: {} B at most wait there",
+            "nobody has read from {} since the server closed: at most {} B are waiting",
             present.goodbyes, present.most_goodbye
         ));
     } else if present.not_read > 0 {
-        let end = if present.not_read == 1 { "1 has" } else { &*format!("{} have", present.not_read) };
+        let of = present.not_read;
         let read = if history.last_used_ns.is_some() {
             "some are read from, or written to"
         } else {
             "none is read from"
         };
-        lines.push(format!("{end} the end unread; {read}"));
+        lines.push(format!("the program has not read the end of {of}; {read}"));
     }
     if present.not_closed > 0 {
         lines.push(format!("the program has read all of {} and not closed them", present.not_closed));
@@ -82,13 +85,15 @@ fn number(history: &History) -> String {
     let watched = span(history.watched_ns());
     let first = history.counts.front().map_or(stuck, |first| first.stuck);
     let growth = match history.growth_per_hour() {
-        Some(growth) if growth.abs() >= 0.5 && first != stuck => format!(", {growth:+.0} an hour"),
+        Some(growth) if growth.abs() >= 0.5 && first != stuck => format!(" ({growth:+.0} per hour)"),
         _ => String::new(),
     };
     match history.counts.len() {
         0 | 1 => format!("{stuck} stuck at the first look"),
         _ if first == stuck && history.arrivals == 0 => format!("{stuck} stuck, none new in {watched}"),
-        _ => format!("{stuck} stuck, {first} of them {watched} ago{growth}").replace(" of them", ""),
+        _ if first < stuck => format!("{stuck} stuck, up from {first} {watched} ago{growth}"),
+        _ if first > stuck => format!("{stuck} stuck, down from {first} {watched} ago{growth}"),
+        _ => format!("{stuck} stuck, as many as {watched} ago"),
     }
 }
 
@@ -100,6 +105,7 @@ fn ends(history: &History) -> String {
     let kinds = [
         (ends.closed, "closed by the program"),
         (ends.reset_after_write, "reset because the program wrote to them"),
+        (ends.destroyed, "destroyed (tcpclose kill, or ss -K)"),
         (ends.other, "ended unseen"),
     ];
     let kinds: Vec<String> =
@@ -115,9 +121,11 @@ pub fn waits_for(waits: WaitsFor, now_ns: u64) -> String {
         WaitsFor::Answer => "the answer that the local peers may wait for".to_owned(),
         WaitsFor::Growth(until_ns) => match until_ns.saturating_sub(now_ns) {
             0 => "more of them, or none for a while".to_owned(),
-            left => format!("{}: whether more come, and whether any is closed or used again", span(left)),
+            left => {
+                format!("{}, to see whether more arrive and whether any is closed or used again", span(left))
+            }
         },
-        WaitsFor::Activity => "new connections: whether the program reads from them".to_owned(),
+        WaitsFor::Activity => "new connections, to see whether the program reads from them".to_owned(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use anyhow::Context;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use crate::collect;
@@ -31,8 +32,10 @@ pub async fn document(
     query: &str,
     tracking: &RefCell<Tracking>,
     usage: &RefCell<PortUsage>,
+    looks: &Semaphore,
 ) -> Result<Vec<u8>, QueryError> {
     let limit = parse(query).map_err(QueryError::Request)?;
+    let _turn = looks.acquire().await.context("the agent ends")?;
     let (scope, descriptors) = {
         let namespaces = &tracking.borrow().namespaces;
         (namespaces.scope(), namespaces.descriptors_known())

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use anyhow::Context;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use crate::collect;
@@ -14,8 +15,13 @@ use crate::agent::server::response::QueryError;
 use crate::agent::tracking::Tracking;
 
 /// Answers `query`, the part after the `?`.
-pub async fn document(query: &str, tracking: &RefCell<Tracking>) -> Result<Vec<u8>, QueryError> {
+pub async fn document(
+    query: &str,
+    tracking: &RefCell<Tracking>,
+    looks: &Semaphore,
+) -> Result<Vec<u8>, QueryError> {
     let wanted = IdleQuery::parse(query).map_err(QueryError::Request)?;
+    let _turn = looks.acquire().await.context("the agent ends")?;
     let (scope, descriptors, lookup) = {
         let mut tracking = tracking.borrow_mut();
         let lookup = tracking.probe.owners_lookup();

@@ -10,7 +10,7 @@ use crate::agent::server::response::{Answer, plain};
 use crate::report::query;
 
 /// The longest time that may be asked for.
-const LONGEST: Duration = Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_secs(603);
 
 /// The longest time for stacks of accept(), which slow every system call of the host.
 const LONGEST_ACCEPT: Duration = Duration::from_secs(63);
@@ -55,7 +55,7 @@ fn parse(query: &str) -> Result<Asked, String> {
     }
     let longest = if accept { LONGEST_ACCEPT } else { LONGEST };
     if time.is_zero() || time > longest {
-        return Err(format!("for: write a duration up to {}", humantime::format_duration(longest)));
+        return Err(format!("for: write a duration from 1ms to {}", humantime::format_duration(longest)));
     }
     pid.map(|pid| Asked { pid, time, accept }).ok_or_else(|| "pid is missing".to_owned())
 }
@@ -79,7 +79,7 @@ mod tests {
             "pid=-1",
             "pid=7&for=x",
             "pid=7&for=0s",
-            "pid=7&for=601s",
+            "pid=7&for=604s",
             "pid=7&x=1",
         ] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -143,7 +143,7 @@ fn users(field: &Field<'_, '_>) -> Result<Users, Failure> {
 fn rate(field: &Field<'_, '_>) -> Result<Option<Rate>, Failure> {
     let fields = field.table(&["interval", "burst"])?;
     let (interval, burst) = (fields.at("interval"), fields.at("burst"));
-    const WRITE: &str = "write for example 1s or 500ms";
+    const WRITE: &str = "for example 1s or 500ms";
     let every = match interval.text()? {
         None | Some("0") => Duration::ZERO,
         Some(text) => humantime::parse_duration(text).map_err(|_| interval.wrong("not a duration", WRITE))?,
@@ -153,13 +153,13 @@ fn rate(field: &Field<'_, '_>) -> Result<Option<Rate>, Failure> {
     }
     let tokens = match burst.text()? {
         None => 0,
-        Some(text) => text.parse::<u32>().map_err(|_| burst.wrong("not a number", "write for example 20"))?,
+        Some(text) => text.parse::<u32>().map_err(|_| burst.wrong("not a number", "for example 20"))?,
     };
     match (every.is_zero(), tokens) {
         (true, 0) => Ok(None),
         (true, _) if interval.node.is_some() => Ok(None),
         (true, _) => Err(burst.wrong("burst needs an interval", WRITE)),
-        (false, 0) => Err(burst.wrong("every request would be refused", "write for example burst: 20")),
+        (false, 0) => Err(burst.wrong("every request would be refused", "for example burst: 20")),
         (false, burst) => Ok(Some(Rate { interval: every, burst })),
     }
 }

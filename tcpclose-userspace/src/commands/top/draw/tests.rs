@@ -63,6 +63,13 @@ fn sockets_and_one_of_them_with_its_owners() {
     assert!(list[1].starts_with("AGE") && list[1].contains("OWNER[PID]:FD"), "{list:?}");
     assert!(list[2].starts_with("1m 30s") && list[2].contains("api[42]"), "{list:?}");
     assert!(list[3].starts_with("20s") && list[3].contains("api[7]"), "{list:?}");
+    // Where there is no room for all, addresses are whole and the owner is there.
+    let narrow = picture(&app, 40, 12);
+    assert!(
+        narrow[1].contains("PEER") && narrow[1].contains("OWNER") && !narrow[1].contains("LOCAL"),
+        "{narrow:?}"
+    );
+    assert!(narrow[2].contains("10.0.0.9:41234") && narrow[2].contains("api[42]"), "{narrow:?}");
     press(&mut app, "j\n");
     let one = picture(&app, 80, 24).join("\n");
     for words in ["CLOSE-WAIT for 20s", "owner       api[7]:", "q quit  ? keys  Esc back"] {
