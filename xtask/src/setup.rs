@@ -34,6 +34,8 @@ pub enum Purpose {
     Vm,
     /// Running all tests, including live tests and guests
     Test,
+    /// Running all tests of `cargo xtask test --all`
+    TestAll,
     /// Measuring what the agent costs
     Bench,
     /// Making packages
@@ -68,7 +70,7 @@ pub fn setup(arguments: &Arguments) -> Result<()> {
     let tests = match purpose {
         Purpose::Build => "",
         Purpose::Vm => " and the guests' tools",
-        Purpose::Test => ", and the tools of tests and guests",
+        Purpose::Test | Purpose::TestAll => ", and the tools of tests and guests",
         Purpose::Bench => " and the tools that benchmarks compare with",
         Purpose::Fuzz => " and the tools that build libFuzzer",
         Purpose::Package => " and the packaging tools",
@@ -119,7 +121,7 @@ fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
     groups.retain(|group| !group.missing().is_empty());
     let parts = if takes_guests(purpose) { Part::missing(kernels)? } else { Vec::new() };
     let mut done = Done::default();
-    if matches!(purpose, Purpose::Test | Purpose::All)
+    if matches!(purpose, Purpose::Test | Purpose::TestAll | Purpose::All)
         && let Err(why) = check_components()
     {
         done.lacks("rustfmt or clippy", "the steps fmt and clippy fail", &why);
@@ -162,7 +164,7 @@ fn prepare(purpose: Purpose, kernels: &[Kernel], rustup: bool) -> Result<Done> {
 }
 
 fn takes_guests(purpose: Purpose) -> bool {
-    matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::All) && vm::POSSIBLE
+    matches!(purpose, Purpose::Vm | Purpose::Test | Purpose::TestAll | Purpose::All) && vm::POSSIBLE
 }
 
 /// The programs that a purpose needs, each once.
@@ -170,7 +172,8 @@ fn groups(purpose: Purpose) -> Vec<&'static Group> {
     let all = purpose == Purpose::All;
     let mut groups: Vec<&Group> = Vec::new();
     for (wanted, more) in [
-        (all || purpose == Purpose::Test, tools::TEST),
+        (all || matches!(purpose, Purpose::Test | Purpose::TestAll), tools::TEST),
+        (all || purpose == Purpose::TestAll, tools::TEST_ALL),
         (all || purpose == Purpose::Bench, tools::BENCH),
         (all || matches!(purpose, Purpose::Package | Purpose::Trial), tools::PACKAGE),
         (all || purpose == Purpose::Trial, tools::TRIAL),

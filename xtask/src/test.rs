@@ -96,7 +96,11 @@ fn summary_line(name: &str, took: Duration, word: &str) -> String {
 
 fn setup(arguments: &Arguments) -> Result<Outcome> {
     // A user without root can neither run the live tests nor install their tools.
-    let purpose = if sh::can_be_root() { Purpose::Test } else { Purpose::Build };
+    let purpose = match sh::can_be_root() {
+        true if arguments.all => Purpose::TestAll,
+        true => Purpose::Test,
+        false => Purpose::Build,
+    };
     setup::ready_with(purpose, vm::kernels(arguments.all))?;
     Ok(Outcome::Passed)
 }

@@ -50,7 +50,11 @@ pub const TEST: &[Group] = &[
     group(&["systemd"], &["systemd-socket-activate", "systemd-analyze"], "the tests of the systemd unit"),
     group(&["tmux"], &["tmux"], "the tests of top in a terminal"),
     group(&["nginx"], &["nginx"], "the test with nginx under load"),
-    group(&["haproxy"], &["haproxy"], "the test of chains through a proxy"),
+    group(&["haproxy"], &["haproxy"], "the test of chains through proxies"),
+    Group {
+        files: &["/usr/lib/nginx/modules/ngx_stream_module.so"],
+        ..group(&["libnginx-mod-stream"], &[], "the test of chains through proxies")
+    },
     group(&["wrk"], &["wrk"], "the test with nginx under load"),
     group(&["prometheus"], &["prometheus", "promtool"], "the tests of metrics, rules and alerts"),
     group(&["busybox-static"], &["busybox"], "the tests with containers"),
@@ -71,6 +75,23 @@ pub const TEST: &[Group] = &[
         suite: Suite::Trixie,
         must_start: true,
         ..group(&["python3.13"], &["python3.13"], "the tests of stacks in Python")
+    },
+];
+
+/// Needed by the live tests that only `cargo xtask test --all` runs.
+pub const TEST_ALL: &[Group] = &[
+    group(&["redis-server"], &["redis-server"], "the verdicts on real programs"),
+    Group {
+        files: &["/usr/lib/python3/dist-packages/requests/__init__.py"],
+        ..group(
+            &["gunicorn", "python3-requests", "python3-aiohttp", "python3-redis"],
+            &["gunicorn"],
+            "the verdicts on real programs",
+        )
+    },
+    Group {
+        files: &["/usr/share/java/commons-pool2.jar", "/usr/share/java/httpclient.jar"],
+        ..group(&["libcommons-pool2-java", "libhttpclient-java"], &[], "the verdicts on real programs")
     },
 ];
 

@@ -1,10 +1,11 @@
-//! `stuck --chain`: haproxy in front of haproxy in front of a program that does not close names that program, and not a proxy.
+//! `stuck --chain`: haproxy in front of nginx in front of a program that does not close names that program, and not a proxy.
 
 use crate::common::apart::{PATIENCE, apart};
 use crate::common::{Agent, BINARY};
+use crate::namespaces::named::{Named, ip};
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -21,7 +22,7 @@ const CLIENTS: usize = 5;
 /// Reads to the end of each connection, and closes none.
 const LEAKS: &str = "
 import socket, sys
-listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
 print('ready', flush=True)
 held = []
 while True:
@@ -33,7 +34,7 @@ while True:
 ";
 
 /// A process that ends with the test.
-struct Program(Child);
+pub struct Program(Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -42,36 +43,64 @@ impl Drop for Program {
     }
 }
 
-/// haproxy in front of what listens on `to`.
-fn haproxy(folder: &Path, from: u16, to: u16) -> Program {
+/// haproxy on this loopback's port `from` in front of what listens on `to`.
+pub fn haproxy(folder: &Path, from: u16, to: SocketAddrV4) -> Program {
     let file = folder.join(format!("{from}.cfg"));
     let config = format!(
         "global\n  maxconn 100\ndefaults\n  mode tcp\n  timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n\
-         listen one\n  bind 127.0.0.1:{from}\n  server app 127.0.0.1:{to}\n"
+         listen one\n  bind 127.0.0.1:{from}\n  server app {to}\n"
     );
     std::fs::write(&file, config).unwrap();
-    let program = Program(Command::new("haproxy").args(["-db", "-q", "-f"]).arg(&file).spawn().unwrap());
+    proxy(Command::new("haproxy").args(["-db", "-q", "-f"]).arg(&file), from)
+}
+
+/// nginx, which passes each end of a stream on, in front of what listens on `to`.
+pub fn nginx(folder: &Path, from: u16, to: SocketAddrV4) -> Program {
+    let (file, folder) = (folder.join("nginx.conf"), folder.display());
+    let config = format!(
+        "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nmaster_process off;\n\
+         pid {folder}/nginx.pid;\nerror_log {folder}/nginx.log;\nevents {{}}\nstream {{\n  server {{\n    listen 127.0.0.1:{from};\n    \
+         proxy_pass {to};\n    proxy_half_close on;\n    proxy_timeout 1h;\n  }}\n}}\n"
+    );
+    std::fs::write(&file, config).unwrap();
+    proxy(Command::new("nginx").arg("-c").arg(&file), from)
+}
+
+/// A proxy that listens on `port`.
+fn proxy(command: &mut Command, port: u16) -> Program {
+    let program = Program(command.spawn().unwrap());
     let until = Instant::now() + PATIENCE;
     // A connection that is closed at once, and passed on so.
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, from)).is_err() {
-        assert!(Instant::now() < until, "haproxy does not listen");
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        assert!(Instant::now() < until, "{command:?} does not listen");
         sleep(Duration::from_millis(20));
     }
     program
 }
 
-fn leaking_program() -> Program {
+fn leaking_program(at: SocketAddrV4) -> Program {
     let mut command = Command::new("python3");
-    let mut process = command.args(["-c", LEAKS, &APP.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    command.args(["-c", LEAKS, &at.ip().to_string(), &at.port().to_string()]);
+    let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut ready = String::new();
     BufReader::new(process.stdout.take().unwrap()).read_line(&mut ready).unwrap();
     Program(process)
 }
 
-/// The chains of what is stuck on the first proxy's port.
-fn chains(source: &[&str]) -> Vec<Value> {
+pub fn local(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+}
+
+/// The process ids of a chain's programs.
+fn pids(chain: &Value) -> Vec<u64> {
+    let links = chain["links"].as_array().unwrap().iter();
+    links.map(|link| link["pid"].as_u64().unwrap()).collect()
+}
+
+/// The chains of what is stuck on the first proxy's port, in these namespaces.
+fn chains(source: &[&str], netns: &str) -> Vec<Value> {
     let output = Command::new(BINARY)
-        .args(["stuck", "--chain", "--json", "--older-than", "0s", "--netns", "current"])
+        .args(["stuck", "--chain", "--json", "--older-than", "0s", "--netns", netns])
         .args(["--port", &FRONT.to_string()])
         .args(source)
         .output()
@@ -87,9 +116,9 @@ fn a_chain_of_proxies_names_the_program_that_does_not_close() {
     let agents = Agent::on_each_hook(&[]);
     apart(|| {
         let folder = tempfile::tempdir().unwrap();
-        let app = leaking_program();
-        let middle = haproxy(folder.path(), MIDDLE, APP);
-        let front = haproxy(folder.path(), FRONT, MIDDLE);
+        let app = leaking_program(local(APP));
+        let middle = nginx(folder.path(), MIDDLE, local(APP));
+        let front = haproxy(folder.path(), FRONT, local(MIDDLE));
         let mut clients: Vec<TcpStream> = (0..CLIENTS)
             .map(|_| {
                 let client = TcpStream::connect((Ipv4Addr::LOCALHOST, FRONT)).unwrap();
@@ -97,35 +126,27 @@ fn a_chain_of_proxies_names_the_program_that_does_not_close() {
                 client
             })
             .collect();
-        let pids: Vec<u64> = [&front, &middle, &app].map(|program| u64::from(program.0.id())).into();
+        let programs: Vec<u64> = [&front, &middle, &app].map(|program| u64::from(program.0.id())).into();
         for (hook, agent) in &agents {
             let socket = agent.socket();
             let source = ["--socket", socket.to_str().unwrap()];
             let until = Instant::now() + PATIENCE;
             loop {
-                let chains = chains(&source);
-                let of = |chain: &Value| -> Vec<u64> {
-                    chain["links"]
-                        .as_array()
-                        .unwrap()
-                        .iter()
-                        .map(|link| link["pid"].as_u64().unwrap())
-                        .collect()
-                };
+                let chains = chains(&source, "current");
                 let whole = |chain: &&Value| {
-                    chain["end"] == "not_closed" && of(chain) == pids && chain["count"] == CLIENTS
+                    chain["end"] == "not_closed" && pids(chain) == programs && chain["count"] == CLIENTS
                 };
                 if chains.iter().any(|chain| whole(&chain)) {
                     // Nobody else is blamed.
                     assert!(
-                        chains
-                            .iter()
-                            .all(|chain| chain["end"] != "not_closed" || of(chain).last() == pids.last()),
+                        chains.iter().all(
+                            |chain| chain["end"] != "not_closed" || pids(chain).last() == programs.last()
+                        ),
                         "{hook}: {chains:?}"
                     );
                     break;
                 }
-                assert!(Instant::now() < until, "{hook}: {chains:?}, and not {pids:?}");
+                assert!(Instant::now() < until, "{hook}: {chains:?}, and not {programs:?}");
                 sleep(Duration::from_millis(200));
             }
             let output = Command::new(BINARY)
@@ -135,9 +156,9 @@ fn a_chain_of_proxies_names_the_program_that_does_not_close() {
                 .output()
                 .unwrap();
             let text = String::from_utf8(output.stdout).unwrap().replace("\n  ", " ");
-            let [front, middle, app] = pids[..] else { unreachable!() };
+            let [front, middle, app] = programs[..] else { unreachable!() };
             let path = format!(
-                "haproxy[{front}]:{FRONT} → haproxy[{middle}]:{MIDDLE} → python3[{app}]:{APP}: python3[{app}] has not closed"
+                "haproxy[{front}]:{FRONT} → nginx[{middle}]:{MIDDLE} → python3[{app}]:{APP}: python3[{app}] has not closed"
             );
             assert!(text.contains(&path), "{text}");
         }
@@ -148,7 +169,7 @@ fn a_chain_of_proxies_names_the_program_that_does_not_close() {
         }
         // A program that passes nothing on is the last one itself.
         drop((front, middle));
-        let app = leaking_program();
+        let app = leaking_program(local(APP));
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, APP)).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         let (_, agent) = &agents[0];
@@ -168,4 +189,51 @@ fn a_chain_of_proxies_names_the_program_that_does_not_close() {
             sleep(Duration::from_millis(100));
         }
     });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_chain_crosses_network_namespaces() {
+    let agent = Agent::start(&[]);
+    let (proxies, apps) = (Named::new("proxies"), Named::new("apps"));
+    ip(&[
+        "link",
+        "add",
+        "chain0",
+        "netns",
+        &proxies.name,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "chain1",
+        "netns",
+        &apps.name,
+    ]);
+    for (netns, device, address) in [(&proxies, "chain0", "10.86.0.1/24"), (&apps, "chain1", "10.86.0.2/24")]
+    {
+        ip(&["-n", &netns.name, "address", "add", address, "dev", device]);
+        ip(&["-n", &netns.name, "link", "set", device, "up"]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = SocketAddrV4::new(Ipv4Addr::new(10, 86, 0, 2), APP);
+    let app = apps.inside(|| leaking_program(at));
+    let (front, _client) = proxies.inside(|| {
+        let front = haproxy(folder.path(), FRONT, at);
+        let client = TcpStream::connect(local(FRONT)).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        (front, client)
+    });
+    let programs = [&front, &app].map(|program| u64::from(program.0.id()));
+    let socket = agent.socket();
+    let source = ["--socket", socket.to_str().unwrap()];
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let chains = chains(&source, "all");
+        if chains.iter().any(|chain| chain["end"] == "not_closed" && pids(chain) == programs) {
+            break;
+        }
+        assert!(Instant::now() < until, "{chains:?}, and not {programs:?}");
+        sleep(Duration::from_millis(200));
+    }
 }

@@ -1,4 +1,7 @@
-//! Real programs that leave connections open, and the verdicts on them: no pool is called a leak, and no leak a pool.
+//! Real programs that leave connections open, and the verdicts on them: no pool is called a leak, and no leak a pool. [`matrix`]: all
+//! that `--all` plays.
+
+mod matrix;
 
 use crate::common::{Agent, BINARY, free_port};
 use crate::stacks::runtimes::python;
@@ -25,16 +28,17 @@ struct Program(Child);
 impl Program {
     fn start(python: &str, way: &str, port: u16) -> Self {
         let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/live/verdicts/programs.py");
-        let mut child = Command::new(python)
-            .arg(programs)
-            .args([way, &port.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(python);
+        command.arg(programs).args([way, &port.to_string()]);
+        Self::start_by(command)
+    }
+
+    /// Starts one that says when it is ready.
+    fn start_by(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut ready = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        assert_eq!(ready, "ready\n", "{way}");
+        assert_eq!(ready, "ready\n", "{command:?}");
         Self(child)
     }
 }
