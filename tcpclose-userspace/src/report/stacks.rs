@@ -50,12 +50,12 @@ impl Interpreter {
     /// What it is, and how it lists its functions.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Python => "the Python interpreter (python -X perf, since 3.12, shows which function)",
+            Self::Python => "in the Python interpreter (python -X perf, since 3.12, shows which function)",
             Self::Jvm => {
-                "the JVM (-XX:+PreserveFramePointer and `jcmd PID Compiler.perfmap` show which method)"
+                "in the JVM (-XX:+PreserveFramePointer and `jcmd PID Compiler.perfmap` show which method)"
             }
             Self::Node => {
-                "Node.js (--perf-basic-prof --interpreted-frames-native-stack shows which function)"
+                "in Node.js (--perf-basic-prof --interpreted-frames-native-stack shows which function)"
             }
         }
     }

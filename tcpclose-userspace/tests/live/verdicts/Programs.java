@@ -141,6 +141,7 @@ public class Programs {
                 pooled.getObject().close();
             }
         });
+        pool.setLifo(false);
         List<Socket> first = new ArrayList<>();
         for (int i = 0; i < 5; i++) {
             Socket socket = pool.borrowObject();
@@ -157,6 +158,7 @@ public class Programs {
                 pool.returnObject(socket);
             } catch (java.io.IOException closed) {
                 pool.invalidateObject(socket);
+                pool.addObject();
             }
         }
     }

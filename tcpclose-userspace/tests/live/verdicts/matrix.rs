@@ -299,8 +299,8 @@ fn play(start: impl FnOnce(&mut Batch), (right, wrong): &mut (Vec<String>, Vec<S
         batch.loads.iter().for_each(|port| load(*port));
         for (port, watched) in &mut batch.watched {
             let groups = groups(&agent, *port);
-            // A process that is loaded late may be in two groups.
-            let group = groups.iter().max_by_key(|group| group.verdict != Verdict::Undecided);
+            // A worker has what it accepted, and shares the queue with others: most sockets are in one of the two.
+            let group = groups.iter().max_by_key(|group| (group.verdict != Verdict::Undecided, group.stuck));
             let given = group.map(|group| group.verdict);
             if given != watched.given {
                 let evidence = group.map(|group| group.evidence.clone()).unwrap_or_default();
