@@ -16,7 +16,8 @@
 //! * [`namespaces`], [`netns_search`]: the network namespaces that are dumped, and the search for them.
 //! * [`owners`]: owners of stuck sockets, at an interval; [`port_usage`]: ephemeral ports in use.
 //!   [`cpu_budget`]: the pauses.
-//! * [`server`]: the HTTP server; [`kill_permission`]: who may destroy sockets through it.
+//! * [`server`]: the HTTP server; [`kill_permission`]: who may destroy sockets through it; [`looks`]: the turns of requests that look at
+//!   all sockets.
 //! * [`state_file`]: the file by which ages outlive the agent; [`instance_lock`]: one agent at a time.
 //! * [`systemd`]: socket activation and notifications; [`signals`]: what ends the agent, at any moment;
 //!   [`leftovers`]: what must be removed then.
@@ -32,6 +33,7 @@ pub mod instance_lock;
 pub mod intervals;
 pub mod kill_permission;
 pub mod leftovers;
+pub mod looks;
 mod malloc_trim;
 mod mptcp;
 pub mod namespaces;

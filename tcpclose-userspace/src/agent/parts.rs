@@ -3,11 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::agent::config::Config;
 use crate::agent::intervals::Intervals;
 use crate::agent::kill_permission::KillPermission;
+use crate::agent::looks::Looks;
 use crate::agent::port_usage::PortUsage;
 use crate::agent::reconcile_requests::ReconcileRequests;
 use crate::agent::server::allowed_hosts::AllowedHost;
@@ -30,9 +31,7 @@ pub struct Parts {
     pub stacks: Rc<RefCell<Stacks>>,
     /// Wakes the task that takes stacks.
     pub stacks_wake: Rc<Notify>,
-    /// For looks at all of the kernel's sockets that requests ask for: one at a time, so that many at once take no more of the
-    /// processors.
-    pub looks: Rc<Semaphore>,
+    pub looks: Looks,
     /// `--allowed-host`.
     pub allowed_hosts: Rc<RefCell<Vec<AllowedHost>>>,
     /// A `--web-config` file is wrong, and its former content is in use.
@@ -51,7 +50,7 @@ impl Parts {
             stuck_counts: Rc::default(),
             stacks: Rc::new(RefCell::new(Stacks::new(config.arming_rule()))),
             stacks_wake: Rc::default(),
-            looks: Rc::new(Semaphore::new(1)),
+            looks: Looks::default(),
             allowed_hosts: Rc::new(RefCell::new(config.allowed_hosts.clone())),
             web_config_wrong,
         }

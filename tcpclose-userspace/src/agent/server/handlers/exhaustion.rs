@@ -4,8 +4,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use anyhow::Context;
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 
 use crate::collect;
 use crate::linux::ephemeral_ports;
@@ -18,6 +16,7 @@ use crate::report::query;
 use crate::report::requests::MOST_TUPLES;
 use crate::report::sockets::DocumentSource;
 
+use crate::agent::looks::Looks;
 use crate::agent::port_usage::{Fullest, PortUsage};
 use crate::agent::server::response::QueryError;
 use crate::agent::tracking::Tracking;
@@ -32,24 +31,23 @@ pub async fn document(
     query: &str,
     tracking: &RefCell<Tracking>,
     usage: &RefCell<PortUsage>,
-    looks: &Semaphore,
+    looks: &Looks,
 ) -> Result<Vec<u8>, QueryError> {
     let limit = parse(query).map_err(QueryError::Request)?;
-    let _turn = looks.acquire().await.context("the agent ends")?;
     let (scope, descriptors) = {
         let namespaces = &tracking.borrow().namespaces;
         (namespaces.scope(), namespaces.descriptors_known())
     };
-    let looking = spawn_blocking(move || {
+    let look = move || {
         let found = scope.find(&descriptors)?;
         let port_use = ephemeral_ports::look(&found.places, document::BUDGET)?;
         let fullest = Fullest::of(&port_use);
         anyhow::Ok((port_use, fullest, found.denied, found.unread.words()))
-    });
+    };
     let (port_use, fullest, denied, unread) =
-        looking.await.context("the dump's thread died")?.context("cannot dump the kernel's sockets")?;
+        looks.take(look).await?.context("cannot dump the kernel's sockets")?;
     let at = host::wall_clock();
-    let (closers, before, look) = {
+    let (closers, before, lookup) = {
         let mut tracking = tracking.borrow_mut();
         let mut usage = usage.borrow_mut();
         tracking.drain_all();
@@ -57,7 +55,7 @@ pub async fn document(
         let (picks, _) = document::fullest(&port_use, limit);
         (closers(&picks, &tracking), usage.before(port_use.at_ns), tracking.probe.owners_lookup())
     };
-    let describing = spawn_blocking(move || {
+    let describe = move || {
         let inputs = ExhaustionInputs {
             port_use: &port_use,
             before: before.as_deref(),
@@ -67,10 +65,9 @@ pub async fn document(
             denied: denied as usize,
             unread,
         };
-        collect::exhaustion::assemble(&inputs, limit, look)
-    });
-    let document =
-        describing.await.context("the thread that looks for owners died")?.context("cannot read /proc")?;
+        collect::exhaustion::assemble(&inputs, limit, lookup)
+    };
+    let document = looks.take(describe).await?.context("cannot read /proc")?;
     Ok(serde_json::to_vec(&document).context("cannot write the answer")?)
 }
 

@@ -3,13 +3,12 @@
 use std::cell::RefCell;
 
 use anyhow::Context;
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 
 use crate::collect;
 use crate::report::idle::IdleQuery;
 use crate::report::sockets::DocumentSource;
 
+use crate::agent::looks::Looks;
 use crate::agent::malloc_trim;
 use crate::agent::server::response::QueryError;
 use crate::agent::tracking::Tracking;
@@ -18,23 +17,21 @@ use crate::agent::tracking::Tracking;
 pub async fn document(
     query: &str,
     tracking: &RefCell<Tracking>,
-    looks: &Semaphore,
+    looks: &Looks,
 ) -> Result<Vec<u8>, QueryError> {
     let wanted = IdleQuery::parse(query).map_err(QueryError::Request)?;
-    let _turn = looks.acquire().await.context("the agent ends")?;
     let (scope, descriptors, lookup) = {
         let mut tracking = tracking.borrow_mut();
         let lookup = tracking.probe.owners_lookup();
         (tracking.namespaces.scope(), tracking.namespaces.descriptors_known(), lookup)
     };
-    let looking = spawn_blocking(move || {
+    let look = move || {
         let document = collect::idle::document((scope, &descriptors), &wanted, DocumentSource::Agent, lookup);
         let written = document.map(|document| serde_json::to_vec(&document));
         // malloc would keep the memory of so many.
         malloc_trim::give_back();
         written
-    });
-    let written = looking.await.context("the dump's thread died")?;
-    let written = written.context("cannot dump the kernel's sockets")?;
+    };
+    let written = looks.take(look).await?.context("cannot dump the kernel's sockets")?;
     Ok(written.context("cannot write the answer")?)
 }
