@@ -34,6 +34,7 @@ impl TrackerOutput {
                 TcpState::LastAck => LateEnd::Closed,
                 _ if step.stale_write => LateEnd::ResetAfterWrite,
                 _ if step.outcome == Some(Outcome::Aborted) => LateEnd::Closed,
+                _ if step.outcome == Some(Outcome::ResetReceived) => LateEnd::ResetByPeer,
                 _ if step.outcome == Some(Outcome::Destroyed) => LateEnd::Destroyed,
                 _ => LateEnd::Other,
             };

@@ -8,7 +8,7 @@ use crate::names::{Side, Verdict};
 /// The stuck sockets of the same processes on one side of one port, and the verdict on them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VerdictGroup {
-    /// The processes that hold them, in order; of a server that forks for each connection its one parent.
+    /// The processes that hold them, the one to look at first before the others; of a server that forks for each connection its one parent.
     pub pids: Vec<u32>,
     /// The sockets are those of children of the process.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -38,10 +38,14 @@ pub struct VerdictGroup {
     pub growth_per_hour: Option<f64>,
     /// Sockets that have become stuck since the first look.
     pub arrived: u64,
-    /// Sockets that left CLOSE-WAIT late: closed by the program, reset by the peer because the program wrote, or in a way that was not
-    /// seen.
+    /// Sockets that left CLOSE-WAIT late: closed by the program, reset by the peer because the program wrote or for another reason,
+    /// destroyed by an operator, or in a way that was not seen.
     pub closed_late: u64,
     pub reset_after_write: u64,
+    #[serde(default)]
+    pub reset_by_peer: u64,
+    #[serde(default)]
+    pub destroyed: u64,
     pub ended_unseen: u64,
     /// For how long the median one had sent nothing when its peer closed: the peer's idle time-out, if it has one. `null` where it is not
     /// known.

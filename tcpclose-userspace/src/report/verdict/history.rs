@@ -29,6 +29,8 @@ pub struct Ends {
     pub closed: u64,
     /// The program wrote, and the peer reset them for it.
     pub reset_after_write: u64,
+    /// The peer reset them, for another reason.
+    pub reset_by_peer: u64,
     /// SOCK_DESTROY: `tcpclose kill`, or `ss -K`.
     pub destroyed: u64,
     /// In a way that no record tells.
@@ -39,7 +41,7 @@ pub struct Ends {
 
 impl Ends {
     pub fn all(&self) -> u64 {
-        self.closed + self.reset_after_write + self.destroyed + self.other
+        self.closed + self.reset_after_write + self.reset_by_peer + self.destroyed + self.other
     }
 
     /// The median of the times in CLOSE-WAIT, nanoseconds.
@@ -53,6 +55,7 @@ impl Ends {
         match how {
             LateEnd::Closed => self.closed += 1,
             LateEnd::ResetAfterWrite => self.reset_after_write += 1,
+            LateEnd::ResetByPeer => self.reset_by_peer += 1,
             LateEnd::Destroyed => self.destroyed += 1,
             LateEnd::Other => self.other += 1,
         }
@@ -68,6 +71,7 @@ impl Ends {
 pub enum LateEnd {
     Closed,
     ResetAfterWrite,
+    ResetByPeer,
     Destroyed,
     Other,
 }

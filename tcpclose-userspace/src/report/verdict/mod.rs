@@ -37,6 +37,8 @@ struct VerdictKey {
 struct Group {
     key: VerdictKey,
     comm: String,
+    /// The process to look at first, as of the last look.
+    first: u32,
     history: History,
 }
 
@@ -84,8 +86,11 @@ impl Verdicts {
             let group = groups.entry(key.clone()).or_insert_with(|| Group {
                 key: key.clone(),
                 comm: comm_of(sockets),
+                first: 0,
                 history: History::new(now_ns),
             });
+            let owner = sockets.first().and_then(|socket| socket.first_owner());
+            group.first = owner.map_or(0, |owner| owner.pid);
             let most = room.min(MOST_OF_GROUP);
             group.history.look(sockets, half_closed(key, sockets, fin_wait_2), (bound, most), now_ns);
             room = room.saturating_sub(group.history.known());
@@ -183,11 +188,14 @@ impl Verdicts {
 }
 
 fn describe(group: &Group, bounds: StuckBounds, now_ns: u64) -> VerdictGroup {
-    let Group { key, comm, history } = group;
+    let Group { key, comm, first, history } = group;
+    let mut pids = key.pids.clone();
+    // A worker rather than its master; those of children are of their parent.
+    pids.sort_by_key(|pid| pid != first);
     let seconds = |ns: u64| ns as f64 / 1e9;
     let waits = judge(key.side, history, bounds).waits.filter(|_| history.verdict == Verdict::Undecided);
     VerdictGroup {
-        pids: key.pids.clone(),
+        pids,
         of_children: key.of_children,
         comm: comm.clone(),
         side: key.side,
@@ -203,6 +211,8 @@ fn describe(group: &Group, bounds: StuckBounds, now_ns: u64) -> VerdictGroup {
         arrived: history.arrivals,
         closed_late: history.ends.closed,
         reset_after_write: history.ends.reset_after_write,
+        reset_by_peer: history.ends.reset_by_peer,
+        destroyed: history.ends.destroyed,
         ended_unseen: history.ends.other,
         silent_seconds: history.present.silent_before,
     }

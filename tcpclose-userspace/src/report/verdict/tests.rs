@@ -220,6 +220,21 @@ fn a_live_half_close_is_undecided_until_the_second_bound() {
 }
 
 #[test]
+fn a_worker_comes_before_its_master() {
+    let mut shared = Scene::new(Side::Server, Diagnosis::NotAccepted);
+    let with_parent = |pid: u32, parent: u32| {
+        let Owner { process, .. } = owner(pid, "gunicorn", (1, 2));
+        let process = crate::linux::process::Process { parent: Some(parent), ..(*process).clone() };
+        Owner { pid, process: process.into(), ..Owner::default() }
+    };
+    let owners = [with_parent(7, 1), with_parent(8, 7), with_parent(9, 7)];
+    shared.template = StuckSocket { diagnosis: Some(Diagnosis::NotAccepted), ..socket(0, &owners) };
+    shared.open(3);
+    shared.minutes(3, |_| ());
+    assert_eq!(shared.verdicts.groups(0)[0].pids, [8, 7, 9]);
+}
+
+#[test]
 fn children_of_a_forking_server_are_one_group() {
     let mut forks = Scene::new(Side::Server, Diagnosis::NotClosed);
     let bound = BOUNDS.first_ns as f64 / 1e9;

@@ -105,6 +105,7 @@ fn ends(history: &History) -> String {
     let kinds = [
         (ends.closed, "closed by the program"),
         (ends.reset_after_write, "reset because the program wrote to them"),
+        (ends.reset_by_peer, "reset by the peer"),
         (ends.destroyed, "destroyed (tcpclose kill, or ss -K)"),
         (ends.other, "ended unseen"),
     ];
