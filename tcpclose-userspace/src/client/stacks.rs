@@ -9,10 +9,7 @@ use tcpclose_common::progress;
 use crate::client::fetch::AgentAddress;
 use crate::client::{Client, PATIENCE};
 use crate::failure::Failure;
-use crate::report::requests::STACKS_PATH;
-
-/// Stacks that were taken last are named within this.
-const NAMED: Duration = Duration::from_secs(3);
+use crate::report::requests::{STACKS_NAMED, STACKS_PATH};
 
 /// Returns when the agent has taken the stacks of `pid` for `time`, and shows progress on a terminal.
 /// `accept`: those of accept(), too.
@@ -21,7 +18,8 @@ pub fn take(address: &AgentAddress, pid: u32, time: Duration, accept: bool) -> R
         return Err(Failure::new("--for", "only a running agent takes stacks", "leave out --no-agent"));
     }
     let client = Client::new(&address.socket, PATIENCE)?;
-    let target = format!("{STACKS_PATH}?pid={pid}&for={}ms&accept={accept}", (time + NAMED).as_millis());
+    let target =
+        format!("{STACKS_PATH}?pid={pid}&for={}ms&accept={accept}", (time + STACKS_NAMED).as_millis());
     let answer = client.post(&target, Vec::new())?.required(&address.socket)?;
     if answer.status != StatusCode::OK {
         let why = String::from_utf8_lossy(&answer.body).trim().to_owned();
@@ -36,7 +34,7 @@ pub fn take(address: &AgentAddress, pid: u32, time: Duration, accept: bool) -> R
         return Err(Failure::new(format!("stacks of process {pid}"), why, todo));
     }
     let begun = Instant::now();
-    while let Some(left) = (time + NAMED).checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+    while let Some(left) = (time + STACKS_NAMED).checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
         progress::show(&format!("taking stacks of process {pid}: {}s left", left.as_secs()));
         sleep(left.min(Duration::from_secs(1)));
     }

@@ -14,12 +14,13 @@ use crate::client::reply::Alone;
 use crate::client::snapshot;
 use crate::commands::arguments::{NetnsChoice, cookie, duration, pid, port, state};
 use crate::commands::groups::ListedSocket;
+use crate::commands::suggest::StackSource;
 use crate::failure::Failure;
 use crate::linux::netns;
 use crate::names::{Diagnosis, Phase};
 use crate::report::requests::DEFAULT_STUCK_AFTER;
 use crate::report::sockets::Depth;
-use crate::report::sockets::{Cookie, SocketsDocument, StuckSocket};
+use crate::report::sockets::{Cookie, DocumentSource, SocketsDocument, StuckSocket};
 use crate::ui::{labels, table};
 
 // No doc comment: clap would make it the help of the command that this is a part of.
@@ -55,6 +56,8 @@ pub struct Findings {
     pub bound: Duration,
     /// The source, in words.
     pub source: String,
+    /// Who records code, for suggestions.
+    pub stack_source: StackSource,
 }
 
 impl SocketFilter {
@@ -62,13 +65,16 @@ impl SocketFilter {
     pub fn find(&self, address: &AgentAddress, alone: Alone, depth: Depth) -> Result<Findings, Failure> {
         let Fetched { document: answer, source, remark } = self.ask(address, alone, self.state, depth)?;
         let SocketsAnswer { mut document, stuck_after } = answer;
+        // One that this user may not ask, or that was not to be asked, may run.
+        let is_missing = document.source == DocumentSource::Snapshot && !address.no_agent && remark.is_none();
+        let stack_source = StackSource::of(address, is_missing);
         document.incomplete.extend(remark);
         if let Some(pid) = self.pid
             && !document.sockets.iter().any(|socket| is_held_by(socket, pid))
         {
             require_process(pid)?;
         }
-        Ok(Findings { document, bound: self.older_than.unwrap_or(stuck_after), source })
+        Ok(Findings { document, bound: self.older_than.unwrap_or(stuck_after), source, stack_source })
     }
 
     /// Every socket in FIN-WAIT-1 and FIN-WAIT-2, for the chains through proxies; and how many seconds after `at` the kernel was read.

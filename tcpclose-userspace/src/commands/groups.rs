@@ -207,7 +207,7 @@ pub fn next_steps(
     width: Option<u16>,
 ) -> String {
     const MOST: usize = 3;
-    let mut seen = HashSet::new();
+    let (mut seen, mut commands) = (HashSet::new(), HashSet::new());
     // In other states it is the peer's turn.
     let in_close_wait = groups.iter().filter(|group| group.key.diagnosis.is_some());
     let steps = in_close_wait.filter_map(|group| {
@@ -220,6 +220,7 @@ pub fn next_steps(
     });
     // The command has its own unbroken line, to be copied.
     let lines = steps
+        .filter(|(_, command)| commands.insert(command.clone()))
         .take(MOST)
         .map(|(why, command)| format!("{}\n  {command}\n", table::wrap(&format!("next: {why}"), width)));
     lines.collect()

@@ -15,11 +15,11 @@ use crate::commands::filter::{Findings, SocketFilter, Sorted};
 use crate::commands::groups;
 use crate::commands::groups::{By, ListedSocket};
 use crate::commands::output::{json, print};
-use crate::commands::suggest::StackSource;
 use crate::failure::Failure;
 use crate::names::Phase;
 use crate::report::chain::ChainSockets;
-use crate::report::sockets::Depth;
+use crate::report::requests::{STACKS_FOR, STACKS_FOR_ACCEPT};
+use crate::report::sockets::{Depth, DocumentSource};
 use crate::ui::footer::footer;
 use crate::ui::{labels, table};
 
@@ -27,11 +27,6 @@ mod chain;
 mod flame;
 mod stacks;
 pub mod verdicts;
-
-/// The longest time for stacks.
-const LONGEST: Duration = Duration::from_secs(600);
-/// The longest time for stacks of accept().
-const ACCEPT: Duration = Duration::from_secs(60);
 
 /// Stacks of a group and moment that are shown.
 const STACKS: usize = 5;
@@ -104,14 +99,14 @@ pub struct Stuck {
 impl Stuck {
     pub fn run(&self) -> Result<ExitCode, Failure> {
         if let (Some(time), Some(pid)) = (self.time, self.filter.pid) {
-            if time > LONGEST {
-                let why = format!("{} at most", humantime::format_duration(LONGEST));
+            if time > STACKS_FOR {
+                let why = format!("{} at most", humantime::format_duration(STACKS_FOR));
                 return Err(Failure::new("--for", why, "write --for 10m or less"));
             }
-            if self.accept && time > ACCEPT {
+            if self.accept && time > STACKS_FOR_ACCEPT {
                 let why = format!(
                     "--accept slows every system call of the host: {} at most",
-                    table::span(ACCEPT.as_secs_f64())
+                    table::span(STACKS_FOR_ACCEPT.as_secs_f64())
                 );
                 return Err(Failure::new("--for", why, "write --for 60s or less"));
             }
@@ -186,10 +181,12 @@ impl Stuck {
                         false => stacks::places(shown, &findings.document.stacks, width),
                     };
                     let verdicts = verdicts::lines(shown, &findings.document.groups, width);
-                    let source = StackSource::of(&self.address, findings.document.source);
-                    let next = groups::next_steps(shown, &findings.document.groups, &source, width);
-                    let code =
-                        if self.stacks && code.is_empty() { self.no_stacks(&source, width) } else { code };
+                    let Findings { document, stack_source, .. } = findings;
+                    let next = groups::next_steps(shown, &document.groups, stack_source, width);
+                    let code = match self.stacks && code.is_empty() {
+                        true => self.no_stacks(document.source, width),
+                        false => code,
+                    };
                     let waiting = groups::local_peers(shown, width);
                     groups::text(&groups, self.by, rates, limit, width) + &waiting + &verdicts + &code + &next
                 }
@@ -198,13 +195,11 @@ impl Stuck {
         }
         text + &footer(&findings.source, &findings.document.incomplete, width)
     }
-}
 
-impl Stuck {
     /// Why no stack is shown.
-    fn no_stacks(&self, source: &StackSource, width: Option<u16>) -> String {
+    fn no_stacks(&self, source: DocumentSource, width: Option<u16>) -> String {
         let why = match (source, self.time) {
-            (StackSource::Nobody, _) => "only an agent records them".to_owned(),
+            (DocumentSource::Snapshot, _) => "only an agent records them".to_owned(),
             (_, Some(time)) => format!(
                 "in {} the process opened no socket, read no end of a stream, and wrote to none that its peer had closed",
                 humantime::format_duration(time)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::client::fetch::AgentAddress;
 use crate::names::{Diagnosis, ProcessState, Runtime, Verdict};
-use crate::report::sockets::{DocumentSource, Owner};
+use crate::report::sockets::Owner;
 use crate::ui::labels;
 
 /// Who records the code that leaves the next sockets open.
@@ -22,11 +22,12 @@ pub enum StackSource {
 }
 
 impl StackSource {
-    pub fn of(address: &AgentAddress, source: DocumentSource) -> Self {
-        match source {
-            DocumentSource::Snapshot => Self::Nobody,
-            DocumentSource::Agent if address.is_explicit => Self::AgentAt(address.socket.clone()),
-            DocumentSource::Agent => Self::Agent,
+    /// `is_missing`: no agent is at `address`.
+    pub fn of(address: &AgentAddress, is_missing: bool) -> Self {
+        match is_missing {
+            true => Self::Nobody,
+            false if address.is_explicit => Self::AgentAt(address.socket.clone()),
+            false => Self::Agent,
         }
     }
 

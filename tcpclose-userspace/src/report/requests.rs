@@ -11,6 +11,12 @@ pub const DEFAULT_STATE_DIR: &str = "/run/tcpclose";
 pub const SOCKETS_PATH: &str = "/v1/sockets";
 /// Takes the stacks of a process: `POST /v1/stacks?pid=4242&for=60s`.
 pub const STACKS_PATH: &str = "/v1/stacks";
+/// The longest time for which stacks may be asked.
+pub const STACKS_FOR: Duration = Duration::from_secs(600);
+/// The same of accept(), which slows every system call of the host.
+pub const STACKS_FOR_ACCEPT: Duration = Duration::from_secs(60);
+/// What the command line asks for beyond that: stacks that were taken last are named within this.
+pub const STACKS_NAMED: Duration = Duration::from_secs(3);
 pub const IDLE_PATH: &str = "/v1/idle";
 pub const EXHAUSTION_PATH: &str = "/exhaustion";
 /// The most tuples that one answer at [`EXHAUSTION_PATH`] describes.

@@ -1,4 +1,5 @@
 use crate::commands::stuck::*;
+use crate::commands::suggest::StackSource;
 use crate::names::Diagnosis;
 use crate::report::fixtures::{owner, socket};
 use crate::report::sockets::{AgeSeconds, DocumentSource, SCHEMA, SocketsDocument, StuckSocket};
@@ -19,7 +20,12 @@ pub fn findings(bound: u64) -> Findings {
         groups: Vec::new(),
         chains: Vec::new(),
     };
-    Findings { document, bound: Duration::from_secs(bound), source: "snapshot (no agent at /x)".into() }
+    Findings {
+        document,
+        bound: Duration::from_secs(bound),
+        source: "snapshot (no agent at /x)".into(),
+        stack_source: StackSource::Nobody,
+    }
 }
 
 fn arguments(words: &[&str]) -> Stuck {

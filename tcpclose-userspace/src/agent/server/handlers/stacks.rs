@@ -8,12 +8,7 @@ use crate::agent::parts::Parts;
 use crate::agent::server::peer_creds::Caller;
 use crate::agent::server::response::{Answer, plain};
 use crate::report::query;
-
-/// The longest time that may be asked for.
-const LONGEST: Duration = Duration::from_secs(603);
-
-/// The longest time for stacks of accept(), which slow every system call of the host.
-const LONGEST_ACCEPT: Duration = Duration::from_secs(63);
+use crate::report::requests::{STACKS_FOR, STACKS_FOR_ACCEPT, STACKS_NAMED};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +48,8 @@ fn parse(query: &str) -> Result<Asked, String> {
             _ => time = query::duration(key, value)?,
         }
     }
-    let longest = if accept { LONGEST_ACCEPT } else { LONGEST };
-    if time.is_zero() || time > longest {
+    let longest = if accept { STACKS_FOR_ACCEPT } else { STACKS_FOR };
+    if time.is_zero() || time > longest + STACKS_NAMED {
         return Err(format!("for: write a duration from 1ms to {}", humantime::format_duration(longest)));
     }
     pid.map(|pid| Asked { pid, time, accept }).ok_or_else(|| "pid is missing".to_owned())
