@@ -9,11 +9,12 @@
 //! * [`stacks`]: the user's stack at the moments that matter for a leak, of armed processes.
 //! * [`task_file`]: the processes that hold sockets, by an iterator over all tasks' files.
 //! * [`sock`]: the only place that reads sockets.
-//! * [`ring`]: reserve, submit, wake, count what was lost.
+//! * [`hook_record`]: records of what is no state change. [`ring`]: reserve, submit, wake, count what was lost.
 
 #![no_std]
 #![no_main]
 
+mod hook_record;
 mod openings;
 mod reset;
 mod retransmit;

@@ -13,9 +13,9 @@ use tcpclose_common::control::RESET_REASONS;
 use tcpclose_common::event::{HeaderDetail, HookRecord, SocketOrRcvNxt};
 use tcpclose_common::state::{CONNECTED, TcpState, is_in};
 
+use crate::hook_record;
 use crate::ring;
 use crate::sock::{self, IPPROTO_TCP, LAYOUT, Load, Typed};
-use crate::time_wait;
 
 /// RSTs that were sent, by the kernel's reason; a reason beyond the last entry counts in the first.
 #[map]
@@ -42,7 +42,7 @@ pub fn sent(ctx: &BtfTracePointContext) {
     }
     // After its first step it has a cookie, which is read here.
     // SAFETY: a full socket.
-    let mut head = unsafe { time_wait::head::<Typed>(sk) };
+    let mut head = unsafe { hook_record::head::<Typed>(sk) };
     // The RST can come before the first step: then it is asked for, as tp_btf programs can since 5.12.
     if gives_reasons() {
         // SAFETY: the tracepoint's own socket, on 6.10 or later.

@@ -4,8 +4,8 @@ use aya_ebpf::programs::BtfTracePointContext;
 use tcpclose_common::event::{HookKind, SocketOrRcvNxt};
 use tcpclose_common::state::{FIN_UNACKNOWLEDGED, is_in};
 
+use crate::hook_record;
 use crate::sock::{self, LAYOUT, Load, Typed};
-use crate::time_wait;
 
 /// `TP_PROTO(const struct sock *sk, const struct sk_buff *skb)`, called when the segment has gone out; since 6.17 also when it could
 /// not, with the error as a third argument (net/ipv4/tcp_output.c, __tcp_retransmit_skb()). A request's SYN-ACK has a tracepoint of
@@ -19,9 +19,9 @@ pub fn sent_again(ctx: &BtfTracePointContext) {
         return;
     }
     // SAFETY: as above.
-    let mut head = unsafe { time_wait::head::<Typed>(sk) };
+    let mut head = unsafe { hook_record::head::<Typed>(sk) };
     (head.old, head.new) = (state, state);
-    time_wait::send(head, HookKind::SentAgain, SocketOrRcvNxt::of_socket(sk as u64));
+    hook_record::send(head, HookKind::SentAgain, SocketOrRcvNxt::of_socket(sk as u64));
 }
 
 /// Whether the segment has not gone out. An older kernel's verifier does not look at the argument, since the layout is constant to it.

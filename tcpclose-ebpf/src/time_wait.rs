@@ -13,14 +13,14 @@
 //! `del_timer_sync`, returns 0) and only puts its reference; two such callers are the same. The first report has the
 //! cause, and the agent's tracker knows the others by the cookie.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie, bpf_ktime_get_ns};
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_socket_cookie};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray};
 use aya_ebpf::programs::{FEntryContext, FExitContext};
-use tcpclose_common::event::{HeaderDetail, HookKind, HookRecord, RecordHeader, SocketOrRcvNxt, flags};
+use tcpclose_common::event::{HookKind, SocketOrRcvNxt};
 use tcpclose_common::state::TcpState;
 
-use crate::ring;
+use crate::hook_record::{head, send};
 use crate::sock::{self, Copied, IPPROTO_TCP, Load, Typed};
 
 /// What this CPU is doing to which minisocket.
@@ -267,34 +267,5 @@ fn remember(tw: u64, doing: Doing) {
     if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
         // SAFETY: this CPU's element, of a map that lives as long as the program.
         unsafe { scratch.write(Scratch { tw, doing }) };
-    }
-}
-
-#[inline(always)]
-pub fn send(mut head: RecordHeader, kind: HookKind, subject: SocketOrRcvNxt) {
-    head.detail = HeaderDetail::of_hook(kind);
-    ring::send(HookRecord { head, subject });
-}
-
-/// The header of a record of a socket or minisocket, now.
-///
-/// # Safety
-/// `common` is a live sock or inet_timewait_sock.
-#[inline(always)]
-pub unsafe fn head<L: Load>(common: *const u8) -> RecordHeader {
-    // SAFETY: both begin with a sock_common.
-    unsafe {
-        let (local_port, remote_port) = sock::common_ports::<L>(common);
-        RecordHeader {
-            key: sock::cookie::<L>(common),
-            time_ns: bpf_ktime_get_ns(),
-            local_port,
-            remote_port,
-            old: 0,
-            new: 0,
-            flags: flags::HOOK | flags::COOKIE,
-            netns: sock::netns::<L>(common),
-            detail: HeaderDetail::NONE,
-        }
     }
 }
