@@ -220,6 +220,12 @@ impl Metrics {
         slot
     }
 
+    /// The row of `pair`.
+    fn row(&mut self, pair: PortKey, kind: PortKind, now_ns: u64) -> Option<&mut LabelRow> {
+        let slot = self.slot(pair, kind, now_ns);
+        self.rows.get_mut(slot)
+    }
+
     /// Removes the series of pairs that lost their name since the last call.
     fn retire(&mut self) {
         for Retired { label, slot } in self.labels.take_retired() {
@@ -259,8 +265,7 @@ impl EventSink for Metrics {
         match event {
             TrackerEvent::Transition { from, to } => self.transitions[from as usize][to as usize] += 1,
             TrackerEvent::StateDuration { phase, pair, ns } => {
-                let slot = self.slot(pair, kind, at_ns);
-                if let Some(row) = self.rows.get_mut(slot) {
+                if let Some(row) = self.row(pair, kind, at_ns) {
                     row.durations[phase as usize].observe(ns);
                 }
             }
@@ -271,14 +276,12 @@ impl EventSink for Metrics {
             }
             TrackerEvent::StaleWrite { pair } => {
                 self.reset_for_stale_write += 1;
-                let slot = self.slot(pair, kind, at_ns);
-                if let Some(row) = self.rows.get_mut(slot) {
+                if let Some(row) = self.row(pair, kind, at_ns) {
                     row.stale_writes += 1;
                 }
             }
             TrackerEvent::FinRetransmit { pair } => {
-                let slot = self.slot(pair, kind, at_ns);
-                if let Some(row) = self.rows.get_mut(slot) {
+                if let Some(row) = self.row(pair, kind, at_ns) {
                     row.fin_retransmits += 1;
                 }
             }
