@@ -361,6 +361,15 @@ mod tests {
     }
 
     #[test]
+    fn every_module_that_is_named_is_there() {
+        let main = fs::read_to_string(sh::workspace().join("tcpclose-userspace/tests/live/main.rs")).unwrap();
+        let lacking = [FIRST, EXACT, ALONE, WAITING].concat();
+        let lacking = lacking.iter().filter(|name| !main.lines().any(|line| line == format!("mod {name};")));
+        assert_eq!(lacking.collect::<Vec<_>>(), Vec::<&&str>::new());
+        assert!(WAITING.iter().all(|name| ALONE.contains(name)));
+    }
+
+    #[test]
     fn a_modules_end_is_counted() {
         let printed = "running 3 tests\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out\n";
         assert_eq!(counted(printed), Some((2, 1)));

@@ -4,11 +4,13 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tcpclose::names::Verdict;
 
 use super::{Program, groups, serve, text};
@@ -173,7 +175,8 @@ struct Silent(Child);
 
 impl Silent {
     fn start(mut command: Command, port: u16) -> Self {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let child = command.spawn().unwrap();
         let until = Instant::now() + PATIENCE;
         while TcpStream::connect(local(port)).is_err() {
             assert!(Instant::now() < until, "{command:?} does not listen");
@@ -185,8 +188,7 @@ impl Silent {
 
 impl Drop for Silent {
     fn drop(&mut self) {
-        let _ = Command::new("pkill").args(["-KILL", "-P", &self.0.id().to_string()]).status();
-        let _ = self.0.kill();
+        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
         let _ = self.0.wait();
     }
 }
