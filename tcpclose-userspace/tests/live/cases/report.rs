@@ -30,13 +30,13 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
         let seeing = reported.iter().enumerate().filter(|(_, (watcher, _))| watcher.sees(played.case.place));
         for (agent, (watcher, metrics)) in seeing {
             let errors = errors.entry(watcher.backend).or_default();
-            let found = differences(played, watcher.backend, metrics, watcher.dumps, errors);
+            let found = differences(played, watcher.backend, metrics, watcher.dumps(), errors);
             right += line(&mut lines, played.case.name, watcher.backend, &found);
             let (none, backend) = (found.is_empty(), watcher.backend);
             let found = found.into_iter().map(|what| format!("{backend} {}: {what}", played.case.name));
             match played.lives {
                 Ok(_) if none => {}
-                Ok(_) if too_brief(played, watcher.backend, watcher.dumps) => {
+                Ok(_) if too_brief(played, watcher.backend, watcher.dumps()) => {
                     brief[agent] += 1;
                     late.push(played.number);
                 }
@@ -69,7 +69,7 @@ pub fn judge(watchers: &[Watcher], played: &[Played], mut left_out: Vec<u64>) ->
     }
     println!("{lines}");
     for ((watcher, _), left_out) in reported.iter().zip(&left_out) {
-        let Watcher { backend, place, dumps, .. } = watcher;
+        let (Watcher { backend, place, .. }, dumps) = (watcher, watcher.dumps());
         println!(
             "dumps of {backend:<28} {place:?}: {:.3} s at the longest, {:.3} s apart; left out {left_out} times",
             dumps.took, dumps.apart

@@ -8,10 +8,12 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use super::backends::Backend;
+use super::common::dump_gaps::{self, Done, DumpGaps};
 use super::common::{self, Agent, BINARY, Metrics};
 use super::left_out::Witness;
 use super::minisockets;
@@ -41,14 +43,18 @@ pub struct Watcher {
     pub agent: Agent,
     /// What it had counted before the first case.
     before: Metrics,
-    /// The longest time between two dumps so far, and the longest dump.
-    pub dumps: Dumps,
+    gaps: DumpGaps,
 }
 
 impl Watcher {
     /// Whether it can tell how a case at `place` went.
     pub fn sees(&self, place: Place) -> bool {
         self.backend.hooks() || self.place == place || (self.place == Place::Plain && place == Place::Doomed)
+    }
+
+    /// How its dumps went until now.
+    pub fn dumps(&self) -> Dumps {
+        Dumps { apart: self.gaps.apart(), took: self.gaps.took() }
     }
 
     /// How much a counter has grown since the first case.
@@ -82,7 +88,13 @@ fn round(numbers: &[usize]) -> Round<usize> {
     settle(&mut watchers);
     let witness = Witness::begin(watchers.iter().map(|watcher| &watcher.agent));
 
+    let over = AtomicBool::new(false);
+    let watchers = &watchers;
     let played: Vec<Played> = thread::scope(|scope| {
+        let agents: Vec<_> = watchers.iter().map(|watcher| (&watcher.agent, &watcher.gaps)).collect();
+        let over = &over;
+        scope.spawn(move || dump_gaps::watch(&agents, over));
+        let _over = Done(over);
         let playing: Vec<_> = numbers
             .iter()
             .zip(&mut scenes)
@@ -100,15 +112,17 @@ fn round(numbers: &[usize]) -> Round<usize> {
                 thread::Builder::new().name(case.name.to_owned()).spawn_scoped(scope, run).unwrap()
             })
             .collect();
-        while playing.iter().any(|playing| !playing.is_finished()) {
-            look(&mut watchers);
+        let played: Vec<Played> = playing.into_iter().map(|playing| playing.join().unwrap()).collect();
+        let done = Instant::now();
+        loop {
+            sleep(Duration::from_secs(1));
+            if left(watchers) == 0.0 || done.elapsed() >= last_wait(watchers) {
+                break;
+            }
         }
-        playing.into_iter().map(|playing| playing.join().unwrap()).collect()
+        played
     });
-
-    let done = Instant::now();
-    while look(&mut watchers) > 0.0 && done.elapsed() < last_wait(&watchers) {}
-    report::judge(&watchers, &played, witness.left_out())
+    report::judge(watchers, &played, witness.left_out())
 }
 
 fn port(number: usize) -> u16 {
@@ -199,7 +213,7 @@ fn start_agents(places: &BTreeMap<Place, Netns>) -> Vec<Watcher> {
                 Ok(agent) => {
                     assert!(!is_lacking(backend), "{backend} starts, though this kernel is said to lack it");
                     let before = agent.metrics();
-                    watchers.push(Watcher { backend, place, agent, before, dumps: Dumps::default() });
+                    watchers.push(Watcher { backend, place, agent, before, gaps: DumpGaps::elsewhere() });
                 }
                 Err(why) if is_lacking(backend) => {
                     println!("not on this kernel: {backend}: {}", why.trim());
@@ -267,9 +281,8 @@ fn settle(watchers: &mut [Watcher]) {
     }
 }
 
-/// Waits a second, then looks at all agents: how many sockets of cases are left, and how far apart their dumps are.
-fn look(watchers: &mut [Watcher]) -> f64 {
-    sleep(Duration::from_secs(1));
+/// How many sockets of cases are left, by all agents.
+fn left(watchers: &[Watcher]) -> f64 {
     let mut left = 0.0;
     for watcher in watchers {
         let metrics = watcher.agent.metrics();
@@ -278,17 +291,13 @@ fn look(watchers: &mut [Watcher]) -> f64 {
                 left += metrics.sum("tcpclose_sockets", &[("port", &port(number).to_string())]);
             }
         }
-        let interval = metrics.sum("tcpclose_reconcile_interval_seconds", &[]);
-        let took = metrics.sum("tcpclose_dump_seconds", &[]);
-        watcher.dumps.apart = watcher.dumps.apart.max(interval + took);
-        watcher.dumps.took = watcher.dumps.took.max(took);
     }
     left
 }
 
 /// How long the last TIME-WAIT may take to be told of: an agent whose dumps are far apart, and says so, may be late.
 fn last_wait(watchers: &[Watcher]) -> Duration {
-    let apart = watchers.iter().map(|watcher| watcher.dumps.apart).fold(0.0, f64::max);
+    let apart = watchers.iter().map(|watcher| watcher.gaps.apart()).fold(0.0, f64::max);
     (LAST_WAIT + Duration::from_secs_f64(2.0 * apart)).min(MOST_WAIT)
 }
 

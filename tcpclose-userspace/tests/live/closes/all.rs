@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use tcpclose::names::Phase::TimeWait;
 
+use super::common::dump_gaps::{self, Done};
 use super::common::{Metrics, fence, free_port};
 use super::left_out::Witness;
 use super::rounds::{self, Round, Wrong, untold};
 use super::stage::{Bracket, Family, Look, Stage, Timeline, now, seconds, state_of};
+use super::starting;
 use super::table::CASES;
 use super::verdict::{ENTRY, Run, judge_standing, judge_totals};
 use super::watcher::Watcher;
-use super::{Done, note_gaps, starting};
 
 /// TCP_TIMEWAIT_LEN, and how late its timer can be at CONFIG_HZ=100, the worst (2.05 s at 250, 4.1 s at 1000).
 const LENGTH: f64 = 60.0;
@@ -67,7 +68,7 @@ pub fn round(plays: &[Play]) -> Round<Play> {
     let done = AtomicBool::new(false);
     let (mut hopeless, mut unclear, mut late) = (Vec::new(), Vec::new(), Vec::new());
     let runs = scope(|threads| {
-        threads.spawn(|| note_gaps(&watchers, &done));
+        threads.spawn(|| dump_gaps::watch(&Watcher::gaps_of(&watchers), &done));
         let _done = Done(&done);
         *looking.lock().unwrap() = &watchers;
         let playing: Vec<_> = stages
@@ -84,7 +85,7 @@ pub fn round(plays: &[Play]) -> Round<Play> {
         let until = now() + SETTLED;
         for (agent, watcher) in watchers.iter().enumerate() {
             for (port, what) in time_wait_ages(watcher, &runs, until) {
-                if watcher.gap() < seconds(SETTLED) {
+                if watcher.gaps.apart() < seconds(SETTLED) {
                     note(agent, port, what);
                 } else {
                     late.push(play(port));
@@ -124,7 +125,7 @@ pub fn round(plays: &[Play]) -> Round<Play> {
             "{}: {} closes, dumps {:.3} s apart, left out {} times",
             watcher.name(),
             runs.len(),
-            watcher.gap(),
+            watcher.gaps.apart(),
             left_out[agent]
         );
     }

@@ -21,13 +21,9 @@ mod table;
 mod verdict;
 mod watcher;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::sleep;
-use std::time::Duration;
 
-use stage::{Family, now, seconds};
-use watcher::Watcher;
+use stage::Family;
 
 #[test]
 #[ignore = "needs root"]
@@ -46,27 +42,4 @@ fn what_was_there_before_the_agent_has_its_true_age() {
 fn starting() -> MutexGuard<'static, ()> {
     static STARTING: Mutex<()> = Mutex::new(());
     STARTING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Ends the thread that notes gaps, also when a test fails before it is done.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Notes the time between dumps, until `done`.
-fn note_gaps(watchers: &[Watcher], done: &AtomicBool) {
-    const PAUSE: Duration = Duration::from_millis(250);
-    while !done.load(Ordering::Relaxed) {
-        let before = now();
-        sleep(PAUSE);
-        // As late as this thread woke up, an agent may wake up too.
-        let late = seconds(now() - before) - PAUSE.as_secs_f64();
-        for watcher in watchers {
-            watcher.note_gap(&watcher.metrics(), late);
-        }
-    }
 }

@@ -12,13 +12,14 @@ use tcpclose::names::{Flow, Phase, Side};
 use tcpclose::report::sockets::SocketsDocument;
 use tcpclose_common::state::TcpState;
 
+use super::common::dump_gaps::{self, Done};
 use super::common::{Metrics, fence, free_port};
 use super::left_out::Witness;
 use super::rounds::{Round, Wrong};
 use super::stage::{Bracket, By, Family, Stage, flow_of, now, orderly, seconds, state_of, until_state};
+use super::starting;
 use super::verdict::ENTRY;
 use super::watcher::Watcher;
-use super::{Done, note_gaps, starting};
 
 /// How long a connection stands before its client half-closes: the other bound of that phase's age.
 const APART: Duration = Duration::from_millis(300);
@@ -70,7 +71,7 @@ pub fn round(families: &[Family]) -> Round<Family> {
 
     let done = AtomicBool::new(false);
     scope(|threads| {
-        threads.spawn(|| note_gaps(&watchers, &done));
+        threads.spawn(|| dump_gaps::watch(&Watcher::gaps_of(&watchers), &done));
         let _done = Done(&done);
         until_ended(&waiting);
     });

@@ -1,13 +1,13 @@
 //! Agents at every backend of the state hook, and what each can report.
 
 use std::process::Command;
-use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::Duration;
 
 use tcpclose::names::{Outcome, Phase, Side};
 use tcpclose::report::sockets::SocketsDocument;
 
+use super::common::dump_gaps::DumpGaps;
 use super::common::{Agent, BINARY, Metrics, is_lacking};
 use super::stage::{now, seconds};
 use super::verdict::{ENTRY, End};
@@ -33,11 +33,7 @@ pub struct Watcher {
     /// Whether hooks report minisockets to it, or dumps.
     pub hooks: bool,
     pub agent: Agent,
-    gap: Mutex<f64>,
-    /// The longest that one of them took.
-    took: Mutex<f64>,
-    /// When the last dump that was heard of was done, Unix time, seconds.
-    success: Mutex<f64>,
+    pub gaps: DumpGaps,
 }
 
 impl Watcher {
@@ -83,14 +79,7 @@ impl Watcher {
         assert_eq!(degraded == 1.0, backend == StateBackend::Blind, "{}", agent.printed());
         let in_use = [("hook", "time_wait"), ("backend", time_wait)];
         assert_eq!(metrics.sum("tcpclose_hook_info", &in_use), 1.0, "{}", agent.printed());
-        Ok(Self {
-            backend,
-            hooks,
-            agent,
-            gap: Mutex::new(0.0),
-            took: Mutex::new(0.0),
-            success: Mutex::new(0.0),
-        })
+        Ok(Self { backend, hooks, agent, gaps: DumpGaps::of_host() })
     }
 
     /// Its name in the test's messages.
@@ -98,22 +87,13 @@ impl Watcher {
         format!("{:?}{}", self.backend, if self.hooks { " with hooks" } else { "" })
     }
 
-    pub fn metrics(&self) -> Metrics {
-        self.agent.metrics()
+    /// All of their agents, and what is noted of their dumps.
+    pub fn gaps_of(watchers: &[Self]) -> Vec<(&Agent, &DumpGaps)> {
+        watchers.iter().map(|watcher| (&watcher.agent, &watcher.gaps)).collect()
     }
 
-    /// Notes how far apart its dumps are in `metrics`; `late` is what this machine adds to a pause at present.
-    pub fn note_gap(&self, metrics: &Metrics, late: f64) {
-        let interval = metrics.sum("tcpclose_reconcile_interval_seconds", &[]);
-        let took = metrics.sum("tcpclose_dump_seconds", &[]);
-        let mut most = self.took.lock().unwrap();
-        *most = most.max(took);
-        // As it is meant to be, and as it was: a dump ends when the machine lets it.
-        let success = metrics.sum("tcpclose_reconcile_last_success_timestamp_seconds", &[]);
-        let before = std::mem::replace(&mut *self.success.lock().unwrap(), success);
-        let was = if before > 0.0 { success - before + *most } else { 0.0 };
-        let mut longest = self.gap.lock().unwrap();
-        *longest = longest.max(interval + took + late).max(was);
+    pub fn metrics(&self) -> Metrics {
+        self.agent.metrics()
     }
 
     /// The metrics, once no socket of `ports` is left, or when three dumps have not told of their ends.
@@ -122,19 +102,14 @@ impl Watcher {
         let begun = now();
         loop {
             let metrics = self.metrics();
-            self.note_gap(&metrics, 0.0);
+            self.gaps.note(&metrics);
             let left =
                 ports.iter().map(|port| metrics.sum("tcpclose_sockets", &[("port", port)])).sum::<f64>();
-            if left == 0.0 || seconds(now() - begun) > 5.0 + 3.0 * self.gap() {
+            if left == 0.0 || seconds(now() - begun) > 5.0 + 3.0 * self.gaps.apart() {
                 return metrics;
             }
             sleep(Duration::from_millis(100));
         }
-    }
-
-    /// The longest from one dump's look at a socket to the next one's, seconds.
-    pub fn gap(&self) -> f64 {
-        *self.gap.lock().unwrap()
     }
 
     /// Every socket in `phase` that it knows of.
@@ -170,10 +145,10 @@ impl Watcher {
         if self.hooks {
             return Sample { least, most, unseen: false };
         }
-        let (gap, blind) = (self.gap(), self.backend == StateBackend::Blind);
+        let (gap, blind) = (self.gaps.apart(), self.backend == StateBackend::Blind);
         // A minisocket's timer tells when it entered TIME-WAIT, where the state hook did not. When in a dump the kernel wrote
         // what is left of it is not told.
-        let took = *self.took.lock().unwrap();
+        let took = self.gaps.took();
         let by_timer = if end.orphan || blind { ENTRY + took } else { 0.0 };
         let (early, late, unseen) = match phase {
             Phase::TimeWait => (gap + by_timer, by_timer, false),

@@ -13,6 +13,7 @@
 
 pub mod apart;
 pub mod bpf;
+pub mod dump_gaps;
 pub mod left_out;
 pub mod nobody;
 pub mod podman;
